@@ -1,0 +1,199 @@
+//! What the facade needs from a store, and the stores that give it.
+//!
+//! A backend is bytes in, bytes out. It knows nothing of types, prefixes, versions or default timeouts:
+//! those are the facade's. All of a backend's writes go through [`Backend::commit`], one atomic conditional
+//! change of one key, from which `set`, `add`, `touch`, `delete`, `incr` and `compare_and_swap` are made.
+//!
+//! What is *not* promised: that an entry is still there later (any backend may evict), that `len` is exact
+//! while others write, any order of `scan`, or that a scan sees what changes while it runs.
+
+use bytes::Bytes;
+
+use crate::error::Result;
+use crate::time::Timestamp;
+
+/// How a value's bytes are to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Codec {
+    /// One MessagePack value, and nothing after it.
+    MessagePack = 0,
+    /// The bytes themselves, as `set_bytes` was given them.
+    Raw = 1,
+}
+
+/// When an entry ends: `None` is never.
+pub type Expiry = Option<Timestamp>;
+
+/// An entry, borrowed from the store for the length of a call.
+#[derive(Debug, Clone, Copy)]
+pub struct Item<'a> {
+    /// The value's bytes, verified.
+    pub value: &'a [u8],
+    /// How to read them.
+    pub codec: Codec,
+    /// When the entry ends.
+    pub expires_at: Expiry,
+    /// Identifies this very write of the key; never used again for the key. Greater for later writes.
+    pub token: u64,
+}
+
+/// An entry that outlives the call: the same as [`Item`], with the bytes shared instead of borrowed.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// The value's bytes, verified. May share memory with the store.
+    pub value: Bytes,
+    /// How to read them.
+    pub codec: Codec,
+    /// When the entry ends.
+    pub expires_at: Expiry,
+    /// Identifies this very write of the key.
+    pub token: u64,
+}
+
+impl Stored {
+    /// The same entry, borrowed.
+    pub fn item(&self) -> Item<'_> {
+        Item { value: &self.value, codec: self.codec, expires_at: self.expires_at, token: self.token }
+    }
+}
+
+/// What must be so for a [`Backend::commit`] to take effect. An expired entry counts as absent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Condition {
+    /// Nothing.
+    Always,
+    /// The key has no entry.
+    Absent,
+    /// The key has an entry.
+    Present,
+    /// The key's entry is the one with this token.
+    Token(u64),
+}
+
+/// What a [`Backend::commit`] does to its key.
+#[derive(Debug, Clone, Copy)]
+pub enum Change<'a> {
+    /// Stores a value, replacing what is there.
+    Store {
+        /// The value's bytes.
+        value: &'a [u8],
+        /// How they are to be read.
+        codec: Codec,
+        /// When the entry ends. A time that has passed leaves the key without an entry.
+        expires_at: Expiry,
+    },
+    /// Gives the entry another expiry and a new token; the value stays. Does nothing where there is none.
+    Touch {
+        /// When the entry ends from now on. A time that has passed removes the entry.
+        expires_at: Expiry,
+    },
+    /// Removes the entry.
+    Delete,
+}
+
+/// What became of a [`Backend::commit`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The change took effect.
+    Done {
+        /// The token of the entry now there; `None` after a delete, or when the new expiry had passed.
+        token: Option<u64>,
+        /// Whether the key had an entry before.
+        existed: bool,
+    },
+    /// The condition was not met, or there was nothing to touch or delete. Nothing changed.
+    Refused {
+        /// The token of the entry that is there, if any.
+        current: Option<u64>,
+    },
+}
+
+/// A store of entries, shared by any number of threads.
+pub trait Backend: Send + Sync {
+    /// Hands the key's entry to `visit`, if there is one that has not expired, and says whether it did.
+    /// The cheapest way to read: nothing is copied. `visit` may call the backend again.
+    ///
+    /// # Errors
+    /// Only if the environment refuses; damaged data is a miss.
+    fn visit(&self, key: &str, visit: &mut dyn FnMut(Item<'_>)) -> Result<bool>;
+
+    /// The key's entry, to keep.
+    ///
+    /// # Errors
+    /// As [`visit`](Backend::visit).
+    fn get(&self, key: &str) -> Result<Option<Stored>>;
+
+    /// Changes one key atomically, if `condition` holds.
+    ///
+    /// # Errors
+    /// When it returns an error, the key's entry is as before, or (where an eviction came in between) gone;
+    /// never an older value.
+    fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome>;
+
+    /// Removes every entry.
+    ///
+    /// # Errors
+    /// When it returns an error, nothing was removed.
+    fn clear(&self) -> Result<()>;
+
+    /// The number of entries, expired ones that were not reaped yet included. O(1).
+    fn len(&self) -> u64;
+
+    /// Hands out some entries that have not expired, beginning at `cursor` (0 at first), and returns where
+    /// to go on: `None` at the end. An entry that is there from the first call to the last is handed out
+    /// exactly once.
+    ///
+    /// # Errors
+    /// As [`visit`](Backend::visit).
+    fn scan(&self, cursor: u64, visit: &mut dyn FnMut(&str, Item<'_>)) -> Result<Option<u64>>;
+
+    /// Does what the background work would do by itself in time: reaps expired entries, makes room.
+    ///
+    /// # Errors
+    /// If the environment refuses.
+    fn maintain(&self) -> Result<()>;
+
+    /// Makes every acknowledged write durable, where the store is.
+    ///
+    /// # Errors
+    /// If the disk refuses; what was written since the last success may be lost in a power cut.
+    fn flush(&self) -> Result<()>;
+
+    /// Gives up what the store holds of the operating system. The next call takes it up again.
+    ///
+    /// # Errors
+    /// As [`flush`](Backend::flush).
+    fn close(&self) -> Result<()>;
+
+    /// What the store counted since it was opened.
+    fn stats(&self) -> Stats;
+}
+
+/// What a backend counted since it was opened. Counters only grow; gauges are as of now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Gauge: entries, expired ones that were not reaped yet included.
+    pub entries: u64,
+    /// Gauge: bytes of disk or memory in use, counted against `max_bytes`.
+    pub bytes: u64,
+    /// Reads that found an entry.
+    pub hits: u64,
+    /// Reads that found none.
+    pub misses: u64,
+    /// Of the hits, those answered by the hot tier.
+    pub hot_hits: u64,
+    /// Gauge: bytes in the hot tier.
+    pub hot_bytes: u64,
+    /// Changes that took effect.
+    pub commits: u64,
+    /// Entries removed to keep within `max_entries` or `max_bytes`.
+    pub evicted: u64,
+    /// Expired entries removed without being asked for.
+    pub expired: u64,
+    /// Records that failed a check: each was a miss.
+    pub corrupt: u64,
+    /// Values that `get_or_set` computed but could not store.
+    pub store_failures: u64,
+}
