@@ -1,0 +1,151 @@
+//! What a store is told when it is opened, and the one place where that is checked.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::time::{Clock, SystemClock};
+
+/// When a write is on the disk, and so survives a power cut.
+///
+/// Whatever the choice, an acknowledged write survives the death of the process, `kill -9` included; and
+/// after a power cut nothing is torn, and no value older than one that had reached the disk comes back.
+/// In memory it means nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Durability {
+    /// The kernel writes back when it likes, usually within half a minute. The least work for the disk.
+    Buffered,
+    /// What was written is synced at this interval, in the background: between 1 ms and one day.
+    Interval(Duration),
+    /// Each call that writes returns only when the disk has it. Costs a sync of the disk a call, shared
+    /// among the threads that wait at the same time.
+    Sync,
+}
+
+impl Default for Durability {
+    /// An interval of one second.
+    fn default() -> Self {
+        Self::Interval(Duration::from_secs(1))
+    }
+}
+
+/// The options of every backend. Which of them a backend heeds is its own affair; the limits are the same.
+#[derive(Clone)]
+pub(crate) struct Options {
+    /// Most entries at any time: 1 to [`MAX_ENTRIES_LIMIT`].
+    pub(crate) max_entries: u64,
+    /// An insert at the bound removes this fraction of the entries, 1 / n; 0 removes all.
+    pub(crate) cull_frequency: u64,
+    /// Most bytes in the store at any time: [`MAX_BYTES_LEAST`] to [`MAX_BYTES_LIMIT`].
+    pub(crate) max_bytes: u64,
+    /// Most bytes of memory for the hot tier: 0 (none) to [`MAX_BYTES_LIMIT`].
+    pub(crate) hot_bytes: u64,
+    /// When a write is on the disk.
+    pub(crate) durability: Durability,
+    /// What decides expiry.
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+/// As many entries as an index of 32-bit slots can hold, less the two patterns with a meaning of their own.
+pub(crate) const MAX_ENTRIES_LIMIT: u64 = u32::MAX as u64 - 1;
+/// Below a mebibyte there is no room for segments.
+pub(crate) const MAX_BYTES_LEAST: u64 = 1 << 20;
+/// What an x86-64 process can map: 128 TiB.
+pub(crate) const MAX_BYTES_LIMIT: u64 = 1 << 47;
+const INTERVAL_LEAST: Duration = Duration::from_millis(1);
+const INTERVAL_LIMIT: Duration = Duration::from_hours(24);
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            max_entries: 1_000_000,
+            cull_frequency: 32,
+            max_bytes: 1 << 30,
+            hot_bytes: 64 << 20,
+            durability: Durability::default(),
+            clock: Arc::new(SystemClock),
+        }
+    }
+}
+
+impl Options {
+    /// Checks every option against its limits.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidOption`], naming the first that is out of its limits.
+    pub(crate) fn validate(&self) -> Result<()> {
+        within("max_entries", self.max_entries, 1, MAX_ENTRIES_LIMIT)?;
+        within("max_bytes", self.max_bytes, MAX_BYTES_LEAST, MAX_BYTES_LIMIT)?;
+        within("hot_bytes", self.hot_bytes, 0, MAX_BYTES_LIMIT)?;
+        match self.durability {
+            Durability::Interval(interval) if !(INTERVAL_LEAST..=INTERVAL_LIMIT).contains(&interval) => {
+                Err(invalid("durability", format!("an interval of {interval:?}; from 1 ms to 24 h is possible")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn within(name: &'static str, value: u64, least: u64, most: u64) -> Result<()> {
+    if (least..=most).contains(&value) {
+        Ok(())
+    } else {
+        Err(invalid(name, format!("{value}; from {least} to {most} is possible")))
+    }
+}
+
+/// The error for an option called `name` that is out of its limits, as `why` tells.
+pub(crate) fn invalid(name: &'static str, why: String) -> Error {
+    Error::new(ErrorKind::InvalidOption, "open").with_option(name).with_source(why)
+}
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Options")
+            .field("max_entries", &self.max_entries)
+            .field("cull_frequency", &self.cull_frequency)
+            .field("max_bytes", &self.max_bytes)
+            .field("hot_bytes", &self.hot_bytes)
+            .field("durability", &self.durability)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(change: impl FnOnce(&mut Options)) -> Option<&'static str> {
+        let mut options = Options::default();
+        change(&mut options);
+        let error = options.validate().err()?;
+        assert_eq!(error.kind(), ErrorKind::InvalidOption);
+        error.option()
+    }
+
+    #[test]
+    fn the_defaults_are_within_their_limits() {
+        assert_eq!(refused(|_| ()), None);
+    }
+
+    #[test]
+    fn an_option_out_of_its_limits_is_named() {
+        assert_eq!(refused(|o| o.max_entries = 0), Some("max_entries"));
+        assert_eq!(refused(|o| o.max_entries = u64::from(u32::MAX)), Some("max_entries"));
+        assert_eq!(refused(|o| o.max_bytes = MAX_BYTES_LEAST - 1), Some("max_bytes"));
+        assert_eq!(refused(|o| o.hot_bytes = u64::MAX), Some("hot_bytes"));
+        assert_eq!(refused(|o| o.durability = Durability::Interval(Duration::ZERO)), Some("durability"));
+    }
+
+    #[test]
+    fn what_is_at_the_limit_is_allowed() {
+        assert_eq!(refused(|o| o.max_entries = 1), None);
+        assert_eq!(refused(|o| o.max_entries = MAX_ENTRIES_LIMIT), None);
+        assert_eq!(refused(|o| o.max_bytes = MAX_BYTES_LEAST), None);
+        assert_eq!(refused(|o| o.hot_bytes = 0), None);
+        assert_eq!(refused(|o| o.cull_frequency = 0), None);
+        assert_eq!(refused(|o| o.durability = Durability::Interval(INTERVAL_LIMIT)), None);
+    }
+}
