@@ -222,7 +222,8 @@ mod tests {
 
     #[test]
     fn says_what_was_done_to_what_and_why() {
-        let error = Error::new(ErrorKind::ValueTooLarge, "set").with_key("a").with_source("5 MiB of at most 1");
+        let error =
+            Error::new(ErrorKind::ValueTooLarge, "set").with_key("a").with_source("5 MiB of at most 1");
         assert_eq!(error.to_string(), "set \"a\": the value is too large for max_bytes (5 MiB of at most 1)");
         assert_eq!(error.key(), Some("a"));
     }

@@ -4,13 +4,18 @@
 compile_error!("keepwarm supports Linux only for now");
 
 mod backend;
+mod codec;
 mod error;
+mod key;
 mod options;
 mod time;
+mod timeout;
 
 pub use backend::Stats;
 pub use error::{Error, ErrorKind, Result};
+pub use key::hash_long_keys;
 pub use options::Durability;
 #[cfg(any(test, feature = "test-util"))]
 pub use time::ManualClock;
 pub use time::{Clock, SystemClock, Timestamp};
+pub use timeout::{Timeout, Ttl};

@@ -80,9 +80,9 @@ impl Options {
         within("max_bytes", self.max_bytes, MAX_BYTES_LEAST, MAX_BYTES_LIMIT)?;
         within("hot_bytes", self.hot_bytes, 0, MAX_BYTES_LIMIT)?;
         match self.durability {
-            Durability::Interval(interval) if !(INTERVAL_LEAST..=INTERVAL_LIMIT).contains(&interval) => {
-                Err(invalid("durability", format!("an interval of {interval:?}; from 1 ms to 24 h is possible")))
-            }
+            Durability::Interval(interval) if !(INTERVAL_LEAST..=INTERVAL_LIMIT).contains(&interval) => Err(
+                invalid("durability", format!("an interval of {interval:?}; from 1 ms to 24 h is possible")),
+            ),
             _ => Ok(()),
         }
     }

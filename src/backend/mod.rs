@@ -7,15 +7,21 @@
 //! What is *not* promised: that an entry is still there later (any backend may evict), that `len` is exact
 //! while others write, any order of `scan`, or that a scan sees what changes while it runs.
 
+mod dummy;
+mod memory;
+
 use bytes::Bytes;
 
 use crate::error::Result;
 use crate::time::Timestamp;
 
+pub(crate) use dummy::DummyBackend;
+pub(crate) use memory::MemoryBackend;
+
 /// How a value's bytes are to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub enum Codec {
+pub(crate) enum Codec {
     /// One MessagePack value, and nothing after it.
     MessagePack = 0,
     /// The bytes themselves, as `set_bytes` was given them.
@@ -23,44 +29,44 @@ pub enum Codec {
 }
 
 /// When an entry ends: `None` is never.
-pub type Expiry = Option<Timestamp>;
+pub(crate) type Expiry = Option<Timestamp>;
 
 /// An entry, borrowed from the store for the length of a call.
 #[derive(Debug, Clone, Copy)]
-pub struct Item<'a> {
+pub(crate) struct Item<'a> {
     /// The value's bytes, verified.
-    pub value: &'a [u8],
+    pub(crate) value: &'a [u8],
     /// How to read them.
-    pub codec: Codec,
+    pub(crate) codec: Codec,
     /// When the entry ends.
-    pub expires_at: Expiry,
+    pub(crate) expires_at: Expiry,
     /// Identifies this very write of the key; never used again for the key. Greater for later writes.
-    pub token: u64,
+    pub(crate) token: u64,
 }
 
 /// An entry that outlives the call: the same as [`Item`], with the bytes shared instead of borrowed.
 #[derive(Debug, Clone)]
-pub struct Stored {
+pub(crate) struct Stored {
     /// The value's bytes, verified. May share memory with the store.
-    pub value: Bytes,
+    pub(crate) value: Bytes,
     /// How to read them.
-    pub codec: Codec,
+    pub(crate) codec: Codec,
     /// When the entry ends.
-    pub expires_at: Expiry,
+    pub(crate) expires_at: Expiry,
     /// Identifies this very write of the key.
-    pub token: u64,
+    pub(crate) token: u64,
 }
 
 impl Stored {
     /// The same entry, borrowed.
-    pub fn item(&self) -> Item<'_> {
+    pub(crate) fn item(&self) -> Item<'_> {
         Item { value: &self.value, codec: self.codec, expires_at: self.expires_at, token: self.token }
     }
 }
 
 /// What must be so for a [`Backend::commit`] to take effect. An expired entry counts as absent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Condition {
+pub(crate) enum Condition {
     /// Nothing.
     Always,
     /// The key has no entry.
@@ -73,7 +79,7 @@ pub enum Condition {
 
 /// What a [`Backend::commit`] does to its key.
 #[derive(Debug, Clone, Copy)]
-pub enum Change<'a> {
+pub(crate) enum Change<'a> {
     /// Stores a value, replacing what is there.
     Store {
         /// The value's bytes.
@@ -94,7 +100,7 @@ pub enum Change<'a> {
 
 /// What became of a [`Backend::commit`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// The change took effect.
     Done {
         /// The token of the entry now there; `None` after a delete, or when the new expiry had passed.
@@ -110,7 +116,7 @@ pub enum Outcome {
 }
 
 /// A store of entries, shared by any number of threads.
-pub trait Backend: Send + Sync {
+pub(crate) trait Backend: Send + Sync {
     /// Hands the key's entry to `visit`, if there is one that has not expired, and says whether it did.
     /// The cheapest way to read: nothing is copied. `visit` may call the backend again.
     ///

@@ -1,0 +1,64 @@
+//! The store that keeps nothing, for development: every read is a miss and every write succeeds.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use super::{Backend, Change, Condition, Item, Outcome, Stats, Stored};
+use crate::error::Result;
+
+/// Keeps nothing, but counts.
+#[derive(Debug, Default)]
+pub(crate) struct DummyBackend {
+    misses: AtomicU64,
+    commits: AtomicU64,
+}
+
+impl Backend for DummyBackend {
+    fn visit(&self, _: &str, _: &mut dyn FnMut(Item<'_>)) -> Result<bool> {
+        self.misses.fetch_add(1, Relaxed);
+        Ok(false)
+    }
+
+    fn get(&self, _: &str) -> Result<Option<Stored>> {
+        self.misses.fetch_add(1, Relaxed);
+        Ok(None)
+    }
+
+    fn commit(&self, _: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
+        // Every key is absent, so only storing can take effect, and only where no entry is asked for.
+        match (condition, change) {
+            (Condition::Always | Condition::Absent, Change::Store { .. }) => {
+                self.commits.fetch_add(1, Relaxed);
+                Ok(Outcome::Done { token: None, existed: false })
+            }
+            _ => Ok(Outcome::Refused { current: None }),
+        }
+    }
+
+    fn clear(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn len(&self) -> u64 {
+        0
+    }
+
+    fn scan(&self, _: u64, _: &mut dyn FnMut(&str, Item<'_>)) -> Result<Option<u64>> {
+        Ok(None)
+    }
+
+    fn maintain(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn close(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn stats(&self) -> Stats {
+        Stats { misses: self.misses.load(Relaxed), commits: self.commits.load(Relaxed), ..Stats::default() }
+    }
+}

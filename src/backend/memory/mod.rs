@@ -1,0 +1,286 @@
+//! The store in the memory of this process: an LRU map behind one mutex.
+//!
+//! One mutex and not shards, because both bounds and the choice of what to cull are over all entries, to
+//! the exact count. User code (`visit`) and the freeing of many entries happen outside it.
+
+mod table;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use super::{Backend, Change, Condition, Expiry, Item, Outcome, Stats, Stored};
+use crate::error::{Error, ErrorKind, Result};
+use crate::options::Options;
+use crate::time::{Clock, Timestamp};
+use table::{Garbage, Node, Table, entry_bytes};
+
+/// Up to this many entries, an insert at the bound culls the whole fraction at once, to Django's exact
+/// counts. Above, it makes room for itself alone, which costs no call more than another and keeps more.
+const WHOLE_CULL_ENTRIES: u64 = 10_000;
+
+/// Slots that each insert looks at for expired entries, so that what nobody reads goes as well.
+const SWEPT_PER_INSERT: usize = 4;
+
+/// Slots that one hold of the mutex looks at in a scan or a sweep.
+const SLOTS_PER_HOLD: usize = 256;
+
+pub(crate) struct MemoryBackend {
+    max_entries: u64,
+    cull_frequency: u64,
+    max_bytes: u64,
+    clock: Arc<dyn Clock>,
+    state: Mutex<State>,
+}
+
+struct State {
+    table: Table,
+    /// Where the sweep for expired entries goes on.
+    swept: usize,
+    last_token: u64,
+    evicted_before: bool,
+    stats: Stats,
+}
+
+impl MemoryBackend {
+    pub(crate) fn new(options: &Options) -> Self {
+        let state = State {
+            table: Table::default(),
+            swept: 0,
+            last_token: 0,
+            evicted_before: false,
+            stats: Stats::default(),
+        };
+        Self {
+            max_entries: options.max_entries,
+            cull_frequency: options.cull_frequency,
+            max_bytes: options.max_bytes,
+            clock: options.clock.clone(),
+            state: Mutex::new(state),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing of a caller's runs under the lock, so a panic elsewhere cannot have left it half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn store(
+        &self,
+        state: &mut State,
+        key: &str,
+        new: NewValue,
+        now: Timestamp,
+        garbage: &mut Garbage,
+    ) -> Option<u64> {
+        if !state.table.contains(key) {
+            state.sweep(SWEPT_PER_INSERT, now, garbage);
+            self.make_room_for_one(state, garbage);
+        }
+        state.last_token += 1;
+        let token = state.last_token;
+        garbage.extend(state.table.put(key, new.value, new.codec, new.expires_at, token));
+        // The entry just stored is the most recently used one, and fits by itself, so it stays.
+        let mut evicted = 0;
+        while state.table.bytes() > self.max_bytes {
+            let Some(node) = state.table.pop_lru() else { break };
+            garbage.push(node);
+            evicted += 1;
+        }
+        self.count_evicted(state, evicted, "max_bytes");
+        Some(token)
+    }
+
+    fn make_room_for_one(&self, state: &mut State, garbage: &mut Garbage) {
+        let entries = state.table.len();
+        if entries < self.max_entries {
+            return;
+        }
+        let evicted = match entries.checked_div(self.cull_frequency) {
+            None => {
+                garbage.take_all(&mut state.table);
+                entries
+            }
+            Some(fraction) => {
+                let due = if entries <= WHOLE_CULL_ENTRIES { fraction.max(1) } else { 1 };
+                (0..due).map_while(|_| state.table.pop_lru()).map(|node| garbage.push(node)).count() as u64
+            }
+        };
+        self.count_evicted(state, evicted, "max_entries");
+    }
+
+    fn count_evicted(&self, state: &mut State, evicted: u64, bound: &'static str) {
+        state.stats.evicted += evicted;
+        if evicted > 0 && !state.evicted_before {
+            state.evicted_before = true;
+            tracing::info!(
+                bound,
+                max_entries = self.max_entries,
+                max_bytes = self.max_bytes,
+                "the cache in memory is full and has begun to evict; this is said once"
+            );
+        }
+    }
+}
+
+impl State {
+    /// Looks at the next `slots` slots and removes what has expired.
+    fn sweep(&mut self, slots: usize, now: Timestamp, garbage: &mut Garbage) {
+        for _ in 0..slots.min(self.table.slots()) {
+            self.swept = (self.swept + 1) % self.table.slots();
+            if let Some(node) = self.table.take_expired_at(self.swept, now) {
+                garbage.push(node);
+                self.stats.expired += 1;
+            }
+        }
+    }
+
+    /// Removes the entry of `key` if it has expired, so that what remains can be taken at its word.
+    fn reap(&mut self, key: &str, now: Timestamp, garbage: &mut Garbage) {
+        if let Some(node) = self.table.take_expired(key, now) {
+            garbage.push(node);
+            self.stats.expired += 1;
+        }
+    }
+}
+
+struct NewValue {
+    value: Bytes,
+    codec: super::Codec,
+    expires_at: Expiry,
+}
+
+fn passed(expires_at: Expiry, now: Timestamp) -> bool {
+    expires_at.is_some_and(|at| at <= now)
+}
+
+impl Backend for MemoryBackend {
+    fn visit(&self, key: &str, visit: &mut dyn FnMut(Item<'_>)) -> Result<bool> {
+        // Shares the value and lets go of the mutex, so that `visit` may take its time, or call again.
+        match self.get(key)? {
+            Some(stored) => {
+                visit(stored.item());
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+
+    fn get(&self, key: &str) -> Result<Option<Stored>> {
+        let now = self.clock.now();
+        let mut garbage = Garbage::default();
+        let mut state = self.lock();
+        state.reap(key, now, &mut garbage);
+        let stored = state.table.use_entry(key).map(Node::stored);
+        match &stored {
+            Some(_) => state.stats.hits += 1,
+            None => state.stats.misses += 1,
+        }
+        drop(state);
+        Ok(stored)
+    }
+
+    fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
+        let now = self.clock.now();
+        // Copied before anything is locked.
+        let new = match change {
+            Change::Store { value, codec, expires_at } if !passed(expires_at, now) => {
+                if entry_bytes(key, value.len()) > self.max_bytes {
+                    let why = format!("{} bytes of at most {}", value.len(), self.max_bytes);
+                    return Err(Error::new(ErrorKind::ValueTooLarge, "store").with_key(key).with_source(why));
+                }
+                Some(NewValue { value: Bytes::copy_from_slice(value), codec, expires_at })
+            }
+            _ => None,
+        };
+        let mut garbage = Garbage::default();
+        let mut state = self.lock();
+        state.reap(key, now, &mut garbage);
+        let current = state.table.token(key);
+        let holds = match condition {
+            Condition::Always => true,
+            Condition::Absent => current.is_none(),
+            Condition::Present => current.is_some(),
+            Condition::Token(token) => current == Some(token),
+        };
+        let nothing_to_change = current.is_none() && !matches!(change, Change::Store { .. });
+        if !holds || nothing_to_change {
+            return Ok(Outcome::Refused { current });
+        }
+        let token = match (change, new) {
+            (Change::Store { .. }, Some(new)) => self.store(&mut state, key, new, now, &mut garbage),
+            (Change::Touch { expires_at }, _) if !passed(expires_at, now) => {
+                state.last_token += 1;
+                let token = state.last_token;
+                state.table.touch(key, expires_at, token);
+                Some(token)
+            }
+            _ => {
+                garbage.extend(state.table.remove(key));
+                None
+            }
+        };
+        state.stats.commits += 1;
+        drop(state);
+        Ok(Outcome::Done { token, existed: current.is_some() })
+    }
+
+    fn clear(&self) -> Result<()> {
+        let mut garbage = Garbage::default();
+        let mut state = self.lock();
+        garbage.take_all(&mut state.table);
+        state.stats.commits += 1;
+        drop(state);
+        Ok(())
+    }
+
+    fn len(&self) -> u64 {
+        self.lock().table.len()
+    }
+
+    fn scan(&self, cursor: u64, visit: &mut dyn FnMut(&str, Item<'_>)) -> Result<Option<u64>> {
+        // An entry keeps its slot for as long as it stays, so slots in order give each exactly once.
+        let now = self.clock.now();
+        let state = self.lock();
+        let first = usize::try_from(cursor).unwrap_or(usize::MAX).min(state.table.slots());
+        let end = first.saturating_add(SLOTS_PER_HOLD).min(state.table.slots());
+        let batch: Vec<(Arc<str>, Stored)> = (first..end)
+            .filter_map(|slot| state.table.at(slot))
+            .filter(|(_, item)| !passed(item.expires_at, now))
+            .collect();
+        let more = end < state.table.slots();
+        drop(state);
+        for (key, stored) in &batch {
+            visit(key, stored.item());
+        }
+        Ok(more.then_some(end as u64))
+    }
+
+    fn maintain(&self) -> Result<()> {
+        let now = self.clock.now();
+        let mut left = self.lock().table.slots();
+        while left > 0 {
+            let mut garbage = Garbage::default();
+            let slots = left.min(SLOTS_PER_HOLD);
+            self.lock().sweep(slots, now, &mut garbage);
+            left -= slots;
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn close(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn stats(&self) -> Stats {
+        let state = self.lock();
+        Stats { entries: state.table.len(), bytes: state.table.bytes(), ..state.stats }
+    }
+}
+
+#[cfg(test)]
+mod tests;
