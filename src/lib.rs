@@ -5,13 +5,18 @@ compile_error!("keepwarm supports Linux only for now");
 
 mod backend;
 mod codec;
+mod engine;
+mod entry;
 mod error;
+mod hash;
 mod key;
 mod options;
+mod sys;
 mod time;
 mod timeout;
 
-pub use backend::Stats;
+pub use engine::CheckReport;
+pub use entry::Stats;
 pub use error::{Error, ErrorKind, Result};
 pub use key::hash_long_keys;
 pub use options::Durability;

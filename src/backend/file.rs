@@ -41,6 +41,19 @@ impl FileBackend {
     }
 }
 
+impl FileBackend {
+    /// What the engine shows; nothing if the directory was closed and cannot be opened again.
+    fn gauge<T: Default>(&self, read: impl FnOnce(&Attached) -> T) -> T {
+        match self.engine().and_then(|held| Ok(read(held.get()?))) {
+            Ok(value) => value,
+            Err(error) => {
+                tracing::warn!(%error, "there is nothing to show");
+                T::default()
+            }
+        }
+    }
+}
+
 /// The engine, for the length of a call.
 enum Held {
     Shared(Guard<Option<Arc<Attached>>>),
@@ -75,8 +88,8 @@ impl Backend for FileBackend {
         self.engine()?.get()?.clear()
     }
 
-    fn len(&self) -> Result<u64> {
-        Ok(self.engine()?.get()?.len())
+    fn len(&self) -> u64 {
+        self.gauge(|engine| engine.len())
     }
 
     fn scan(&self, cursor: u64, visit: &mut dyn FnMut(&str, Item<'_>)) -> Result<Option<u64>> {
@@ -106,8 +119,8 @@ impl Backend for FileBackend {
         flushed
     }
 
-    fn stats(&self) -> Result<Stats> {
-        Ok(self.engine()?.get()?.stats())
+    fn stats(&self) -> Stats {
+        self.gauge(|engine| engine.stats())
     }
 
     fn check(&self) -> Result<CheckReport> {

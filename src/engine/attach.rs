@@ -90,7 +90,8 @@ impl Attached {
         }
         let state_path = directory.file("state");
         let at_state = |e| Error::io("open", &state_path, e);
-        let mut state = file::open_or_create(&state_path).and_then(|(f, _)| State::open(f)).map_err(at_state)?;
+        let mut state =
+            file::open_or_create(&state_path).and_then(|(f, _)| State::open(f)).map_err(at_state)?;
         let hasher = KeyHasher::new(&meta.hash_key);
         let layout = Layout::new(options);
         let space = SpaceInUse::default();
@@ -149,7 +150,9 @@ impl Drop for Attached {
             tracing::warn!(%error, "the cache was not closed cleanly");
         }
         // In this order: the directory is free before another thread of this process is told so.
-        if let Err(error) = lock::unlock(&self.locks, FIRST_PROCESS).and_then(|()| Directory::release(&self.locks)) {
+        if let Err(error) =
+            lock::unlock(&self.locks, FIRST_PROCESS).and_then(|()| Directory::release(&self.locks))
+        {
             tracing::warn!(%error, "cannot unlock the directory before its file is closed");
         }
         let mut registry = ENGINES.engines.lock().unwrap_or_else(PoisonError::into_inner);
@@ -189,15 +192,19 @@ fn open_closed(directory: &Directory, state: &State, layout: &Layout) -> Result<
         return Ok(None);
     }
     let hints_path = directory.file("hints");
-    let hints = file::open_or_create(&hints_path).and_then(|(file, _)| match Hints::open(&file, index.geometry())? {
-        Some(hints) => Ok(hints),
-        None => Hints::create(&file, index.geometry()),
-    });
+    let hints =
+        file::open_or_create(&hints_path).and_then(|(file, _)| match Hints::open(&file, index.geometry())? {
+            Some(hints) => Ok(hints),
+            None => Hints::create(&file, index.geometry()),
+        });
     let hints = hints.map_err(|e| Error::io("open", &hints_path, e))?;
     Ok(Some(Recovered { index, hints }))
 }
 
 /// Whether a file that can be made anew is missing or not what it should be.
 pub(super) fn is_unusable(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput | io::ErrorKind::UnexpectedEof)
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput | io::ErrorKind::UnexpectedEof
+    )
 }

@@ -16,10 +16,10 @@ use std::sync::atomic::Ordering;
 use super::Engine;
 use super::counters::Counter;
 use super::hints::Hint;
-use super::index::{CountUp, Found, Locked, Probe, Slot, Word};
+use super::index::{CountUp, Found, Locked, Probe, Slot, Vacancy, Word};
 use super::record::{Draft, Kind, MAX_KEY_LEN, Prepared, Stamp};
 use super::segment::Segment;
-use crate::backend::{Change, Codec, Condition, Expiry, Outcome};
+use crate::entry::{Change, Codec, Condition, Expiry, Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::step;
 
@@ -57,7 +57,8 @@ enum Again {
 impl Engine {
     pub(crate) fn commit(&self, key: &[u8], condition: Condition, change: Change<'_>) -> Result<Outcome> {
         if key.len() > MAX_KEY_LEN {
-            let why = format!("{} bytes with prefix and version; at most {MAX_KEY_LEN} are possible", key.len());
+            let why =
+                format!("{} bytes with prefix and version; at most {MAX_KEY_LEN} are possible", key.len());
             return Err(Error::new(ErrorKind::InvalidKey, "set").with_source(why));
         }
         let hash = self.hasher.hash(key);
@@ -121,7 +122,11 @@ impl Engine {
                 let slot = self.slot_for(&locked, &seen);
                 step!("commit::counted");
                 let sequence = self.index.next_sequence();
-                reservation.segment.stamp(reservation.offset, &prepared, Stamp { sequence, generation, expires_at });
+                reservation.segment.stamp(
+                    reservation.offset,
+                    &prepared,
+                    Stamp { sequence, generation, expires_at },
+                );
                 step!("commit::stamped");
                 locked.set(slot, Word::new(hash, reservation.segment.id, reservation.offset));
                 step!("commit::published");
@@ -171,7 +176,8 @@ impl Engine {
         moved: Option<Word>,
     ) -> Result<Option<(super::log::Reservation, Prepared)>> {
         let key_len = key.len() as u32;
-        let tombstone = (Draft { kind: Kind::Tombstone, codec: Codec::Raw, flags: 0, key_len, body_len: 0 }, &[][..]);
+        let tombstone =
+            (Draft { kind: Kind::Tombstone, codec: Codec::Raw, flags: 0, key_len, body_len: 0 }, &[][..]);
         let guard = moved.map(|word| self.log.segment(word.segment()));
         let (draft, body) = match (change, moved) {
             _ if decision == Decision::Remove => tombstone,
@@ -191,7 +197,10 @@ impl Engine {
                     return Ok(None);
                 };
                 let body_len = body.len() as u32;
-                (Draft { kind: record.kind, codec: record.codec, flags: record.flags, key_len, body_len }, body)
+                (
+                    Draft { kind: record.kind, codec: record.codec, flags: record.flags, key_len, body_len },
+                    body,
+                )
             }
             _ => tombstone,
         };
@@ -208,7 +217,9 @@ impl Engine {
         let mut header = None;
         let found = self.index.find(hash, |word| {
             let guard = self.log.segment(word.segment());
-            let Some(segment) = guard.as_ref().filter(|s| s.id == word.segment()) else { return Probe::Unreadable };
+            let Some(segment) = guard.as_ref().filter(|s| s.id == word.segment()) else {
+                return Probe::Unreadable;
+            };
             let Some(record) = segment.record(word.offset()) else { return Probe::Unreadable };
             if record.key != key {
                 return Probe::Other;
@@ -216,9 +227,15 @@ impl Engine {
             header = Some((record.sequence, record.generation, record.expires_at, record.len));
             Probe::Match
         });
-        let current = found.entry.zip(header).map(|((slot, word), (sequence, generation, expires_at, len))| {
-            Current { slot, word, sequence, generation, expires_at, len }
-        });
+        let current =
+            found.entry.zip(header).map(|((slot, word), (sequence, generation, expires_at, len))| Current {
+                slot,
+                word,
+                sequence,
+                generation,
+                expires_at,
+                len,
+            });
         Seen { found, current }
     }
 
@@ -262,24 +279,33 @@ impl Engine {
             self.recount.store(true, Ordering::Relaxed);
             return slot;
         }
-        locked.vacant().unwrap_or_else(|_| {
-            let now = self.index.recency();
-            let mut coldest: Option<(u32, Slot, Word)> = None;
-            locked.slots(|slot, word| {
-                let age = self.hints.get(slot).age(now);
-                if coldest.is_none_or(|(oldest, ..)| age > oldest) {
-                    coldest = Some((age, slot, word));
-                }
-            });
-            // A chain without room is a chain with entries.
-            let (_, slot, word) = coldest.unwrap_or((0, Slot::from_number(1), Word::EMPTY));
-            match self.header_of(word) {
-                Some((generation, _)) => self.index.count_down(generation),
-                None => self.recount.store(true, Ordering::Relaxed),
+        if let Ok(Vacancy { slot, moved }) = locked.vacant() {
+            if let Some((from, to)) = moved {
+                self.hints.set(to, self.hints.get(from));
             }
-            self.counters.one(Counter::Evicted);
-            slot
-        })
+            return slot;
+        }
+        self.slot_of_coldest(locked)
+    }
+
+    /// Gives up the coldest entry of a chain that has no room for another.
+    fn slot_of_coldest(&self, locked: &Locked<'_>) -> Slot {
+        let now = self.index.recency();
+        let mut coldest: Option<(u32, Slot, Word)> = None;
+        locked.slots(|slot, word| {
+            let age = self.hints.get(slot).age(now);
+            if coldest.is_none_or(|(oldest, ..)| age > oldest) {
+                coldest = Some((age, slot, word));
+            }
+        });
+        // A chain without room is a chain with entries.
+        let (_, slot, word) = coldest.unwrap_or((0, Slot::from_number(1), Word::EMPTY));
+        match self.header_of(word) {
+            Some((generation, _)) => self.index.count_down(generation),
+            None => self.recount.store(true, Ordering::Relaxed),
+        }
+        self.counters.one(Counter::Evicted);
+        slot
     }
 
     /// Generation and length of the record that `word` names.

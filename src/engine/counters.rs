@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crate::backend::Stats;
+use crate::entry::Stats;
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Counter {

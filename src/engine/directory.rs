@@ -17,7 +17,8 @@ const ATTACHING: i64 = 0;
 pub(super) const FIRST_PROCESS: i64 = 1;
 
 /// The text that tells backup tools to pass the directory over. See <https://bford.info/cachedir/>.
-const CACHEDIR_TAG: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55\n# This file marks a cache directory of keepwarm.\n";
+const CACHEDIR_TAG: &[u8] =
+    b"Signature: 8a477f597d28d172789f06886806bc55\n# This file marks a cache directory of keepwarm.\n";
 
 pub(super) struct Directory {
     pub(super) path: PathBuf,
@@ -38,7 +39,9 @@ impl Directory {
         let io_error = |e| Error::io("open", path, e);
         match fs::metadata(path) {
             Ok(found) if !found.is_dir() => {
-                return Err(Error::new(ErrorKind::NotACache, "open").with_path(path).with_source("not a directory"));
+                return Err(Error::new(ErrorKind::NotACache, "open")
+                    .with_path(path)
+                    .with_source("not a directory"));
             }
             Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::NotFound => file::create_dir(path).map_err(io_error)?,
@@ -55,7 +58,8 @@ impl Directory {
     fn refuse_foreign(&self, path: &Path) -> Result<()> {
         for entry in fs::read_dir(&self.path).map_err(|e| Error::io("open", path, e))? {
             let name = entry.map_err(|e| Error::io("open", path, e))?.file_name();
-            let known = ["CACHEDIR.TAG", "locks", "state", "index", "hints", "segments", "blobs", "lost+found"];
+            let known =
+                ["CACHEDIR.TAG", "locks", "state", "index", "hints", "segments", "blobs", "lost+found"];
             if !known.iter().any(|k| name == *k) && name != "meta" && !is_temporary(&name) {
                 let why = format!("it holds {}", name.display());
                 return Err(Error::new(ErrorKind::NotACache, "open").with_path(path).with_source(why));

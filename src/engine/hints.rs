@@ -9,7 +9,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::index::{Geometry, Slot};
-use crate::backend::Expiry;
+use crate::entry::Expiry;
 use crate::sys::{file, map::Map};
 use crate::time::Timestamp;
 
@@ -26,7 +26,9 @@ impl Hint {
         let seconds = expires_at.map_or(NEVER, |t| {
             u32::try_from(t.as_millis().div_ceil(1000)).unwrap_or(NEVER - 1).min(NEVER - 1)
         });
-        Self(u64::from(seconds) << 32 | u64::from(generation as u8) << TICK_BITS | u64::from(tick & TICK_MASK))
+        Self(
+            u64::from(seconds) << 32 | u64::from(generation as u8) << TICK_BITS | u64::from(tick & TICK_MASK),
+        )
     }
 
     /// How many ticks ago the entry was used, up to half of the clock's range; what is beyond is as old as can be.
@@ -96,7 +98,9 @@ mod tests {
         let hint = Hint::new(Some(Timestamp::from_millis(5001)), 0x1ff, 0x0312_3456);
         assert_eq!(hint.age(0x12_3458), 2);
         assert!(!hint.is_of_other(0xff) && hint.is_of_other(0));
-        assert!(!hint.is_expired(Timestamp::from_millis(5999)) && hint.is_expired(Timestamp::from_millis(6000)));
+        assert!(
+            !hint.is_expired(Timestamp::from_millis(5999)) && hint.is_expired(Timestamp::from_millis(6000))
+        );
         assert!(!Hint::new(None, 0, 0).is_expired(Timestamp::MAX));
     }
 

@@ -15,7 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use hashlink::LinkedHashMap;
 
 use super::index::Word;
-use crate::backend::Stored;
+use crate::entry::Stored;
 
 const SHARDS: usize = 16;
 const DOOR_ENTRIES: usize = 1 << 16;
@@ -188,7 +188,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::backend::Codec;
+    use crate::entry::Codec;
 
     fn entry(key: &[u8], len: usize) -> HotEntry {
         HotEntry {

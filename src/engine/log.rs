@@ -70,7 +70,13 @@ pub(crate) trait Evacuate {
 
 impl Log {
     /// A log over `segments`, all of them sealed.
-    pub(crate) fn new(dir: &Path, index: &Index, budget: u64, space: SpaceInUse, segments: Vec<Segment>) -> Self {
+    pub(crate) fn new(
+        dir: &Path,
+        index: &Index,
+        budget: u64,
+        space: SpaceInUse,
+        segments: Vec<Segment>,
+    ) -> Self {
         let table = (0..index.geometry().segments).map(|_| ArcSwapOption::empty()).collect();
         let log = Self {
             dir: dir.to_owned(),
@@ -111,7 +117,12 @@ impl Log {
     }
 
     /// Space for a record of this shape. The caller must not hold another reservation or a bucket lock.
-    pub(crate) fn reserve(&self, draft: &Draft, index: &Index, evacuate: &dyn Evacuate) -> Result<Reservation> {
+    pub(crate) fn reserve(
+        &self,
+        draft: &Draft,
+        index: &Index,
+        evacuate: &dyn Evacuate,
+    ) -> Result<Reservation> {
         let len = draft.len().filter(|len| u64::from(*len) <= self.max_record_len());
         let len = len.ok_or_else(|| {
             let most = self.max_record_len();
@@ -119,7 +130,8 @@ impl Log {
                 .with_source(format!("key and value take {} bytes of at most {most}", draft.body_len))
         })?;
         let mut active = lock(&self.active);
-        let fits = |a: &Active| u64::from(a.tail) + u64::from(len) <= a.segment.len() && !a.segment.has_failed();
+        let fits =
+            |a: &Active| u64::from(a.tail) + u64::from(len) <= a.segment.len() && !a.segment.has_failed();
         if !active.as_ref().is_some_and(fits) {
             self.rotate(&mut active, len, index, evacuate)?;
         }
@@ -143,7 +155,13 @@ impl Log {
     }
 
     /// Seals the active segment and begins the next one, which has room for a record of `len`.
-    fn rotate(&self, active: &mut Option<Active>, len: u32, index: &Index, evacuate: &dyn Evacuate) -> Result<()> {
+    fn rotate(
+        &self,
+        active: &mut Option<Active>,
+        len: u32,
+        index: &Index,
+        evacuate: &dyn Evacuate,
+    ) -> Result<()> {
         let needed = u64::from(len) + segment::HEADER_LEN as u64;
         let mut spare = lock(&self.spare);
         let next = match spare.take() {

@@ -51,7 +51,9 @@ impl Bell {
         let quiet = |calls: &mut Calls| !(calls.work || calls.sweep || calls.stop);
         let waited = self.rung.wait_timeout_while(calls, at_most, quiet);
         let mut calls = waited.unwrap_or_else(PoisonError::into_inner).0;
-        std::mem::replace(&mut calls, Calls { stop: calls.stop, ..Calls::default() })
+        let found = *calls;
+        *calls = Calls { stop: found.stop, ..Calls::default() };
+        found
     }
 }
 

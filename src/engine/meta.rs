@@ -44,7 +44,8 @@ impl Meta {
         /// Far more than any version writes.
         const MOST: u64 = 64 << 10;
         let mut bytes = Vec::new();
-        let read = file::open_to_read(path).and_then(|f| std::io::Read::read_to_end(&mut std::io::Read::take(f, MOST), &mut bytes));
+        let read = file::open_to_read(path)
+            .and_then(|f| std::io::Read::read_to_end(&mut std::io::Read::take(f, MOST), &mut bytes));
         match read {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io("read", path, e)),
@@ -61,7 +62,8 @@ impl Meta {
             format: u32,
             features: u64,
         }
-        let Format { format, features } = rmp_serde::from_slice(body).map_err(|e| damaged().with_source(e))?;
+        let Format { format, features } =
+            rmp_serde::from_slice(body).map_err(|e| damaged().with_source(e))?;
         if format > FORMAT || features != 0 {
             let why = format!("format {format}, features {features:#x}; this version knows format {FORMAT}");
             return Err(Error::new(ErrorKind::UnsupportedFormat, "open").with_path(path).with_source(why));

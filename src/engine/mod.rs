@@ -5,8 +5,8 @@
 //! record is; one [`commit`] path changes it under the lock of one bucket; [`read`] takes no lock at all;
 //! [`culler`] and [`log`] keep the bounds; [`recovery`] makes the index anew from the log when nobody closed it.
 
-pub(crate) mod attach;
-pub(crate) mod check;
+mod attach;
+mod check;
 mod commit;
 mod counters;
 mod culler;
@@ -30,18 +30,17 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) use self::attach::Attached;
+pub use self::check::CheckReport;
 use self::counters::Counters;
 use self::hints::Hints;
 use self::hot::Hot;
 use self::index::Index;
 use self::log::Log;
 use self::maintenance::Bell;
-use crate::backend::{Expiry, Stats};
+use crate::entry::{Expiry, Stats};
 use crate::error::Result;
 use crate::hash::KeyHasher;
 use crate::options::{Durability, Options};
-
-pub(crate) use self::record::MAX_KEY_LEN;
 
 /// An open directory, shared by all threads of the process.
 pub(crate) struct Engine {
@@ -110,3 +109,6 @@ impl Engine {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ use super::hot::{Door, HotEntry};
 use super::index::{Probe, Slot, Word};
 use super::record::{Kind, Record};
 use super::segment::Segment;
-use crate::backend::{Item, Stored};
+use crate::entry::{Item, Stored};
 
 /// Values up to this many bytes are copied; larger ones are handed out where they lie, and keep their segment
 /// mapped for as long as somebody holds them.
@@ -152,29 +152,33 @@ impl Engine {
             return Probe::Match;
         }
         let guard = self.log.segment(word.segment());
-        let Some(segment) = guard.as_ref().filter(|s| s.id == word.segment()) else { return Probe::Unreadable };
+        let Some(segment) = guard.as_ref().filter(|s| s.id == word.segment()) else {
+            return Probe::Unreadable;
+        };
         let Some(record) = segment.record(word.offset()) else { return Probe::Unreadable };
         if record.key != key {
             return Probe::Other;
         }
-        *verdict = Some(if record.generation < self.index.generation() || self.has_passed(record.expires_at) {
-            Verdict::Dead
-        } else if let Some(value) = record.value().filter(|_| record.kind == Kind::Value) {
-            let hit = Hit { segment, record: &record, value };
-            if door == Door::Seen && self.hot.admits(value.len()) {
-                self.keep_hot(word, &hit);
-            }
-            Verdict::Hit(take(Source::Log(hit)))
-        } else {
-            Verdict::Damaged
-        });
+        *verdict =
+            Some(if record.generation < self.index.generation() || self.has_passed(record.expires_at) {
+                Verdict::Dead
+            } else if let Some(value) = record.value().filter(|_| record.kind == Kind::Value) {
+                let hit = Hit { segment, record: &record, value };
+                if door == Door::Seen && self.hot.admits(value.len()) {
+                    self.keep_hot(word, &hit);
+                }
+                Verdict::Hit(take(Source::Log(hit)))
+            } else {
+                Verdict::Damaged
+            });
         Probe::Match
     }
 
     fn keep_hot(&self, word: Word, hit: &Hit<'_>) {
         // A copy, even of a large value: the hot tier must not keep segments from going.
         let stored = hit.stored(Bytes::copy_from_slice(hit.value));
-        self.hot.insert(word, HotEntry { key: hit.record.key.into(), generation: hit.record.generation, stored });
+        self.hot
+            .insert(word, HotEntry { key: hit.record.key.into(), generation: hit.record.generation, stored });
     }
 
     /// Removes an entry that turned out to be damaged, so that it is found and counted once.
@@ -203,7 +207,9 @@ impl Engine {
                 let Some(segment) = guard.as_ref().filter(|s| s.id == word.segment()) else { continue };
                 let Some(record) = segment.record(word.offset()) else { continue };
                 let dead = record.generation < self.index.generation() || self.has_passed(record.expires_at);
-                let Some(value) = record.value().filter(|_| !dead && record.kind == Kind::Value) else { continue };
+                let Some(value) = record.value().filter(|_| !dead && record.kind == Kind::Value) else {
+                    continue;
+                };
                 visit(record.key, Source::Log(Hit { segment, record: &record, value }).item());
             }
         }

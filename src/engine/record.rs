@@ -19,7 +19,7 @@
 
 use crc32fast::Hasher;
 
-use crate::backend::{Codec, Expiry};
+use crate::entry::{Codec, Expiry};
 use crate::sys::map::Map;
 use crate::time::Timestamp;
 

@@ -10,11 +10,11 @@ use std::collections::HashMap;
 
 use super::directory::Directory;
 use super::hints::{Hint, Hints};
-use super::index::{Index, Probe, SegmentState, Slot, Word};
+use super::index::{Index, Probe, SegmentState, Slot, Vacancy, Word};
 use super::layout::Layout;
 use super::record::{Kind, Record};
 use super::segment::Segment;
-use crate::backend::Expiry;
+use crate::entry::Expiry;
 use crate::error::{Error, Result};
 use crate::hash::KeyHasher;
 use crate::options::Options;
@@ -128,7 +128,12 @@ impl Replay<'_> {
             Some((slot, _)) if self.slots[slot.number()].sequence >= mine.sequence => return,
             Some((slot, _)) => slot,
             None => match locked.vacant() {
-                Ok(slot) => slot,
+                Ok(Vacancy { slot, moved }) => {
+                    if let Some((from, to)) = moved {
+                        self.slots[to.number()] = self.slots[from.number()];
+                    }
+                    slot
+                }
                 Err(_) => {
                     let mut lowest: Option<(u64, Slot)> = None;
                     locked.slots(|slot, _| {
@@ -147,10 +152,6 @@ impl Replay<'_> {
                 }
             },
         };
-        // A new overflow bucket takes the last entry of the bucket before it.
-        if let Some((from, to)) = locked.moved_entry(slot) {
-            self.slots[to.number()] = self.slots[from.number()];
-        }
         locked.set(slot, Word::new(hash, segment.id, offset));
         self.slots[slot.number()] = mine;
     }

@@ -267,7 +267,8 @@ impl Segment {
         static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
         for start in (from..to).step_by(ZEROS.len()) {
             let chunk = &ZEROS[..((to - start) as usize).min(ZEROS.len())];
-            file::write_at(&self.file, chunk, u64::from(start)).map_err(|e| Error::io("write", &self.path, e))?;
+            file::write_at(&self.file, chunk, u64::from(start))
+                .map_err(|e| Error::io("write", &self.path, e))?;
         }
         Ok(())
     }

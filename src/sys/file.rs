@@ -139,7 +139,8 @@ mod tests {
     #[test]
     fn planted_names_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let (plain, link, hard) = (dir.path().join("plain"), dir.path().join("link"), dir.path().join("hard"));
+        let (plain, link, hard) =
+            (dir.path().join("plain"), dir.path().join("link"), dir.path().join("hard"));
         fs::write(&plain, b"x").unwrap();
         assert!(open(&plain).is_ok());
         std::os::unix::fs::symlink(&plain, &link).unwrap();

@@ -62,7 +62,8 @@ mod tests {
     fn one_holder_a_byte_and_closing_another_descriptor_drops_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("locks");
-        let open = || File::options().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
+        let open =
+            || File::options().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
         let (mine, theirs) = (open(), open());
         assert!(try_lock(&mine, 1).unwrap());
         assert!(!try_lock(&theirs, 1).unwrap());

@@ -25,7 +25,10 @@ impl Map {
     pub(crate) fn new(file: &File, len: usize) -> io::Result<Self> {
         fault!("sys::map");
         if file.metadata()?.len() < len as u64 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than its header says"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the file is shorter than its header says",
+            ));
         }
         MmapOptions::new().len(len).map_raw(file).map(Self)
     }

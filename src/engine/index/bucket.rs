@@ -101,10 +101,9 @@ impl<'a> Bucket<'a> {
 
     /// The check that fits the entry words as they are.
     pub(super) fn computed_check(self) -> u32 {
-        let sum = FACTORS
-            .iter()
-            .zip(&self.0[1..])
-            .fold(0u64, |sum, (factor, word)| sum.wrapping_add(word.load(Ordering::Relaxed).wrapping_mul(*factor)));
+        let sum = FACTORS.iter().zip(&self.0[1..]).fold(0u64, |sum, (factor, word)| {
+            sum.wrapping_add(word.load(Ordering::Relaxed).wrapping_mul(*factor))
+        });
         (sum >> 32) as u32
     }
 }
@@ -115,7 +114,8 @@ mod tests {
 
     #[test]
     fn a_flipped_byte_in_any_word_changes_the_check() {
-        let line: [AtomicU64; LINE] = std::array::from_fn(|i| AtomicU64::new(i as u64 * 0x0123_4567_89ab_cdef));
+        let line: [AtomicU64; LINE] =
+            std::array::from_fn(|i| AtomicU64::new(i as u64 * 0x0123_4567_89ab_cdef));
         let bucket = Bucket::new(&line);
         let check = bucket.computed_check();
         for slot in SLOTS {

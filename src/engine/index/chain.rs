@@ -21,11 +21,11 @@ impl Slot {
         Self(u64::from(bucket) * LINE as u64 + slot as u64)
     }
 
-    fn bucket(self) -> u32 {
+    pub(super) fn bucket(self) -> u32 {
         (self.0 / LINE as u64) as u32
     }
 
-    fn within(self) -> usize {
+    pub(super) fn within(self) -> usize {
         self.0 as usize % LINE
     }
 
@@ -148,7 +148,10 @@ impl Index {
 
     fn lock_primary(&self, primary: u32) -> Locked<'_> {
         // A primary's number is below the number of buckets, by construction of both callers.
-        #[expect(clippy::expect_used, reason = "the number was scaled or clamped to the primaries just before")]
+        #[expect(
+            clippy::expect_used,
+            reason = "the number was scaled or clamped to the primaries just before"
+        )]
         let bucket = self.bucket(primary).expect("a primary bucket is in the index");
         let mut wait = Backoff::default();
         loop {
@@ -230,6 +233,11 @@ impl Locked<'_> {
         self.index.word(slot)
     }
 
+    /// The number of the chain.
+    pub(crate) fn primary(&self) -> u32 {
+        self.primary
+    }
+
     /// Stores `word`, which may be empty, in `slot` of this chain.
     pub(crate) fn set(&self, slot: Slot, word: Word) {
         let number = slot.bucket();
@@ -243,12 +251,12 @@ impl Locked<'_> {
 
     /// An empty slot, from a new overflow bucket if need be. `Err` with every slot of the chain if there is
     /// no room for one more: the caller gives up one of them.
-    pub(crate) fn vacant(&self) -> Result<Slot, ChainFull> {
+    pub(crate) fn vacant(&self) -> Result<Vacancy, ChainFull> {
         let (mut number, mut bucket) = (self.primary, self.bucket);
         let mut length = 1;
         loop {
             if let Some(slot) = SLOTS.into_iter().find(|s| bucket.word(*s) == Word::EMPTY) {
-                return Ok(Slot::new(number, slot));
+                return Ok(Vacancy { slot: Slot::new(number, slot), moved: None });
             }
             match bucket.link().and_then(|link| Some((link, self.index.bucket(link)?))) {
                 Some(next) if length < MAX_CHAIN => (number, bucket) = next,
@@ -264,18 +272,18 @@ impl Locked<'_> {
     }
 
     /// Links a new overflow bucket behind `last`, whose last word moves there.
-    fn extend(&self, last: u32, bucket: Bucket<'_>) -> Result<Slot, ChainFull> {
+    fn extend(&self, last: u32, bucket: Bucket<'_>) -> Result<Vacancy, ChainFull> {
         let bump = &self.index.words()[at::NEXT_OVERFLOW];
         if bump.load(Ordering::Relaxed) >= u64::from(self.index.geometry.buckets) {
             return Err(ChainFull);
         }
         let taken = u32::try_from(bump.fetch_add(1, Ordering::AcqRel)).map_err(|_| ChainFull)?;
         let overflow = self.index.bucket(taken).ok_or(ChainFull)?;
-        let moved = Slot::new(taken, SLOTS.start);
-        self.set(moved, bucket.word(LAST_SLOT));
-        self.set(Slot::new(last, LAST_SLOT), Word(u64::from(taken)));
+        let (from, to) = (Slot::new(last, LAST_SLOT), Slot::new(taken, SLOTS.start));
+        self.set(to, bucket.word(LAST_SLOT));
+        self.set(from, Word(u64::from(taken)));
         debug_assert!(overflow.link().is_none());
-        Ok(Slot::new(taken, SLOTS.start + 1))
+        Ok(Vacancy { slot: Slot::new(taken, SLOTS.start + 1), moved: Some((from, to)) })
     }
 
     /// Every slot of the chain that holds an entry.
@@ -322,6 +330,14 @@ impl Drop for Locked<'_> {
             tracing::error!(bucket = self.primary, "the lock of a bucket was taken over while it was held");
         }
     }
+}
+
+/// A place for one more entry.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Vacancy {
+    pub(crate) slot: Slot,
+    /// The entry that moved, from where to where, because the chain grew: what is kept by slot moves with it.
+    pub(crate) moved: Option<(Slot, Slot)>,
 }
 
 /// A chain has no room for one more entry.

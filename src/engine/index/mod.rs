@@ -23,7 +23,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::bucket::Bucket;
-pub(crate) use self::chain::{Backoff, Found, Locked, Probe, Slot};
+pub(crate) use self::chain::{Backoff, Found, Locked, Probe, Slot, Vacancy};
 pub(crate) use self::count::CountUp;
 use crate::sys::map::Map;
 
@@ -259,8 +259,9 @@ impl Index {
         None
     }
 
-    pub(crate) fn set_next_segment_id(&self, id: u64) {
-        self.words()[at::NEXT_SEGMENT].store(id, Ordering::Release);
+    /// Makes sure that the next segment id is not below `id`.
+    pub(crate) fn raise_next_segment_id(&self, id: u64) {
+        self.words()[at::NEXT_SEGMENT].fetch_max(id, Ordering::AcqRel);
     }
 
     fn segment_words(&self, id: u32) -> &[AtomicU64] {

@@ -17,7 +17,7 @@ fn hash(index: &Index, bucket: u64, tag: u64) -> u64 {
 
 fn put(index: &Index, hash: u64, word: Word) {
     let locked = index.lock(hash);
-    let slot = locked.vacant().unwrap();
+    let slot = locked.vacant().unwrap().slot;
     locked.set(slot, word);
 }
 
@@ -57,7 +57,7 @@ fn a_chain_has_an_end() {
     loop {
         let locked = index.lock(hash);
         match locked.vacant() {
-            Ok(slot) => locked.set(slot, Word::new(hash, placed + 1, 64)),
+            Ok(vacancy) => locked.set(vacancy.slot, Word::new(hash, placed + 1, 64)),
             Err(_) => break,
         }
         placed += 1;

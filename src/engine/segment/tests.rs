@@ -1,6 +1,6 @@
 use super::*;
-use crate::backend::Codec;
 use crate::engine::record::Kind;
+use crate::entry::Codec;
 
 struct Log {
     segment: Segment,
