@@ -1,9 +1,72 @@
-//! keepwarm: an embeddable, persistent, crash-safe cache that lives in a directory.
+//! A cache that is still warm after a restart.
+//!
+//! keepwarm is embedded in a program and lives in a directory. It has the low-level cache API that Django
+//! made familiar (get, set, add, touch, incr, versions, many), for values of any type that
+//! [serde](https://serde.rs) carries. Use it where a map in memory would do, were it not lost with the
+//! process, and where a server would be one thing more to run:
+//!
+//! - **Warm at once.** What was acknowledged survives the death of the process, `kill -9` included, and
+//!   nothing ever needs to be closed. A power cut costs at most what [`Durability`] allows.
+//! - **Bounded.** Neither [`max_entries`](Builder::max_entries) nor [`max_bytes`](Builder::max_bytes) is
+//!   ever exceeded; what was used least recently goes first.
+//! - **Computed once.** [`get_or_set`](Cache::get_or_set) calls its closure once, however many threads miss
+//!   the key at the same time.
+//! - **Exact.** Counters, [`add`](Cache::add), [leases](Cache::lease) and
+//!   [`compare_and_swap`](Cache::compare_and_swap) are atomic.
+//! - **Harmless.** Values are MessagePack: no code runs when they are read, and damaged files are misses.
+//!
+//! # Quick start
+//!
+//! ```
+//! use keepwarm::{Cache, Timeout};
+//! use serde::{Deserialize, Serialize};
+//! use std::time::Duration;
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct User {
+//!     name: String,
+//!     logins: u64,
+//! }
+//!
+//! # fn main() -> keepwarm::Result<()> {
+//! let cache = Cache::in_memory(); // Cache::open("/var/cache/app")? for one that stays
+//!
+//! cache.set("user 7", &User { name: "Ada".into(), logins: 1 }, Duration::from_secs(60))?;
+//! let user: Option<User> = cache.get("user 7")?;
+//! assert_eq!(user.unwrap().name, "Ada");
+//!
+//! let report = cache.get_or_set("report", Timeout::Default, || "a slow computation".to_owned())?;
+//! assert_eq!(report.len(), 18);
+//!
+//! cache.incr_or_init("visits", 1, 0, Timeout::Never)?;
+//! assert_eq!(cache.get::<u64>("visits")?, Some(1));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Which cache
+//!
+//! | | kept in | for |
+//! |---|---|---|
+//! | [`Cache::open`] | a directory | production |
+//! | [`Cache::in_memory`] | this process | tests, and what need not stay |
+//! | [`Cache::dummy`] | nowhere | development |
+//!
+//! [`Builder`] has the options of all three.
+//!
+//! # Features
+//!
+//! | feature | default | what it brings | what it costs |
+//! |---|---|---|---|
+//! | `test-util` | no | a clock that stands still until it is told to move (`ManualClock`), and temporary caches (`testing::TempCache`), for the tests of programs | nothing |
+//! | `cli` | no | the command line tool `keepwarm` | clap, serde_json |
+//! | `failpoints` | no | named points in the code where a test can inject an error; never for production | fail |
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("keepwarm supports Linux only for now");
 
 mod backend;
+mod cache;
 mod codec;
 mod engine;
 mod entry;
@@ -12,9 +75,12 @@ mod hash;
 mod key;
 mod options;
 mod sys;
+#[cfg(any(test, feature = "test-util"))]
+pub mod testing;
 mod time;
 mod timeout;
 
+pub use cache::{Builder, Cache, ComputeError, Entry, Iter, Keys, Lease, Swap, Token};
 pub use engine::CheckReport;
 pub use entry::Stats;
 pub use error::{Error, ErrorKind, Result};

@@ -55,7 +55,7 @@ pub(crate) const MAX_BYTES_LEAST: u64 = 1 << 20;
 /// What an x86-64 process can map: 128 TiB.
 pub(crate) const MAX_BYTES_LIMIT: u64 = 1 << 47;
 const INTERVAL_LEAST: Duration = Duration::from_millis(1);
-const INTERVAL_LIMIT: Duration = Duration::from_hours(24);
+const INTERVAL_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Default for Options {
     fn default() -> Self {

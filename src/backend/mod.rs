@@ -8,13 +8,14 @@
 //! while others write, any order of `scan`, or that a scan sees what changes while it runs.
 
 mod dummy;
-pub(crate) mod file;
+mod file;
 mod memory;
 
 pub(crate) use crate::engine::CheckReport;
 pub(crate) use crate::entry::{Change, Codec, Condition, Expiry, Item, Outcome, Stats, Stored};
 use crate::error::Result;
 pub(crate) use dummy::DummyBackend;
+pub(crate) use file::FileBackend;
 pub(crate) use memory::MemoryBackend;
 
 /// A store of entries, shared by any number of threads.

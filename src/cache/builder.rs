@@ -1,0 +1,254 @@
+//! The options of a cache.
+
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use super::flight::Flights;
+use super::plan::Jitter;
+use super::view::View;
+use super::{Cache, Shared};
+use crate::backend::{Backend, DummyBackend, FileBackend, MemoryBackend};
+use crate::error::{Error, ErrorKind, Result};
+use crate::key::KeyRule;
+use crate::options::{self, Durability, Options};
+use crate::time::Clock;
+use crate::timeout::Timeout;
+
+/// The options for a cache, each with a default. They are checked by [`open`](Builder::open).
+///
+/// ```
+/// use keepwarm::{Builder, ErrorKind, Timeout};
+///
+/// let cache = Builder::in_memory().max_entries(10_000).default_timeout(Timeout::Never).open()?;
+///
+/// let error = Builder::in_memory().max_entries(0).open().unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::InvalidOption);
+/// assert_eq!(error.option(), Some("max_entries"));
+/// # Ok::<(), keepwarm::Error>(())
+/// ```
+#[must_use = "nothing is opened until `open` is called"]
+pub struct Builder {
+    place: Place,
+    options: Options,
+    default_timeout: Timeout,
+    prefix: Arc<str>,
+    version: i64,
+    keys: KeyRule,
+    jitter: f64,
+    jitter_seed: Option<u64>,
+}
+
+/// Where the entries are kept.
+enum Place {
+    Directory(PathBuf),
+    Memory,
+    Dummy,
+}
+
+impl Builder {
+    /// For a cache in the directory `dir`; the same as [`Cache::builder`].
+    pub fn new(dir: impl AsRef<Path>) -> Self {
+        Self::at(Place::Directory(dir.as_ref().to_owned()))
+    }
+
+    /// For a cache in the memory of this process, which is gone with its last clone. Of the options for the
+    /// disk, `hot_bytes` and `durability` mean nothing to it.
+    pub fn in_memory() -> Self {
+        Self::at(Place::Memory)
+    }
+
+    /// For a cache that keeps nothing; see [`Cache::dummy`].
+    pub fn dummy() -> Self {
+        Self::at(Place::Dummy)
+    }
+
+    fn at(place: Place) -> Self {
+        Self {
+            place,
+            options: Options::default(),
+            default_timeout: Timeout::Default,
+            prefix: "".into(),
+            version: 1,
+            keys: KeyRule::default(),
+            jitter: 0.0,
+            jitter_seed: None,
+        }
+    }
+
+    /// What [`Timeout::Default`] means: how long entries live where no call says otherwise. Any timeout, a
+    /// zero one too, which keeps nothing by default. Default: 300 seconds (also for `Timeout::Default`).
+    pub fn default_timeout(mut self, timeout: impl Into<Timeout>) -> Self {
+        self.default_timeout = timeout.into();
+        self
+    }
+
+    /// What stored keys begin with: `prefix:version:key`. Any string. Default: empty.
+    /// [`Cache::with_prefix`] changes it for a view.
+    pub fn key_prefix(mut self, prefix: impl Into<Arc<str>>) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// The version that keys are under. Any. Default: 1. [`Cache::with_version`] changes it for a view.
+    pub fn version(mut self, version: i64) -> Self {
+        self.version = version;
+        self
+    }
+
+    /// Makes stored keys from prefix, version and key, in place of `prefix:version:key`. Called once for
+    /// each use of a key (twice in `incr_version`); it should be fast, and always give the same result. Use
+    /// the same one for a directory each time. Default: none. [`hash_long_keys`](crate::hash_long_keys) is
+    /// ready to use.
+    ///
+    /// ```
+    /// # use keepwarm::{Builder, Timeout, hash_long_keys};
+    /// let cache = Builder::in_memory().key_function(hash_long_keys).open()?;
+    /// cache.set(&"long".repeat(100_000), &1, Timeout::Default)?;
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    pub fn key_function(
+        mut self,
+        function: impl Fn(&str, i64, &str) -> String + Send + Sync + 'static,
+    ) -> Self {
+        self.keys.function = Some(Arc::new(function));
+        self
+    }
+
+    /// Whether to refuse keys that memcached would not take: stored keys of more than 250 characters, or
+    /// with spaces or control characters. Calls with one fail with `InvalidKey`. Default: no.
+    pub fn portable_keys(mut self, portable: bool) -> Self {
+        self.keys.portable = portable;
+        self
+    }
+
+    /// Most entries at any time, a hard bound. An insert of a new key at the bound first removes some of
+    /// those used least recently; see [`cull_frequency`](Builder::cull_frequency). From 1 to 4,294,967,294.
+    /// Default: 1,000,000.
+    #[doc(alias = "MAX_ENTRIES")]
+    pub fn max_entries(mut self, entries: u64) -> Self {
+        self.options.max_entries = entries;
+        self
+    }
+
+    /// How many entries an insert at the bound removes: one in `frequency`, at least one; 0 removes all of
+    /// them. Above 10,000 entries, room is made a little at a time instead, so that no call has to pay for
+    /// so many (but 0 still removes all). Any number. Default: 32; Django's is 3.
+    #[doc(alias = "CULL_FREQUENCY")]
+    pub fn cull_frequency(mut self, frequency: u64) -> Self {
+        self.options.cull_frequency = frequency;
+        self
+    }
+
+    /// Most bytes in use at any time, a hard bound: of disk, for all files in the directory, or of memory.
+    /// From 1 MiB to 128 TiB. Default: 1 GiB.
+    pub fn max_bytes(mut self, bytes: u64) -> Self {
+        self.options.max_bytes = bytes;
+        self
+    }
+
+    /// Most bytes of memory for what was used most recently, in front of the disk. From 0 (none) to 128 TiB.
+    /// Default: 64 MiB.
+    pub fn hot_bytes(mut self, bytes: u64) -> Self {
+        self.options.hot_bytes = bytes;
+        self
+    }
+
+    /// When a write survives a power cut. Default: [`Durability::Interval`] of one second.
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.options.durability = durability;
+        self
+    }
+
+    /// Where the time comes from that decides all expiry. Default: [`SystemClock`](crate::SystemClock).
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.options.clock = Arc::new(clock);
+        self
+    }
+
+    /// By what fraction, at most, `get_or_set` and its relatives shorten their timeouts, at random, so that
+    /// what was computed together does not expire together. From 0 (not at all) to below 1. Default: 0.
+    pub fn jitter(mut self, fraction: f64) -> Self {
+        self.jitter = fraction;
+        self
+    }
+
+    /// Where the random numbers for [`jitter`](Builder::jitter) begin, for tests that are to be repeated.
+    /// Any number. Default: another one each time.
+    pub fn jitter_seed(mut self, seed: u64) -> Self {
+        self.jitter_seed = Some(seed);
+        self
+    }
+
+    /// Opens the cache. A directory is made if it is missing; its parent must be there.
+    ///
+    /// # Errors
+    /// `InvalidOption`, naming the first option that is out of its limits. For a directory, why it cannot be
+    /// used: `InUse`, `NotACache`, `UnsupportedFormat`, `Corrupt`, `NoSpace` or `Io`.
+    pub fn open(self) -> Result<Cache> {
+        self.validate()?;
+        match &self.place {
+            Place::Directory(dir) => {
+                let backend = FileBackend::open(dir, &self.options)?;
+                Ok(self.build(Box::new(backend)))
+            }
+            Place::Memory => Ok(self.build_in_memory()),
+            Place::Dummy => Ok(self.build_dummy()),
+        }
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.options.validate()?;
+        if !(0.0..1.0).contains(&self.jitter) {
+            return Err(options::invalid(
+                "jitter",
+                format!("{}; from 0 to below 1 is possible", self.jitter),
+            ));
+        }
+        Ok(())
+    }
+
+    pub(super) fn build_in_memory(self) -> Cache {
+        let backend = MemoryBackend::new(&self.options);
+        self.build(Box::new(backend))
+    }
+
+    pub(super) fn build_dummy(self) -> Cache {
+        self.build(Box::new(DummyBackend::default()))
+    }
+
+    fn build(self, backend: Box<dyn Backend>) -> Cache {
+        let seed = self.jitter_seed.unwrap_or_else(|| RandomState::new().hash_one(0));
+        let shared = Shared {
+            backend,
+            clock: self.options.clock,
+            default_timeout: self.default_timeout,
+            keys: self.keys,
+            jitter: Jitter::new(self.jitter, seed),
+            flights: Flights::new(),
+            store_failures: AtomicU64::new(0),
+        };
+        Cache { shared: Arc::new(shared), view: View::new(self.prefix, self.version) }
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = match &self.place {
+            Place::Directory(dir) => dir.display().to_string(),
+            Place::Memory => "in memory".to_owned(),
+            Place::Dummy => "dummy".to_owned(),
+        };
+        f.debug_struct("Builder")
+            .field("place", &place)
+            .field("options", &self.options)
+            .field("default_timeout", &self.default_timeout)
+            .field("key_prefix", &self.prefix)
+            .field("version", &self.version)
+            .field("portable_keys", &self.keys.portable)
+            .field("jitter", &self.jitter)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,89 @@
+//! Counters: integers that change by compare-and-swap.
+
+use super::Cache;
+use super::call::pack;
+use crate::backend::{Condition, Expiry, Outcome};
+use crate::codec;
+use crate::error::{ErrorKind, Result};
+use crate::timeout::Timeout;
+
+impl Cache {
+    /// Adds `delta` to the integer under `key` and returns the sum. Atomic among all who use the cache; the
+    /// expiry stays. Any integer that `set` stored will do, of whatever width (but not `i128` and `u128`).
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # let cache = Cache::in_memory();
+    /// cache.set("visits", &1u8, Timeout::Never)?;
+    /// assert_eq!(cache.incr("visits", 1000)?, 1001);
+    /// assert_eq!(cache.get::<u64>("visits")?, Some(1001));
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `NotFound` if there is no entry; `NotAnInteger` if it is something else (a float or a bool too);
+    /// `Overflow` if the sum does not fit into 64 bits, signed; `InvalidKey`; `NoSpace` or `Io` if the disk
+    /// refuses. Then the entry is as before.
+    pub fn incr(&self, key: &str, delta: i64) -> Result<i64> {
+        self.count("incr", key, i128::from(delta), None)
+    }
+
+    /// Subtracts `delta` from the integer under `key` and returns the difference. Otherwise as
+    /// [`incr`](Cache::incr).
+    ///
+    /// # Errors
+    /// As [`incr`](Cache::incr).
+    pub fn decr(&self, key: &str, delta: i64) -> Result<i64> {
+        // In 128 bits, where the least delta has an opposite.
+        self.count("decr", key, -i128::from(delta), None)
+    }
+
+    /// Adds `delta` to the integer under `key`, or to `initial` if there is no entry, and returns the sum.
+    /// `timeout` is for a new entry; one that is there keeps its expiry. So the first of many calls starts
+    /// the clock:
+    ///
+    /// ```
+    /// # use keepwarm::Cache;
+    /// # use std::time::Duration;
+    /// # let cache = Cache::in_memory();
+    /// let window = Duration::from_secs(60);
+    /// assert_eq!(cache.incr_or_init("requests from 10.0.0.7", 1, 0, window)?, 1);
+    /// assert_eq!(cache.incr_or_init("requests from 10.0.0.7", 1, 0, window)?, 2);
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`incr`](Cache::incr), except `NotFound`.
+    pub fn incr_or_init(
+        &self,
+        key: &str,
+        delta: i64,
+        initial: i64,
+        timeout: impl Into<Timeout>,
+    ) -> Result<i64> {
+        self.count("incr_or_init", key, i128::from(delta), Some((initial, timeout.into())))
+    }
+
+    fn count(&self, name: &'static str, key: &str, delta: i128, init: Option<(i64, Timeout)>) -> Result<i64> {
+        let call = self.call(name, key)?;
+        loop {
+            let seen = call.read(|item| (codec::decode_integer(item), item.expires_at, item.token))?;
+            let (from, expires_at, condition): (i128, Expiry, Condition) = match (seen, init) {
+                (Some((integer, expires_at, token)), _) => {
+                    (integer.map_err(|error| call.about(error))?, expires_at, Condition::Token(token))
+                }
+                (None, Some((initial, timeout))) => {
+                    (i128::from(initial), self.expiry(timeout), Condition::Absent)
+                }
+                (None, None) => return Err(call.fail(ErrorKind::NotFound)),
+            };
+            let to = i64::try_from(from + delta).map_err(|_| call.fail(ErrorKind::Overflow))?;
+            // Refused means that somebody else's change came in between, so some progress was made.
+            if let Outcome::Done { .. } =
+                call.commit(condition, pack(&codec::encode_integer(to), expires_at))?
+            {
+                return Ok(to);
+            }
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Going through the entries of a view.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::iter::FusedIterator;
+use std::marker::PhantomData;
+
+use serde::de::DeserializeOwned;
+
+use super::Cache;
+use super::call::about;
+use crate::backend::Item;
+use crate::codec;
+use crate::error::Result;
+
+impl Cache {
+    /// The keys of this view, in no particular order, without its prefix and version. Expired entries are
+    /// left out. An entry that is there all the while comes exactly once; one that comes or goes meanwhile,
+    /// at most once or not at all.
+    ///
+    /// With a [key function](crate::Builder::key_function), which cannot be undone, the stored keys of the
+    /// whole cache are given as they are, whatever their prefix and version.
+    ///
+    /// Goes through the whole cache, some hundred entries at a time; reading does not count as use.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// let cache = Cache::in_memory();
+    /// cache.set("a", &1, Timeout::Default)?;
+    /// cache.with_version(2).set("b", &2, Timeout::Default)?;
+    /// let keys = cache.keys().collect::<Result<Vec<_>, _>>()?;
+    /// assert_eq!(keys, ["a"]);
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// An item is an error if the disk refuses; it is the last then.
+    pub fn keys(&self) -> Keys {
+        Keys(Scan::new(self, "keys"))
+    }
+
+    /// The keys and values of this view, in no particular order; otherwise as [`keys`](Cache::keys).
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # use std::collections::BTreeMap;
+    /// let cache = Cache::in_memory();
+    /// cache.set_many([("a", 1), ("b", 2)], Timeout::Default);
+    /// let all = cache.iter::<i32>().collect::<Result<BTreeMap<_, _>, _>>()?;
+    /// assert_eq!(all["b"], 2);
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// An item is a `Decode` error, with the key, where the value is not a `T`; others follow. It is another
+    /// error if the disk refuses, and the last then.
+    pub fn iter<T: DeserializeOwned>(&self) -> Iter<T> {
+        Iter { scan: Scan::new(self, "iter"), values: PhantomData }
+    }
+}
+
+/// The keys of a view; see [`Cache::keys`].
+pub struct Keys(Scan<String>);
+
+/// The entries of a view; see [`Cache::iter`].
+pub struct Iter<T> {
+    scan: Scan<(String, T)>,
+    values: PhantomData<fn() -> T>,
+}
+
+/// A scan of the backend, with what it handed out and nobody has taken yet.
+struct Scan<I> {
+    cache: Cache,
+    name: &'static str,
+    cursor: Option<u64>,
+    batch: VecDeque<Result<I>>,
+}
+
+impl<I> Scan<I> {
+    fn new(cache: &Cache, name: &'static str) -> Self {
+        Self { cache: cache.clone(), name, cursor: Some(0), batch: VecDeque::new() }
+    }
+
+    fn next(&mut self, make: impl Fn(&str, Item<'_>) -> Result<I>) -> Option<Result<I>> {
+        while self.batch.is_empty() {
+            let cursor = self.cursor?;
+            let (cache, batch, name) = (&self.cache, &mut self.batch, self.name);
+            let scanned = cache.shared.backend.scan(cursor, &mut |full, item| {
+                if let Some(key) = cache.own_key(full) {
+                    batch.push_back(make(key, item).map_err(|error| about(error, name, Some(key))));
+                }
+            });
+            match scanned {
+                Ok(next) => self.cursor = next,
+                Err(error) => {
+                    self.cursor = None;
+                    self.batch.push_back(Err(about(error, name, None)));
+                }
+            }
+        }
+        self.batch.pop_front()
+    }
+}
+
+impl Cache {
+    /// What this view calls the stored key `full`; `None` if that is of another view.
+    fn own_key<'k>(&self, full: &'k str) -> Option<&'k str> {
+        match self.shared.keys.function {
+            Some(_) => Some(full),
+            None => full.strip_prefix(&*self.view.head),
+        }
+    }
+}
+
+impl Iterator for Keys {
+    type Item = Result<String>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.next(|key, _| Ok(key.to_owned()))
+    }
+}
+
+impl<T: DeserializeOwned> Iterator for Iter<T> {
+    type Item = Result<(String, T)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.scan.next(|key, item| Ok((key.to_owned(), codec::decode(item)?)))
+    }
+}
+
+impl FusedIterator for Keys {}
+impl<T: DeserializeOwned> FusedIterator for Iter<T> {}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keys").field("cache", &self.0.cache).finish_non_exhaustive()
+    }
+}
+
+impl<T> fmt::Debug for Iter<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Iter").field("cache", &self.scan.cache).finish_non_exhaustive()
+    }
+}

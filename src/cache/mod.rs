@@ -1,0 +1,231 @@
+//! The cache as programs see it: typed values under keys with prefix and version, over any backend.
+
+mod builder;
+mod call;
+mod compute;
+mod counter;
+mod entry;
+mod expiry;
+mod flight;
+mod iter;
+mod lease;
+mod many;
+mod plan;
+mod values;
+mod versions;
+mod view;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::backend::{Backend, CheckReport, Stats};
+use crate::error::Result;
+use crate::key::KeyRule;
+use crate::time::Clock;
+use crate::timeout::Timeout;
+
+pub use builder::Builder;
+pub use compute::ComputeError;
+pub use entry::{Entry, Swap, Token};
+pub use iter::{Iter, Keys};
+pub use lease::Lease;
+
+use flight::Flights;
+use plan::Jitter;
+use view::View;
+
+/// A cache: typed values under string keys, each until its timeout or until room is needed.
+///
+/// Cheap to clone (three reference counts); clones and views share entries, counters and limits, and may be
+/// used from any number of threads at once. Nothing needs to be closed.
+///
+/// A key is stored as `prefix:version:key`. [`with_prefix`](Cache::with_prefix) and
+/// [`with_version`](Cache::with_version) give views on the same cache under another prefix or version. As in
+/// Django, a colon in a prefix or key is not escaped, so that prefix `a:1`, version 1, key `x` and prefix
+/// `a`, version 1, key `1:x` are the same entry. A stored key has at most 65,536 bytes; the empty key works.
+///
+/// ```
+/// use keepwarm::{Cache, Timeout};
+/// use std::time::Duration;
+///
+/// let cache = Cache::in_memory();
+/// cache.set("greeting", "hello", Duration::from_secs(60))?;
+/// assert_eq!(cache.get::<String>("greeting")?, Some("hello".to_owned()));
+///
+/// let rows: Vec<u32> = cache.get_or_set("rows", Timeout::Default, || vec![1, 2, 3])?;
+/// assert_eq!(rows, [1, 2, 3]);
+/// # Ok::<(), keepwarm::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Cache {
+    shared: Arc<Shared>,
+    view: View,
+}
+
+/// What all clones and views of a cache have in common.
+struct Shared {
+    backend: Box<dyn Backend>,
+    clock: Arc<dyn Clock>,
+    default_timeout: Timeout,
+    keys: KeyRule,
+    jitter: Jitter,
+    flights: Flights,
+    store_failures: AtomicU64,
+}
+
+const _: () = {
+    const fn shared_between_threads<T: Clone + Send + Sync>() {}
+    shared_between_threads::<Cache>();
+};
+
+impl Cache {
+    /// Opens the cache in the directory `dir`, with the default options, and makes the directory if there is
+    /// none; its parent must be there.
+    ///
+    /// ```no_run
+    /// let cache = keepwarm::Cache::open("/var/cache/app")?;
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If the directory cannot be used: the [kind](crate::Error::kind) says why. It is `InUse` while another
+    /// process has it open.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        Builder::new(dir.as_ref()).open()
+    }
+
+    /// The options for a cache in the directory `dir`; [`Builder::open`] then opens it.
+    ///
+    /// ```no_run
+    /// use keepwarm::Cache;
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::builder("/var/cache/app").default_timeout(Duration::from_secs(3600)).open()?;
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    pub fn builder(dir: impl AsRef<Path>) -> Builder {
+        Builder::new(dir.as_ref())
+    }
+
+    /// A cache in the memory of this process, with the default options. It is gone with its last clone.
+    /// [`Builder::in_memory`] gives one with other options.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// let cache = Cache::in_memory();
+    /// cache.set("a", &1, Timeout::Never)?;
+    /// assert_eq!(cache.len(), 1);
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    pub fn in_memory() -> Self {
+        Builder::in_memory().build_in_memory()
+    }
+
+    /// A cache that keeps nothing, for development and tests: every write succeeds, every read is a miss.
+    /// `get_or_set` computes each time, once for all threads that wait for the same key.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// let cache = Cache::dummy();
+    /// cache.set("a", &1, Timeout::Never)?;
+    /// assert_eq!(cache.get::<i32>("a")?, None);
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    pub fn dummy() -> Self {
+        Builder::dummy().build_dummy()
+    }
+
+    /// Removes every entry of the cache, whatever its prefix and version. The cost does not grow with
+    /// their number, except that a cache in memory frees them before it returns.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # let cache = Cache::in_memory();
+    /// cache.set("a", &1, Timeout::Default)?;
+    /// cache.with_version(2).clear()?;
+    /// assert!(cache.is_empty());
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If the disk refuses; then nothing was removed.
+    pub fn clear(&self) -> Result<()> {
+        self.shared.backend.clear().map_err(|error| call::about(error, "clear", None))
+    }
+
+    /// The number of entries in the whole cache, whatever their prefix and version, expired ones that were
+    /// not reaped yet included. O(1).
+    pub fn len(&self) -> u64 {
+        self.shared.backend.len()
+    }
+
+    /// Whether there is no entry at all; see [`len`](Cache::len).
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// What the cache counted since it was opened: hits, misses, evictions, bytes in use and more. Cheap.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # let cache = Cache::in_memory();
+    /// cache.get::<u8>("missing")?;
+    /// assert_eq!(cache.stats().misses, 1);
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    pub fn stats(&self) -> Stats {
+        let mut stats = self.shared.backend.stats();
+        stats.store_failures += self.shared.store_failures.load(Relaxed);
+        stats
+    }
+
+    /// Does now what happens in the background in time: reaps expired entries and makes room. Never needed;
+    /// for tests and quiet hours. The cost grows with the number of entries.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn maintain(&self) -> Result<()> {
+        self.shared.backend.maintain().map_err(|error| call::about(error, "maintain", None))
+    }
+
+    /// Makes every write that was acknowledged durable, whatever the [durability](crate::Durability) in use,
+    /// and returns when the disk has it. Does nothing for a cache in memory.
+    ///
+    /// # Errors
+    /// If the disk refuses; what was written since the last success may be lost in a power cut.
+    pub fn flush(&self) -> Result<()> {
+        self.shared.backend.flush().map_err(|error| call::about(error, "flush", None))
+    }
+
+    /// Flushes, and gives up what the cache holds of the operating system, for all clones and views. Never
+    /// needed; the next call of any of them takes it up again.
+    ///
+    /// # Errors
+    /// As [`flush`](Cache::flush).
+    pub fn close(&self) -> Result<()> {
+        self.shared.backend.close().map_err(|error| call::about(error, "close", None))
+    }
+}
+
+impl Cache {
+    /// Looks whether everything in the directory is as it should be, and says what is not. Changes nothing,
+    /// reads everything. Exact while nobody writes. A cache in memory has nothing to check.
+    ///
+    /// # Errors
+    /// If the directory was closed and cannot be opened again.
+    pub fn check(&self) -> Result<CheckReport> {
+        self.shared.backend.check().map_err(|error| call::about(error, "check", None))
+    }
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache")
+            .field("prefix", &self.view.prefix)
+            .field("version", &self.view.version)
+            .field("entries", &self.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,116 @@
+//! What is decided without any I/O: when an entry is to expire.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use crate::backend::Expiry;
+use crate::time::{Clock, Timestamp};
+use crate::timeout::Timeout;
+
+/// What [`Timeout::Default`] means where nobody said otherwise.
+pub(super) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// A time that has passed on every clock.
+const PAST: Expiry = Some(Timestamp::from_millis(0));
+
+/// `timeout`, with the default put in its place.
+pub(super) fn resolve(timeout: Timeout, default: Timeout) -> Timeout {
+    match (timeout, default) {
+        (Timeout::Default, Timeout::Default) => Timeout::After(DEFAULT_TIMEOUT),
+        (Timeout::Default, default) => default,
+        (timeout, _) => timeout,
+    }
+}
+
+/// When an entry that is stored now is to expire.
+pub(super) fn expiry(timeout: Timeout, default: Timeout, clock: &dyn Clock) -> Expiry {
+    match resolve(timeout, default) {
+        Timeout::After(Duration::ZERO) => PAST,
+        Timeout::After(duration) => clock.now().checked_add(duration),
+        Timeout::Never | Timeout::Default => None,
+    }
+}
+
+/// Shortens timeouts at random, so that what was stored together does not expire together.
+#[derive(Debug)]
+pub(super) struct Jitter {
+    fraction: f64,
+    state: AtomicU64,
+}
+
+impl Jitter {
+    /// Shortens by up to `fraction`, from 0 to below 1. The same seed gives the same sequence.
+    pub(super) fn new(fraction: f64, seed: u64) -> Self {
+        Self { fraction, state: AtomicU64::new(seed) }
+    }
+
+    pub(super) fn shorten(&self, timeout: Timeout) -> Timeout {
+        match timeout {
+            Timeout::After(duration) if self.fraction > 0.0 && !duration.is_zero() => {
+                // Not shortened to zero, which would mean not to store at all.
+                Timeout::After(
+                    duration.mul_f64(1.0 - self.fraction * self.random()).max(Duration::from_millis(1)),
+                )
+            }
+            timeout => timeout,
+        }
+    }
+
+    /// From 0 to below 1: SplitMix64, which needs one atomic addition.
+    fn random(&self) -> f64 {
+        const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut z = self.state.fetch_add(STEP, Relaxed).wrapping_add(STEP);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+        (z >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::ManualClock;
+
+    #[test]
+    fn timeouts_become_points_in_time() {
+        let clock = ManualClock::new();
+        let now = clock.now();
+        let second = Timeout::After(Duration::from_secs(1));
+        assert_eq!(expiry(second, Timeout::Never, &clock), now.checked_add(Duration::from_secs(1)));
+        assert_eq!(expiry(Timeout::Default, second, &clock), now.checked_add(Duration::from_secs(1)));
+        assert_eq!(expiry(Timeout::Default, Timeout::Default, &clock), now.checked_add(DEFAULT_TIMEOUT));
+        assert_eq!(expiry(Timeout::Never, second, &clock), None);
+        assert_eq!(expiry(Timeout::After(Duration::MAX), second, &clock), None);
+        assert_eq!(expiry(Timeout::After(Duration::ZERO), second, &clock), PAST);
+        assert_eq!(
+            expiry(Timeout::After(Duration::from_nanos(1)), second, &clock),
+            now.checked_add(Duration::from_millis(1))
+        );
+    }
+
+    #[test]
+    fn jitter_shortens_within_its_fraction() {
+        let jitter = Jitter::new(0.25, 7);
+        let shortened: Vec<Duration> = (0..1000)
+            .map(|_| match jitter.shorten(Timeout::After(Duration::from_secs(100))) {
+                Timeout::After(duration) => duration,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert!(shortened.iter().all(|d| (Duration::from_secs(75)..=Duration::from_secs(100)).contains(d)));
+        assert!(shortened.iter().any(|d| *d < Duration::from_secs(76)));
+        assert!(shortened.iter().any(|d| *d > Duration::from_secs(99)));
+    }
+
+    #[test]
+    fn jitter_leaves_zero_and_never_alone() {
+        let jitter = Jitter::new(0.9, 7);
+        assert_eq!(jitter.shorten(Timeout::After(Duration::ZERO)), Timeout::After(Duration::ZERO));
+        assert_eq!(jitter.shorten(Timeout::Never), Timeout::Never);
+        // The longest of all must not overflow on the way.
+        assert!(
+            matches!(jitter.shorten(Timeout::After(Duration::MAX)), Timeout::After(d) if d > Duration::ZERO)
+        );
+    }
+}

@@ -1,0 +1,167 @@
+//! Reading and writing one value.
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::Cache;
+use super::call::pack;
+use crate::backend::{Change, Codec, Condition, Expiry};
+use crate::codec;
+use crate::error::Result;
+use crate::timeout::Timeout;
+
+impl Cache {
+    /// The value of `key`, or `None` if there is no entry. A stored `None` or unit is an entry like any
+    /// other: `get::<Option<T>>` then gives `Some(None)`.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, ErrorKind, Timeout};
+    /// # let cache = Cache::in_memory();
+    /// cache.set("answer", &42, Timeout::Default)?;
+    /// assert_eq!(cache.get::<u8>("answer")?, Some(42));
+    /// assert_eq!(cache.get::<u8>("question")?, None);
+    /// assert_eq!(cache.get::<String>("answer").unwrap_err().kind(), ErrorKind::Decode);
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Decode` if the value is not a `T`; `InvalidKey`; `Io` if the disk refuses. A damaged entry is a miss.
+    pub fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
+        let call = self.call("get", key)?;
+        // Decoded where the value lies, without a copy.
+        call.read(codec::decode)?.transpose().map_err(|error| call.about(error))
+    }
+
+    /// The bytes of `key`: what [`set_bytes`](Cache::set_bytes) stored, or those of a byte array that `set`
+    /// stored (`Vec<u8>`, `[u8; N]`, `serde_bytes`, `bytes::Bytes`). May share memory with the cache
+    /// instead of copying.
+    ///
+    /// A short array of small integers of any width looks the same as one of bytes, and is given as bytes.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # let cache = Cache::in_memory();
+    /// cache.set_bytes("page", b"<html>", Timeout::Default)?;
+    /// assert_eq!(cache.get_bytes("page")?.as_deref(), Some(&b"<html>"[..]));
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`get`](Cache::get); `Decode` if the value is no byte array.
+    pub fn get_bytes(&self, key: &str) -> Result<Option<Bytes>> {
+        let call = self.call("get_bytes", key)?;
+        call.stored()?.map(codec::into_bytes).transpose().map_err(|error| call.about(error))
+    }
+
+    /// Stores `value` under `key` until `timeout` has passed, replacing what is there. With a timeout of
+    /// zero the key is left without an entry.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # use std::time::Duration;
+    /// # let cache = Cache::in_memory();
+    /// cache.set("list", &[1, 2, 3], Duration::from_secs(5))?;
+    /// cache.set("text", "no need to own it", Timeout::Never)?;
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Encode` if the value cannot be turned into MessagePack; `ValueTooLarge`; `InvalidKey`; `NoSpace` or
+    /// `Io` if the disk refuses. Then what was there stays.
+    ///
+    /// # Panics
+    /// Only if the `Serialize` of `T` does; nothing is stored then.
+    pub fn set<T: Serialize + ?Sized>(
+        &self,
+        key: &str,
+        value: &T,
+        timeout: impl Into<Timeout>,
+    ) -> Result<()> {
+        let call = self.call("set", key)?;
+        let encoded = codec::encode(value).map_err(|error| call.about(error))?;
+        call.commit(Condition::Always, pack(&encoded, self.expiry(timeout)))?;
+        Ok(())
+    }
+
+    /// Stores `value` as it is, without a type, until `timeout` has passed. [`get_bytes`](Cache::get_bytes)
+    /// reads it, and so does `get` for types of bytes.
+    ///
+    /// # Errors
+    /// As [`set`](Cache::set), except `Encode`.
+    pub fn set_bytes(&self, key: &str, value: &[u8], timeout: impl Into<Timeout>) -> Result<()> {
+        let call = self.call("set_bytes", key)?;
+        let expires_at = self.expiry(timeout);
+        call.commit(Condition::Always, Change::Store { value, codec: Codec::Raw, expires_at })?;
+        Ok(())
+    }
+
+    /// Stores `value` under `key` only if there is no entry, and says whether it did. Among any number of
+    /// callers at the same time, one is told `true`.
+    ///
+    /// With a timeout of zero, `true` says that there was no entry; nothing is stored.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # let cache = Cache::in_memory();
+    /// assert!(cache.add("first", "me", Timeout::Default)?);
+    /// assert!(!cache.add("first", "you", Timeout::Default)?);
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`set`](Cache::set).
+    ///
+    /// # Panics
+    /// As [`set`](Cache::set).
+    pub fn add<T: Serialize + ?Sized>(
+        &self,
+        key: &str,
+        value: &T,
+        timeout: impl Into<Timeout>,
+    ) -> Result<bool> {
+        let call = self.call("add", key)?;
+        let encoded = codec::encode(value).map_err(|error| call.about(error))?;
+        call.took_effect(Condition::Absent, pack(&encoded, self.expiry(timeout)))
+    }
+
+    /// Removes the entry of `key`, and says whether there was one.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # let cache = Cache::in_memory();
+    /// cache.set("a", &1, Timeout::Default)?;
+    /// assert!(cache.delete("a")?);
+    /// assert!(!cache.delete("a")?);
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `InvalidKey`; `NoSpace` or `Io` if the disk refuses. Then the entry stays.
+    pub fn delete(&self, key: &str) -> Result<bool> {
+        self.call("delete", key)?.took_effect(Condition::Always, Change::Delete)
+    }
+
+    /// Whether `key` has an entry. Cheaper than `get`, as nothing is decoded; it counts as a use all the
+    /// same.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # let cache = Cache::in_memory();
+    /// cache.set("a", &None::<u8>, Timeout::Default)?;
+    /// assert!(cache.contains_key("a")?);
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `InvalidKey`; `Io` if the disk refuses.
+    #[doc(alias = "has_key")]
+    pub fn contains_key(&self, key: &str) -> Result<bool> {
+        Ok(self.call("contains_key", key)?.read(|_| ())?.is_some())
+    }
+
+    /// When an entry that is stored now with `timeout` is to expire.
+    pub(super) fn expiry(&self, timeout: impl Into<Timeout>) -> Expiry {
+        super::plan::expiry(timeout.into(), self.shared.default_timeout, &*self.shared.clock)
+    }
+}
