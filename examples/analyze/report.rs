@@ -180,9 +180,9 @@ impl<'a> Report<'a> {
 
         self.heading("Near-duplicate functions");
         self.line(format_args!(
-            "{} functions in {} groups; {redundant} lines more than one function for each group has.",
-            duplicates::members(&groups),
+            "Groups: {}. Functions in them: {}. Lines beyond one function for each group: {redundant}.",
             groups.len(),
+            duplicates::members(&groups),
         ));
         self.line(format_args!(
             "Similar by {:.0} % or more to the first of the group, names of variables and values of literals aside;\n\

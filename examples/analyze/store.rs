@@ -33,7 +33,7 @@ pub(crate) struct Store {
     stats: Cache,
     results: Cache,
     /// The contents that were analysed in this run, to tell copies of them from what was known before.
-    new: Mutex<HashSet<Digest>>,
+    fresh: Mutex<HashSet<Digest>>,
 }
 
 impl Store {
@@ -48,7 +48,7 @@ impl Store {
         // Two views of the one cache, which share everything but the way they make keys.
         let stats = cache.with_prefix(STAT);
         let results = cache.with_prefix(RESULT).with_version(analysis_version);
-        Ok(Self { cache, stats, results, new: Mutex::default() })
+        Ok(Self { cache, stats, results, fresh: Mutex::default() })
     }
 
     /// What is known of each of these files: the digests in one go, then the results for those in another.
@@ -83,13 +83,13 @@ impl Store {
         let mut computed = false;
         let analysis = self.results.get_or_set(&key, Timeout::Never, || {
             computed = true;
-            self.new().insert(digest);
+            self.fresh().insert(digest);
             compute()
         })?;
         // A value that could not be stored, as on a full disk, is still a value; but only what is in the
         // cache may be called kept.
         let origin = match computed {
-            false if self.new().contains(&digest) => Origin::Copy,
+            false if self.fresh().contains(&digest) => Origin::Copy,
             false => Origin::Cache,
             true if self.results.contains_key(&key)? => Origin::Computed,
             true => Origin::ComputedNotKept,
@@ -103,8 +103,8 @@ impl Store {
         let _ = self.stats.set(&stat.key(), &digest, Timeout::Never);
     }
 
-    fn new(&self) -> MutexGuard<'_, HashSet<Digest>> {
-        self.new.lock().unwrap_or_else(PoisonError::into_inner)
+    fn fresh(&self) -> MutexGuard<'_, HashSet<Digest>> {
+        self.fresh.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn close(&self) -> Result<()> {
