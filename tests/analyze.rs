@@ -20,6 +20,8 @@ const GOOD: usize = 600;
 const BAD: usize = 4;
 const FILES: usize = GOOD + BAD;
 
+const HOUR: Duration = Duration::from_secs(3600);
+
 /// The built example. There is no variable for it as there is for binaries, but `cargo test` builds it, next
 /// to where it builds this test.
 fn program() -> PathBuf {
@@ -74,7 +76,7 @@ impl Tree {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
-        self.set_modified(name, SystemTime::now() - Duration::from_hours(1));
+        self.set_modified(name, SystemTime::now() - HOUR);
     }
 
     fn set_modified(&self, name: &str, time: SystemTime) {
@@ -243,7 +245,7 @@ fn a_renamed_file_is_not_read_and_a_touched_or_copied_one_is_not_computed() {
     renamed.assert_counts(0, 0, FILES);
     assert!(renamed.report.contains("renamed.rs"), "{}", renamed.report);
 
-    tree.set_modified("renamed.rs", SystemTime::now() - Duration::from_mins(30));
+    tree.set_modified("renamed.rs", SystemTime::now() - HOUR / 2);
     tree.run(&[]).assert_counts(1, 0, FILES);
     tree.run(&[]).assert_counts(0, 0, FILES);
 
@@ -256,7 +258,7 @@ fn a_renamed_file_is_not_read_and_a_touched_or_copied_one_is_not_computed() {
 #[test]
 fn a_file_that_has_not_rested_is_read_again_and_so_a_change_that_does_not_show_is_seen() {
     let tree = Tree::new();
-    let time = SystemTime::now() + Duration::from_hours(1);
+    let time = SystemTime::now() + HOUR;
     let name = Tree::name(8);
     tree.set_modified(&name, time);
     tree.run(&[]).assert_counts(FILES, FILES, 0);
@@ -368,7 +370,7 @@ fn files_that_do_not_parse_are_reported_and_remembered() {
     tree.write("wrong.rs", "\nfn 1() {}\n");
     tree.write("deep.rs", &format!("fn deep() {{ {}1{} }}\n", "(".repeat(100_000), ")".repeat(100_000)));
     fs::write(tree.path("latin1.rs"), b"// \xe9t\xe9\n").unwrap();
-    tree.set_modified("latin1.rs", SystemTime::now() - Duration::from_hours(1));
+    tree.set_modified("latin1.rs", SystemTime::now() - HOUR);
 
     let cold = tree.run(&[]);
     cold.assert_counts(5, 5, 0);
