@@ -119,6 +119,7 @@ impl Attached {
             hot: Hot::new(options.hot_bytes),
             counters: Counters::default(),
             culling: Mutex::new(()),
+            chores: Mutex::new(()),
             bell: Bell::default(),
             recount: AtomicBool::new(false),
             told_of_entries: AtomicBool::new(false),

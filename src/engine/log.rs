@@ -283,12 +283,18 @@ impl Log {
         }
     }
 
-    /// Every segment but the spare one, oldest first.
-    pub(crate) fn segments(&self) -> Vec<Arc<Segment>> {
+    /// Every segment but the spare one, oldest first. Ids, so that going through them holds one segment at a
+    /// time: the space of one that is held is not free when it is given up, and a writer would give up another.
+    pub(crate) fn ids(&self) -> Vec<u32> {
         let active = lock(&self.active);
-        let mut all: Vec<_> = lock(&self.sealed).values().cloned().collect();
-        all.extend(active.as_ref().map(|a| a.segment.clone()));
+        let mut all: Vec<_> = lock(&self.sealed).keys().copied().collect();
+        all.extend(active.as_ref().map(|a| a.segment.id));
         all
+    }
+
+    /// The segment `id`, if it is there, for longer than a [`SegmentGuard`] is good for.
+    pub(crate) fn hold(&self, id: u32) -> Option<Arc<Segment>> {
+        self.slot(id).load_full().filter(|s| s.id == id)
     }
 
     /// Stops appending: the active segment is sealed and the spare one removed.

@@ -96,6 +96,7 @@ impl Engine {
                 return;
             }
             step!("maintenance::woken");
+            let chores = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
             warn_of("make room", self.keep_bounds());
             let started = Instant::now();
             if calls.sweep || started >= next_pass {
@@ -103,6 +104,7 @@ impl Engine {
                 warn_of("trim the log", self.trim());
                 next_pass = Instant::now() + INTERVAL.max(started.elapsed() * PASS_SHARE);
             }
+            drop(chores);
             if let Some(interval) = interval
                 && started >= next_sync
             {
@@ -114,6 +116,7 @@ impl Engine {
 
     /// Does the background's work now, all of it.
     pub(crate) fn maintain(&self) -> Result<()> {
+        let _chores = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
         self.reap_all();
         self.keep_bounds()?;
         self.trim()

@@ -57,6 +57,8 @@ pub(crate) struct Engine {
     counters: Counters,
     /// Held by whoever culls, so that two inserts at the bound do not both make room.
     culling: Mutex<()>,
+    /// Held by the background while it works, so that a check does not see its work half done.
+    chores: Mutex<()>,
     bell: Bell,
     /// Whether the entries must be counted again because something unreadable was removed.
     recount: AtomicBool,
@@ -81,7 +83,10 @@ impl Engine {
 
     /// Waits until every acknowledged write is on the disk.
     pub(crate) fn flush(&self) -> Result<()> {
-        self.log.segments().iter().try_for_each(|segment| segment.sync_if_dirty())
+        self.log.ids().into_iter().try_for_each(|id| match self.log.hold(id) {
+            Some(segment) => segment.sync_if_dirty(),
+            None => Ok(()),
+        })
     }
 
     /// The bytes that the directory takes, counted against `max_bytes`.
