@@ -4,6 +4,7 @@
 //! moves to another slot, except that the last word of a bucket moves to the first slot of a new overflow
 //! bucket before the link replaces it; so a reader who walks a chain once sees each entry that stays.
 
+use std::cell::Cell;
 use std::sync::atomic::Ordering;
 
 use super::bucket::{Bucket, Control, LAST_SLOT, SLOTS};
@@ -76,6 +77,13 @@ impl Backoff {
             65..=256 => std::thread::yield_now(),
             _ => std::thread::sleep(std::time::Duration::from_micros(50)),
         }
+    }
+}
+
+impl Found {
+    /// Whether the chain ever lost an entry that a recovery may bring back.
+    pub(crate) fn has_lost(&self) -> bool {
+        self.control.has_lost()
     }
 }
 
@@ -158,7 +166,8 @@ impl Index {
             let before = bucket.control();
             let locked = before.locked_by(self.owner);
             if !before.is_locked() && bucket.swap_control(before, locked) {
-                let mut chain = Locked { index: self, primary, bucket, before, locked, wiped: 0 };
+                let mut chain =
+                    Locked { index: self, primary, bucket, before, locked, wiped: 0, lost: Cell::new(false) };
                 chain.verify();
                 return chain;
             }
@@ -216,6 +225,8 @@ pub(crate) struct Locked<'a> {
     locked: Control,
     /// Entries that were wiped because their bucket was damaged.
     wiped: usize,
+    /// Whether an entry is lost that a recovery may bring back.
+    lost: Cell<bool>,
 }
 
 impl Locked<'_> {
@@ -231,6 +242,16 @@ impl Locked<'_> {
 
     pub(crate) fn word(&self, slot: Slot) -> Word {
         self.index.word(slot)
+    }
+
+    /// Notes that the chain loses an entry which nobody asked to remove: a recovery may bring it back.
+    pub(crate) fn note_lost(&self) {
+        self.lost.set(true);
+    }
+
+    /// Whether the chain ever lost an entry so.
+    pub(crate) fn has_lost(&self) -> bool {
+        self.lost.get() || self.before.has_lost()
     }
 
     /// The number of the chain.
@@ -309,6 +330,7 @@ impl Locked<'_> {
         for length in 1..=MAX_CHAIN {
             let control = if length == 1 { self.before } else { bucket.control() };
             if control.check() != bucket.computed_check() {
+                self.lost.set(true);
                 self.wiped += SLOTS.filter(|s| bucket.word(*s).is_entry()).count().max(1);
                 for slot in SLOTS {
                     self.set(Slot::new(number, slot), Word::EMPTY);
@@ -325,7 +347,7 @@ impl Locked<'_> {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        let unlocked = self.locked.unlocked(self.bucket.computed_check());
+        let unlocked = self.locked.unlocked(self.bucket.computed_check(), self.lost.get());
         if !self.bucket.swap_control(self.locked, unlocked) {
             tracing::error!(bucket = self.primary, "the lock of a bucket was taken over while it was held");
         }
