@@ -141,7 +141,7 @@ impl Engine {
                 let stamp = Stamp { sequence, generation: current.generation, expires_at: None };
                 reservation.segment.stamp(reservation.offset, &prepared, stamp);
                 step!("commit::stamped");
-                locked.set(current.slot, Word::EMPTY);
+                locked.clear(current.slot);
                 step!("commit::published");
                 self.index.count_down(current.generation);
                 (None, false)

@@ -20,7 +20,7 @@ impl Engine {
         if locked.word(slot) != word {
             return false;
         }
-        locked.set(slot, Word::EMPTY);
+        locked.clear(slot);
         match header {
             Some((generation, _)) => self.index.count_down(generation),
             // Nobody can say whether it counted. Too high a count is safe, and is put right later.

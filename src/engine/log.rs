@@ -102,7 +102,7 @@ impl Log {
         &self.table[id as usize & (self.table.len() - 1)]
     }
 
-    /// The segment `id`, if it is there.
+    /// What is in the table's place for segment `id`: that segment, none, or one of another id.
     pub(crate) fn segment(&self, id: u32) -> SegmentGuard {
         self.slot(id).load()
     }
@@ -283,11 +283,12 @@ impl Log {
         }
     }
 
-    /// Every segment but the spare one, oldest first.
-    pub(crate) fn segments(&self) -> Vec<Arc<Segment>> {
+    /// The ids of all segments but the spare one, oldest first. Whoever goes through them holds one at a time:
+    /// a segment that is held keeps its space.
+    pub(crate) fn ids(&self) -> Vec<u32> {
         let active = lock(&self.active);
-        let mut all: Vec<_> = lock(&self.sealed).values().cloned().collect();
-        all.extend(active.as_ref().map(|a| a.segment.clone()));
+        let mut all: Vec<_> = lock(&self.sealed).keys().copied().collect();
+        all.extend(active.as_ref().map(|a| a.segment.id));
         all
     }
 

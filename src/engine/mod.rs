@@ -81,7 +81,12 @@ impl Engine {
 
     /// Waits until every acknowledged write is on the disk.
     pub(crate) fn flush(&self) -> Result<()> {
-        self.log.segments().iter().try_for_each(|segment| segment.sync_if_dirty())
+        for id in self.log.ids() {
+            if let Some(segment) = self.log.segment(id).as_ref().filter(|s| s.id == id) {
+                segment.sync_if_dirty()?;
+            }
+        }
+        Ok(())
     }
 
     /// The bytes that the directory takes, counted against `max_bytes`.
