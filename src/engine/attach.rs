@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 
 use super::counters::Counters;
@@ -81,9 +81,6 @@ impl Attached {
     fn attach(directory: &Directory, id: DirectoryId, options: &Options) -> Result<Self> {
         let locks = directory.enter()?;
         let at_locks = |e| Error::io("lock", &directory.file("locks"), e);
-        if lock::anybody_from(&locks, FIRST_PROCESS).map_err(at_locks)? {
-            return Err(Error::new(ErrorKind::InUse, "open").with_path(&directory.path));
-        }
         let meta = directory.meta()?;
         if !lock::try_lock(&locks, FIRST_PROCESS).map_err(at_locks)? {
             return Err(Error::new(ErrorKind::InUse, "open").with_path(&directory.path));
@@ -120,6 +117,7 @@ impl Attached {
             counters: Counters::default(),
             culling: Mutex::new(()),
             bell: Bell::default(),
+            next_expiry: AtomicU64::new(0),
             recount: AtomicBool::new(false),
             told_of_entries: AtomicBool::new(false),
             told_of_bytes: AtomicBool::new(false),
@@ -188,7 +186,7 @@ fn open_closed(directory: &Directory, state: &State, layout: &Layout) -> Result<
         Err(e) => Err(e),
     };
     let Some(index) = index.map_err(|e| Error::io("open", &index_path, e))? else { return Ok(None) };
-    if !index.geometry().covers(&layout.geometry) {
+    if !index.geometry().serves(&layout.geometry) {
         return Ok(None);
     }
     let hints_path = directory.file("hints");

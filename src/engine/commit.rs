@@ -132,6 +132,7 @@ impl Engine {
                 locked.set(slot, Word::new(hash, reservation.segment.id, reservation.offset));
                 step!("commit::published");
                 self.hints.set(slot, Hint::new(expires_at, generation, self.index.recency()));
+                self.note_expiry(expires_at);
                 (Some(sequence), !counted)
             }
             _ => {

@@ -209,6 +209,8 @@ impl Log {
             };
             match Segment::create(&self.dir, id, len, &self.space) {
                 Ok(segment) => {
+                    // Or a power cut could take the file with all that was synced into it.
+                    file::sync_dir(&self.dir).map_err(|e| Error::io("sync directory", &self.dir, e))?;
                     let segment = Arc::new(segment);
                     index.set_segment(id, SegmentState::Active);
                     self.slot(id).store(Some(segment.clone()));
@@ -264,8 +266,8 @@ impl Log {
         Ok(())
     }
 
-    /// Gives up the oldest segments until the log fits its budget, and those that `is_dead` for as long as
-    /// they are the oldest.
+    /// Gives up the oldest segments until the log fits its budget, and those that are dead for as long as they
+    /// are the oldest.
     pub(crate) fn trim(
         &self,
         index: &Index,

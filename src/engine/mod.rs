@@ -27,7 +27,7 @@ mod state;
 
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub(crate) use self::attach::Attached;
 pub use self::check::CheckReport;
@@ -58,6 +58,8 @@ pub(crate) struct Engine {
     /// Held by whoever culls, so that two inserts at the bound do not both make room.
     culling: Mutex<()>,
     bell: Bell,
+    /// No entry expires before this time, in milliseconds since 1970.
+    next_expiry: AtomicU64,
     /// Whether the entries must be counted again because something unreadable was removed.
     recount: AtomicBool,
     told_of_entries: AtomicBool,

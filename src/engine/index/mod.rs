@@ -140,9 +140,12 @@ impl Geometry {
         Self { primaries: primaries as u32, buckets: buckets as u32, segments: segments as u32 }
     }
 
-    /// Whether an index of this geometry serves where `wanted` was asked for.
-    pub(crate) fn covers(&self, wanted: &Self) -> bool {
-        self.primaries >= wanted.primaries && self.segments >= wanted.segments
+    /// Whether an index of this geometry serves where `wanted` was asked for: it is as large, and not so much
+    /// larger that it would take the space of what it is for.
+    pub(crate) fn serves(&self, wanted: &Self) -> bool {
+        self.primaries >= wanted.primaries
+            && self.segments >= wanted.segments
+            && self.index_bytes() <= wanted.index_bytes() * 2
     }
 
     fn buckets_at(&self) -> usize {
@@ -247,6 +250,11 @@ impl Index {
 
     pub(crate) fn next_sequence(&self) -> u64 {
         self.words()[at::SEQUENCE].fetch_add(1, Ordering::AcqRel)
+    }
+
+    /// The sequence that was given out last.
+    pub(crate) fn last_sequence(&self) -> u64 {
+        self.words()[at::SEQUENCE].load(Ordering::Relaxed).saturating_sub(1)
     }
 
     pub(crate) fn set_next_sequence(&self, sequence: u64) {
