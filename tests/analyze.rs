@@ -369,18 +369,23 @@ fn files_that_do_not_parse_are_reported_and_remembered() {
     tree.write("unclosed.rs", "fn bad() {\n");
     tree.write("wrong.rs", "\nfn 1() {}\n");
     tree.write("deep.rs", &format!("fn deep() {{ {}1{} }}\n", "(".repeat(100_000), ")".repeat(100_000)));
+    tree.write("unary.rs", &format!("fn unary() -> bool {{ {}true }}\n", "!".repeat(300_000)));
     fs::write(tree.path("latin1.rs"), b"// \xe9t\xe9\n").unwrap();
     tree.set_modified("latin1.rs", SystemTime::now() - HOUR);
 
     let cold = tree.run(&[]);
-    cold.assert_counts(5, 5, 0);
-    assert!(cold.report.contains("5 files: 0 generated, 4 do not parse"), "{}", cold.report);
-    for place in ["deep.rs:1:1: ", "latin1.rs:1:1: not UTF-8", "unclosed.rs:", "wrong.rs:2:4: expected ident"]
-    {
+    cold.assert_counts(6, 6, 0);
+    assert!(cold.report.contains("6 files: 0 generated, 5 do not parse"), "{}", cold.report);
+    for place in [
+        "deep.rs:1:268: nested too deeply",
+        "latin1.rs:1:1: not UTF-8",
+        "unclosed.rs:",
+        "wrong.rs:2:4: expected ident",
+    ] {
         assert!(cold.report.contains(place), "{place}: {}", cold.report);
     }
     let warm = tree.run(&[]);
-    warm.assert_counts(0, 0, 5);
+    warm.assert_counts(0, 0, 6);
     assert!(warm.report == cold.report);
 }
 
