@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_full_disk_has_a_kind_of_its_own() {
-        let full = std::io::Error::from_raw_os_error(libc::ENOSPC);
+        let full = std::io::Error::from_raw_os_error(nix::libc::ENOSPC);
         assert_eq!(Error::io("set", Path::new("/x"), full).kind(), ErrorKind::NoSpace);
     }
 

@@ -68,16 +68,21 @@ compile_error!("keepwarm supports Linux only for now");
 mod backend;
 mod cache;
 mod codec;
+mod engine;
+mod entry;
 mod error;
+mod hash;
 mod key;
 mod options;
+mod sys;
 #[cfg(any(test, feature = "test-util"))]
 pub mod testing;
 mod time;
 mod timeout;
 
-pub use backend::Stats;
 pub use cache::{Builder, Cache, ComputeError, Entry, Iter, Keys, Lease, Swap, Token};
+pub use engine::CheckReport;
+pub use entry::Stats;
 pub use error::{Error, ErrorKind, Result};
 pub use key::hash_long_keys;
 pub use options::Durability;

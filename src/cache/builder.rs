@@ -10,8 +10,8 @@ use super::flight::Flights;
 use super::plan::Jitter;
 use super::view::View;
 use super::{Cache, Shared};
-use crate::backend::{Backend, DummyBackend, MemoryBackend};
-use crate::error::{Error, ErrorKind, Result};
+use crate::backend::{Backend, DummyBackend, FileBackend, MemoryBackend};
+use crate::error::Result;
 use crate::key::KeyRule;
 use crate::options::{self, Durability, Options};
 use crate::time::Clock;
@@ -191,9 +191,8 @@ impl Builder {
         self.validate()?;
         match &self.place {
             Place::Directory(dir) => {
-                let dir = dir.clone();
-                let backend = open_directory(&dir, &self.options)?;
-                Ok(self.build(backend))
+                let backend = FileBackend::open(dir, &self.options)?;
+                Ok(self.build(Box::new(backend)))
             }
             Place::Memory => Ok(self.build_in_memory()),
             Place::Dummy => Ok(self.build_dummy()),
@@ -233,10 +232,6 @@ impl Builder {
         };
         Cache { shared: Arc::new(shared), view: View::new(self.prefix, self.version) }
     }
-}
-
-fn open_directory(dir: &Path, _options: &Options) -> Result<Box<dyn Backend>> {
-    Err(Error::new(ErrorKind::Io, "open").with_path(dir).with_source("no store for directories yet"))
 }
 
 impl fmt::Debug for Builder {

@@ -20,7 +20,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::backend::{Backend, Stats};
+use crate::backend::{Backend, CheckReport, Stats};
 use crate::error::Result;
 use crate::key::KeyRule;
 use crate::time::Clock;
@@ -206,6 +206,17 @@ impl Cache {
     /// As [`flush`](Cache::flush).
     pub fn close(&self) -> Result<()> {
         self.shared.backend.close().map_err(|error| call::about(error, "close", None))
+    }
+}
+
+impl Cache {
+    /// Looks whether everything in the directory is as it should be, and says what is not. Changes nothing,
+    /// reads everything. Exact while nobody writes. A cache in memory has nothing to check.
+    ///
+    /// # Errors
+    /// If the directory was closed and cannot be opened again.
+    pub fn check(&self) -> Result<CheckReport> {
+        self.shared.backend.check().map_err(|error| call::about(error, "check", None))
     }
 }
 

@@ -15,7 +15,7 @@ use rmp_serde::config::BytesMode;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::backend::{Codec, Item, Stored};
+use crate::entry::{Codec, Item, Stored};
 use crate::error::{Error, ErrorKind, Result};
 
 thread_local! {

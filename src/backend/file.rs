@@ -1,0 +1,129 @@
+//! The backend on disk: the storage engine in a directory.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arc_swap::{ArcSwapOption, Guard};
+
+use super::{Backend, Change, CheckReport, Condition, Item, Outcome, Stats, Stored};
+use crate::engine::Attached;
+use crate::error::{Error, Result};
+use crate::options::Options;
+
+/// A directory, attached to while it is used.
+pub(crate) struct FileBackend {
+    dir: PathBuf,
+    options: Options,
+    /// Empty between a `close` and the next call.
+    attached: ArcSwapOption<Attached>,
+}
+
+impl FileBackend {
+    /// Opens the directory `dir`, which is made if there is none.
+    ///
+    /// # Errors
+    /// If the environment refuses, somebody else has it open, or it is not ours.
+    pub(crate) fn open(dir: &Path, options: &Options) -> Result<Self> {
+        let attached = Attached::open(dir, options)?;
+        // So that a later change of the working directory does not matter.
+        let dir = std::path::absolute(dir).map_err(|e| Error::io("open", dir, e))?;
+        Ok(Self { dir, options: options.clone(), attached: ArcSwapOption::new(Some(attached)) })
+    }
+
+    fn engine(&self) -> Result<Held> {
+        let guard = self.attached.load();
+        if guard.is_some() {
+            return Ok(Held::Shared(guard));
+        }
+        let attached = Attached::open(&self.dir, &self.options)?;
+        self.attached.store(Some(attached.clone()));
+        Ok(Held::Own(attached))
+    }
+}
+
+impl FileBackend {
+    /// What the engine shows; nothing if the directory was closed and cannot be opened again.
+    fn gauge<T: Default>(&self, read: impl FnOnce(&Attached) -> T) -> T {
+        match self.engine().and_then(|held| Ok(read(held.get()?))) {
+            Ok(value) => value,
+            Err(error) => {
+                tracing::warn!(%error, "there is nothing to show");
+                T::default()
+            }
+        }
+    }
+}
+
+/// The engine, for the length of a call.
+enum Held {
+    Shared(Guard<Option<Arc<Attached>>>),
+    Own(Arc<Attached>),
+}
+
+impl Held {
+    fn get(&self) -> Result<&Attached> {
+        match self {
+            Self::Own(attached) => Ok(attached),
+            Self::Shared(guard) => {
+                guard.as_deref().ok_or_else(|| Error::new(crate::error::ErrorKind::Interrupted, "open"))
+            }
+        }
+    }
+}
+
+impl Backend for FileBackend {
+    fn visit(&self, key: &str, visit: &mut dyn FnMut(Item<'_>)) -> Result<bool> {
+        Ok(self.engine()?.get()?.read(key.as_bytes(), |source| visit(source.item())).is_some())
+    }
+
+    fn get(&self, key: &str) -> Result<Option<Stored>> {
+        Ok(self.engine()?.get()?.read(key.as_bytes(), |source| source.into_stored()))
+    }
+
+    fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
+        self.engine()?.get()?.commit(key.as_bytes(), condition, change)
+    }
+
+    fn clear(&self) -> Result<()> {
+        self.engine()?.get()?.clear()
+    }
+
+    fn len(&self) -> u64 {
+        self.gauge(|engine| engine.len())
+    }
+
+    fn scan(&self, cursor: u64, visit: &mut dyn FnMut(&str, Item<'_>)) -> Result<Option<u64>> {
+        let next = self.engine()?.get()?.scan(cursor, &mut |key, item| {
+            // Keys are stored from `&str`; one that is not has come from a damaged file.
+            if let Ok(key) = std::str::from_utf8(key) {
+                visit(key, item);
+            }
+        });
+        Ok(next)
+    }
+
+    fn maintain(&self) -> Result<()> {
+        self.engine()?.get()?.maintain()
+    }
+
+    fn flush(&self) -> Result<()> {
+        match &*self.attached.load() {
+            Some(attached) => attached.flush(),
+            None => Ok(()),
+        }
+    }
+
+    fn close(&self) -> Result<()> {
+        let flushed = self.flush();
+        drop(self.attached.swap(None));
+        flushed
+    }
+
+    fn stats(&self) -> Stats {
+        self.gauge(|engine| engine.stats())
+    }
+
+    fn check(&self) -> Result<CheckReport> {
+        Ok(self.engine()?.get()?.check())
+    }
+}

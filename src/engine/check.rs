@@ -1,0 +1,97 @@
+//! Looking whether everything in the directory is as it should be.
+
+use std::collections::HashMap;
+
+use super::Engine;
+use super::record::Kind;
+
+/// What a check found. Nothing is changed by checking.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
+pub struct CheckReport {
+    /// Segments of the log.
+    pub segments: u64,
+    /// Records in them whose header and key are sound, superseded ones included.
+    pub records: u64,
+    /// Entries that the index names and whose records are sound.
+    pub entries: u64,
+    /// Of these, expired ones that were not reaped yet.
+    pub expired: u64,
+    /// Of these, entries from before the last `clear` that were not swept yet; not counted otherwise.
+    pub outdated: u64,
+    /// What is wrong, a line each, at most 100 of them.
+    pub problems: Vec<String>,
+}
+
+impl CheckReport {
+    /// Whether nothing is wrong.
+    pub fn is_sound(&self) -> bool {
+        self.problems.is_empty()
+    }
+
+    fn problem(&mut self, text: String) {
+        const MOST: usize = 100;
+        if self.problems.len() < MOST {
+            self.problems.push(text);
+        }
+    }
+}
+
+impl Engine {
+    /// Reads everything. Exact when nobody writes meanwhile; otherwise an entry that moves may be reported.
+    pub(crate) fn check(&self) -> CheckReport {
+        let mut report = CheckReport::default();
+        for id in self.log.ids() {
+            let guard = self.log.segment(id);
+            let Some(segment) = guard.as_ref().filter(|s| s.id == id) else { continue };
+            report.segments += 1;
+            report.records += segment.records().count() as u64;
+            if self.index.segment_state(id).is_none() {
+                report.problem(format!("segment {id} is not in the table"));
+            }
+        }
+        for bucket in self.index.damaged_buckets() {
+            report.problem(format!("bucket {bucket} of the index is damaged"));
+        }
+        let generation = self.index.generation();
+        let mut slots_of_key: HashMap<Box<[u8]>, u64> = HashMap::new();
+        for (slot, word) in self.index.entries(0..self.index.geometry().buckets) {
+            let guard = self.log.segment(word.segment());
+            let segment = guard.as_ref().filter(|s| s.id == word.segment());
+            let Some(record) = segment.and_then(|s| s.record(word.offset())) else {
+                report.problem(format!(
+                    "slot {}: no record at {} of segment {}",
+                    slot.number(),
+                    word.offset(),
+                    word.segment()
+                ));
+                continue;
+            };
+            let key = String::from_utf8_lossy(record.key);
+            if record.generation < generation {
+                report.outdated += 1;
+                continue;
+            }
+            report.entries += 1;
+            report.expired += u64::from(self.has_passed(record.expires_at));
+            if record.kind != Kind::Value || record.value().is_none() {
+                report.problem(format!("the value of {key:?} is damaged"));
+            }
+            let mut here = false;
+            self.index.find(self.hasher.hash(record.key), |w| {
+                here |= w == word;
+                super::index::Probe::Other
+            });
+            if !here {
+                report.problem(format!("{key:?} is in a bucket where nobody looks for it"));
+            }
+            if slots_of_key.insert(record.key.into(), word.0).is_some() {
+                report.problem(format!("{key:?} has two entries"));
+            }
+        }
+        if report.entries != self.len() {
+            report.problem(format!("{} entries are counted, {} are there", self.len(), report.entries));
+        }
+        report
+    }
+}

@@ -1,0 +1,348 @@
+//! The one write path.
+//!
+//! ```text
+//! find without the lock; if the condition fails already, or nothing is to be done: return, nothing is logged
+//! reserve space in the log, copy key and body, compute their checks
+//! lock the bucket; if it changed since: find again; decide again
+//! a new key: count up, or at the bound: unlock, make room, begin again
+//! take the sequence, stamp the header; publish the word (or empty the slot); unlock
+//! ```
+//!
+//! A record is stamped under the lock and never taken back, so the log and the index always agree on which
+//! write of a key came last, and a write that failed its condition leaves only dead space.
+
+use std::sync::atomic::Ordering;
+
+use super::Engine;
+use super::counters::Counter;
+use super::hints::Hint;
+use super::index::{CountUp, Found, Locked, Probe, Slot, Vacancy, Word};
+use super::record::{Draft, Kind, MAX_KEY_LEN, Prepared, Stamp};
+use super::segment::Segment;
+use crate::entry::{Change, Codec, Condition, Expiry, Outcome};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::step;
+
+/// The key's record as the header says, expired or not.
+#[derive(Debug, Clone, Copy)]
+struct Current {
+    slot: Slot,
+    word: Word,
+    sequence: u64,
+    generation: u32,
+    expires_at: Expiry,
+    len: u32,
+}
+
+/// What a look at the index found for a key.
+struct Seen {
+    found: Found,
+    current: Option<Current>,
+}
+
+/// What a change comes to, given what is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Decision {
+    Put { expires_at: Expiry },
+    Remove,
+    Return(Outcome),
+}
+
+/// Why an attempt under the lock has to begin again.
+enum Again {
+    Changed,
+    Full,
+}
+
+impl Engine {
+    pub(crate) fn commit(&self, key: &[u8], condition: Condition, change: Change<'_>) -> Result<Outcome> {
+        if key.len() > MAX_KEY_LEN {
+            let why =
+                format!("{} bytes with prefix and version; at most {MAX_KEY_LEN} are possible", key.len());
+            return Err(Error::new(ErrorKind::InvalidKey, "set").with_source(why));
+        }
+        let hash = self.hasher.hash(key);
+        self.hints.prefetch(self.index.primary_of(hash));
+        loop {
+            let seen = self.look(hash, key);
+            let live = self.live(&seen, self.index.generation());
+            let decision = self.decide(condition, change, live);
+            if let Decision::Return(outcome) = decision {
+                return Ok(outcome);
+            }
+            let is_put = matches!(decision, Decision::Put { .. });
+            if is_put && !self.is_counted(&seen) && self.index.count() >= self.max_entries {
+                self.make_room()?;
+            }
+            match self.attempt(hash, key, condition, change, seen, decision)? {
+                Ok(outcome) => return Ok(outcome),
+                Err(Again::Changed) => {}
+                Err(Again::Full) => self.make_room()?,
+            }
+        }
+    }
+
+    /// One attempt: reserve, prepare, lock, decide again, publish.
+    fn attempt(
+        &self,
+        hash: u64,
+        key: &[u8],
+        condition: Condition,
+        change: Change<'_>,
+        seen: Seen,
+        decision: Decision,
+    ) -> Result<Result<Outcome, Again>> {
+        let moved = match change {
+            Change::Touch { .. } if decision != Decision::Remove => seen.current.map(|c| c.word),
+            _ => None,
+        };
+        let Some((reservation, prepared)) = self.write_body(key, change, decision, moved)? else {
+            return Ok(Err(Again::Changed));
+        };
+        step!("commit::reserved");
+        let locked = self.index.lock(hash);
+        self.note_wiped(locked.wiped());
+        let seen = if locked.unchanged_since(&seen.found) { seen } else { self.look(hash, key) };
+        let generation = self.index.generation();
+        let live = self.live(&seen, generation);
+        match self.decide(condition, change, live) {
+            Decision::Return(outcome) => return Ok(Ok(outcome)),
+            again if again != decision => return Ok(Err(Again::Changed)),
+            _ => {}
+        }
+        if moved.is_some_and(|word| live.is_none_or(|c| c.word != word)) {
+            return Ok(Err(Again::Changed));
+        }
+        let existed = live.is_some();
+        let publication = match decision {
+            Decision::Put { expires_at } => {
+                let counted = seen.current.is_some_and(|c| c.generation == generation);
+                if !counted && self.index.count_up(generation, self.max_entries) == CountUp::Full {
+                    return Ok(Err(Again::Full));
+                }
+                let slot = self.slot_for(&locked, &seen);
+                step!("commit::counted");
+                let sequence = self.index.next_sequence();
+                reservation.segment.stamp(
+                    reservation.offset,
+                    &prepared,
+                    Stamp { sequence, generation, expires_at },
+                );
+                step!("commit::stamped");
+                locked.set(slot, Word::new(hash, reservation.segment.id, reservation.offset));
+                step!("commit::published");
+                self.hints.set(slot, Hint::new(expires_at, generation, self.index.recency()));
+                (Some(sequence), !counted)
+            }
+            _ => {
+                // Only a live entry is removed, so there is a slot to empty.
+                let Some(current) = live else { return Ok(Err(Again::Changed)) };
+                let sequence = self.index.next_sequence();
+                let stamp = Stamp { sequence, generation: current.generation, expires_at: None };
+                reservation.segment.stamp(reservation.offset, &prepared, stamp);
+                step!("commit::stamped");
+                locked.clear(current.slot);
+                step!("commit::published");
+                self.index.count_down(current.generation);
+                (None, false)
+            }
+        };
+        drop(locked);
+        let (token, inserted) = publication;
+        if inserted {
+            self.index.count_insert(self.inserts_per_tick);
+            self.ring_if_crowded();
+        }
+        if token.is_some() {
+            self.index.add_live_bytes(reservation.segment.id, i64::from(reservation.len));
+        }
+        if let Some(old) = seen.current {
+            self.index.add_live_bytes(old.word.segment(), -i64::from(old.len));
+        }
+        self.counters.one(Counter::Commits);
+        if self.syncs_each_write() {
+            let segment = reservation.segment.clone();
+            drop(reservation);
+            segment.sync()?;
+        }
+        Ok(Ok(Outcome::Done { token, existed }))
+    }
+
+    /// Reserves space and puts key and body there. `None` if the entry whose body was to be copied has gone.
+    fn write_body(
+        &self,
+        key: &[u8],
+        change: Change<'_>,
+        decision: Decision,
+        moved: Option<Word>,
+    ) -> Result<Option<(super::log::Reservation, Prepared)>> {
+        let key_len = key.len() as u32;
+        let tombstone =
+            (Draft { kind: Kind::Tombstone, codec: Codec::Raw, flags: 0, key_len, body_len: 0 }, &[][..]);
+        let guard = moved.map(|word| self.log.segment(word.segment()));
+        let (draft, body) = match (change, moved) {
+            _ if decision == Decision::Remove => tombstone,
+            (Change::Store { value, codec, .. }, _) => {
+                // What does not fit into 32 bits does not fit into a segment either.
+                let body_len = u32::try_from(value.len()).unwrap_or(u32::MAX);
+                (Draft { kind: Kind::Value, codec, flags: 0, key_len, body_len }, value)
+            }
+            (_, Some(word)) => {
+                let segment = guard.as_ref().and_then(|g| g.as_ref()).filter(|s| s.id == word.segment());
+                let Some(record) = segment.and_then(|s| s.record(word.offset())) else { return Ok(None) };
+                let Some(body) = record.verified_body() else {
+                    // A reader would say so too: there is no entry.
+                    if let Some((slot, _)) = self.look(self.hasher.hash(key), key).found.entry {
+                        self.evict(slot, word);
+                    }
+                    return Ok(None);
+                };
+                let body_len = body.len() as u32;
+                (
+                    Draft { kind: record.kind, codec: record.codec, flags: record.flags, key_len, body_len },
+                    body,
+                )
+            }
+            _ => tombstone,
+        };
+        let reservation = self.log.reserve(&draft, &self.index, self)?;
+        if self.log.wants_spare() {
+            self.bell.ring();
+        }
+        let prepared = reservation.segment.prepare(reservation.offset, reservation.len, draft, key, body);
+        Ok(Some((reservation, prepared)))
+    }
+
+    /// Finds the key's record, whatever state it is in.
+    fn look(&self, hash: u64, key: &[u8]) -> Seen {
+        let mut header = None;
+        let found = self.index.find(hash, |word| {
+            let guard = self.log.segment(word.segment());
+            let Some(segment) = guard.as_ref().filter(|s| s.id == word.segment()) else {
+                return Probe::Unreadable;
+            };
+            let Some(record) = segment.record(word.offset()) else { return Probe::Unreadable };
+            if record.key != key {
+                return Probe::Other;
+            }
+            header = Some((record.sequence, record.generation, record.expires_at, record.len));
+            Probe::Match
+        });
+        let current =
+            found.entry.zip(header).map(|((slot, word), (sequence, generation, expires_at, len))| Current {
+                slot,
+                word,
+                sequence,
+                generation,
+                expires_at,
+                len,
+            });
+        Seen { found, current }
+    }
+
+    fn live(&self, seen: &Seen, generation: u32) -> Option<Current> {
+        seen.current.filter(|c| c.generation >= generation && !self.has_passed(c.expires_at))
+    }
+
+    /// Whether the key's record, dead or alive, counts as an entry already.
+    fn is_counted(&self, seen: &Seen) -> bool {
+        seen.current.is_some_and(|c| c.generation == self.index.generation())
+    }
+
+    fn decide(&self, condition: Condition, change: Change<'_>, live: Option<Current>) -> Decision {
+        let current = live.map(|c| c.sequence);
+        let met = match condition {
+            Condition::Always => true,
+            Condition::Absent => current.is_none(),
+            Condition::Present => current.is_some(),
+            Condition::Token(token) => current == Some(token),
+        };
+        let refused = Decision::Return(Outcome::Refused { current });
+        match change {
+            _ if !met => refused,
+            Change::Store { expires_at, .. } if !self.has_passed(expires_at) => Decision::Put { expires_at },
+            Change::Store { .. } if live.is_none() => {
+                Decision::Return(Outcome::Done { token: None, existed: false })
+            }
+            Change::Touch { .. } | Change::Delete if live.is_none() => refused,
+            Change::Touch { expires_at } if !self.has_passed(expires_at) => Decision::Put { expires_at },
+            Change::Store { .. } | Change::Touch { .. } | Change::Delete => Decision::Remove,
+        }
+    }
+
+    /// The slot that the key's word goes to: its own, one that nobody can read, an empty one, or, in a chain
+    /// without room, that of the coldest entry.
+    fn slot_for(&self, locked: &Locked<'_>, seen: &Seen) -> Slot {
+        if let Some(current) = seen.current {
+            return current.slot;
+        }
+        if let Some((slot, _)) = seen.found.unreadable {
+            self.recount.store(true, Ordering::Relaxed);
+            return slot;
+        }
+        if let Ok(Vacancy { slot, moved }) = locked.vacant() {
+            if let Some((from, to)) = moved {
+                self.hints.set(to, self.hints.get(from));
+            }
+            return slot;
+        }
+        self.slot_of_coldest(locked)
+    }
+
+    /// Gives up the coldest entry of a chain that has no room for another.
+    fn slot_of_coldest(&self, locked: &Locked<'_>) -> Slot {
+        let now = self.index.recency();
+        let mut coldest: Option<(u32, Slot, Word)> = None;
+        locked.slots(|slot, word| {
+            let age = self.hints.get(slot).age(now);
+            if coldest.is_none_or(|(oldest, ..)| age > oldest) {
+                coldest = Some((age, slot, word));
+            }
+        });
+        // A chain without room is a chain with entries.
+        let (_, slot, word) = coldest.unwrap_or((0, Slot::from_number(1), Word::EMPTY));
+        match self.header_of(word) {
+            Some((generation, _)) => self.index.count_down(generation),
+            None => self.recount.store(true, Ordering::Relaxed),
+        }
+        self.counters.one(Counter::Evicted);
+        slot
+    }
+
+    /// Generation and length of the record that `word` names.
+    pub(super) fn header_of(&self, word: Word) -> Option<(u32, u32)> {
+        let guard = self.log.segment(word.segment());
+        let segment: &Segment = guard.as_ref().filter(|s| s.id == word.segment())?;
+        segment.record(word.offset()).map(|record| (record.generation, record.len))
+    }
+
+    pub(super) fn note_wiped(&self, wiped: usize) {
+        if wiped > 0 {
+            self.counters.add(Counter::Corrupt, wiped as u64);
+            self.recount.store(true, Ordering::Relaxed);
+            tracing::warn!(dir = %self.dir.display(), entries = wiped, "part of the index was damaged and is wiped");
+        }
+    }
+
+    /// Removes every entry, at once.
+    pub(crate) fn clear(&self) -> Result<()> {
+        let draft = Draft { kind: Kind::Clear, codec: Codec::Raw, flags: 0, key_len: 0, body_len: 0 };
+        let reservation = self.log.reserve(&draft, &self.index, self)?;
+        let prepared = reservation.segment.prepare(reservation.offset, reservation.len, draft, &[], &[]);
+        let lock = self.index.lock_clear();
+        let Some(next) = self.index.generation().checked_add(1) else {
+            let why = "4,294,967,295 clears are as many as a directory can have; remove it";
+            return Err(Error::new(ErrorKind::Overflow, "clear").with_path(&self.dir).with_source(why));
+        };
+        let stamp = Stamp { sequence: self.index.next_sequence(), generation: next, expires_at: None };
+        reservation.segment.stamp(reservation.offset, &prepared, stamp);
+        step!("clear::stamped");
+        self.index.begin_generation(next);
+        drop(lock);
+        let segment = reservation.segment.clone();
+        drop(reservation);
+        self.hot.clear();
+        self.bell.ring_for_sweep();
+        if self.syncs_each_write() { segment.sync() } else { Ok(()) }
+    }
+}

@@ -1,0 +1,137 @@
+//! The directory: its names, its making, and who may be in it.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::meta::Meta;
+use super::segment::Segment;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::file::{self, TEMPORARY_PREFIX};
+use crate::sys::lock;
+
+/// Byte of `locks` that is held while somebody attaches or detaches.
+const ATTACHING: i64 = 0;
+/// The first byte that stands for an attached process.
+pub(super) const FIRST_PROCESS: i64 = 1;
+
+/// The text that tells backup tools to pass the directory over. See <https://bford.info/cachedir/>.
+const CACHEDIR_TAG: &[u8] =
+    b"Signature: 8a477f597d28d172789f06886806bc55\n# This file marks a cache directory of keepwarm.\n";
+
+pub(super) struct Directory {
+    pub(super) path: PathBuf,
+}
+
+impl Directory {
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    pub(super) fn segments(&self) -> PathBuf {
+        self.path.join("segments")
+    }
+
+    /// The directory at `path`, made if there is none. Its parent must exist. Nothing in a directory of
+    /// somebody else's is touched.
+    pub(super) fn at(path: &Path) -> Result<Self> {
+        let io_error = |e| Error::io("open", path, e);
+        match fs::metadata(path) {
+            Ok(found) if !found.is_dir() => {
+                return Err(Error::new(ErrorKind::NotACache, "open")
+                    .with_path(path)
+                    .with_source("not a directory"));
+            }
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => file::create_dir(path).map_err(io_error)?,
+            Err(e) => return Err(io_error(e)),
+        }
+        let directory = Self { path: fs::canonicalize(path).map_err(io_error)? };
+        if !directory.file("meta").try_exists().map_err(io_error)? {
+            directory.refuse_foreign(path)?;
+        }
+        Ok(directory)
+    }
+
+    /// Refuses a directory without `meta` that holds anything but what an interrupted making leaves.
+    fn refuse_foreign(&self, path: &Path) -> Result<()> {
+        for entry in fs::read_dir(&self.path).map_err(|e| Error::io("open", path, e))? {
+            let name = entry.map_err(|e| Error::io("open", path, e))?.file_name();
+            let known =
+                ["CACHEDIR.TAG", "locks", "state", "index", "hints", "segments", "blobs", "lost+found"];
+            if !known.iter().any(|k| name == *k) && name != "meta" && !is_temporary(&name) {
+                let why = format!("it holds {}", name.display());
+                return Err(Error::new(ErrorKind::NotACache, "open").with_path(path).with_source(why));
+            }
+        }
+        Ok(())
+    }
+
+    /// The lock file, with the attach mutex held: nobody else is attaching or detaching until
+    /// [`release`](Directory::release).
+    pub(super) fn enter(&self) -> Result<File> {
+        let path = self.file("locks");
+        let take = || {
+            let (file, _) = file::open_or_create(&path)?;
+            lock::lock(&file, ATTACHING)?;
+            Ok(file)
+        };
+        take().map_err(|e| Error::io("lock", &path, e))
+    }
+
+    /// Takes the attach mutex again, to detach.
+    pub(super) fn reenter(locks: &File) -> io::Result<()> {
+        lock::lock(locks, ATTACHING)
+    }
+
+    pub(super) fn release(locks: &File) -> io::Result<()> {
+        lock::unlock(locks, ATTACHING)
+    }
+
+    /// Reads `meta`, or makes it and what else a new directory needs. The attach mutex is held.
+    pub(super) fn meta(&self) -> Result<Meta> {
+        self.remove_temporaries();
+        let path = self.file("meta");
+        if let Some(meta) = Meta::read(&path)? {
+            return Ok(meta);
+        }
+        if self.segment_files()?.next().is_some() {
+            let why = "it is missing, and without it the segments cannot be read";
+            return Err(Error::new(ErrorKind::Corrupt, "open").with_path(&path).with_source(why));
+        }
+        for dir in [self.segments(), self.file("blobs")] {
+            file::create_dir(&dir).map_err(|e| Error::io("create", &dir, e))?;
+        }
+        let tag = self.file("CACHEDIR.TAG");
+        file::replace(&tag, CACHEDIR_TAG).map_err(|e| Error::io("create", &tag, e))?;
+        Meta::create(&path)
+    }
+
+    /// Ids and paths of the files in `segments` that have a segment's name.
+    pub(super) fn segment_files(&self) -> Result<impl Iterator<Item = (u32, PathBuf)>> {
+        let dir = self.segments();
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => Some(entries),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(Error::io("read directory", &dir, e)),
+        };
+        let named = entries.into_iter().flatten().filter_map(|entry| {
+            let entry = entry.ok()?;
+            Some((Segment::id_of(entry.file_name().to_str()?)?, entry.path()))
+        });
+        Ok(named)
+    }
+
+    /// Removes what a crash left of a file that was being replaced.
+    fn remove_temporaries(&self) {
+        let Ok(entries) = fs::read_dir(&self.path) else { return };
+        for entry in entries.flatten().filter(|e| is_temporary(&e.file_name())) {
+            let _ = file::remove(&entry.path());
+        }
+    }
+}
+
+fn is_temporary(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|n| n.starts_with(TEMPORARY_PREFIX))
+}

@@ -1,0 +1,89 @@
+//! Removing entries that nobody asked to remove: expired, evicted, or damaged. Not logged: after a kill such an
+//! entry may be back, which for a cache is no loss.
+
+use std::sync::atomic::Ordering;
+
+use super::Engine;
+use super::counters::Counter;
+use super::index::{Probe, Slot, Word};
+use super::log::Evacuate;
+use super::record::Kind;
+use super::segment::Segment;
+
+impl Engine {
+    /// Empties `slot` if it still holds `word`. Says whether it did.
+    pub(super) fn evict(&self, slot: Slot, word: Word) -> bool {
+        // Read before the lock is taken: the page may have to come from the disk.
+        let header = self.header_of(word);
+        let locked = self.index.lock_slot(slot);
+        self.note_wiped(locked.wiped());
+        if locked.word(slot) != word {
+            return false;
+        }
+        locked.clear(slot);
+        match header {
+            Some((generation, _)) => self.index.count_down(generation),
+            // Nobody can say whether it counted. Too high a count is safe, and is put right later.
+            None => self.recount.store(true, Ordering::Relaxed),
+        }
+        drop(locked);
+        if let Some((_, len)) = header {
+            self.index.add_live_bytes(word.segment(), -i64::from(len));
+        }
+        true
+    }
+
+    /// Removes the entry if its record is expired or of an older generation. Says whether an entry that
+    /// counted is gone.
+    pub(super) fn reap(&self, slot: Slot, word: Word) -> bool {
+        let guard = self.log.segment(word.segment());
+        let record = guard.as_ref().filter(|s| s.id == word.segment()).and_then(|s| s.record(word.offset()));
+        let Some(record) = record else { return false };
+        let outdated = record.generation < self.index.generation();
+        if !outdated && !record.is_expired(self.options.clock.now()) {
+            return false;
+        }
+        let expired = self.evict(slot, word) && !outdated;
+        self.counters.add(Counter::Expired, u64::from(expired));
+        expired
+    }
+
+    /// Counts the entries of the current generation and corrects the count, unless others keep changing it.
+    pub(super) fn count_again(&self) {
+        const ATTEMPTS: usize = 4;
+        for _ in 0..ATTEMPTS {
+            let before = self.index.count_word();
+            let generation = (before >> 32) as u32;
+            let counted = self
+                .index
+                .entries(0..self.index.geometry().buckets)
+                .filter(|(_, word)| self.header_of(*word).is_none_or(|(g, _)| g == generation))
+                .count();
+            if self.index.correct_count(before, counted as u64) {
+                self.recount.store(false, Ordering::Relaxed);
+                return;
+            }
+        }
+    }
+}
+
+impl Evacuate for Engine {
+    fn evacuate(&self, segment: &Segment) {
+        let mut evicted = 0;
+        for (offset, record) in segment.records().filter(|(_, r)| r.kind == Kind::Value) {
+            let hash = self.hasher.hash(record.key);
+            let word = Word::new(hash, segment.id, offset);
+            let here = |w: Word| if w == word { Probe::Match } else { Probe::Other };
+            if let Some((slot, _)) = self.index.find(hash, here).entry {
+                let current = record.generation == self.index.generation();
+                if self.evict(slot, word) && current && !self.has_passed(record.expires_at) {
+                    evicted += 1;
+                }
+            }
+        }
+        if evicted > 0 {
+            self.counters.add(Counter::Evicted, evicted);
+            self.tell_once(&self.told_of_bytes, "max_bytes");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! A bucket: one cache line with a control word and seven entry words.
+//!
+//! ```text
+//! control, unlocked primary:  check (32) | version (31) | 0
+//! control, locked primary:    owner (32) | version (31) | 1
+//! control, overflow bucket:   check (32) | its primary (32)
+//! ```
+//!
+//! The version changes at each unlock. The check covers the entry words. Whoever changes them recomputes it,
+//! and a reader who finds that it does not fit, in a bucket that nobody has locked or changed meanwhile, knows
+//! that something else wrote there: all that the bucket says is void.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{LINE, Word};
+
+const LOCKED: u64 = 1;
+const LOW: u64 = 0xffff_ffff;
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bucket<'a>(&'a [AtomicU64; LINE]);
+
+/// A control word as it was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Control(pub(super) u64);
+
+impl Control {
+    pub(crate) fn is_locked(self) -> bool {
+        self.0 & LOCKED != 0
+    }
+
+    pub(super) fn check(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// The primary bucket of an overflow bucket.
+    pub(super) fn primary(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// The same version, locked by `owner`.
+    pub(super) fn locked_by(self, owner: u32) -> Self {
+        Self(u64::from(owner) << 32 | (self.0 & LOW) | LOCKED)
+    }
+
+    /// What a locked word becomes at its unlock.
+    pub(super) fn unlocked(self, check: u32) -> Self {
+        Self(u64::from(check) << 32 | ((self.0 & LOW & !LOCKED).wrapping_add(2) & LOW))
+    }
+
+    pub(super) fn of_overflow(check: u32, primary: u32) -> Self {
+        Self(u64::from(check) << 32 | u64::from(primary))
+    }
+}
+
+/// Odd factors for the check, one a word: products of independent words can be computed side by side.
+const FACTORS: [u64; LINE - 1] = [
+    0x9e37_79b9_7f4a_7c15,
+    0xc2b2_ae3d_27d4_eb4f,
+    0x1656_67b1_9e37_79f9,
+    0x85eb_ca77_c2b2_ae63,
+    0x27d4_eb2f_1656_67c5,
+    0xff51_afd7_ed55_8ccd,
+    0xc4ce_b9fe_1a85_ec53,
+];
+
+/// Slots that hold entries. The last may hold a link instead.
+pub(crate) const SLOTS: std::ops::Range<usize> = 1..LINE;
+pub(super) const LAST_SLOT: usize = LINE - 1;
+
+impl<'a> Bucket<'a> {
+    pub(super) fn new(line: &'a [AtomicU64; LINE]) -> Self {
+        Self(line)
+    }
+
+    pub(super) fn control(self) -> Control {
+        Control(self.0[0].load(Ordering::Acquire))
+    }
+
+    pub(super) fn set_control(self, control: Control) {
+        self.0[0].store(control.0, Ordering::Release);
+    }
+
+    pub(super) fn swap_control(self, from: Control, to: Control) -> bool {
+        self.0[0].compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    pub(super) fn word(self, slot: usize) -> Word {
+        Word(self.0[slot].load(Ordering::Acquire))
+    }
+
+    pub(super) fn set_word(self, slot: usize, word: Word) {
+        self.0[slot].store(word.0, Ordering::Release);
+    }
+
+    /// The bucket that the last slot links to, if it does.
+    pub(super) fn link(self) -> Option<u32> {
+        let word = self.word(LAST_SLOT);
+        (word.0 != 0 && !word.is_entry()).then_some(word.0 as u32)
+    }
+
+    /// The check that fits the entry words as they are.
+    pub(super) fn computed_check(self) -> u32 {
+        let sum = FACTORS.iter().zip(&self.0[1..]).fold(0u64, |sum, (factor, word)| {
+            sum.wrapping_add(word.load(Ordering::Relaxed).wrapping_mul(*factor))
+        });
+        (sum >> 32) as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flipped_byte_in_any_word_changes_the_check() {
+        let line: [AtomicU64; LINE] =
+            std::array::from_fn(|i| AtomicU64::new(i as u64 * 0x0123_4567_89ab_cdef));
+        let bucket = Bucket::new(&line);
+        let check = bucket.computed_check();
+        for slot in SLOTS {
+            for byte in 0..8 {
+                for flip in 1..=255u64 {
+                    let before = bucket.word(slot);
+                    bucket.set_word(slot, Word(before.0 ^ flip << (8 * byte)));
+                    assert_ne!(bucket.computed_check(), check, "slot {slot} byte {byte} flip {flip:#x}");
+                    bucket.set_word(slot, before);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn unlocking_changes_the_version_and_keeps_the_check() {
+        let free = Control(7 << 32 | 8);
+        let locked = free.locked_by(42);
+        assert!(locked.is_locked() && !free.is_locked());
+        let again = locked.unlocked(9);
+        assert_eq!((again.check(), again.is_locked(), again.0 as u32), (9, false, 10));
+        assert_eq!(Control(LOW & !1).locked_by(1).unlocked(0), Control(0), "the version wraps");
+    }
+}

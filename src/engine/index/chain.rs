@@ -1,0 +1,408 @@
+//! A key's chain: its primary bucket and the overflow buckets linked behind it. Finding, locking, changing.
+//!
+//! Readers load words and take no lock. Writers hold the primary's lock for the whole chain. An entry never
+//! moves to another slot, except that the last word of a bucket moves to the first slot of a new overflow
+//! bucket before the link replaces it; so a reader who walks a chain once sees each entry that stays.
+//!
+//! An overflow bucket at the end of its chain that has become empty is unlinked and kept on a free list, or in
+//! time every chain that was ever long would hold one. A reader who still walks into it misses nothing, since it
+//! was empty, and what it may find there later are words of other keys, which it compares and passes over.
+
+use std::sync::atomic::Ordering;
+
+use super::bucket::{Bucket, Control, LAST_SLOT, SLOTS};
+use super::{Index, LINE, Word, at};
+
+/// No chain is longer; what would make it so replaces the coldest of its entries.
+const MAX_CHAIN: usize = 16;
+
+/// The place of an entry word: bucket and slot in one number, the same in the index and in the hints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Slot(u64);
+
+impl Slot {
+    fn new(bucket: u32, slot: usize) -> Self {
+        Self(u64::from(bucket) * LINE as u64 + slot as u64)
+    }
+
+    pub(super) fn bucket(self) -> u32 {
+        (self.0 / LINE as u64) as u32
+    }
+
+    pub(super) fn within(self) -> usize {
+        self.0 as usize % LINE
+    }
+
+    /// The number of this slot among all words of all buckets.
+    pub(crate) fn number(self) -> usize {
+        self.0 as usize
+    }
+
+    pub(crate) fn from_number(number: usize) -> Self {
+        Self(number as u64)
+    }
+}
+
+/// What a probe says of a word whose tag fits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Probe {
+    /// It is this key's.
+    Match,
+    /// It is another key's.
+    Other,
+    /// Nobody can say.
+    Unreadable,
+}
+
+/// What a walk along a chain found.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Found {
+    /// The primary's control word before the walk.
+    pub(crate) control: Control,
+    /// The key's slot and word.
+    pub(crate) entry: Option<(Slot, Word)>,
+    /// A slot whose word has the key's tag and cannot be read: the first.
+    pub(crate) unreadable: Option<(Slot, Word)>,
+    /// Whether the walk saw words that do not fit their check.
+    damaged: bool,
+}
+
+/// Waits longer and longer for a lock that is held for well under a microsecond, unless its holder was put
+/// off the processor.
+#[derive(Debug, Default)]
+pub(crate) struct Backoff(u32);
+
+impl Backoff {
+    pub(crate) fn pause(&mut self) {
+        self.0 += 1;
+        match self.0 {
+            0..=64 => std::hint::spin_loop(),
+            65..=256 => std::thread::yield_now(),
+            _ => std::thread::sleep(std::time::Duration::from_micros(50)),
+        }
+    }
+}
+
+impl Index {
+    /// Walks the chain of `hash` and asks `probe` about each word with its tag.
+    pub(crate) fn find(&self, hash: u64, mut probe: impl FnMut(Word) -> Probe) -> Found {
+        let primary = self.primary_of(hash);
+        let mut found = Found { control: Control(0), entry: None, unreadable: None, damaged: false };
+        let Some(bucket) = self.bucket(primary) else { return found };
+        found.control = bucket.control();
+        let (mut number, mut bucket) = (primary, bucket);
+        for length in 1..=MAX_CHAIN {
+            let control = if length == 1 { found.control } else { bucket.control() };
+            // A locked control word has no check; its holder sees to it.
+            found.damaged |= !control.is_locked_primary(length) && control.check() != bucket.computed_check();
+            for slot in SLOTS {
+                let word = bucket.word(slot);
+                if !word.is_entry() || !word.has_tag_of(hash) {
+                    continue;
+                }
+                match probe(word) {
+                    Probe::Match => {
+                        found.entry = Some((Slot::new(number, slot), word));
+                        return found;
+                    }
+                    Probe::Unreadable if found.unreadable.is_none() => {
+                        found.unreadable = Some((Slot::new(number, slot), word));
+                    }
+                    Probe::Unreadable | Probe::Other => {}
+                }
+            }
+            match bucket.link().and_then(|link| Some((link, self.bucket(link)?))) {
+                Some(next) => (number, bucket) = next,
+                None => break,
+            }
+        }
+        found
+    }
+
+    /// Whether what [`find`](Index::find) saw was damaged: words that did not fit their check although nobody
+    /// was changing them.
+    pub(crate) fn is_damaged(&self, hash: u64, found: &Found) -> bool {
+        found.damaged && !found.control.is_locked() && self.control(hash) == found.control
+    }
+
+    /// The control word of the primary bucket of `hash`.
+    pub(crate) fn control(&self, hash: u64) -> Control {
+        self.bucket(self.primary_of(hash)).map_or(Control(0), Bucket::control)
+    }
+
+    /// The word in `slot` now.
+    pub(crate) fn word(&self, slot: Slot) -> Word {
+        self.bucket(slot.bucket()).map_or(Word::EMPTY, |b| b.word(slot.within()))
+    }
+
+    /// Locks the chain of `hash`.
+    pub(crate) fn lock(&self, hash: u64) -> Locked<'_> {
+        self.lock_primary(self.primary_of(hash))
+    }
+
+    /// Locks the chain that `slot` is in.
+    pub(crate) fn lock_slot(&self, slot: Slot) -> Locked<'_> {
+        let number = slot.bucket();
+        let primary = match self.bucket(number) {
+            Some(bucket) if number >= self.geometry.primaries => bucket.control().primary(),
+            _ => number,
+        };
+        self.lock_primary(primary.min(self.geometry.primaries - 1))
+    }
+
+    fn lock_primary(&self, primary: u32) -> Locked<'_> {
+        // A primary's number is below the number of buckets, by construction of both callers.
+        #[expect(
+            clippy::expect_used,
+            reason = "the number was scaled or clamped to the primaries just before"
+        )]
+        let bucket = self.bucket(primary).expect("a primary bucket is in the index");
+        let mut wait = Backoff::default();
+        loop {
+            let before = bucket.control();
+            let locked = before.locked_by(self.owner);
+            if !before.is_locked() && bucket.swap_control(before, locked) {
+                let mut chain = Locked { index: self, primary, bucket, before, locked, wiped: 0 };
+                chain.verify();
+                return chain;
+            }
+            wait.pause();
+        }
+    }
+
+    /// An overflow bucket that no chain uses, empty: one that was given back, or a new one.
+    fn take_overflow(&self) -> Option<u32> {
+        let free = &self.words()[at::FREE_OVERFLOW];
+        let mut head = free.load(Ordering::Acquire);
+        // The upper half of the head counts changes, so that a head which was taken and put back in between is
+        // not mistaken for one that stayed.
+        while let Some(number) = (head as u32).checked_sub(1) {
+            let next = u64::from(self.bucket(number)?.control().primary());
+            let changed = (head >> 32).wrapping_add(1) << 32 | next;
+            match free.compare_exchange_weak(head, changed, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Some(number),
+                Err(now) => head = now,
+            }
+        }
+        let bump = &self.words()[at::NEXT_OVERFLOW];
+        if bump.load(Ordering::Relaxed) >= u64::from(self.geometry.buckets) {
+            return None;
+        }
+        let number = u32::try_from(bump.fetch_add(1, Ordering::AcqRel)).ok()?;
+        (number < self.geometry.buckets).then_some(number)
+    }
+
+    /// Puts an empty, unlinked overflow bucket on the free list. Its control word holds the next one's number
+    /// plus one; the check of seven empty words is 0.
+    fn give_back_overflow(&self, number: u32, bucket: Bucket<'_>) {
+        let free = &self.words()[at::FREE_OVERFLOW];
+        let mut head = free.load(Ordering::Acquire);
+        loop {
+            bucket.set_control(Control::of_overflow(0, head as u32));
+            let changed = (head >> 32).wrapping_add(1) << 32 | u64::from(number + 1);
+            match free.compare_exchange_weak(head, changed, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return,
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    /// All entry words with their slots, one bucket after the other.
+    pub(crate) fn entries(&self, buckets: std::ops::Range<u32>) -> impl Iterator<Item = (Slot, Word)> + '_ {
+        buckets.filter_map(|number| Some((number, self.bucket(number)?))).flat_map(|(number, bucket)| {
+            SLOTS.map(move |slot| (Slot::new(number, slot), bucket.word(slot))).filter(|(_, w)| w.is_entry())
+        })
+    }
+
+    /// The entry words of one primary's chain.
+    pub(crate) fn chain_words(&self, primary: u32) -> Vec<Word> {
+        let mut words = Vec::new();
+        let mut number = Some(primary);
+        for _ in 0..MAX_CHAIN {
+            let Some(bucket) = number.and_then(|n| self.bucket(n)) else { break };
+            words.extend(SLOTS.map(|slot| bucket.word(slot)).filter(|w| w.is_entry()));
+            number = bucket.link();
+        }
+        words
+    }
+
+    /// Buckets whose words do not fit their check, for `check`. Meant for an index at rest.
+    pub(crate) fn damaged_buckets(&self) -> Vec<u32> {
+        (0..self.geometry.buckets)
+            .filter(|n| {
+                self.bucket(*n).is_some_and(|b| {
+                    let control = b.control();
+                    let locked = *n < self.geometry.primaries && control.is_locked();
+                    !locked && control.check() != b.computed_check()
+                })
+            })
+            .collect()
+    }
+}
+
+impl Control {
+    fn is_locked_primary(self, length: usize) -> bool {
+        length == 1 && self.is_locked()
+    }
+}
+
+/// A chain whose lock is held. Dropping it unlocks.
+///
+/// While one is alive: no system call, no allocation, no code of users, no other lock.
+pub(crate) struct Locked<'a> {
+    index: &'a Index,
+    primary: u32,
+    bucket: Bucket<'a>,
+    before: Control,
+    locked: Control,
+    /// Entries that were wiped because their bucket was damaged.
+    wiped: usize,
+}
+
+impl Locked<'_> {
+    /// Whether nothing in the chain changed since `found`.
+    pub(crate) fn unchanged_since(&self, found: &Found) -> bool {
+        self.before == found.control && self.wiped == 0
+    }
+
+    /// How many entries were wiped because something else than the engine had written over them.
+    pub(crate) fn wiped(&self) -> usize {
+        self.wiped
+    }
+
+    pub(crate) fn word(&self, slot: Slot) -> Word {
+        self.index.word(slot)
+    }
+
+    /// The number of the chain.
+    pub(crate) fn primary(&self) -> u32 {
+        self.primary
+    }
+
+    /// Stores `word`, which may be empty, in `slot` of this chain.
+    pub(crate) fn set(&self, slot: Slot, word: Word) {
+        let number = slot.bucket();
+        if let Some(bucket) = self.index.bucket(number) {
+            bucket.set_word(slot.within(), word);
+            if number != self.primary {
+                bucket.set_control(Control::of_overflow(bucket.computed_check(), self.primary));
+            }
+        }
+    }
+
+    /// Empties `slot`, and gives back the overflow buckets at the end of the chain that hold nothing any more.
+    pub(crate) fn clear(&self, slot: Slot) {
+        self.set(slot, Word::EMPTY);
+        while self.bucket.link().is_some() && self.unlink_empty_end() {}
+    }
+
+    /// Unlinks the last bucket of the chain if it is empty. Says whether it did.
+    fn unlink_empty_end(&self) -> bool {
+        let (mut before, mut bucket) = (self.primary, self.bucket);
+        for _ in 0..MAX_CHAIN {
+            let Some((end, end_bucket)) =
+                bucket.link().and_then(|link| Some((link, self.index.bucket(link)?)))
+            else {
+                return false;
+            };
+            if end_bucket.link().is_none() {
+                let empty = SLOTS.into_iter().all(|slot| end_bucket.word(slot) == Word::EMPTY);
+                if empty {
+                    self.set(Slot::new(before, LAST_SLOT), Word::EMPTY);
+                    self.index.give_back_overflow(end, end_bucket);
+                }
+                return empty;
+            }
+            (before, bucket) = (end, end_bucket);
+        }
+        false
+    }
+
+    /// An empty slot, from a new overflow bucket if need be. `Err` with every slot of the chain if there is
+    /// no room for one more: the caller gives up one of them.
+    pub(crate) fn vacant(&self) -> Result<Vacancy, ChainFull> {
+        let (mut number, mut bucket) = (self.primary, self.bucket);
+        let mut length = 1;
+        loop {
+            if let Some(slot) = SLOTS.into_iter().find(|s| bucket.word(*s) == Word::EMPTY) {
+                return Ok(Vacancy { slot: Slot::new(number, slot), moved: None });
+            }
+            match bucket.link().and_then(|link| Some((link, self.index.bucket(link)?))) {
+                Some(next) if length < MAX_CHAIN => (number, bucket) = next,
+                Some(_) => return Err(ChainFull),
+                None => break,
+            }
+            length += 1;
+        }
+        if length == MAX_CHAIN {
+            return Err(ChainFull);
+        }
+        self.extend(number, bucket)
+    }
+
+    /// Links a new overflow bucket behind `last`, whose last word moves there.
+    fn extend(&self, last: u32, bucket: Bucket<'_>) -> Result<Vacancy, ChainFull> {
+        let taken = self.index.take_overflow().ok_or(ChainFull)?;
+        let (from, to) = (Slot::new(last, LAST_SLOT), Slot::new(taken, SLOTS.start));
+        self.set(to, bucket.word(LAST_SLOT));
+        self.set(from, Word(u64::from(taken)));
+        Ok(Vacancy { slot: Slot::new(taken, SLOTS.start + 1), moved: Some((from, to)) })
+    }
+
+    /// Every slot of the chain that holds an entry.
+    pub(crate) fn slots(&self, mut visit: impl FnMut(Slot, Word)) {
+        let (mut number, mut bucket) = (self.primary, self.bucket);
+        for _ in 0..MAX_CHAIN {
+            for slot in SLOTS {
+                let word = bucket.word(slot);
+                if word.is_entry() {
+                    visit(Slot::new(number, slot), word);
+                }
+            }
+            match bucket.link().and_then(|link| Some((link, self.index.bucket(link)?))) {
+                Some(next) => (number, bucket) = next,
+                None => return,
+            }
+        }
+    }
+
+    /// Empties what does not fit its check: nothing that it says can be believed.
+    fn verify(&mut self) {
+        let (mut number, mut bucket) = (self.primary, self.bucket);
+        for length in 1..=MAX_CHAIN {
+            let control = if length == 1 { self.before } else { bucket.control() };
+            if control.check() != bucket.computed_check() {
+                self.wiped += SLOTS.filter(|s| bucket.word(*s).is_entry()).count().max(1);
+                for slot in SLOTS {
+                    self.set(Slot::new(number, slot), Word::EMPTY);
+                }
+                return;
+            }
+            match bucket.link().and_then(|link| Some((link, self.index.bucket(link)?))) {
+                Some(next) => (number, bucket) = next,
+                None => return,
+            }
+        }
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        let unlocked = self.locked.unlocked(self.bucket.computed_check());
+        if !self.bucket.swap_control(self.locked, unlocked) {
+            tracing::error!(bucket = self.primary, "the lock of a bucket was taken over while it was held");
+        }
+    }
+}
+
+/// A place for one more entry.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Vacancy {
+    pub(crate) slot: Slot,
+    /// The entry that moved, from where to where, because the chain grew: what is kept by slot moves with it.
+    pub(crate) moved: Option<(Slot, Slot)>,
+}
+
+/// A chain has no room for one more entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ChainFull;

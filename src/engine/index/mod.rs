@@ -1,0 +1,335 @@
+//! The index: which record each key's entry is. A file mapped as shared memory.
+//!
+//! ```text
+//! header         the words below, hot ones on cache lines of their own
+//! attach table   one incarnation and one acknowledged drop epoch for each process
+//! segment table  four words for each segment: id and state, owner, tail, live bytes
+//! buckets        one cache line each: a control word and seven entry words
+//! ```
+//!
+//! An entry word is `tag (10 bits) | segment id (32) | offset in units of 8 bytes (22)`. Segment ids are never
+//! used again, so a word means one record forever: one store publishes, one load reads, and nobody can mistake
+//! a new record for an old one. A word of segment 0 in the last slot of a bucket links to an overflow bucket.
+//!
+//! The file is never trusted after an unclean end. Within one life it is guarded against stray writes: each
+//! bucket's control word carries a check of its entry words (see [`bucket`]).
+
+pub(crate) mod bucket;
+mod chain;
+mod count;
+
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use self::bucket::Bucket;
+pub(crate) use self::chain::{Backoff, Found, Locked, Probe, Slot, Vacancy};
+pub(crate) use self::count::CountUp;
+use crate::sys::map::Map;
+
+/// An offset within a segment is stored in units of this many bytes.
+const OFFSET_UNIT: u64 = super::record::ALIGN as u64;
+const OFFSET_BITS: u32 = 22;
+const SEGMENT_BITS: u32 = 32;
+const TAG_SHIFT: u32 = OFFSET_BITS + SEGMENT_BITS;
+/// The largest length of a segment whose every record a word can reach.
+pub(crate) const MAX_OFFSET: u64 = OFFSET_UNIT << OFFSET_BITS;
+
+/// Words in a cache line, and so in a bucket: a control word and the entries.
+pub(crate) const LINE: usize = 8;
+
+const MAGIC: u64 = u64::from_le_bytes(*b"KWindex1");
+
+/// Word numbers within the header.
+mod at {
+    pub(super) const MAGIC: usize = 0;
+    pub(super) const PRIMARIES: usize = 1;
+    pub(super) const BUCKETS: usize = 2;
+    pub(super) const SEGMENTS: usize = 3;
+    /// Read by every operation, changed by `clear` alone.
+    pub(super) const GENERATION: usize = 8;
+    pub(super) const RECENCY: usize = 9;
+    pub(super) const SEQUENCE: usize = 16;
+    pub(super) const COUNT: usize = 24;
+    pub(super) const CLEAR_LOCK: usize = 32;
+    /// The first overflow bucket that was never used.
+    pub(super) const NEXT_OVERFLOW: usize = 40;
+    /// The first of those that were given back, plus one; its upper half counts changes.
+    pub(super) const FREE_OVERFLOW: usize = 41;
+    pub(super) const NEXT_SEGMENT: usize = 48;
+    pub(super) const INSERTS: usize = 56;
+}
+/// The words of the header that say something; the rest of its page is spare.
+pub(crate) const HEADER_WORDS: usize = 64;
+const ATTACH_AT: usize = 512;
+/// As many processes as can be attached.
+const ATTACH_ENTRIES: usize = 1024;
+const SEGMENTS_AT: usize = ATTACH_AT + ATTACH_ENTRIES * 2;
+const SEGMENT_WORDS: usize = 4;
+
+/// An entry word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Word(pub(crate) u64);
+
+impl Word {
+    pub(crate) const EMPTY: Self = Self(0);
+
+    pub(crate) fn new(hash: u64, segment: u32, offset: u32) -> Self {
+        debug_assert!(u64::from(offset) < MAX_OFFSET && segment != 0);
+        Self(tag(hash) << TAG_SHIFT | u64::from(segment) << OFFSET_BITS | u64::from(offset) / OFFSET_UNIT)
+    }
+
+    pub(crate) fn segment(self) -> u32 {
+        (self.0 >> OFFSET_BITS) as u32
+    }
+
+    pub(crate) fn offset(self) -> u32 {
+        ((self.0 & ((1 << OFFSET_BITS) - 1)) * OFFSET_UNIT) as u32
+    }
+
+    /// The word without its tag: ordered by when the space was reserved.
+    pub(crate) fn age(self) -> u64 {
+        self.0 & ((1 << TAG_SHIFT) - 1)
+    }
+
+    fn has_tag_of(self, hash: u64) -> bool {
+        self.0 >> TAG_SHIFT == tag(hash)
+    }
+
+    fn is_entry(self) -> bool {
+        self.segment() != 0
+    }
+}
+
+/// The low bits of the hash; the bucket comes from the high ones.
+fn tag(hash: u64) -> u64 {
+    hash & ((1 << (64 - TAG_SHIFT)) - 1)
+}
+
+/// The state of a segment, as all processes see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum SegmentState {
+    Free = 0,
+    Active = 1,
+    Sealed = 2,
+    Emptied = 3,
+    Failed = 4,
+}
+
+/// How large an index is; fixed when its file is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Geometry {
+    /// Buckets that keys hash to.
+    pub(crate) primaries: u32,
+    /// All buckets: the primaries and, after them, the overflow buckets.
+    pub(crate) buckets: u32,
+    /// Entries of the segment table, a power of two.
+    pub(crate) segments: u32,
+}
+
+impl Geometry {
+    /// Four entries to a bucket of seven: one bucket in twenty overflows at any time, and a quarter more is there
+    /// for it, since an overflow bucket is kept until it is empty. Where the bound on entries is exact to the
+    /// last one there is an overflow bucket for each primary.
+    pub(crate) fn for_entries(max_entries: u64, max_segments: u64) -> Self {
+        let primaries = max_entries.div_ceil(4).clamp(4, u64::from(u32::MAX / 2));
+        let exact = super::layout::INLINE_CULL_ENTRIES / 4;
+        let buckets = primaries + primaries / 4 + primaries.min(exact) * 3 / 4 + 8;
+        let segments = (max_segments * 2 + 32).next_power_of_two();
+        Self { primaries: primaries as u32, buckets: buckets as u32, segments: segments as u32 }
+    }
+
+    /// Whether an index of this geometry serves where `wanted` was asked for.
+    pub(crate) fn covers(&self, wanted: &Self) -> bool {
+        self.primaries >= wanted.primaries && self.segments >= wanted.segments
+    }
+
+    fn buckets_at(&self) -> usize {
+        (SEGMENTS_AT + self.segments as usize * SEGMENT_WORDS).next_multiple_of(512)
+    }
+
+    pub(crate) fn index_bytes(&self) -> u64 {
+        ((self.buckets_at() + self.buckets as usize * LINE) as u64 * 8).next_multiple_of(4096)
+    }
+
+    pub(crate) fn hint_bytes(&self) -> u64 {
+        (u64::from(self.buckets) * LINE as u64 * 8).next_multiple_of(4096)
+    }
+}
+
+/// What the header says at one moment; stored with the clean mark.
+pub(crate) type HeaderCopy = [u64; HEADER_WORDS];
+
+pub(crate) struct Index {
+    map: Map,
+    geometry: Geometry,
+    buckets_at: usize,
+    /// Identifies this attachment in the locks it takes: attach number and incarnation.
+    owner: u32,
+}
+
+impl Index {
+    /// Makes the index anew in `file`, empty: all zeros but for its geometry.
+    pub(crate) fn create(file: &File, geometry: Geometry, owner: u32) -> io::Result<Self> {
+        crate::sys::file::reset(file, geometry.index_bytes())?;
+        let index = Self::map(file, geometry, owner)?;
+        for (word, value) in [
+            (at::PRIMARIES, u64::from(geometry.primaries)),
+            (at::BUCKETS, u64::from(geometry.buckets)),
+            (at::SEGMENTS, u64::from(geometry.segments)),
+            (at::SEQUENCE, 1),
+            (at::NEXT_OVERFLOW, u64::from(geometry.primaries)),
+            (at::NEXT_SEGMENT, 1),
+            (at::RECENCY, 1),
+            (at::MAGIC, MAGIC),
+        ] {
+            index.words()[word].store(value, Ordering::Release);
+        }
+        Ok(index)
+    }
+
+    /// Maps the index that `file` holds, if it has one whose header is exactly `expected`.
+    pub(crate) fn open(file: &File, expected: &HeaderCopy, owner: u32) -> io::Result<Option<Self>> {
+        let number = |at: usize| u32::try_from(expected[at]).unwrap_or(0);
+        let geometry = Geometry {
+            primaries: number(at::PRIMARIES),
+            buckets: number(at::BUCKETS),
+            segments: number(at::SEGMENTS),
+        };
+        let plausible = expected[at::MAGIC] == MAGIC
+            && geometry.primaries > 0
+            && geometry.buckets > geometry.primaries
+            && geometry.segments.is_power_of_two();
+        if !plausible || file.metadata()?.len() != geometry.index_bytes() {
+            return Ok(None);
+        }
+        let index = Self::map(file, geometry, owner)?;
+        Ok((index.header_copy() == *expected).then_some(index))
+    }
+
+    fn map(file: &File, geometry: Geometry, owner: u32) -> io::Result<Self> {
+        let map = Map::new(file, geometry.index_bytes() as usize)?;
+        Ok(Self { map, geometry, buckets_at: geometry.buckets_at(), owner })
+    }
+
+    pub(crate) fn header_copy(&self) -> HeaderCopy {
+        std::array::from_fn(|i| self.words()[i].load(Ordering::Acquire))
+    }
+
+    pub(crate) fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        self.map.sync()
+    }
+
+    fn words(&self) -> &[AtomicU64] {
+        self.map.words()
+    }
+
+    fn bucket(&self, number: u32) -> Option<Bucket<'_>> {
+        let at = self.buckets_at + number as usize * LINE;
+        let line = (number < self.geometry.buckets).then(|| self.words().get(at..at + LINE))??;
+        Some(Bucket::new(line.try_into().ok()?))
+    }
+
+    /// The bucket of a hash: its high bits, scaled to the number of primaries.
+    pub(crate) fn primary_of(&self, hash: u64) -> u32 {
+        ((u128::from(hash) * u128::from(self.geometry.primaries)) >> 64) as u32
+    }
+
+    /// The generation of `clear`: entries of an older one are gone.
+    pub(crate) fn generation(&self) -> u32 {
+        self.words()[at::GENERATION].load(Ordering::Acquire) as u32
+    }
+
+    pub(crate) fn next_sequence(&self) -> u64 {
+        self.words()[at::SEQUENCE].fetch_add(1, Ordering::AcqRel)
+    }
+
+    pub(crate) fn set_next_sequence(&self, sequence: u64) {
+        self.words()[at::SEQUENCE].store(sequence, Ordering::Release);
+    }
+
+    /// The next id for which the segment table has a free place, or `None` if it has none at all. Ids never
+    /// come back.
+    pub(crate) fn next_segment_id(&self) -> Option<u32> {
+        for _ in 0..self.geometry.segments {
+            let id = u32::try_from(self.words()[at::NEXT_SEGMENT].fetch_add(1, Ordering::AcqRel)).ok()?;
+            if id != 0 && self.segment_words(id)[0].load(Ordering::Acquire) == 0 {
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    /// Makes sure that the next segment id is not below `id`.
+    pub(crate) fn raise_next_segment_id(&self, id: u64) {
+        self.words()[at::NEXT_SEGMENT].fetch_max(id, Ordering::AcqRel);
+    }
+
+    fn segment_words(&self, id: u32) -> &[AtomicU64] {
+        let at = SEGMENTS_AT + (id & (self.geometry.segments - 1)) as usize * SEGMENT_WORDS;
+        &self.words()[at..at + SEGMENT_WORDS]
+    }
+
+    /// Says for all to see what state a segment is in. [`SegmentState::Free`] gives up its place in the table.
+    pub(crate) fn set_segment(&self, id: u32, state: SegmentState) {
+        let words = self.segment_words(id);
+        match state {
+            SegmentState::Free => words.iter().for_each(|w| w.store(0, Ordering::Release)),
+            _ => {
+                words[1].store(u64::from(self.owner), Ordering::Release);
+                words[0].store(u64::from(id) | (state as u64) << 32, Ordering::Release);
+            }
+        }
+    }
+
+    /// The state of segment `id`, `None` if the table has no such segment.
+    pub(crate) fn segment_state(&self, id: u32) -> Option<SegmentState> {
+        use SegmentState::{Active, Emptied, Failed, Free, Sealed};
+        let word = self.segment_words(id)[0].load(Ordering::Acquire);
+        if word as u32 != id {
+            return None;
+        }
+        [Free, Active, Sealed, Emptied, Failed].into_iter().find(|s| *s as u64 == word >> 32)
+    }
+
+    pub(crate) fn set_segment_tail(&self, id: u32, tail: u32) {
+        self.segment_words(id)[2].store(u64::from(tail), Ordering::Release);
+    }
+
+    /// Counts `delta` more live bytes in segment `id`. A guide, not a promise: a crash in between loses one.
+    pub(crate) fn add_live_bytes(&self, id: u32, delta: i64) {
+        let words = self.segment_words(id);
+        if words[0].load(Ordering::Relaxed) as u32 == id {
+            words[3].fetch_add(delta as u64, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn live_bytes(&self, id: u32) -> u64 {
+        (self.segment_words(id)[3].load(Ordering::Relaxed) as i64).max(0) as u64
+    }
+
+    /// The recency clock.
+    pub(crate) fn recency(&self) -> u32 {
+        self.words()[at::RECENCY].load(Ordering::Relaxed) as u32
+    }
+
+    pub(crate) fn set_recency(&self, tick: u32) {
+        self.words()[at::RECENCY].store(u64::from(tick), Ordering::Relaxed);
+    }
+
+    /// Counts an insert and moves the recency clock once in `inserts_per_tick` of them.
+    pub(crate) fn count_insert(&self, inserts_per_tick: u64) {
+        let before = self.words()[at::INSERTS].fetch_add(1, Ordering::Relaxed);
+        if (before + 1).is_multiple_of(inserts_per_tick) {
+            self.words()[at::RECENCY].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

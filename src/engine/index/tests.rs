@@ -1,0 +1,129 @@
+use super::chain::Probe;
+use super::*;
+
+fn index(entries: u64) -> (Index, File) {
+    let file = tempfile::tempfile().unwrap();
+    let index = Index::create(&file, Geometry::for_entries(entries, 16), 7).unwrap();
+    (index, file)
+}
+
+/// A hash in the primary bucket of number `bucket`, with tag `tag`.
+fn hash(index: &Index, bucket: u64, tag: u64) -> u64 {
+    let width = u64::MAX / u64::from(index.geometry().primaries);
+    let hash = ((bucket * width + width / 2) & !1023) | tag;
+    assert_eq!(index.primary_of(hash), bucket as u32);
+    hash
+}
+
+fn put(index: &Index, hash: u64, word: Word) {
+    let locked = index.lock(hash);
+    let slot = locked.vacant().unwrap().slot;
+    locked.set(slot, word);
+}
+
+fn is(word: Word) -> impl FnMut(Word) -> Probe {
+    move |w| if w == word { Probe::Match } else { Probe::Other }
+}
+
+#[test]
+fn a_word_keeps_its_parts() {
+    let word = Word::new(0x3ff, u32::MAX, (MAX_OFFSET - OFFSET_UNIT) as u32);
+    assert_eq!((word.segment(), word.offset()), (u32::MAX, (MAX_OFFSET - OFFSET_UNIT) as u32));
+    assert!(word.has_tag_of(0xffff_ffff_ffff_ffff) && !word.has_tag_of(0));
+}
+
+#[test]
+fn chains_grow_and_every_entry_is_found() {
+    let (index, _file) = index(4000);
+    let words: Vec<_> = (1..=40u32).map(|i| Word::new(hash(&index, 3, u64::from(i)), i, 64)).collect();
+    for (i, word) in words.iter().enumerate() {
+        put(&index, hash(&index, 3, i as u64 + 1), *word);
+    }
+    for (i, word) in words.iter().enumerate() {
+        let found = index.find(hash(&index, 3, i as u64 + 1), is(*word));
+        assert_eq!(found.entry.map(|(_, w)| w), Some(*word));
+        assert!(!index.is_damaged(hash(&index, 3, 1), &found));
+    }
+    assert_eq!(index.chain_words(3).len(), 40);
+    assert!(index.damaged_buckets().is_empty());
+    assert!(index.entries(0..index.geometry().buckets).count() == 40);
+}
+
+#[test]
+fn a_chain_has_an_end() {
+    let (index, _file) = index(4_000);
+    let hash = hash(&index, 0, 1);
+    let mut placed = 0u32;
+    loop {
+        let locked = index.lock(hash);
+        match locked.vacant() {
+            Ok(vacancy) => locked.set(vacancy.slot, Word::new(hash, placed + 1, 64)),
+            Err(_) => break,
+        }
+        placed += 1;
+    }
+    assert!(placed >= 90, "{placed}");
+}
+
+#[test]
+fn a_stray_write_is_noticed_by_readers_and_wiped_by_writers() {
+    let (index, _file) = index(100);
+    let hash = hash(&index, 5, 9);
+    let word = Word::new(hash, 1, 64);
+    put(&index, hash, word);
+    let (slot, _) = index.find(hash, is(word)).entry.unwrap();
+    let stray = Word(word.0 ^ 0x10);
+    index.bucket(slot.bucket()).unwrap().set_word(slot.within(), stray);
+    let found = index.find(hash, is(stray));
+    assert!(index.is_damaged(hash, &found));
+    assert_eq!(index.damaged_buckets(), [5]);
+    assert_eq!(index.lock(hash).wiped(), 1);
+    assert!(index.find(hash, is(stray)).entry.is_none());
+    assert!(index.damaged_buckets().is_empty());
+}
+
+#[test]
+fn the_count_is_exact_at_the_bound_and_per_generation() {
+    let (index, _file) = index(100);
+    assert_eq!(index.count_up(0, 2), CountUp::Counted);
+    assert_eq!(index.count_up(0, 2), CountUp::Counted);
+    assert_eq!(index.count_up(0, 2), CountUp::Full);
+    index.count_down(0);
+    assert_eq!(index.count(), 1);
+    index.begin_generation(1);
+    assert_eq!((index.count(), index.generation()), (0, 1));
+    index.count_down(0);
+    assert_eq!(index.count_up(0, 2), CountUp::OtherGeneration);
+    assert_eq!(index.count_up(1, 2), CountUp::Counted);
+}
+
+#[test]
+fn an_index_is_opened_only_as_it_was_left() {
+    let (index, file) = index(100);
+    index.next_sequence();
+    let copy = index.header_copy();
+    assert!(Index::open(&file, &copy, 1).unwrap().is_some());
+    index.next_sequence();
+    assert!(Index::open(&file, &copy, 1).unwrap().is_none());
+}
+
+#[test]
+fn overflow_buckets_that_are_empty_again_serve_other_chains() {
+    let (index, _file) = index(4_000);
+    let free = index.geometry().buckets - index.geometry().primaries;
+    for round in 0..free {
+        let bucket = u64::from(round % index.geometry().primaries);
+        let words: Vec<_> =
+            (1..=30u32).map(|i| Word::new(hash(&index, bucket, u64::from(i)), i, 64)).collect();
+        let hashes: Vec<_> = (1..=30).map(|i| hash(&index, bucket, i)).collect();
+        for (hash, word) in hashes.iter().zip(&words) {
+            put(&index, *hash, *word);
+        }
+        for (hash, word) in hashes.iter().zip(&words) {
+            let (slot, _) = index.find(*hash, is(*word)).entry.expect("an entry stays until it is removed");
+            index.lock(*hash).clear(slot);
+        }
+        assert!(index.chain_words(bucket as u32).is_empty());
+    }
+    assert!(index.damaged_buckets().is_empty());
+}

@@ -1,0 +1,76 @@
+//! How large everything is: what follows from `max_entries` and `max_bytes`. Pure arithmetic.
+
+use super::index::Geometry;
+use super::{index, record, segment};
+use crate::options::Options;
+
+/// Below this many entries, `max_entries` is enforced in the inserting call, with exact counts.
+pub(crate) const INLINE_CULL_ENTRIES: u64 = 10_000;
+
+/// No entry takes fewer bytes than this on average once its share of the index is counted, so `max_bytes`
+/// bounds the entries as well.
+const BYTES_PER_ENTRY: u64 = 192;
+
+/// Space for the small files, the directories and the file system's own blocks.
+const FIXED_BYTES: u64 = 64 << 10;
+
+/// A segment is this part of the space for segments, within the limits below.
+const SEGMENT_SHARE: u64 = 32;
+const MIN_SEGMENT: u64 = 16 << 10;
+const MAX_SEGMENT: u64 = 16 << 20;
+
+/// The sizes that one set of options asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Layout {
+    /// The bound on entries: `max_entries`, or fewer where `max_bytes` could not hold them.
+    pub(crate) max_entries: u64,
+    /// The index that this many entries need.
+    pub(crate) geometry: Geometry,
+}
+
+impl Layout {
+    pub(crate) fn new(options: &Options) -> Self {
+        let max_entries = options.max_entries.min(options.max_bytes / BYTES_PER_ENTRY);
+        let segments = options.max_bytes / segment_len(options.max_bytes);
+        Self { max_entries, geometry: Geometry::for_entries(max_entries, segments) }
+    }
+}
+
+/// What `max_bytes` leaves for segments beside an index of this geometry.
+pub(crate) fn segment_budget(max_bytes: u64, geometry: Geometry) -> u64 {
+    max_bytes.saturating_sub(geometry.index_bytes() + geometry.hint_bytes() + FIXED_BYTES)
+}
+
+/// The length of a segment file when `budget` bytes are there for segments.
+pub(crate) fn segment_len(budget: u64) -> u64 {
+    let share = (budget / SEGMENT_SHARE).max(1);
+    (1 << share.ilog2()).clamp(MIN_SEGMENT, MAX_SEGMENT)
+}
+
+/// The largest record that fits: at least four of them can be there at once.
+pub(crate) fn max_record_len(budget: u64) -> u64 {
+    (budget / 4).saturating_sub(segment::HEADER_LEN as u64).min(u64::from(record::MAX_LEN))
+}
+
+const _: () = assert!(MAX_SEGMENT <= index::MAX_OFFSET, "an entry word reaches every record of a segment");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_smallest_cache_still_has_room_for_segments() {
+        let options = Options { max_bytes: crate::options::MAX_BYTES_LEAST, ..Options::default() };
+        let layout = Layout::new(&options);
+        let budget = segment_budget(options.max_bytes, layout.geometry);
+        assert!(budget >= options.max_bytes / 4, "{budget} of {}", options.max_bytes);
+        assert!(budget / segment_len(budget) >= 16);
+    }
+
+    #[test]
+    fn the_default_index_takes_a_small_part_of_the_space() {
+        let layout = Layout::new(&Options::default());
+        assert_eq!(layout.max_entries, 1_000_000);
+        assert!(layout.geometry.index_bytes() + layout.geometry.hint_bytes() < 45 << 20);
+    }
+}

@@ -1,0 +1,311 @@
+//! The log: the segments, the active one that is appended to, and the space they take.
+//!
+//! Segments are rotated one after the other, and a new one takes its first record only when nothing is in
+//! flight in the one before. So every sequence in a segment is lower than every sequence in a later one, and
+//! dropping the oldest segment never brings an old value back: whatever it superseded is older still, and gone.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::{ArcSwapOption, Guard};
+
+use super::index::{Index, SegmentState};
+use super::layout;
+use super::record::Draft;
+use super::segment::{self, Segment, SpaceInUse};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::{file, step};
+
+/// The active segment is filled with zeros this far ahead of its tail, in the writing call: stores into pages
+/// that a `pwrite` made are several times cheaper than those that fault on an unwritten extent.
+const ZERO_AHEAD: u32 = 64 << 10;
+
+/// What finds a segment by its id: a hold on it for the length of a call.
+pub(crate) type SegmentGuard = Guard<Option<Arc<Segment>>>;
+
+pub(crate) struct Log {
+    dir: PathBuf,
+    table: Box<[ArcSwapOption<Segment>]>,
+    space: SpaceInUse,
+    budget: u64,
+    segment_len: u64,
+    active: Mutex<Option<Active>>,
+    /// Whether the active segment is so full that the next one should be made.
+    wants_spare: AtomicBool,
+    /// The next active segment, made ahead of time.
+    spare: Mutex<Option<Arc<Segment>>>,
+    /// Every segment that is in the table but the active and the spare one, oldest first.
+    sealed: Mutex<BTreeMap<u32, Arc<Segment>>>,
+}
+
+struct Active {
+    segment: Arc<Segment>,
+    tail: u32,
+    zeroed: u32,
+}
+
+/// Space in the active segment for one record.
+pub(crate) struct Reservation {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) offset: u32,
+    pub(crate) len: u32,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.segment.finish();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What makes room in the log: told to give up a segment, it removes every entry in it from the index.
+pub(crate) trait Evacuate {
+    fn evacuate(&self, segment: &Segment);
+}
+
+impl Log {
+    /// A log over `segments`, all of them sealed.
+    pub(crate) fn new(
+        dir: &Path,
+        index: &Index,
+        budget: u64,
+        space: SpaceInUse,
+        segments: Vec<Segment>,
+    ) -> Self {
+        let table = (0..index.geometry().segments).map(|_| ArcSwapOption::empty()).collect();
+        let log = Self {
+            dir: dir.to_owned(),
+            table,
+            space,
+            budget,
+            segment_len: layout::segment_len(budget),
+            active: Mutex::new(None),
+            wants_spare: AtomicBool::new(false),
+            spare: Mutex::new(None),
+            sealed: Mutex::new(BTreeMap::new()),
+        };
+        for segment in segments {
+            let segment = Arc::new(segment);
+            log.slot(segment.id).store(Some(segment.clone()));
+            lock(&log.sealed).insert(segment.id, segment);
+        }
+        log
+    }
+
+    fn slot(&self, id: u32) -> &ArcSwapOption<Segment> {
+        // The length is a power of two.
+        &self.table[id as usize & (self.table.len() - 1)]
+    }
+
+    /// What is in the table's place for segment `id`: that segment, none, or one of another id.
+    pub(crate) fn segment(&self, id: u32) -> SegmentGuard {
+        self.slot(id).load()
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.space.bytes()
+    }
+
+    /// The longest record there may be.
+    pub(crate) fn max_record_len(&self) -> u64 {
+        layout::max_record_len(self.budget)
+    }
+
+    /// Space for a record of this shape. The caller must not hold another reservation or a bucket lock.
+    pub(crate) fn reserve(
+        &self,
+        draft: &Draft,
+        index: &Index,
+        evacuate: &dyn Evacuate,
+    ) -> Result<Reservation> {
+        let len = draft.len().filter(|len| u64::from(*len) <= self.max_record_len());
+        let len = len.ok_or_else(|| {
+            let most = self.max_record_len();
+            Error::new(ErrorKind::ValueTooLarge, "reserve")
+                .with_source(format!("key and value take {} bytes of at most {most}", draft.body_len))
+        })?;
+        let mut active = lock(&self.active);
+        let fits =
+            |a: &Active| u64::from(a.tail) + u64::from(len) <= a.segment.len() && !a.segment.has_failed();
+        if !active.as_ref().is_some_and(fits) {
+            self.rotate(&mut active, len, index, evacuate)?;
+        }
+        let Some(active) = active.as_mut() else {
+            return Err(Error::new(ErrorKind::Interrupted, "reserve"));
+        };
+        let end = active.tail + len;
+        if end > active.zeroed {
+            let ahead = end.saturating_add(ZERO_AHEAD).min(active.segment.len() as u32);
+            active.segment.zero(active.zeroed, ahead)?;
+            active.zeroed = ahead;
+        }
+        let offset = active.tail;
+        active.segment.begin(offset, len);
+        if u64::from(end) > active.segment.len() / 2 && u64::from(offset) <= active.segment.len() / 2 {
+            self.wants_spare.store(true, Ordering::Relaxed);
+        }
+        active.tail = end;
+        index.set_segment_tail(active.segment.id, end);
+        Ok(Reservation { segment: active.segment.clone(), offset, len })
+    }
+
+    /// Seals the active segment and begins the next one, which has room for a record of `len`.
+    fn rotate(
+        &self,
+        active: &mut Option<Active>,
+        len: u32,
+        index: &Index,
+        evacuate: &dyn Evacuate,
+    ) -> Result<()> {
+        let needed = u64::from(len) + segment::HEADER_LEN as u64;
+        let mut spare = lock(&self.spare);
+        let next = match spare.take() {
+            Some(spare) if spare.len() >= needed => spare,
+            Some(spare) => {
+                self.discard(index, &spare);
+                self.create(needed, index, evacuate)?
+            }
+            None => self.create(needed, index, evacuate)?,
+        };
+        drop(spare);
+        step!("log::rotating");
+        if let Some(old) = active.take() {
+            let mut wait = super::index::Backoff::default();
+            while !old.segment.is_drained() {
+                wait.pause();
+            }
+            let state = if old.segment.has_failed() { SegmentState::Failed } else { SegmentState::Sealed };
+            index.set_segment(old.segment.id, state);
+            lock(&self.sealed).insert(old.segment.id, old.segment);
+        }
+        let start = segment::HEADER_LEN as u32;
+        *active = Some(Active { segment: next, tail: start, zeroed: start });
+        Ok(())
+    }
+
+    /// A new segment with room for `needed` bytes, in the table and nowhere else. Gives up the oldest
+    /// segments until there is space for it.
+    fn create(&self, needed: u64, index: &Index, evacuate: &dyn Evacuate) -> Result<Arc<Segment>> {
+        let len = if needed > self.segment_len { needed.next_multiple_of(4096) } else { self.segment_len };
+        while self.space.bytes() + len > self.budget {
+            if !self.drop_oldest(index, evacuate)? {
+                return Err(Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir).with_source(
+                    "max_bytes is taken by values that the program still holds or by files that are not ours",
+                ));
+            }
+        }
+        loop {
+            let Some(id) = index.next_segment_id() else {
+                // The table is full of small segments from a time when max_bytes was smaller.
+                if self.drop_oldest(index, evacuate)? {
+                    continue;
+                }
+                return Err(Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir));
+            };
+            match Segment::create(&self.dir, id, len, &self.space) {
+                Ok(segment) => {
+                    let segment = Arc::new(segment);
+                    index.set_segment(id, SegmentState::Active);
+                    self.slot(id).store(Some(segment.clone()));
+                    return Ok(segment);
+                }
+                // The disk is full before max_bytes is: what is oldest makes room here too.
+                Err(e) if e.kind() == ErrorKind::NoSpace && self.drop_oldest(index, evacuate)? => {}
+                // A file of that name that is none of ours stays, and keeps its name.
+                Err(e) if is_taken(&e) => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Gives up the oldest sealed segment with all that is in it. `false` if there is none.
+    pub(crate) fn drop_oldest(&self, index: &Index, evacuate: &dyn Evacuate) -> Result<bool> {
+        let Some((id, segment)) = lock(&self.sealed).pop_first() else { return Ok(false) };
+        evacuate.evacuate(&segment);
+        index.set_segment(id, SegmentState::Emptied);
+        step!("log::emptied");
+        self.discard(index, &segment);
+        drop(segment);
+        // So that no crash can undo this one's removal and keep that of a later one.
+        file::sync_dir(&self.dir).map_err(|e| Error::io("sync directory", &self.dir, e))?;
+        Ok(true)
+    }
+
+    /// Takes a segment without live records out of the table and off the disk.
+    fn discard(&self, index: &Index, segment: &Arc<Segment>) {
+        self.slot(segment.id).store(None);
+        index.set_segment(segment.id, SegmentState::Free);
+        if let Err(e) = file::remove(&segment.path) {
+            tracing::warn!(path = %segment.path.display(), error = %e, "cannot remove a segment");
+        }
+    }
+
+    /// Whether [`prepare_spare`](Log::prepare_spare) has something to do.
+    pub(crate) fn wants_spare(&self) -> bool {
+        self.wants_spare.load(Ordering::Relaxed)
+    }
+
+    /// Makes the next active segment ahead of time, if the one in use is half full.
+    pub(crate) fn prepare_spare(&self, index: &Index, evacuate: &dyn Evacuate) -> Result<()> {
+        if !self.wants_spare.swap(false, Ordering::Relaxed) {
+            return Ok(());
+        }
+        // The lock is held meanwhile: a rotation that needs the spare waits for it, and segments come into use
+        // in the order of their ids.
+        let mut spare = lock(&self.spare);
+        if spare.is_none() {
+            *spare = Some(self.create(self.segment_len, index, evacuate)?);
+        }
+        Ok(())
+    }
+
+    /// Gives up the oldest segments until the log fits its budget, and those that `is_dead` for as long as
+    /// they are the oldest.
+    pub(crate) fn trim(
+        &self,
+        index: &Index,
+        evacuate: &dyn Evacuate,
+        is_dead: impl Fn(&Segment) -> bool,
+    ) -> Result<()> {
+        loop {
+            let oldest = lock(&self.sealed).first_key_value().map(|(_, segment)| segment.clone());
+            let Some(oldest) = oldest else { return Ok(()) };
+            if self.space.bytes() <= self.budget && !is_dead(&oldest) {
+                return Ok(());
+            }
+            drop(oldest);
+            self.drop_oldest(index, evacuate)?;
+        }
+    }
+
+    /// The ids of all segments but the spare one, oldest first. Whoever goes through them holds one at a time:
+    /// a segment that is held keeps its space.
+    pub(crate) fn ids(&self) -> Vec<u32> {
+        let active = lock(&self.active);
+        let mut all: Vec<_> = lock(&self.sealed).keys().copied().collect();
+        all.extend(active.as_ref().map(|a| a.segment.id));
+        all
+    }
+
+    /// Stops appending: the active segment is sealed and the spare one removed.
+    pub(crate) fn retire(&self, index: &Index) {
+        if let Some(spare) = lock(&self.spare).take() {
+            self.discard(index, &spare);
+        }
+        if let Some(old) = lock(&self.active).take() {
+            index.set_segment(old.segment.id, SegmentState::Sealed);
+            lock(&self.sealed).insert(old.segment.id, old.segment);
+        }
+    }
+}
+
+fn is_taken(error: &Error) -> bool {
+    use std::error::Error as _;
+    let cause = error.source().and_then(|s| s.downcast_ref::<std::io::Error>());
+    cause.is_some_and(|e| e.kind() == std::io::ErrorKind::AlreadyExists)
+}

@@ -1,0 +1,146 @@
+//! The background work: a thread that wakes once a second, or when somebody rings.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::Engine;
+use crate::error::{Error, Result};
+use crate::options::Durability;
+use crate::sys::step;
+
+/// How often the thread looks around when nobody rings.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// A pass over the hints may take this part of the time at most.
+const PASS_SHARE: u32 = 100;
+
+/// Wakes the background thread.
+#[derive(Default)]
+pub(super) struct Bell {
+    calls: Mutex<Calls>,
+    rung: Condvar,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Calls {
+    work: bool,
+    sweep: bool,
+    stop: bool,
+}
+
+impl Bell {
+    fn call(&self, change: impl FnOnce(&mut Calls)) {
+        change(&mut self.calls.lock().unwrap_or_else(PoisonError::into_inner));
+        self.rung.notify_one();
+    }
+
+    /// There is something to do.
+    pub(super) fn ring(&self) {
+        self.call(|calls| calls.work = true);
+    }
+
+    /// There are entries of an older generation to sweep.
+    pub(super) fn ring_for_sweep(&self) {
+        self.call(|calls| calls.sweep = true);
+    }
+
+    /// Waits for a call, or for `at_most`.
+    fn wait(&self, at_most: Duration) -> Calls {
+        let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        let quiet = |calls: &mut Calls| !(calls.work || calls.sweep || calls.stop);
+        let waited = self.rung.wait_timeout_while(calls, at_most, quiet);
+        let mut calls = waited.unwrap_or_else(PoisonError::into_inner).0;
+        let found = *calls;
+        *calls = Calls { stop: found.stop, ..Calls::default() };
+        found
+    }
+}
+
+/// The background thread. Dropping it stops and joins it.
+pub(super) struct Maintenance {
+    engine: Arc<Engine>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Maintenance {
+    pub(super) fn start(engine: Arc<Engine>) -> Result<Self> {
+        let mine = engine.clone();
+        let spawned = std::thread::Builder::new().name("keepwarm".into()).spawn(move || mine.run());
+        let thread = spawned.map_err(|e| Error::io("start a thread for", &engine.dir, e))?;
+        Ok(Self { engine, thread: Some(thread) })
+    }
+}
+
+impl Drop for Maintenance {
+    fn drop(&mut self) {
+        self.engine.bell.call(|calls| calls.stop = true);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the maintenance thread panicked");
+        }
+    }
+}
+
+impl Engine {
+    fn run(&self) {
+        let interval = match self.options.durability {
+            Durability::Interval(interval) => Some(interval),
+            Durability::Buffered | Durability::Sync => None,
+        };
+        let (mut next_pass, mut next_sync) = (Instant::now(), Instant::now());
+        loop {
+            let calls = self.bell.wait(interval.map_or(INTERVAL, |i| i.min(INTERVAL)));
+            if calls.stop {
+                return;
+            }
+            step!("maintenance::woken");
+            warn_of("make room", self.keep_bounds());
+            let started = Instant::now();
+            if calls.sweep || started >= next_pass {
+                self.reap_all();
+                warn_of("trim the log", self.trim());
+                next_pass = Instant::now() + INTERVAL.max(started.elapsed() * PASS_SHARE);
+            }
+            if let Some(interval) = interval
+                && started >= next_sync
+            {
+                warn_of("sync", self.flush());
+                next_sync = Instant::now() + interval;
+            }
+        }
+    }
+
+    /// Does the background's work now, all of it.
+    pub(crate) fn maintain(&self) -> Result<()> {
+        self.reap_all();
+        self.keep_bounds()?;
+        self.trim()
+    }
+
+    /// Brings entries and bytes within their bounds, and gets the next segment ready.
+    pub(super) fn keep_bounds(&self) -> Result<()> {
+        if self.recount.load(Ordering::Relaxed) {
+            self.count_again();
+        }
+        let over = self.index.count().saturating_sub(self.max_entries);
+        if over > 0 {
+            self.evict_coldest(over);
+        }
+        self.cull_if_crowded()?;
+        self.log.trim(&self.index, self, |_| false)?;
+        self.log.prepare_spare(&self.index, self)
+    }
+
+    /// Gives back the space of segments in which nothing is alive.
+    fn trim(&self) -> Result<()> {
+        self.log.trim(&self.index, self, |segment| self.index.live_bytes(segment.id) == 0)
+    }
+}
+
+fn warn_of(what: &'static str, result: Result<()>) {
+    if let Err(error) = result {
+        tracing::warn!(%error, "the background could not {what}");
+    }
+}

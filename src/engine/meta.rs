@@ -1,0 +1,99 @@
+//! `meta`: what the directory is, written once. MessagePack, followed by its CRC-32.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::segment::random;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::file;
+
+/// The format that this version writes, and the newest that it reads.
+const FORMAT: u32 = 1;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Meta {
+    format: u32,
+    /// Features that a reader must know, a bit each. None so far.
+    features: u64,
+    /// The secret of the key hash.
+    pub(crate) hash_key: [u8; 16],
+}
+
+impl Meta {
+    pub(crate) fn create(path: &Path) -> Result<Self> {
+        let make = || {
+            let mut hash_key = [0; 16];
+            hash_key[..8].copy_from_slice(&random()?.to_le_bytes());
+            hash_key[8..].copy_from_slice(&random()?.to_le_bytes());
+            let meta = Self { format: FORMAT, features: 0, hash_key };
+            file::replace(path, &meta.encode()?)?;
+            Ok(meta)
+        };
+        make().map_err(|e| Error::io("create", path, e))
+    }
+
+    fn encode(&self) -> std::io::Result<Vec<u8>> {
+        let mut bytes = rmp_serde::to_vec_named(self).map_err(std::io::Error::other)?;
+        bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
+        Ok(bytes)
+    }
+
+    /// Reads `meta`; `None` if there is none.
+    pub(crate) fn read(path: &Path) -> Result<Option<Self>> {
+        /// Far more than any version writes.
+        const MOST: u64 = 64 << 10;
+        let mut bytes = Vec::new();
+        let read = file::open_to_read(path)
+            .and_then(|f| std::io::Read::read_to_end(&mut std::io::Read::take(f, MOST), &mut bytes));
+        match read {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io("read", path, e)),
+            Ok(_) => {}
+        }
+        let damaged = || Error::new(ErrorKind::Corrupt, "read").with_path(path);
+        let (body, check) = bytes.split_last_chunk::<4>().ok_or_else(damaged)?;
+        if crc32fast::hash(body) != u32::from_le_bytes(*check) {
+            return Err(damaged());
+        }
+        // The format first: a newer one may have other fields.
+        #[derive(Deserialize)]
+        struct Format {
+            format: u32,
+            features: u64,
+        }
+        let Format { format, features } =
+            rmp_serde::from_slice(body).map_err(|e| damaged().with_source(e))?;
+        if format > FORMAT || features != 0 {
+            let why = format!("format {format}, features {features:#x}; this version knows format {FORMAT}");
+            return Err(Error::new(ErrorKind::UnsupportedFormat, "open").with_path(path).with_source(why));
+        }
+        rmp_serde::from_slice(body).map(Some).map_err(|e| damaged().with_source(e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_damage_is_noticed_and_a_newer_format_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("meta");
+        assert_eq!(Meta::read(&path).unwrap(), None);
+        let meta = Meta::create(&path).unwrap();
+        assert_eq!(Meta::read(&path).unwrap(), Some(meta.clone()));
+        let bytes = std::fs::read(&path).unwrap();
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x55;
+            std::fs::write(&path, &damaged).unwrap();
+            assert_eq!(Meta::read(&path).unwrap_err().kind(), ErrorKind::Corrupt, "byte {at}");
+            std::fs::write(&path, &bytes[..at]).unwrap();
+            assert_eq!(Meta::read(&path).unwrap_err().kind(), ErrorKind::Corrupt, "cut at {at}");
+        }
+        let newer = Meta { format: FORMAT + 1, ..meta };
+        std::fs::write(&path, newer.encode().unwrap()).unwrap();
+        assert_eq!(Meta::read(&path).unwrap_err().kind(), ErrorKind::UnsupportedFormat);
+    }
+}

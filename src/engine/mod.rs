@@ -1,0 +1,119 @@
+//! The storage engine: bytes in, bytes out, in a directory.
+//!
+//! `docs/design.md` has the whole picture. In one paragraph: every write is a record appended to the log
+//! ([`log`], [`segment`], [`record`]); the mapped [`index`] holds, for each key, the word that says where its
+//! record is; one [`commit`] path changes it under the lock of one bucket; [`read`] takes no lock at all;
+//! [`culler`] and [`log`] keep the bounds; [`recovery`] makes the index anew from the log when nobody closed it.
+
+mod attach;
+mod check;
+mod commit;
+mod counters;
+mod culler;
+mod directory;
+mod evict;
+mod hints;
+mod hot;
+mod index;
+mod layout;
+mod log;
+mod maintenance;
+mod meta;
+mod read;
+mod record;
+mod recovery;
+mod segment;
+mod state;
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+pub(crate) use self::attach::Attached;
+pub use self::check::CheckReport;
+use self::counters::Counters;
+use self::hints::Hints;
+use self::hot::Hot;
+use self::index::Index;
+use self::log::Log;
+use self::maintenance::Bell;
+use crate::entry::{Expiry, Stats};
+use crate::error::Result;
+use crate::hash::KeyHasher;
+use crate::options::{Durability, Options};
+
+/// An open directory, shared by all threads of the process.
+pub(crate) struct Engine {
+    dir: PathBuf,
+    options: Options,
+    /// The bound on entries: `max_entries`, or fewer where `max_bytes` could not hold them.
+    max_entries: u64,
+    inserts_per_tick: u64,
+    hasher: KeyHasher,
+    index: Index,
+    hints: Hints,
+    log: Log,
+    hot: Hot,
+    counters: Counters,
+    /// Held by whoever culls, so that two inserts at the bound do not both make room.
+    culling: Mutex<()>,
+    bell: Bell,
+    /// Whether the entries must be counted again because something unreadable was removed.
+    recount: AtomicBool,
+    told_of_entries: AtomicBool,
+    told_of_bytes: AtomicBool,
+}
+
+impl Engine {
+    fn has_passed(&self, expires_at: Expiry) -> bool {
+        expires_at.is_some_and(|end| end <= self.options.clock.now())
+    }
+
+    /// The number of entries, expired ones that were not reaped yet included.
+    pub(crate) fn len(&self) -> u64 {
+        self.index.count()
+    }
+
+    /// Whether `max_entries` is enforced in the inserting call, with exact counts.
+    fn culls_inline(&self) -> bool {
+        self.max_entries <= layout::INLINE_CULL_ENTRIES
+    }
+
+    /// Waits until every acknowledged write is on the disk.
+    pub(crate) fn flush(&self) -> Result<()> {
+        for id in self.log.ids() {
+            if let Some(segment) = self.log.segment(id).as_ref().filter(|s| s.id == id) {
+                segment.sync_if_dirty()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The bytes that the directory takes, counted against `max_bytes`.
+    fn bytes(&self) -> u64 {
+        let geometry = self.index.geometry();
+        self.log.bytes() + geometry.index_bytes() + geometry.hint_bytes()
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        let mut stats = self.counters.totals();
+        stats.entries = self.len();
+        stats.bytes = self.bytes();
+        stats.hot_bytes = self.hot.bytes();
+        stats
+    }
+
+    fn syncs_each_write(&self) -> bool {
+        self.options.durability == Durability::Sync
+    }
+
+    /// Says, the first time, that `bound` makes entries go.
+    fn tell_once(&self, told: &AtomicBool, bound: &'static str) {
+        if !told.load(Ordering::Relaxed) && !told.swap(true, Ordering::Relaxed) {
+            tracing::info!(dir = %self.dir.display(), bound, "the cache is full; entries are evicted from now on");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

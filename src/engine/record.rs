@@ -1,0 +1,255 @@
+//! The unit of the log: one write of one key.
+//!
+//! ```text
+//!  0  length u32       of the whole record, a multiple of 8; stored when the space is reserved
+//!  4  header check u32 CRC-32 of key and header, seeded with segment and offset; storing it is the commit
+//!  8  sequence u64
+//! 16  expires at u48   milliseconds since 1970, all ones: never
+//! 22  flags u16        which optional fields the body begins with
+//! 24  generation u32   of `clear`
+//! 28  body check u32   CRC-32 of the body
+//! 32  key length u24 | kind u4 | codec u4
+//! 36  body length u32
+//! 40  key, body (optional fields in the order of their flags, then the value), zeros up to the length
+//! ```
+//!
+//! The header check covers the key, so that a scan of the log reads headers and keys and no values. Both
+//! checks are seeded with the segment's secret salt and the record's offset: nothing that a user stores can
+//! be taken for a record, nor a record in a misplaced block for a current one.
+
+use crc32fast::Hasher;
+
+use crate::entry::{Codec, Expiry};
+use crate::sys::map::Map;
+use crate::time::Timestamp;
+
+pub(crate) const HEADER_LEN: usize = 40;
+/// Records begin at multiples of this.
+pub(crate) const ALIGN: usize = 8;
+/// The longest record, header and all.
+pub(crate) const MAX_LEN: u32 = 1 << 31;
+/// The longest key, in bytes.
+pub(crate) const MAX_KEY_LEN: usize = 1 << 16;
+
+const NEVER: u64 = (1 << 48) - 1;
+
+/// The body begins with the time from which the value is stale, u64 milliseconds since 1970.
+pub(crate) const FLAG_STALE_AT: u16 = 1;
+/// The body goes on with tags: their length u32, then that many bytes.
+pub(crate) const FLAG_TAGS: u16 = 2;
+
+/// What a record says about its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    /// It has this value.
+    Value = 1,
+    /// Its value is in a file of its own. Reserved: not written yet.
+    Blob = 2,
+    /// It was deleted.
+    Tombstone = 3,
+    /// Every key was: the record's generation begins.
+    Clear = 4,
+}
+
+impl Kind {
+    fn from_bits(bits: u8) -> Option<Self> {
+        [Self::Value, Self::Blob, Self::Tombstone, Self::Clear].into_iter().find(|k| *k as u8 == bits)
+    }
+}
+
+fn codec_from_bits(bits: u8) -> Option<Codec> {
+    [Codec::MessagePack, Codec::Raw].into_iter().find(|c| *c as u8 == bits)
+}
+
+/// Where a record is, as far as its checks care.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) salt: u64,
+    pub(crate) offset: u32,
+}
+
+impl Place {
+    fn header_seed(self) -> u32 {
+        (self.salt as u32).wrapping_add(self.offset)
+    }
+
+    fn body_seed(self) -> u32 {
+        ((self.salt >> 32) as u32).wrapping_add(self.offset)
+    }
+}
+
+/// The parts of a header that are known before the record's bucket is locked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Draft {
+    pub(crate) kind: Kind,
+    pub(crate) codec: Codec,
+    pub(crate) flags: u16,
+    pub(crate) key_len: u32,
+    pub(crate) body_len: u32,
+}
+
+impl Draft {
+    /// The length of the whole record, or `None` if it is too long for one.
+    pub(crate) fn len(&self) -> Option<u32> {
+        let len = HEADER_LEN as u64 + u64::from(self.key_len) + u64::from(self.body_len);
+        u32::try_from(len.next_multiple_of(ALIGN as u64)).ok().filter(|len| *len <= MAX_LEN)
+    }
+}
+
+/// The parts of a header that are decided under the bucket's lock.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stamp {
+    pub(crate) sequence: u64,
+    pub(crate) generation: u32,
+    pub(crate) expires_at: Expiry,
+}
+
+/// A record whose key and body are in place and checked, waiting for its stamp.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Prepared {
+    draft: Draft,
+    len: u32,
+    /// The header check so far: over the key.
+    key_check: u32,
+    body_check: u32,
+}
+
+impl Prepared {
+    pub(crate) fn new(draft: Draft, len: u32, place: Place, key: &[u8], body: &[u8]) -> Self {
+        Self {
+            draft,
+            len,
+            key_check: extend(place.header_seed(), key),
+            body_check: extend(place.body_seed(), body),
+        }
+    }
+
+    /// The header but for its first word's lower half, the length, which is in place since the reservation:
+    /// four words, and the check to store last.
+    pub(crate) fn stamp(&self, stamp: Stamp) -> ([u64; 4], u32) {
+        let expires = stamp.expires_at.map_or(NEVER, Timestamp::as_millis);
+        let draft = &self.draft;
+        let words = [
+            stamp.sequence,
+            expires | u64::from(draft.flags) << 48,
+            u64::from(stamp.generation) | u64::from(self.body_check) << 32,
+            u64::from(draft.key_len)
+                | u64::from(draft.kind as u8) << 24
+                | u64::from(draft.codec as u8) << 28
+                | u64::from(draft.body_len) << 32,
+        ];
+        (words, header_check(self.key_check, self.len, &words))
+    }
+}
+
+fn extend(check: u32, bytes: &[u8]) -> u32 {
+    let mut hasher = Hasher::new_with_initial(check);
+    hasher.update(bytes);
+    hasher.finalize()
+}
+
+fn header_check(key_check: u32, len: u32, words: &[u64; 4]) -> u32 {
+    let mut bytes = [0; 36];
+    bytes[..4].copy_from_slice(&len.to_le_bytes());
+    for (chunk, word) in bytes[4..].chunks_exact_mut(8).zip(words) {
+        chunk.copy_from_slice(&word.to_le_bytes());
+    }
+    extend(key_check, &bytes)
+}
+
+/// A record whose header and key passed their check.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Record<'a> {
+    pub(crate) kind: Kind,
+    pub(crate) codec: Codec,
+    pub(crate) flags: u16,
+    /// Of the whole record.
+    pub(crate) len: u32,
+    pub(crate) sequence: u64,
+    pub(crate) generation: u32,
+    pub(crate) expires_at: Expiry,
+    pub(crate) key: &'a [u8],
+    body: &'a [u8],
+    body_check: u32,
+    place: Place,
+}
+
+/// The length that is stored at `offset`, if a record of that length would fit there.
+pub(crate) fn stored_len(map: &Map, offset: u32) -> Option<u32> {
+    let len = u32::from_le_bytes(map.bytes(offset as usize, 4)?.try_into().ok()?);
+    let fits = len as usize >= HEADER_LEN
+        && (len as usize).is_multiple_of(ALIGN)
+        && (offset as usize).checked_add(len as usize)? <= map.len();
+    fits.then_some(len)
+}
+
+impl<'a> Record<'a> {
+    /// The record at `offset` of a segment's map, if there is a stamped one.
+    pub(crate) fn read(map: &'a Map, place: Place) -> Option<Self> {
+        let offset = place.offset as usize;
+        let len = stored_len(map, place.offset)?;
+        Self::decode(map.bytes(offset, len as usize)?, place)
+    }
+
+    /// The record that `bytes`, exactly its length, encode. Any bytes are safe to try.
+    pub(crate) fn decode(bytes: &'a [u8], place: Place) -> Option<Self> {
+        let (header, rest) = bytes.split_first_chunk::<HEADER_LEN>()?;
+        let len = u32::try_from(bytes.len()).ok()?;
+        let stored = u32::from_le_bytes(header[..4].try_into().ok()?);
+        let check = u32::from_le_bytes(header[4..8].try_into().ok()?);
+        let mut words = [0; 4];
+        for (word, chunk) in words.iter_mut().zip(header[8..].chunks_exact(8)) {
+            *word = u64::from_le_bytes(chunk.try_into().ok()?);
+        }
+        let [sequence, times, checks, shape] = words;
+        let (key_len, body_len) = ((shape & 0xff_ffff) as usize, (shape >> 32) as usize);
+        if stored != len || key_len > MAX_KEY_LEN {
+            return None;
+        }
+        let (key, rest) = rest.split_at_checked(key_len)?;
+        let body = rest.get(..body_len)?;
+        if check != header_check(extend(place.header_seed(), key), len, &words) {
+            return None;
+        }
+        Some(Self {
+            kind: Kind::from_bits((shape >> 24 & 0xf) as u8)?,
+            codec: codec_from_bits((shape >> 28 & 0xf) as u8)?,
+            flags: (times >> 48) as u16,
+            len,
+            sequence,
+            generation: checks as u32,
+            expires_at: Some(times & NEVER).filter(|t| *t != NEVER).map(Timestamp::from_millis),
+            key,
+            body,
+            body_check: (checks >> 32) as u32,
+            place,
+        })
+    }
+
+    /// The optional fields and the value, if they pass their check. Costs a pass over the value.
+    pub(crate) fn verified_body(&self) -> Option<&'a [u8]> {
+        (extend(self.place.body_seed(), self.body) == self.body_check).then_some(self.body)
+    }
+
+    /// The value, if it passes its check.
+    pub(crate) fn value(&self) -> Option<&'a [u8]> {
+        let mut body = self.verified_body()?;
+        if self.flags & FLAG_STALE_AT != 0 {
+            body = body.get(8..)?;
+        }
+        if self.flags & FLAG_TAGS != 0 {
+            let (len, rest) = body.split_first_chunk::<4>()?;
+            body = rest.get(u32::from_le_bytes(*len) as usize..)?;
+        }
+        // What later flags mean is not known here, so neither is where the value begins.
+        (self.flags & !(FLAG_STALE_AT | FLAG_TAGS) == 0).then_some(body)
+    }
+
+    pub(crate) fn is_expired(&self, now: Timestamp) -> bool {
+        self.expires_at.is_some_and(|end| end <= now)
+    }
+}
+
+#[cfg(test)]
+mod tests;

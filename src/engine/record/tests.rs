@@ -1,0 +1,72 @@
+use super::*;
+
+const PLACE: Place = Place { salt: 0x1234_5678_9abc_def0, offset: 4096 };
+
+fn encoded(kind: Kind, flags: u16, key: &[u8], body: &[u8], stamp: Stamp) -> Vec<u8> {
+    let draft =
+        Draft { kind, codec: Codec::Raw, flags, key_len: key.len() as u32, body_len: body.len() as u32 };
+    let len = draft.len().unwrap();
+    let (words, check) = Prepared::new(draft, len, PLACE, key, body).stamp(stamp);
+    let mut bytes = Vec::new();
+    bytes.extend(len.to_le_bytes());
+    bytes.extend(check.to_le_bytes());
+    words.iter().for_each(|w| bytes.extend(w.to_le_bytes()));
+    bytes.extend(key);
+    bytes.extend(body);
+    bytes.resize(len as usize, 0);
+    bytes
+}
+
+const STAMP: Stamp = Stamp { sequence: 77, generation: 3, expires_at: Some(Timestamp::from_millis(123)) };
+
+#[test]
+fn what_was_encoded_is_decoded() {
+    for (kind, key, body) in
+        [(Kind::Value, &b"key"[..], &b"value"[..]), (Kind::Tombstone, b"", b""), (Kind::Clear, b"", b"")]
+    {
+        let bytes = encoded(kind, 0, key, body, STAMP);
+        let record = Record::decode(&bytes, PLACE).unwrap();
+        assert_eq!((record.kind, record.key, record.value()), (kind, key, Some(body)));
+        assert_eq!((record.sequence, record.generation, record.expires_at), (77, 3, STAMP.expires_at));
+    }
+    let forever = encoded(Kind::Value, 0, b"k", b"v", Stamp { expires_at: None, ..STAMP });
+    assert_eq!(Record::decode(&forever, PLACE).unwrap().expires_at, None);
+}
+
+#[test]
+fn optional_fields_come_before_the_value() {
+    let mut body = 5u64.to_le_bytes().to_vec();
+    body.extend(3u32.to_le_bytes());
+    body.extend(b"tagvalue");
+    let bytes = encoded(Kind::Value, FLAG_STALE_AT | FLAG_TAGS, b"k", &body, STAMP);
+    assert_eq!(Record::decode(&bytes, PLACE).unwrap().value(), Some(&b"value"[..]));
+}
+
+#[test]
+fn any_flipped_bit_is_noticed() {
+    let bytes = encoded(Kind::Value, 0, b"a key", b"a value", STAMP);
+    let used = HEADER_LEN + b"a keya value".len();
+    for bit in 0..used * 8 {
+        let mut bytes = bytes.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        let value = Record::decode(&bytes, PLACE).and_then(|r| r.value().map(<[u8]>::to_vec));
+        assert_eq!(value, None, "bit {bit}");
+    }
+}
+
+#[test]
+fn a_record_is_valid_in_its_own_place_only() {
+    let bytes = encoded(Kind::Value, 0, b"k", b"v", STAMP);
+    assert!(Record::decode(&bytes, PLACE).is_some());
+    assert!(Record::decode(&bytes, Place { offset: 8192, ..PLACE }).is_none());
+    assert!(Record::decode(&bytes, Place { salt: 1, ..PLACE }).is_none());
+}
+
+#[test]
+fn truncated_and_zero_bytes_are_no_record() {
+    let bytes = encoded(Kind::Value, 0, b"key", b"value", STAMP);
+    for len in 0..bytes.len() {
+        assert!(Record::decode(&bytes[..len], PLACE).is_none(), "{len}");
+    }
+    assert!(Record::decode(&[0; 64], PLACE).is_none());
+}

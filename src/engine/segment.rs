@@ -1,0 +1,330 @@
+//! A segment: one preallocated, mapped file of the log. Records are appended and never changed.
+//!
+//! ```text
+//!  0  magic u64   8  id u32 | zero u32   16  salt u64   24  length u64   32  CRC-32 of these u32   36  zeros
+//! 64  records, one after the other; zeros where none was begun
+//! ```
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use super::record::{self, Draft, Place, Prepared, Record, Stamp};
+use crate::error::{Error, Result};
+use crate::sys::map::Map;
+use crate::sys::{file, step};
+
+pub(crate) const HEADER_LEN: usize = 64;
+const MAGIC: u64 = u64::from_le_bytes(*b"KWsegmt1");
+
+pub(crate) struct Segment {
+    pub(crate) id: u32,
+    pub(crate) path: PathBuf,
+    salt: u64,
+    map: Map,
+    file: File,
+    /// Reservations that were not finished yet.
+    in_flight: AtomicU32,
+    failed: AtomicBool,
+    /// Whether something was stamped since the last sync.
+    dirty: AtomicBool,
+    sync: SharedSync,
+    /// Last, so that the bytes count until the file is unmapped and closed.
+    #[expect(dead_code, reason = "its drop counts the bytes down")]
+    account: Account,
+}
+
+/// Syncs shared by those who wait for one at the same time.
+#[derive(Default)]
+struct SharedSync {
+    asked: AtomicU64,
+    done: Mutex<u64>,
+}
+
+/// The bytes of all segments of an engine, those included that are unlinked and still mapped.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SpaceInUse(Arc<AtomicU64>);
+
+impl SpaceInUse {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    fn account(&self, bytes: u64) -> Account {
+        self.0.fetch_add(bytes, Ordering::AcqRel);
+        Account { space: self.clone(), bytes }
+    }
+}
+
+#[derive(Debug)]
+struct Account {
+    space: SpaceInUse,
+    bytes: u64,
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.space.0.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
+/// What a file in the segment directory turned out to be.
+pub(crate) enum Opened {
+    Segment(Segment),
+    /// Begun by a process that died: nothing in it.
+    Unborn,
+    /// Its header is damaged, or it is none of ours.
+    Foreign,
+}
+
+impl Segment {
+    pub(crate) fn file_name(id: u32) -> String {
+        format!("{id:08x}.seg")
+    }
+
+    /// The id that a file name stands for.
+    pub(crate) fn id_of(name: &str) -> Option<u32> {
+        let digits = name.strip_suffix(".seg")?;
+        let id = u32::from_str_radix(digits, 16).ok()?;
+        (Self::file_name(id) == name && id != 0).then_some(id)
+    }
+
+    pub(crate) fn create(dir: &Path, id: u32, len: u64, space: &SpaceInUse) -> Result<Self> {
+        let path = dir.join(Self::file_name(id));
+        let make = || -> io::Result<Self> {
+            let file = file::create(&path)?;
+            let account = space.account(len);
+            file::allocate(&file, len)?;
+            let salt = random()?;
+            file::write_at(&file, &header(id, salt, len), 0)?;
+            step!("segment::created");
+            let map = Map::new(&file, len as usize)?;
+            Ok(Self::assemble(id, path.clone(), salt, map, file, account))
+        };
+        make().map_err(|e| {
+            // What is half made is of no use, and its space is needed. If that fails too, the next recovery
+            // finds a segment without records.
+            if e.kind() != io::ErrorKind::AlreadyExists {
+                let _ = file::remove(&path);
+            }
+            Error::io("create segment", &path, e)
+        })
+    }
+
+    /// Opens what is at `path`, which is to be segment `id`.
+    pub(crate) fn open(path: &Path, id: u32, space: &SpaceInUse) -> Result<Opened> {
+        let file = match file::open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => return Ok(Opened::Foreign),
+            Err(e) if e.raw_os_error() == Some(nix::libc::ELOOP) => return Ok(Opened::Foreign),
+            Err(e) => return Err(Error::io("open segment", path, e)),
+        };
+        Self::inspect(path, id, file, space).map_err(|e| Error::io("open segment", path, e))
+    }
+
+    fn inspect(path: &Path, id: u32, file: File, space: &SpaceInUse) -> io::Result<Opened> {
+        use std::os::unix::fs::FileExt;
+        let mut found = [0; HEADER_LEN];
+        let len = file.metadata()?.len();
+        if len >= HEADER_LEN as u64 {
+            file.read_exact_at(&mut found, 0)?;
+        }
+        if found == [0; HEADER_LEN] {
+            return Ok(Opened::Unborn);
+        }
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| found[at + i]));
+        let (salt, stated) = (word(16), word(24));
+        if found != header(id, salt, stated) || stated > len || stated < HEADER_LEN as u64 {
+            return Ok(Opened::Foreign);
+        }
+        let map = Map::new(&file, stated as usize)?;
+        let account = space.account(len);
+        Ok(Opened::Segment(Self::assemble(id, path.to_owned(), salt, map, file, account)))
+    }
+
+    fn assemble(id: u32, path: PathBuf, salt: u64, map: Map, file: File, account: Account) -> Self {
+        Self {
+            id,
+            path,
+            salt,
+            map,
+            file,
+            in_flight: AtomicU32::new(0),
+            failed: AtomicBool::new(false),
+            dirty: AtomicBool::new(false),
+            sync: SharedSync::default(),
+            account,
+        }
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.map.len() as u64
+    }
+
+    fn place(&self, offset: u32) -> Place {
+        Place { salt: self.salt, offset }
+    }
+
+    /// The record at `offset`, if there is one whose header and key are sound.
+    pub(crate) fn record(&self, offset: u32) -> Option<Record<'_>> {
+        Record::read(&self.map, self.place(offset))
+    }
+
+    /// All sound records with their offsets, from the first. Steps over what is not sound: reserved and never
+    /// stamped, or damaged. Reads headers and keys only.
+    pub(crate) fn records(&self) -> impl Iterator<Item = (u32, Record<'_>)> {
+        let mut offset = HEADER_LEN as u32;
+        std::iter::from_fn(move || {
+            while (offset as usize) + record::HEADER_LEN <= self.map.len() {
+                let at = offset;
+                if let Some(record) = self.record(at) {
+                    offset += record.len;
+                    return Some((at, record));
+                }
+                offset = self.after_unsound(at);
+            }
+            None
+        })
+    }
+
+    /// Where to go on after the place `at`, which holds no sound record. A record that was never stamped is
+    /// stepped over whole, if its length leads on to something; behind damage every place is tried.
+    fn after_unsound(&self, at: u32) -> u32 {
+        let unstamped = self.map.word32(at as usize + 4).is_some_and(|w| w.load(Ordering::Relaxed) == 0);
+        if let Some(len) = record::stored_len(&self.map, at).filter(|_| unstamped) {
+            let next = at + len;
+            let at_end = next as usize + record::HEADER_LEN > self.map.len();
+            if at_end || self.is_zero(next) || record::stored_len(&self.map, next).is_some() {
+                return next;
+            }
+        }
+        let mut next = at + record::ALIGN as u32;
+        while (next as usize) < self.map.len() && self.is_zero(next) {
+            next += record::ALIGN as u32;
+        }
+        next
+    }
+
+    fn is_zero(&self, at: u32) -> bool {
+        self.map.words().get(at as usize / 8).is_some_and(|w| w.load(Ordering::Relaxed) == 0)
+    }
+
+    /// Marks the place of a record of `len` bytes; [`finish`](Segment::finish) must follow.
+    pub(crate) fn begin(&self, offset: u32, len: u32) {
+        if let Some(word) = self.map.word32(offset as usize) {
+            word.store(len, Ordering::Relaxed);
+        }
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn finish(&self) {
+        self.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn is_drained(&self) -> bool {
+        self.in_flight.load(Ordering::Acquire) == 0
+    }
+
+    /// Puts key and body in their places and computes their checks.
+    pub(crate) fn prepare(&self, offset: u32, len: u32, draft: Draft, key: &[u8], body: &[u8]) -> Prepared {
+        let at = offset as usize + record::HEADER_LEN;
+        let filled = self.map.fill(at, key) && self.map.fill(at + key.len(), body);
+        debug_assert!(filled, "the reservation has room for the record");
+        Prepared::new(draft, len, self.place(offset), key, body)
+    }
+
+    /// Stores the header, its check last. From then on the record is part of the log.
+    pub(crate) fn stamp(&self, offset: u32, prepared: &Prepared, stamp: Stamp) {
+        let (header, check) = prepared.stamp(stamp);
+        let at = offset as usize / 8 + 1;
+        for (word, value) in self.map.words()[at..at + header.len()].iter().zip(header) {
+            word.store(value, Ordering::Relaxed);
+        }
+        if let Some(word) = self.map.word32(offset as usize + 4) {
+            word.store(check, Ordering::Release);
+        }
+        if !self.dirty.load(Ordering::Relaxed) {
+            self.dirty.store(true, Ordering::Release);
+        }
+    }
+
+    /// Where in the file `part`, a slice of a record of this segment, begins.
+    pub(crate) fn offset_of(&self, part: &[u8]) -> usize {
+        let start = self.map.bytes(0, 0).map_or(0, |b| b.as_ptr() as usize);
+        part.as_ptr() as usize - start
+    }
+
+    /// Part of the file; empty if it is not within.
+    pub(crate) fn bytes_at(&self, offset: usize, len: usize) -> &[u8] {
+        self.map.bytes(offset, len).unwrap_or_default()
+    }
+
+    /// Writes zeros to part of the file that nobody has reserved, so that stores into its map find the pages.
+    pub(crate) fn zero(&self, from: u32, to: u32) -> Result<()> {
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        for start in (from..to).step_by(ZEROS.len()) {
+            let chunk = &ZEROS[..((to - start) as usize).min(ZEROS.len())];
+            file::write_at(&self.file, chunk, u64::from(start))
+                .map_err(|e| Error::io("write", &self.path, e))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until everything that was stamped before the call is on the disk. Callers at the same time share
+    /// the work.
+    ///
+    /// A sync that failed is never tried again: the kernel has marked the pages as clean, and a second one
+    /// would succeed with the data lost all the same.
+    pub(crate) fn sync(&self) -> Result<()> {
+        let ticket = self.sync.asked.fetch_add(1, Ordering::AcqRel) + 1;
+        let mut done = self.sync.done.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if self.failed.load(Ordering::Acquire) {
+            let lost = io::Error::other("an earlier sync of this segment failed");
+            return Err(Error::io("sync", &self.path, lost));
+        }
+        if *done >= ticket {
+            return Ok(());
+        }
+        let covered = self.sync.asked.load(Ordering::Acquire);
+        if let Err(e) = file::sync(&self.file) {
+            self.failed.store(true, Ordering::Release);
+            tracing::error!(path = %self.path.display(), error = %e, "a sync failed; the segment is retired");
+            return Err(Error::io("sync", &self.path, e));
+        }
+        *done = covered;
+        Ok(())
+    }
+
+    /// [`sync`](Segment::sync), unless nothing was stamped since the last one.
+    pub(crate) fn sync_if_dirty(&self) -> Result<()> {
+        if self.dirty.swap(false, Ordering::AcqRel) { self.sync() } else { Ok(()) }
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+}
+
+fn header(id: u32, salt: u64, len: u64) -> [u8; HEADER_LEN] {
+    let mut bytes = [0; HEADER_LEN];
+    bytes[..8].copy_from_slice(&MAGIC.to_le_bytes());
+    bytes[8..12].copy_from_slice(&id.to_le_bytes());
+    bytes[16..24].copy_from_slice(&salt.to_le_bytes());
+    bytes[24..32].copy_from_slice(&len.to_le_bytes());
+    let check = crc32fast::hash(&bytes[..32]);
+    bytes[32..36].copy_from_slice(&check.to_le_bytes());
+    bytes
+}
+
+/// Random bits from the operating system.
+pub(crate) fn random() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(io::Error::other)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests;

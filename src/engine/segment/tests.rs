@@ -1,0 +1,120 @@
+use super::*;
+use crate::engine::record::Kind;
+use crate::entry::Codec;
+
+struct Log {
+    segment: Segment,
+    tail: u32,
+    sequence: u64,
+    _dir: tempfile::TempDir,
+}
+
+fn log() -> Log {
+    let dir = tempfile::tempdir().unwrap();
+    let segment = Segment::create(dir.path(), 9, 16 << 10, &SpaceInUse::default()).unwrap();
+    Log { segment, tail: HEADER_LEN as u32, sequence: 0, _dir: dir }
+}
+
+impl Log {
+    fn append(&mut self, key: &[u8], body: &[u8], stamped: bool) -> u32 {
+        let draft = Draft {
+            kind: Kind::Value,
+            codec: Codec::Raw,
+            flags: 0,
+            key_len: key.len() as u32,
+            body_len: body.len() as u32,
+        };
+        let (at, len) = (self.tail, draft.len().unwrap());
+        self.segment.begin(at, len);
+        let prepared = self.segment.prepare(at, len, draft, key, body);
+        self.sequence += 1;
+        if stamped {
+            let stamp = Stamp { sequence: self.sequence, generation: 0, expires_at: None };
+            self.segment.stamp(at, &prepared, stamp);
+        }
+        self.segment.finish();
+        self.tail += len;
+        at
+    }
+
+    fn keys(&self) -> Vec<String> {
+        self.segment.records().map(|(_, r)| String::from_utf8(r.key.to_vec()).unwrap()).collect()
+    }
+}
+
+#[test]
+fn a_scan_steps_over_what_was_never_stamped() {
+    let mut log = log();
+    log.append(b"a", b"1", true);
+    log.append(b"b", b"22222222222222", false);
+    log.append(b"c", &[7; 3000], true);
+    log.append(b"d", b"", false);
+    assert_eq!(log.keys(), ["a", "c"]);
+    assert!(log.segment.is_drained());
+}
+
+#[test]
+fn a_scan_finds_what_follows_any_damage() {
+    let mut log = log();
+    for key in ["a", "b", "c", "d"] {
+        log.append(key.as_bytes(), &[1; 100], true);
+    }
+    let b = log.segment.records().nth(1).unwrap().0;
+    for offset in b..b + 40 {
+        for flip in [0x01, 0x80, 0xff] {
+            let before = log.segment.map.bytes(offset as usize, 1).unwrap()[0];
+            assert!(log.segment.map.fill(offset as usize, &[before ^ flip]));
+            assert_eq!(log.keys(), ["a", "c", "d"], "offset {offset} flip {flip}");
+            assert!(log.segment.map.fill(offset as usize, &[before]));
+        }
+    }
+    assert_eq!(log.keys(), ["a", "b", "c", "d"]);
+}
+
+#[test]
+fn a_scan_finds_what_follows_a_page_of_zeros() {
+    let mut log = log();
+    for i in 0..100u32 {
+        log.append(&i.to_le_bytes(), &[1; 100], true);
+    }
+    assert!(log.segment.map.fill(4096, &[0; 4096]));
+    let left = log.segment.records().count();
+    assert!((70..=75).contains(&left), "{left} of 100, with 144 bytes each and 4096 bytes gone");
+}
+
+#[test]
+fn a_stored_value_is_not_taken_for_a_record() {
+    let mut log = log();
+    let at = log.append(b"inner", b"value", true);
+    let len = record::stored_len(&log.segment.map, at).unwrap();
+    let copy = log.segment.map.bytes(at as usize, len as usize).unwrap().to_vec();
+    log.append(b"outer", &copy, false);
+    assert_eq!(log.keys(), ["inner"]);
+}
+
+#[test]
+fn what_is_opened_is_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let space = SpaceInUse::default();
+    let segment = Segment::create(dir.path(), 3, 16 << 10, &space).unwrap();
+    let path = segment.path.clone();
+    assert_eq!(space.bytes(), 16 << 10);
+    drop(segment);
+    assert_eq!(space.bytes(), 0);
+    assert!(matches!(Segment::open(&path, 3, &space).unwrap(), Opened::Segment(_)));
+    assert!(matches!(Segment::open(&path, 4, &space).unwrap(), Opened::Foreign), "another id");
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(8192).unwrap();
+    assert!(matches!(Segment::open(&path, 3, &space).unwrap(), Opened::Foreign), "truncated");
+    std::fs::write(&path, b"").unwrap();
+    assert!(matches!(Segment::open(&path, 3, &space).unwrap(), Opened::Unborn));
+    std::fs::write(&path, [1; 100]).unwrap();
+    assert!(matches!(Segment::open(&path, 3, &space).unwrap(), Opened::Foreign));
+}
+
+#[test]
+fn names_stand_for_ids() {
+    assert_eq!(Segment::id_of("000000ff.seg"), Some(255));
+    for name in ["ff.seg", "000000FF.seg", "00000000.seg", "000000ff", "+00000ff.seg"] {
+        assert_eq!(Segment::id_of(name), None, "{name}");
+    }
+}

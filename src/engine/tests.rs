@@ -1,0 +1,322 @@
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::*;
+use crate::entry::{Change, Codec, Condition, Outcome};
+use crate::error::ErrorKind;
+use crate::time::{Clock, ManualClock, Timestamp};
+
+fn options() -> Options {
+    Options { max_entries: 1000, max_bytes: 4 << 20, ..Options::default() }
+}
+
+fn open(dir: &Path, options: &Options) -> Arc<Attached> {
+    Attached::open(dir, options).unwrap()
+}
+
+fn set_until(engine: &Engine, key: &str, value: &[u8], expires_at: Expiry) -> Outcome {
+    let change = Change::Store { value, codec: Codec::Raw, expires_at };
+    engine.commit(key.as_bytes(), Condition::Always, change).unwrap()
+}
+
+fn set(engine: &Engine, key: &str, value: &[u8]) {
+    set_until(engine, key, value, None);
+}
+
+fn get(engine: &Engine, key: &str) -> Option<Vec<u8>> {
+    engine.read(key.as_bytes(), |source| source.item().value.to_vec())
+}
+
+fn delete(engine: &Engine, key: &str) -> bool {
+    let outcome = engine.commit(key.as_bytes(), Condition::Always, Change::Delete).unwrap();
+    matches!(outcome, Outcome::Done { existed: true, .. })
+}
+
+/// Leaves as a killed process would: nothing is closed, the lock goes.
+fn kill(dir: &Path) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    copy_all(dir, copy.path());
+    copy
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir(&to).unwrap();
+            copy_all(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+fn assert_sound(engine: &Engine) {
+    let report = engine.check();
+    assert!(report.is_sound(), "{:?}", report.problems);
+}
+
+#[test]
+fn what_is_set_is_read_and_survives_close_and_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    for i in 0..500 {
+        set(&engine, &format!("key {i}"), format!("value {i}").as_bytes());
+    }
+    set(&engine, "key 1", b"again");
+    assert!(delete(&engine, "key 2") && !delete(&engine, "key 2"));
+    let holds = |engine: &Engine| {
+        assert_eq!(get(engine, "key 0").unwrap(), b"value 0");
+        assert_eq!(get(engine, "key 1").unwrap(), b"again");
+        assert_eq!(get(engine, "key 2"), None);
+        assert_eq!(get(engine, "key 499").unwrap(), b"value 499");
+        assert_eq!(engine.len(), 499);
+        assert_sound(engine);
+    };
+    holds(&engine);
+    let killed = kill(dir.path());
+    holds(&open(killed.path(), &options()));
+    holds(&open(killed.path(), &options()));
+    drop(engine);
+    holds(&open(dir.path(), &options()));
+}
+
+#[test]
+fn a_clear_is_a_clear_after_any_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    set(&engine, "before", b"1");
+    engine.clear().unwrap();
+    set(&engine, "after", b"2");
+    let holds = |engine: &Engine| {
+        assert_eq!((get(engine, "before"), get(engine, "after").unwrap()), (None, b"2".to_vec()));
+        assert_eq!(engine.len(), 1);
+        assert_sound(engine);
+    };
+    holds(&engine);
+    holds(&open(kill(dir.path()).path(), &options()));
+    engine.maintain().unwrap();
+    holds(&engine);
+    drop(engine);
+    holds(&open(dir.path(), &options()));
+}
+
+#[test]
+fn conditions_decide() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    let store = Change::Store { value: b"v", codec: Codec::Raw, expires_at: None };
+    let commit = |condition, change| engine.commit(b"k", condition, change).unwrap();
+    assert_eq!(commit(Condition::Present, store), Outcome::Refused { current: None });
+    assert_eq!(
+        commit(Condition::Always, Change::Touch { expires_at: None }),
+        Outcome::Refused { current: None }
+    );
+    let Outcome::Done { token: Some(token), existed: false } = commit(Condition::Absent, store) else {
+        panic!()
+    };
+    assert_eq!(commit(Condition::Absent, store), Outcome::Refused { current: Some(token) });
+    let Outcome::Done { token: Some(next), existed: true } = commit(Condition::Token(token), store) else {
+        panic!()
+    };
+    assert!(next > token);
+    assert_eq!(commit(Condition::Token(token), store), Outcome::Refused { current: Some(next) });
+    assert!(matches!(
+        commit(Condition::Always, Change::Delete),
+        Outcome::Done { token: None, existed: true }
+    ));
+}
+
+#[test]
+fn entries_expire_and_are_reaped_unread() {
+    let clock = ManualClock::new();
+    let options = Options { clock: Arc::new(clock.clone()), ..options() };
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options);
+    let soon = clock.now().checked_add(Duration::from_secs(5));
+    for i in 0..50 {
+        set_until(&engine, &format!("short {i}"), b"v", soon);
+        set(&engine, &format!("long {i}"), b"v");
+    }
+    assert_eq!(get(&engine, "short 1").unwrap(), b"v");
+    clock.advance(Duration::from_millis(4999));
+    assert_eq!(get(&engine, "short 1").unwrap(), b"v");
+    clock.advance(Duration::from_millis(1));
+    assert_eq!(get(&engine, "short 1"), None);
+    assert_eq!(engine.len(), 100);
+    engine.maintain().unwrap();
+    assert_eq!(engine.len(), 50);
+    assert_eq!(engine.stats().expired, 50);
+    assert_sound(&engine);
+    set_until(&engine, "gone", b"v", Some(Timestamp::default()));
+    assert_eq!(get(&engine, "gone"), None);
+}
+
+#[test]
+fn the_least_recently_used_go_at_the_bound() {
+    let options = Options { max_entries: 100, cull_frequency: 4, ..options() };
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options);
+    for i in 0..100 {
+        set(&engine, &format!("{i}"), b"v");
+    }
+    assert_eq!(engine.len(), 100);
+    for i in 0..50 {
+        assert!(get(&engine, &format!("{i}")).is_some());
+    }
+    set(&engine, "99", b"overwriting culls nothing");
+    assert_eq!(engine.len(), 100);
+    set(&engine, "new", b"v");
+    assert_eq!(engine.len(), 76);
+    for i in (0..50).chain(75..100) {
+        assert!(get(&engine, &format!("{i}")).is_some(), "{i}");
+    }
+    assert_sound(&engine);
+}
+
+#[test]
+fn bytes_stay_within_their_bound_and_the_newest_stay() {
+    let options = Options { max_entries: 100_000, max_bytes: 1 << 20, ..options() };
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options);
+    let value = vec![7; 1000];
+    for i in 0..20_000 {
+        set(&engine, &format!("{i}"), &value);
+        assert!(engine.bytes() <= options.max_bytes);
+    }
+    assert!(get(&engine, "19999").is_some() && get(&engine, "19800").is_some());
+    assert!(get(&engine, "0").is_none());
+    assert!(engine.len() > 400, "{}", engine.len());
+    assert_sound(&engine);
+    let killed = kill(dir.path());
+    let after = open(killed.path(), &options);
+    assert!(get(&after, "19999").is_some());
+    assert_sound(&after);
+}
+
+#[test]
+fn a_large_value_fits_or_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    let large = vec![3; 600_000];
+    set(&engine, "a", b"small");
+    set(&engine, "large", &large);
+    set(&engine, "b", b"small");
+    assert_eq!(get(&engine, "large").unwrap(), large);
+    let too_large = vec![3; 2 << 20];
+    let change = Change::Store { value: &too_large, codec: Codec::Raw, expires_at: None };
+    let error = engine.commit(b"large", Condition::Always, change).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ValueTooLarge);
+    assert_eq!(get(&engine, "large").unwrap(), large);
+    assert_eq!(get(&open(kill(dir.path()).path(), &options()), "large").unwrap(), large);
+}
+
+#[test]
+fn shared_bytes_outlive_their_segment() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &Options { max_bytes: 1 << 20, ..options() });
+    let value = vec![9; 8000];
+    set(&engine, "held", &value);
+    let held = engine.read(b"held", |source| source.into_stored()).unwrap();
+    for i in 0..1000 {
+        set(&engine, &format!("{i}"), &value);
+    }
+    assert_eq!(get(&engine, "held"), None);
+    assert_eq!(held.value, value);
+    drop(engine);
+    assert_eq!(held.value, value);
+}
+
+#[test]
+fn threads_agree() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &Options { max_entries: 300, max_bytes: 1 << 20, ..options() });
+    std::thread::scope(|scope| {
+        for thread in 0..4u8 {
+            let engine = &engine;
+            scope.spawn(move || {
+                for i in 0..20_000u32 {
+                    let key = format!("{}", i.wrapping_mul(2_654_435_761) % 500);
+                    if i % 3 == u32::from(thread) % 3 {
+                        set(engine, &key, format!("{key}:{thread}:{i}").as_bytes());
+                    } else if let Some(value) = get(engine, &key) {
+                        assert!(value.starts_with(format!("{key}:").as_bytes()));
+                    }
+                    if i % 7919 == 0 {
+                        engine.clear().unwrap();
+                    }
+                    assert!(engine.len() <= 300);
+                }
+            });
+        }
+    });
+    engine.maintain().unwrap();
+    assert_sound(&engine);
+}
+
+#[test]
+fn everything_is_scanned_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    for i in 0..700 {
+        set(&engine, &format!("{i}"), b"v");
+    }
+    let mut seen: HashMap<Vec<u8>, u32> = HashMap::new();
+    let mut cursor = Some(0);
+    while let Some(at) = cursor {
+        cursor = engine.scan(at, &mut |key, _| *seen.entry(key.to_vec()).or_default() += 1);
+    }
+    assert_eq!(seen.len(), 700);
+    assert!(seen.values().all(|n| *n == 1));
+}
+
+#[test]
+fn hot_entries_are_never_stale() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    set(&engine, "k", b"1");
+    for _ in 0..5 {
+        assert_eq!(get(&engine, "k").unwrap(), b"1");
+    }
+    assert!(engine.stats().hot_hits > 0);
+    set(&engine, "k", b"2");
+    assert_eq!(get(&engine, "k").unwrap(), b"2");
+    (0..5).for_each(|_| drop(get(&engine, "k")));
+    engine.clear().unwrap();
+    assert_eq!(get(&engine, "k"), None);
+}
+
+#[test]
+fn an_index_too_small_for_the_options_is_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &Options { max_entries: 100, ..options() });
+    (0..100).for_each(|i| set(&engine, &format!("{i}"), b"v"));
+    drop(engine);
+    let engine = open(dir.path(), &Options { max_entries: 10_000, ..options() });
+    (100..5000).for_each(|i| set(&engine, &format!("{i}"), b"v"));
+    assert_eq!(engine.len(), 5000);
+    drop(engine);
+    let engine = open(dir.path(), &Options { max_entries: 100, ..options() });
+    assert_eq!(engine.len(), 100);
+    assert_sound(&engine);
+}
+
+#[test]
+fn a_full_log_with_more_keys_than_the_index_holds_brings_nothing_deleted_back() {
+    let options = Options { max_entries: 20, max_bytes: 4 << 20, cull_frequency: 20, ..options() };
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options);
+    for i in 0..3000 {
+        set(&engine, &format!("{i}"), b"v");
+        assert!(delete(&engine, &format!("{i}")));
+        set(&engine, &format!("stays {i}"), b"v");
+    }
+    let after = open(kill(dir.path()).path(), &options);
+    for i in 0..3000 {
+        assert_eq!(get(&after, &format!("{i}")), None, "{i}");
+    }
+    assert!(after.len() <= 20 && after.len() > 0);
+    assert_sound(&after);
+}

@@ -1,0 +1,153 @@
+//! File operations, each with its fail point. Nothing here follows a link that was planted in the directory.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::libc;
+
+use super::fault;
+
+/// Opens an existing file of the directory for reading and writing: a plain file with one name only.
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    open_plain(path, true)
+}
+
+/// The same, for reading only.
+pub(crate) fn open_to_read(path: &Path) -> io::Result<File> {
+    open_plain(path, false)
+}
+
+fn open_plain(path: &Path, write: bool) -> io::Result<File> {
+    fault!("sys::open");
+    let file = OpenOptions::new()
+        .read(true)
+        .write(write)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK)
+        .open(path)?;
+    let found = file.metadata()?;
+    if !found.is_file() || found.nlink() != 1 {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a plain file with a single name"));
+    }
+    Ok(file)
+}
+
+/// Makes a new file for reading and writing, for its owner alone. It must not exist.
+pub(crate) fn create(path: &Path) -> io::Result<File> {
+    fault!("sys::create");
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+        .open(path)
+}
+
+/// Opens the file, or makes it if there is none. Says whether it was made.
+pub(crate) fn open_or_create(path: &Path) -> io::Result<(File, bool)> {
+    match create(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => open(path).map(|file| (file, false)),
+        made => made.map(|file| (file, true)),
+    }
+}
+
+/// Makes a directory for its owner alone. It may exist already.
+pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
+    fault!("sys::create_dir");
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        made => made,
+    }
+}
+
+/// Gives the file `len` bytes that are really there, so that a store into a map of it cannot fail.
+pub(crate) fn allocate(file: &File, len: u64) -> io::Result<()> {
+    fault!("sys::allocate");
+    let len = libc::off_t::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    loop {
+        match fallocate(file, FallocateFlags::empty(), 0, len) {
+            Err(nix::Error::EINTR) => {}
+            done => return done.map_err(io::Error::from),
+        }
+    }
+}
+
+/// Empties the file and gives it `len` bytes of zeros that are really there.
+pub(crate) fn reset(file: &File, len: u64) -> io::Result<()> {
+    file.set_len(0)?;
+    allocate(file, len)
+}
+
+pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    fault!("sys::write");
+    file.write_all_at(bytes, offset)
+}
+
+/// Waits until the file's bytes, and what is needed to find them, are on the disk.
+pub(crate) fn sync(file: &File) -> io::Result<()> {
+    fault!("sys::sync");
+    file.sync_data()
+}
+
+/// Waits until the directory's names are on the disk.
+pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
+    fault!("sys::sync_dir");
+    File::open(path)?.sync_all()
+}
+
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    fault!("sys::remove");
+    fs::remove_file(path)
+}
+
+/// Puts a whole file in place at once: afterwards, and after any crash, `path` is as before or complete.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    fault!("sys::replace");
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut temporary = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempfile_in(dir)?;
+    io::Write::write_all(&mut temporary, bytes)?;
+    temporary.as_file().sync_data()?;
+    temporary.persist(path).map_err(|e| e.error)?;
+    sync_dir(dir)
+}
+
+/// What the names of files that were being [`replace`]d begin with; left behind only by a crash.
+pub(crate) const TEMPORARY_PREFIX: &str = ".keepwarm-";
+
+/// What tells one directory from another, whatever path leads to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct DirectoryId {
+    device: u64,
+    inode: u64,
+}
+
+pub(crate) fn directory_id(path: &Path) -> io::Result<DirectoryId> {
+    let found = fs::metadata(path)?;
+    if !found.is_dir() {
+        return Err(io::Error::from_raw_os_error(libc::ENOTDIR));
+    }
+    Ok(DirectoryId { device: found.dev(), inode: found.ino() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn planted_names_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (plain, link, hard) =
+            (dir.path().join("plain"), dir.path().join("link"), dir.path().join("hard"));
+        fs::write(&plain, b"x").unwrap();
+        assert!(open(&plain).is_ok());
+        std::os::unix::fs::symlink(&plain, &link).unwrap();
+        assert!(open(&link).is_err(), "a symbolic link");
+        assert!(create(&link).is_err(), "a symbolic link");
+        fs::hard_link(&plain, &hard).unwrap();
+        assert!(open(&plain).is_err(), "a second name");
+        assert!(open(dir.path()).is_err(), "a directory");
+    }
+}

@@ -1,0 +1,77 @@
+//! Locks on single bytes of one file, held by an open file description: the kernel lets go of them when the
+//! last descriptor is closed, however its process ended.
+//!
+//! Not POSIX record locks, which any close of the file anywhere in the process drops, and never converted
+//! from shared to exclusive, which can lose the lock that was held.
+
+use std::fs::File;
+use std::io;
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+
+use super::fault;
+
+fn range(kind: libc::c_int, start: i64, len: i64) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: start,
+        l_len: len,
+        l_pid: 0,
+    }
+}
+
+/// Takes byte `byte` for this open file, if nobody else has it. Says whether it did.
+pub(crate) fn try_lock(file: &File, byte: i64) -> io::Result<bool> {
+    fault!("sys::lock");
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&range(libc::F_WRLCK, byte, 1))) {
+        Ok(_) => Ok(true),
+        Err(nix::Error::EAGAIN | nix::Error::EACCES) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Takes byte `byte`, waiting for whoever has it.
+pub(crate) fn lock(file: &File, byte: i64) -> io::Result<()> {
+    fault!("sys::lock");
+    loop {
+        match fcntl(file, FcntlArg::F_OFD_SETLKW(&range(libc::F_WRLCK, byte, 1))) {
+            Err(nix::Error::EINTR) => {}
+            done => return done.map(drop).map_err(io::Error::from),
+        }
+    }
+}
+
+pub(crate) fn unlock(file: &File, byte: i64) -> io::Result<()> {
+    fcntl(file, FcntlArg::F_OFD_SETLK(&range(libc::F_UNLCK, byte, 1))).map(drop).map_err(io::Error::from)
+}
+
+/// Whether another open file holds any byte from `first` on.
+pub(crate) fn anybody_from(file: &File, first: i64) -> io::Result<bool> {
+    let mut query = range(libc::F_WRLCK, first, 0);
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut query))?;
+    Ok(query.l_type != libc::F_UNLCK as libc::c_short)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_holder_a_byte_and_closing_another_descriptor_drops_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("locks");
+        let open =
+            || File::options().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
+        let (mine, theirs) = (open(), open());
+        assert!(try_lock(&mine, 1).unwrap());
+        assert!(!try_lock(&theirs, 1).unwrap());
+        assert!(anybody_from(&theirs, 1).unwrap());
+        assert!(!anybody_from(&theirs, 2).unwrap());
+        drop(open());
+        assert!(!try_lock(&theirs, 1).unwrap());
+        drop(mine);
+        assert!(try_lock(&theirs, 1).unwrap());
+    }
+}

@@ -1,0 +1,125 @@
+//! Files mapped into memory, shared with every other process that maps them.
+#![expect(unsafe_code, reason = "shared memory is reached through raw pointers; this is the room for it")]
+
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use memmap2::{MmapOptions, MmapRaw};
+
+use super::fault;
+
+#[cfg(target_endian = "big")]
+compile_error!("keepwarm maps little-endian words and supports little-endian machines only for now");
+
+/// A file mapped for reading and writing, whole.
+///
+/// The bytes of a map are shared with other threads and processes. Two kinds of access keep that sound:
+/// atomic words ([`words`](Map::words), [`word32`](Map::word32)) for what changes, and plain bytes
+/// ([`bytes`](Map::bytes), [`fill`](Map::fill)) for what is written once, before an atomic word publishes it.
+#[derive(Debug)]
+pub(crate) struct Map(MmapRaw);
+
+impl Map {
+    /// Maps the first `len` bytes of `file`, which must have at least that many.
+    pub(crate) fn new(file: &File, len: usize) -> io::Result<Self> {
+        fault!("sys::map");
+        if file.metadata()?.len() < len as u64 {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the file is shorter than its header says",
+            ));
+        }
+        MmapOptions::new().len(len).map_raw(file).map(Self)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The whole map as atomic words.
+    pub(crate) fn words(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping is page-aligned, lives as long as `self`, is readable and writable, and
+        // `len / 8` words lie within it. Atomics may be shared with anybody who uses atomics, and code that
+        // uses plain access (`bytes`, `fill`) touches only ranges that nobody reads or writes by words then.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() / 8) }
+    }
+
+    /// The 32-bit word at `offset`, which must be a multiple of 4; `None` beyond the end.
+    pub(crate) fn word32(&self, offset: usize) -> Option<&AtomicU32> {
+        if !offset.is_multiple_of(4) || offset.checked_add(4)? > self.len() {
+            return None;
+        }
+        // SAFETY: in bounds and aligned as just checked (the map itself is page-aligned); see `words`.
+        Some(unsafe { &*self.0.as_ptr().add(offset).cast::<AtomicU32>() })
+    }
+
+    /// `len` bytes from `offset`; `None` beyond the end.
+    ///
+    /// Meant for ranges that were written before a word with their offset was published and that are never
+    /// written again. A damaged word can name other bytes, even some that are being written: what is read
+    /// then is garbage, and the checksum that every reader computes says so.
+    pub(crate) fn bytes(&self, offset: usize, len: usize) -> Option<&[u8]> {
+        if offset.checked_add(len)? > self.len() {
+            return None;
+        }
+        // SAFETY: in bounds as just checked, and mapped for as long as `self` lives. Records are written
+        // once, before they are published, and files are never truncated while they are mapped.
+        Some(unsafe { std::slice::from_raw_parts(self.0.as_ptr().add(offset), len) })
+    }
+
+    /// Copies `bytes` to `offset`; `false`, and nothing done, beyond the end. The caller owns the range: it
+    /// reserved it, and has not published it yet.
+    #[must_use]
+    pub(crate) fn fill(&self, offset: usize, bytes: &[u8]) -> bool {
+        let fits = offset.checked_add(bytes.len()).is_some_and(|end| end <= self.len());
+        if fits {
+            // SAFETY: in bounds as just checked. Nobody else writes the range, which its caller reserved,
+            // and nobody reads it before it is published. `bytes` cannot overlap it: a `&[u8]` into this map
+            // is of a published range.
+            unsafe {
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.as_mut_ptr().add(offset), bytes.len());
+            }
+        }
+        fits
+    }
+
+    /// Asks the processor to fetch the cache line at `offset`, which will be needed soon. Costs next to nothing.
+    pub(crate) fn prefetch(&self, offset: usize) {
+        #[cfg(target_arch = "x86_64")]
+        if offset < self.len() {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: a prefetch has no effect that a program can see; the address is within the mapping.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.0.as_ptr().add(offset).cast()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = offset;
+    }
+
+    /// Writes every changed page to disk and waits for it.
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        fault!("sys::msync");
+        self.0.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_access_is_bounded() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        let map = Map::new(&file, 4096).unwrap();
+        assert!(map.fill(4090, b"abcdef"));
+        assert!(!map.fill(4091, b"abcdef"));
+        assert!(!map.fill(usize::MAX, b"a"));
+        assert_eq!(map.bytes(4090, 6), Some(&b"abcdef"[..]));
+        assert_eq!(map.bytes(4091, 6), None);
+        assert_eq!(map.bytes(usize::MAX, 2), None);
+        assert!(map.word32(4092).is_some() && map.word32(4096).is_none() && map.word32(2).is_none());
+        assert_eq!(map.words().len(), 512);
+        assert!(Map::new(&file, 8192).is_err());
+    }
+}
