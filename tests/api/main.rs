@@ -8,6 +8,7 @@
 mod common;
 
 mod add;
+mod bounds;
 mod bytes;
 mod clear;
 mod compare_and_swap;
