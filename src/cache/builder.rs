@@ -11,7 +11,7 @@ use super::plan::Jitter;
 use super::view::View;
 use super::{Cache, Shared};
 use crate::backend::{Backend, DummyBackend, FileBackend, MemoryBackend};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::key::KeyRule;
 use crate::options::{self, Durability, Options};
 use crate::time::Clock;

@@ -62,6 +62,7 @@ impl Engine {
             return Err(Error::new(ErrorKind::InvalidKey, "set").with_source(why));
         }
         let hash = self.hasher.hash(key);
+        self.hints.prefetch(self.index.primary_of(hash));
         loop {
             let seen = self.look(hash, key);
             let live = self.live(&seen, self.index.generation());

@@ -67,6 +67,11 @@ impl Hints {
         self.0.words().get(slot.number())
     }
 
+    /// Fetches the hints of a bucket ahead of their use.
+    pub(crate) fn prefetch(&self, bucket: u32) {
+        self.0.prefetch(bucket as usize * super::index::LINE * 8);
+    }
+
     pub(crate) fn get(&self, slot: Slot) -> Hint {
         Hint(self.word(slot).map_or(0, |w| w.load(Ordering::Relaxed)))
     }

@@ -283,11 +283,6 @@ impl Log {
         }
     }
 
-    /// The active segment, if one was begun.
-    pub(crate) fn active(&self) -> Option<Arc<Segment>> {
-        lock(&self.active).as_ref().map(|a| a.segment.clone())
-    }
-
     /// Every segment but the spare one, oldest first.
     pub(crate) fn segments(&self) -> Vec<Arc<Segment>> {
         let active = lock(&self.active);

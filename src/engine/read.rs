@@ -103,6 +103,7 @@ impl Engine {
     /// Hands the live entry of `key` to `take`, if there is one.
     pub(crate) fn read<R>(&self, key: &[u8], mut take: impl FnMut(Source<'_>) -> R) -> Option<R> {
         let hash = self.hasher.hash(key);
+        self.hints.prefetch(self.index.primary_of(hash));
         for _ in 0..RETRIES {
             let mut verdict = None;
             let found = self.index.find(hash, |word| self.judge(word, key, &mut take, &mut verdict));

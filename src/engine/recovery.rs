@@ -54,6 +54,7 @@ struct Replay<'a> {
     /// The highest sequence that was given up in each chain that was ever full, by its primary.
     floors: HashMap<u32, u64>,
     generation: u32,
+    first_sequence: u64,
     last_sequence: u64,
 }
 
@@ -67,6 +68,9 @@ pub(super) fn recover(
     let index_path = directory.file("index");
     let index = make_file(directory, "index", |file| Index::create(file, layout.geometry, OWNER))?;
     let hints = make_file(directory, "hints", |file| Hints::create(file, layout.geometry))?;
+    if segments.is_empty() {
+        return Ok(Recovered { index, hints });
+    }
     let slots = vec![Replayed::default(); layout.geometry.buckets as usize * super::index::LINE];
     let mut replay = Replay {
         index: &index,
@@ -75,6 +79,7 @@ pub(super) fn recover(
         slots,
         floors: HashMap::new(),
         generation: 0,
+        first_sequence: u64::MAX,
         last_sequence: 0,
     };
     // Newest first: where there is no room for all, what was written last stays.
@@ -105,6 +110,7 @@ fn make_file<T>(
 impl Replay<'_> {
     fn enter(&mut self, segment: &Segment, offset: u32, record: &Record<'_>) {
         self.generation = self.generation.max(record.generation);
+        self.first_sequence = self.first_sequence.min(record.sequence);
         self.last_sequence = self.last_sequence.max(record.sequence);
         let is_tombstone = match record.kind {
             Kind::Clear => return,
@@ -168,8 +174,7 @@ impl Replay<'_> {
     fn finish(self, hints: &Hints, options: &Options) -> u64 {
         let now = options.clock.now();
         let mut entries = 0;
-        let first = self.slots.iter().map(|s| s.sequence).filter(|s| *s > 0).min().unwrap_or(0);
-        let span = (self.last_sequence - first.min(self.last_sequence)) / RECENCY_LEVELS + 1;
+        let span = self.last_sequence.saturating_sub(self.first_sequence) / RECENCY_LEVELS + 1;
         for (slot, word) in self.index.entries(0..self.index.geometry().buckets) {
             let replayed = &self.slots[slot.number()];
             let expired = replayed.expires_at.is_some_and(|end| end <= now);
@@ -178,7 +183,7 @@ impl Replay<'_> {
                 continue;
             }
             entries += 1;
-            let tick = ((replayed.sequence - first) / span) as u32;
+            let tick = ((replayed.sequence - self.first_sequence) / span) as u32;
             hints.set(slot, Hint::new(replayed.expires_at, self.generation, tick));
             self.index.add_live_bytes(word.segment(), i64::from(replayed.len));
         }

@@ -84,6 +84,18 @@ impl Map {
         fits
     }
 
+    /// Asks the processor to fetch the cache line at `offset`, which will be needed soon. Costs next to nothing.
+    pub(crate) fn prefetch(&self, offset: usize) {
+        #[cfg(target_arch = "x86_64")]
+        if offset < self.len() {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            // SAFETY: a prefetch has no effect that a program can see; the address is within the mapping.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.0.as_ptr().add(offset).cast()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = offset;
+    }
+
     /// Writes every changed page to disk and waits for it.
     pub(crate) fn sync(&self) -> io::Result<()> {
         fault!("sys::msync");

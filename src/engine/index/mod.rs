@@ -230,7 +230,7 @@ impl Index {
     }
 
     /// The bucket of a hash: its high bits, scaled to the number of primaries.
-    fn primary_of(&self, hash: u64) -> u32 {
+    pub(crate) fn primary_of(&self, hash: u64) -> u32 {
         ((u128::from(hash) * u128::from(self.geometry.primaries)) >> 64) as u32
     }
 

@@ -1,0 +1,229 @@
+//! What the operations of a cache on disk cost, one by one, through the public API.
+//!
+//! `cargo bench --bench engine` runs all of it; `cargo bench --bench engine -- get_bytes` a part. Values are
+//! incompressible, keys are visited in a shuffled order, and reads check the length of what they read. Every
+//! figure is for one operation, on one thread unless it says otherwise.
+
+#![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on should stop")]
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use criterion::{
+    BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime,
+};
+use keepwarm::{Cache, Durability, Timeout};
+
+/// Numbers that look random, the same each time.
+struct Shuffle(u64);
+
+impl Shuffle {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 33
+    }
+}
+
+fn value(len: usize) -> Vec<u8> {
+    let mut shuffle = Shuffle(len as u64);
+    (0..len).map(|_| shuffle.next() as u8).collect()
+}
+
+struct Loaded {
+    cache: Cache,
+    keys: Vec<String>,
+    value: Vec<u8>,
+    dir: tempfile::TempDir,
+}
+
+fn open(dir: &std::path::Path) -> Cache {
+    Cache::builder(dir)
+        .max_bytes(4 << 30)
+        .durability(Durability::Buffered)
+        .max_entries(2_000_000)
+        .open()
+        .unwrap()
+}
+
+fn load(entries: usize, len: usize) -> Loaded {
+    let loaded = Loaded::empty(entries, len);
+    loaded.fill();
+    loaded
+}
+
+impl Loaded {
+    fn empty(entries: usize, len: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = (0..entries).map(|i| format!("key:{i:012}")).collect();
+        Self { cache: open(dir.path()), keys, value: value(len), dir }
+    }
+
+    fn fill(&self) {
+        for key in &self.keys {
+            self.cache.set_bytes(key, &self.value, Timeout::Never).unwrap();
+        }
+    }
+
+    fn key(&self, shuffle: &mut Shuffle) -> &str {
+        &self.keys[shuffle.next() as usize % self.keys.len()]
+    }
+}
+
+const SIZES: [(&str, usize, usize); 3] =
+    [("100B", 1_000_000, 100), ("1KiB", 300_000, 1 << 10), ("16KiB", 30_000, 16 << 10)];
+
+fn group<'a>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
+    let mut group = c.benchmark_group(name);
+    group.sample_size(10).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3));
+    group.throughput(Throughput::Elements(1));
+    group
+}
+
+/// Reads and overwrites of entries that are there.
+fn operations(c: &mut Criterion) {
+    for (name, entries, len) in SIZES {
+        let loaded = load(entries, len);
+        let mut group = group(c, name);
+        let mut shuffle = Shuffle(1);
+        group.bench_function("get_bytes", |b| {
+            b.iter(|| {
+                let read = loaded.cache.get_bytes(loaded.key(&mut shuffle)).unwrap().unwrap();
+                assert_eq!(read.len(), len);
+            });
+        });
+        group.bench_function("get_bytes, 1 in 100 keys", |b| {
+            b.iter(|| {
+                let key = &loaded.keys[shuffle.next() as usize % (entries / 100)];
+                let read = loaded.cache.get_bytes(key).unwrap().unwrap();
+                assert_eq!(read.len(), len);
+            });
+        });
+        group.bench_function("get_bytes, 2 threads", |b| {
+            b.iter_custom(|iterations| two_threads(&loaded, iterations, len));
+        });
+        group.bench_function("set_bytes, overwriting", |b| {
+            b.iter(|| {
+                loaded.cache.set_bytes(loaded.key(&mut shuffle), &loaded.value, Timeout::Never).unwrap()
+            });
+        });
+    }
+}
+
+/// The time of `iterations` reads shared by two threads.
+fn two_threads(loaded: &Loaded, iterations: u64, len: usize) -> Duration {
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        for thread in 0..2 {
+            scope.spawn(move || {
+                let mut shuffle = Shuffle(thread + 2);
+                for _ in 0..iterations.div_ceil(2) {
+                    let read = loaded.cache.get_bytes(loaded.key(&mut shuffle)).unwrap().unwrap();
+                    assert_eq!(read.len(), len);
+                }
+            });
+        }
+    });
+    started.elapsed()
+}
+
+/// New entries, into a cache that is made for them.
+fn loading(c: &mut Criterion) {
+    for (name, entries, len) in SIZES {
+        let mut group = group(c, name);
+        group.bench_function("set_bytes, new keys", |b| {
+            b.iter_custom(|iterations| {
+                let mut elapsed = Duration::ZERO;
+                let mut left = iterations;
+                while left > 0 {
+                    let now = left.min(entries as u64);
+                    let loaded = Loaded::empty(now as usize, len);
+                    let started = Instant::now();
+                    loaded.fill();
+                    elapsed += started.elapsed();
+                    left -= now;
+                }
+                elapsed
+            });
+        });
+    }
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Profile {
+    id: u64,
+    name: String,
+    scores: Vec<u32>,
+}
+
+/// Typed values, counters and many keys at once.
+fn typed(c: &mut Criterion) {
+    let loaded = load(100_000, 100);
+    let cache = &loaded.cache;
+    let mut group = group(c, "typed");
+    let profile = Profile { id: 7, name: "somebody".to_owned(), scores: vec![1, 2, 3, 500, 70_000] };
+    cache.set("profile", &profile, Timeout::Never).unwrap();
+    group
+        .bench_function("get, a struct", |b| b.iter(|| cache.get::<Profile>("profile").unwrap().unwrap().id));
+    group.bench_function("set, a struct", |b| {
+        b.iter(|| cache.set("profile", &profile, Timeout::Never).unwrap())
+    });
+    cache.set("counter", &0, Timeout::Never).unwrap();
+    group.bench_function("incr, one counter", |b| b.iter(|| cache.incr("counter", 1).unwrap()));
+    let keys: Vec<&String> = loaded.keys.iter().step_by(997).take(100).collect();
+    keys.iter().for_each(|key| cache.set(key, &7u64, Timeout::Never).unwrap());
+    group.throughput(Throughput::Elements(keys.len() as u64));
+    group.bench_function("get_many, 100 keys", |b| {
+        b.iter(|| black_box(cache.get_many::<u64, _>(&keys)).len());
+    });
+}
+
+/// Opening a directory with a million entries.
+fn reopening(c: &mut Criterion) {
+    let Loaded { cache, dir, .. } = load(1_000_000, 100);
+    let mut group = group(c, "reopen");
+    // What a killed process leaves: the files as they are while the cache is open.
+    let killed = tempfile::tempdir().unwrap();
+    copy(dir.path(), killed.path());
+    group.bench_function("1M x 100B, after a kill", |b| {
+        b.iter_custom(|iterations| {
+            let mut elapsed = Duration::ZERO;
+            for _ in 0..iterations {
+                let again = tempfile::tempdir().unwrap();
+                copy(killed.path(), again.path());
+                let started = Instant::now();
+                let cache = open(again.path());
+                elapsed += started.elapsed();
+                assert_eq!(cache.len(), 1_000_000);
+            }
+            elapsed
+        });
+    });
+    drop(cache);
+    group.bench_function("1M x 100B, after close", |b| {
+        b.iter_custom(|iterations| {
+            let mut elapsed = Duration::ZERO;
+            for _ in 0..iterations {
+                let started = Instant::now();
+                let cache = open(dir.path());
+                elapsed += started.elapsed();
+                assert_eq!(cache.len(), 1_000_000);
+            }
+            elapsed
+        });
+    });
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir_all(&to).unwrap();
+            copy(&entry.path(), &to);
+        } else {
+            std::fs::copy(entry.path(), to).unwrap();
+        }
+    }
+}
+
+criterion_group!(benches, operations, loading, typed, reopening);
+criterion_main!(benches);

@@ -1,0 +1,406 @@
+//! The example `analyze` as its users run it: as a process of its own, over a tree of Rust files, with its
+//! results in a directory. What it must not do twice is counted.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, BufRead as _, BufReader};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, SystemTime};
+
+use nix::fcntl::{FcntlArg, fcntl};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Files that parse, and files that do not.
+const GOOD: usize = 600;
+const BAD: usize = 4;
+const FILES: usize = GOOD + BAD;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// The built example. There is no variable for it as there is for binaries, but `cargo test` builds it, next
+/// to where it builds this test.
+fn program() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let program = test.parent().unwrap().parent().unwrap().join("examples").join("analyze");
+    assert!(
+        program.is_file(),
+        "{} is missing; `cargo test` builds it, as does `cargo build --example analyze`",
+        program.display()
+    );
+    program
+}
+
+/// A directory with sources, and room for a cache beside it.
+struct Tree {
+    dir: TempDir,
+}
+
+impl Tree {
+    /// No two files are alike, and all have rested for an hour.
+    fn new() -> Self {
+        let tree = Self::empty();
+        for i in 0..GOOD {
+            tree.write(&Self::name(i), &format!("pub fn number_{i}(x: u64) -> u64 {{\n    x + {i}\n}}\n"));
+        }
+        for i in 0..BAD {
+            tree.write(&format!("bad/b{i}.rs"), &format!("fn number_{i}( {{\n"));
+        }
+        tree
+    }
+
+    fn empty() -> Self {
+        let tree = Self { dir: TempDir::new().unwrap() };
+        fs::create_dir(tree.sources()).unwrap();
+        tree
+    }
+
+    /// The name of a file that parses.
+    fn name(i: usize) -> String {
+        format!("m{}/f{i}.rs", i % 7)
+    }
+
+    fn sources(&self) -> PathBuf {
+        self.dir.path().join("sources")
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.sources().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+        self.set_modified(name, SystemTime::now() - HOUR);
+    }
+
+    fn set_modified(&self, name: &str, time: SystemTime) {
+        File::options().append(true).open(self.path(name)).unwrap().set_modified(time).unwrap();
+    }
+
+    /// The command for a run over the whole tree.
+    fn command(&self) -> Command {
+        let mut command = Command::new(program());
+        command.arg(self.sources()).arg("--cache").arg(self.dir.path().join("cache"));
+        command
+    }
+
+    /// A run to the end.
+    fn run(&self, args: &[&str]) -> Run {
+        Run::of(self.command().args(["--quiet", "--json-summary"]).args(args))
+    }
+}
+
+/// What a run that ended well had to say.
+struct Run {
+    report: String,
+    summary: Value,
+    /// The digests of the results that it stored, with `--log-acknowledged`.
+    acknowledged: Vec<String>,
+}
+
+impl Run {
+    fn of(command: &mut Command) -> Self {
+        let Output { status, stdout, stderr } = command.output().unwrap();
+        let stderr = String::from_utf8(stderr).unwrap();
+        assert!(status.success(), "{command:?}: {status}: {stderr}");
+        let (acknowledged, rest): (Vec<&str>, Vec<&str>) =
+            stderr.lines().partition(|line| line.starts_with("stored "));
+        let last = rest.last().expect("the summary is the last line");
+        Self {
+            report: String::from_utf8(stdout).unwrap(),
+            summary: serde_json::from_str(last).unwrap_or_else(|e| panic!("{e}: {last}")),
+            acknowledged: acknowledged.into_iter().map(digest).collect(),
+        }
+    }
+
+    fn count(&self, name: &str) -> usize {
+        usize::try_from(self.summary[name].as_u64().unwrap()).unwrap()
+    }
+
+    /// Files read, analysed, and known from before.
+    #[track_caller]
+    fn assert_counts(&self, read: usize, computed: usize, from_cache: usize) {
+        let counts = (self.count("read"), self.count("computed"), self.count("from_cache"));
+        assert_eq!(counts, (read, computed, from_cache), "(read, computed, from_cache); {}", self.summary);
+    }
+}
+
+/// The digest in a line that acknowledges a result.
+fn digest(line: &str) -> String {
+    line.split(' ').nth(1).unwrap().to_owned()
+}
+
+#[test]
+fn a_second_run_reads_and_computes_nothing_and_reports_the_same() {
+    let tree = Tree::new();
+    let cold = tree.run(&[]);
+    cold.assert_counts(FILES, FILES, 0);
+    assert_eq!(cold.summary["run"], "cold");
+    assert_eq!((cold.count("files"), cold.count("not_kept"), cold.count("unreadable")), (FILES, 0, 0));
+
+    for jobs in ["1", "2", "7"] {
+        let warm = tree.run(&["--jobs", jobs]);
+        warm.assert_counts(0, 0, FILES);
+        assert_eq!(warm.summary["run"], "warm");
+        assert!(warm.report == cold.report, "the reports differ with {jobs} threads");
+    }
+}
+
+#[test]
+fn a_report_in_a_file_is_the_one_on_standard_output() {
+    let tree = Tree::new();
+    let file = tree.dir.path().join("report");
+    let printed = tree.run(&[]).report;
+    assert_eq!(tree.run(&["--report", file.to_str().unwrap()]).report, "");
+    assert!(fs::read_to_string(file).unwrap() == printed);
+}
+
+/// Each run is killed in the middle, for certain: it must print a line for each result that it stored, into a
+/// pipe which holds few lines, and nobody reads on.
+#[test]
+fn after_a_kill_only_what_was_not_acknowledged_is_computed() {
+    for jobs in [1, 2] {
+        let tree = Tree::new();
+        let mut acknowledged = HashSet::new();
+        let rounds = [1, 20, 60];
+        for lines in rounds {
+            for digest in killed_after(lines, &tree, jobs) {
+                assert!(acknowledged.insert(digest), "a result that was acknowledged was computed again");
+            }
+        }
+        let left = FILES - acknowledged.len();
+        let last = tree.run(&["--log-acknowledged"]);
+        let computed = last.count("computed");
+        // When it is killed, each thread may have stored one result and not yet said so.
+        let unsaid = jobs * rounds.len();
+        assert!(left > unsaid, "too few are left to tell");
+        assert!((left - unsaid..=left).contains(&computed), "{left} left, {computed} computed");
+        assert_eq!(last.acknowledged.len(), computed);
+        assert!(last.acknowledged.iter().all(|digest| !acknowledged.contains(digest)));
+        assert_eq!(computed + last.count("from_cache"), FILES);
+
+        let warm = tree.run(&[]);
+        warm.assert_counts(0, 0, FILES);
+        assert!(warm.report == last.report);
+    }
+}
+
+/// Kills a run with SIGKILL as soon as it has acknowledged so many results, and gives all that it acknowledged.
+fn killed_after(lines: usize, tree: &Tree, jobs: usize) -> Vec<String> {
+    let (reader, writer) = io::pipe().unwrap();
+    fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    // A small buffer, so that no more than needed is read before the kill.
+    let mut said = BufReader::with_capacity(128, reader).lines().map(|line| {
+        let line = line.unwrap();
+        assert!(line.starts_with("stored "), "{line}");
+        digest(&line)
+    });
+
+    let mut command = tree.command();
+    command.args(["--quiet", "--log-acknowledged", "--jobs", &jobs.to_string()]);
+    let mut child = command.stdout(Stdio::null()).stderr(writer).spawn().unwrap();
+    // It holds the other end of the pipe.
+    drop(command);
+    let mut acknowledged: Vec<String> = said.by_ref().take(lines).collect();
+    child.kill().unwrap();
+    let status = child.wait().unwrap();
+    assert_eq!(status.signal(), Some(9), "it ended before it was killed");
+    acknowledged.extend(said);
+    acknowledged
+}
+
+#[test]
+fn an_edited_file_is_all_that_is_computed() {
+    let tree = Tree::new();
+    let before = tree.run(&[]);
+    tree.write(&Tree::name(3), "pub fn edited(x: bool) -> u8 {\n    if x { 1 } else { 2 }\n}\n");
+    let after = tree.run(&[]);
+    after.assert_counts(1, 1, FILES - 1);
+    assert_eq!(after.summary["run"], "partly warm");
+    assert!(after.report != before.report);
+    tree.run(&[]).assert_counts(0, 0, FILES);
+}
+
+#[test]
+fn another_version_of_the_analysis_computes_all_and_leaves_the_results_of_the_first() {
+    let tree = Tree::new();
+    tree.run(&["--analysis-version", "1"]).assert_counts(FILES, FILES, 0);
+    tree.run(&["--analysis-version", "2"]).assert_counts(FILES, FILES, 0);
+    tree.run(&["--analysis-version", "2"]).assert_counts(0, 0, FILES);
+    tree.run(&["--analysis-version", "1"]).assert_counts(0, 0, FILES);
+}
+
+#[test]
+fn a_renamed_file_is_not_read_and_a_touched_or_copied_one_is_not_computed() {
+    let tree = Tree::new();
+    tree.run(&[]);
+    fs::rename(tree.path(&Tree::name(5)), tree.path("renamed.rs")).unwrap();
+    let renamed = tree.run(&["--top", "1000"]);
+    renamed.assert_counts(0, 0, FILES);
+    assert!(renamed.report.contains("renamed.rs"), "{}", renamed.report);
+
+    tree.set_modified("renamed.rs", SystemTime::now() - HOUR / 2);
+    tree.run(&[]).assert_counts(1, 0, FILES);
+    tree.run(&[]).assert_counts(0, 0, FILES);
+
+    tree.write("copied.rs", &fs::read_to_string(tree.path("renamed.rs")).unwrap());
+    tree.run(&[]).assert_counts(1, 0, FILES + 1);
+}
+
+/// With a time stamp of just now, a further change might leave it as it is. A time stamp in the future stands
+/// for it here, which is mistrusted for as long as this test may take.
+#[test]
+fn a_file_that_has_not_rested_is_read_again_and_so_a_change_that_does_not_show_is_seen() {
+    let tree = Tree::new();
+    let time = SystemTime::now() + HOUR;
+    let name = Tree::name(8);
+    tree.set_modified(&name, time);
+    tree.run(&[]).assert_counts(FILES, FILES, 0);
+    tree.run(&[]).assert_counts(1, 0, FILES);
+
+    let text = fs::read_to_string(tree.path(&name)).unwrap();
+    tree.write(&name, &text.replace('+', "*"));
+    tree.set_modified(&name, time);
+    tree.run(&[]).assert_counts(1, 1, FILES - 1);
+}
+
+#[test]
+fn copies_are_computed_once() {
+    let tree = Tree::empty();
+    for i in 0..50 {
+        tree.write(&format!("copy{i}.rs"), "pub fn same() {}\n");
+    }
+    let cold = tree.run(&["--jobs", "4"]);
+    cold.assert_counts(50, 1, 0);
+    assert_eq!(cold.count("copies"), 49);
+    assert_eq!(cold.summary["run"], "cold");
+    tree.run(&[]).assert_counts(0, 0, 50);
+}
+
+const BRANCHES: &str = "
+struct Thing;
+impl Thing {
+    pub fn decide(&self, a: bool, b: Option<u8>) -> Result<u8, ()> {
+        let Some(c) = b else { return Err(()) };    // 1
+        if a && c > 2 {                             // 2, 3
+            for _ in 0..3 {                         // 4
+                assert!(a || c > 1);                // 5
+            }
+        }
+        fn not_mine(x: u8) { if x > 0 {} }
+        match c {
+            0 if a => Ok(1),                        // a guard: 6
+            1 => Ok(helper(c)?),                    // an arm, a question mark: 7, 8
+            _ => Err(()),                           // an arm: 9
+        }
+    }
+}
+";
+
+const ORIGINAL: &str = "
+pub fn sum_of_even(numbers: &[u64], most: u64) -> u64 {
+    let mut sum = 0;
+    for number in numbers {
+        if number % 2 == 0 && *number < most {
+            sum += number.checked_mul(3).unwrap_or(most);
+        }
+    }
+    // A comment that the other has not.
+    if sum > most { most } else { sum.saturating_sub(1) }
+}
+";
+
+/// With other names, other numbers, and no comment.
+const COPY: &str = "
+pub fn total_of_fours(xs: &[u64], limit: u64) -> u64 {
+    let mut total = 1;
+    for x in xs {
+        if x % 4 == 0 && *x < limit {
+            total += x.checked_mul(7).unwrap_or(limit);
+        }
+    }
+    if total > limit { limit } else { total.saturating_sub(2) }
+}
+";
+
+/// As long, and another thing.
+const OTHER: &str = "
+pub fn longest(words: &[String], prefix: &str) -> Option<usize> {
+    let fitting = words.iter().filter(|word| word.starts_with(prefix) && !word.is_empty());
+    match fitting.map(|word| word.chars().count()).max() {
+        Some(count) if count < prefix.len() * 2 => None,
+        Some(count) => Some(count - prefix.chars().count()),
+        None => None,
+    }
+}
+";
+
+#[test]
+fn the_report_counts_decisions_and_finds_copies_with_other_names() {
+    let tree = Tree::empty();
+    for (name, text) in
+        [("branches.rs", BRANCHES), ("original.rs", ORIGINAL), ("copy.rs", COPY), ("other.rs", OTHER)]
+    {
+        tree.write(name, text);
+    }
+    let report = tree.run(&[]).report;
+    for line in [
+        "        10        2     14  Thing::decide  branches.rs:4\n",
+        "         2        1      1  Thing::decide::not_mine  branches.rs:11\n",
+        "Groups: 1. Functions in them: 2. Lines beyond one function for each group: 9.\n",
+        "1. 2 functions, 9 redundant lines\n",
+        "    100 %     9 lines  total_of_fours  copy.rs:2\n",
+        "    100 %    10 lines  sum_of_even  original.rs:2\n",
+    ] {
+        assert!(report.contains(line), "{line}{report}");
+    }
+}
+
+#[test]
+fn files_that_do_not_parse_are_reported_and_remembered() {
+    let tree = Tree::empty();
+    tree.write("good.rs", "fn good() {}\n");
+    tree.write("unclosed.rs", "fn bad() {\n");
+    tree.write("wrong.rs", "\nfn 1() {}\n");
+    tree.write("deep.rs", &format!("fn deep() {{ {}1{} }}\n", "(".repeat(100_000), ")".repeat(100_000)));
+    fs::write(tree.path("latin1.rs"), b"// \xe9t\xe9\n").unwrap();
+    tree.set_modified("latin1.rs", SystemTime::now() - HOUR);
+
+    let cold = tree.run(&[]);
+    cold.assert_counts(5, 5, 0);
+    assert!(cold.report.contains("5 files: 0 generated, 4 do not parse"), "{}", cold.report);
+    for place in ["deep.rs:1:1: ", "latin1.rs:1:1: not UTF-8", "unclosed.rs:", "wrong.rs:2:4: expected ident"]
+    {
+        assert!(cold.report.contains(place), "{place}: {}", cold.report);
+    }
+    let warm = tree.run(&[]);
+    warm.assert_counts(0, 0, 5);
+    assert!(warm.report == cold.report);
+}
+
+/// A plain message and a status, rather than a panic.
+#[test]
+fn what_cannot_be_done_is_said() {
+    let tree = Tree::empty();
+    let missing = tree.dir.path().join("missing");
+    let file = tree.dir.path().join("file");
+    fs::write(&file, "not a cache").unwrap();
+    let cache = tree.dir.path().join("cache");
+
+    let fails = |sources: &Path, cache: &Path, says: &str| {
+        let output = Command::new(program()).arg(sources).arg("--cache").arg(cache).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.starts_with("keepwarm-analyze: ") && said.contains(says), "{said}");
+        assert!(output.stdout.is_empty());
+    };
+    fails(&missing, &cache, "is not a directory");
+    fails(&tree.sources(), &file, "cannot use the cache");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "not a cache");
+}
