@@ -90,12 +90,13 @@ impl Attached {
         let mut state =
             file::open_or_create(&state_path).and_then(|(f, _)| State::open(f)).map_err(at_state)?;
         let hasher = KeyHasher::new(&meta.hash_key);
+        let options = &options.for_limits(state.limits());
         let layout = Layout::new(options);
         let space = SpaceInUse::default();
         let segments = open_segments(directory, &space)?;
         let closed = open_closed(directory, &state, &layout)?;
         // Durably, before anything is changed.
-        state.mark_open().map_err(at_state)?;
+        state.mark_open(options.limits()).map_err(at_state)?;
         let Recovered { index, hints } = match closed {
             Some(closed) => closed,
             None => recovery::recover(directory, &layout, &hasher, &segments, options)?,
@@ -136,7 +137,7 @@ impl Attached {
         Directory::reenter(&self.locks).map_err(io_error)?;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         self.engine.index.sync().map_err(io_error)?;
-        state.mark_clean(self.engine.index.header_copy()).map_err(io_error)
+        state.mark_clean(self.engine.index.header_copy(), self.engine.options.limits()).map_err(io_error)
     }
 }
 
