@@ -76,7 +76,11 @@ impl Word {
 
     pub(crate) fn new(hash: u64, segment: u32, offset: u32) -> Self {
         debug_assert!(u64::from(offset) < MAX_OFFSET && segment != 0);
-        Self(tag(hash) << TAG_SHIFT | u64::from(segment) << OFFSET_BITS | u64::from(offset) / OFFSET_UNIT)
+        Self(
+            (tag(hash) << TAG_SHIFT)
+                | (u64::from(segment) << OFFSET_BITS)
+                | (u64::from(offset) / OFFSET_UNIT),
+        )
     }
 
     pub(crate) fn segment(self) -> u32 {
