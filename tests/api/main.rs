@@ -25,6 +25,7 @@ mod many;
 mod negative_entries;
 mod options;
 mod single_flight;
+mod temporary;
 mod values;
 mod versions;
 mod zero_timeouts;
