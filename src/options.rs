@@ -46,6 +46,16 @@ pub(crate) struct Options {
     pub(crate) durability: Durability,
     /// What decides expiry.
     pub(crate) clock: Arc<dyn Clock>,
+    /// Whether the limits that the directory was last opened with go before those here.
+    pub(crate) keep_limits: bool,
+}
+
+/// What a directory remembers of the options it was last opened with, for whoever opens it to look after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limits {
+    pub(crate) max_entries: u64,
+    pub(crate) cull_frequency: u64,
+    pub(crate) max_bytes: u64,
 }
 
 /// As many entries as an index of 32-bit slots can hold, less the two patterns with a meaning of their own.
@@ -66,11 +76,29 @@ impl Default for Options {
             hot_bytes: 64 << 20,
             durability: Durability::default(),
             clock: Arc::new(SystemClock),
+            keep_limits: false,
         }
     }
 }
 
 impl Options {
+    pub(crate) fn limits(&self) -> Limits {
+        let &Self { max_entries, cull_frequency, max_bytes, .. } = self;
+        Limits { max_entries, cull_frequency, max_bytes }
+    }
+
+    /// The options for a directory that was last opened with the limits `found`.
+    pub(crate) fn for_limits(&self, found: Option<Limits>) -> Self {
+        let own = self.clone();
+        match found {
+            Some(Limits { max_entries, cull_frequency, max_bytes }) if self.keep_limits => {
+                let kept = Self { max_entries, cull_frequency, max_bytes, ..own.clone() };
+                if kept.validate().is_ok() { kept } else { own }
+            }
+            _ => own,
+        }
+    }
+
     /// Checks every option against its limits.
     ///
     /// # Errors

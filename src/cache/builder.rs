@@ -149,6 +149,14 @@ impl Builder {
         self
     }
 
+    /// Whether a directory that was opened before keeps the `max_entries`, `cull_frequency` and `max_bytes` it
+    /// was last opened with, in place of those given here: for tools, which should not evict what the limits
+    /// of a program allow. Default: no.
+    pub fn keep_limits(mut self, keep: bool) -> Self {
+        self.options.keep_limits = keep;
+        self
+    }
+
     /// Most bytes of memory for what was used most recently, in front of the disk. From 0 (none) to 128 TiB.
     /// Default: 64 MiB.
     pub fn hot_bytes(mut self, bytes: u64) -> Self {

@@ -44,8 +44,10 @@ impl Engine {
         let mut report = CheckReport::default();
         let _quiet = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
         for id in self.log.ids() {
+            let guard = self.log.segment(id);
+            let Some(segment) = guard.as_ref().filter(|s| s.id == id) else { continue };
             report.segments += 1;
-            report.records += self.log.hold(id).map_or(0, |s| s.records().count() as u64);
+            report.records += segment.records().count() as u64;
             if self.index.segment_state(id).is_none() {
                 report.problem(format!("segment {id} is not in the table"));
             }

@@ -136,6 +136,7 @@ impl Engine {
                 locked.set(slot, Word::new(hash, reservation.segment.id, reservation.offset));
                 step!("commit::published");
                 self.hints.set(slot, Hint::new(expires_at, generation, self.index.recency()));
+                self.note_expiry(expires_at);
                 (Some(sequence), !counted)
             }
             Decision::Bury(outcome) => {
@@ -153,7 +154,7 @@ impl Engine {
                 let stamp = Stamp { sequence, generation: current.generation, expires_at: None };
                 reservation.segment.stamp(reservation.offset, &prepared, stamp);
                 step!("commit::stamped");
-                locked.set(current.slot, Word::EMPTY);
+                locked.clear(current.slot);
                 step!("commit::published");
                 self.index.count_down(current.generation);
                 (None, false)
@@ -220,6 +221,7 @@ impl Engine {
             _ => tombstone,
         };
         let reservation = self.log.reserve(&draft, &self.index, self)?;
+        step!("commit::begun");
         if self.log.wants_spare() {
             self.bell.ring();
         }

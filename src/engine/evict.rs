@@ -26,7 +26,7 @@ impl Engine {
         if locked.word(slot) != word {
             return false;
         }
-        locked.set(slot, Word::EMPTY);
+        locked.clear(slot);
         if comes_back {
             locked.note_lost();
         }

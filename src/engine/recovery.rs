@@ -179,7 +179,7 @@ impl Replay<'_> {
             let replayed = &self.slots[slot.number()];
             let expired = replayed.expires_at.is_some_and(|end| end <= now);
             if replayed.is_tombstone || expired || replayed.generation < self.generation {
-                self.index.lock_slot(slot).set(slot, Word::EMPTY);
+                self.index.lock_slot(slot).clear(slot);
                 continue;
             }
             entries += 1;

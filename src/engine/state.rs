@@ -1,8 +1,10 @@
-//! `state`: whether the directory was closed, and what the index's header said then. Two sectors, written in
-//! turn, so that a torn write leaves the other one; preallocated, so that a full disk does not matter.
+//! `state`: whether the directory was closed, what the index's header said then, and the limits that the
+//! directory was last opened with. Two sectors, written in turn, so that a torn write leaves the other one;
+//! preallocated, so that a full disk does not matter.
 //!
 //! ```text
-//!   0  magic u64   8  turn u64   16  clean u64   24  the header's words   504  CRC-32 u32
+//!   0  magic u64       8  turn u64             16  clean u64       24  the header's 64 words
+//! 536  max_entries   544  cull_frequency u64  552  max_bytes u64  560  CRC-32 u32
 //! ```
 
 use std::fs::File;
@@ -10,12 +12,15 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::index::{HEADER_WORDS, HeaderCopy};
+use crate::options::Limits;
 use crate::sys::{file, step};
 
 const SECTOR: usize = 1024;
 const FILE_LEN: u64 = 2 * SECTOR as u64;
 const MAGIC: u64 = u64::from_le_bytes(*b"KWstate1");
-const CHECKED: usize = 24 + HEADER_WORDS * 8;
+/// Where the limits are, in words.
+const LIMITS_AT: usize = 3 + HEADER_WORDS;
+const CHECKED: usize = (LIMITS_AT + 3) * 8;
 const _: () = assert!(CHECKED + 4 <= SECTOR);
 
 pub(crate) struct State {
@@ -23,6 +28,14 @@ pub(crate) struct State {
     turn: u64,
     /// The index's header when the directory was closed; `None` if it was not.
     clean: Option<HeaderCopy>,
+    limits: Option<Limits>,
+}
+
+/// What a sector says.
+struct Sector {
+    turn: u64,
+    clean: Option<HeaderCopy>,
+    limits: Limits,
 }
 
 impl State {
@@ -31,14 +44,14 @@ impl State {
         if file.metadata()?.len() != FILE_LEN {
             file::reset(&file, FILE_LEN)?;
         }
-        let mut state = Self { file, turn: 0, clean: None };
+        let mut state = Self { file, turn: 0, clean: None, limits: None };
         for number in 0..2 {
             let mut sector = [0; SECTOR];
             state.file.read_exact_at(&mut sector, number * SECTOR as u64)?;
-            if let Some((turn, clean)) = decode(&sector)
+            if let Some(Sector { turn, clean, limits }) = decode(&sector)
                 && turn >= state.turn
             {
-                (state.turn, state.clean) = (turn, clean);
+                (state.turn, state.clean, state.limits) = (turn, clean, Some(limits));
             }
         }
         Ok(state)
@@ -48,30 +61,36 @@ impl State {
         self.clean.as_ref()
     }
 
-    /// Says durably that the directory is in use, before anything in it is changed.
-    pub(crate) fn mark_open(&mut self) -> io::Result<()> {
-        self.write(None)
+    /// The limits that the directory was last opened with.
+    pub(crate) fn limits(&self) -> Option<Limits> {
+        self.limits
+    }
+
+    /// Says durably that the directory is in use with these limits, before anything in it is changed.
+    pub(crate) fn mark_open(&mut self, limits: Limits) -> io::Result<()> {
+        self.write(Sector { turn: self.turn + 1, clean: None, limits })
     }
 
     /// Says durably that the directory was closed with an index whose header is `header`. Everything else is on
     /// the disk already.
-    pub(crate) fn mark_clean(&mut self, header: HeaderCopy) -> io::Result<()> {
-        self.write(Some(header))
+    pub(crate) fn mark_clean(&mut self, header: HeaderCopy, limits: Limits) -> io::Result<()> {
+        self.write(Sector { turn: self.turn + 1, clean: Some(header), limits })
     }
 
-    fn write(&mut self, clean: Option<HeaderCopy>) -> io::Result<()> {
-        let turn = self.turn + 1;
+    fn write(&mut self, sector: Sector) -> io::Result<()> {
         step!("state::writing");
-        file::write_at(&self.file, &encode(turn, clean.as_ref()), turn % 2 * SECTOR as u64)?;
+        file::write_at(&self.file, &encode(&sector), sector.turn % 2 * SECTOR as u64)?;
+        step!("state::written");
         file::sync(&self.file)?;
-        (self.turn, self.clean) = (turn, clean);
+        (self.turn, self.clean, self.limits) = (sector.turn, sector.clean, Some(sector.limits));
         Ok(())
     }
 }
 
-fn encode(turn: u64, clean: Option<&HeaderCopy>) -> [u8; SECTOR] {
-    let mut words = vec![MAGIC, turn, u64::from(clean.is_some())];
-    words.extend(clean.unwrap_or(&[0; HEADER_WORDS]));
+fn encode(Sector { turn, clean, limits }: &Sector) -> [u8; SECTOR] {
+    let mut words = vec![MAGIC, *turn, u64::from(clean.is_some())];
+    words.extend(clean.unwrap_or([0; HEADER_WORDS]));
+    words.extend([limits.max_entries, limits.cull_frequency, limits.max_bytes]);
     let mut sector = [0; SECTOR];
     for (chunk, word) in sector.chunks_exact_mut(8).zip(words) {
         chunk.copy_from_slice(&word.to_le_bytes());
@@ -81,19 +100,26 @@ fn encode(turn: u64, clean: Option<&HeaderCopy>) -> [u8; SECTOR] {
     sector
 }
 
-fn decode(sector: &[u8; SECTOR]) -> Option<(u64, Option<HeaderCopy>)> {
+fn decode(sector: &[u8; SECTOR]) -> Option<Sector> {
     let check = u32::from_le_bytes(sector[CHECKED..CHECKED + 4].try_into().ok()?);
     let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| sector[at * 8 + i]));
     if word(0) != MAGIC || crc32fast::hash(&sector[..CHECKED]) != check {
         return None;
     }
     let clean = (word(2) == 1).then(|| std::array::from_fn(|i| word(3 + i)));
-    Some((word(1), clean))
+    let limits = Limits {
+        max_entries: word(LIMITS_AT),
+        cull_frequency: word(LIMITS_AT + 1),
+        max_bytes: word(LIMITS_AT + 2),
+    };
+    Some(Sector { turn: word(1), clean, limits })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LIMITS: Limits = Limits { max_entries: 5, cull_frequency: 3, max_bytes: 1 << 20 };
 
     fn reopen(file: &File) -> State {
         State::open(file.try_clone().unwrap()).unwrap()
@@ -105,18 +131,20 @@ mod tests {
         let mut state = reopen(&file);
         assert!(state.clean().is_none());
         let header: HeaderCopy = std::array::from_fn(|i| i as u64);
-        state.mark_clean(header).unwrap();
+        state.mark_clean(header, LIMITS).unwrap();
         assert_eq!(reopen(&file).clean(), Some(&header));
-        state.mark_open().unwrap();
+        let others = Limits { max_entries: 6, ..LIMITS };
+        state.mark_open(others).unwrap();
         assert!(reopen(&file).clean().is_none());
+        assert_eq!(reopen(&file).limits(), Some(others));
     }
 
     #[test]
     fn a_torn_write_leaves_the_state_before_it() {
         let file = tempfile::tempfile().unwrap();
         let mut state = reopen(&file);
-        state.mark_open().unwrap();
-        state.mark_clean([3; HEADER_WORDS]).unwrap();
+        state.mark_open(LIMITS).unwrap();
+        state.mark_clean([3; HEADER_WORDS], LIMITS).unwrap();
         for at in 0..SECTOR {
             let (offset, mut byte) = ((state.turn % 2) * SECTOR as u64 + at as u64, [0]);
             file.read_exact_at(&mut byte, offset).unwrap();

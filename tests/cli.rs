@@ -1,0 +1,273 @@
+//! The command line tool, run as a program: what it prints, what it answers, and what it leaves alone.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use keepwarm::{Cache, Timeout, Ttl};
+use serde_json::{Value, json};
+
+fn keepwarm(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_keepwarm"));
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+/// Runs a command on `dir`: exit code, standard output, standard error.
+fn run(command: &str, dir: &Path, rest: &[&str]) -> (i32, String, String) {
+    let args: Vec<&str> = [command, dir.to_str().unwrap()].into_iter().chain(rest.iter().copied()).collect();
+    seen(&keepwarm(&args).output().unwrap())
+}
+
+fn seen(output: &Output) -> (i32, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+}
+
+/// What a command that succeeds prints.
+fn told(command: &str, dir: &Path, rest: &[&str]) -> String {
+    let (code, out, err) = run(command, dir, rest);
+    assert_eq!((code, err.as_str()), (0, ""), "{command} {rest:?}");
+    out
+}
+
+/// A directory with what a program stored in it, closed again.
+fn filled(fill: impl FnOnce(&Cache)) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path()).unwrap();
+    fill(&cache);
+    dir
+}
+
+#[test]
+fn what_is_set_is_got_and_listed() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = &parent.path().join("cache");
+    assert_eq!(told("set", dir, &["greeting", "hello \"you\""]), "");
+    assert_eq!(told("get", dir, &["greeting"]), "\"hello \\\"you\\\"\"\n");
+    assert_eq!(told("get", dir, &["greeting", "--raw"]), "hello \"you\"");
+    assert_eq!(told("ls", dir, &[]), "greeting\n");
+    assert_eq!(told("stats", dir, &[]).lines().next(), Some("entries  1"));
+    assert!(told("check", dir, &[]).ends_with("\nsound\n"));
+    assert_eq!(run("get", dir, &["missing"]), (1, String::new(), String::new()));
+}
+
+#[test]
+fn a_program_reads_what_the_tool_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    told("set", dir.path(), &["text", "5"]);
+    told("set", dir.path(), &["number", "5", "--json", "--timeout", "never"]);
+    told("set", dir.path(), &["map", r#"{"a": [1, 2.5, null]}"#, "--json"]);
+    told("set", dir.path(), &["bytes", "raw", "--bytes", "--timeout", "90s"]);
+    told("set", dir.path(), &["gone", "x", "--timeout", "0s"]);
+    let cache = Cache::open(dir.path()).unwrap();
+    assert_eq!(cache.get::<String>("text").unwrap().as_deref(), Some("5"));
+    assert!(cache.ttl("text").unwrap().unwrap().remaining().unwrap() <= Duration::from_secs(300));
+    assert_eq!(cache.incr("number", 1).unwrap(), 6);
+    assert_eq!(cache.ttl("number").unwrap(), Some(Ttl::Never));
+    assert_eq!(cache.get::<Value>("map").unwrap(), Some(json!({ "a": [1, 2.5, null] })));
+    assert_eq!(cache.get_bytes("bytes").unwrap().as_deref(), Some(&b"raw"[..]));
+    let left = cache.ttl("bytes").unwrap().unwrap().remaining().unwrap();
+    assert!(Duration::from_secs(60) < left && left <= Duration::from_secs(90), "{left:?}");
+    assert!(!cache.contains_key("gone").unwrap());
+}
+
+#[test]
+fn the_tool_shows_whatever_a_program_stored() {
+    #[derive(serde::Serialize)]
+    enum Shape {
+        Point,
+        Circle { radius: f32 },
+    }
+    let dir = filled(|cache| {
+        cache.set("none", &None::<u8>, Timeout::Never).unwrap();
+        cache.set("shapes", &[Shape::Point, Shape::Circle { radius: 0.1 }], Timeout::Never).unwrap();
+        cache.set("by number", &BTreeMap::from([(1, true)]), Timeout::Never).unwrap();
+        cache.set("least", &i64::MIN, Timeout::Never).unwrap();
+        cache.set("most", &u64::MAX, Timeout::Never).unwrap();
+        cache.set("array", &vec![200u8; 3], Timeout::Never).unwrap();
+        cache.set_bytes("raw", b"\x00\xff\n", Timeout::Never).unwrap();
+        cache.set("ünï\n\u{1b}[31m", "", Timeout::Never).unwrap();
+    });
+    let get = |key| told("get", dir.path(), &[key]);
+    assert_eq!(get("none"), "null\n");
+    assert_eq!(get("shapes"), "[\"Point\",{\"Circle\":{\"radius\":0.1}}]\n");
+    assert_eq!(get("by number"), "{\"1\":true}\n");
+    assert_eq!(get("least"), "-9223372036854775808\n");
+    assert_eq!(get("most"), "18446744073709551615\n");
+    assert_eq!(get("array"), "{\"$bytes\":\"c8c8c8\"}\n");
+    assert_eq!(get("raw"), "{\"$bytes\":\"00ff0a\"}\n");
+    let raw = keepwarm(&["get", dir.path().to_str().unwrap(), "raw", "--raw"]).output().unwrap();
+    assert_eq!(raw.stdout, b"\x00\xff\n");
+
+    let lines = told("ls", dir.path(), &[]);
+    assert_eq!(lines.lines().count(), 8);
+    assert!(lines.contains("ünï\\n\\u{1b}[31m\n"), "a terminal is told nothing: {lines:?}");
+    assert!(told("ls", dir.path(), &["--values"]).contains("\nleast\t-9223372036854775808\n"));
+    assert_eq!(told("ls", dir.path(), &["--limit", "3"]).lines().count(), 3);
+    let objects = told("ls", dir.path(), &["--json", "--values"]);
+    let objects: Vec<Value> = objects.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert!(objects.contains(&json!({ "key": "ünï\n\u{1b}[31m", "value": "" })));
+    assert!(told("ls", dir.path(), &["--json"]).contains("{\"key\":\"none\"}\n"));
+}
+
+#[test]
+fn keys_have_a_prefix_and_a_version() {
+    let dir = filled(|cache| {
+        cache.set("a", &1, Timeout::Never).unwrap();
+        cache.with_prefix("app").with_version(-2).set("a", &2, Timeout::Never).unwrap();
+    });
+    let app = ["a", "--prefix", "app", "--key-version", "-2"];
+    assert_eq!(told("get", dir.path(), &["a"]), "1\n");
+    assert_eq!(told("get", dir.path(), &app), "2\n");
+    assert_eq!(run("get", dir.path(), &["a", "--prefix", "app"]).0, 1);
+    assert_eq!(told("get", dir.path(), &["app:-2:a", "--stored"]), "2\n");
+    let all = told("ls", dir.path(), &["--stored"]);
+    let mut all: Vec<&str> = all.lines().collect();
+    all.sort_unstable();
+    assert_eq!(all, [":1:a", "app:-2:a"]);
+    assert_eq!(told("ls", dir.path(), &app[1..]), "a\n");
+}
+
+#[test]
+fn values_come_from_standard_input_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let value: Vec<u8> = (0..200_000).map(|i| (i % 251) as u8).collect();
+    let mut set = keepwarm(&["set", dir.path().to_str().unwrap(), "big", "-", "--bytes"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    set.stdin.take().unwrap().write_all(&value).unwrap();
+    assert!(set.wait().unwrap().success());
+    let got = keepwarm(&["get", dir.path().to_str().unwrap(), "big", "--raw"]).output().unwrap();
+    assert!(got.stdout == value);
+}
+
+#[test]
+fn looking_at_what_is_not_there_makes_nothing() {
+    let parent = tempfile::tempdir().unwrap();
+    let (missing, empty) = (parent.path().join("missing"), parent.path().join("empty"));
+    let (foreign, file) = (parent.path().join("foreign"), parent.path().join("file"));
+    std::fs::create_dir(&empty).unwrap();
+    std::fs::create_dir(&foreign).unwrap();
+    std::fs::write(foreign.join("thesis"), "x").unwrap();
+    std::fs::write(&file, "x").unwrap();
+    for (dir, why) in [
+        (&missing, "there is no such directory"),
+        (&empty, "this is not a keepwarm directory"),
+        (&foreign, "this is not a keepwarm directory"),
+        (&file, "not a directory"),
+    ] {
+        for command in ["stats", "ls", "check", "get"] {
+            let rest: &[&str] = if command == "get" { &["key"] } else { &[] };
+            let (code, out, err) = run(command, dir, rest);
+            assert_eq!((code, out.as_str()), (2, ""), "{command} {dir:?}");
+            assert!(err.starts_with("keepwarm: ") && err.contains(why), "{command}: {err}");
+        }
+    }
+    assert!(!missing.exists());
+    assert_eq!(std::fs::read_dir(&empty).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(&foreign).unwrap().count(), 1);
+    // Nor does a `set` that is refused.
+    assert_eq!(run("set", &foreign, &["a", "b"]).0, 2);
+    assert_eq!(std::fs::read_dir(&foreign).unwrap().count(), 1);
+    assert_eq!(run("set", &missing.join("deeper"), &["a", "b"]).0, 2);
+    assert!(!missing.exists());
+}
+
+#[test]
+fn a_directory_in_use_is_left_to_its_owner() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(dir.path()).unwrap();
+    cache.set("a", &1, Timeout::Never).unwrap();
+    let (code, out, err) = run("stats", dir.path(), &[]);
+    assert_eq!((code, out.as_str()), (2, ""));
+    assert!(err.contains("another process has this directory open"), "{err}");
+    assert_eq!(cache.get::<i32>("a").unwrap(), Some(1));
+}
+
+#[test]
+fn the_tool_evicts_nothing_that_the_limits_of_the_program_allow() {
+    let dir = tempfile::tempdir().unwrap();
+    let (least, most) = (100, 1_200_000);
+    {
+        // More than the default limits allow.
+        let cache = Cache::builder(dir.path()).max_entries(most).max_bytes(2 << 30).open().unwrap();
+        let stored = cache.warm((0..1_000_100u32).map(|n| (n.to_string(), n)), Timeout::Never).unwrap();
+        assert_eq!(stored, 1_000_100);
+    }
+    assert_eq!(told("stats", dir.path(), &[]).lines().next(), Some("entries  1000100"));
+    told("set", dir.path(), &["one more", "x"]);
+    assert_eq!(told("get", dir.path(), &["77"]), "77\n");
+    assert_eq!(told("stats", dir.path(), &[]).lines().next(), Some("entries  1000101"));
+
+    let dir = tempfile::tempdir().unwrap();
+    {
+        let cache = Cache::builder(dir.path()).max_entries(least).max_bytes(1 << 20).open().unwrap();
+        cache.warm((0..least).map(|n| (n.to_string(), n)), Timeout::Never).unwrap();
+    }
+    let bytes = || -> u64 {
+        let stats: Value = serde_json::from_str(&told("stats", dir.path(), &["--json"])).unwrap();
+        assert!(stats["entries"].as_u64().unwrap() <= least);
+        stats["bytes"].as_u64().unwrap()
+    };
+    assert!(bytes() <= 1 << 20);
+    told("set", dir.path(), &["one more", "x"]);
+    assert!(bytes() <= 1 << 20, "the small directory did not grow");
+}
+
+#[test]
+fn a_check_says_what_is_wrong_with_code_1() {
+    let dir = filled(|cache| {
+        cache.set_bytes("a", &[b'x'; 1000], Timeout::Never).unwrap();
+    });
+    assert_eq!(serde_json::from_str::<Value>(&told("check", dir.path(), &["--json"])).unwrap()["entries"], 1);
+    let segment = std::fs::read_dir(dir.path().join("segments")).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&segment).unwrap();
+    let at = bytes.windows(100).position(|w| w == [b'x'; 100]).unwrap();
+    bytes[at + 50] ^= 1;
+    std::fs::write(&segment, bytes).unwrap();
+    let (code, out, err) = run("check", dir.path(), &[]);
+    assert_eq!((code, err.as_str()), (1, ""));
+    assert!(out.contains("\nproblem: ") && out.ends_with("\nnot sound\n"), "{out}");
+    let (code, out, _) = run("check", dir.path(), &["--json"]);
+    assert_eq!(code, 1);
+    assert_ne!(serde_json::from_str::<Value>(&out).unwrap()["problems"], json!([]));
+    assert_eq!(run("get", dir.path(), &["a"]).0, 1, "damaged is missing");
+}
+
+#[test]
+fn wrong_usage_is_code_2() {
+    let dir = filled(|_| ());
+    assert_eq!(run("stats", dir.path(), &["surplus"]).0, 2);
+    let (code, _, err) = run("set", dir.path(), &["a", "b", "--timeout", "5"]);
+    assert_eq!(code, 2);
+    assert!(err.contains("a unit is missing"), "{err}");
+    assert_eq!(run("set", dir.path(), &["a", "{", "--json"]).0, 2);
+    assert_eq!(run("set", dir.path(), &["a", "1", "--json", "--bytes"]).0, 2);
+    assert_eq!(run("get", dir.path(), &["a", "--stored", "--prefix", "p"]).0, 2);
+    assert_eq!(seen(&keepwarm(&[]).output().unwrap()).0, 2);
+    let (code, out, _) = seen(&keepwarm(&["--help"]).output().unwrap());
+    assert!(code == 0 && out.contains("Exit codes"), "{out}");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let dir = filled(|cache| {
+        cache
+            .warm((0..20_000).map(|n| (format!("a rather long key, number {n}"), n)), Timeout::Never)
+            .unwrap();
+    });
+    let mut ls = keepwarm(&["ls", dir.path().to_str().unwrap()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::with_capacity(64, ls.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.starts_with("a rather long key"));
+    let output = ls.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
+}
