@@ -43,7 +43,7 @@ impl Plan {
             _ => builder,
         };
         if self.tight {
-            builder.max_bytes(1 << 20).max_entries(50).cull_frequency(4).hot_bytes(100_000)
+            builder.max_bytes(1 << 20).max_entries(30).cull_frequency(4).hot_bytes(100_000)
         } else {
             builder.max_bytes(64 << 20).max_entries(20_000)
         }
@@ -236,7 +236,7 @@ impl Witness {
         Self { home: tempfile::tempdir().unwrap(), possible: BTreeMap::new() }
     }
 
-    fn dir(&self) -> PathBuf {
+    pub(crate) fn dir(&self) -> PathBuf {
         self.home.path().join("cache")
     }
 
@@ -281,7 +281,10 @@ impl Witness {
             .collect();
         let in_effect = if on_a_copy {
             let copy = tempfile::tempdir().unwrap();
-            copy_as_killed(&self.dir(), copy.path());
+            // Killed early, the child may not even have made it.
+            if self.dir().exists() {
+                copy_as_killed(&self.dir(), copy.path());
+            }
             self.look(plan, &begun, copy.path())
         } else {
             self.look(plan, &begun, &self.dir())
@@ -333,10 +336,10 @@ impl Witness {
                 Operation::Set(items) => {
                     outcomes.extend(items.iter().filter(|(k, _)| k == key).map(|(_, n)| Content::Value(*n)));
                 }
-                Operation::Add(k, nonce) if k == key => {
-                    if plan.tight || self.possible(key).contains(&Content::Nothing) {
-                        outcomes.push(Content::Value(*nonce));
-                    }
+                Operation::Add(k, nonce)
+                    if k == key && (plan.tight || self.possible(key).contains(&Content::Nothing)) =>
+                {
+                    outcomes.push(Content::Value(*nonce));
                 }
                 Operation::Swap(k, nonce) if k == key => outcomes.push(Content::Value(*nonce)),
                 Operation::Delete(k) if k == key => outcomes.push(Content::Nothing),
@@ -396,12 +399,6 @@ impl Witness {
         let _ = std::fs::create_dir(&kept);
         copy_as_killed(dir, &kept);
         panic!("{what}\n  the directory is kept in {}\n  {plan:?}", kept.display());
-    }
-
-    /// How many bytes the segments of the directory take.
-    pub(crate) fn log_bytes(&self) -> u64 {
-        let files = std::fs::read_dir(self.dir().join("segments")).into_iter().flatten();
-        files.map(|file| file.unwrap().metadata().map_or(0, |m| m.len())).sum()
     }
 }
 
