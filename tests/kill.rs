@@ -55,11 +55,15 @@ fn rounds(tight: bool, share: u64) -> Verdict {
             seed: rng.next(),
             threads: 1 + rng.below(4),
             operations: u64::MAX,
+            waits: true,
             tight,
             durability: rng.below(8),
         };
-        // A few are killed while they open the directory, most at work.
+        // A few are killed right after a clear, before anything else tells that it was, a few while they open the
+        // directory, most at work.
+        let plan = if rng.below(10) == 0 { plan.until_clear() } else { plan };
         let (reports, spins) = match rng.below(8) {
+            _ if plan.operations < u64::MAX => (plan.operations, 0),
             0 => (0, rng.below(1_000_000)),
             1..4 => (1 + rng.below(20), rng.below(100_000)),
             _ => (1 + rng.below(800), rng.below(1_000_000)),

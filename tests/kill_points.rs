@@ -77,7 +77,7 @@ enum Before {
 
 fn directory(before: Before, rng: &mut Rng, tight: bool) -> Witness {
     let mut witness = Witness::new();
-    let plan = Plan { seed: rng.next(), threads: 1, operations: 300, tight, durability: 3 };
+    let plan = Plan { seed: rng.next(), threads: 1, operations: 300, waits: false, tight, durability: 3 };
     match before {
         Before::Nothing => {}
         Before::Closed => {
@@ -85,7 +85,7 @@ fn directory(before: Before, rng: &mut Rng, tight: bool) -> Witness {
             assert!(ended.status.success(), "{plan:?}: the child failed by itself");
         }
         Before::Killed => {
-            let plan = Plan { operations: u64::MAX, ..plan };
+            let plan = Plan { operations: u64::MAX, waits: true, ..plan };
             witness.round(plan, &[], true, |child, reports| {
                 (0..300).for_each(|_| assert!(reports.next(), "the child ended by itself"));
                 child.kill().unwrap();
@@ -100,8 +100,14 @@ fn kill_at_every_point() -> Verdict {
     let mut reached: BTreeMap<String, u64> = points::all().into_iter().map(|name| (name, 0)).collect();
     let (mut rounds, mut acknowledged, mut without, mut not_reached) = (0, 0, 0, 0);
     for before in [Before::Nothing, Before::Closed, Before::Killed] {
-        let plan =
-            Plan { seed: rng.next(), threads: 1, operations: 300, tight: true, durability: rng.below(4) };
+        let plan = Plan {
+            seed: rng.next(),
+            threads: 1,
+            operations: 300,
+            waits: false,
+            tight: true,
+            durability: rng.below(4),
+        };
         for (point, times) in count_points(before, plan, &mut rng) {
             let mut moments = vec![1, 1 + rng.below(times), 1 + rng.below(times), times];
             moments.sort_unstable();

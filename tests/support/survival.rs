@@ -25,8 +25,10 @@ use crate::rng::Rng;
 pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) threads: u64,
-    /// How many operations each thread does before the child ends by itself.
+    /// How many operations each thread does before the child is done.
     pub(crate) operations: u64,
+    /// Whether the child, when it is done, waits to be killed, or ends by itself.
+    pub(crate) waits: bool,
     /// Whether the bounds are so tight that entries are evicted.
     pub(crate) tight: bool,
     /// 0: buffered, 1: every millisecond, 2: each write, otherwise the default.
@@ -50,15 +52,24 @@ impl Plan {
     }
 
     fn to_arguments(self) -> Vec<String> {
-        [self.seed, self.threads, self.operations, u64::from(self.tight), self.durability]
+        let (waits, tight) = (u64::from(self.waits), u64::from(self.tight));
+        [self.seed, self.threads, self.operations, waits, tight, self.durability]
             .map(|n| n.to_string())
             .to_vec()
     }
 
     fn from_arguments(arguments: &[String]) -> Self {
         let numbers: Vec<u64> = arguments.iter().map(|a| a.parse().unwrap()).collect();
-        let [seed, threads, operations, tight, durability] = numbers[..] else { panic!("{arguments:?}") };
-        Self { seed, threads, operations, tight: tight == 1, durability }
+        let [seed, threads, operations, waits, tight, durability] = numbers[..] else {
+            panic!("{arguments:?}")
+        };
+        Self { seed, threads, operations, waits: waits == 1, tight: tight == 1, durability }
+    }
+
+    /// The same plan, done after the first `clear`.
+    pub(crate) fn until_clear(self) -> Self {
+        let clears = |index: &u64| matches!(self.operation(0, *index), Operation::Clear);
+        Self { threads: 1, operations: 1 + (0..).find(clears).unwrap(), waits: true, ..self }
     }
 
     fn operation(&self, thread: u64, index: u64) -> Operation {
@@ -134,7 +145,7 @@ const REPORT: usize = 24;
 
 /// The command line of a child: a mark, the directory and the plan. What follows is the caller's.
 const MARK: &str = "--work-until-killed";
-const ARGUMENTS: usize = 7;
+const ARGUMENTS: usize = 8;
 
 /// If this process was started to be killed: works, after handing the rest of the command line to `prepare`.
 pub(crate) fn work_if_child(prepare: impl FnOnce(&[String])) -> bool {
@@ -177,6 +188,9 @@ fn work(dir: &Path, plan: Plan) {
             });
         }
     });
+    while plan.waits {
+        std::thread::park();
+    }
 }
 
 fn perform(cache: &Cache, operation: &Operation) -> keepwarm::Result<i64> {
