@@ -95,12 +95,13 @@ impl Attached {
         let space = SpaceInUse::default();
         let segments = open_segments(directory, &space)?;
         let closed = open_closed(directory, &state, &layout)?;
+        let known_sequence = state.clean().map_or(0, Index::sequence_in);
         // Durably, before anything is changed.
         state.mark_open(options.limits()).map_err(at_state)?;
         step!("attach::marked");
         let Recovered { index, hints } = match closed {
             Some(closed) => closed,
-            None => recovery::recover(directory, &layout, &hasher, &segments, options)?,
+            None => recovery::recover(directory, &layout, &hasher, &segments, options, known_sequence)?,
         };
         let budget = layout::segment_budget(options.max_bytes, index.geometry());
         let highest = segments.iter().map(|s| u64::from(s.id)).max().unwrap_or(0);

@@ -340,3 +340,22 @@ fn what_was_deleted_after_its_eviction_does_not_come_back() {
     assert_eq!(after.len(), 0, "{:?}", keys.iter().filter(|k| get(&after, k).is_some()).collect::<Vec<_>>());
     assert_sound(&after);
 }
+
+#[test]
+fn a_token_is_never_given_out_again_though_nothing_is_left_of_the_log() {
+    let token = |engine: &Engine| match set_until(engine, "k", b"v", None) {
+        Outcome::Done { token: Some(token), .. } => token,
+        other => panic!("{other:?}"),
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    let before = token(&engine);
+    engine.clear().unwrap();
+    drop(engine);
+    let engine = open(dir.path(), &options());
+    engine.maintain().unwrap();
+    drop(engine);
+    // A larger index is made anew.
+    let engine = open(dir.path(), &Options { max_entries: 10_000, ..options() });
+    assert!(token(&engine) > before);
+}
