@@ -340,3 +340,19 @@ fn what_was_deleted_after_its_eviction_does_not_come_back() {
     assert_eq!(after.len(), 0, "{:?}", keys.iter().filter(|k| get(&after, k).is_some()).collect::<Vec<_>>());
     assert_sound(&after);
 }
+
+#[test]
+fn what_a_replay_had_no_room_for_stays_deleted_after_the_next() {
+    let options = Options { max_entries: 20, cull_frequency: 20, ..options() };
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options);
+    (0..3000).for_each(|i| set(&engine, &format!("{i}"), b"v"));
+    let first = kill(dir.path());
+    let engine = open(first.path(), &options);
+    for i in 0..3000 {
+        delete(&engine, &format!("{i}"));
+    }
+    assert_eq!(engine.len(), 0);
+    let after = open(kill(first.path()).path(), &options);
+    assert_eq!(after.len(), 0);
+}
