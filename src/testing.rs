@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 
 /// A [`Cache`] in a directory of its own that is deleted with it.
 ///
-/// ```no_run
+/// ```
 /// use keepwarm::testing::TempCache;
 /// use keepwarm::{ManualClock, Timeout};
 ///

@@ -9,11 +9,13 @@ use std::io::{self, BufRead as _, BufReader};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use serde_json::Value;
 use tempfile::TempDir;
+use walkdir::WalkDir;
 
 /// Files that parse, and files that do not.
 const GOOD: usize = 600;
@@ -23,17 +25,24 @@ const FILES: usize = GOOD + BAD;
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// The built example. There is no variable for it as there is for binaries, but `cargo test` builds it, next
-/// to where it builds this test.
-fn program() -> PathBuf {
+/// to where it builds this test. `cargo test --test analyze` does not, so see that it is of today.
+static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
     let test = std::env::current_exe().unwrap();
     let program = test.parent().unwrap().parent().unwrap().join("examples").join("analyze");
-    assert!(
-        program.is_file(),
-        "{} is missing; `cargo test` builds it, as does `cargo build --example analyze`",
-        program.display()
-    );
+    let built = fs::metadata(&program).and_then(|metadata| metadata.modified());
+    let built = built.unwrap_or_else(|e| panic!("{}: {e}; {BUILD_IT}", program.display()));
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for source in ["src", "examples/analyze"].map(|dir| WalkDir::new(package.join(dir))).into_iter().flatten()
+    {
+        let source = source.unwrap();
+        let changed = source.metadata().unwrap().modified().unwrap();
+        let current = source.file_type().is_dir() || changed <= built;
+        assert!(current, "{} is newer than the example; {BUILD_IT}", source.path().display());
+    }
     program
-}
+});
+
+const BUILD_IT: &str = "`cargo test` builds it, as does `cargo build --example analyze`";
 
 /// A directory with sources, and room for a cache beside it.
 struct Tree {
@@ -85,7 +94,7 @@ impl Tree {
 
     /// The command for a run over the whole tree.
     fn command(&self) -> Command {
-        let mut command = Command::new(program());
+        let mut command = Command::new(&*PROGRAM);
         command.arg(self.sources()).arg("--cache").arg(self.dir.path().join("cache"));
         command
     }
@@ -369,18 +378,23 @@ fn files_that_do_not_parse_are_reported_and_remembered() {
     tree.write("unclosed.rs", "fn bad() {\n");
     tree.write("wrong.rs", "\nfn 1() {}\n");
     tree.write("deep.rs", &format!("fn deep() {{ {}1{} }}\n", "(".repeat(100_000), ")".repeat(100_000)));
+    tree.write("unary.rs", &format!("fn unary() -> bool {{ {}true }}\n", "!".repeat(300_000)));
     fs::write(tree.path("latin1.rs"), b"// \xe9t\xe9\n").unwrap();
     tree.set_modified("latin1.rs", SystemTime::now() - HOUR);
 
     let cold = tree.run(&[]);
-    cold.assert_counts(5, 5, 0);
-    assert!(cold.report.contains("5 files: 0 generated, 4 do not parse"), "{}", cold.report);
-    for place in ["deep.rs:1:1: ", "latin1.rs:1:1: not UTF-8", "unclosed.rs:", "wrong.rs:2:4: expected ident"]
-    {
+    cold.assert_counts(6, 6, 0);
+    assert!(cold.report.contains("6 files: 0 generated, 5 do not parse"), "{}", cold.report);
+    for place in [
+        "deep.rs:1:268: nested too deeply",
+        "latin1.rs:1:1: not UTF-8",
+        "unclosed.rs:",
+        "wrong.rs:2:4: expected ident",
+    ] {
         assert!(cold.report.contains(place), "{place}: {}", cold.report);
     }
     let warm = tree.run(&[]);
-    warm.assert_counts(0, 0, 5);
+    warm.assert_counts(0, 0, 6);
     assert!(warm.report == cold.report);
 }
 
@@ -394,7 +408,7 @@ fn what_cannot_be_done_is_said() {
     let cache = tree.dir.path().join("cache");
 
     let fails = |sources: &Path, cache: &Path, says: &str| {
-        let output = Command::new(program()).arg(sources).arg("--cache").arg(cache).output().unwrap();
+        let output = Command::new(&*PROGRAM).arg(sources).arg("--cache").arg(cache).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(said.starts_with("keepwarm-analyze: ") && said.contains(says), "{said}");

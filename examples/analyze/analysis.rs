@@ -1,6 +1,6 @@
 //! What is found out about one file, and kept.
 
-use proc_macro2::{TokenStream, TokenTree};
+use proc_macro2::{Delimiter, LineColumn, Span, TokenStream, TokenTree};
 use serde::{Deserialize, Serialize};
 
 use crate::functions;
@@ -59,8 +59,10 @@ pub(crate) struct Fingerprint {
     pub(crate) sample: Vec<u32>,
 }
 
-/// Delimiters nested deeper than this are refused rather than trusted not to overflow the parser's stack.
+/// Delimiters nested deeper than this, and longer runs of tokens that nothing divides, are refused: the parser
+/// works by recursion, and a stack that overflows is the end of the process. No sane program comes near.
 const MOST_NESTED: usize = 256;
+const MOST_IN_A_ROW: usize = 5000;
 
 /// Analyses a file with this content.
 pub(crate) fn analyze(content: &[u8]) -> Analysis {
@@ -86,35 +88,45 @@ fn says_generated(content: &[u8]) -> bool {
 }
 
 fn parse(text: &str) -> Outcome {
-    if text.parse::<TokenStream>().is_ok_and(|tokens| nested_deeper_than(MOST_NESTED, tokens)) {
-        let message = format!("delimiters are nested deeper than {MOST_NESTED}");
-        return Outcome::Rejected { line: 1, column: 1, message };
+    if let Some(span) = text.parse().ok().and_then(too_deep) {
+        let message = "nested too deeply to be parsed".to_owned();
+        return rejected(span.start(), message);
     }
     match syn::parse_file(text) {
         Ok(file) => Outcome::Parsed(functions::of(&file)),
-        Err(e) => {
-            let start = e.span().start();
-            Outcome::Rejected {
-                line: narrow(start.line),
-                column: narrow(start.column + 1),
-                message: e.to_string(),
-            }
-        }
+        Err(e) => rejected(e.span().start(), e.to_string()),
     }
 }
 
-/// Without recursion, as it is there to prevent one that is too deep.
-fn nested_deeper_than(limit: usize, tokens: TokenStream) -> bool {
-    let mut open = vec![tokens.into_iter()];
-    while let Some(innermost) = open.last_mut() {
-        match innermost.next() {
-            Some(TokenTree::Group(_)) if open.len() > limit => return true,
-            Some(TokenTree::Group(group)) => open.push(group.stream().into_iter()),
-            Some(_) => {}
-            None => drop(open.pop()),
+fn rejected(at: LineColumn, message: String) -> Outcome {
+    Outcome::Rejected { line: narrow(at.line), column: narrow(at.column + 1), message }
+}
+
+/// Where the parser would have to descend too deep, if anywhere. Itself without recursion.
+fn too_deep(tokens: TokenStream) -> Option<Span> {
+    // For each open delimiter: what is left in it, the tokens since something divided them, and the `else`s,
+    // each of which is nested in the one before it in a chain.
+    let mut open = vec![(tokens.into_iter(), 0, 0)];
+    while let Some((tokens, in_a_row, elses)) = open.last_mut() {
+        let Some(token) = tokens.next() else {
+            open.pop();
+            continue;
+        };
+        *in_a_row += 1;
+        match &token {
+            TokenTree::Punct(punct) if matches!(punct.as_char(), ';' | ',') => *in_a_row = 0,
+            TokenTree::Group(group) if group.delimiter() == Delimiter::Brace => *in_a_row = 0,
+            TokenTree::Ident(ident) if ident == "else" => *elses += 1,
+            _ => {}
+        }
+        if *in_a_row.max(elses) > MOST_IN_A_ROW || open.len() > MOST_NESTED {
+            return Some(token.span());
+        }
+        if let TokenTree::Group(group) = token {
+            open.push((group.stream().into_iter(), 0, 0));
         }
     }
-    false
+    None
 }
 
 /// No file has four thousand million lines.

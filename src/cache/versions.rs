@@ -46,13 +46,10 @@ impl Cache {
         }
         let there = self.with_version(version);
         let new = there.call(name, key)?;
-        // A key function may leave the version out.
-        if *new.full != *old.full {
-            let copy =
-                Change::Store { value: &stored.value, codec: stored.codec, expires_at: stored.expires_at };
-            new.commit(Condition::Always, copy)?;
-            old.commit(Condition::Token(stored.token), Change::Delete)?;
-        }
+        let copy = Change::Store { value: &stored.value, codec: stored.codec, expires_at: stored.expires_at };
+        new.commit(Condition::Always, copy)?;
+        // Refused if it has changed meanwhile; by the copy itself, if a key function leaves the version out.
+        old.commit(Condition::Token(stored.token), Change::Delete)?;
         Ok(version)
     }
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 
 use super::counters::Counters;
@@ -24,7 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hash::KeyHasher;
 use crate::options::Options;
 use crate::sys::file::{self, DirectoryId};
-use crate::sys::lock;
+use crate::sys::{lock, step};
 
 /// The engines of this process.
 static ENGINES: Registry = Registry { engines: Mutex::new(None), gone: Condvar::new() };
@@ -81,9 +81,6 @@ impl Attached {
     fn attach(directory: &Directory, id: DirectoryId, options: &Options) -> Result<Self> {
         let locks = directory.enter()?;
         let at_locks = |e| Error::io("lock", &directory.file("locks"), e);
-        if lock::anybody_from(&locks, FIRST_PROCESS).map_err(at_locks)? {
-            return Err(Error::new(ErrorKind::InUse, "open").with_path(&directory.path));
-        }
         let meta = directory.meta()?;
         if !lock::try_lock(&locks, FIRST_PROCESS).map_err(at_locks)? {
             return Err(Error::new(ErrorKind::InUse, "open").with_path(&directory.path));
@@ -100,6 +97,7 @@ impl Attached {
         let closed = open_closed(directory, &state, &layout)?;
         // Durably, before anything is changed.
         state.mark_open(options.limits()).map_err(at_state)?;
+        step!("attach::marked");
         let Recovered { index, hints } = match closed {
             Some(closed) => closed,
             None => recovery::recover(directory, &layout, &hasher, &segments, options)?,
@@ -120,13 +118,16 @@ impl Attached {
             hot: Hot::new(options.hot_bytes),
             counters: Counters::default(),
             culling: Mutex::new(()),
+            chores: Mutex::new(()),
             bell: Bell::default(),
+            next_expiry: AtomicU64::new(0),
             recount: AtomicBool::new(false),
             told_of_entries: AtomicBool::new(false),
             told_of_bytes: AtomicBool::new(false),
         });
         engine.keep_bounds()?;
         let maintenance = Some(Maintenance::start(engine.clone())?);
+        step!("attach::ready");
         Directory::release(&locks).map_err(at_locks)?;
         Ok(Self { engine, maintenance, state: Mutex::new(state), locks, id })
     }
@@ -136,9 +137,11 @@ impl Attached {
         let io_error = |e| Error::io("close", &self.engine.dir, e);
         self.engine.log.retire(&self.engine.index);
         self.engine.flush()?;
+        step!("detach::flushed");
         Directory::reenter(&self.locks).map_err(io_error)?;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         self.engine.index.sync().map_err(io_error)?;
+        step!("detach::synced");
         state.mark_clean(self.engine.index.header_copy(), self.engine.options.limits()).map_err(io_error)
     }
 }
@@ -189,7 +192,7 @@ fn open_closed(directory: &Directory, state: &State, layout: &Layout) -> Result<
         Err(e) => Err(e),
     };
     let Some(index) = index.map_err(|e| Error::io("open", &index_path, e))? else { return Ok(None) };
-    if !index.geometry().covers(&layout.geometry) {
+    if !index.geometry().serves(&layout.geometry) {
         return Ok(None);
     }
     let hints_path = directory.file("hints");

@@ -5,10 +5,12 @@
 //! below the bound; an insert that reaches the bound all the same makes room for itself alone.
 
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use super::Engine;
 use super::counters::Counter;
 use super::index::{Slot, Word};
+use crate::entry::Expiry;
 use crate::error::Result;
 
 /// Ages are told apart up to this many ticks; the clock ticks 256 times while the cache turns over once.
@@ -107,14 +109,32 @@ impl Engine {
     /// Removes all entries that are expired or of an older generation, and says how many counted.
     pub(super) fn reap_all(&self) -> u64 {
         let (now, generation) = (self.options.clock.now(), self.index.generation());
-        let mut reaped = 0;
+        let (mut reaped, mut next) = (0, u64::MAX);
+        // A commit notes its expiry after its hint is there, so either this pass or the note sees to it.
+        self.next_expiry.store(u64::MAX, Ordering::SeqCst);
         for (slot, word) in self.index.entries(0..self.index.geometry().buckets) {
             let hint = self.hints.get(slot);
             if hint.is_expired(now) || hint.is_of_other(generation) {
                 reaped += u64::from(self.reap(slot, word));
+            } else {
+                next = next.min(hint.expiry_millis());
             }
         }
+        self.next_expiry.fetch_min(next, Ordering::SeqCst);
         reaped
+    }
+
+    /// Notes that an entry expires then.
+    pub(super) fn note_expiry(&self, expires_at: Expiry) {
+        let Some(end) = expires_at else { return };
+        if end.as_millis() < self.next_expiry.load(Ordering::SeqCst) {
+            self.next_expiry.fetch_min(end.as_millis(), Ordering::SeqCst);
+        }
+    }
+
+    /// Whether an entry may have expired that was not reaped.
+    pub(super) fn has_expired_entries(&self) -> bool {
+        self.options.clock.now().as_millis() >= self.next_expiry.load(Ordering::SeqCst)
     }
 
     /// Evicts `count` entries, the least recently used ones. Says how many it did.
@@ -151,8 +171,8 @@ impl Engine {
         const SAMPLE: usize = 16;
         let buckets = self.index.geometry().buckets;
         let clock = self.index.recency();
-        let start = (self.index.count_word().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % u64::from(buckets);
-        let start = start as u32;
+        let random = self.index.last_sequence().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let start = (random % u64::from(buckets)) as u32;
         let coldest = self
             .index
             .entries(start..buckets)

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::meta::Meta;
 use super::segment::Segment;
@@ -69,15 +70,26 @@ impl Directory {
     }
 
     /// The lock file, with the attach mutex held: nobody else is attaching or detaching until
-    /// [`release`](Directory::release).
+    /// [`release`](Directory::release). Refused at once if somebody is attached, even while a long recovery or
+    /// a long closing holds the mutex.
     pub(super) fn enter(&self) -> Result<File> {
+        /// Holding the mutex alone takes the making of a few small files.
+        const ATTEMPTS: u32 = 10_000;
+        const PAUSE: Duration = Duration::from_millis(1);
         let path = self.file("locks");
-        let take = || {
-            let (file, _) = file::open_or_create(&path)?;
-            lock::lock(&file, ATTACHING)?;
-            Ok(file)
-        };
-        take().map_err(|e| Error::io("lock", &path, e))
+        let io_error = |e| Error::io("lock", &path, e);
+        let (file, _) = file::open_or_create(&path).map_err(io_error)?;
+        for _ in 0..ATTEMPTS {
+            if lock::anybody_from(&file, FIRST_PROCESS).map_err(io_error)? {
+                return Err(Error::new(ErrorKind::InUse, "open").with_path(&self.path));
+            }
+            if lock::try_lock(&file, ATTACHING).map_err(io_error)? {
+                return Ok(file);
+            }
+            std::thread::sleep(PAUSE);
+        }
+        let why = "another process has been opening it for ten seconds";
+        Err(Error::new(ErrorKind::Busy, "open").with_path(&self.path).with_source(why))
     }
 
     /// Takes the attach mutex again, to detach.
@@ -104,7 +116,8 @@ impl Directory {
             file::create_dir(&dir).map_err(|e| Error::io("create", &dir, e))?;
         }
         let tag = self.file("CACHEDIR.TAG");
-        file::replace(&tag, CACHEDIR_TAG).map_err(|e| Error::io("create", &tag, e))?;
+        let tagged = file::open_or_create(&tag).and_then(|(file, _)| file::write_at(&file, CACHEDIR_TAG, 0));
+        tagged.map_err(|e| Error::io("create", &tag, e))?;
         Meta::create(&path)
     }
 

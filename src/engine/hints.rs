@@ -36,10 +36,15 @@ impl Hint {
         now.wrapping_sub(self.0 as u32) & TICK_MASK
     }
 
+    /// When the entry seems to expire, in milliseconds since 1970, at most a second late; the maximum for never.
+    pub(crate) fn expiry_millis(self) -> u64 {
+        let seconds = (self.0 >> 32) as u32;
+        if seconds == NEVER { u64::MAX } else { u64::from(seconds) * 1000 }
+    }
+
     /// Whether the entry seems to have expired.
     pub(crate) fn is_expired(self, now: Timestamp) -> bool {
-        let seconds = (self.0 >> 32) as u32;
-        seconds != NEVER && u64::from(seconds) * 1000 <= now.as_millis()
+        self.expiry_millis() <= now.as_millis()
     }
 
     /// Whether the entry seems to be of another generation.

@@ -9,7 +9,7 @@ pub(crate) const INLINE_CULL_ENTRIES: u64 = 10_000;
 
 /// No entry takes fewer bytes than this on average once its share of the index is counted, so `max_bytes`
 /// bounds the entries as well.
-const BYTES_PER_ENTRY: u64 = 128;
+const BYTES_PER_ENTRY: u64 = 192;
 
 /// Space for the small files, the directories and the file system's own blocks.
 const FIXED_BYTES: u64 = 64 << 10;
@@ -71,6 +71,6 @@ mod tests {
     fn the_default_index_takes_a_small_part_of_the_space() {
         let layout = Layout::new(&Options::default());
         assert_eq!(layout.max_entries, 1_000_000);
-        assert!(layout.geometry.index_bytes() + layout.geometry.hint_bytes() < 40 << 20);
+        assert!(layout.geometry.index_bytes() + layout.geometry.hint_bytes() < 45 << 20);
     }
 }

@@ -102,7 +102,7 @@ impl Log {
         &self.table[id as usize & (self.table.len() - 1)]
     }
 
-    /// The segment `id`, if it is there.
+    /// What is in the table's place for segment `id`: that segment, none, or one of another id.
     pub(crate) fn segment(&self, id: u32) -> SegmentGuard {
         self.slot(id).load()
     }
@@ -209,6 +209,8 @@ impl Log {
             };
             match Segment::create(&self.dir, id, len, &self.space) {
                 Ok(segment) => {
+                    // Or a power cut could take the file with all that was synced into it.
+                    file::sync_dir(&self.dir).map_err(|e| Error::io("sync directory", &self.dir, e))?;
                     let segment = Arc::new(segment);
                     index.set_segment(id, SegmentState::Active);
                     self.slot(id).store(Some(segment.clone()));
@@ -231,6 +233,7 @@ impl Log {
         step!("log::emptied");
         self.discard(index, &segment);
         drop(segment);
+        step!("log::removed");
         // So that no crash can undo this one's removal and keep that of a later one.
         file::sync_dir(&self.dir).map_err(|e| Error::io("sync directory", &self.dir, e))?;
         Ok(true)
@@ -264,8 +267,8 @@ impl Log {
         Ok(())
     }
 
-    /// Gives up the oldest segments until the log fits its budget, and those that `is_dead` for as long as
-    /// they are the oldest.
+    /// Gives up the oldest segments until the log fits its budget, and those that are dead for as long as they
+    /// are the oldest.
     pub(crate) fn trim(
         &self,
         index: &Index,
@@ -283,11 +286,12 @@ impl Log {
         }
     }
 
-    /// Every segment but the spare one, oldest first.
-    pub(crate) fn segments(&self) -> Vec<Arc<Segment>> {
+    /// The ids of all segments but the spare one, oldest first. Whoever goes through them holds one at a time:
+    /// a segment that is held keeps its space.
+    pub(crate) fn ids(&self) -> Vec<u32> {
         let active = lock(&self.active);
-        let mut all: Vec<_> = lock(&self.sealed).values().cloned().collect();
-        all.extend(active.as_ref().map(|a| a.segment.clone()));
+        let mut all: Vec<_> = lock(&self.sealed).keys().copied().collect();
+        all.extend(active.as_ref().map(|a| a.segment.id));
         all
     }
 

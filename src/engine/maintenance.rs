@@ -96,13 +96,14 @@ impl Engine {
                 return;
             }
             step!("maintenance::woken");
-            warn_of("make room", self.keep_bounds());
+            let chores = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
             let started = Instant::now();
-            if calls.sweep || started >= next_pass {
+            if calls.sweep || (started >= next_pass && self.has_expired_entries()) {
                 self.reap_all();
-                warn_of("trim the log", self.trim());
                 next_pass = Instant::now() + INTERVAL.max(started.elapsed() * PASS_SHARE);
             }
+            warn_of("make room", self.keep_bounds());
+            drop(chores);
             if let Some(interval) = interval
                 && started >= next_sync
             {
@@ -114,12 +115,13 @@ impl Engine {
 
     /// Does the background's work now, all of it.
     pub(crate) fn maintain(&self) -> Result<()> {
+        let _chores = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
         self.reap_all();
-        self.keep_bounds()?;
-        self.trim()
+        self.keep_bounds()
     }
 
-    /// Brings entries and bytes within their bounds, and gets the next segment ready.
+    /// Brings entries and bytes within their bounds, gives back the space of segments in which nothing is alive,
+    /// and gets the next segment ready.
     pub(super) fn keep_bounds(&self) -> Result<()> {
         if self.recount.load(Ordering::Relaxed) {
             self.count_again();
@@ -129,13 +131,8 @@ impl Engine {
             self.evict_coldest(over);
         }
         self.cull_if_crowded()?;
-        self.log.trim(&self.index, self, |_| false)?;
+        self.log.trim(&self.index, self, |segment| self.index.live_bytes(segment.id) == 0)?;
         self.log.prepare_spare(&self.index, self)
-    }
-
-    /// Gives back the space of segments in which nothing is alive.
-    fn trim(&self) -> Result<()> {
-        self.log.trim(&self.index, self, |segment| self.index.live_bytes(segment.id) == 0)
     }
 }
 

@@ -27,7 +27,7 @@ mod state;
 
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub(crate) use self::attach::Attached;
 pub use self::check::CheckReport;
@@ -57,7 +57,11 @@ pub(crate) struct Engine {
     counters: Counters,
     /// Held by whoever culls, so that two inserts at the bound do not both make room.
     culling: Mutex<()>,
+    /// Held by the background while it works, so that a check does not see its work half done.
+    chores: Mutex<()>,
     bell: Bell,
+    /// No entry expires before this time, in milliseconds since 1970.
+    next_expiry: AtomicU64,
     /// Whether the entries must be counted again because something unreadable was removed.
     recount: AtomicBool,
     told_of_entries: AtomicBool,
@@ -81,7 +85,12 @@ impl Engine {
 
     /// Waits until every acknowledged write is on the disk.
     pub(crate) fn flush(&self) -> Result<()> {
-        self.log.segments().iter().try_for_each(|segment| segment.sync_if_dirty())
+        for id in self.log.ids() {
+            if let Some(segment) = self.log.segment(id).as_ref().filter(|s| s.id == id) {
+                segment.sync_if_dirty()?;
+            }
+        }
+        Ok(())
     }
 
     /// The bytes that the directory takes, counted against `max_bytes`.

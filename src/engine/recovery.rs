@@ -149,6 +149,8 @@ impl Replay<'_> {
                         }
                     });
                     let Some((sequence, slot)) = lowest else { return };
+                    // What is given up stays in the log, and may come back with the next replay.
+                    locked.note_lost();
                     let floor = self.floors.entry(locked.primary()).or_default();
                     *floor = (*floor).max(sequence.min(mine.sequence));
                     if mine.sequence < sequence {
@@ -179,7 +181,7 @@ impl Replay<'_> {
             let replayed = &self.slots[slot.number()];
             let expired = replayed.expires_at.is_some_and(|end| end <= now);
             if replayed.is_tombstone || expired || replayed.generation < self.generation {
-                self.index.lock_slot(slot).set(slot, Word::EMPTY);
+                self.index.lock_slot(slot).clear(slot);
                 continue;
             }
             entries += 1;

@@ -298,9 +298,9 @@ impl Segment {
         Ok(())
     }
 
-    /// [`sync`](Segment::sync), unless nothing was stamped since the last one.
+    /// [`sync`](Segment::sync), unless nothing was stamped since the last one that succeeded.
     pub(crate) fn sync_if_dirty(&self) -> Result<()> {
-        if self.dirty.swap(false, Ordering::AcqRel) { self.sync() } else { Ok(()) }
+        if self.dirty.swap(false, Ordering::AcqRel) || self.has_failed() { self.sync() } else { Ok(()) }
     }
 
     pub(crate) fn has_failed(&self) -> bool {

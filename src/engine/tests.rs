@@ -320,3 +320,39 @@ fn a_full_log_with_more_keys_than_the_index_holds_brings_nothing_deleted_back() 
     assert!(after.len() <= 20 && after.len() > 0);
     assert_sound(&after);
 }
+
+#[test]
+fn what_was_deleted_after_its_eviction_does_not_come_back() {
+    let options = Options { max_entries: 10, cull_frequency: 10, ..options() };
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options);
+    let keys: Vec<String> = (0..30).map(|i| i.to_string()).collect();
+    keys.iter().for_each(|key| set(&engine, key, b"v"));
+    assert_eq!(get(&engine, "0"), None, "evicted");
+    assert!(!delete(&engine, "0"));
+    set_until(&engine, "1", b"v", Some(Timestamp::default()));
+    // The mark outlives a clean end.
+    drop(engine);
+    let engine = open(dir.path(), &options);
+    assert!(!delete(&engine, "2"));
+    keys[3..].iter().for_each(|key| drop(delete(&engine, key)));
+    let after = open(kill(dir.path()).path(), &options);
+    assert_eq!(after.len(), 0, "{:?}", keys.iter().filter(|k| get(&after, k).is_some()).collect::<Vec<_>>());
+    assert_sound(&after);
+}
+
+#[test]
+fn what_a_replay_had_no_room_for_stays_deleted_after_the_next() {
+    let options = Options { max_entries: 20, cull_frequency: 20, ..options() };
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options);
+    (0..3000).for_each(|i| set(&engine, &format!("{i}"), b"v"));
+    let first = kill(dir.path());
+    let engine = open(first.path(), &options);
+    for i in 0..3000 {
+        delete(&engine, &format!("{i}"));
+    }
+    assert_eq!(engine.len(), 0);
+    let after = open(kill(first.path()).path(), &options);
+    assert_eq!(after.len(), 0);
+}

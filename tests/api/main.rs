@@ -8,6 +8,7 @@
 mod common;
 
 mod add;
+mod bounds;
 mod bytes;
 mod clear;
 mod compare_and_swap;
@@ -24,6 +25,7 @@ mod many;
 mod negative_entries;
 mod options;
 mod single_flight;
+mod temporary;
 mod values;
 mod versions;
 mod zero_timeouts;

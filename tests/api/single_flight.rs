@@ -148,10 +148,22 @@ fn after_an_error_one_of_the_others_computes() {
 fn if_the_value_cannot_be_stored_those_who_wait_still_get_it() {
     for_each_backend(|make| {
         let cache = make.builder().max_bytes(4 << 20).open().unwrap();
-        let large =
-            on_64_threads(|_| cache.get_or_set("a", Timeout::Default, || "x".repeat(5 << 20)).unwrap().len());
-        assert!(large.iter().all(|len| *len == 5 << 20));
-        assert!(cache.stats().store_failures >= 1);
+        let (computed, started) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let lengths = on_64_threads(|_| {
+            started.fetch_add(1, SeqCst);
+            let compute = || {
+                computed.fetch_add(1, SeqCst);
+                while started.load(SeqCst) < 64 {
+                    thread::yield_now();
+                }
+                dawdle();
+                "x".repeat(5 << 20)
+            };
+            cache.get_or_set("a", Timeout::Default, compute).unwrap().len()
+        });
+        assert!(lengths.iter().all(|len| *len == 5 << 20));
+        assert!((1..=16).contains(&computed.load(SeqCst)), "{computed:?}");
+        assert_eq!(cache.stats().store_failures, computed.load(SeqCst) as u64);
     });
 }
 

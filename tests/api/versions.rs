@@ -107,3 +107,25 @@ fn while_it_moves_it_is_always_there() {
         assert_eq!(cache.len(), 1);
     });
 }
+
+#[test]
+fn a_move_that_fails_leaves_the_entry_where_it_is() {
+    for_each_backend(|make| {
+        let cache = make.builder().max_bytes(4 << 20).open().unwrap();
+        // The largest value that fits, so that it does not under a version of more digits.
+        let fits = |len: usize| cache.set_bytes("a", &vec![7; len], Timeout::Never).is_ok();
+        let (mut fitting, mut too_large) = (0usize, 5 << 20);
+        while too_large - fitting > 1 {
+            let len = fitting.midpoint(too_large);
+            if fits(len) { fitting = len } else { too_large = len }
+        }
+        assert!(fits(fitting));
+        match cache.incr_version("a", i64::MAX - 1) {
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::ValueTooLarge);
+                assert_eq!(cache.get_bytes("a").unwrap().map(|bytes| bytes.len()), Some(fitting));
+            }
+            Ok(version) => assert!(cache.with_version(version).contains_key("a").unwrap()),
+        }
+    });
+}

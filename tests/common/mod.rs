@@ -1,6 +1,6 @@
 //! What the tests of the public API share: each promise is tested on every backend.
 
-use keepwarm::Builder;
+use keepwarm::{Builder, Cache};
 use tempfile::TempDir;
 
 /// Makes caches on one backend.
@@ -14,7 +14,14 @@ pub(crate) struct Maker {
 /// Every backend that keeps what it is given.
 fn backends() -> Vec<Maker> {
     let maker = |name, new| Maker { name, new, dirs: Vec::new() };
-    vec![maker("memory", |_| Builder::in_memory())]
+    vec![maker("memory", |_| Builder::in_memory()), maker("file", in_new_directory)]
+}
+
+fn in_new_directory(dirs: &mut Vec<TempDir>) -> Builder {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let builder = Cache::builder(dir.path());
+    dirs.push(dir);
+    builder
 }
 
 /// Runs `test` on every backend. It is given a maker for as many caches as it wants.

@@ -3,7 +3,12 @@
 //! Readers load words and take no lock. Writers hold the primary's lock for the whole chain. An entry never
 //! moves to another slot, except that the last word of a bucket moves to the first slot of a new overflow
 //! bucket before the link replaces it; so a reader who walks a chain once sees each entry that stays.
+//!
+//! An overflow bucket at the end of its chain that has become empty is unlinked and kept on a free list, or in
+//! time every chain that was ever long would hold one. A reader who still walks into it misses nothing, since it
+//! was empty, and what it may find there later are words of other keys, which it compares and passes over.
 
+use std::cell::Cell;
 use std::sync::atomic::Ordering;
 
 use super::bucket::{Bucket, Control, LAST_SLOT, SLOTS};
@@ -76,6 +81,13 @@ impl Backoff {
             65..=256 => std::thread::yield_now(),
             _ => std::thread::sleep(std::time::Duration::from_micros(50)),
         }
+    }
+}
+
+impl Found {
+    /// Whether the chain ever lost an entry that a recovery may bring back.
+    pub(crate) fn has_lost(&self) -> bool {
+        self.control.has_lost()
     }
 }
 
@@ -158,11 +170,49 @@ impl Index {
             let before = bucket.control();
             let locked = before.locked_by(self.owner);
             if !before.is_locked() && bucket.swap_control(before, locked) {
-                let mut chain = Locked { index: self, primary, bucket, before, locked, wiped: 0 };
+                let mut chain =
+                    Locked { index: self, primary, bucket, before, locked, wiped: 0, lost: Cell::new(false) };
                 chain.verify();
                 return chain;
             }
             wait.pause();
+        }
+    }
+
+    /// An overflow bucket that no chain uses, empty: one that was given back, or a new one.
+    fn take_overflow(&self) -> Option<u32> {
+        let free = &self.words()[at::FREE_OVERFLOW];
+        let mut head = free.load(Ordering::Acquire);
+        // The upper half of the head counts changes, so that a head which was taken and put back in between is
+        // not mistaken for one that stayed.
+        while let Some(number) = (head as u32).checked_sub(1) {
+            let next = u64::from(self.bucket(number)?.control().primary());
+            let changed = (head >> 32).wrapping_add(1) << 32 | next;
+            match free.compare_exchange_weak(head, changed, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Some(number),
+                Err(now) => head = now,
+            }
+        }
+        let bump = &self.words()[at::NEXT_OVERFLOW];
+        if bump.load(Ordering::Relaxed) >= u64::from(self.geometry.buckets) {
+            return None;
+        }
+        let number = u32::try_from(bump.fetch_add(1, Ordering::AcqRel)).ok()?;
+        (number < self.geometry.buckets).then_some(number)
+    }
+
+    /// Puts an empty, unlinked overflow bucket on the free list. Its control word holds the next one's number
+    /// plus one; the check of seven empty words is 0.
+    fn give_back_overflow(&self, number: u32, bucket: Bucket<'_>) {
+        let free = &self.words()[at::FREE_OVERFLOW];
+        let mut head = free.load(Ordering::Acquire);
+        loop {
+            bucket.set_control(Control::of_overflow(0, head as u32));
+            let changed = (head >> 32).wrapping_add(1) << 32 | u64::from(number + 1);
+            match free.compare_exchange_weak(head, changed, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return,
+                Err(now) => head = now,
+            }
         }
     }
 
@@ -216,6 +266,8 @@ pub(crate) struct Locked<'a> {
     locked: Control,
     /// Entries that were wiped because their bucket was damaged.
     wiped: usize,
+    /// Whether an entry is lost that a recovery may bring back.
+    lost: Cell<bool>,
 }
 
 impl Locked<'_> {
@@ -233,6 +285,16 @@ impl Locked<'_> {
         self.index.word(slot)
     }
 
+    /// Notes that the chain loses an entry which nobody asked to remove: a recovery may bring it back.
+    pub(crate) fn note_lost(&self) {
+        self.lost.set(true);
+    }
+
+    /// Whether the chain ever lost an entry so.
+    pub(crate) fn has_lost(&self) -> bool {
+        self.lost.get() || self.before.has_lost()
+    }
+
     /// The number of the chain.
     pub(crate) fn primary(&self) -> u32 {
         self.primary
@@ -247,6 +309,34 @@ impl Locked<'_> {
                 bucket.set_control(Control::of_overflow(bucket.computed_check(), self.primary));
             }
         }
+    }
+
+    /// Empties `slot`, and gives back the overflow buckets at the end of the chain that hold nothing any more.
+    pub(crate) fn clear(&self, slot: Slot) {
+        self.set(slot, Word::EMPTY);
+        while self.bucket.link().is_some() && self.unlink_empty_end() {}
+    }
+
+    /// Unlinks the last bucket of the chain if it is empty. Says whether it did.
+    fn unlink_empty_end(&self) -> bool {
+        let (mut before, mut bucket) = (self.primary, self.bucket);
+        for _ in 0..MAX_CHAIN {
+            let Some((end, end_bucket)) =
+                bucket.link().and_then(|link| Some((link, self.index.bucket(link)?)))
+            else {
+                return false;
+            };
+            if end_bucket.link().is_none() {
+                let empty = SLOTS.into_iter().all(|slot| end_bucket.word(slot) == Word::EMPTY);
+                if empty {
+                    self.set(Slot::new(before, LAST_SLOT), Word::EMPTY);
+                    self.index.give_back_overflow(end, end_bucket);
+                }
+                return empty;
+            }
+            (before, bucket) = (end, end_bucket);
+        }
+        false
     }
 
     /// An empty slot, from a new overflow bucket if need be. `Err` with every slot of the chain if there is
@@ -273,16 +363,10 @@ impl Locked<'_> {
 
     /// Links a new overflow bucket behind `last`, whose last word moves there.
     fn extend(&self, last: u32, bucket: Bucket<'_>) -> Result<Vacancy, ChainFull> {
-        let bump = &self.index.words()[at::NEXT_OVERFLOW];
-        if bump.load(Ordering::Relaxed) >= u64::from(self.index.geometry.buckets) {
-            return Err(ChainFull);
-        }
-        let taken = u32::try_from(bump.fetch_add(1, Ordering::AcqRel)).map_err(|_| ChainFull)?;
-        let overflow = self.index.bucket(taken).ok_or(ChainFull)?;
+        let taken = self.index.take_overflow().ok_or(ChainFull)?;
         let (from, to) = (Slot::new(last, LAST_SLOT), Slot::new(taken, SLOTS.start));
         self.set(to, bucket.word(LAST_SLOT));
         self.set(from, Word(u64::from(taken)));
-        debug_assert!(overflow.link().is_none());
         Ok(Vacancy { slot: Slot::new(taken, SLOTS.start + 1), moved: Some((from, to)) })
     }
 
@@ -309,6 +393,7 @@ impl Locked<'_> {
         for length in 1..=MAX_CHAIN {
             let control = if length == 1 { self.before } else { bucket.control() };
             if control.check() != bucket.computed_check() {
+                self.lost.set(true);
                 self.wiped += SLOTS.filter(|s| bucket.word(*s).is_entry()).count().max(1);
                 for slot in SLOTS {
                     self.set(Slot::new(number, slot), Word::EMPTY);
@@ -325,7 +410,7 @@ impl Locked<'_> {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        let unlocked = self.locked.unlocked(self.bucket.computed_check());
+        let unlocked = self.locked.unlocked(self.bucket.computed_check(), self.lost.get());
         if !self.bucket.swap_control(self.locked, unlocked) {
             tracing::error!(bucket = self.primary, "the lock of a bucket was taken over while it was held");
         }

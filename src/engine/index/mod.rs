@@ -52,7 +52,10 @@ mod at {
     pub(super) const SEQUENCE: usize = 16;
     pub(super) const COUNT: usize = 24;
     pub(super) const CLEAR_LOCK: usize = 32;
+    /// The first overflow bucket that was never used.
     pub(super) const NEXT_OVERFLOW: usize = 40;
+    /// The first of those that were given back, plus one; its upper half counts changes.
+    pub(super) const FREE_OVERFLOW: usize = 41;
     pub(super) const NEXT_SEGMENT: usize = 48;
     pub(super) const INSERTS: usize = 56;
 }
@@ -73,7 +76,11 @@ impl Word {
 
     pub(crate) fn new(hash: u64, segment: u32, offset: u32) -> Self {
         debug_assert!(u64::from(offset) < MAX_OFFSET && segment != 0);
-        Self(tag(hash) << TAG_SHIFT | u64::from(segment) << OFFSET_BITS | u64::from(offset) / OFFSET_UNIT)
+        Self(
+            (tag(hash) << TAG_SHIFT)
+                | (u64::from(segment) << OFFSET_BITS)
+                | (u64::from(offset) / OFFSET_UNIT),
+        )
     }
 
     pub(crate) fn segment(self) -> u32 {
@@ -126,17 +133,23 @@ pub(crate) struct Geometry {
 }
 
 impl Geometry {
-    /// Four entries to a bucket of seven: one bucket in twenty overflows, and an eighth more is there for it.
+    /// Four entries to a bucket of seven: one bucket in twenty overflows at any time, and a quarter more is there
+    /// for it, since an overflow bucket is kept until it is empty. Where the bound on entries is exact to the
+    /// last one there is an overflow bucket for each primary.
     pub(crate) fn for_entries(max_entries: u64, max_segments: u64) -> Self {
         let primaries = max_entries.div_ceil(4).clamp(4, u64::from(u32::MAX / 2));
-        let buckets = primaries + primaries / 8 + 8;
+        let exact = super::layout::INLINE_CULL_ENTRIES / 4;
+        let buckets = primaries + primaries / 4 + primaries.min(exact) * 3 / 4 + 8;
         let segments = (max_segments * 2 + 32).next_power_of_two();
         Self { primaries: primaries as u32, buckets: buckets as u32, segments: segments as u32 }
     }
 
-    /// Whether an index of this geometry serves where `wanted` was asked for.
-    pub(crate) fn covers(&self, wanted: &Self) -> bool {
-        self.primaries >= wanted.primaries && self.segments >= wanted.segments
+    /// Whether an index of this geometry serves where `wanted` was asked for: it is as large, and not so much
+    /// larger that it would take the space of what it is for.
+    pub(crate) fn serves(&self, wanted: &Self) -> bool {
+        self.primaries >= wanted.primaries
+            && self.segments >= wanted.segments
+            && self.index_bytes() <= wanted.index_bytes() * 2
     }
 
     fn buckets_at(&self) -> usize {
@@ -241,6 +254,11 @@ impl Index {
 
     pub(crate) fn next_sequence(&self) -> u64 {
         self.words()[at::SEQUENCE].fetch_add(1, Ordering::AcqRel)
+    }
+
+    /// The sequence that was given out last.
+    pub(crate) fn last_sequence(&self) -> u64 {
+        self.words()[at::SEQUENCE].load(Ordering::Relaxed).saturating_sub(1)
     }
 
     pub(crate) fn set_next_sequence(&self, sequence: u64) {

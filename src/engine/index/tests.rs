@@ -106,3 +106,24 @@ fn an_index_is_opened_only_as_it_was_left() {
     index.next_sequence();
     assert!(Index::open(&file, &copy, 1).unwrap().is_none());
 }
+
+#[test]
+fn overflow_buckets_that_are_empty_again_serve_other_chains() {
+    let (index, _file) = index(4_000);
+    let free = index.geometry().buckets - index.geometry().primaries;
+    for round in 0..free {
+        let bucket = u64::from(round % index.geometry().primaries);
+        let words: Vec<_> =
+            (1..=30u32).map(|i| Word::new(hash(&index, bucket, u64::from(i)), i, 64)).collect();
+        let hashes: Vec<_> = (1..=30).map(|i| hash(&index, bucket, i)).collect();
+        for (hash, word) in hashes.iter().zip(&words) {
+            put(&index, *hash, *word);
+        }
+        for (hash, word) in hashes.iter().zip(&words) {
+            let (slot, _) = index.find(*hash, is(*word)).entry.expect("an entry stays until it is removed");
+            index.lock(*hash).clear(slot);
+        }
+        assert!(index.chain_words(bucket as u32).is_empty());
+    }
+    assert!(index.damaged_buckets().is_empty());
+}

@@ -1,0 +1,77 @@
+//! What was acknowledged survives `kill -9`: processes that set, delete, count and clear are killed at random
+//! moments, again and again, and whoever opens the directory next finds all of it in effect.
+//!
+//! `KEEPWARM_KILL_ROUNDS` makes it last longer.
+#![cfg(test)]
+
+#[path = "support/dir.rs"]
+mod dir;
+#[path = "support/harness.rs"]
+mod harness;
+#[path = "support/rng.rs"]
+mod rng;
+#[path = "support/survival.rs"]
+mod survival;
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitCode;
+
+use harness::Verdict;
+use rng::Rng;
+use survival::{Plan, Witness};
+
+fn main() -> ExitCode {
+    if survival::work_if_child(|_| ()) {
+        return ExitCode::SUCCESS;
+    }
+    harness::main(&[
+        ("nothing_acknowledged_is_lost", || rounds(false, 3)),
+        ("nothing_acknowledged_is_lost_while_entries_are_evicted", || rounds(true, 1)),
+    ])
+}
+
+/// `share` quarters of all rounds.
+fn rounds(tight: bool, share: u64) -> Verdict {
+    /// In the test command; at least 200 in all.
+    const ROUNDS: u64 = 240;
+    /// The log of one directory must not grow beyond its bound where nothing may be evicted.
+    const LOG_BYTES: u64 = 24 << 20;
+    let rounds = std::env::var("KEEPWARM_KILL_ROUNDS").map_or(ROUNDS, |n| n.parse().unwrap()) * share / 4;
+    let mut rng = Rng::new(rng::seed());
+    let mut witness = Witness::new();
+    let (mut acknowledged, mut without, mut untouched) = (0, 0, 0);
+    for round in 0..rounds {
+        if !tight && witness.log_bytes() > LOG_BYTES || rng.below(20) == 0 {
+            witness = Witness::new();
+        }
+        let plan = Plan {
+            seed: rng.next(),
+            threads: 1 + rng.below(4),
+            operations: u64::MAX,
+            tight,
+            durability: rng.below(8),
+        };
+        // A few are killed while they open the directory, most at work.
+        let (reports, spins) = match rng.below(8) {
+            0 => (0, rng.below(1_000_000)),
+            1..4 => (1 + rng.below(20), rng.below(100_000)),
+            _ => (1 + rng.below(800), rng.below(1_000_000)),
+        };
+        let ended = witness.round(plan, &[], rng.below(2) == 0, |child, received| {
+            for _ in 0..reports {
+                assert!(received.next(), "round {round}: the child ended by itself");
+            }
+            (0..spins).for_each(|_| std::hint::spin_loop());
+            child.kill().unwrap();
+        });
+        assert_eq!(ended.status.signal(), Some(9), "round {round}, {plan:?}: the child failed by itself");
+        acknowledged += ended.acknowledged;
+        without += ended.unacknowledged_in_effect;
+        untouched += u64::from(ended.acknowledged == 0);
+    }
+    println!(
+        "{rounds} rounds, each ended by SIGKILL ({untouched} of them before the first acknowledgement): \
+         {acknowledged} operations acknowledged, 0 lost; {without} in effect without acknowledgement"
+    );
+    Verdict::Passed
+}
