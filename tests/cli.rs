@@ -1,5 +1,8 @@
 //! The command line tool, run as a program: what it prints, what it answers, and what it leaves alone.
 
+// Always so for a file in `tests`; said for clippy, which then takes the helpers for tests as well.
+#![cfg(test)]
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;

@@ -152,6 +152,8 @@ impl Replay<'_> {
                         }
                     });
                     let Some((sequence, slot)) = lowest else { return };
+                    // What is given up stays in the log, and may come back with the next replay.
+                    locked.note_lost();
                     let floor = self.floors.entry(locked.primary()).or_default();
                     *floor = (*floor).max(sequence.min(mine.sequence));
                     if mine.sequence < sequence {

@@ -359,3 +359,33 @@ fn a_token_is_never_given_out_again_though_nothing_is_left_of_the_log() {
     let engine = open(dir.path(), &Options { max_entries: 10_000, ..options() });
     assert!(token(&engine) > before);
 }
+
+#[test]
+fn what_a_replay_had_no_room_for_stays_deleted_after_the_next() {
+    let options = Options { max_entries: 20, cull_frequency: 20, ..options() };
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options);
+    (0..3000).for_each(|i| set(&engine, &format!("{i}"), b"v"));
+    let first = kill(dir.path());
+    let engine = open(first.path(), &options);
+    for i in 0..3000 {
+        delete(&engine, &format!("{i}"));
+    }
+    assert_eq!(engine.len(), 0);
+    let after = open(kill(first.path()).path(), &options);
+    assert_eq!(after.len(), 0);
+}
+
+#[test]
+fn a_smaller_bound_holds_at_once_whatever_is_still_to_be_swept() {
+    for _ in 0..20 {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = open(dir.path(), &options());
+        (0..50).for_each(|i| set(&engine, &format!("before {i}"), b"v"));
+        engine.clear().unwrap();
+        (0..50).for_each(|i| set(&engine, &format!("after {i}"), b"v"));
+        drop(engine);
+        let engine = open(dir.path(), &Options { max_entries: 10, ..options() });
+        assert_eq!(engine.len(), 10);
+    }
+}
