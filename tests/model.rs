@@ -134,7 +134,7 @@ enum Value {
 
 fn bytes(number: u64, len: usize) -> Vec<u8> {
     let mut rng = rng::Rng::new(number);
-    number.to_le_bytes().into_iter().chain((0..len).map(|_| rng.next() as u8)).collect()
+    number.to_le_bytes().into_iter().chain((0..len).map(|_| rng.below(256) as u8)).collect()
 }
 
 /// The last that was acknowledged for a key.
@@ -399,18 +399,23 @@ impl World {
             Op::IncrOrInit(key, delta, initial, life) => {
                 let end = self.end(*life);
                 let result = self.at(*key).incr_or_init(&name(*key), *delta, *initial, timeout(*life));
-                match (self.live(*key), result) {
-                    (live, Ok(sum)) if sum == initial + delta && live.is_none_or(|l| !l.sure || l.zombie) => {
-                        // A counter that was there all the same would have kept its expiry; read it.
-                        self.stored(*key, Value::Count(sum), end);
-                        if let (Some(Last { value: Value::Count(before), .. }), Some(entry)) =
-                            (live, self.at(*key).get_entry::<i64>(&name(*key)).unwrap())
-                            && before + delta == sum
+                let live = self.live(*key);
+                let begins = result.as_ref().is_ok_and(|sum| *sum == initial + delta);
+                if begins && self.presence(*key) != Some(true) {
+                    // It began anew, or went on from the same number; then it kept its expiry.
+                    let entry = self.at(*key).get_entry::<i64>(&name(*key)).unwrap();
+                    match (entry, live) {
+                        (Some(entry), Some(Last { value: Value::Count(before), expires_at, .. }))
+                            if before == *initial && entry.expires_at == expires_at =>
                         {
-                            self.stored(*key, Value::Count(sum), entry.expires_at);
+                            self.stored(*key, Value::Count(initial + delta), expires_at);
                         }
+                        // Nothing was there and nothing is stored.
+                        _ if *life == Some(0) => {}
+                        _ => self.stored(*key, Value::Count(initial + delta), end),
                     }
-                    (_, result) => self.counted(*key, *delta, result, op)?,
+                } else {
+                    self.counted(*key, *delta, result, op)?;
                 }
             }
             Op::Delete(key) => {
@@ -640,9 +645,11 @@ fn run(ops: &[Op], bounds: Bounds) -> Check {
     Ok(())
 }
 
+/// `KEEPWARM_MODEL_CASES` makes it last longer.
 fn test(cases: u32, first: BoxedStrategy<Bounds>, later: BoxedStrategy<Bounds>) {
+    let given = std::env::var("KEEPWARM_MODEL_CASES").ok();
     let config = Config {
-        cases,
+        cases: given.map_or(cases, |n| n.parse().unwrap()),
         rng_algorithm: RngAlgorithm::ChaCha,
         rng_seed: RngSeed::Fixed(rng::seed()),
         failure_persistence: None,

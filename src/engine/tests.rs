@@ -331,11 +331,14 @@ fn what_was_deleted_after_its_eviction_does_not_come_back() {
     assert_eq!(get(&engine, "0"), None, "evicted");
     assert!(!delete(&engine, "0"));
     set_until(&engine, "1", b"v", Some(Timestamp::default()));
+    assert_eq!(get(&engine, "2"), None, "evicted");
+    let with_token = engine.commit(b"2", Condition::Token(1), Change::Delete).unwrap();
+    assert_eq!(with_token, Outcome::Refused { current: None });
     // The mark outlives a clean end.
     drop(engine);
     let engine = open(dir.path(), &options);
-    assert!(!delete(&engine, "2"));
-    keys[3..].iter().for_each(|key| drop(delete(&engine, key)));
+    assert!(!delete(&engine, "3"));
+    keys[4..].iter().for_each(|key| drop(delete(&engine, key)));
     let after = open(kill(dir.path()).path(), &options);
     assert_eq!(after.len(), 0, "{:?}", keys.iter().filter(|k| get(&after, k).is_some()).collect::<Vec<_>>());
     assert_sound(&after);
