@@ -188,8 +188,10 @@ fn work(dir: &Path, plan: Plan) {
             });
         }
     });
-    while plan.waits {
-        std::thread::park();
+    if plan.waits {
+        loop {
+            std::thread::park();
+        }
     }
 }
 
