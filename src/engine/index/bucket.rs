@@ -46,6 +46,15 @@ impl Control {
         self.0 as u32
     }
 
+    /// Who has locked it.
+    pub(super) fn owner(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    pub(super) fn without_lock(self) -> Self {
+        Self(self.0 & !LOCKED)
+    }
+
     /// The same version, locked by `owner`.
     pub(super) fn locked_by(self, owner: u32) -> Self {
         Self(u64::from(owner) << 32 | (self.0 & LOW) | LOCKED)

@@ -167,9 +167,12 @@ impl Index {
         let bucket = self.bucket(primary).expect("a primary bucket is in the index");
         let mut wait = Backoff::default();
         loop {
-            let before = bucket.control();
-            let locked = before.locked_by(self.owner);
-            if !before.is_locked() && bucket.swap_control(before, locked) {
+            let found = bucket.control();
+            let locked = found.locked_by(self.owner);
+            // One process at a time has the directory, so a lock of any other owner is nobody's: damage.
+            let is_free = !found.is_locked() || found.owner() != self.owner;
+            if is_free && bucket.swap_control(found, locked) {
+                let before = found.without_lock();
                 let mut chain =
                     Locked { index: self, primary, bucket, before, locked, wiped: 0, lost: Cell::new(false) };
                 chain.verify();
@@ -223,13 +226,19 @@ impl Index {
         })
     }
 
-    /// The entry words of one primary's chain.
+    /// The entry words of one primary's chain, as far as it is not damaged.
     pub(crate) fn chain_words(&self, primary: u32) -> Vec<Word> {
         let mut words = Vec::new();
         let mut number = Some(primary);
-        for _ in 0..MAX_CHAIN {
+        for length in 1..=MAX_CHAIN {
             let Some(bucket) = number.and_then(|n| self.bucket(n)) else { break };
+            let (control, before) = (bucket.control(), words.len());
             words.extend(SLOTS.map(|slot| bucket.word(slot)).filter(|w| w.is_entry()));
+            let fits = control.is_locked_primary(length) || control.check() == bucket.computed_check();
+            if !fits && bucket.control() == control {
+                words.truncate(before);
+                break;
+            }
             number = bucket.link();
         }
         words

@@ -50,6 +50,20 @@ fn chains_grow_and_every_entry_is_found() {
 }
 
 #[test]
+fn a_lock_that_nobody_holds_is_taken_over() {
+    let (index, _file) = index(4000);
+    let hash = hash(&index, 3, 1);
+    let word = Word::new(hash, 1, 64);
+    put(&index, hash, word);
+    let control = &index.words()[index.buckets_at + 3 * LINE];
+    control.fetch_or(1, Ordering::Relaxed);
+    assert_eq!(index.lock(hash).wiped(), 0, "what the bucket says fits its check all the same");
+    control.store(99 << 32 | 1, Ordering::Relaxed);
+    assert_eq!(index.lock(hash).wiped(), 1);
+    assert!(index.find(hash, is(word)).entry.is_none());
+}
+
+#[test]
 fn a_chain_has_an_end() {
     let (index, _file) = index(4_000);
     let hash = hash(&index, 0, 1);
