@@ -5,14 +5,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// What became of a test that did not fail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
-    Passed,
-    /// The environment does not allow it; for this reason.
-    #[allow(dead_code, reason = "not every file has tests that need something of their environment")]
-    NotRun(&'static str),
-}
+/// What became of a test that did not fail: it passed, or it could not be run here, for this reason.
+pub(crate) type Verdict = Result<(), &'static str>;
 
 /// A test: its name and what it does.
 pub(crate) type Test = (&'static str, fn() -> Verdict);
@@ -34,11 +28,11 @@ pub(crate) fn main(tests: &[Test]) -> ExitCode {
     let (started, mut passed, mut failed, mut not_run) = (Instant::now(), 0, 0, 0);
     for (name, test) in &chosen {
         let verdict = match catch_unwind(AssertUnwindSafe(test)) {
-            Ok(Verdict::Passed) => {
+            Ok(Ok(())) => {
                 passed += 1;
                 "ok"
             }
-            Ok(Verdict::NotRun(why)) => {
+            Ok(Err(why)) => {
                 not_run += 1;
                 eprintln!("not run: {name}: {why}");
                 "ignored"

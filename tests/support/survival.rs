@@ -25,8 +25,10 @@ use crate::rng::Rng;
 pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) threads: u64,
-    /// How many operations each thread does before the child ends by itself.
+    /// How many operations each thread does before the child is done.
     pub(crate) operations: u64,
+    /// Whether the child, when it is done, waits to be killed, or ends by itself.
+    pub(crate) waits: bool,
     /// Whether the bounds are so tight that entries are evicted.
     pub(crate) tight: bool,
     /// 0: buffered, 1: every millisecond, 2: each write, otherwise the default.
@@ -43,22 +45,31 @@ impl Plan {
             _ => builder,
         };
         if self.tight {
-            builder.max_bytes(1 << 20).max_entries(50).cull_frequency(4).hot_bytes(100_000)
+            builder.max_bytes(1 << 20).max_entries(30).cull_frequency(4).hot_bytes(100_000)
         } else {
             builder.max_bytes(64 << 20).max_entries(20_000)
         }
     }
 
     fn to_arguments(self) -> Vec<String> {
-        [self.seed, self.threads, self.operations, u64::from(self.tight), self.durability]
+        let (waits, tight) = (u64::from(self.waits), u64::from(self.tight));
+        [self.seed, self.threads, self.operations, waits, tight, self.durability]
             .map(|n| n.to_string())
             .to_vec()
     }
 
     fn from_arguments(arguments: &[String]) -> Self {
         let numbers: Vec<u64> = arguments.iter().map(|a| a.parse().unwrap()).collect();
-        let [seed, threads, operations, tight, durability] = numbers[..] else { panic!("{arguments:?}") };
-        Self { seed, threads, operations, tight: tight == 1, durability }
+        let [seed, threads, operations, waits, tight, durability] = numbers[..] else {
+            panic!("{arguments:?}")
+        };
+        Self { seed, threads, operations, waits: waits == 1, tight: tight == 1, durability }
+    }
+
+    /// The same plan, done after the first `clear`.
+    pub(crate) fn until_clear(self) -> Self {
+        let clears = |index: &u64| matches!(self.operation(0, *index), Operation::Clear);
+        Self { threads: 1, operations: 1 + (0..).find(clears).unwrap(), waits: true, ..self }
     }
 
     fn operation(&self, thread: u64, index: u64) -> Operation {
@@ -134,7 +145,7 @@ const REPORT: usize = 24;
 
 /// The command line of a child: a mark, the directory and the plan. What follows is the caller's.
 const MARK: &str = "--work-until-killed";
-const ARGUMENTS: usize = 7;
+const ARGUMENTS: usize = 8;
 
 /// If this process was started to be killed: works, after handing the rest of the command line to `prepare`.
 pub(crate) fn work_if_child(prepare: impl FnOnce(&[String])) -> bool {
@@ -177,6 +188,9 @@ fn work(dir: &Path, plan: Plan) {
             });
         }
     });
+    while plan.waits {
+        std::thread::park();
+    }
 }
 
 fn perform(cache: &Cache, operation: &Operation) -> keepwarm::Result<i64> {
@@ -236,7 +250,7 @@ impl Witness {
         Self { home: tempfile::tempdir().unwrap(), possible: BTreeMap::new() }
     }
 
-    fn dir(&self) -> PathBuf {
+    pub(crate) fn dir(&self) -> PathBuf {
         self.home.path().join("cache")
     }
 
@@ -281,7 +295,10 @@ impl Witness {
             .collect();
         let in_effect = if on_a_copy {
             let copy = tempfile::tempdir().unwrap();
-            copy_as_killed(&self.dir(), copy.path());
+            // Killed early, the child may not even have made it.
+            if self.dir().exists() {
+                copy_as_killed(&self.dir(), copy.path());
+            }
             self.look(plan, &begun, copy.path())
         } else {
             self.look(plan, &begun, &self.dir())
@@ -333,10 +350,10 @@ impl Witness {
                 Operation::Set(items) => {
                     outcomes.extend(items.iter().filter(|(k, _)| k == key).map(|(_, n)| Content::Value(*n)));
                 }
-                Operation::Add(k, nonce) if k == key => {
-                    if plan.tight || self.possible(key).contains(&Content::Nothing) {
-                        outcomes.push(Content::Value(*nonce));
-                    }
+                Operation::Add(k, nonce)
+                    if k == key && (plan.tight || self.possible(key).contains(&Content::Nothing)) =>
+                {
+                    outcomes.push(Content::Value(*nonce));
                 }
                 Operation::Swap(k, nonce) if k == key => outcomes.push(Content::Value(*nonce)),
                 Operation::Delete(k) if k == key => outcomes.push(Content::Nothing),
@@ -396,12 +413,6 @@ impl Witness {
         let _ = std::fs::create_dir(&kept);
         copy_as_killed(dir, &kept);
         panic!("{what}\n  the directory is kept in {}\n  {plan:?}", kept.display());
-    }
-
-    /// How many bytes the segments of the directory take.
-    pub(crate) fn log_bytes(&self) -> u64 {
-        let files = std::fs::read_dir(self.dir().join("segments")).into_iter().flatten();
-        files.map(|file| file.unwrap().metadata().map_or(0, |m| m.len())).sum()
     }
 }
 
