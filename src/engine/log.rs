@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwapOption, Guard};
 
-use super::index::{Index, SegmentState};
+use super::index::{Index, MAX_OFFSET, SegmentState};
 use super::layout;
 use super::record::Draft;
 use super::segment::{self, Segment, SpaceInUse};
@@ -130,8 +130,11 @@ impl Log {
                 .with_source(format!("key and value take {} bytes of at most {most}", draft.body_len))
         })?;
         let mut active = lock(&self.active);
-        let fits =
-            |a: &Active| u64::from(a.tail) + u64::from(len) <= a.segment.len() && !a.segment.has_failed();
+        let fits = |a: &Active| {
+            // Behind a large record a segment may go on beyond what an entry word reaches.
+            let reachable = u64::from(a.tail) < MAX_OFFSET;
+            reachable && u64::from(a.tail) + u64::from(len) <= a.segment.len() && !a.segment.has_failed()
+        };
         if !active.as_ref().is_some_and(fits) {
             self.rotate(&mut active, len, index, evacuate)?;
         }

@@ -118,3 +118,18 @@ fn names_stand_for_ids() {
         assert_eq!(Segment::id_of(name), None, "{name}");
     }
 }
+
+#[test]
+fn a_segment_longer_than_any_is_not_ours() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(Segment::file_name(3));
+    for (len, ours) in [(16 << 10, true), (MAX_LEN, true), (5 << 30, false)] {
+        std::fs::write(&path, header(3, 7, len)).unwrap();
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(len).unwrap();
+        let opened = Segment::open(&path, 3, &SpaceInUse::default()).unwrap();
+        assert_eq!(matches!(opened, Opened::Segment(_)), ours, "{len}");
+        if let Opened::Segment(segment) = opened {
+            assert_eq!(segment.records().count(), 0);
+        }
+    }
+}
