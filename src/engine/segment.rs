@@ -97,8 +97,8 @@ impl Segment {
 
     pub(crate) fn create(dir: &Path, id: u32, len: u64, space: &SpaceInUse) -> Result<Self> {
         let path = dir.join(Self::file_name(id));
+        let file = file::create(&path).map_err(|e| Error::io("create segment", &path, e))?;
         let make = || -> io::Result<Self> {
-            let file = file::create(&path)?;
             let account = space.account(len);
             file::allocate(&file, len)?;
             let salt = random()?;
@@ -110,9 +110,7 @@ impl Segment {
         make().map_err(|e| {
             // What is half made is of no use, and its space is needed. If that fails too, the next recovery
             // finds a segment without records.
-            if e.kind() != io::ErrorKind::AlreadyExists {
-                let _ = file::remove(&path);
-            }
+            let _ = file::remove(&path);
             Error::io("create segment", &path, e)
         })
     }
@@ -132,9 +130,8 @@ impl Segment {
         use std::os::unix::fs::FileExt;
         let mut found = [0; HEADER_LEN];
         let len = file.metadata()?.len();
-        if len >= HEADER_LEN as u64 {
-            file.read_exact_at(&mut found, 0)?;
-        }
+        let there = len.min(HEADER_LEN as u64) as usize;
+        file.read_exact_at(&mut found[..there], 0)?;
         if found == [0; HEADER_LEN] {
             return Ok(Opened::Unborn);
         }

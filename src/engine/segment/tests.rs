@@ -107,8 +107,10 @@ fn what_is_opened_is_told_apart() {
     assert!(matches!(Segment::open(&path, 3, &space).unwrap(), Opened::Foreign), "truncated");
     std::fs::write(&path, b"").unwrap();
     assert!(matches!(Segment::open(&path, 3, &space).unwrap(), Opened::Unborn));
-    std::fs::write(&path, [1; 100]).unwrap();
-    assert!(matches!(Segment::open(&path, 3, &space).unwrap(), Opened::Foreign));
+    for len in [1, 63, 64, 100] {
+        std::fs::write(&path, &[1; 100][..len]).unwrap();
+        assert!(matches!(Segment::open(&path, 3, &space).unwrap(), Opened::Foreign), "{len}");
+    }
 }
 
 #[test]
