@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwapOption, Guard};
 
-use super::index::{Index, SegmentState};
+use super::index::{Index, MAX_OFFSET, SegmentState};
 use super::layout;
 use super::record::Draft;
 use super::segment::{self, Segment, SpaceInUse};
@@ -38,6 +38,9 @@ pub(crate) struct Log {
     spare: Mutex<Option<Arc<Segment>>>,
     /// Every segment that is in the table but the active and the spare one, oldest first.
     sealed: Mutex<BTreeMap<u32, Arc<Segment>>>,
+    /// Held while a segment goes, so that they go one after the other, oldest first: if a younger one were off the
+    /// disk before an older one, a kill in between would bring back what it superseded.
+    dropping: Mutex<()>,
 }
 
 struct Active {
@@ -88,6 +91,7 @@ impl Log {
             wants_spare: AtomicBool::new(false),
             spare: Mutex::new(None),
             sealed: Mutex::new(BTreeMap::new()),
+            dropping: Mutex::new(()),
         };
         for segment in segments {
             let segment = Arc::new(segment);
@@ -130,8 +134,11 @@ impl Log {
                 .with_source(format!("key and value take {} bytes of at most {most}", draft.body_len))
         })?;
         let mut active = lock(&self.active);
-        let fits =
-            |a: &Active| u64::from(a.tail) + u64::from(len) <= a.segment.len() && !a.segment.has_failed();
+        let fits = |a: &Active| {
+            // Behind a large record a segment may go on beyond what an entry word reaches.
+            let reachable = u64::from(a.tail) < MAX_OFFSET;
+            reachable && u64::from(a.tail) + u64::from(len) <= a.segment.len() && !a.segment.has_failed()
+        };
         if !active.as_ref().is_some_and(fits) {
             self.rotate(&mut active, len, index, evacuate)?;
         }
@@ -210,7 +217,10 @@ impl Log {
             match Segment::create(&self.dir, id, len, &self.space) {
                 Ok(segment) => {
                     // Or a power cut could take the file with all that was synced into it.
-                    file::sync_dir(&self.dir).map_err(|e| Error::io("sync directory", &self.dir, e))?;
+                    if let Err(e) = file::sync_dir(&self.dir) {
+                        let _ = file::remove(&segment.path);
+                        return Err(Error::io("sync directory", &self.dir, e));
+                    }
                     let segment = Arc::new(segment);
                     index.set_segment(id, SegmentState::Active);
                     self.slot(id).store(Some(segment.clone()));
@@ -226,8 +236,21 @@ impl Log {
     }
 
     /// Gives up the oldest sealed segment with all that is in it. `false` if there is none.
-    pub(crate) fn drop_oldest(&self, index: &Index, evacuate: &dyn Evacuate) -> Result<bool> {
-        let Some((id, segment)) = lock(&self.sealed).pop_first() else { return Ok(false) };
+    fn drop_oldest(&self, index: &Index, evacuate: &dyn Evacuate) -> Result<bool> {
+        self.drop_oldest_if(index, evacuate, |_| true)
+    }
+
+    /// The same, if it `is_due`.
+    fn drop_oldest_if(
+        &self,
+        index: &Index,
+        evacuate: &dyn Evacuate,
+        is_due: impl Fn(&Segment) -> bool,
+    ) -> Result<bool> {
+        let _dropping = lock(&self.dropping);
+        let oldest = lock(&self.sealed).first_key_value().map(|(id, segment)| (*id, segment.clone()));
+        let Some((id, segment)) = oldest.filter(|(_, segment)| is_due(segment)) else { return Ok(false) };
+        lock(&self.sealed).remove(&id);
         evacuate.evacuate(&segment);
         index.set_segment(id, SegmentState::Emptied);
         step!("log::emptied");
@@ -275,15 +298,9 @@ impl Log {
         evacuate: &dyn Evacuate,
         is_dead: impl Fn(&Segment) -> bool,
     ) -> Result<()> {
-        loop {
-            let oldest = lock(&self.sealed).first_key_value().map(|(_, segment)| segment.clone());
-            let Some(oldest) = oldest else { return Ok(()) };
-            if self.space.bytes() <= self.budget && !is_dead(&oldest) {
-                return Ok(());
-            }
-            drop(oldest);
-            self.drop_oldest(index, evacuate)?;
-        }
+        let is_due = |oldest: &Segment| self.space.bytes() > self.budget || is_dead(oldest);
+        while self.drop_oldest_if(index, evacuate, is_due)? {}
+        Ok(())
     }
 
     /// The ids of all segments but the spare one, oldest first. Whoever goes through them holds one at a time:
@@ -311,4 +328,50 @@ fn is_taken(error: &Error) -> bool {
     use std::error::Error as _;
     let cause = error.source().and_then(|s| s.downcast_ref::<std::io::Error>());
     cause.is_some_and(|e| e.kind() == std::io::ErrorKind::AlreadyExists)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::index::Geometry;
+
+    /// Says that it was called, and waits until it may go on.
+    struct Slow {
+        called: std::sync::mpsc::SyncSender<()>,
+        go_on: Mutex<std::sync::mpsc::Receiver<()>>,
+    }
+
+    impl Evacuate for Slow {
+        fn evacuate(&self, _: &Segment) {
+            self.called.send(()).unwrap();
+            let _ = lock(&self.go_on).recv_timeout(std::time::Duration::from_millis(200));
+        }
+    }
+
+    struct Nothing;
+
+    impl Evacuate for Nothing {
+        fn evacuate(&self, _: &Segment) {}
+    }
+
+    #[test]
+    fn a_younger_segment_never_goes_before_an_older_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let index = Index::create(&file, Geometry::for_entries(10, 16), 1).unwrap();
+        let space = SpaceInUse::default();
+        let segments: Vec<_> =
+            (1..=2).map(|id| Segment::create(dir.path(), id, 16 << 10, &space).unwrap()).collect();
+        let paths: Vec<_> = segments.iter().map(|s| s.path.clone()).collect();
+        let log = Log::new(dir.path(), &index, 1 << 20, space, segments);
+        let (called, was_called) = std::sync::mpsc::sync_channel(1);
+        let (_go_on, waits) = std::sync::mpsc::sync_channel(1);
+        let slow = Slow { called, go_on: Mutex::new(waits) };
+        std::thread::scope(|scope| {
+            scope.spawn(|| log.drop_oldest(&index, &slow).unwrap());
+            was_called.recv().unwrap();
+            assert!(log.drop_oldest(&index, &Nothing).unwrap());
+            assert!(!paths[1].exists() && !paths[0].exists(), "the older one is still there");
+        });
+    }
 }

@@ -12,12 +12,15 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use super::index::MAX_OFFSET;
 use super::record::{self, Draft, Place, Prepared, Record, Stamp};
 use crate::error::{Error, Result};
 use crate::sys::map::Map;
 use crate::sys::{file, step};
 
 pub(crate) const HEADER_LEN: usize = 64;
+/// No segment is longer: it has room for the longest record. So every place in it is a 32-bit number.
+const MAX_LEN: u64 = record::MAX_LEN as u64 + (8 << 10);
 const MAGIC: u64 = u64::from_le_bytes(*b"KWsegmt1");
 
 pub(crate) struct Segment {
@@ -94,8 +97,8 @@ impl Segment {
 
     pub(crate) fn create(dir: &Path, id: u32, len: u64, space: &SpaceInUse) -> Result<Self> {
         let path = dir.join(Self::file_name(id));
+        let file = file::create(&path).map_err(|e| Error::io("create segment", &path, e))?;
         let make = || -> io::Result<Self> {
-            let file = file::create(&path)?;
             let account = space.account(len);
             file::allocate(&file, len)?;
             let salt = random()?;
@@ -107,9 +110,7 @@ impl Segment {
         make().map_err(|e| {
             // What is half made is of no use, and its space is needed. If that fails too, the next recovery
             // finds a segment without records.
-            if e.kind() != io::ErrorKind::AlreadyExists {
-                let _ = file::remove(&path);
-            }
+            let _ = file::remove(&path);
             Error::io("create segment", &path, e)
         })
     }
@@ -129,15 +130,15 @@ impl Segment {
         use std::os::unix::fs::FileExt;
         let mut found = [0; HEADER_LEN];
         let len = file.metadata()?.len();
-        if len >= HEADER_LEN as u64 {
-            file.read_exact_at(&mut found, 0)?;
-        }
+        let there = len.min(HEADER_LEN as u64) as usize;
+        file.read_exact_at(&mut found[..there], 0)?;
         if found == [0; HEADER_LEN] {
             return Ok(Opened::Unborn);
         }
         let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| found[at + i]));
         let (salt, stated) = (word(16), word(24));
-        if found != header(id, salt, stated) || stated > len || stated < HEADER_LEN as u64 {
+        let possible = HEADER_LEN as u64..=len.min(MAX_LEN);
+        if found != header(id, salt, stated) || !possible.contains(&stated) {
             return Ok(Opened::Foreign);
         }
         let map = Map::new(&file, stated as usize)?;
@@ -178,7 +179,8 @@ impl Segment {
     pub(crate) fn records(&self) -> impl Iterator<Item = (u32, Record<'_>)> {
         let mut offset = HEADER_LEN as u32;
         std::iter::from_fn(move || {
-            while (offset as usize) + record::HEADER_LEN <= self.map.len() {
+            // Nothing is written where an entry word cannot reach.
+            while u64::from(offset) < MAX_OFFSET && (offset as usize) + record::HEADER_LEN <= self.map.len() {
                 let at = offset;
                 if let Some(record) = self.record(at) {
                     offset += record.len;
@@ -202,7 +204,7 @@ impl Segment {
             }
         }
         let mut next = at + record::ALIGN as u32;
-        while (next as usize) < self.map.len() && self.is_zero(next) {
+        while (next as usize) < self.map.len() && u64::from(next) < MAX_OFFSET && self.is_zero(next) {
             next += record::ALIGN as u32;
         }
         next

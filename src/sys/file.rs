@@ -78,7 +78,10 @@ pub(crate) fn allocate(file: &File, len: u64) -> io::Result<()> {
 /// Empties the file and gives it `len` bytes of zeros that are really there.
 pub(crate) fn reset(file: &File, len: u64) -> io::Result<()> {
     file.set_len(0)?;
-    allocate(file, len)
+    allocate(file, len).inspect_err(|_| {
+        // A full disk gives what it has before it refuses; that must not stay taken.
+        let _ = file.set_len(0);
+    })
 }
 
 pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
