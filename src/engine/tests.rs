@@ -349,3 +349,27 @@ fn a_full_log_with_more_keys_than_the_index_holds_brings_nothing_deleted_back() 
     assert!(after.len() <= 20 && after.len() > 0);
     assert_sound(&after);
 }
+
+#[test]
+fn a_flipped_byte_in_a_control_word_of_a_closed_index_stops_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { max_entries: 40, ..options() };
+    let path = dir.path().join("index");
+    let keys: Vec<_> = (0..40).map(|i| format!("{i}")).collect();
+    let engine = open(dir.path(), &options);
+    keys.iter().for_each(|key| set(&engine, key, b"v"));
+    let buckets = engine.index.geometry().buckets as usize;
+    drop(engine);
+    let end = std::fs::metadata(&path).unwrap().len() as usize;
+    for byte in (end - end % 64 - buckets * 64..end).step_by(64).flat_map(|bucket| bucket..bucket + 8) {
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[byte] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        let engine = open(dir.path(), &options);
+        for key in &keys {
+            assert!(get(&engine, key).is_none_or(|value| value == b"v"), "byte {byte}");
+            set(&engine, key, b"v");
+        }
+        drop(engine);
+    }
+}
