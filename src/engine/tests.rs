@@ -286,6 +286,42 @@ fn threads_agree() {
 }
 
 #[test]
+fn the_bound_on_entries_is_exact_whoever_inserts() {
+    let dir = tempfile::tempdir().unwrap();
+    for max_entries in [1, 3, 10_100] {
+        let options = Options { max_entries, max_bytes: 16 << 20, ..options() };
+        let engine = open(&dir.path().join(format!("{max_entries}")), &options);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let engine = &engine;
+                scope.spawn(move || (0..6000).for_each(|i| set(engine, &format!("{thread}:{i}"), b"v")));
+            }
+        });
+        assert!(engine.len() <= max_entries && engine.len() > 0);
+        assert_sound(&engine);
+    }
+}
+
+#[test]
+fn a_wrong_count_is_put_right() {
+    let dir = tempfile::tempdir().unwrap();
+    for max_entries in [10, 20_000] {
+        let options = Options { max_entries, ..options() };
+        let engine = open(&dir.path().join(format!("{max_entries}")), &options);
+        (0..5).for_each(|i| set(&engine, &format!("{i}"), b"v"));
+        for wrong in [100_000, -4] {
+            engine.index.correct_count(0, wrong);
+            engine.count_again();
+            assert_eq!(engine.len(), 5);
+        }
+        (0..5).for_each(|i| assert!(delete(&engine, &format!("{i}"))));
+        engine.index.correct_count(0, 100_000);
+        set(&engine, "k", b"v");
+        assert_eq!(engine.len(), 1);
+    }
+}
+
+#[test]
 fn everything_is_scanned_once() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());

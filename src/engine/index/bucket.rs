@@ -39,6 +39,11 @@ impl Control {
         (self.0 >> 32) as u32
     }
 
+    /// Changes with each unlock; a lock keeps it.
+    pub(super) fn version(self) -> u64 {
+        (self.0 & LOW) >> 1
+    }
+
     /// The primary bucket of an overflow bucket.
     pub(super) fn primary(self) -> u32 {
         self.0 as u32

@@ -144,6 +144,15 @@ impl Index {
         self.bucket(self.primary_of(hash)).map_or(Control(0), Bucket::control)
     }
 
+    /// The versions of all chains, summed up: the same twice if none was unlocked in between. `None` if one is
+    /// locked.
+    pub(crate) fn unlocks(&self) -> Option<u64> {
+        (0..self.geometry.primaries).try_fold(0u64, |sum, primary| {
+            let control = self.bucket(primary)?.control();
+            (!control.is_locked_by(self.owner)).then(|| sum.wrapping_add(control.version()))
+        })
+    }
+
     /// The word in `slot` now.
     pub(crate) fn word(&self, slot: Slot) -> Word {
         self.bucket(slot.bucket()).map_or(Word::EMPTY, |b| b.word(slot.within()))
