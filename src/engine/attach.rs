@@ -121,6 +121,7 @@ impl Attached {
             bell: Bell::default(),
             next_expiry: AtomicU64::new(0),
             recount: AtomicBool::new(false),
+            unswept: AtomicBool::new(true),
             told_of_entries: AtomicBool::new(false),
             told_of_bytes: AtomicBool::new(false),
         });

@@ -116,6 +116,18 @@ fn a_clear_is_a_clear_after_any_end() {
 }
 
 #[test]
+fn what_a_clear_leaves_behind_pushes_nothing_out() {
+    let options = Options { max_entries: 2000, max_bytes: 16 << 20, ..options() };
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options);
+    for round in 0..20 {
+        (0..2000).for_each(|i| set(&engine, &format!("{round}:{i}"), b"v"));
+        assert_eq!(engine.len(), 2000, "round {round}");
+        engine.clear().unwrap();
+    }
+}
+
+#[test]
 fn conditions_decide() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
