@@ -17,7 +17,7 @@ use super::layout::{self, Layout};
 use super::log::Log;
 use super::maintenance::{Bell, Maintenance};
 use super::recovery::Recovered;
-use super::segment::{Opened, Segment, SpaceInUse};
+use super::segment::{self, Opened, Segment, SpaceInUse};
 use super::state::State;
 use super::{Engine, recovery};
 use crate::error::{Error, ErrorKind, Result};
@@ -94,13 +94,14 @@ impl Attached {
         let layout = Layout::new(options);
         let space = SpaceInUse::default();
         let segments = open_segments(directory, &space)?;
-        let closed = open_closed(directory, &state, &layout)?;
+        let owner = segment::random().map_err(at_state)? as u32;
+        let closed = open_closed(directory, &state, &layout, owner)?;
         // Durably, before anything is changed.
         state.mark_open(options.limits()).map_err(at_state)?;
         step!("attach::marked");
         let Recovered { index, hints } = match closed {
             Some(closed) => closed,
-            None => recovery::recover(directory, &layout, &hasher, &segments, options)?,
+            None => recovery::recover(directory, &layout, owner, &hasher, &segments, options)?,
         };
         let budget = layout::segment_budget(options.max_bytes, index.geometry());
         let highest = segments.iter().map(|s| u64::from(s.id)).max().unwrap_or(0);
@@ -122,6 +123,7 @@ impl Attached {
             bell: Bell::default(),
             next_expiry: AtomicU64::new(0),
             recount: AtomicBool::new(false),
+            unswept: AtomicBool::new(true),
             told_of_entries: AtomicBool::new(false),
             told_of_bytes: AtomicBool::new(false),
         });
@@ -183,11 +185,16 @@ fn open_segments(directory: &Directory, space: &SpaceInUse) -> Result<Vec<Segmen
 }
 
 /// The index and the hints as they were when the directory was closed, if it was, and if they still serve.
-fn open_closed(directory: &Directory, state: &State, layout: &Layout) -> Result<Option<Recovered>> {
+fn open_closed(
+    directory: &Directory,
+    state: &State,
+    layout: &Layout,
+    owner: u32,
+) -> Result<Option<Recovered>> {
     let Some(header) = state.clean() else { return Ok(None) };
     let index_path = directory.file("index");
     let index = match file::open(&index_path) {
-        Ok(file) => Index::open(&file, header, recovery::OWNER),
+        Ok(file) => Index::open(&file, header, owner),
         Err(e) if is_unusable(&e) => return Ok(None),
         Err(e) => Err(e),
     };

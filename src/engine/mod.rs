@@ -64,6 +64,8 @@ pub(crate) struct Engine {
     next_expiry: AtomicU64,
     /// Whether the entries must be counted again because something unreadable was removed.
     recount: AtomicBool,
+    /// Whether entries of an older generation may take up room in the index.
+    unswept: AtomicBool,
     told_of_entries: AtomicBool,
     told_of_bytes: AtomicBool,
 }

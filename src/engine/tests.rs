@@ -116,6 +116,18 @@ fn a_clear_is_a_clear_after_any_end() {
 }
 
 #[test]
+fn what_a_clear_leaves_behind_pushes_nothing_out() {
+    let options = Options { max_entries: 2000, max_bytes: 16 << 20, ..options() };
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options);
+    for round in 0..20 {
+        (0..2000).for_each(|i| set(&engine, &format!("{round}:{i}"), b"v"));
+        assert_eq!(engine.len(), 2000, "round {round}");
+        engine.clear().unwrap();
+    }
+}
+
+#[test]
 fn conditions_decide() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
@@ -286,6 +298,42 @@ fn threads_agree() {
 }
 
 #[test]
+fn the_bound_on_entries_is_exact_whoever_inserts() {
+    let dir = tempfile::tempdir().unwrap();
+    for max_entries in [1, 3, 10_100] {
+        let options = Options { max_entries, max_bytes: 16 << 20, ..options() };
+        let engine = open(&dir.path().join(format!("{max_entries}")), &options);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let engine = &engine;
+                scope.spawn(move || (0..6000).for_each(|i| set(engine, &format!("{thread}:{i}"), b"v")));
+            }
+        });
+        assert!(engine.len() <= max_entries && engine.len() > 0);
+        assert_sound(&engine);
+    }
+}
+
+#[test]
+fn a_wrong_count_is_put_right() {
+    let dir = tempfile::tempdir().unwrap();
+    for max_entries in [10, 20_000] {
+        let options = Options { max_entries, ..options() };
+        let engine = open(&dir.path().join(format!("{max_entries}")), &options);
+        (0..5).for_each(|i| set(&engine, &format!("{i}"), b"v"));
+        for wrong in [100_000, -4] {
+            engine.index.correct_count(0, wrong);
+            engine.count_again();
+            assert_eq!(engine.len(), 5);
+        }
+        (0..5).for_each(|i| assert!(delete(&engine, &format!("{i}"))));
+        engine.index.correct_count(0, 100_000);
+        set(&engine, "k", b"v");
+        assert_eq!(engine.len(), 1);
+    }
+}
+
+#[test]
 fn everything_is_scanned_once() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
@@ -364,7 +412,9 @@ fn what_was_deleted_after_its_eviction_does_not_come_back() {
     drop(engine);
     let engine = open(dir.path(), &options);
     assert!(!delete(&engine, "2"));
-    keys[3..].iter().for_each(|key| drop(delete(&engine, key)));
+    for key in &keys[3..] {
+        delete(&engine, key);
+    }
     let after = open(kill(dir.path()).path(), &options);
     assert_eq!(after.len(), 0, "{:?}", keys.iter().filter(|k| get(&after, k).is_some()).collect::<Vec<_>>());
     assert_sound(&after);
@@ -384,4 +434,28 @@ fn what_a_replay_had_no_room_for_stays_deleted_after_the_next() {
     assert_eq!(engine.len(), 0);
     let after = open(kill(first.path()).path(), &options);
     assert_eq!(after.len(), 0);
+}
+
+#[test]
+fn a_flipped_byte_in_a_control_word_of_a_closed_index_stops_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { max_entries: 40, ..options() };
+    let path = dir.path().join("index");
+    let keys: Vec<_> = (0..40).map(|i| format!("{i}")).collect();
+    let engine = open(dir.path(), &options);
+    keys.iter().for_each(|key| set(&engine, key, b"v"));
+    let buckets = engine.index.geometry().buckets as usize;
+    drop(engine);
+    let end = std::fs::metadata(&path).unwrap().len() as usize;
+    for byte in (end - end % 64 - buckets * 64..end).step_by(64).flat_map(|bucket| bucket..bucket + 8) {
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[byte] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        let engine = open(dir.path(), &options);
+        for key in &keys {
+            assert!(get(&engine, key).is_none_or(|value| value == b"v"), "byte {byte}");
+            set(&engine, key, b"v");
+        }
+        drop(engine);
+    }
 }

@@ -172,7 +172,7 @@ pub(crate) struct Index {
     map: Map,
     geometry: Geometry,
     buckets_at: usize,
-    /// Identifies this attachment in the locks it takes: attach number and incarnation.
+    /// Identifies this attachment in the locks it takes. Another each time: a lock of another owner holds nobody up.
     owner: u32,
 }
 
@@ -207,7 +207,9 @@ impl Index {
         let plausible = expected[at::MAGIC] == MAGIC
             && geometry.primaries > 0
             && geometry.buckets > geometry.primaries
-            && geometry.segments.is_power_of_two();
+            && geometry.segments.is_power_of_two()
+            && expected[at::CLEAR_LOCK] == 0
+            && expected[at::COUNT] >> 32 == expected[at::GENERATION];
         if !plausible || file.metadata()?.len() != geometry.index_bytes() {
             return Ok(None);
         }
