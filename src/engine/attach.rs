@@ -96,12 +96,15 @@ impl Attached {
         let segments = open_segments(directory, &space)?;
         let owner = segment::random().map_err(at_state)? as u32;
         let closed = open_closed(directory, &state, &layout, owner)?;
+        let known_sequence = state.clean().map_or(0, Index::sequence_in);
         // Durably, before anything is changed.
         state.mark_open(options.limits()).map_err(at_state)?;
         step!("attach::marked");
         let Recovered { index, hints } = match closed {
             Some(closed) => closed,
-            None => recovery::recover(directory, &layout, owner, &hasher, &segments, options)?,
+            None => {
+                recovery::recover(directory, &layout, owner, &hasher, &segments, options, known_sequence)?
+            }
         };
         let budget = layout::segment_budget(options.max_bytes, index.geometry());
         let highest = segments.iter().map(|s| u64::from(s.id)).max().unwrap_or(0);

@@ -288,16 +288,16 @@ impl Engine {
             Condition::Token(token) => current == Some(token),
         };
         let refused = Decision::Return(Outcome::Refused { current });
+        // Whoever removes the entry that they know of, or whatever entry there is, removes an evicted one too.
+        let buries =
+            live.is_none() && has_lost && matches!(condition, Condition::Always | Condition::Token(_));
         match change {
+            Change::Delete if buries => Decision::Bury(Outcome::Refused { current: None }),
             _ if !met => refused,
             Change::Store { expires_at, .. } if !self.has_passed(expires_at) => Decision::Put { expires_at },
             Change::Store { .. } if live.is_none() => {
                 let outcome = Outcome::Done { token: None, existed: false };
-                let buries = has_lost && condition == Condition::Always;
                 if buries { Decision::Bury(outcome) } else { Decision::Return(outcome) }
-            }
-            Change::Delete if live.is_none() && has_lost && condition == Condition::Always => {
-                Decision::Bury(Outcome::Refused { current: None })
             }
             Change::Touch { .. } | Change::Delete if live.is_none() => refused,
             Change::Touch { expires_at } if !self.has_passed(expires_at) => Decision::Put { expires_at },

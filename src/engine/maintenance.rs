@@ -126,9 +126,10 @@ impl Engine {
         if self.recount.load(Ordering::Relaxed) {
             self.count_again();
         }
-        let over = self.index.count().saturating_sub(self.max_entries);
-        if over > 0 {
-            self.evict_coldest(over);
+        if self.index.count() > self.max_entries {
+            // What a clear left behind is cold and does not count: evicting it would make no room.
+            self.reap_all();
+            self.evict_coldest(self.index.count().saturating_sub(self.max_entries));
         }
         self.cull_if_crowded()?;
         self.log.trim(&self.index, self, |segment| self.index.live_bytes(segment.id) == 0)?;
