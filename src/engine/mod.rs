@@ -20,7 +20,7 @@ mod log;
 mod maintenance;
 mod meta;
 mod read;
-mod record;
+pub(crate) mod record;
 mod recovery;
 mod segment;
 mod state;
