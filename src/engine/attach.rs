@@ -1,11 +1,11 @@
 //! Attaching to a directory and detaching from it: one engine for each directory and process, found by device and
 //! inode, so that opening again is cheap whatever path leads there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 
 use super::counters::Counters;
@@ -98,14 +98,25 @@ impl Attached {
         let closed = open_closed(directory, &state, &layout, owner)?;
         // Durably, before anything is changed.
         state.mark_open(options.limits()).map_err(at_state)?;
-        let Recovered { index, hints } = match closed {
-            Some(closed) => closed,
-            None => recovery::recover(directory, &layout, owner, &hasher, &segments, options)?,
+        let geometry = closed.as_ref().map_or(layout.geometry, |closed| closed.index.geometry());
+        let segments = fit_table(segments, geometry.segments)?;
+        let newest = segments.last();
+        let (Recovered { index, hints }, end) = match closed {
+            Some(closed) => {
+                let end = newest.and_then(|s| closed.index.end_of_log(s.id));
+                (closed, end)
+            }
+            None => {
+                // Whoever was killed may have left anything unsynced.
+                segments.iter().for_each(Segment::mark_dirty);
+                let recovered = recovery::recover(directory, &layout, owner, &hasher, &segments, options)?;
+                (recovered, newest.map(Segment::end))
+            }
         };
         let budget = layout::segment_budget(options.max_bytes, index.geometry());
         let highest = segments.iter().map(|s| u64::from(s.id)).max().unwrap_or(0);
         index.raise_next_segment_id(highest + 1);
-        let log = Log::new(&directory.segments(), &index, budget, space, segments);
+        let log = Log::new(&directory.segments(), &index, budget, space, segments, end);
         let engine = Arc::new(Engine {
             dir: directory.path.clone(),
             options: options.clone(),
@@ -121,7 +132,7 @@ impl Attached {
             bell: Bell::default(),
             next_expiry: AtomicU64::new(0),
             recount: AtomicBool::new(false),
-            unswept: AtomicBool::new(true),
+            swept: AtomicU32::new(0),
             told_of_entries: AtomicBool::new(false),
             told_of_bytes: AtomicBool::new(false),
         });
@@ -175,6 +186,20 @@ fn open_segments(directory: &Directory, space: &SpaceInUse) -> Result<Vec<Segmen
                 tracing::warn!(path = %path.display(), "not a segment, or damaged; it is passed over");
             }
         }
+    }
+    Ok(segments)
+}
+
+/// Removes the oldest segments until those that stay have each a place of its own in a table of `places`. Only a
+/// table that is smaller than before, because `max_bytes` is, or a planted file makes any go.
+fn fit_table(mut segments: Vec<Segment>, places: u32) -> Result<Vec<Segment>> {
+    let mut taken = HashSet::new();
+    let staying = segments.iter().rev().take_while(|s| taken.insert(s.id & (places - 1))).count();
+    for segment in segments.drain(..segments.len() - staying) {
+        let removed = file::remove(&segment.path);
+        let dir = segment.path.parent().unwrap_or(Path::new("."));
+        // Oldest first, whatever crash comes.
+        removed.and_then(|()| file::sync_dir(dir)).map_err(|e| Error::io("remove", &segment.path, e))?;
     }
     Ok(segments)
 }

@@ -13,7 +13,7 @@ use arc_swap::{ArcSwapOption, Guard};
 
 use super::index::{Index, MAX_OFFSET, SegmentState};
 use super::layout;
-use super::record::Draft;
+use super::record::{self, Draft};
 use super::segment::{self, Segment, SpaceInUse};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{file, step};
@@ -72,13 +72,15 @@ pub(crate) trait Evacuate {
 }
 
 impl Log {
-    /// A log over `segments`, all of them sealed.
+    /// A log over `segments`, oldest first. It goes on at `end` of the newest if there is room, so that a directory
+    /// that is opened again and again does not take a segment each time; all others are sealed.
     pub(crate) fn new(
         dir: &Path,
         index: &Index,
         budget: u64,
         space: SpaceInUse,
         segments: Vec<Segment>,
+        end: Option<u32>,
     ) -> Self {
         let table = (0..index.geometry().segments).map(|_| ArcSwapOption::empty()).collect();
         let log = Self {
@@ -98,7 +100,23 @@ impl Log {
             log.slot(segment.id).store(Some(segment.clone()));
             lock(&log.sealed).insert(segment.id, segment);
         }
+        if let Some(tail) = end {
+            log.resume(index, tail);
+        }
         log
+    }
+
+    /// Goes on writing at `tail` of the newest segment, if there is room and it is of the usual length.
+    fn resume(&self, index: &Index, tail: u32) {
+        let mut sealed = lock(&self.sealed);
+        let Some(newest) = sealed.last_entry() else { return };
+        let room = segment::HEADER_LEN as u64..newest.get().len();
+        let sound = room.contains(&u64::from(tail)) && (tail as usize).is_multiple_of(record::ALIGN);
+        if sound && newest.get().len() <= self.segment_len {
+            let segment = newest.remove();
+            index.set_segment(segment.id, SegmentState::Active);
+            *lock(&self.active) = Some(Active { segment, tail, zeroed: tail });
+        }
     }
 
     fn slot(&self, id: u32) -> &ArcSwapOption<Segment> {
@@ -311,13 +329,14 @@ impl Log {
         all
     }
 
-    /// Stops appending: the active segment is sealed and the spare one removed.
+    /// Stops appending: the active segment is sealed, its tail noted, and the spare one removed.
     pub(crate) fn retire(&self, index: &Index) {
         if let Some(spare) = lock(&self.spare).take() {
             self.discard(index, &spare);
         }
         if let Some(old) = lock(&self.active).take() {
             index.set_segment(old.segment.id, SegmentState::Sealed);
+            index.set_end_of_log(old.segment.id, old.tail);
             lock(&self.sealed).insert(old.segment.id, old.segment);
         }
     }
@@ -362,7 +381,7 @@ mod tests {
         let segments: Vec<_> =
             (1..=2).map(|id| Segment::create(dir.path(), id, 16 << 10, &space).unwrap()).collect();
         let paths: Vec<_> = segments.iter().map(|s| s.path.clone()).collect();
-        let log = Log::new(dir.path(), &index, 1 << 20, space, segments);
+        let log = Log::new(dir.path(), &index, 1 << 20, space, segments, None);
         let (called, was_called) = std::sync::mpsc::sync_channel(1);
         let (_go_on, waits) = std::sync::mpsc::sync_channel(1);
         let slow = Slow { called, go_on: Mutex::new(waits) };

@@ -210,6 +210,18 @@ impl Segment {
         next
     }
 
+    /// Where nothing was begun yet, nor anywhere behind it, whatever state the rest is in.
+    pub(crate) fn end(&self) -> u32 {
+        let (mut at, mut end) = (HEADER_LEN as u32, HEADER_LEN as u32);
+        while u64::from(at) < MAX_OFFSET && (at as usize) + record::HEADER_LEN <= self.map.len() {
+            // A space that was reserved ends where its length says, even if nothing else was written there.
+            end = end.max(at + record::stored_len(&self.map, at).unwrap_or(0));
+            at = self.record(at).map_or_else(|| self.after_unsound(at), |record| at + record.len);
+        }
+        let last = self.map.words().iter().rposition(|w| w.load(Ordering::Relaxed) != 0);
+        end.max(last.map_or(0, |word| (word as u32 + 1) * 8))
+    }
+
     fn is_zero(&self, at: u32) -> bool {
         self.map.words().get(at as usize / 8).is_some_and(|w| w.load(Ordering::Relaxed) == 0)
     }
@@ -249,8 +261,13 @@ impl Segment {
             word.store(check, Ordering::Release);
         }
         if !self.dirty.load(Ordering::Relaxed) {
-            self.dirty.store(true, Ordering::Release);
+            self.mark_dirty();
         }
+    }
+
+    /// Says that there is something to sync.
+    pub(crate) fn mark_dirty(&self) {
+        self.dirty.store(true, Ordering::Release);
     }
 
     /// Where in the file `part`, a slice of a record of this segment, begins.

@@ -3,6 +3,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::record::{Draft, Kind, Stamp};
+use super::segment::{Segment, SpaceInUse};
 use super::*;
 use crate::entry::{Change, Codec, Condition, Outcome};
 use crate::error::ErrorKind;
@@ -93,6 +95,65 @@ fn what_is_set_is_read_and_survives_close_and_kill() {
     holds(&open(killed.path(), &options()));
     drop(engine);
     holds(&open(dir.path(), &options()));
+}
+
+#[test]
+fn opening_again_and_again_takes_no_space_and_pushes_nothing_out() {
+    let mut dirs = vec![tempfile::tempdir().unwrap()];
+    let mut bytes = 0;
+    for i in 0..300 {
+        let dir = dirs.last().unwrap();
+        let engine = open(dir.path(), &options());
+        set(&engine, &format!("{i}"), &vec![7; i % 100]);
+        if i == 0 {
+            bytes = engine.bytes();
+        }
+        assert_eq!(engine.bytes(), bytes, "{i}");
+        if i % 3 == 0 {
+            // Killed, some of the time with a write under way.
+            if i % 2 == 0 {
+                let draft =
+                    Draft { kind: Kind::Value, codec: Codec::Raw, flags: 0, key_len: 1, body_len: 77 };
+                let reservation = engine.log.reserve(&draft, &engine.index, &**engine).unwrap();
+                reservation.segment.prepare(reservation.offset, reservation.len, draft, b"k", &[0; 77]);
+            }
+            let killed = kill(dir.path());
+            drop(engine);
+            dirs = vec![killed];
+        }
+    }
+    let engine = open(dirs[0].path(), &options());
+    assert_eq!(engine.len(), 300);
+    for i in 0..300 {
+        assert_eq!(get(&engine, &format!("{i}")).unwrap(), vec![7; i % 100]);
+    }
+    assert_sound(&engine);
+}
+
+#[test]
+fn a_replay_into_a_smaller_segment_table_keeps_the_newest() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    let places = engine.index.geometry().segments;
+    engine.index.raise_next_segment_id(u64::from(2 * places) + 5);
+    set(&engine, "new", b"new");
+    drop(engine);
+    // As if the table had been larger once.
+    for (id, key) in [(5, b"old"), (places + 5, b"mid")] {
+        let segment =
+            Segment::create(&dir.path().join("segments"), id, 16 << 10, &SpaceInUse::default()).unwrap();
+        let draft = Draft { kind: Kind::Value, codec: Codec::Raw, flags: 0, key_len: 3, body_len: 3 };
+        let len = draft.len().unwrap();
+        segment.begin(64, len);
+        let prepared = segment.prepare(64, len, draft, key, key);
+        segment.stamp(64, &prepared, Stamp { sequence: u64::from(id), generation: 0, expires_at: None });
+    }
+    std::fs::remove_file(dir.path().join("state")).unwrap();
+    let engine = open(dir.path(), &options());
+    engine.maintain().unwrap();
+    assert_eq!(get(&engine, "new").unwrap(), b"new");
+    assert_eq!(engine.stats().corrupt, 0);
+    assert_sound(&engine);
 }
 
 #[test]
