@@ -180,7 +180,11 @@ fn open_segments(directory: &Directory, space: &SpaceInUse) -> Result<Vec<Segmen
     let mut segments = Vec::new();
     for (id, path) in files {
         match Segment::open(&path, id, space)? {
-            Opened::Segment(segment) => segments.push(segment),
+            Opened::Segment(segment) => {
+                // Only the newest may be written to again.
+                segments.last().inspect(|older: &&Segment| older.seal());
+                segments.push(segment);
+            }
             Opened::Unborn => file::remove(&path).map_err(|e| Error::io("remove", &path, e))?,
             Opened::Foreign => {
                 tracing::warn!(path = %path.display(), "not a segment, or damaged; it is passed over");

@@ -100,22 +100,22 @@ impl Log {
             log.slot(segment.id).store(Some(segment.clone()));
             lock(&log.sealed).insert(segment.id, segment);
         }
-        if let Some(tail) = end {
-            log.resume(index, tail);
-        }
+        log.resume(index, end);
         log
     }
 
     /// Goes on writing at `tail` of the newest segment, if there is room and it is of the usual length.
-    fn resume(&self, index: &Index, tail: u32) {
+    fn resume(&self, index: &Index, tail: Option<u32>) {
         let mut sealed = lock(&self.sealed);
         let Some(newest) = sealed.last_entry() else { return };
         let room = segment::HEADER_LEN as u64..newest.get().len();
-        let sound = room.contains(&u64::from(tail)) && (tail as usize).is_multiple_of(record::ALIGN);
-        if sound && newest.get().len() <= self.segment_len {
+        let usable = |t: &u32| room.contains(&u64::from(*t)) && (*t as usize).is_multiple_of(record::ALIGN);
+        if let Some(tail) = tail.filter(usable).filter(|_| newest.get().len() <= self.segment_len) {
             let segment = newest.remove();
             index.set_segment(segment.id, SegmentState::Active);
             *lock(&self.active) = Some(Active { segment, tail, zeroed: tail });
+        } else {
+            newest.get().seal();
         }
     }
 
@@ -206,6 +206,7 @@ impl Log {
             }
             let state = if old.segment.has_failed() { SegmentState::Failed } else { SegmentState::Sealed };
             index.set_segment(old.segment.id, state);
+            old.segment.seal();
             lock(&self.sealed).insert(old.segment.id, old.segment);
         }
         let start = segment::HEADER_LEN as u32;
@@ -337,6 +338,7 @@ impl Log {
         if let Some(old) = lock(&self.active).take() {
             index.set_segment(old.segment.id, SegmentState::Sealed);
             index.set_end_of_log(old.segment.id, old.tail);
+            old.segment.seal();
             lock(&self.sealed).insert(old.segment.id, old.segment);
         }
     }

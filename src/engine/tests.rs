@@ -282,6 +282,27 @@ fn bytes_stay_within_their_bound_and_the_newest_stay() {
 }
 
 #[test]
+fn a_cache_of_many_segments_takes_few_open_files() {
+    let options = Options { max_entries: 100_000, max_bytes: 2 << 20, ..options() };
+    let dir = tempfile::tempdir().unwrap();
+    let opened = || {
+        let files = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        files.filter(|f| std::fs::read_link(f.path()).is_ok_and(|to| to.starts_with(dir.path()))).count()
+    };
+    let mut engine = open(dir.path(), &options);
+    for _ in 0..2 {
+        (0..3000).for_each(|i| set(&engine, &format!("{i}"), &[7; 1000]));
+        assert!(engine.log.ids().len() > 20 && opened() <= 6, "{}", opened());
+        drop(engine);
+        engine = open(dir.path(), &options);
+        assert!(engine.log.ids().len() > 20 && opened() <= 6, "{}", opened());
+        engine.flush().unwrap();
+    }
+    assert!(get(&engine, "2999").is_some());
+    assert_sound(&engine);
+}
+
+#[test]
 fn a_large_value_fits_or_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
