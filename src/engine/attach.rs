@@ -23,7 +23,7 @@ use super::{Engine, recovery};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::KeyHasher;
 use crate::options::Options;
-use crate::sys::file::{self, DirectoryId};
+use crate::sys::file::{self, DirectoryId, HeldDirectory};
 use crate::sys::lock;
 
 /// The engines of this process.
@@ -42,7 +42,8 @@ pub(crate) struct Attached {
     maintenance: Option<Maintenance>,
     state: Mutex<State>,
     locks: File,
-    id: DirectoryId,
+    /// Held, so that a directory made after this one was removed is not taken for it.
+    held: HeldDirectory,
 }
 
 impl std::ops::Deref for Attached {
@@ -59,7 +60,8 @@ impl Attached {
     pub(crate) fn open(path: &Path, options: &Options) -> Result<Arc<Self>> {
         options.validate()?;
         let directory = Directory::at(path)?;
-        let id = file::directory_id(path).map_err(|e| Error::io("open", path, e))?;
+        let held = HeldDirectory::open(path).map_err(|e| Error::io("open", path, e))?;
+        let id = held.id();
         let mut registry = ENGINES.engines.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let engines = registry.get_or_insert_default();
@@ -73,12 +75,12 @@ impl Attached {
             }
         }
         // Held while attaching: another thread that opens the directory waits and shares the engine.
-        let attached = Arc::new(Self::attach(&directory, id, options)?);
+        let attached = Arc::new(Self::attach(&directory, held, options)?);
         registry.get_or_insert_default().insert(id, Arc::downgrade(&attached));
         Ok(attached)
     }
 
-    fn attach(directory: &Directory, id: DirectoryId, options: &Options) -> Result<Self> {
+    fn attach(directory: &Directory, held: HeldDirectory, options: &Options) -> Result<Self> {
         let locks = directory.enter()?;
         let at_locks = |e| Error::io("lock", &directory.file("locks"), e);
         let meta = directory.meta()?;
@@ -116,7 +118,7 @@ impl Attached {
         let budget = layout::segment_budget(options.max_bytes, index.geometry());
         let highest = segments.iter().map(|s| u64::from(s.id)).max().unwrap_or(0);
         index.raise_next_segment_id(highest + 1);
-        let log = Log::new(&directory.segments(), &index, budget, space, segments, end);
+        let log = Log::new(&directory.segments(), &index, budget, space, segments, end)?;
         let engine = Arc::new(Engine {
             dir: directory.path.clone(),
             options: options.clone(),
@@ -139,7 +141,7 @@ impl Attached {
         engine.keep_bounds()?;
         let maintenance = Some(Maintenance::start(engine.clone())?);
         Directory::release(&locks).map_err(at_locks)?;
-        Ok(Self { engine, maintenance, state: Mutex::new(state), locks, id })
+        Ok(Self { engine, maintenance, state: Mutex::new(state), locks, held })
     }
 
     /// Makes everything durable and says so, so that the next to open finds the index as it is.
@@ -168,7 +170,7 @@ impl Drop for Attached {
             tracing::warn!(%error, "cannot unlock the directory before its file is closed");
         }
         let mut registry = ENGINES.engines.lock().unwrap_or_else(PoisonError::into_inner);
-        registry.get_or_insert_default().remove(&self.id);
+        registry.get_or_insert_default().remove(&self.held.id());
         ENGINES.gone.notify_all();
     }
 }

@@ -16,7 +16,8 @@ use super::layout;
 use super::record::{self, Draft};
 use super::segment::{self, Segment, SpaceInUse};
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::{file, step};
+use crate::sys::file::{self, HeldDirectory};
+use crate::sys::step;
 
 /// The active segment is filled with zeros this far ahead of its tail, in the writing call: stores into pages
 /// that a `pwrite` made are several times cheaper than those that fault on an unwritten extent.
@@ -27,6 +28,7 @@ pub(crate) type SegmentGuard = Guard<Option<Arc<Segment>>>;
 
 pub(crate) struct Log {
     dir: PathBuf,
+    held: HeldDirectory,
     table: Box<[ArcSwapOption<Segment>]>,
     space: SpaceInUse,
     budget: u64,
@@ -81,10 +83,12 @@ impl Log {
         space: SpaceInUse,
         segments: Vec<Segment>,
         end: Option<u32>,
-    ) -> Self {
+    ) -> Result<Self> {
         let table = (0..index.geometry().segments).map(|_| ArcSwapOption::empty()).collect();
+        let held = HeldDirectory::open(dir).map_err(|e| Error::io("open", dir, e))?;
         let log = Self {
             dir: dir.to_owned(),
+            held,
             table,
             space,
             budget,
@@ -101,7 +105,7 @@ impl Log {
             lock(&log.sealed).insert(segment.id, segment);
         }
         log.resume(index, end);
-        log
+        Ok(log)
     }
 
     /// Goes on writing at `tail` of the newest segment, if there is room and it is of the usual length.
@@ -217,6 +221,7 @@ impl Log {
     /// A new segment with room for `needed` bytes, in the table and nowhere else. Gives up the oldest
     /// segments until there is space for it.
     fn create(&self, needed: u64, index: &Index, evacuate: &dyn Evacuate) -> Result<Arc<Segment>> {
+        self.held.check_in_place().map_err(|e| Error::io("create segment", &self.dir, e))?;
         let len = if needed > self.segment_len { needed.next_multiple_of(4096) } else { self.segment_len };
         while self.space.bytes() + len > self.budget {
             if !self.drop_oldest(index, evacuate)? {
@@ -284,7 +289,8 @@ impl Log {
     fn discard(&self, index: &Index, segment: &Arc<Segment>) {
         self.slot(segment.id).store(None);
         index.set_segment(segment.id, SegmentState::Free);
-        if let Err(e) = file::remove(&segment.path) {
+        // By name: a file of that name in another directory, put in the place of this one, is none of ours.
+        if let Err(e) = self.held.check_in_place().and_then(|()| file::remove(&segment.path)) {
             tracing::warn!(path = %segment.path.display(), error = %e, "cannot remove a segment");
         }
     }
@@ -383,7 +389,7 @@ mod tests {
         let segments: Vec<_> =
             (1..=2).map(|id| Segment::create(dir.path(), id, 16 << 10, &space).unwrap()).collect();
         let paths: Vec<_> = segments.iter().map(|s| s.path.clone()).collect();
-        let log = Log::new(dir.path(), &index, 1 << 20, space, segments, None);
+        let log = Log::new(dir.path(), &index, 1 << 20, space, segments, None).unwrap();
         let (called, was_called) = std::sync::mpsc::sync_channel(1);
         let (_go_on, waits) = std::sync::mpsc::sync_channel(1);
         let slow = Slow { called, go_on: Mutex::new(waits) };

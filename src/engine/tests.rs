@@ -503,3 +503,25 @@ fn a_flipped_byte_in_a_control_word_of_a_closed_index_stops_nobody() {
         drop(engine);
     }
 }
+
+#[test]
+fn whoever_has_a_removed_directory_open_leaves_the_one_in_its_place_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("cache");
+    let removed = open(&path, &options());
+    set(&removed, "k", b"old");
+    std::fs::remove_dir_all(&path).unwrap();
+    let engine = open(&path, &options());
+    assert_eq!(get(&engine, "k"), None);
+    set(&engine, "k", b"new");
+    let change = Change::Store { value: &[1; 500], codec: Codec::Raw, expires_at: None };
+    let refused = (0..20_000).find_map(|_| removed.commit(b"other", Condition::Always, change).err());
+    assert_eq!(refused.unwrap().kind(), ErrorKind::Io);
+    assert_eq!(get(&removed, "k").unwrap(), b"old");
+    drop(removed);
+    let after = kill(&path);
+    let after = open(after.path(), &options());
+    assert_eq!(get(&after, "k").unwrap(), b"new");
+    assert_eq!((get(&engine, "k").unwrap(), after.len(), engine.len()), (b"new".to_vec(), 1, 1));
+    assert_sound(&engine);
+}
