@@ -1,5 +1,7 @@
 //! What fuzzing found worth keeping is tried again by an ordinary test.
 
+#![cfg(test)]
+
 use std::path::Path;
 
 /// Runs `target` on every file of its corpus and says how many there were.

@@ -322,7 +322,7 @@ impl Engine {
             }
             return Some(slot);
         }
-        let sweep_first = self.culls_inline() && self.unswept.load(Ordering::SeqCst);
+        let sweep_first = self.culls_inline() && self.swept.load(Ordering::Acquire) < self.index.generation();
         (!sweep_first).then(|| self.slot_of_coldest(locked))
     }
 
@@ -379,7 +379,6 @@ impl Engine {
         drop(lock);
         let segment = reservation.segment.clone();
         drop(reservation);
-        self.unswept.store(true, Ordering::SeqCst);
         self.hot.clear();
         self.bell.ring_for_sweep();
         if self.syncs_each_write() { segment.sync() } else { Ok(()) }

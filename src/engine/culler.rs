@@ -106,7 +106,6 @@ impl Engine {
 
     /// Removes all entries that are expired or of an older generation, and says how many counted.
     pub(super) fn reap_all(&self) -> u64 {
-        self.unswept.store(false, Ordering::SeqCst);
         let (now, generation) = (self.options.clock.now(), self.index.generation());
         let (mut reaped, mut next) = (0, u64::MAX);
         // A commit notes its expiry after its hint is there, so either this pass or the note sees to it.
@@ -120,6 +119,7 @@ impl Engine {
             }
         }
         self.next_expiry.fetch_min(next, Ordering::SeqCst);
+        self.swept.fetch_max(generation, Ordering::AcqRel);
         reaped
     }
 

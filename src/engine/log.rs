@@ -13,10 +13,11 @@ use arc_swap::{ArcSwapOption, Guard};
 
 use super::index::{Index, MAX_OFFSET, SegmentState};
 use super::layout;
-use super::record::Draft;
+use super::record::{self, Draft};
 use super::segment::{self, Segment, SpaceInUse};
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::{file, step};
+use crate::sys::file::{self, HeldDirectory};
+use crate::sys::step;
 
 /// The active segment is filled with zeros this far ahead of its tail, in the writing call: stores into pages
 /// that a `pwrite` made are several times cheaper than those that fault on an unwritten extent.
@@ -27,6 +28,7 @@ pub(crate) type SegmentGuard = Guard<Option<Arc<Segment>>>;
 
 pub(crate) struct Log {
     dir: PathBuf,
+    held: HeldDirectory,
     table: Box<[ArcSwapOption<Segment>]>,
     space: SpaceInUse,
     budget: u64,
@@ -72,17 +74,21 @@ pub(crate) trait Evacuate {
 }
 
 impl Log {
-    /// A log over `segments`, all of them sealed.
+    /// A log over `segments`, oldest first. It goes on at `end` of the newest if there is room, so that a directory
+    /// that is opened again and again does not take a segment each time; all others are sealed.
     pub(crate) fn new(
         dir: &Path,
         index: &Index,
         budget: u64,
         space: SpaceInUse,
         segments: Vec<Segment>,
-    ) -> Self {
+        end: Option<u32>,
+    ) -> Result<Self> {
         let table = (0..index.geometry().segments).map(|_| ArcSwapOption::empty()).collect();
+        let held = HeldDirectory::open(dir).map_err(|e| Error::io("open", dir, e))?;
         let log = Self {
             dir: dir.to_owned(),
+            held,
             table,
             space,
             budget,
@@ -98,7 +104,23 @@ impl Log {
             log.slot(segment.id).store(Some(segment.clone()));
             lock(&log.sealed).insert(segment.id, segment);
         }
-        log
+        log.resume(index, end);
+        Ok(log)
+    }
+
+    /// Goes on writing at `tail` of the newest segment, if there is room and it is of the usual length.
+    fn resume(&self, index: &Index, tail: Option<u32>) {
+        let mut sealed = lock(&self.sealed);
+        let Some(newest) = sealed.last_entry() else { return };
+        let room = segment::HEADER_LEN as u64..newest.get().len();
+        let usable = |t: &u32| room.contains(&u64::from(*t)) && (*t as usize).is_multiple_of(record::ALIGN);
+        if let Some(tail) = tail.filter(usable).filter(|_| newest.get().len() <= self.segment_len) {
+            let segment = newest.remove();
+            index.set_segment(segment.id, SegmentState::Active);
+            *lock(&self.active) = Some(Active { segment, tail, zeroed: tail });
+        } else {
+            newest.get().seal();
+        }
     }
 
     fn slot(&self, id: u32) -> &ArcSwapOption<Segment> {
@@ -188,6 +210,7 @@ impl Log {
             }
             let state = if old.segment.has_failed() { SegmentState::Failed } else { SegmentState::Sealed };
             index.set_segment(old.segment.id, state);
+            old.segment.seal();
             lock(&self.sealed).insert(old.segment.id, old.segment);
         }
         let start = segment::HEADER_LEN as u32;
@@ -198,6 +221,7 @@ impl Log {
     /// A new segment with room for `needed` bytes, in the table and nowhere else. Gives up the oldest
     /// segments until there is space for it.
     fn create(&self, needed: u64, index: &Index, evacuate: &dyn Evacuate) -> Result<Arc<Segment>> {
+        self.held.check_in_place().map_err(|e| Error::io("create segment", &self.dir, e))?;
         let len = if needed > self.segment_len { needed.next_multiple_of(4096) } else { self.segment_len };
         while self.space.bytes() + len > self.budget {
             if !self.drop_oldest(index, evacuate)? {
@@ -266,7 +290,8 @@ impl Log {
     fn discard(&self, index: &Index, segment: &Arc<Segment>) {
         self.slot(segment.id).store(None);
         index.set_segment(segment.id, SegmentState::Free);
-        if let Err(e) = file::remove(&segment.path) {
+        // By name: a file of that name in another directory, put in the place of this one, is none of ours.
+        if let Err(e) = self.held.check_in_place().and_then(|()| file::remove(&segment.path)) {
             tracing::warn!(path = %segment.path.display(), error = %e, "cannot remove a segment");
         }
     }
@@ -312,13 +337,15 @@ impl Log {
         all
     }
 
-    /// Stops appending: the active segment is sealed and the spare one removed.
+    /// Stops appending: the active segment is sealed, its tail noted, and the spare one removed.
     pub(crate) fn retire(&self, index: &Index) {
         if let Some(spare) = lock(&self.spare).take() {
             self.discard(index, &spare);
         }
         if let Some(old) = lock(&self.active).take() {
             index.set_segment(old.segment.id, SegmentState::Sealed);
+            index.set_end_of_log(old.segment.id, old.tail);
+            old.segment.seal();
             lock(&self.sealed).insert(old.segment.id, old.segment);
         }
     }
@@ -363,7 +390,7 @@ mod tests {
         let segments: Vec<_> =
             (1..=2).map(|id| Segment::create(dir.path(), id, 16 << 10, &space).unwrap()).collect();
         let paths: Vec<_> = segments.iter().map(|s| s.path.clone()).collect();
-        let log = Log::new(dir.path(), &index, 1 << 20, space, segments);
+        let log = Log::new(dir.path(), &index, 1 << 20, space, segments, None).unwrap();
         let (called, was_called) = std::sync::mpsc::sync_channel(1);
         let (_go_on, waits) = std::sync::mpsc::sync_channel(1);
         let slow = Slow { called, go_on: Mutex::new(waits) };

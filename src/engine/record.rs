@@ -266,7 +266,8 @@ pub(crate) fn fuzz(bytes: &[u8]) {
     let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
     let mut words = [word(8), word(16), word(24), word(32)];
     let (key_len, body_len) = ((words[3] & 0xff_ffff) as usize, (words[3] >> 32) as usize);
-    let (key_end, body_end) = (HEADER_LEN + key_len, HEADER_LEN.saturating_add(key_len).saturating_add(body_len));
+    let (key_end, body_end) =
+        (HEADER_LEN + key_len, HEADER_LEN.saturating_add(key_len).saturating_add(body_len));
     let fits = key_len <= MAX_KEY_LEN && body_end <= bytes.len();
     let key_check = extend(place.header_seed(), bytes.get(HEADER_LEN..key_end).unwrap_or_default());
     let body_check = extend(place.body_seed(), bytes.get(key_end..body_end).unwrap_or_default());
@@ -279,7 +280,11 @@ pub(crate) fn fuzz(bytes: &[u8]) {
     let kind = Kind::from_bits(bytes[35] & 0xf);
     let codec = codec_from_bits(bytes[35] >> 4);
     let record = Record::decode(&bytes, place);
-    assert_eq!(record.is_some(), fits && kind.is_some() && codec.is_some(), "what fits is decoded, and nothing else");
+    assert_eq!(
+        record.is_some(),
+        fits && kind.is_some() && codec.is_some(),
+        "what fits is decoded, and nothing else"
+    );
     let Some(record) = record else { return };
     assert_eq!(record.key, &bytes[HEADER_LEN..key_end]);
     assert_eq!(record.verified_body(), Some(&bytes[key_end..body_end]));

@@ -28,7 +28,9 @@ pub(crate) struct Segment {
     pub(crate) path: PathBuf,
     salt: u64,
     map: Map,
-    file: File,
+    /// While the segment is written to; closed when it is sealed, as a large cache has more segments than a process
+    /// may have open files.
+    file: Mutex<Option<Arc<File>>>,
     /// Reservations that were not finished yet.
     in_flight: AtomicU32,
     failed: AtomicBool,
@@ -152,7 +154,7 @@ impl Segment {
             path,
             salt,
             map,
-            file,
+            file: Mutex::new(Some(Arc::new(file))),
             in_flight: AtomicU32::new(0),
             failed: AtomicBool::new(false),
             dirty: AtomicBool::new(false),
@@ -163,6 +165,16 @@ impl Segment {
 
     pub(crate) fn len(&self) -> u64 {
         self.map.len() as u64
+    }
+
+    /// The file, until it is sealed.
+    fn file(&self) -> Option<Arc<File>> {
+        self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Closes the file: nothing is appended any more. It stays mapped.
+    pub(crate) fn seal(&self) {
+        drop(self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
     }
 
     fn place(&self, offset: u32) -> Place {
@@ -210,6 +222,18 @@ impl Segment {
         next
     }
 
+    /// Where nothing was begun yet, nor anywhere behind it, whatever state the rest is in.
+    pub(crate) fn end(&self) -> u32 {
+        let (mut at, mut end) = (HEADER_LEN as u32, HEADER_LEN as u32);
+        while u64::from(at) < MAX_OFFSET && (at as usize) + record::HEADER_LEN <= self.map.len() {
+            // A space that was reserved ends where its length says, even if nothing else was written there.
+            end = end.max(at + record::stored_len(&self.map, at).unwrap_or(0));
+            at = self.record(at).map_or_else(|| self.after_unsound(at), |record| at + record.len);
+        }
+        let last = self.map.words().iter().rposition(|w| w.load(Ordering::Relaxed) != 0);
+        end.max(last.map_or(0, |word| (word as u32 + 1) * 8))
+    }
+
     fn is_zero(&self, at: u32) -> bool {
         self.map.words().get(at as usize / 8).is_some_and(|w| w.load(Ordering::Relaxed) == 0)
     }
@@ -249,8 +273,13 @@ impl Segment {
             word.store(check, Ordering::Release);
         }
         if !self.dirty.load(Ordering::Relaxed) {
-            self.dirty.store(true, Ordering::Release);
+            self.mark_dirty();
         }
+    }
+
+    /// Says that there is something to sync.
+    pub(crate) fn mark_dirty(&self) {
+        self.dirty.store(true, Ordering::Release);
     }
 
     /// Where in the file `part`, a slice of a record of this segment, begins.
@@ -267,9 +296,11 @@ impl Segment {
     /// Writes zeros to part of the file that nobody has reserved, so that stores into its map find the pages.
     pub(crate) fn zero(&self, from: u32, to: u32) -> Result<()> {
         static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        // Without the file the stores fault; all that is lost is speed.
+        let Some(to_zero) = self.file() else { return Ok(()) };
         for start in (from..to).step_by(ZEROS.len()) {
             let chunk = &ZEROS[..((to - start) as usize).min(ZEROS.len())];
-            file::write_at(&self.file, chunk, u64::from(start))
+            file::write_at(&to_zero, chunk, u64::from(start))
                 .map_err(|e| Error::io("write", &self.path, e))?;
         }
         Ok(())
@@ -291,7 +322,8 @@ impl Segment {
             return Ok(());
         }
         let covered = self.sync.asked.load(Ordering::Acquire);
-        if let Err(e) = file::sync(&self.file) {
+        let synced = self.file().map_or_else(|| self.map.sync(), |file| file::sync(&file));
+        if let Err(e) = synced {
             self.failed.store(true, Ordering::Release);
             tracing::error!(path = %self.path.display(), error = %e, "a sync failed; the segment is retired");
             return Err(Error::io("sync", &self.path, e));

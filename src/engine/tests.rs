@@ -3,6 +3,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::record::{Draft, Kind, Stamp};
+use super::segment::{Segment, SpaceInUse};
 use super::*;
 use crate::entry::{Change, Codec, Condition, Outcome};
 use crate::error::ErrorKind;
@@ -93,6 +95,65 @@ fn what_is_set_is_read_and_survives_close_and_kill() {
     holds(&open(killed.path(), &options()));
     drop(engine);
     holds(&open(dir.path(), &options()));
+}
+
+#[test]
+fn opening_again_and_again_takes_no_space_and_pushes_nothing_out() {
+    let mut dirs = vec![tempfile::tempdir().unwrap()];
+    let mut bytes = 0;
+    for i in 0..300 {
+        let dir = dirs.last().unwrap();
+        let engine = open(dir.path(), &options());
+        set(&engine, &format!("{i}"), &vec![7; i % 100]);
+        if i == 0 {
+            bytes = engine.bytes();
+        }
+        assert_eq!(engine.bytes(), bytes, "{i}");
+        if i % 3 == 0 {
+            // Killed, some of the time with a write under way.
+            if i % 2 == 0 {
+                let draft =
+                    Draft { kind: Kind::Value, codec: Codec::Raw, flags: 0, key_len: 1, body_len: 77 };
+                let reservation = engine.log.reserve(&draft, &engine.index, &**engine).unwrap();
+                reservation.segment.prepare(reservation.offset, reservation.len, draft, b"k", &[0; 77]);
+            }
+            let killed = kill(dir.path());
+            drop(engine);
+            dirs = vec![killed];
+        }
+    }
+    let engine = open(dirs[0].path(), &options());
+    assert_eq!(engine.len(), 300);
+    for i in 0..300 {
+        assert_eq!(get(&engine, &format!("{i}")).unwrap(), vec![7; i % 100]);
+    }
+    assert_sound(&engine);
+}
+
+#[test]
+fn a_replay_into_a_smaller_segment_table_keeps_the_newest() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    let places = engine.index.geometry().segments;
+    engine.index.raise_next_segment_id(u64::from(2 * places) + 5);
+    set(&engine, "new", b"new");
+    drop(engine);
+    // As if the table had been larger once.
+    for (id, key) in [(5, b"old"), (places + 5, b"mid")] {
+        let segment =
+            Segment::create(&dir.path().join("segments"), id, 16 << 10, &SpaceInUse::default()).unwrap();
+        let draft = Draft { kind: Kind::Value, codec: Codec::Raw, flags: 0, key_len: 3, body_len: 3 };
+        let len = draft.len().unwrap();
+        segment.begin(64, len);
+        let prepared = segment.prepare(64, len, draft, key, key);
+        segment.stamp(64, &prepared, Stamp { sequence: u64::from(id), generation: 0, expires_at: None });
+    }
+    std::fs::remove_file(dir.path().join("state")).unwrap();
+    let engine = open(dir.path(), &options());
+    engine.maintain().unwrap();
+    assert_eq!(get(&engine, "new").unwrap(), b"new");
+    assert_eq!(engine.stats().corrupt, 0);
+    assert_sound(&engine);
 }
 
 #[test]
@@ -218,6 +279,30 @@ fn bytes_stay_within_their_bound_and_the_newest_stay() {
     let after = open(killed.path(), &options);
     assert!(get(&after, "19999").is_some());
     assert_sound(&after);
+}
+
+#[test]
+fn a_cache_of_many_segments_takes_few_open_files() {
+    let options = Options { max_entries: 100_000, max_bytes: 2 << 20, ..options() };
+    let dir = tempfile::tempdir().unwrap();
+    let opened = || {
+        let files = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        files.filter(|f| std::fs::read_link(f.path()).is_ok_and(|to| to.starts_with(dir.path()))).count()
+    };
+    // The directory, locks, state, the active segment and the next one, and for moments one each that is being
+    // synced, sealed, or given up.
+    const FEW: usize = 8;
+    let mut engine = open(dir.path(), &options);
+    for _ in 0..2 {
+        (0..3000).for_each(|i| set(&engine, &format!("{i}"), &[7; 1000]));
+        assert!(engine.log.ids().len() > 20 && opened() <= FEW, "{}", opened());
+        drop(engine);
+        engine = open(dir.path(), &options);
+        assert!(engine.log.ids().len() > 20 && opened() <= FEW, "{}", opened());
+        engine.flush().unwrap();
+    }
+    assert!(get(&engine, "2999").is_some());
+    assert_sound(&engine);
 }
 
 #[test]
@@ -494,4 +579,26 @@ fn a_smaller_bound_holds_at_once_whatever_is_still_to_be_swept() {
         let engine = open(dir.path(), &Options { max_entries: 10, ..options() });
         assert_eq!(engine.len(), 10);
     }
+}
+
+#[test]
+fn whoever_has_a_removed_directory_open_leaves_the_one_in_its_place_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("cache");
+    let removed = open(&path, &options());
+    set(&removed, "k", b"old");
+    std::fs::remove_dir_all(&path).unwrap();
+    let engine = open(&path, &options());
+    assert_eq!(get(&engine, "k"), None);
+    set(&engine, "k", b"new");
+    let change = Change::Store { value: &[1; 500], codec: Codec::Raw, expires_at: None };
+    let refused = (0..20_000).find_map(|_| removed.commit(b"other", Condition::Always, change).err());
+    assert_eq!(refused.unwrap().kind(), ErrorKind::Io);
+    assert_eq!(get(&removed, "k").unwrap(), b"old");
+    drop(removed);
+    let after = kill(&path);
+    let after = open(after.path(), &options());
+    assert_eq!(get(&after, "k").unwrap(), b"new");
+    assert_eq!((get(&engine, "k").unwrap(), after.len(), engine.len()), (b"new".to_vec(), 1, 1));
+    assert_sound(&engine);
 }

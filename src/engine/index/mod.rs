@@ -58,6 +58,8 @@ mod at {
     pub(super) const FREE_OVERFLOW: usize = 41;
     pub(super) const NEXT_SEGMENT: usize = 48;
     pub(super) const INSERTS: usize = 56;
+    /// `id | tail << 32` of the segment to go on with, stored when the index is closed.
+    pub(super) const END_OF_LOG: usize = 57;
 }
 /// The words of the header that say something; the rest of its page is spare.
 pub(crate) const HEADER_WORDS: usize = 64;
@@ -318,6 +320,17 @@ impl Index {
 
     pub(crate) fn set_segment_tail(&self, id: u32, tail: u32) {
         self.segment_words(id)[2].store(u64::from(tail), Ordering::Release);
+    }
+
+    /// Says where the next life goes on writing: at `tail` of segment `id`, the newest.
+    pub(crate) fn set_end_of_log(&self, id: u32, tail: u32) {
+        self.words()[at::END_OF_LOG].store(u64::from(id) | u64::from(tail) << 32, Ordering::Release);
+    }
+
+    /// Where to go on writing in segment `id`, if that is where the last life stopped.
+    pub(crate) fn end_of_log(&self, id: u32) -> Option<u32> {
+        let word = self.words()[at::END_OF_LOG].load(Ordering::Acquire);
+        (word as u32 == id).then_some((word >> 32) as u32)
     }
 
     /// Counts `delta` more live bytes in segment `id`. A guide, not a promise: a crash in between loses one.
