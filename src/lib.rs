@@ -62,6 +62,15 @@
 //! | `cli` | no | the command line tool `keepwarm` | clap, serde_json |
 //! | `failpoints` | no | named points in the code where a test can inject an error; never for production | fail |
 
+/// The examples of the pages beside the source run with the tests of the documentation.
+#[cfg(doctest)]
+mod pages {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/tutorial.md")]
+    struct Tutorial;
+}
+
 #[cfg(not(target_os = "linux"))]
 compile_error!("keepwarm supports Linux only for now");
 
@@ -71,6 +80,9 @@ mod codec;
 mod engine;
 mod entry;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hash;
 mod key;
 mod options;

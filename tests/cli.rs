@@ -1,5 +1,8 @@
 //! The command line tool, run as a program: what it prints, what it answers, and what it leaves alone.
 
+// Always so for a file in `tests`; said for clippy, which then takes the helpers for tests as well.
+#![cfg(test)]
+
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -105,7 +108,7 @@ fn the_tool_shows_whatever_a_program_stored() {
     let lines = told("ls", dir.path(), &[]);
     assert_eq!(lines.lines().count(), 8);
     assert!(lines.contains("ünï\\n\\u{1b}[31m\n"), "a terminal is told nothing: {lines:?}");
-    assert!(told("ls", dir.path(), &["--values"]).contains("\nleast\t-9223372036854775808\n"));
+    assert!(told("ls", dir.path(), &["--values"]).lines().any(|line| line == "least\t-9223372036854775808"));
     assert_eq!(told("ls", dir.path(), &["--limit", "3"]).lines().count(), 3);
     let objects = told("ls", dir.path(), &["--json", "--values"]);
     let objects: Vec<Value> = objects.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -24,7 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hash::KeyHasher;
 use crate::options::Options;
 use crate::sys::file::{self, DirectoryId, HeldDirectory};
-use crate::sys::lock;
+use crate::sys::{lock, step};
 
 /// The engines of this process.
 static ENGINES: Registry = Registry { engines: Mutex::new(None), gone: Condvar::new() };
@@ -98,8 +98,10 @@ impl Attached {
         let segments = open_segments(directory, &space)?;
         let owner = segment::random().map_err(at_state)? as u32;
         let closed = open_closed(directory, &state, &layout, owner)?;
+        let known_sequence = state.clean().map_or(0, Index::sequence_in);
         // Durably, before anything is changed.
         state.mark_open(options.limits()).map_err(at_state)?;
+        step!("attach::marked");
         let geometry = closed.as_ref().map_or(layout.geometry, |closed| closed.index.geometry());
         let segments = fit_table(segments, geometry.segments)?;
         let newest = segments.last();
@@ -111,7 +113,15 @@ impl Attached {
             None => {
                 // Whoever was killed may have left anything unsynced.
                 segments.iter().for_each(Segment::mark_dirty);
-                let recovered = recovery::recover(directory, &layout, owner, &hasher, &segments, options)?;
+                let recovered = recovery::recover(
+                    directory,
+                    &layout,
+                    owner,
+                    &hasher,
+                    &segments,
+                    options,
+                    known_sequence,
+                )?;
                 (recovered, newest.map(Segment::end))
             }
         };
@@ -131,6 +141,7 @@ impl Attached {
             hot: Hot::new(options.hot_bytes),
             counters: Counters::default(),
             culling: Mutex::new(()),
+            chores: Mutex::new(()),
             bell: Bell::default(),
             next_expiry: AtomicU64::new(0),
             recount: AtomicBool::new(false),
@@ -140,6 +151,7 @@ impl Attached {
         });
         engine.keep_bounds()?;
         let maintenance = Some(Maintenance::start(engine.clone())?);
+        step!("attach::ready");
         Directory::release(&locks).map_err(at_locks)?;
         Ok(Self { engine, maintenance, state: Mutex::new(state), locks, held })
     }
@@ -149,9 +161,11 @@ impl Attached {
         let io_error = |e| Error::io("close", &self.engine.dir, e);
         self.engine.log.retire(&self.engine.index);
         self.engine.flush()?;
+        step!("detach::flushed");
         Directory::reenter(&self.locks).map_err(io_error)?;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         self.engine.index.sync().map_err(io_error)?;
+        step!("detach::synced");
         state.mark_clean(self.engine.index.header_copy(), self.engine.options.limits()).map_err(io_error)
     }
 }

@@ -1,6 +1,7 @@
 //! Looking whether everything in the directory is as it should be.
 
 use std::collections::HashMap;
+use std::sync::PoisonError;
 
 use super::Engine;
 use super::record::Kind;
@@ -41,6 +42,7 @@ impl Engine {
     /// Reads everything. Exact when nobody writes meanwhile; otherwise an entry that moves may be reported.
     pub(crate) fn check(&self) -> CheckReport {
         let mut report = CheckReport::default();
+        let _quiet = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
         for id in self.log.ids() {
             let guard = self.log.segment(id);
             let Some(segment) = guard.as_ref().filter(|s| s.id == id) else { continue };

@@ -43,8 +43,12 @@ struct Seen {
 /// What a change comes to, given what is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Decision {
-    Put { expires_at: Expiry },
+    Put {
+        expires_at: Expiry,
+    },
     Remove,
+    /// There is no entry, but an evicted one may come back with a recovery: it must not, after this.
+    Bury(Outcome),
     Return(Outcome),
 }
 
@@ -69,7 +73,7 @@ impl Engine {
         loop {
             let seen = self.look(hash, key);
             let live = self.live(&seen, self.index.generation());
-            let decision = self.decide(condition, change, live);
+            let decision = self.decide(condition, change, live, seen.found.has_lost());
             if let Decision::Return(outcome) = decision {
                 return Ok(outcome);
             }
@@ -109,7 +113,7 @@ impl Engine {
         let seen = if locked.unchanged_since(&seen.found) { seen } else { self.look(hash, key) };
         let generation = self.index.generation();
         let live = self.live(&seen, generation);
-        match self.decide(condition, change, live) {
+        match self.decide(condition, change, live, locked.has_lost()) {
             Decision::Return(outcome) => return Ok(Ok(outcome)),
             again if again != decision => return Ok(Err(Again::Changed)),
             _ => {}
@@ -142,6 +146,14 @@ impl Engine {
                 self.note_expiry(expires_at);
                 (Some(sequence), !counted)
             }
+            Decision::Bury(outcome) => {
+                let stamp = Stamp { sequence: self.index.next_sequence(), generation, expires_at: None };
+                reservation.segment.stamp(reservation.offset, &prepared, stamp);
+                step!("commit::buried");
+                drop(locked);
+                self.sync_if_asked(reservation)?;
+                return Ok(Ok(outcome));
+            }
             _ => {
                 // Only a live entry is removed, so there is a slot to empty.
                 let Some(current) = live else { return Ok(Err(Again::Changed)) };
@@ -168,12 +180,14 @@ impl Engine {
             self.index.add_live_bytes(old.word.segment(), -i64::from(old.len));
         }
         self.counters.one(Counter::Commits);
-        if self.syncs_each_write() {
-            let segment = reservation.segment.clone();
-            drop(reservation);
-            segment.sync()?;
-        }
+        self.sync_if_asked(reservation)?;
         Ok(Ok(Outcome::Done { token, existed }))
+    }
+
+    fn sync_if_asked(&self, reservation: super::log::Reservation) -> Result<()> {
+        let segment = reservation.segment.clone();
+        drop(reservation);
+        if self.syncs_each_write() { segment.sync() } else { Ok(()) }
     }
 
     /// Reserves space and puts key and body there. `None` if the entry whose body was to be copied has gone.
@@ -189,7 +203,7 @@ impl Engine {
             (Draft { kind: Kind::Tombstone, codec: Codec::Raw, flags: 0, key_len, body_len: 0 }, &[][..]);
         let guard = moved.map(|word| self.log.segment(word.segment()));
         let (draft, body) = match (change, moved) {
-            _ if decision == Decision::Remove => tombstone,
+            _ if matches!(decision, Decision::Remove | Decision::Bury(_)) => tombstone,
             (Change::Store { value, codec, .. }, _) => {
                 // What does not fit into 32 bits does not fit into a segment either.
                 let body_len = u32::try_from(value.len()).unwrap_or(u32::MAX);
@@ -214,6 +228,7 @@ impl Engine {
             _ => tombstone,
         };
         let reservation = self.log.reserve(&draft, &self.index, self)?;
+        step!("commit::begun");
         if self.log.wants_spare() {
             self.bell.ring();
         }
@@ -257,7 +272,14 @@ impl Engine {
         seen.current.is_some_and(|c| c.generation == self.index.generation())
     }
 
-    fn decide(&self, condition: Condition, change: Change<'_>, live: Option<Current>) -> Decision {
+    /// `has_lost`: whether the key's chain lost an entry that may come back.
+    fn decide(
+        &self,
+        condition: Condition,
+        change: Change<'_>,
+        live: Option<Current>,
+        has_lost: bool,
+    ) -> Decision {
         let current = live.map(|c| c.sequence);
         let met = match condition {
             Condition::Always => true,
@@ -266,11 +288,16 @@ impl Engine {
             Condition::Token(token) => current == Some(token),
         };
         let refused = Decision::Return(Outcome::Refused { current });
+        // Whoever removes the entry that they know of, or whatever entry there is, removes an evicted one too.
+        let buries =
+            live.is_none() && has_lost && matches!(condition, Condition::Always | Condition::Token(_));
         match change {
+            Change::Delete if buries => Decision::Bury(Outcome::Refused { current: None }),
             _ if !met => refused,
             Change::Store { expires_at, .. } if !self.has_passed(expires_at) => Decision::Put { expires_at },
             Change::Store { .. } if live.is_none() => {
-                Decision::Return(Outcome::Done { token: None, existed: false })
+                let outcome = Outcome::Done { token: None, existed: false };
+                if buries { Decision::Bury(outcome) } else { Decision::Return(outcome) }
             }
             Change::Touch { .. } | Change::Delete if live.is_none() => refused,
             Change::Touch { expires_at } if !self.has_passed(expires_at) => Decision::Put { expires_at },
@@ -315,6 +342,7 @@ impl Engine {
             Some((generation, _)) => self.index.count_down(generation),
             None => self.recount.store(true, Ordering::Relaxed),
         }
+        locked.note_lost();
         self.counters.one(Counter::Evicted);
         slot
     }

@@ -116,7 +116,8 @@ impl Directory {
             file::create_dir(&dir).map_err(|e| Error::io("create", &dir, e))?;
         }
         let tag = self.file("CACHEDIR.TAG");
-        file::replace(&tag, CACHEDIR_TAG).map_err(|e| Error::io("create", &tag, e))?;
+        let tagged = file::open_or_create(&tag).and_then(|(file, _)| file::write_at(&file, CACHEDIR_TAG, 0));
+        tagged.map_err(|e| Error::io("create", &tag, e))?;
         Meta::create(&path)
     }
 

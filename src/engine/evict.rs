@@ -1,5 +1,6 @@
 //! Removing entries that nobody asked to remove: expired, evicted, or damaged. Not logged: after a kill such an
-//! entry may be back, which for a cache is no loss.
+//! entry may be back, which for a cache is no loss. Its chain is marked, so that a `delete` which comes too late
+//! for the entry keeps it from coming back.
 
 use std::sync::atomic::Ordering;
 
@@ -13,6 +14,11 @@ use super::segment::Segment;
 impl Engine {
     /// Empties `slot` if it still holds `word`. Says whether it did.
     pub(super) fn evict(&self, slot: Slot, word: Word) -> bool {
+        self.remove(slot, word, true)
+    }
+
+    /// The same, for an entry that a recovery would not bring back unless `comes_back`.
+    fn remove(&self, slot: Slot, word: Word, comes_back: bool) -> bool {
         // Read before the lock is taken: the page may have to come from the disk.
         let header = self.header_of(word);
         let locked = self.index.lock_slot(slot);
@@ -21,6 +27,9 @@ impl Engine {
             return false;
         }
         locked.clear(slot);
+        if comes_back {
+            locked.note_lost();
+        }
         match header {
             Some((generation, _)) => self.index.count_down(generation),
             // Nobody can say whether it counted. Too high a count is safe, and is put right later.
@@ -43,7 +52,7 @@ impl Engine {
         if !outdated && !record.is_expired(self.options.clock.now()) {
             return false;
         }
-        let expired = self.evict(slot, word) && !outdated;
+        let expired = self.remove(slot, word, false) && !outdated;
         self.counters.add(Counter::Expired, u64::from(expired));
         expired
     }

@@ -280,6 +280,7 @@ impl Log {
         step!("log::emptied");
         self.discard(index, &segment);
         drop(segment);
+        step!("log::removed");
         // So that no crash can undo this one's removal and keep that of a later one.
         file::sync_dir(&self.dir).map_err(|e| Error::io("sync directory", &self.dir, e))?;
         Ok(true)

@@ -96,12 +96,14 @@ impl Engine {
                 return;
             }
             step!("maintenance::woken");
+            let chores = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
             let started = Instant::now();
             if calls.sweep || (started >= next_pass && self.has_expired_entries()) {
                 self.reap_all();
                 next_pass = Instant::now() + INTERVAL.max(started.elapsed() * PASS_SHARE);
             }
             warn_of("make room", self.keep_bounds());
+            drop(chores);
             if let Some(interval) = interval
                 && started >= next_sync
             {
@@ -113,6 +115,7 @@ impl Engine {
 
     /// Does the background's work now, all of it.
     pub(crate) fn maintain(&self) -> Result<()> {
+        let _chores = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
         self.reap_all();
         self.keep_bounds()
     }
@@ -123,9 +126,10 @@ impl Engine {
         if self.recount.load(Ordering::Relaxed) {
             self.count_again();
         }
-        let over = self.index.count().saturating_sub(self.max_entries);
-        if over > 0 {
-            self.evict_coldest(over);
+        if self.index.count() > self.max_entries {
+            // What a clear left behind is cold and does not count: evicting it would make no room.
+            self.reap_all();
+            self.evict_coldest(self.index.count().saturating_sub(self.max_entries));
         }
         self.cull_if_crowded()?;
         self.log.trim(&self.index, self, |segment| self.index.live_bytes(segment.id) == 0)?;

@@ -20,7 +20,7 @@ mod log;
 mod maintenance;
 mod meta;
 mod read;
-mod record;
+pub(crate) mod record;
 mod recovery;
 mod segment;
 mod state;
@@ -57,6 +57,8 @@ pub(crate) struct Engine {
     counters: Counters,
     /// Held by whoever culls, so that two inserts at the bound do not both make room.
     culling: Mutex<()>,
+    /// Held by the background while it works, so that a check does not see its work half done.
+    chores: Mutex<()>,
     bell: Bell,
     /// No entry expires before this time, in milliseconds since 1970.
     next_expiry: AtomicU64,

@@ -55,6 +55,7 @@ struct Replay<'a> {
     last_sequence: u64,
 }
 
+/// `known_sequence` was given out before, as far as a clean end told; 0 if none did.
 pub(super) fn recover(
     directory: &Directory,
     layout: &Layout,
@@ -62,11 +63,13 @@ pub(super) fn recover(
     hasher: &KeyHasher,
     segments: &[Segment],
     options: &Options,
+    known_sequence: u64,
 ) -> Result<Recovered> {
     let index_path = directory.file("index");
     let index = make_file(directory, "index", |file| Index::create(file, layout.geometry, owner))?;
     let hints = make_file(directory, "hints", |file| Hints::create(file, layout.geometry))?;
     if segments.is_empty() {
+        index.set_next_sequence(known_sequence + 1);
         return Ok(Recovered { index, hints });
     }
     let slots = vec![Replayed::default(); layout.geometry.buckets as usize * super::index::LINE];
@@ -78,7 +81,7 @@ pub(super) fn recover(
         floors: HashMap::new(),
         generation: 0,
         first_sequence: u64::MAX,
-        last_sequence: 0,
+        last_sequence: known_sequence,
     };
     // Newest first: where there is no room for all, what was written last stays.
     for segment in segments.iter().rev() {
@@ -147,6 +150,8 @@ impl Replay<'_> {
                         }
                     });
                     let Some((sequence, slot)) = lowest else { return };
+                    // What is given up stays in the log, and may come back with the next replay.
+                    locked.note_lost();
                     let floor = self.floors.entry(locked.primary()).or_default();
                     *floor = (*floor).max(sequence.min(mine.sequence));
                     if mine.sequence < sequence {

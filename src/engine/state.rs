@@ -80,6 +80,7 @@ impl State {
     fn write(&mut self, sector: Sector) -> io::Result<()> {
         step!("state::writing");
         file::write_at(&self.file, &encode(&sector), sector.turn % 2 * SECTOR as u64)?;
+        step!("state::written");
         file::sync(&self.file)?;
         (self.turn, self.clean, self.limits) = (sector.turn, sector.clean, Some(sector.limits));
         Ok(())

@@ -481,6 +481,66 @@ fn a_full_log_with_more_keys_than_the_index_holds_brings_nothing_deleted_back() 
 }
 
 #[test]
+fn what_was_deleted_after_its_eviction_does_not_come_back() {
+    let options = Options { max_entries: 10, cull_frequency: 10, ..options() };
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options);
+    let keys: Vec<String> = (0..30).map(|i| i.to_string()).collect();
+    keys.iter().for_each(|key| set(&engine, key, b"v"));
+    assert_eq!(get(&engine, "0"), None, "evicted");
+    assert!(!delete(&engine, "0"));
+    set_until(&engine, "1", b"v", Some(Timestamp::default()));
+    assert_eq!(get(&engine, "2"), None, "evicted");
+    let with_token = engine.commit(b"2", Condition::Token(1), Change::Delete).unwrap();
+    assert_eq!(with_token, Outcome::Refused { current: None });
+    // The mark outlives a clean end.
+    drop(engine);
+    let engine = open(dir.path(), &options);
+    assert!(!delete(&engine, "3"));
+    for key in &keys[4..] {
+        delete(&engine, key);
+    }
+    let after = open(kill(dir.path()).path(), &options);
+    assert_eq!(after.len(), 0, "{:?}", keys.iter().filter(|k| get(&after, k).is_some()).collect::<Vec<_>>());
+    assert_sound(&after);
+}
+
+#[test]
+fn a_token_is_never_given_out_again_though_nothing_is_left_of_the_log() {
+    let token = |engine: &Engine| match set_until(engine, "k", b"v", None) {
+        Outcome::Done { token: Some(token), .. } => token,
+        other => panic!("{other:?}"),
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    let before = token(&engine);
+    engine.clear().unwrap();
+    drop(engine);
+    let engine = open(dir.path(), &options());
+    engine.maintain().unwrap();
+    drop(engine);
+    // A larger index is made anew.
+    let engine = open(dir.path(), &Options { max_entries: 10_000, ..options() });
+    assert!(token(&engine) > before);
+}
+
+#[test]
+fn what_a_replay_had_no_room_for_stays_deleted_after_the_next() {
+    let options = Options { max_entries: 20, cull_frequency: 20, ..options() };
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options);
+    (0..3000).for_each(|i| set(&engine, &format!("{i}"), b"v"));
+    let first = kill(dir.path());
+    let engine = open(first.path(), &options);
+    for i in 0..3000 {
+        delete(&engine, &format!("{i}"));
+    }
+    assert_eq!(engine.len(), 0);
+    let after = open(kill(first.path()).path(), &options);
+    assert_eq!(after.len(), 0);
+}
+
+#[test]
 fn a_flipped_byte_in_a_control_word_of_a_closed_index_stops_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let options = Options { max_entries: 40, ..options() };
@@ -524,4 +584,18 @@ fn whoever_has_a_removed_directory_open_leaves_the_one_in_its_place_alone() {
     assert_eq!(get(&after, "k").unwrap(), b"new");
     assert_eq!((get(&engine, "k").unwrap(), after.len(), engine.len()), (b"new".to_vec(), 1, 1));
     assert_sound(&engine);
+}
+
+#[test]
+fn a_smaller_bound_holds_at_once_whatever_is_still_to_be_swept() {
+    for _ in 0..20 {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = open(dir.path(), &options());
+        (0..50).for_each(|i| set(&engine, &format!("before {i}"), b"v"));
+        engine.clear().unwrap();
+        (0..50).for_each(|i| set(&engine, &format!("after {i}"), b"v"));
+        drop(engine);
+        let engine = open(dir.path(), &Options { max_entries: 10, ..options() });
+        assert_eq!(engine.len(), 10);
+    }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
 
-use super::fault;
+use super::{fault, step};
 
 /// Opens an existing file of the directory for reading and writing: a plain file with one name only.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
@@ -113,6 +113,7 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut temporary = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempfile_in(dir)?;
     io::Write::write_all(&mut temporary, bytes)?;
     temporary.as_file().sync_data()?;
+    step!("replace::written");
     temporary.persist(path).map_err(|e| e.error)?;
     sync_dir(dir)
 }

@@ -1,12 +1,13 @@
 //! A bucket: one cache line with a control word and seven entry words.
 //!
 //! ```text
-//! control, unlocked primary:  check (32) | version (31) | 0
-//! control, locked primary:    owner (32) | version (31) | 1
+//! control, unlocked primary:  check (32) | version (30) | lost | 0
+//! control, locked primary:    owner (32) | version (30) | lost | 1
 //! control, overflow bucket:   check (32) | its primary (32)
 //! ```
 //!
-//! The version changes at each unlock. The check covers the entry words. Whoever changes them recomputes it,
+//! The version changes at each unlock. Once the chain has lost an entry that nobody asked to remove, and whose
+//! record may still be in the log, it is marked as having lost one, for good. The check covers the entry words. Whoever changes them recomputes it,
 //! and a reader who finds that it does not fit, in a bucket that nobody has locked or changed meanwhile, knows
 //! that something else wrote there: all that the bucket says is void.
 
@@ -15,6 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::{LINE, Word};
 
 const LOCKED: u64 = 1;
+const LOST: u64 = 2;
+const VERSION_STEP: u64 = 4;
 const LOW: u64 = 0xffff_ffff;
 
 #[derive(Debug, Clone, Copy)]
@@ -27,6 +30,11 @@ pub(crate) struct Control(pub(super) u64);
 impl Control {
     pub(crate) fn is_locked(self) -> bool {
         self.0 & LOCKED != 0
+    }
+
+    /// Whether the chain lost an entry that a recovery may bring back.
+    pub(crate) fn has_lost(self) -> bool {
+        self.0 & LOST != 0
     }
 
     /// Whether `owner` has it locked. Nobody else can: a lock of another owner is what a damaged file says, or what
@@ -55,8 +63,9 @@ impl Control {
     }
 
     /// What a locked word becomes at its unlock.
-    pub(super) fn unlocked(self, check: u32) -> Self {
-        Self(u64::from(check) << 32 | ((self.0 & LOW & !LOCKED).wrapping_add(2) & LOW))
+    pub(super) fn unlocked(self, check: u32, lost: bool) -> Self {
+        let low = (self.0 & LOW & !LOCKED).wrapping_add(VERSION_STEP) & LOW;
+        Self(u64::from(check) << 32 | low | if lost { LOST } else { 0 })
     }
 
     pub(super) fn of_overflow(check: u32, primary: u32) -> Self {
@@ -150,8 +159,11 @@ mod tests {
         let free = Control(7 << 32 | 8);
         let locked = free.locked_by(42);
         assert!(locked.is_locked() && !free.is_locked());
-        let again = locked.unlocked(9);
-        assert_eq!((again.check(), again.is_locked(), again.0 as u32), (9, false, 10));
-        assert_eq!(Control(LOW & !1).locked_by(1).unlocked(0), Control(0), "the version wraps");
+        let again = locked.unlocked(9, false);
+        assert_eq!((again.check(), again.is_locked(), again.0 as u32), (9, false, 12));
+        let lost = locked.unlocked(9, true);
+        assert!(lost.has_lost() && !again.has_lost());
+        assert!(lost.locked_by(42).unlocked(9, false).has_lost(), "for good");
+        assert_eq!(Control(LOW & !3).locked_by(1).unlocked(0, false), Control(0), "the version wraps");
     }
 }

@@ -8,6 +8,7 @@
 //! time every chain that was ever long would hold one. A reader who still walks into it misses nothing, since it
 //! was empty, and what it may find there later are words of other keys, which it compares and passes over.
 
+use std::cell::Cell;
 use std::sync::atomic::Ordering;
 
 use super::bucket::{Bucket, Control, LAST_SLOT, SLOTS};
@@ -80,6 +81,13 @@ impl Backoff {
             65..=256 => std::thread::yield_now(),
             _ => std::thread::sleep(std::time::Duration::from_micros(50)),
         }
+    }
+}
+
+impl Found {
+    /// Whether the chain ever lost an entry that a recovery may bring back.
+    pub(crate) fn has_lost(&self) -> bool {
+        self.control.has_lost()
     }
 }
 
@@ -185,7 +193,8 @@ impl Index {
             let before = bucket.control();
             let locked = before.locked_by(self.owner);
             if !before.is_locked_by(self.owner) && bucket.swap_control(before, locked) {
-                let mut chain = Locked { index: self, primary, bucket, before, locked, wiped: 0 };
+                let mut chain =
+                    Locked { index: self, primary, bucket, before, locked, wiped: 0, lost: Cell::new(false) };
                 chain.verify();
                 return chain;
             }
@@ -285,6 +294,8 @@ pub(crate) struct Locked<'a> {
     locked: Control,
     /// Entries that were wiped because their bucket was damaged.
     wiped: usize,
+    /// Whether an entry is lost that a recovery may bring back.
+    lost: Cell<bool>,
 }
 
 impl Locked<'_> {
@@ -300,6 +311,16 @@ impl Locked<'_> {
 
     pub(crate) fn word(&self, slot: Slot) -> Word {
         self.index.word(slot)
+    }
+
+    /// Notes that the chain loses an entry which nobody asked to remove: a recovery may bring it back.
+    pub(crate) fn note_lost(&self) {
+        self.lost.set(true);
+    }
+
+    /// Whether the chain ever lost an entry so.
+    pub(crate) fn has_lost(&self) -> bool {
+        self.lost.get() || self.before.has_lost()
     }
 
     /// The number of the chain.
@@ -342,26 +363,32 @@ impl Locked<'_> {
         false
     }
 
-    /// An empty slot, from a new overflow bucket if need be. `Err` with every slot of the chain if there is
-    /// no room for one more: the caller gives up one of them.
-    pub(crate) fn vacant(&self) -> Result<Vacancy, ChainFull> {
+    /// An empty slot of the chain as it is.
+    pub(crate) fn empty_slot(&self) -> Option<Slot> {
         let (mut number, mut bucket) = (self.primary, self.bucket);
-        let mut length = 1;
-        loop {
+        for _ in 0..MAX_CHAIN {
             if let Some(slot) = SLOTS.into_iter().find(|s| bucket.word(*s) == Word::EMPTY) {
-                return Ok(Vacancy { slot: Slot::new(number, slot), moved: None });
+                return Some(Slot::new(number, slot));
             }
+            (number, bucket) = self.index.next_of(bucket)?;
+        }
+        None
+    }
+
+    /// An empty slot, from a new overflow bucket if need be. Refused if there is no room for one more: the
+    /// caller gives up an entry of the chain.
+    pub(crate) fn vacant(&self) -> Result<Vacancy, ChainFull> {
+        if let Some(slot) = self.empty_slot() {
+            return Ok(Vacancy { slot, moved: None });
+        }
+        let (mut number, mut bucket) = (self.primary, self.bucket);
+        for _ in 1..MAX_CHAIN {
             match self.index.next_of(bucket) {
-                Some(next) if length < MAX_CHAIN => (number, bucket) = next,
-                Some(_) => return Err(ChainFull),
-                None => break,
+                Some(next) => (number, bucket) = next,
+                None => return self.extend(number, bucket),
             }
-            length += 1;
         }
-        if length == MAX_CHAIN {
-            return Err(ChainFull);
-        }
-        self.extend(number, bucket)
+        Err(ChainFull)
     }
 
     /// Links a new overflow bucket behind `last`, whose last word moves there.
@@ -402,11 +429,13 @@ impl Locked<'_> {
             let control = if length == 1 { self.before } else { bucket.control() };
             if length > 1 && control.primary() != self.primary {
                 // Not of this chain, whatever the link says.
+                self.lost.set(true);
                 self.wiped += 1;
                 self.set(Slot::new(before, LAST_SLOT), Word::EMPTY);
                 return;
             }
             if control.check() != bucket.computed_check() {
+                self.lost.set(true);
                 self.wiped += SLOTS.filter(|s| bucket.word(*s).is_entry()).count().max(1);
                 for slot in SLOTS {
                     self.set(Slot::new(number, slot), Word::EMPTY);
@@ -423,7 +452,7 @@ impl Locked<'_> {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        let unlocked = self.locked.unlocked(self.bucket.computed_check());
+        let unlocked = self.locked.unlocked(self.bucket.computed_check(), self.lost.get());
         if !self.bucket.swap_control(self.locked, unlocked) {
             tracing::error!(bucket = self.primary, "the lock of a bucket was taken over while it was held");
         }

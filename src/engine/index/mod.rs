@@ -228,6 +228,11 @@ impl Index {
         std::array::from_fn(|i| self.words()[i].load(Ordering::Acquire))
     }
 
+    /// The sequence that was to be given out next when `header` was copied.
+    pub(crate) fn sequence_in(header: &HeaderCopy) -> u64 {
+        header[at::SEQUENCE]
+    }
+
     pub(crate) fn geometry(&self) -> Geometry {
         self.geometry
     }

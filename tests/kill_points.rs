@@ -1,0 +1,151 @@
+//! What was acknowledged survives a kill at each step that persists anything: for each named point in the
+//! source, a process is killed exactly there, the first time it comes by, the last time, and in between.
+//!
+//! The names are read from the source, so that a new point is tested as soon as it is there.
+#![cfg(test)]
+
+#[path = "support/dir.rs"]
+mod dir;
+#[path = "support/harness.rs"]
+mod harness;
+#[path = "support/points.rs"]
+mod points;
+#[path = "support/rng.rs"]
+mod rng;
+#[path = "support/survival.rs"]
+mod survival;
+
+use std::collections::BTreeMap;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use harness::Verdict;
+use rng::Rng;
+use survival::{Plan, Witness};
+
+fn main() -> ExitCode {
+    if survival::work_if_child(prepare) {
+        return ExitCode::SUCCESS;
+    }
+    harness::main(&[("a_kill_at_any_step_loses_nothing_acknowledged", kill_at_every_point)])
+}
+
+/// In the child, before it works: `POINT N` kills it when it comes by that point for the n-th time;
+/// `count FILE` writes down how often it came by each point.
+fn prepare(arguments: &[String]) {
+    match arguments {
+        [] => {}
+        [count, file] if count == "count" => {
+            let file: &'static Path = Path::new(file.clone().leak());
+            let counts: &'static Mutex<BTreeMap<String, u64>> = Box::leak(Box::default());
+            for name in points::all() {
+                let counted = name.clone();
+                let count = move || {
+                    let mut counts = counts.lock().unwrap();
+                    *counts.entry(counted.clone()).or_default() += 1;
+                    // Each time, as nobody says which is the last.
+                    let lines: Vec<String> = counts.iter().map(|(k, n)| format!("{k} {n}\n")).collect();
+                    std::fs::write(file, lines.concat()).unwrap();
+                };
+                fail::cfg_callback(name, count).unwrap();
+            }
+        }
+        [point, nth] => {
+            let left = AtomicU64::new(nth.parse().unwrap());
+            let die = move || {
+                if left.fetch_sub(1, Ordering::SeqCst) == 1 {
+                    let me = nix::unistd::Pid::this();
+                    nix::sys::signal::kill(me, nix::sys::signal::Signal::SIGKILL).unwrap();
+                }
+            };
+            fail::cfg_callback(point, die).unwrap();
+        }
+        _ => panic!("{arguments:?}"),
+    }
+}
+
+/// From what a child begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Before {
+    Nothing,
+    Closed,
+    Killed,
+}
+
+fn directory(before: Before, rng: &mut Rng, tight: bool) -> Witness {
+    let mut witness = Witness::new();
+    let plan = Plan { seed: rng.next(), threads: 1, operations: 300, waits: false, tight, durability: 3 };
+    match before {
+        Before::Nothing => {}
+        Before::Closed => {
+            let ended = witness.round(plan, &[], true, |_, _| ());
+            assert!(ended.status.success(), "{plan:?}: the child failed by itself");
+        }
+        Before::Killed => {
+            let plan = Plan { operations: u64::MAX, waits: true, ..plan };
+            witness.round(plan, &[], true, |child, reports| {
+                (0..300).for_each(|_| assert!(reports.next(), "the child ended by itself"));
+                child.kill().unwrap();
+            });
+        }
+    }
+    witness
+}
+
+fn kill_at_every_point() -> Verdict {
+    let mut rng = Rng::new(rng::seed());
+    let mut reached: BTreeMap<String, u64> = points::all().into_iter().map(|name| (name, 0)).collect();
+    let (mut rounds, mut acknowledged, mut without, mut not_reached) = (0, 0, 0, 0);
+    for before in [Before::Nothing, Before::Closed, Before::Killed] {
+        let plan = Plan {
+            seed: rng.next(),
+            threads: 1,
+            operations: 300,
+            waits: false,
+            tight: true,
+            durability: rng.below(4),
+        };
+        for (point, times) in count_points(before, plan, &mut rng) {
+            let mut moments = vec![1, 1 + rng.below(times), 1 + rng.below(times), times];
+            moments.sort_unstable();
+            moments.dedup();
+            for nth in moments {
+                let mut witness = directory(before, &mut rng, plan.tight);
+                let on_a_copy = rng.below(2) == 0;
+                let ended = witness.round(plan, &[point.clone(), nth.to_string()], on_a_copy, |_, _| ());
+                match ended.status.signal() {
+                    Some(9) => *reached.entry(point.clone()).or_default() += 1,
+                    // How often something is evicted, or the background comes by, differs from run to run.
+                    None if ended.status.success() => not_reached += 1,
+                    _ => panic!("{before:?} {point} {nth}: the child ended with {:?}", ended.status),
+                }
+                rounds += 1;
+                acknowledged += ended.acknowledged;
+                without += ended.unacknowledged_in_effect;
+            }
+        }
+    }
+    let never: Vec<&String> = reached.iter().filter(|(_, n)| **n == 0).map(|(name, _)| name).collect();
+    assert!(never.is_empty(), "nobody was killed at {never:?}");
+    println!(
+        "{} points, {} kills at them ({not_reached} more not reached): {acknowledged} operations \
+         acknowledged, 0 lost; {without} in effect without acknowledgement",
+        reached.len(),
+        rounds - not_reached
+    );
+    Ok(())
+}
+
+/// How often a child comes by each point.
+fn count_points(before: Before, plan: Plan, rng: &mut Rng) -> Vec<(String, u64)> {
+    let counts = tempfile::NamedTempFile::new().unwrap();
+    let extra = ["count".to_owned(), counts.path().to_str().unwrap().to_owned()];
+    let ended = directory(before, rng, plan.tight).round(plan, &extra, true, |_, _| ());
+    assert!(ended.status.success(), "{plan:?}: the child failed by itself");
+    let text = std::fs::read_to_string(counts.path()).unwrap();
+    let line = |line: &str| line.split_once(' ').map(|(name, n)| (name.to_owned(), n.parse().unwrap()));
+    text.lines().filter_map(line).collect()
+}
