@@ -291,7 +291,7 @@ fn a_cache_of_many_segments_takes_few_open_files() {
     };
     // The directory, locks, state, the active segment and the next one, and for moments one each that is being
     // synced, sealed, or given up.
-    const FEW: usize = 8;
+    const FEW: usize = 10;
     let mut engine = open(dir.path(), &options);
     for _ in 0..2 {
         (0..3000).for_each(|i| set(&engine, &format!("{i}"), &[7; 1000]));
