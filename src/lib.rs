@@ -80,6 +80,9 @@ mod codec;
 mod engine;
 mod entry;
 mod error;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hash;
 mod key;
 mod options;

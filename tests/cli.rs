@@ -108,7 +108,7 @@ fn the_tool_shows_whatever_a_program_stored() {
     let lines = told("ls", dir.path(), &[]);
     assert_eq!(lines.lines().count(), 8);
     assert!(lines.contains("ünï\\n\\u{1b}[31m\n"), "a terminal is told nothing: {lines:?}");
-    assert!(told("ls", dir.path(), &["--values"]).contains("\nleast\t-9223372036854775808\n"));
+    assert!(told("ls", dir.path(), &["--values"]).lines().any(|line| line == "least\t-9223372036854775808"));
     assert_eq!(told("ls", dir.path(), &["--limit", "3"]).lines().count(), 3);
     let objects = told("ls", dir.path(), &["--json", "--values"]);
     let objects: Vec<Value> = objects.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

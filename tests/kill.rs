@@ -19,7 +19,7 @@ use std::process::ExitCode;
 
 use harness::Verdict;
 use rng::Rng;
-use survival::{Plan, Witness};
+use survival::{Operation, Plan, Witness};
 
 fn main() -> ExitCode {
     if survival::work_if_child(|_| ()) {
@@ -61,7 +61,7 @@ fn rounds(tight: bool, share: u64) -> Verdict {
         };
         // A few are killed right after a clear, before anything else tells that it was, a few while they open the
         // directory, most at work.
-        let plan = if rng.below(10) == 0 { plan.until_clear() } else { plan };
+        let plan = if rng.below(10) == 0 { until_clear(plan) } else { plan };
         let (reports, spins) = match rng.below(8) {
             _ if plan.operations < u64::MAX => (plan.operations, 0),
             0 => (0, rng.below(1_000_000)),
@@ -85,4 +85,11 @@ fn rounds(tight: bool, share: u64) -> Verdict {
          {acknowledged} operations acknowledged, 0 lost; {without} in effect without acknowledgement"
     );
     Ok(())
+}
+
+/// The same plan, done after the first `clear`.
+fn until_clear(plan: Plan) -> Plan {
+    let clears = |index: &u64| matches!(plan.operation(0, *index), Operation::Clear);
+    let Some(first) = (0..).find(clears) else { unreachable!("one operation in so many is a clear") };
+    Plan { threads: 1, operations: first + 1, waits: true, ..plan }
 }

@@ -18,7 +18,7 @@ const FLOORS: &[&[&str]] = &[
     &["engine"],
     &["backend"],
     &["codec", "cache"],
-    &["testing", "cli"],
+    &["testing", "cli", "fuzzing"],
 ];
 
 /// Most lines in a file, not counting tests.

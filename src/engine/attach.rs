@@ -1,11 +1,11 @@
 //! Attaching to a directory and detaching from it: one engine for each directory and process, found by device and
 //! inode, so that opening again is cheap whatever path leads there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 
 use super::counters::Counters;
@@ -17,13 +17,13 @@ use super::layout::{self, Layout};
 use super::log::Log;
 use super::maintenance::{Bell, Maintenance};
 use super::recovery::Recovered;
-use super::segment::{Opened, Segment, SpaceInUse};
+use super::segment::{self, Opened, Segment, SpaceInUse};
 use super::state::State;
 use super::{Engine, recovery};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::KeyHasher;
 use crate::options::Options;
-use crate::sys::file::{self, DirectoryId};
+use crate::sys::file::{self, DirectoryId, HeldDirectory};
 use crate::sys::{lock, step};
 
 /// The engines of this process.
@@ -42,7 +42,8 @@ pub(crate) struct Attached {
     maintenance: Option<Maintenance>,
     state: Mutex<State>,
     locks: File,
-    id: DirectoryId,
+    /// Held, so that a directory made after this one was removed is not taken for it.
+    held: HeldDirectory,
 }
 
 impl std::ops::Deref for Attached {
@@ -59,7 +60,8 @@ impl Attached {
     pub(crate) fn open(path: &Path, options: &Options) -> Result<Arc<Self>> {
         options.validate()?;
         let directory = Directory::at(path)?;
-        let id = file::directory_id(path).map_err(|e| Error::io("open", path, e))?;
+        let held = HeldDirectory::open(path).map_err(|e| Error::io("open", path, e))?;
+        let id = held.id();
         let mut registry = ENGINES.engines.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let engines = registry.get_or_insert_default();
@@ -73,12 +75,12 @@ impl Attached {
             }
         }
         // Held while attaching: another thread that opens the directory waits and shares the engine.
-        let attached = Arc::new(Self::attach(&directory, id, options)?);
+        let attached = Arc::new(Self::attach(&directory, held, options)?);
         registry.get_or_insert_default().insert(id, Arc::downgrade(&attached));
         Ok(attached)
     }
 
-    fn attach(directory: &Directory, id: DirectoryId, options: &Options) -> Result<Self> {
+    fn attach(directory: &Directory, held: HeldDirectory, options: &Options) -> Result<Self> {
         let locks = directory.enter()?;
         let at_locks = |e| Error::io("lock", &directory.file("locks"), e);
         let meta = directory.meta()?;
@@ -94,19 +96,39 @@ impl Attached {
         let layout = Layout::new(options);
         let space = SpaceInUse::default();
         let segments = open_segments(directory, &space)?;
-        let closed = open_closed(directory, &state, &layout)?;
+        let owner = segment::random().map_err(at_state)? as u32;
+        let closed = open_closed(directory, &state, &layout, owner)?;
         let known_sequence = state.clean().map_or(0, Index::sequence_in);
         // Durably, before anything is changed.
         state.mark_open(options.limits()).map_err(at_state)?;
         step!("attach::marked");
-        let Recovered { index, hints } = match closed {
-            Some(closed) => closed,
-            None => recovery::recover(directory, &layout, &hasher, &segments, options, known_sequence)?,
+        let geometry = closed.as_ref().map_or(layout.geometry, |closed| closed.index.geometry());
+        let segments = fit_table(segments, geometry.segments)?;
+        let newest = segments.last();
+        let (Recovered { index, hints }, end) = match closed {
+            Some(closed) => {
+                let end = newest.and_then(|s| closed.index.end_of_log(s.id));
+                (closed, end)
+            }
+            None => {
+                // Whoever was killed may have left anything unsynced.
+                segments.iter().for_each(Segment::mark_dirty);
+                let recovered = recovery::recover(
+                    directory,
+                    &layout,
+                    owner,
+                    &hasher,
+                    &segments,
+                    options,
+                    known_sequence,
+                )?;
+                (recovered, newest.map(Segment::end))
+            }
         };
         let budget = layout::segment_budget(options.max_bytes, index.geometry());
         let highest = segments.iter().map(|s| u64::from(s.id)).max().unwrap_or(0);
         index.raise_next_segment_id(highest + 1);
-        let log = Log::new(&directory.segments(), &index, budget, space, segments);
+        let log = Log::new(&directory.segments(), &index, budget, space, segments, end)?;
         let engine = Arc::new(Engine {
             dir: directory.path.clone(),
             options: options.clone(),
@@ -123,6 +145,7 @@ impl Attached {
             bell: Bell::default(),
             next_expiry: AtomicU64::new(0),
             recount: AtomicBool::new(false),
+            swept: AtomicU32::new(0),
             told_of_entries: AtomicBool::new(false),
             told_of_bytes: AtomicBool::new(false),
         });
@@ -130,7 +153,7 @@ impl Attached {
         let maintenance = Some(Maintenance::start(engine.clone())?);
         step!("attach::ready");
         Directory::release(&locks).map_err(at_locks)?;
-        Ok(Self { engine, maintenance, state: Mutex::new(state), locks, id })
+        Ok(Self { engine, maintenance, state: Mutex::new(state), locks, held })
     }
 
     /// Makes everything durable and says so, so that the next to open finds the index as it is.
@@ -161,7 +184,7 @@ impl Drop for Attached {
             tracing::warn!(%error, "cannot unlock the directory before its file is closed");
         }
         let mut registry = ENGINES.engines.lock().unwrap_or_else(PoisonError::into_inner);
-        registry.get_or_insert_default().remove(&self.id);
+        registry.get_or_insert_default().remove(&self.held.id());
         ENGINES.gone.notify_all();
     }
 }
@@ -173,7 +196,11 @@ fn open_segments(directory: &Directory, space: &SpaceInUse) -> Result<Vec<Segmen
     let mut segments = Vec::new();
     for (id, path) in files {
         match Segment::open(&path, id, space)? {
-            Opened::Segment(segment) => segments.push(segment),
+            Opened::Segment(segment) => {
+                // Only the newest may be written to again.
+                segments.last().inspect(|older: &&Segment| older.seal());
+                segments.push(segment);
+            }
             Opened::Unborn => file::remove(&path).map_err(|e| Error::io("remove", &path, e))?,
             Opened::Foreign => {
                 tracing::warn!(path = %path.display(), "not a segment, or damaged; it is passed over");
@@ -183,12 +210,31 @@ fn open_segments(directory: &Directory, space: &SpaceInUse) -> Result<Vec<Segmen
     Ok(segments)
 }
 
+/// Removes the oldest segments until those that stay have each a place of its own in a table of `places`. Only a
+/// table that is smaller than before, because `max_bytes` is, or a planted file makes any go.
+fn fit_table(mut segments: Vec<Segment>, places: u32) -> Result<Vec<Segment>> {
+    let mut taken = HashSet::new();
+    let staying = segments.iter().rev().take_while(|s| taken.insert(s.id & (places - 1))).count();
+    for segment in segments.drain(..segments.len() - staying) {
+        let removed = file::remove(&segment.path);
+        let dir = segment.path.parent().unwrap_or(Path::new("."));
+        // Oldest first, whatever crash comes.
+        removed.and_then(|()| file::sync_dir(dir)).map_err(|e| Error::io("remove", &segment.path, e))?;
+    }
+    Ok(segments)
+}
+
 /// The index and the hints as they were when the directory was closed, if it was, and if they still serve.
-fn open_closed(directory: &Directory, state: &State, layout: &Layout) -> Result<Option<Recovered>> {
+fn open_closed(
+    directory: &Directory,
+    state: &State,
+    layout: &Layout,
+    owner: u32,
+) -> Result<Option<Recovered>> {
     let Some(header) = state.clean() else { return Ok(None) };
     let index_path = directory.file("index");
     let index = match file::open(&index_path) {
-        Ok(file) => Index::open(&file, header, recovery::OWNER),
+        Ok(file) => Index::open(&file, header, owner),
         Err(e) if is_unusable(&e) => return Ok(None),
         Err(e) => Err(e),
     };

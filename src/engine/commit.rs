@@ -55,7 +55,10 @@ enum Decision {
 /// Why an attempt under the lock has to begin again.
 enum Again {
     Changed,
+    /// There are as many entries as there may be.
     Full,
+    /// There is no room in the chain, and entries that a `clear` left behind take it elsewhere.
+    Unswept,
 }
 
 impl Engine {
@@ -82,6 +85,7 @@ impl Engine {
                 Ok(outcome) => return Ok(outcome),
                 Err(Again::Changed) => {}
                 Err(Again::Full) => self.make_room()?,
+                Err(Again::Unswept) => drop(self.reap_all()),
             }
         }
     }
@@ -124,7 +128,10 @@ impl Engine {
                 if !counted && self.index.count_up(generation, self.max_entries) == CountUp::Full {
                     return Ok(Err(Again::Full));
                 }
-                let slot = self.slot_for(&locked, &seen);
+                let Some(slot) = self.slot_for(&locked, &seen) else {
+                    self.index.count_down(generation);
+                    return Ok(Err(Again::Unswept));
+                };
                 step!("commit::counted");
                 let sequence = self.index.next_sequence();
                 reservation.segment.stamp(
@@ -299,22 +306,24 @@ impl Engine {
     }
 
     /// The slot that the key's word goes to: its own, one that nobody can read, an empty one, or, in a chain
-    /// without room, that of the coldest entry.
-    fn slot_for(&self, locked: &Locked<'_>, seen: &Seen) -> Slot {
+    /// without room, that of the coldest entry. `None` if there may be room after a sweep, where the bound on
+    /// entries is exact and a sweep is short.
+    fn slot_for(&self, locked: &Locked<'_>, seen: &Seen) -> Option<Slot> {
         if let Some(current) = seen.current {
-            return current.slot;
+            return Some(current.slot);
         }
         if let Some((slot, _)) = seen.found.unreadable {
             self.recount.store(true, Ordering::Relaxed);
-            return slot;
+            return Some(slot);
         }
         if let Ok(Vacancy { slot, moved }) = locked.vacant() {
             if let Some((from, to)) = moved {
                 self.hints.set(to, self.hints.get(from));
             }
-            return slot;
+            return Some(slot);
         }
-        self.slot_of_coldest(locked)
+        let sweep_first = self.culls_inline() && self.swept.load(Ordering::Acquire) < self.index.generation();
+        (!sweep_first).then(|| self.slot_of_coldest(locked))
     }
 
     /// Gives up the coldest entry of a chain that has no room for another.

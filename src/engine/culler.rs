@@ -70,9 +70,7 @@ impl Engine {
         self.tell_once(&self.told_of_entries, "max_entries");
         if !self.culls_inline() {
             self.bell.ring();
-            if !self.evict_one() {
-                self.count_again();
-            }
+            self.evict_one();
             return Ok(());
         }
         let _culling = self.culling.lock().unwrap_or_else(PoisonError::into_inner);
@@ -121,6 +119,7 @@ impl Engine {
             }
         }
         self.next_expiry.fetch_min(next, Ordering::SeqCst);
+        self.swept.fetch_max(generation, Ordering::AcqRel);
         reaped
     }
 
@@ -165,8 +164,8 @@ impl Engine {
         evicted
     }
 
-    /// Evicts the coldest of a few entries.
-    fn evict_one(&self) -> bool {
+    /// Evicts the coldest of a few entries. If there are none at all, the count is wrong.
+    fn evict_one(&self) {
         /// Enough that the coldest of them is, on average, among the coldest sixteenth of all.
         const SAMPLE: usize = 16;
         let buckets = self.index.geometry().buckets;
@@ -179,9 +178,11 @@ impl Engine {
             .chain(self.index.entries(0..start))
             .take(SAMPLE)
             .max_by_key(|(slot, word)| (self.hints.get(*slot).age(clock), std::cmp::Reverse(word.age())));
-        let evicted = coldest.is_some_and(|(slot, word)| self.evict(slot, word));
-        self.counters.add(Counter::Evicted, u64::from(evicted));
-        evicted
+        match coldest {
+            // Somebody else may have been faster; then there is room as well.
+            Some((slot, word)) => self.counters.add(Counter::Evicted, u64::from(self.evict(slot, word))),
+            None => self.count_again(),
+        }
     }
 }
 

@@ -57,18 +57,23 @@ impl Engine {
         expired
     }
 
-    /// Counts the entries of the current generation and corrects the count, unless others keep changing it.
+    /// Counts the entries of the current generation and corrects the count, unless others keep changing entries.
+    ///
+    /// The count and the entries change under bucket locks only. So if no lock was held or taken from before the count
+    /// was read until after the entries were counted, both are of one moment, and their difference is what is
+    /// wrong with the count, then and later.
     pub(super) fn count_again(&self) {
         const ATTEMPTS: usize = 4;
         for _ in 0..ATTEMPTS {
-            let before = self.index.count_word();
-            let generation = (before >> 32) as u32;
+            let Some(before) = self.index.unlocks() else { continue };
+            let (generation, seen) = self.index.generation_and_count();
             let counted = self
                 .index
                 .entries(0..self.index.geometry().buckets)
                 .filter(|(_, word)| self.header_of(*word).is_none_or(|(g, _)| g == generation))
                 .count();
-            if self.index.correct_count(before, counted as u64) {
+            if self.index.unlocks() == Some(before) {
+                self.index.correct_count(generation, counted as i64 - i64::from(seen));
                 self.recount.store(false, Ordering::Relaxed);
                 return;
             }
@@ -83,10 +88,12 @@ impl Evacuate for Engine {
             let hash = self.hasher.hash(record.key);
             let word = Word::new(hash, segment.id, offset);
             let here = |w: Word| if w == word { Probe::Match } else { Probe::Other };
-            if let Some((slot, _)) = self.index.find(hash, here).entry {
-                let current = record.generation == self.index.generation();
-                if self.evict(slot, word) && current && !self.has_passed(record.expires_at) {
-                    evicted += 1;
+            let current = record.generation == self.index.generation();
+            // An entry that moves along its chain at this moment is looked for again.
+            while let Some((slot, _)) = self.index.find(hash, here).entry {
+                if self.evict(slot, word) {
+                    evicted += u64::from(current && !self.has_passed(record.expires_at));
+                    break;
                 }
             }
         }

@@ -11,12 +11,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwapOption, Guard};
 
-use super::index::{Index, SegmentState};
+use super::index::{Index, MAX_OFFSET, SegmentState};
 use super::layout;
-use super::record::Draft;
+use super::record::{self, Draft};
 use super::segment::{self, Segment, SpaceInUse};
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::{file, step};
+use crate::sys::file::{self, HeldDirectory};
+use crate::sys::step;
 
 /// The active segment is filled with zeros this far ahead of its tail, in the writing call: stores into pages
 /// that a `pwrite` made are several times cheaper than those that fault on an unwritten extent.
@@ -27,6 +28,7 @@ pub(crate) type SegmentGuard = Guard<Option<Arc<Segment>>>;
 
 pub(crate) struct Log {
     dir: PathBuf,
+    held: HeldDirectory,
     table: Box<[ArcSwapOption<Segment>]>,
     space: SpaceInUse,
     budget: u64,
@@ -38,6 +40,9 @@ pub(crate) struct Log {
     spare: Mutex<Option<Arc<Segment>>>,
     /// Every segment that is in the table but the active and the spare one, oldest first.
     sealed: Mutex<BTreeMap<u32, Arc<Segment>>>,
+    /// Held while a segment goes, so that they go one after the other, oldest first: if a younger one were off the
+    /// disk before an older one, a kill in between would bring back what it superseded.
+    dropping: Mutex<()>,
 }
 
 struct Active {
@@ -69,17 +74,21 @@ pub(crate) trait Evacuate {
 }
 
 impl Log {
-    /// A log over `segments`, all of them sealed.
+    /// A log over `segments`, oldest first. It goes on at `end` of the newest if there is room, so that a directory
+    /// that is opened again and again does not take a segment each time; all others are sealed.
     pub(crate) fn new(
         dir: &Path,
         index: &Index,
         budget: u64,
         space: SpaceInUse,
         segments: Vec<Segment>,
-    ) -> Self {
+        end: Option<u32>,
+    ) -> Result<Self> {
         let table = (0..index.geometry().segments).map(|_| ArcSwapOption::empty()).collect();
+        let held = HeldDirectory::open(dir).map_err(|e| Error::io("open", dir, e))?;
         let log = Self {
             dir: dir.to_owned(),
+            held,
             table,
             space,
             budget,
@@ -88,13 +97,30 @@ impl Log {
             wants_spare: AtomicBool::new(false),
             spare: Mutex::new(None),
             sealed: Mutex::new(BTreeMap::new()),
+            dropping: Mutex::new(()),
         };
         for segment in segments {
             let segment = Arc::new(segment);
             log.slot(segment.id).store(Some(segment.clone()));
             lock(&log.sealed).insert(segment.id, segment);
         }
-        log
+        log.resume(index, end);
+        Ok(log)
+    }
+
+    /// Goes on writing at `tail` of the newest segment, if there is room and it is of the usual length.
+    fn resume(&self, index: &Index, tail: Option<u32>) {
+        let mut sealed = lock(&self.sealed);
+        let Some(newest) = sealed.last_entry() else { return };
+        let room = segment::HEADER_LEN as u64..newest.get().len();
+        let usable = |t: &u32| room.contains(&u64::from(*t)) && (*t as usize).is_multiple_of(record::ALIGN);
+        if let Some(tail) = tail.filter(usable).filter(|_| newest.get().len() <= self.segment_len) {
+            let segment = newest.remove();
+            index.set_segment(segment.id, SegmentState::Active);
+            *lock(&self.active) = Some(Active { segment, tail, zeroed: tail });
+        } else {
+            newest.get().seal();
+        }
     }
 
     fn slot(&self, id: u32) -> &ArcSwapOption<Segment> {
@@ -130,8 +156,11 @@ impl Log {
                 .with_source(format!("key and value take {} bytes of at most {most}", draft.body_len))
         })?;
         let mut active = lock(&self.active);
-        let fits =
-            |a: &Active| u64::from(a.tail) + u64::from(len) <= a.segment.len() && !a.segment.has_failed();
+        let fits = |a: &Active| {
+            // Behind a large record a segment may go on beyond what an entry word reaches.
+            let reachable = u64::from(a.tail) < MAX_OFFSET;
+            reachable && u64::from(a.tail) + u64::from(len) <= a.segment.len() && !a.segment.has_failed()
+        };
         if !active.as_ref().is_some_and(fits) {
             self.rotate(&mut active, len, index, evacuate)?;
         }
@@ -181,6 +210,7 @@ impl Log {
             }
             let state = if old.segment.has_failed() { SegmentState::Failed } else { SegmentState::Sealed };
             index.set_segment(old.segment.id, state);
+            old.segment.seal();
             lock(&self.sealed).insert(old.segment.id, old.segment);
         }
         let start = segment::HEADER_LEN as u32;
@@ -191,6 +221,7 @@ impl Log {
     /// A new segment with room for `needed` bytes, in the table and nowhere else. Gives up the oldest
     /// segments until there is space for it.
     fn create(&self, needed: u64, index: &Index, evacuate: &dyn Evacuate) -> Result<Arc<Segment>> {
+        self.held.check_in_place().map_err(|e| Error::io("create segment", &self.dir, e))?;
         let len = if needed > self.segment_len { needed.next_multiple_of(4096) } else { self.segment_len };
         while self.space.bytes() + len > self.budget {
             if !self.drop_oldest(index, evacuate)? {
@@ -210,7 +241,10 @@ impl Log {
             match Segment::create(&self.dir, id, len, &self.space) {
                 Ok(segment) => {
                     // Or a power cut could take the file with all that was synced into it.
-                    file::sync_dir(&self.dir).map_err(|e| Error::io("sync directory", &self.dir, e))?;
+                    if let Err(e) = file::sync_dir(&self.dir) {
+                        let _ = file::remove(&segment.path);
+                        return Err(Error::io("sync directory", &self.dir, e));
+                    }
                     let segment = Arc::new(segment);
                     index.set_segment(id, SegmentState::Active);
                     self.slot(id).store(Some(segment.clone()));
@@ -226,8 +260,21 @@ impl Log {
     }
 
     /// Gives up the oldest sealed segment with all that is in it. `false` if there is none.
-    pub(crate) fn drop_oldest(&self, index: &Index, evacuate: &dyn Evacuate) -> Result<bool> {
-        let Some((id, segment)) = lock(&self.sealed).pop_first() else { return Ok(false) };
+    fn drop_oldest(&self, index: &Index, evacuate: &dyn Evacuate) -> Result<bool> {
+        self.drop_oldest_if(index, evacuate, |_| true)
+    }
+
+    /// The same, if it `is_due`.
+    fn drop_oldest_if(
+        &self,
+        index: &Index,
+        evacuate: &dyn Evacuate,
+        is_due: impl Fn(&Segment) -> bool,
+    ) -> Result<bool> {
+        let _dropping = lock(&self.dropping);
+        let oldest = lock(&self.sealed).first_key_value().map(|(id, segment)| (*id, segment.clone()));
+        let Some((id, segment)) = oldest.filter(|(_, segment)| is_due(segment)) else { return Ok(false) };
+        lock(&self.sealed).remove(&id);
         evacuate.evacuate(&segment);
         index.set_segment(id, SegmentState::Emptied);
         step!("log::emptied");
@@ -243,7 +290,8 @@ impl Log {
     fn discard(&self, index: &Index, segment: &Arc<Segment>) {
         self.slot(segment.id).store(None);
         index.set_segment(segment.id, SegmentState::Free);
-        if let Err(e) = file::remove(&segment.path) {
+        // By name: a file of that name in another directory, put in the place of this one, is none of ours.
+        if let Err(e) = self.held.check_in_place().and_then(|()| file::remove(&segment.path)) {
             tracing::warn!(path = %segment.path.display(), error = %e, "cannot remove a segment");
         }
     }
@@ -275,15 +323,9 @@ impl Log {
         evacuate: &dyn Evacuate,
         is_dead: impl Fn(&Segment) -> bool,
     ) -> Result<()> {
-        loop {
-            let oldest = lock(&self.sealed).first_key_value().map(|(_, segment)| segment.clone());
-            let Some(oldest) = oldest else { return Ok(()) };
-            if self.space.bytes() <= self.budget && !is_dead(&oldest) {
-                return Ok(());
-            }
-            drop(oldest);
-            self.drop_oldest(index, evacuate)?;
-        }
+        let is_due = |oldest: &Segment| self.space.bytes() > self.budget || is_dead(oldest);
+        while self.drop_oldest_if(index, evacuate, is_due)? {}
+        Ok(())
     }
 
     /// The ids of all segments but the spare one, oldest first. Whoever goes through them holds one at a time:
@@ -295,13 +337,15 @@ impl Log {
         all
     }
 
-    /// Stops appending: the active segment is sealed and the spare one removed.
+    /// Stops appending: the active segment is sealed, its tail noted, and the spare one removed.
     pub(crate) fn retire(&self, index: &Index) {
         if let Some(spare) = lock(&self.spare).take() {
             self.discard(index, &spare);
         }
         if let Some(old) = lock(&self.active).take() {
             index.set_segment(old.segment.id, SegmentState::Sealed);
+            index.set_end_of_log(old.segment.id, old.tail);
+            old.segment.seal();
             lock(&self.sealed).insert(old.segment.id, old.segment);
         }
     }
@@ -311,4 +355,50 @@ fn is_taken(error: &Error) -> bool {
     use std::error::Error as _;
     let cause = error.source().and_then(|s| s.downcast_ref::<std::io::Error>());
     cause.is_some_and(|e| e.kind() == std::io::ErrorKind::AlreadyExists)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::index::Geometry;
+
+    /// Says that it was called, and waits until it may go on.
+    struct Slow {
+        called: std::sync::mpsc::SyncSender<()>,
+        go_on: Mutex<std::sync::mpsc::Receiver<()>>,
+    }
+
+    impl Evacuate for Slow {
+        fn evacuate(&self, _: &Segment) {
+            self.called.send(()).unwrap();
+            let _ = lock(&self.go_on).recv_timeout(std::time::Duration::from_millis(200));
+        }
+    }
+
+    struct Nothing;
+
+    impl Evacuate for Nothing {
+        fn evacuate(&self, _: &Segment) {}
+    }
+
+    #[test]
+    fn a_younger_segment_never_goes_before_an_older_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let index = Index::create(&file, Geometry::for_entries(10, 16), 1).unwrap();
+        let space = SpaceInUse::default();
+        let segments: Vec<_> =
+            (1..=2).map(|id| Segment::create(dir.path(), id, 16 << 10, &space).unwrap()).collect();
+        let paths: Vec<_> = segments.iter().map(|s| s.path.clone()).collect();
+        let log = Log::new(dir.path(), &index, 1 << 20, space, segments, None).unwrap();
+        let (called, was_called) = std::sync::mpsc::sync_channel(1);
+        let (_go_on, waits) = std::sync::mpsc::sync_channel(1);
+        let slow = Slow { called, go_on: Mutex::new(waits) };
+        std::thread::scope(|scope| {
+            scope.spawn(|| log.drop_oldest(&index, &slow).unwrap());
+            was_called.recv().unwrap();
+            assert!(log.drop_oldest(&index, &Nothing).unwrap());
+            assert!(!paths[1].exists() && !paths[0].exists(), "the older one is still there");
+        });
+    }
 }

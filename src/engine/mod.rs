@@ -20,14 +20,14 @@ mod log;
 mod maintenance;
 mod meta;
 mod read;
-mod record;
+pub(crate) mod record;
 mod recovery;
 mod segment;
 mod state;
 
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 pub(crate) use self::attach::Attached;
 pub use self::check::CheckReport;
@@ -64,6 +64,8 @@ pub(crate) struct Engine {
     next_expiry: AtomicU64,
     /// Whether the entries must be counted again because something unreadable was removed.
     recount: AtomicBool,
+    /// Entries of generations before this one have been swept from the index.
+    swept: AtomicU32,
     told_of_entries: AtomicBool,
     told_of_bytes: AtomicBool,
 }

@@ -251,5 +251,54 @@ impl<'a> Record<'a> {
     }
 }
 
+/// Takes any bytes for a record, first as they are, then with a length and checks that fit, as if they had been
+/// written. What is decoded must be what is there; what is not must be refused.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let Some((salt, bytes)) = bytes.split_first_chunk::<8>() else { return };
+    let place = Place { salt: u64::from_le_bytes(*salt), offset: 64 };
+    let _ = Record::decode(bytes, place).map(|record| record.value());
+    let mut bytes = bytes.to_vec();
+    if bytes.len() < HEADER_LEN {
+        return;
+    }
+    let len = bytes.len() as u32;
+    let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+    let mut words = [word(8), word(16), word(24), word(32)];
+    let (key_len, body_len) = ((words[3] & 0xff_ffff) as usize, (words[3] >> 32) as usize);
+    let (key_end, body_end) =
+        (HEADER_LEN + key_len, HEADER_LEN.saturating_add(key_len).saturating_add(body_len));
+    let fits = key_len <= MAX_KEY_LEN && body_end <= bytes.len();
+    let key_check = extend(place.header_seed(), bytes.get(HEADER_LEN..key_end).unwrap_or_default());
+    let body_check = extend(place.body_seed(), bytes.get(key_end..body_end).unwrap_or_default());
+    words[2] = (words[2] & 0xffff_ffff) | (u64::from(body_check) << 32);
+    bytes[..4].copy_from_slice(&len.to_le_bytes());
+    bytes[4..8].copy_from_slice(&header_check(key_check, len, &words).to_le_bytes());
+    for (chunk, word) in bytes[8..HEADER_LEN].chunks_exact_mut(8).zip(words) {
+        chunk.copy_from_slice(&word.to_le_bytes());
+    }
+    let kind = Kind::from_bits(bytes[35] & 0xf);
+    let codec = codec_from_bits(bytes[35] >> 4);
+    let record = Record::decode(&bytes, place);
+    assert_eq!(
+        record.is_some(),
+        fits && kind.is_some() && codec.is_some(),
+        "what fits is decoded, and nothing else"
+    );
+    let Some(record) = record else { return };
+    assert_eq!(record.key, &bytes[HEADER_LEN..key_end]);
+    assert_eq!(record.verified_body(), Some(&bytes[key_end..body_end]));
+    if let Some(value) = record.value() {
+        assert!(bytes[key_end..body_end].ends_with(value), "the value is the end of the body");
+        assert!(record.flags != 0 || value.len() == body_len);
+    }
+    // A damaged copy is not the same record.
+    for at in [4, 8, 16, 24, HEADER_LEN - 1].into_iter().chain((key_len > 0).then_some(HEADER_LEN)) {
+        bytes[at] ^= 1;
+        assert!(Record::decode(&bytes, place).is_none(), "byte {at} was changed");
+        bytes[at] ^= 1;
+    }
+}
+
 #[cfg(test)]
 mod tests;

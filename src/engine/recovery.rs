@@ -20,9 +20,6 @@ use crate::hash::KeyHasher;
 use crate::options::Options;
 use crate::sys::{file, step};
 
-/// The attach number and incarnation of the only process.
-pub(super) const OWNER: u32 = 1;
-
 /// The next sequence after a recovery is so much higher than any that was found, so that one which was given out
 /// and lost is not given out again.
 const SEQUENCE_GAP: u64 = 1 << 32;
@@ -62,13 +59,14 @@ struct Replay<'a> {
 pub(super) fn recover(
     directory: &Directory,
     layout: &Layout,
+    owner: u32,
     hasher: &KeyHasher,
     segments: &[Segment],
     options: &Options,
     known_sequence: u64,
 ) -> Result<Recovered> {
     let index_path = directory.file("index");
-    let index = make_file(directory, "index", |file| Index::create(file, layout.geometry, OWNER))?;
+    let index = make_file(directory, "index", |file| Index::create(file, layout.geometry, owner))?;
     let hints = make_file(directory, "hints", |file| Hints::create(file, layout.geometry))?;
     if segments.is_empty() {
         index.set_next_sequence(known_sequence + 1);

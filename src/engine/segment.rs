@@ -12,12 +12,15 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use super::index::MAX_OFFSET;
 use super::record::{self, Draft, Place, Prepared, Record, Stamp};
 use crate::error::{Error, Result};
 use crate::sys::map::Map;
 use crate::sys::{file, step};
 
 pub(crate) const HEADER_LEN: usize = 64;
+/// No segment is longer: it has room for the longest record. So every place in it is a 32-bit number.
+const MAX_LEN: u64 = record::MAX_LEN as u64 + (8 << 10);
 const MAGIC: u64 = u64::from_le_bytes(*b"KWsegmt1");
 
 pub(crate) struct Segment {
@@ -25,7 +28,9 @@ pub(crate) struct Segment {
     pub(crate) path: PathBuf,
     salt: u64,
     map: Map,
-    file: File,
+    /// While the segment is written to; closed when it is sealed, as a large cache has more segments than a process
+    /// may have open files.
+    file: Mutex<Option<Arc<File>>>,
     /// Reservations that were not finished yet.
     in_flight: AtomicU32,
     failed: AtomicBool,
@@ -94,8 +99,8 @@ impl Segment {
 
     pub(crate) fn create(dir: &Path, id: u32, len: u64, space: &SpaceInUse) -> Result<Self> {
         let path = dir.join(Self::file_name(id));
+        let file = file::create(&path).map_err(|e| Error::io("create segment", &path, e))?;
         let make = || -> io::Result<Self> {
-            let file = file::create(&path)?;
             let account = space.account(len);
             file::allocate(&file, len)?;
             let salt = random()?;
@@ -107,9 +112,7 @@ impl Segment {
         make().map_err(|e| {
             // What is half made is of no use, and its space is needed. If that fails too, the next recovery
             // finds a segment without records.
-            if e.kind() != io::ErrorKind::AlreadyExists {
-                let _ = file::remove(&path);
-            }
+            let _ = file::remove(&path);
             Error::io("create segment", &path, e)
         })
     }
@@ -129,15 +132,15 @@ impl Segment {
         use std::os::unix::fs::FileExt;
         let mut found = [0; HEADER_LEN];
         let len = file.metadata()?.len();
-        if len >= HEADER_LEN as u64 {
-            file.read_exact_at(&mut found, 0)?;
-        }
+        let there = len.min(HEADER_LEN as u64) as usize;
+        file.read_exact_at(&mut found[..there], 0)?;
         if found == [0; HEADER_LEN] {
             return Ok(Opened::Unborn);
         }
         let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| found[at + i]));
         let (salt, stated) = (word(16), word(24));
-        if found != header(id, salt, stated) || stated > len || stated < HEADER_LEN as u64 {
+        let possible = HEADER_LEN as u64..=len.min(MAX_LEN);
+        if found != header(id, salt, stated) || !possible.contains(&stated) {
             return Ok(Opened::Foreign);
         }
         let map = Map::new(&file, stated as usize)?;
@@ -151,7 +154,7 @@ impl Segment {
             path,
             salt,
             map,
-            file,
+            file: Mutex::new(Some(Arc::new(file))),
             in_flight: AtomicU32::new(0),
             failed: AtomicBool::new(false),
             dirty: AtomicBool::new(false),
@@ -162,6 +165,16 @@ impl Segment {
 
     pub(crate) fn len(&self) -> u64 {
         self.map.len() as u64
+    }
+
+    /// The file, until it is sealed.
+    fn file(&self) -> Option<Arc<File>> {
+        self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Closes the file: nothing is appended any more. It stays mapped.
+    pub(crate) fn seal(&self) {
+        drop(self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
     }
 
     fn place(&self, offset: u32) -> Place {
@@ -178,7 +191,8 @@ impl Segment {
     pub(crate) fn records(&self) -> impl Iterator<Item = (u32, Record<'_>)> {
         let mut offset = HEADER_LEN as u32;
         std::iter::from_fn(move || {
-            while (offset as usize) + record::HEADER_LEN <= self.map.len() {
+            // Nothing is written where an entry word cannot reach.
+            while u64::from(offset) < MAX_OFFSET && (offset as usize) + record::HEADER_LEN <= self.map.len() {
                 let at = offset;
                 if let Some(record) = self.record(at) {
                     offset += record.len;
@@ -202,10 +216,22 @@ impl Segment {
             }
         }
         let mut next = at + record::ALIGN as u32;
-        while (next as usize) < self.map.len() && self.is_zero(next) {
+        while (next as usize) < self.map.len() && u64::from(next) < MAX_OFFSET && self.is_zero(next) {
             next += record::ALIGN as u32;
         }
         next
+    }
+
+    /// Where nothing was begun yet, nor anywhere behind it, whatever state the rest is in.
+    pub(crate) fn end(&self) -> u32 {
+        let (mut at, mut end) = (HEADER_LEN as u32, HEADER_LEN as u32);
+        while u64::from(at) < MAX_OFFSET && (at as usize) + record::HEADER_LEN <= self.map.len() {
+            // A space that was reserved ends where its length says, even if nothing else was written there.
+            end = end.max(at + record::stored_len(&self.map, at).unwrap_or(0));
+            at = self.record(at).map_or_else(|| self.after_unsound(at), |record| at + record.len);
+        }
+        let last = self.map.words().iter().rposition(|w| w.load(Ordering::Relaxed) != 0);
+        end.max(last.map_or(0, |word| (word as u32 + 1) * 8))
     }
 
     fn is_zero(&self, at: u32) -> bool {
@@ -247,8 +273,13 @@ impl Segment {
             word.store(check, Ordering::Release);
         }
         if !self.dirty.load(Ordering::Relaxed) {
-            self.dirty.store(true, Ordering::Release);
+            self.mark_dirty();
         }
+    }
+
+    /// Says that there is something to sync.
+    pub(crate) fn mark_dirty(&self) {
+        self.dirty.store(true, Ordering::Release);
     }
 
     /// Where in the file `part`, a slice of a record of this segment, begins.
@@ -265,9 +296,11 @@ impl Segment {
     /// Writes zeros to part of the file that nobody has reserved, so that stores into its map find the pages.
     pub(crate) fn zero(&self, from: u32, to: u32) -> Result<()> {
         static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        // Without the file the stores fault; all that is lost is speed.
+        let Some(to_zero) = self.file() else { return Ok(()) };
         for start in (from..to).step_by(ZEROS.len()) {
             let chunk = &ZEROS[..((to - start) as usize).min(ZEROS.len())];
-            file::write_at(&self.file, chunk, u64::from(start))
+            file::write_at(&to_zero, chunk, u64::from(start))
                 .map_err(|e| Error::io("write", &self.path, e))?;
         }
         Ok(())
@@ -289,7 +322,8 @@ impl Segment {
             return Ok(());
         }
         let covered = self.sync.asked.load(Ordering::Acquire);
-        if let Err(e) = file::sync(&self.file) {
+        let synced = self.file().map_or_else(|| self.map.sync(), |file| file::sync(&file));
+        if let Err(e) = synced {
             self.failed.store(true, Ordering::Release);
             tracing::error!(path = %self.path.display(), error = %e, "a sync failed; the segment is retired");
             return Err(Error::io("sync", &self.path, e));

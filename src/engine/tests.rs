@@ -3,6 +3,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::record::{Draft, Kind, Stamp};
+use super::segment::{Segment, SpaceInUse};
 use super::*;
 use crate::entry::{Change, Codec, Condition, Outcome};
 use crate::error::ErrorKind;
@@ -48,14 +50,26 @@ fn copy_all(from: &Path, to: &Path) {
             std::fs::create_dir(&to).unwrap();
             copy_all(&entry.path(), &to);
         } else {
-            std::fs::copy(entry.path(), to).unwrap();
+            match std::fs::copy(entry.path(), to) {
+                // The background removed a segment meanwhile.
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                copied => drop(copied.unwrap()),
+            }
         }
     }
 }
 
 fn assert_sound(engine: &Engine) {
-    let report = engine.check();
-    assert!(report.is_sound(), "{:?}", report.problems);
+    // The background may be removing something meanwhile.
+    let mut report = engine.check();
+    for _ in 0..20 {
+        if report.is_sound() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        report = engine.check();
+    }
+    panic!("{:?}", report.problems);
 }
 
 #[test]
@@ -84,6 +98,65 @@ fn what_is_set_is_read_and_survives_close_and_kill() {
 }
 
 #[test]
+fn opening_again_and_again_takes_no_space_and_pushes_nothing_out() {
+    let mut dirs = vec![tempfile::tempdir().unwrap()];
+    let mut bytes = 0;
+    for i in 0..300 {
+        let dir = dirs.last().unwrap();
+        let engine = open(dir.path(), &options());
+        set(&engine, &format!("{i}"), &vec![7; i % 100]);
+        if i == 0 {
+            bytes = engine.bytes();
+        }
+        assert_eq!(engine.bytes(), bytes, "{i}");
+        if i % 3 == 0 {
+            // Killed, some of the time with a write under way.
+            if i % 2 == 0 {
+                let draft =
+                    Draft { kind: Kind::Value, codec: Codec::Raw, flags: 0, key_len: 1, body_len: 77 };
+                let reservation = engine.log.reserve(&draft, &engine.index, &**engine).unwrap();
+                reservation.segment.prepare(reservation.offset, reservation.len, draft, b"k", &[0; 77]);
+            }
+            let killed = kill(dir.path());
+            drop(engine);
+            dirs = vec![killed];
+        }
+    }
+    let engine = open(dirs[0].path(), &options());
+    assert_eq!(engine.len(), 300);
+    for i in 0..300 {
+        assert_eq!(get(&engine, &format!("{i}")).unwrap(), vec![7; i % 100]);
+    }
+    assert_sound(&engine);
+}
+
+#[test]
+fn a_replay_into_a_smaller_segment_table_keeps_the_newest() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    let places = engine.index.geometry().segments;
+    engine.index.raise_next_segment_id(u64::from(2 * places) + 5);
+    set(&engine, "new", b"new");
+    drop(engine);
+    // As if the table had been larger once.
+    for (id, key) in [(5, b"old"), (places + 5, b"mid")] {
+        let segment =
+            Segment::create(&dir.path().join("segments"), id, 16 << 10, &SpaceInUse::default()).unwrap();
+        let draft = Draft { kind: Kind::Value, codec: Codec::Raw, flags: 0, key_len: 3, body_len: 3 };
+        let len = draft.len().unwrap();
+        segment.begin(64, len);
+        let prepared = segment.prepare(64, len, draft, key, key);
+        segment.stamp(64, &prepared, Stamp { sequence: u64::from(id), generation: 0, expires_at: None });
+    }
+    std::fs::remove_file(dir.path().join("state")).unwrap();
+    let engine = open(dir.path(), &options());
+    engine.maintain().unwrap();
+    assert_eq!(get(&engine, "new").unwrap(), b"new");
+    assert_eq!(engine.stats().corrupt, 0);
+    assert_sound(&engine);
+}
+
+#[test]
 fn a_clear_is_a_clear_after_any_end() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
@@ -101,6 +174,18 @@ fn a_clear_is_a_clear_after_any_end() {
     holds(&engine);
     drop(engine);
     holds(&open(dir.path(), &options()));
+}
+
+#[test]
+fn what_a_clear_leaves_behind_pushes_nothing_out() {
+    let options = Options { max_entries: 2000, max_bytes: 16 << 20, ..options() };
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options);
+    for round in 0..20 {
+        (0..2000).for_each(|i| set(&engine, &format!("{round}:{i}"), b"v"));
+        assert_eq!(engine.len(), 2000, "round {round}");
+        engine.clear().unwrap();
+    }
 }
 
 #[test]
@@ -197,6 +282,30 @@ fn bytes_stay_within_their_bound_and_the_newest_stay() {
 }
 
 #[test]
+fn a_cache_of_many_segments_takes_few_open_files() {
+    let options = Options { max_entries: 100_000, max_bytes: 2 << 20, ..options() };
+    let dir = tempfile::tempdir().unwrap();
+    let opened = || {
+        let files = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        files.filter(|f| std::fs::read_link(f.path()).is_ok_and(|to| to.starts_with(dir.path()))).count()
+    };
+    // The directory, locks, state, the active segment and the next one, and for moments one each that is being
+    // synced, sealed, or given up.
+    const FEW: usize = 10;
+    let mut engine = open(dir.path(), &options);
+    for _ in 0..2 {
+        (0..3000).for_each(|i| set(&engine, &format!("{i}"), &[7; 1000]));
+        assert!(engine.log.ids().len() > 20 && opened() <= FEW, "{}", opened());
+        drop(engine);
+        engine = open(dir.path(), &options);
+        assert!(engine.log.ids().len() > 20 && opened() <= FEW, "{}", opened());
+        engine.flush().unwrap();
+    }
+    assert!(get(&engine, "2999").is_some());
+    assert_sound(&engine);
+}
+
+#[test]
 fn a_large_value_fits_or_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
@@ -211,6 +320,23 @@ fn a_large_value_fits_or_is_refused() {
     assert_eq!(error.kind(), ErrorKind::ValueTooLarge);
     assert_eq!(get(&engine, "large").unwrap(), large);
     assert_eq!(get(&open(kill(dir.path()).path(), &options()), "large").unwrap(), large);
+}
+
+#[test]
+fn what_is_set_after_a_value_beyond_the_reach_of_a_word_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { max_bytes: 192 << 20, ..options() };
+    let engine = open(dir.path(), &options);
+    let huge = vec![1; index::MAX_OFFSET as usize + 100];
+    set(&engine, "huge", &huge);
+    (0..60).for_each(|i| set(&engine, &format!("{i}"), b"v"));
+    let holds = |engine: &Engine| {
+        assert!(get(engine, "huge").unwrap() == huge);
+        assert!((0..60).all(|i| get(engine, &format!("{i}")).is_some()));
+        assert_sound(engine);
+    };
+    holds(&engine);
+    holds(&open(kill(dir.path()).path(), &options));
 }
 
 #[test]
@@ -254,6 +380,42 @@ fn threads_agree() {
     });
     engine.maintain().unwrap();
     assert_sound(&engine);
+}
+
+#[test]
+fn the_bound_on_entries_is_exact_whoever_inserts() {
+    let dir = tempfile::tempdir().unwrap();
+    for max_entries in [1, 3, 10_100] {
+        let options = Options { max_entries, max_bytes: 16 << 20, ..options() };
+        let engine = open(&dir.path().join(format!("{max_entries}")), &options);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let engine = &engine;
+                scope.spawn(move || (0..6000).for_each(|i| set(engine, &format!("{thread}:{i}"), b"v")));
+            }
+        });
+        assert!(engine.len() <= max_entries && engine.len() > 0);
+        assert_sound(&engine);
+    }
+}
+
+#[test]
+fn a_wrong_count_is_put_right() {
+    let dir = tempfile::tempdir().unwrap();
+    for max_entries in [10, 20_000] {
+        let options = Options { max_entries, ..options() };
+        let engine = open(&dir.path().join(format!("{max_entries}")), &options);
+        (0..5).for_each(|i| set(&engine, &format!("{i}"), b"v"));
+        for wrong in [100_000, -4] {
+            engine.index.correct_count(0, wrong);
+            engine.count_again();
+            assert_eq!(engine.len(), 5);
+        }
+        (0..5).for_each(|i| assert!(delete(&engine, &format!("{i}"))));
+        engine.index.correct_count(0, 100_000);
+        set(&engine, "k", b"v");
+        assert_eq!(engine.len(), 1);
+    }
 }
 
 #[test]
@@ -338,7 +500,9 @@ fn what_was_deleted_after_its_eviction_does_not_come_back() {
     drop(engine);
     let engine = open(dir.path(), &options);
     assert!(!delete(&engine, "3"));
-    keys[4..].iter().for_each(|key| drop(delete(&engine, key)));
+    for key in &keys[4..] {
+        delete(&engine, key);
+    }
     let after = open(kill(dir.path()).path(), &options);
     assert_eq!(after.len(), 0, "{:?}", keys.iter().filter(|k| get(&after, k).is_some()).collect::<Vec<_>>());
     assert_sound(&after);
@@ -380,6 +544,30 @@ fn what_a_replay_had_no_room_for_stays_deleted_after_the_next() {
 }
 
 #[test]
+fn a_flipped_byte_in_a_control_word_of_a_closed_index_stops_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { max_entries: 40, ..options() };
+    let path = dir.path().join("index");
+    let keys: Vec<_> = (0..40).map(|i| format!("{i}")).collect();
+    let engine = open(dir.path(), &options);
+    keys.iter().for_each(|key| set(&engine, key, b"v"));
+    let buckets = engine.index.geometry().buckets as usize;
+    drop(engine);
+    let end = std::fs::metadata(&path).unwrap().len() as usize;
+    for byte in (end - end % 64 - buckets * 64..end).step_by(64).flat_map(|bucket| bucket..bucket + 8) {
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[byte] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        let engine = open(dir.path(), &options);
+        for key in &keys {
+            assert!(get(&engine, key).is_none_or(|value| value == b"v"), "byte {byte}");
+            set(&engine, key, b"v");
+        }
+        drop(engine);
+    }
+}
+
+#[test]
 fn a_smaller_bound_holds_at_once_whatever_is_still_to_be_swept() {
     for _ in 0..20 {
         let dir = tempfile::tempdir().unwrap();
@@ -391,4 +579,26 @@ fn a_smaller_bound_holds_at_once_whatever_is_still_to_be_swept() {
         let engine = open(dir.path(), &Options { max_entries: 10, ..options() });
         assert_eq!(engine.len(), 10);
     }
+}
+
+#[test]
+fn whoever_has_a_removed_directory_open_leaves_the_one_in_its_place_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("cache");
+    let removed = open(&path, &options());
+    set(&removed, "k", b"old");
+    std::fs::remove_dir_all(&path).unwrap();
+    let engine = open(&path, &options());
+    assert_eq!(get(&engine, "k"), None);
+    set(&engine, "k", b"new");
+    let change = Change::Store { value: &[1; 500], codec: Codec::Raw, expires_at: None };
+    let refused = (0..20_000).find_map(|_| removed.commit(b"other", Condition::Always, change).err());
+    assert_eq!(refused.unwrap().kind(), ErrorKind::Io);
+    assert_eq!(get(&removed, "k").unwrap(), b"old");
+    drop(removed);
+    let after = kill(&path);
+    let after = open(after.path(), &options());
+    assert_eq!(get(&after, "k").unwrap(), b"new");
+    assert_eq!((get(&engine, "k").unwrap(), after.len(), engine.len()), (b"new".to_vec(), 1, 1));
+    assert_sound(&engine);
 }

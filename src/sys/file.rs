@@ -3,7 +3,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
@@ -78,7 +78,10 @@ pub(crate) fn allocate(file: &File, len: u64) -> io::Result<()> {
 /// Empties the file and gives it `len` bytes of zeros that are really there.
 pub(crate) fn reset(file: &File, len: u64) -> io::Result<()> {
     file.set_len(0)?;
-    allocate(file, len)
+    allocate(file, len).inspect_err(|_| {
+        // A full disk gives what it has before it refuses; that must not stay taken.
+        let _ = file.set_len(0);
+    })
 }
 
 pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
@@ -131,6 +134,37 @@ pub(crate) fn directory_id(path: &Path) -> io::Result<DirectoryId> {
         return Err(io::Error::from_raw_os_error(libc::ENOTDIR));
     }
     Ok(DirectoryId { device: found.dev(), inode: found.ino() })
+}
+
+/// A directory that is held open, so that no other can get its number while this lives.
+#[derive(Debug)]
+pub(crate) struct HeldDirectory {
+    path: PathBuf,
+    id: DirectoryId,
+    #[expect(dead_code, reason = "its being open is what it is for")]
+    file: File,
+}
+
+impl HeldDirectory {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let file =
+            OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_CLOEXEC).open(path)?;
+        let found = file.metadata()?;
+        let id = DirectoryId { device: found.dev(), inode: found.ino() };
+        Ok(Self { path: path.to_owned(), id, file })
+    }
+
+    pub(crate) fn id(&self) -> DirectoryId {
+        self.id
+    }
+
+    /// Fails if its path does not lead to it any more: it was moved or removed, and what is there now is not ours.
+    pub(crate) fn check_in_place(&self) -> io::Result<()> {
+        if directory_id(&self.path)? == self.id {
+            return Ok(());
+        }
+        Err(io::Error::new(io::ErrorKind::NotFound, "the directory was moved or removed while it was in use"))
+    }
 }
 
 #[cfg(test)]

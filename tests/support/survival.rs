@@ -66,13 +66,7 @@ impl Plan {
         Self { seed, threads, operations, waits: waits == 1, tight: tight == 1, durability }
     }
 
-    /// The same plan, done after the first `clear`.
-    pub(crate) fn until_clear(self) -> Self {
-        let clears = |index: &u64| matches!(self.operation(0, *index), Operation::Clear);
-        Self { threads: 1, operations: 1 + (0..).find(clears).unwrap(), waits: true, ..self }
-    }
-
-    fn operation(&self, thread: u64, index: u64) -> Operation {
+    pub(crate) fn operation(&self, thread: u64, index: u64) -> Operation {
         let mut rng = Rng::new(self.seed ^ (thread << 56) ^ (index << 20));
         let nonce = rng.next();
         let mut value = || format!("{thread} value {}", rng.below(40));
@@ -96,7 +90,7 @@ impl Plan {
 }
 
 #[derive(Debug, Clone)]
-enum Operation {
+pub(crate) enum Operation {
     /// One key after the other.
     Set(Vec<(String, u64)>),
     Add(String, u64),

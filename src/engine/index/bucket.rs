@@ -37,22 +37,24 @@ impl Control {
         self.0 & LOST != 0
     }
 
+    /// Whether `owner` has it locked. Nobody else can: a lock of another owner is what a damaged file says, or what
+    /// the dead left.
+    pub(super) fn is_locked_by(self, owner: u32) -> bool {
+        self.is_locked() && self.check() == owner
+    }
+
     pub(super) fn check(self) -> u32 {
         (self.0 >> 32) as u32
+    }
+
+    /// Changes with each unlock; a lock keeps it.
+    pub(super) fn version(self) -> u64 {
+        (self.0 & LOW) >> 1
     }
 
     /// The primary bucket of an overflow bucket.
     pub(super) fn primary(self) -> u32 {
         self.0 as u32
-    }
-
-    /// Who has locked it.
-    pub(super) fn owner(self) -> u32 {
-        (self.0 >> 32) as u32
-    }
-
-    pub(super) fn without_lock(self) -> Self {
-        Self(self.0 & !LOCKED)
     }
 
     /// The same version, locked by `owner`.
@@ -115,6 +117,10 @@ impl<'a> Bucket<'a> {
     pub(super) fn link(self) -> Option<u32> {
         let word = self.word(LAST_SLOT);
         (word.0 != 0 && !word.is_entry()).then_some(word.0 as u32)
+    }
+
+    pub(super) fn is_empty(self) -> bool {
+        SLOTS.into_iter().all(|slot| self.word(slot) == Word::EMPTY)
     }
 
     /// The check that fits the entry words as they are.

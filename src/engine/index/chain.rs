@@ -101,8 +101,7 @@ impl Index {
         let (mut number, mut bucket) = (primary, bucket);
         for length in 1..=MAX_CHAIN {
             let control = if length == 1 { found.control } else { bucket.control() };
-            // A locked control word has no check; its holder sees to it.
-            found.damaged |= !control.is_locked_primary(length) && control.check() != bucket.computed_check();
+            found.damaged |= self.is_damaged_bucket(primary, length, control, bucket);
             for slot in SLOTS {
                 let word = bucket.word(slot);
                 if !word.is_entry() || !word.has_tag_of(hash) {
@@ -119,7 +118,7 @@ impl Index {
                     Probe::Unreadable | Probe::Other => {}
                 }
             }
-            match bucket.link().and_then(|link| Some((link, self.bucket(link)?))) {
+            match self.next_of(bucket) {
                 Some(next) => (number, bucket) = next,
                 None => break,
             }
@@ -130,12 +129,36 @@ impl Index {
     /// Whether what [`find`](Index::find) saw was damaged: words that did not fit their check although nobody
     /// was changing them.
     pub(crate) fn is_damaged(&self, hash: u64, found: &Found) -> bool {
-        found.damaged && !found.control.is_locked() && self.control(hash) == found.control
+        found.damaged && !found.control.is_locked_by(self.owner) && self.control(hash) == found.control
+    }
+
+    /// Whether the words of a bucket do not fit its control word, or it is of another chain. A locked one has no
+    /// check; its holder sees to it.
+    fn is_damaged_bucket(&self, primary: u32, length: usize, control: Control, bucket: Bucket<'_>) -> bool {
+        if length == 1 && control.is_locked_by(self.owner) {
+            return false;
+        }
+        control.check() != bucket.computed_check() || (length > 1 && control.primary() != primary)
+    }
+
+    /// The overflow bucket that `bucket` links to. A link to anything else is damage and leads nowhere.
+    fn next_of(&self, bucket: Bucket<'_>) -> Option<(u32, Bucket<'_>)> {
+        let link = bucket.link().filter(|number| *number >= self.geometry.primaries)?;
+        Some((link, self.bucket(link)?))
     }
 
     /// The control word of the primary bucket of `hash`.
     pub(crate) fn control(&self, hash: u64) -> Control {
         self.bucket(self.primary_of(hash)).map_or(Control(0), Bucket::control)
+    }
+
+    /// The versions of all chains, summed up: the same twice if none was unlocked in between. `None` if one is
+    /// locked.
+    pub(crate) fn unlocks(&self) -> Option<u64> {
+        (0..self.geometry.primaries).try_fold(0u64, |sum, primary| {
+            let control = self.bucket(primary)?.control();
+            (!control.is_locked_by(self.owner)).then(|| sum.wrapping_add(control.version()))
+        })
     }
 
     /// The word in `slot` now.
@@ -167,12 +190,9 @@ impl Index {
         let bucket = self.bucket(primary).expect("a primary bucket is in the index");
         let mut wait = Backoff::default();
         loop {
-            let found = bucket.control();
-            let locked = found.locked_by(self.owner);
-            // One process at a time has the directory, so a lock of any other owner is nobody's: damage.
-            let is_free = !found.is_locked() || found.owner() != self.owner;
-            if is_free && bucket.swap_control(found, locked) {
-                let before = found.without_lock();
+            let before = bucket.control();
+            let locked = before.locked_by(self.owner);
+            if !before.is_locked_by(self.owner) && bucket.swap_control(before, locked) {
                 let mut chain =
                     Locked { index: self, primary, bucket, before, locked, wiped: 0, lost: Cell::new(false) };
                 chain.verify();
@@ -189,19 +209,25 @@ impl Index {
         // The upper half of the head counts changes, so that a head which was taken and put back in between is
         // not mistaken for one that stayed.
         while let Some(number) = (head as u32).checked_sub(1) {
-            let next = u64::from(self.bucket(number)?.control().primary());
+            let Some(bucket) = self.bucket(number).filter(|_| number >= self.geometry.primaries) else {
+                break;
+            };
+            let next = u64::from(bucket.control().primary());
             let changed = (head >> 32).wrapping_add(1) << 32 | next;
             match free.compare_exchange_weak(head, changed, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => return Some(number),
+                // The list is not under any check: what holds something was not given back.
+                Ok(_) if bucket.is_empty() => return Some(number),
+                Ok(_) => head = changed,
                 Err(now) => head = now,
             }
         }
         let bump = &self.words()[at::NEXT_OVERFLOW];
-        if bump.load(Ordering::Relaxed) >= u64::from(self.geometry.buckets) {
+        let overflow = u64::from(self.geometry.primaries)..u64::from(self.geometry.buckets);
+        if !overflow.contains(&bump.load(Ordering::Relaxed)) {
             return None;
         }
-        let number = u32::try_from(bump.fetch_add(1, Ordering::AcqRel)).ok()?;
-        (number < self.geometry.buckets).then_some(number)
+        let number = bump.fetch_add(1, Ordering::AcqRel);
+        overflow.contains(&number).then_some(number as u32)
     }
 
     /// Puts an empty, unlinked overflow bucket on the free list. Its control word holds the next one's number
@@ -229,17 +255,22 @@ impl Index {
     /// The entry words of one primary's chain, as far as it is not damaged.
     pub(crate) fn chain_words(&self, primary: u32) -> Vec<Word> {
         let mut words = Vec::new();
-        let mut number = Some(primary);
+        let mut next = self.bucket(primary);
         for length in 1..=MAX_CHAIN {
-            let Some(bucket) = number.and_then(|n| self.bucket(n)) else { break };
-            let (control, before) = (bucket.control(), words.len());
-            words.extend(SLOTS.map(|slot| bucket.word(slot)).filter(|w| w.is_entry()));
-            let fits = control.is_locked_primary(length) || control.check() == bucket.computed_check();
-            if !fits && bucket.control() == control {
-                words.truncate(before);
+            let Some(bucket) = next else { break };
+            let control = bucket.control();
+            let found = SLOTS.map(|slot| bucket.word(slot)).filter(|w| w.is_entry());
+            let found: Vec<Word> = found.collect();
+            if self.is_damaged_bucket(primary, length, control, bucket) && bucket.control() == control {
                 break;
             }
-            number = bucket.link();
+            // One that moved to the next bucket meanwhile is seen twice.
+            for word in found {
+                if !words.contains(&word) {
+                    words.push(word);
+                }
+            }
+            next = self.next_of(bucket).map(|(_, next)| next);
         }
         words
     }
@@ -250,17 +281,11 @@ impl Index {
             .filter(|n| {
                 self.bucket(*n).is_some_and(|b| {
                     let control = b.control();
-                    let locked = *n < self.geometry.primaries && control.is_locked();
+                    let locked = *n < self.geometry.primaries && control.is_locked_by(self.owner);
                     !locked && control.check() != b.computed_check()
                 })
             })
             .collect()
-    }
-}
-
-impl Control {
-    fn is_locked_primary(self, length: usize) -> bool {
-        length == 1 && self.is_locked()
     }
 }
 
@@ -330,13 +355,9 @@ impl Locked<'_> {
     fn unlink_empty_end(&self) -> bool {
         let (mut before, mut bucket) = (self.primary, self.bucket);
         for _ in 0..MAX_CHAIN {
-            let Some((end, end_bucket)) =
-                bucket.link().and_then(|link| Some((link, self.index.bucket(link)?)))
-            else {
-                return false;
-            };
+            let Some((end, end_bucket)) = self.index.next_of(bucket) else { return false };
             if end_bucket.link().is_none() {
-                let empty = SLOTS.into_iter().all(|slot| end_bucket.word(slot) == Word::EMPTY);
+                let empty = end_bucket.is_empty();
                 if empty {
                     self.set(Slot::new(before, LAST_SLOT), Word::EMPTY);
                     self.index.give_back_overflow(end, end_bucket);
@@ -348,32 +369,42 @@ impl Locked<'_> {
         false
     }
 
-    /// An empty slot, from a new overflow bucket if need be. `Err` with every slot of the chain if there is
-    /// no room for one more: the caller gives up one of them.
-    pub(crate) fn vacant(&self) -> Result<Vacancy, ChainFull> {
+    /// An empty slot of the chain as it is.
+    pub(crate) fn empty_slot(&self) -> Option<Slot> {
         let (mut number, mut bucket) = (self.primary, self.bucket);
-        let mut length = 1;
-        loop {
+        for _ in 0..MAX_CHAIN {
             if let Some(slot) = SLOTS.into_iter().find(|s| bucket.word(*s) == Word::EMPTY) {
-                return Ok(Vacancy { slot: Slot::new(number, slot), moved: None });
+                return Some(Slot::new(number, slot));
             }
-            match bucket.link().and_then(|link| Some((link, self.index.bucket(link)?))) {
-                Some(next) if length < MAX_CHAIN => (number, bucket) = next,
-                Some(_) => return Err(ChainFull),
-                None => break,
+            (number, bucket) = self.index.next_of(bucket)?;
+        }
+        None
+    }
+
+    /// An empty slot, from a new overflow bucket if need be. Refused if there is no room for one more: the
+    /// caller gives up an entry of the chain.
+    pub(crate) fn vacant(&self) -> Result<Vacancy, ChainFull> {
+        if let Some(slot) = self.empty_slot() {
+            return Ok(Vacancy { slot, moved: None });
+        }
+        let (mut number, mut bucket) = (self.primary, self.bucket);
+        for _ in 1..MAX_CHAIN {
+            match self.index.next_of(bucket) {
+                Some(next) => (number, bucket) = next,
+                None => return self.extend(number, bucket),
             }
-            length += 1;
         }
-        if length == MAX_CHAIN {
-            return Err(ChainFull);
-        }
-        self.extend(number, bucket)
+        Err(ChainFull)
     }
 
     /// Links a new overflow bucket behind `last`, whose last word moves there.
     fn extend(&self, last: u32, bucket: Bucket<'_>) -> Result<Vacancy, ChainFull> {
         let taken = self.index.take_overflow().ok_or(ChainFull)?;
         let (from, to) = (Slot::new(last, LAST_SLOT), Slot::new(taken, SLOTS.start));
+        // Before a word is there: whoever sees one and wants to lock its chain asks the bucket for the primary.
+        if let Some(bucket) = self.index.bucket(taken) {
+            bucket.set_control(Control::of_overflow(0, self.primary));
+        }
         self.set(to, bucket.word(LAST_SLOT));
         self.set(from, Word(u64::from(taken)));
         Ok(Vacancy { slot: Slot::new(taken, SLOTS.start + 1), moved: Some((from, to)) })
@@ -389,7 +420,7 @@ impl Locked<'_> {
                     visit(Slot::new(number, slot), word);
                 }
             }
-            match bucket.link().and_then(|link| Some((link, self.index.bucket(link)?))) {
+            match self.index.next_of(bucket) {
                 Some(next) => (number, bucket) = next,
                 None => return,
             }
@@ -399,8 +430,16 @@ impl Locked<'_> {
     /// Empties what does not fit its check: nothing that it says can be believed.
     fn verify(&mut self) {
         let (mut number, mut bucket) = (self.primary, self.bucket);
+        let mut before = number;
         for length in 1..=MAX_CHAIN {
             let control = if length == 1 { self.before } else { bucket.control() };
+            if length > 1 && control.primary() != self.primary {
+                // Not of this chain, whatever the link says.
+                self.lost.set(true);
+                self.wiped += 1;
+                self.set(Slot::new(before, LAST_SLOT), Word::EMPTY);
+                return;
+            }
             if control.check() != bucket.computed_check() {
                 self.lost.set(true);
                 self.wiped += SLOTS.filter(|s| bucket.word(*s).is_entry()).count().max(1);
@@ -409,8 +448,8 @@ impl Locked<'_> {
                 }
                 return;
             }
-            match bucket.link().and_then(|link| Some((link, self.index.bucket(link)?))) {
-                Some(next) => (number, bucket) = next,
+            match self.index.next_of(bucket) {
+                Some(next) => (before, (number, bucket)) = (number, next),
                 None => return,
             }
         }

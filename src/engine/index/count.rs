@@ -58,15 +58,24 @@ impl Index {
         self.words()[at::COUNT].store(u64::from(generation) << 32 | count, Ordering::Release);
     }
 
-    /// Corrects the count to `counted`, unless it changed since it was `seen`.
-    pub(crate) fn correct_count(&self, seen: u64, counted: u64) -> bool {
-        let corrected = (seen & !0xffff_ffff) | counted;
-        self.words()[at::COUNT].compare_exchange(seen, corrected, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    /// Adds what was missing in the count of `generation`, or takes what was too much; nothing if that is over.
+    pub(crate) fn correct_count(&self, generation: u32, missing: i64) {
+        let word = &self.words()[at::COUNT];
+        let mut seen = word.load(Ordering::Acquire);
+        while (seen >> 32) as u32 == generation {
+            let count = u32::try_from((i64::from(seen as u32) + missing).max(0)).unwrap_or(u32::MAX);
+            let corrected = u64::from(generation) << 32 | u64::from(count);
+            match word.compare_exchange_weak(seen, corrected, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return,
+                Err(now) => seen = now,
+            }
+        }
     }
 
-    /// The generation and the count in one word.
-    pub(crate) fn count_word(&self) -> u64 {
-        self.words()[at::COUNT].load(Ordering::Acquire)
+    /// The generation and the count, of one moment.
+    pub(crate) fn generation_and_count(&self) -> (u32, u32) {
+        let word = self.words()[at::COUNT].load(Ordering::Acquire);
+        ((word >> 32) as u32, word as u32)
     }
 
     /// Begins generation `next`: every entry there is is gone, at once. The caller holds the clear lock.

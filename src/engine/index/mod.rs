@@ -58,6 +58,8 @@ mod at {
     pub(super) const FREE_OVERFLOW: usize = 41;
     pub(super) const NEXT_SEGMENT: usize = 48;
     pub(super) const INSERTS: usize = 56;
+    /// `id | tail << 32` of the segment to go on with, stored when the index is closed.
+    pub(super) const END_OF_LOG: usize = 57;
 }
 /// The words of the header that say something; the rest of its page is spare.
 pub(crate) const HEADER_WORDS: usize = 64;
@@ -172,7 +174,7 @@ pub(crate) struct Index {
     map: Map,
     geometry: Geometry,
     buckets_at: usize,
-    /// Identifies this attachment in the locks it takes: attach number and incarnation.
+    /// Identifies this attachment in the locks it takes. Another each time: a lock of another owner holds nobody up.
     owner: u32,
 }
 
@@ -207,7 +209,9 @@ impl Index {
         let plausible = expected[at::MAGIC] == MAGIC
             && geometry.primaries > 0
             && geometry.buckets > geometry.primaries
-            && geometry.segments.is_power_of_two();
+            && geometry.segments.is_power_of_two()
+            && expected[at::CLEAR_LOCK] == 0
+            && expected[at::COUNT] >> 32 == expected[at::GENERATION];
         if !plausible || file.metadata()?.len() != geometry.index_bytes() {
             return Ok(None);
         }
@@ -320,6 +324,17 @@ impl Index {
 
     pub(crate) fn set_segment_tail(&self, id: u32, tail: u32) {
         self.segment_words(id)[2].store(u64::from(tail), Ordering::Release);
+    }
+
+    /// Says where the next life goes on writing: at `tail` of segment `id`, the newest.
+    pub(crate) fn set_end_of_log(&self, id: u32, tail: u32) {
+        self.words()[at::END_OF_LOG].store(u64::from(id) | u64::from(tail) << 32, Ordering::Release);
+    }
+
+    /// Where to go on writing in segment `id`, if that is where the last life stopped.
+    pub(crate) fn end_of_log(&self, id: u32) -> Option<u32> {
+        let word = self.words()[at::END_OF_LOG].load(Ordering::Acquire);
+        (word as u32 == id).then_some((word >> 32) as u32)
     }
 
     /// Counts `delta` more live bytes in segment `id`. A guide, not a promise: a crash in between loses one.

@@ -50,20 +50,6 @@ fn chains_grow_and_every_entry_is_found() {
 }
 
 #[test]
-fn a_lock_that_nobody_holds_is_taken_over() {
-    let (index, _file) = index(4000);
-    let hash = hash(&index, 3, 1);
-    let word = Word::new(hash, 1, 64);
-    put(&index, hash, word);
-    let control = &index.words()[index.buckets_at + 3 * LINE];
-    control.fetch_or(1, Ordering::Relaxed);
-    assert_eq!(index.lock(hash).wiped(), 0, "what the bucket says fits its check all the same");
-    control.store(99 << 32 | 1, Ordering::Relaxed);
-    assert_eq!(index.lock(hash).wiped(), 1);
-    assert!(index.find(hash, is(word)).entry.is_none());
-}
-
-#[test]
 fn a_chain_has_an_end() {
     let (index, _file) = index(4_000);
     let hash = hash(&index, 0, 1);
@@ -140,4 +126,61 @@ fn overflow_buckets_that_are_empty_again_serve_other_chains() {
         assert!(index.chain_words(bucket as u32).is_empty());
     }
     assert!(index.damaged_buckets().is_empty());
+}
+
+#[test]
+fn a_lock_that_nobody_holds_holds_nobody_up() {
+    let (index, _file) = index(100);
+    let hash = hash(&index, 5, 9);
+    let word = Word::new(hash, 1, 64);
+    put(&index, hash, word);
+    let bucket = index.bucket(5).unwrap();
+    // One flipped bit: the check still fits.
+    bucket.set_control(bucket::Control(bucket.control().0 | 1));
+    assert!(!index.is_damaged(hash, &index.find(hash, is(word))));
+    assert_eq!(index.lock(hash).wiped(), 0);
+    assert!(index.find(hash, is(word)).entry.is_some());
+    // Another owner's lock: nobody can say what it was about.
+    bucket.set_control(bucket.control().locked_by(8));
+    assert!(index.is_damaged(hash, &index.find(hash, is(word))));
+    assert_eq!(index.lock(hash).wiped(), 1);
+    assert!(index.find(hash, is(word)).entry.is_none());
+    assert!(index.damaged_buckets().is_empty());
+}
+
+#[test]
+fn links_and_lists_that_lead_astray_are_not_followed() {
+    let (index, _file) = index(100);
+    let stray = |from: u32, to: u32| {
+        let bucket = index.bucket(from).unwrap();
+        bucket.set_word(bucket::LAST_SLOT, Word(u64::from(to)));
+        bucket.set_control(bucket::Control::of_overflow(bucket.computed_check(), 0));
+    };
+    let (mine, others) = (hash(&index, 3, 1), hash(&index, 4, 1));
+    put(&index, others, Word::new(others, 2, 64));
+    // To another primary, and to itself.
+    for to in [4, 3] {
+        stray(3, to);
+        for i in 1..=20 {
+            put(&index, mine, Word::new(mine, i, 64));
+        }
+        assert_eq!(index.lock(others).wiped(), 0);
+        assert!(index.find(others, is(Word::new(others, 2, 64))).entry.is_some());
+        let first = index.geometry().primaries;
+        for slot in index.entries(3..4).chain(index.entries(first..index.geometry().buckets)) {
+            index.lock_slot(slot.0).clear(slot.0);
+        }
+    }
+    // A free list that leads to a primary, beyond the end, and to what is in use.
+    put(&index, mine, Word::new(mine, 7, 64));
+    for head in [5, u64::from(u32::MAX), u64::from(index.geometry().primaries) + 1] {
+        index.words()[at::FREE_OVERFLOW].store(head, Ordering::Release);
+        for i in 1..=20 {
+            let locked = index.lock(mine);
+            let Ok(vacancy) = locked.vacant() else { break };
+            assert!(vacancy.slot.bucket() == 3 || vacancy.slot.bucket() >= index.geometry().primaries);
+            locked.set(vacancy.slot, Word::new(mine, i, 64));
+        }
+        assert!(index.find(others, is(Word::new(others, 2, 64))).entry.is_some());
+    }
 }

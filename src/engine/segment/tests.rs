@@ -107,8 +107,10 @@ fn what_is_opened_is_told_apart() {
     assert!(matches!(Segment::open(&path, 3, &space).unwrap(), Opened::Foreign), "truncated");
     std::fs::write(&path, b"").unwrap();
     assert!(matches!(Segment::open(&path, 3, &space).unwrap(), Opened::Unborn));
-    std::fs::write(&path, [1; 100]).unwrap();
-    assert!(matches!(Segment::open(&path, 3, &space).unwrap(), Opened::Foreign));
+    for len in [1, 63, 64, 100] {
+        std::fs::write(&path, &[1; 100][..len]).unwrap();
+        assert!(matches!(Segment::open(&path, 3, &space).unwrap(), Opened::Foreign), "{len}");
+    }
 }
 
 #[test]
@@ -116,5 +118,20 @@ fn names_stand_for_ids() {
     assert_eq!(Segment::id_of("000000ff.seg"), Some(255));
     for name in ["ff.seg", "000000FF.seg", "00000000.seg", "000000ff", "+00000ff.seg"] {
         assert_eq!(Segment::id_of(name), None, "{name}");
+    }
+}
+
+#[test]
+fn a_segment_longer_than_any_is_not_ours() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(Segment::file_name(3));
+    for (len, ours) in [(16 << 10, true), (MAX_LEN, true), (5 << 30, false)] {
+        std::fs::write(&path, header(3, 7, len)).unwrap();
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(len).unwrap();
+        let opened = Segment::open(&path, 3, &SpaceInUse::default()).unwrap();
+        assert_eq!(matches!(opened, Opened::Segment(_)), ours, "{len}");
+        if let Opened::Segment(segment) = opened {
+            assert_eq!(segment.records().count(), 0);
+        }
     }
 }
