@@ -602,3 +602,16 @@ fn whoever_has_a_removed_directory_open_leaves_the_one_in_its_place_alone() {
     assert_eq!((get(&engine, "k").unwrap(), after.len(), engine.len()), (b"new".to_vec(), 1, 1));
     assert_sound(&engine);
 }
+
+#[test]
+fn entries_outlive_the_segment_that_a_reopening_went_on_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    set(&engine, "first", b"v");
+    drop(engine);
+    let engine = open(dir.path(), &options());
+    // It fits into a segment of its own only, so the one before is sealed.
+    set(&engine, "large", &vec![7; 300_000]);
+    engine.maintain().unwrap();
+    assert!(get(&engine, "first").is_some());
+}
