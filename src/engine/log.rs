@@ -5,6 +5,7 @@
 //! dropping the oldest segment never brings an old value back: whatever it superseded is older still, and gone.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -230,6 +231,9 @@ impl Log {
                 ));
             }
         }
+        // What a disk that is full takes at most: some more than the new segment needs. If that is not enough, others
+        // fill it faster than it can be emptied.
+        let mut spares = 2 * len.div_ceil(self.segment_len);
         loop {
             let Some(id) = index.next_segment_id() else {
                 // The table is full of small segments from a time when max_bytes was smaller.
@@ -253,7 +257,13 @@ impl Log {
                     return Ok(segment);
                 }
                 // The disk is full before max_bytes is: what is oldest makes room here too.
-                Err(e) if e.kind() == ErrorKind::NoSpace && self.drop_oldest(index, evacuate)? => {}
+                Err(e)
+                    if e.kind() == ErrorKind::NoSpace
+                        && spares > 0
+                        && self.drop_oldest(index, evacuate)? =>
+                {
+                    spares -= 1;
+                }
                 // A file of that name that is none of ours stays, and keeps its name.
                 Err(e) if is_taken(&e) => {}
                 Err(e) => return Err(e),
@@ -280,7 +290,13 @@ impl Log {
         evacuate.evacuate(&segment);
         index.set_segment(id, SegmentState::Emptied);
         step!("log::emptied");
-        self.discard(index, &segment);
+        if let Err(e) = self.remove_file(&segment) {
+            // It must go before any younger one, or a recovery finds old values without what superseded them.
+            let error = Error::io("remove", &segment.path, e);
+            lock(&self.sealed).insert(id, segment);
+            return Err(error);
+        }
+        self.forget(index, id);
         drop(segment);
         step!("log::removed");
         // So that no crash can undo this one's removal and keep that of a later one.
@@ -288,13 +304,25 @@ impl Log {
         Ok(true)
     }
 
-    /// Takes a segment without live records out of the table and off the disk.
+    /// Takes a segment that was never written to out of the table and off the disk.
     fn discard(&self, index: &Index, segment: &Arc<Segment>) {
-        self.slot(segment.id).store(None);
-        index.set_segment(segment.id, SegmentState::Free);
-        // By name: a file of that name in another directory, put in the place of this one, is none of ours.
-        if let Err(e) = self.held.check_in_place().and_then(|()| file::remove(&segment.path)) {
+        self.forget(index, segment.id);
+        if let Err(e) = self.remove_file(segment) {
             tracing::warn!(path = %segment.path.display(), error = %e, "cannot remove a segment");
+        }
+    }
+
+    fn forget(&self, index: &Index, id: u32) {
+        self.slot(id).store(None);
+        index.set_segment(id, SegmentState::Free);
+    }
+
+    /// By name: a file of that name in another directory, put in the place of this one, is none of ours.
+    fn remove_file(&self, segment: &Segment) -> io::Result<()> {
+        self.held.check_in_place()?;
+        match file::remove(&segment.path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
         }
     }
 
