@@ -19,18 +19,19 @@ use super::hints::Hint;
 use super::index::{CountUp, Found, Locked, Probe, Slot, Vacancy, Word};
 use super::record::{Draft, Kind, MAX_KEY_LEN, Prepared, Stamp};
 use super::segment::Segment;
+use super::undo::Published;
 use crate::entry::{Change, Codec, Condition, Expiry, Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::step;
 
 /// The key's record as the header says, expired or not.
 #[derive(Debug, Clone, Copy)]
-struct Current {
+pub(super) struct Current {
     slot: Slot,
-    word: Word,
+    pub(super) word: Word,
     sequence: u64,
-    generation: u32,
-    expires_at: Expiry,
+    pub(super) generation: u32,
+    pub(super) expires_at: Expiry,
     len: u32,
 }
 
@@ -122,7 +123,14 @@ impl Engine {
             return Ok(Err(Again::Changed));
         }
         let existed = live.is_some();
-        let publication = match decision {
+        let mut published = Published {
+            hash,
+            offset: reservation.offset,
+            word: None,
+            before: seen.current,
+            counted_in: None,
+        };
+        let token = match decision {
             Decision::Put { expires_at } => {
                 let counted = seen.current.is_some_and(|c| c.generation == generation);
                 if !counted && self.index.count_up(generation, self.max_entries) == CountUp::Full {
@@ -140,18 +148,21 @@ impl Engine {
                     Stamp { sequence, generation, expires_at },
                 );
                 step!("commit::stamped");
-                locked.set(slot, Word::new(hash, reservation.segment.id, reservation.offset));
+                let word = Word::new(hash, reservation.segment.id, reservation.offset);
+                locked.set(slot, word);
                 step!("commit::published");
+                published.word = Some(word);
+                published.counted_in = (!counted).then_some(generation);
                 self.hints.set(slot, Hint::new(expires_at, generation, self.index.recency()));
                 self.note_expiry(expires_at);
-                (Some(sequence), !counted)
+                Some(sequence)
             }
             Decision::Bury(outcome) => {
                 let stamp = Stamp { sequence: self.index.next_sequence(), generation, expires_at: None };
                 reservation.segment.stamp(reservation.offset, &prepared, stamp);
                 step!("commit::buried");
                 drop(locked);
-                self.sync_if_asked(reservation)?;
+                self.sync_if_asked(reservation, |segment, offset| segment.void(offset))?;
                 return Ok(Ok(outcome));
             }
             _ => {
@@ -164,12 +175,11 @@ impl Engine {
                 locked.clear(current.slot);
                 step!("commit::published");
                 self.index.count_down(current.generation);
-                (None, false)
+                None
             }
         };
         drop(locked);
-        let (token, inserted) = publication;
-        if inserted {
+        if published.counted_in.is_some() {
             self.index.count_insert(self.inserts_per_tick);
             self.ring_if_crowded();
         }
@@ -180,14 +190,23 @@ impl Engine {
             self.index.add_live_bytes(old.word.segment(), -i64::from(old.len));
         }
         self.counters.one(Counter::Commits);
-        self.sync_if_asked(reservation)?;
+        self.sync_if_asked(reservation, |segment, _| self.take_back(segment, published))?;
         Ok(Ok(Outcome::Done { token, existed }))
     }
 
-    fn sync_if_asked(&self, reservation: super::log::Reservation) -> Result<()> {
-        let segment = reservation.segment.clone();
+    /// Waits until what was stamped is on the disk, where that is asked for. If the disk refuses, `take_back` is
+    /// to see to it that the change does not stay.
+    fn sync_if_asked(
+        &self,
+        reservation: super::log::Reservation,
+        take_back: impl FnOnce(&Segment, u32),
+    ) -> Result<()> {
+        let (segment, offset) = (reservation.segment.clone(), reservation.offset);
         drop(reservation);
-        if self.syncs_each_write() { segment.sync() } else { Ok(()) }
+        if !self.syncs_each_write() {
+            return Ok(());
+        }
+        segment.sync().inspect_err(|_| take_back(&segment, offset))
     }
 
     /// Reserves space and puts key and body there. `None` if the entry whose body was to be copied has gone.
@@ -375,12 +394,12 @@ impl Engine {
         let stamp = Stamp { sequence: self.index.next_sequence(), generation: next, expires_at: None };
         reservation.segment.stamp(reservation.offset, &prepared, stamp);
         step!("clear::stamped");
+        // Before it takes effect, as it cannot be taken back.
+        self.sync_if_asked(reservation, |segment, offset| segment.void(offset))?;
         self.index.begin_generation(next);
         drop(lock);
-        let segment = reservation.segment.clone();
-        drop(reservation);
         self.hot.clear();
         self.bell.ring_for_sweep();
-        if self.syncs_each_write() { segment.sync() } else { Ok(()) }
+        Ok(())
     }
 }

@@ -24,6 +24,7 @@ pub(crate) mod record;
 mod recovery;
 mod segment;
 mod state;
+mod undo;
 
 use std::path::PathBuf;
 use std::sync::Mutex;

@@ -277,6 +277,13 @@ impl Segment {
         }
     }
 
+    /// Takes a record that was stamped out of the log again.
+    pub(crate) fn void(&self, offset: u32) {
+        if let Some(word) = self.map.word32(offset as usize + 4) {
+            word.store(0, Ordering::Release);
+        }
+    }
+
     /// Says that there is something to sync.
     pub(crate) fn mark_dirty(&self) {
         self.dirty.store(true, Ordering::Release);

@@ -1,0 +1,71 @@
+//! Taking back a change that was published and cannot be made durable, because the disk refused to sync it: its
+//! caller is told that it failed, so it must not stay.
+//!
+//! Others may have seen it, or have changed the key again since; what they did stands.
+
+use super::Engine;
+use super::commit::Current;
+use super::hints::Hint;
+use super::index::{CountUp, Probe, Vacancy, Word};
+use super::segment::Segment;
+
+/// What a commit changed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Published {
+    pub(super) hash: u64,
+    /// Where its record is.
+    pub(super) offset: u32,
+    /// The word that it published; `None` if it removed one.
+    pub(super) word: Option<Word>,
+    /// What the key had before, dead or alive.
+    pub(super) before: Option<Current>,
+    /// The generation in which it counted a new entry, if it did.
+    pub(super) counted_in: Option<u32>,
+}
+
+impl Engine {
+    /// Puts back what the key had before, if it still holds what was published, and takes the record out of the log.
+    pub(super) fn take_back(&self, segment: &Segment, published: Published) {
+        // Read before the lock is taken: the page may have to come from the disk.
+        let before = published.before.filter(|current| self.header_of(current.word).is_some());
+        let locked = self.index.lock(published.hash);
+        self.note_wiped(locked.wiped());
+        let holds =
+            |word| self.index.find(published.hash, |w| if w == word { Probe::Match } else { Probe::Other });
+        let slot = match published.word {
+            Some(word) => holds(word).entry.map(|(slot, _)| slot),
+            // An entry that was removed counts again; if there is no room for it any more, it stays away.
+            None => before.and_then(|current| {
+                let is_free = holds(current.word).entry.is_none()
+                    && self.index.count_up(current.generation, self.max_entries) == CountUp::Counted;
+                match is_free.then(|| locked.vacant()) {
+                    Some(Ok(Vacancy { slot, moved: None })) => Some(slot),
+                    Some(Ok(Vacancy { slot, moved: Some((from, to)) })) => {
+                        self.hints.set(to, self.hints.get(from));
+                        Some(slot)
+                    }
+                    Some(Err(_)) => {
+                        self.index.count_down(current.generation);
+                        None
+                    }
+                    None => None,
+                }
+            }),
+        };
+        if let Some(slot) = slot {
+            if let Some(generation) = published.counted_in {
+                self.index.count_down(generation);
+            }
+            match before {
+                Some(current) => {
+                    locked.set(slot, current.word);
+                    self.hints
+                        .set(slot, Hint::new(current.expires_at, current.generation, self.index.recency()));
+                }
+                None => locked.clear(slot),
+            }
+        }
+        drop(locked);
+        segment.void(published.offset);
+    }
+}
