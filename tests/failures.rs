@@ -1,0 +1,355 @@
+//! When the operating system refuses, a call fails with a typed error and changes nothing; and once it no longer
+//! refuses, everything works. The refusals are injected at the named points of the source.
+#![cfg(test)]
+
+#[path = "support/dir.rs"]
+mod dir;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use dir::copy_as_killed;
+use keepwarm::{Builder, Cache, Durability, ErrorKind, ManualClock, Swap, Timeout, Timestamp};
+use serde_json::Value;
+
+const EIO: i32 = 5;
+const ENOMEM: i32 = 12;
+const EMFILE: i32 = 24;
+const ENOSPC: i32 = 28;
+
+/// Fail points are the same for all threads of a process, so one test at a time.
+struct Faults(#[expect(dead_code, reason = "held until the test is over")] MutexGuard<'static, ()>);
+
+impl Faults {
+    fn begin() -> Self {
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        Self(ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn set(&self, point: &str, action: &str) {
+        fail::cfg(point, action).unwrap();
+    }
+
+    fn clear(&self, point: &str) {
+        fail::remove(point);
+    }
+}
+
+impl Drop for Faults {
+    fn drop(&mut self) {
+        for (point, _) in fail::list() {
+            fail::remove(point);
+        }
+    }
+}
+
+fn builder(dir: &Path, durability: Durability, clock: &ManualClock) -> Builder {
+    Cache::builder(dir)
+        .max_bytes(1 << 20)
+        .max_entries(500)
+        .hot_bytes(0)
+        .default_timeout(Timeout::Never)
+        .durability(durability)
+        .clock(clock.clone())
+}
+
+/// Everything in the version of `cache` and the next: values and expiries.
+type Contents = BTreeMap<String, (Value, Option<Timestamp>)>;
+
+fn contents(cache: &Cache) -> Contents {
+    let mut contents = Contents::new();
+    for (version, cache) in [(1, cache.clone()), (2, cache.with_version(2))] {
+        for key in cache.keys().map(Result::unwrap) {
+            if key == "filler" {
+                continue;
+            }
+            let (value, expires_at) = match cache.get_entry::<Value>(&key) {
+                Ok(entry) => entry.map(|e| (e.value, e.expires_at)).unwrap(),
+                Err(_) => {
+                    let entry = cache.get_entry::<serde_bytes::ByteBuf>(&key).unwrap().unwrap();
+                    (format!("{:?}", entry.value).into(), entry.expires_at)
+                }
+            };
+            contents.insert(format!("{version}:{key}"), (value, expires_at));
+        }
+    }
+    contents
+}
+
+fn contents_after_kill(dir: &Path, clock: &ManualClock) -> Contents {
+    let copy = tempfile::tempdir().unwrap();
+    copy_as_killed(dir, copy.path());
+    let cache = builder(copy.path(), Durability::default(), clock).open().unwrap();
+    let report = cache.check().unwrap();
+    assert!(report.is_sound(), "{:?}", report.problems);
+    contents(&cache)
+}
+
+/// What a call came to.
+type Done = keepwarm::Result<()>;
+
+/// A call and what it is.
+type Call = (&'static str, fn(&Cache) -> Done);
+
+/// Calls that write, each of which changes what is there.
+const CALLS: &[Call] = &[
+    ("set", |c| c.set("text", "new", Timeout::Never)),
+    ("set a new key", |c| c.set("absent", "new", Timeout::Never)),
+    ("set to expire", |c| c.set("text", "new", Duration::from_secs(9))),
+    ("set with a timeout of zero", |c| c.set("text", "new", Duration::ZERO)),
+    ("set a large value", |c| c.set("text", &"new".repeat(40_000), Timeout::Never)),
+    ("set_bytes", |c| c.set_bytes("text", b"new", Timeout::Never)),
+    ("set_many", |c| match c.set_many([("text", "new")], Timeout::Never).pop() {
+        Some((_, e)) => Err(e),
+        None => Ok(()),
+    }),
+    ("warm", |c| c.warm([("text", "new")], Timeout::Never).map(drop)),
+    ("add", |c| c.add("absent", "new", Timeout::Never).map(drop)),
+    ("touch", |c| c.touch("text", Duration::from_secs(9)).map(drop)),
+    ("touch with a timeout of zero", |c| c.touch("text", Duration::ZERO).map(drop)),
+    ("persist", |c| c.persist("number").map(drop)),
+    ("incr", |c| c.incr("number", 1).map(drop)),
+    ("decr", |c| c.decr("number", 1).map(drop)),
+    ("incr_or_init", |c| c.incr_or_init("absent", 1, 1, Timeout::Never).map(drop)),
+    ("delete", |c| c.delete("text").map(drop)),
+    ("delete_many", |c| c.delete_many(&["text"]).into_iter().try_for_each(|r| r.map(drop))),
+    ("incr_version", |c| c.incr_version("text", 1).map(drop)),
+    ("compare_and_swap", |c| {
+        let token = c.get_entry::<String>("text")?.map(|entry| entry.token);
+        let swap = c.compare_and_swap("text", token, "new", Timeout::Never)?;
+        assert!(matches!(swap, Swap::Stored(_)));
+        Ok(())
+    }),
+    ("lease", |c| c.lease("absent", Duration::from_secs(9)).map(|lease| std::mem::forget(lease.unwrap()))),
+    ("clear", |c| c.clear()),
+];
+
+/// Some entries, closed and opened again.
+fn fill(cache: &Cache) {
+    cache.set("text", "oldest", Timeout::Never).unwrap();
+    cache.set("text", "old", Timeout::Never).unwrap();
+    cache.set("number", &7, Duration::from_secs(60)).unwrap();
+    for n in 0..20 {
+        cache.set(&format!("other {n}"), &n, Timeout::Never).unwrap();
+    }
+    cache.close().unwrap();
+    assert_eq!(contents(cache).len(), 22);
+}
+
+/// Fills the segment in use to its last byte, so that the next write needs another one. `refuse` is called before
+/// the background notices that one will be needed.
+fn use_up_segment(cache: &Cache, dir: &Path, refuse: impl FnOnce()) {
+    const RECORD_HEADER: usize = 40;
+    let key = "filler";
+    cache.set_bytes(key, b"", Timeout::Never).unwrap();
+    let newest = std::fs::read_dir(dir.join("segments")).unwrap().map(|e| e.unwrap().path()).max().unwrap();
+    let bytes = std::fs::read(newest).unwrap();
+    let end = (bytes.iter().rposition(|b| *b != 0).unwrap() + 1).next_multiple_of(8);
+    refuse();
+    let left = bytes.len() - end - RECORD_HEADER - ":1:".len() - key.len();
+    cache.set_bytes(key, &vec![1; left], Timeout::Never).unwrap();
+}
+
+/// Makes each call fail at `point`, and looks what has become of the entries.
+fn fail_each_call(faults: &Faults, point: &str, errno: i32, durability: Durability) {
+    for (name, call) in CALLS {
+        let what = format!("{name} with {errno} at {point}");
+        let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+        let cache = builder(dir.path(), durability, &clock).open().unwrap();
+        fill(&cache);
+        let refuse = || faults.set(point, &format!("return({errno})"));
+        if point == "sys::sync" {
+            refuse()
+        } else {
+            use_up_segment(&cache, dir.path(), refuse)
+        }
+        let before = contents(&cache);
+        let result = call(&cache);
+        faults.clear(point);
+        let error = result.expect_err(&format!("{what} succeeded"));
+        let expected = if errno == ENOSPC { ErrorKind::NoSpace } else { ErrorKind::Io };
+        assert_eq!(error.kind(), expected, "{what}: {error}");
+        assert_eq!(contents(&cache), before, "{what}: {error}");
+        assert_eq!(contents_after_kill(dir.path(), &clock), before, "{what}, and a kill");
+        call(&cache).unwrap_or_else(|e| panic!("{what}, and once more without: {e}"));
+        assert_ne!(contents(&cache), before, "{what}, and once more without");
+        let report = cache.check().unwrap();
+        assert!(report.is_sound(), "{what}: {:?}", report.problems);
+    }
+}
+
+#[test]
+fn a_call_that_gets_no_segment_changes_nothing() {
+    let faults = Faults::begin();
+    for (point, errno) in [
+        ("sys::create", EMFILE),
+        ("sys::allocate", EIO),
+        ("sys::allocate", ENOSPC),
+        ("sys::write", EIO),
+        ("sys::map", ENOMEM),
+        ("sys::sync_dir", EIO),
+    ] {
+        fail_each_call(&faults, point, errno, Durability::default());
+    }
+}
+
+#[test]
+fn a_call_that_cannot_be_synced_changes_nothing() {
+    let faults = Faults::begin();
+    fail_each_call(&faults, "sys::sync", EIO, Durability::Sync);
+}
+
+/// Values of 1000 bytes under numbers, until the cache is full.
+fn fill_to_the_brim(cache: &Cache) {
+    for n in 0..1000 {
+        cache.set(&n.to_string(), &"x".repeat(1000), Timeout::Never).unwrap();
+    }
+    assert!(cache.stats().evicted > 0);
+}
+
+#[test]
+fn a_full_disk_costs_a_few_entries_at_most() {
+    let faults = Faults::begin();
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let cache = builder(dir.path(), Durability::default(), &clock).max_entries(5000).open().unwrap();
+    fill_to_the_brim(&cache);
+    let before = cache.len();
+    faults.set("sys::allocate", &format!("return({ENOSPC})"));
+    // More than what is left of the segment in use and of the one that is ready.
+    let failed = (0..100).any(|_| cache.set("new", &"x".repeat(1000), Timeout::Never).is_err());
+    let gone = before - cache.len();
+    println!("{gone} of {before} entries are gone after one call that failed");
+    assert!(failed && gone < before / 4, "{gone} of {before} are gone");
+    faults.clear("sys::allocate");
+    cache.set("new", "value", Timeout::Never).unwrap();
+}
+
+#[test]
+fn a_segment_that_cannot_be_removed_brings_nothing_back() {
+    let faults = Faults::begin();
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let cache = builder(dir.path(), Durability::default(), &clock).open().unwrap();
+    cache.set("deleted", "old", Timeout::Never).unwrap();
+    cache.set("changed", "old", Timeout::Never).unwrap();
+    for n in 0..40 {
+        cache.set(&n.to_string(), &"x".repeat(1000), Timeout::Never).unwrap();
+    }
+    cache.delete("deleted").unwrap();
+    cache.set("changed", "new", Timeout::Never).unwrap();
+    // The segment with the old values is the first to go, and stays where it is.
+    faults.set("sys::remove", &format!("1*return({EIO})->off"));
+    for n in 0..3000 {
+        // Some of these may fail, while the segment cannot be removed.
+        let _ = cache.set(&(n % 100).to_string(), &"x".repeat(1000), Timeout::Never);
+    }
+    assert_eq!(cache.get::<String>("changed").unwrap(), None, "evicted by now");
+    let after = contents_after_kill(dir.path(), &clock);
+    assert!(!after.contains_key("1:deleted"), "a deleted entry is back");
+    assert!(!after.contains_key("1:changed"), "an old value is back: {:?}", after["1:changed"]);
+    assert!(cache.stats().bytes <= 1 << 20);
+}
+
+#[test]
+fn a_sync_that_takes_long_costs_no_entries() {
+    let faults = Faults::begin();
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let durability = Durability::Interval(Duration::from_secs(3600));
+    let cache = builder(dir.path(), durability, &clock).max_entries(5000).open().unwrap();
+    fill_to_the_brim(&cache);
+    let before = cache.len();
+    faults.set("sys::sync", "pause");
+    std::thread::scope(|scope| {
+        let flush = scope.spawn(|| cache.flush());
+        while cache.stats().commits == 0 {
+            std::thread::yield_now();
+        }
+        for n in 0..300 {
+            cache.set(&format!("more {n}"), &"x".repeat(1000), Timeout::Never).unwrap();
+            assert!(cache.len() + 100 > before, "{} of {before} entries are left", cache.len());
+        }
+        faults.clear("sys::sync");
+        flush.join().unwrap().unwrap();
+    });
+}
+
+/// Which points an opening of `dir` comes by, and how often.
+fn points_of_opening(dir: &Path, clock: &ManualClock) -> BTreeMap<&'static str, u64> {
+    static COUNTS: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());
+    const POINTS: [&str; 12] = [
+        "sys::open",
+        "sys::create",
+        "sys::create_dir",
+        "sys::allocate",
+        "sys::write",
+        "sys::sync",
+        "sys::sync_dir",
+        "sys::remove",
+        "sys::replace",
+        "sys::lock",
+        "sys::map",
+        "sys::msync",
+    ];
+    COUNTS.lock().unwrap().clear();
+    for point in POINTS {
+        fail::cfg_callback(point, move || *COUNTS.lock().unwrap().entry(point).or_default() += 1).unwrap();
+    }
+    let cache = builder(dir, Durability::default(), clock).open().unwrap();
+    let counts = COUNTS.lock().unwrap().clone();
+    drop(cache);
+    POINTS.into_iter().for_each(fail::remove);
+    counts
+}
+
+#[test]
+fn an_opening_or_closing_that_fails_loses_nothing() {
+    let faults = Faults::begin();
+    let clock = ManualClock::new();
+    let home = tempfile::tempdir().unwrap();
+    let (new, killed, closed) =
+        (home.path().join("new"), home.path().join("killed"), home.path().join("closed"));
+    std::fs::create_dir(&new).unwrap();
+    std::fs::create_dir(&killed).unwrap();
+    let cache = builder(&closed, Durability::default(), &clock).open().unwrap();
+    fill(&cache);
+    cache.set("text", "newest", Timeout::Never).unwrap();
+    copy_as_killed(&closed, &killed);
+    let filled = contents(&cache);
+    drop(cache);
+    let mut failed = 0;
+    for (from, expected) in [(&new, &Contents::new()), (&killed, &filled), (&closed, &filled)] {
+        let copy = || {
+            let copy = tempfile::tempdir().unwrap();
+            copy_as_killed(from, copy.path());
+            copy
+        };
+        for (point, times) in points_of_opening(copy().path(), &clock) {
+            for nth in 1..=times + 3 {
+                let what = format!("{} with failure {nth} at {point}", from.display());
+                let dir = copy();
+                // Beyond `times` it is the closing that fails.
+                faults.set(point, &format!("{}*off->1*return({EIO})->off", nth - 1));
+                match builder(dir.path(), Durability::default(), &clock).open() {
+                    Ok(cache) => {
+                        if nth <= times {
+                            assert_eq!(contents(&cache), *expected, "{what}, at once");
+                        }
+                    }
+                    Err(e) => {
+                        failed += 1;
+                        assert!(matches!(e.kind(), ErrorKind::Io), "{what}: {e}");
+                    }
+                }
+                faults.clear(point);
+                let cache = builder(dir.path(), Durability::default(), &clock).open().unwrap();
+                assert_eq!(contents(&cache), *expected, "{what}");
+                let report = cache.check().unwrap();
+                assert!(report.is_sound(), "{what}: {:?}", report.problems);
+                cache.set("text", "again", Timeout::Never).unwrap();
+            }
+        }
+    }
+    println!("{failed} openings failed");
+    assert!(failed > 20);
+}
