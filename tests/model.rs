@@ -454,7 +454,8 @@ impl World {
                             Some(Last { value: Value::Bytes(..), sure: true, zombie: false, .. })
                         );
                         prop_assert!(!there, "{op:?}: a value was computed again");
-                        if *life != Some(0) || live.is_some_and(|l| matches!(l.value, Value::Count(_))) {
+                        // Where nothing was there, nothing is stored; a value of another type is replaced.
+                        if *life != Some(0) || live.is_some_and(|last| last.sure) {
                             self.stored(*key, value, self.end(*life));
                         }
                     }

@@ -105,15 +105,16 @@ impl Directory {
     pub(super) fn meta(&self) -> Result<Meta> {
         self.remove_temporaries();
         let path = self.file("meta");
-        if let Some(meta) = Meta::read(&path)? {
-            return Ok(meta);
-        }
-        if self.segment_files()?.next().is_some() {
+        let found = Meta::read(&path)?;
+        if found.is_none() && self.segment_files()?.next().is_some() {
             let why = "it is missing, and without it the segments cannot be read";
             return Err(Error::new(ErrorKind::Corrupt, "open").with_path(&path).with_source(why));
         }
         for dir in [self.segments(), self.file("blobs")] {
             file::create_dir(&dir).map_err(|e| Error::io("create", &dir, e))?;
+        }
+        if let Some(meta) = found {
+            return Ok(meta);
         }
         let tag = self.file("CACHEDIR.TAG");
         let tagged = file::open_or_create(&tag).and_then(|(file, _)| file::write_at(&file, CACHEDIR_TAG, 0));

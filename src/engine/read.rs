@@ -108,7 +108,8 @@ impl Engine {
             let mut verdict = None;
             let found = self.index.find(hash, |word| self.judge(word, key, &mut take, &mut verdict));
             match (verdict, found.entry) {
-                (Some(Verdict::Hit(result)), Some((slot, _))) => {
+                // A damaged word may lead to an older record of the same key.
+                (Some(Verdict::Hit(result)), Some((slot, _))) if !self.index.is_damaged(hash, &found) => {
                     self.hints.touch(slot, self.index.recency());
                     self.counters.one(Counter::Hits);
                     return Some(result);

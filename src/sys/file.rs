@@ -54,11 +54,11 @@ pub(crate) fn open_or_create(path: &Path) -> io::Result<(File, bool)> {
     }
 }
 
-/// Makes a directory for its owner alone. It may exist already.
+/// Makes a directory for its owner alone. It may exist already, but not as a link to another.
 pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
     fault!("sys::create_dir");
     match DirBuilder::new().mode(0o700).create(path) {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && fs::symlink_metadata(path)?.is_dir() => Ok(()),
         made => made,
     }
 }

@@ -252,14 +252,20 @@ impl Index {
         })
     }
 
-    /// The entry words of one primary's chain.
+    /// The entry words of one primary's chain, as far as it is not damaged.
     pub(crate) fn chain_words(&self, primary: u32) -> Vec<Word> {
         let mut words = Vec::new();
         let mut next = self.bucket(primary);
-        for _ in 0..MAX_CHAIN {
+        for length in 1..=MAX_CHAIN {
             let Some(bucket) = next else { break };
-            for word in SLOTS.map(|slot| bucket.word(slot)).filter(|w| w.is_entry()) {
-                // One that moved to the next bucket meanwhile is seen twice.
+            let control = bucket.control();
+            let found = SLOTS.map(|slot| bucket.word(slot)).filter(|w| w.is_entry());
+            let found: Vec<Word> = found.collect();
+            if self.is_damaged_bucket(primary, length, control, bucket) && bucket.control() == control {
+                break;
+            }
+            // One that moved to the next bucket meanwhile is seen twice.
+            for word in found {
                 if !words.contains(&word) {
                     words.push(word);
                 }
