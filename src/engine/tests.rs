@@ -602,3 +602,21 @@ fn whoever_has_a_removed_directory_open_leaves_the_one_in_its_place_alone() {
     assert_eq!((get(&engine, "k").unwrap(), after.len(), engine.len()), (b"new".to_vec(), 1, 1));
     assert_sound(&engine);
 }
+
+#[test]
+fn a_wrong_count_of_live_bytes_costs_no_entry() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    (0..900).for_each(|i| set(&engine, &format!("{i}"), &[1; 1000]));
+    assert!(engine.log.ids().len() > 5);
+    for id in engine.log.ids() {
+        engine.index.add_live_bytes(id, -1_000_000_000);
+    }
+    engine.maintain().unwrap();
+    assert_eq!((engine.len(), engine.stats().evicted), (900, 0));
+    drop(engine);
+    let engine = open(dir.path(), &options());
+    set(&engine, "one more", b"v");
+    engine.maintain().unwrap();
+    assert_eq!(engine.len(), 901);
+}

@@ -302,10 +302,6 @@ impl Index {
         match state {
             SegmentState::Free => words.iter().for_each(|w| w.store(0, Ordering::Release)),
             _ => {
-                if state == SegmentState::Active {
-                    // A place that is free should be all zeros; what is not would make a live segment seem dead.
-                    words[2..].iter().for_each(|w| w.store(0, Ordering::Release));
-                }
                 words[1].store(u64::from(self.owner), Ordering::Release);
                 words[0].store(u64::from(id) | (state as u64) << 32, Ordering::Release);
             }
