@@ -8,7 +8,7 @@ use super::Engine;
 use super::counters::Counter;
 use super::index::{Probe, Slot, Word};
 use super::log::Evacuate;
-use super::record::Kind;
+use super::record::{Kind, Record};
 use super::segment::Segment;
 
 impl Engine {
@@ -81,16 +81,48 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// Whether the index names nothing in `segment`. The count of live bytes says when it is worth a look, and is
+    /// put right where it was wrong.
+    pub(super) fn is_dead(&self, segment: &Segment) -> bool {
+        if self.index.live_bytes(segment.id) > 0 {
+            return false;
+        }
+        let named = values(segment).filter(|(offset, record)| {
+            let (hash, word) = self.word_of(segment, *offset, record);
+            self.slot_of(hash, word).is_some()
+        });
+        let alive = named.map(|(_, record)| i64::from(record.len)).sum();
+        self.index.add_live_bytes(segment.id, alive);
+        alive == 0
+    }
+
+    /// The word that names the record at `offset` of `segment`, and the hash of its key.
+    fn word_of(&self, segment: &Segment, offset: u32, record: &Record<'_>) -> (u64, Word) {
+        let hash = self.hasher.hash(record.key);
+        (hash, Word::new(hash, segment.id, offset))
+    }
+
+    /// The slot that holds exactly `word`.
+    fn slot_of(&self, hash: u64, word: Word) -> Option<Slot> {
+        let here = |w: Word| if w == word { Probe::Match } else { Probe::Other };
+        self.index.find(hash, here).entry.map(|(slot, _)| slot)
+    }
+}
+
+/// The sound records of values in `segment`, with their offsets.
+fn values(segment: &Segment) -> impl Iterator<Item = (u32, Record<'_>)> {
+    segment.records().filter(|(_, record)| record.kind == Kind::Value)
+}
+
 impl Evacuate for Engine {
     fn evacuate(&self, segment: &Segment) {
         let mut evicted = 0;
-        for (offset, record) in segment.records().filter(|(_, r)| r.kind == Kind::Value) {
-            let hash = self.hasher.hash(record.key);
-            let word = Word::new(hash, segment.id, offset);
-            let here = |w: Word| if w == word { Probe::Match } else { Probe::Other };
+        for (offset, record) in values(segment) {
+            let (hash, word) = self.word_of(segment, offset, &record);
             let current = record.generation == self.index.generation();
             // An entry that moves along its chain at this moment is looked for again.
-            while let Some((slot, _)) = self.index.find(hash, here).entry {
+            while let Some(slot) = self.slot_of(hash, word) {
                 if self.evict(slot, word) {
                     evicted += u64::from(current && !self.has_passed(record.expires_at));
                     break;

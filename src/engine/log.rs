@@ -250,7 +250,7 @@ impl Log {
                         return Err(Error::io("sync directory", &self.dir, e));
                     }
                     let segment = Arc::new(segment);
-                    // A place that is free should be all zeros; damage there could make a live segment seem dead.
+                    // A place that is free should be all zeros; what is not would make a live segment seem dead.
                     index.set_segment(id, SegmentState::Free);
                     index.set_segment(id, SegmentState::Active);
                     self.slot(id).store(Some(segment.clone()));

@@ -615,3 +615,21 @@ fn entries_outlive_the_segment_that_a_reopening_went_on_with() {
     engine.maintain().unwrap();
     assert!(get(&engine, "first").is_some());
 }
+
+#[test]
+fn a_wrong_count_of_live_bytes_costs_no_entry() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    (0..900).for_each(|i| set(&engine, &format!("{i}"), &[1; 1000]));
+    assert!(engine.log.ids().len() > 5);
+    for id in engine.log.ids() {
+        engine.index.add_live_bytes(id, -1_000_000_000);
+    }
+    engine.maintain().unwrap();
+    assert_eq!((engine.len(), engine.stats().evicted), (900, 0));
+    drop(engine);
+    let engine = open(dir.path(), &options());
+    set(&engine, "one more", b"v");
+    engine.maintain().unwrap();
+    assert_eq!(engine.len(), 901);
+}

@@ -1,0 +1,160 @@
+//! Neither `max_bytes` nor `max_entries` is ever exceeded, whatever is stored: a churn of twenty times the bound,
+//! measured while it runs.
+//!
+//! Once by counting the blocks of all files, and once on a file system of its own, which is exactly as large as
+//! `max_bytes` allows, so that a byte too many would be refused; there, what is unlinked and still held counts too.
+#![cfg(test)]
+
+#[path = "support/harness.rs"]
+mod harness;
+#[path = "support/rng.rs"]
+mod rng;
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use harness::Verdict;
+use keepwarm::{Cache, ErrorKind, Timeout};
+use rng::Rng;
+
+const MAX_BYTES: u64 = 4 << 20;
+const MAX_ENTRIES: u64 = 2_000;
+/// Set for the child that works on a mount of its own: where that is.
+const MOUNT: &str = "KEEPWARM_BOUNDS_MOUNT";
+
+fn main() -> ExitCode {
+    if let Some(dir) = std::env::var_os(MOUNT) {
+        on_this_mount(Path::new(&dir));
+        return ExitCode::SUCCESS;
+    }
+    harness::main(&[
+        ("the_files_never_take_more_than_max_bytes", by_counting),
+        ("a_file_system_as_large_as_max_bytes_is_enough", on_a_mount),
+    ])
+}
+
+/// Writes twenty times `max_bytes` of values of all sizes and looks at the bounds after each.
+fn churn(dir: &Path, mut look: impl FnMut(u64)) {
+    let seed = rng::seed();
+    let mut rng = Rng::new(seed);
+    let cache = Cache::builder(dir)
+        .max_bytes(MAX_BYTES)
+        .max_entries(MAX_ENTRIES)
+        .cull_frequency(16)
+        .hot_bytes(1 << 20)
+        .open()
+        .unwrap();
+    let (mut written, mut writes, mut held) = (0, 0u64, Vec::new());
+    while written < 20 * MAX_BYTES {
+        let len = match rng.below(100) {
+            0 => rng.below(MAX_BYTES / 8),
+            1..20 => 4_000 + rng.below(8_000),
+            _ => rng.below(1_000),
+        };
+        let key = rng.below(4 * MAX_ENTRIES).to_string();
+        let value = vec![writes as u8; len as usize];
+        let timeout = match rng.below(4) {
+            0 => Timeout::from(Duration::from_millis(1 + rng.below(50))),
+            _ => Timeout::Never,
+        };
+        match cache.set_bytes(&key, &value, timeout) {
+            Ok(()) => {}
+            // The handles below keep their segments; a program that holds so many may be told so.
+            Err(e) if e.kind() == ErrorKind::NoSpace && !held.is_empty() => held.clear(),
+            Err(e) => panic!("after {written} bytes: {e}"),
+        }
+        if rng.below(50) == 0 {
+            held.extend(cache.get_bytes(&rng.below(4 * MAX_ENTRIES).to_string()).unwrap());
+            if held.len() > 10 {
+                held.clear();
+            }
+        }
+        if rng.below(5_000) == 0 {
+            cache.clear().unwrap();
+        }
+        assert!(cache.len() <= MAX_ENTRIES, "{} entries", cache.len());
+        assert!(cache.stats().bytes <= MAX_BYTES, "{} bytes by its own count", cache.stats().bytes);
+        look(written);
+        written += len;
+        writes += 1;
+    }
+    drop(held);
+    let report = cache.check().unwrap();
+    assert!(report.is_sound(), "{:?}", report.problems);
+    println!("{writes} writes, {written} bytes within {MAX_BYTES}; {} evicted", cache.stats().evicted);
+}
+
+/// The blocks of `path` and, if it is a directory, of all in it. What has gone since it was listed has none.
+fn blocks(path: &Path, found: &mut BTreeMap<PathBuf, u64>) {
+    let Ok(metadata) = path.symlink_metadata() else { return };
+    found.insert(path.to_owned(), metadata.blocks() * 512);
+    if metadata.is_dir() {
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        entries.for_each(|entry| blocks(&entry.path(), found));
+    }
+}
+
+fn by_counting() -> Verdict {
+    let dir = tempfile::tempdir().unwrap();
+    let done = AtomicBool::new(false);
+    let (samples, most) = std::thread::scope(|scope| {
+        let counter = scope.spawn(|| {
+            let (mut samples, mut most) = (0u64, 0);
+            while !done.load(Ordering::Acquire) {
+                let (mut before, mut after) = (BTreeMap::new(), BTreeMap::new());
+                blocks(dir.path(), &mut before);
+                blocks(dir.path(), &mut after);
+                // If files came or went in between, the sum is of no moment there ever was.
+                if before == after {
+                    most = most.max(after.values().sum());
+                    samples += 1;
+                }
+            }
+            (samples, most)
+        });
+        churn(dir.path(), |_| ());
+        done.store(true, Ordering::Release);
+        counter.join().unwrap()
+    });
+    println!("{samples} samples, at most {most} bytes of {MAX_BYTES} in use");
+    assert!(samples > 10, "only {samples} samples");
+    assert!(most <= MAX_BYTES && most > MAX_BYTES / 2);
+    Ok(())
+}
+
+/// Starts this program again where it may mount: in a mount namespace of its own, as root or as a user who is
+/// root in a namespace of his own.
+fn on_a_mount() -> Verdict {
+    let dir = tempfile::tempdir().unwrap();
+    let mount = format!("mount -t tmpfs -o size={MAX_BYTES} keepwarm \"${MOUNT}\"");
+    let inside = |flags: &str, script: &str| {
+        let mut command = Command::new("unshare");
+        command.args([flags, "sh", "-c", script, "sh"]).env(MOUNT, dir.path());
+        command
+    };
+    let flags = ["-m", "-Urm"].into_iter().find(|flags| {
+        let tried = inside(flags, &mount).output();
+        tried.is_ok_and(|output| output.status.success())
+    });
+    let Some(flags) = flags else { return Err("needs root (mount)") };
+    let script = format!("{mount} && exec \"$1\"");
+    let status = inside(flags, &script).arg(std::env::current_exe().unwrap()).status().unwrap();
+    assert!(status.success(), "{status}");
+    Ok(())
+}
+
+/// The child's part: `dir` is a mount of exactly `max_bytes`.
+fn on_this_mount(dir: &Path) {
+    let mut most = 0;
+    churn(&dir.join("cache"), |_| {
+        let found = nix::sys::statvfs::statvfs(dir).unwrap();
+        let used = (found.blocks() - found.blocks_free()) * found.fragment_size();
+        most = most.max(used);
+    });
+    println!("on a mount of its own: at most {most} bytes of {MAX_BYTES} in use");
+    assert!(most <= MAX_BYTES && most > MAX_BYTES / 2);
+}
