@@ -340,6 +340,31 @@ fn what_is_set_after_a_value_beyond_the_reach_of_a_word_is_there() {
 }
 
 #[test]
+fn the_largest_value_fits_again_and_again_while_others_read_and_sync() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &Options { max_bytes: 4 << 20, ..options() });
+    let largest = vec![7; engine.log.max_record_len() as usize - 64];
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    engine.flush().unwrap();
+                    engine.read(b"0", |_| std::thread::sleep(Duration::from_millis(1)));
+                }
+            });
+        }
+        let change = Change::Store { value: &largest, codec: Codec::Raw, expires_at: None };
+        let refused = (0..300).find_map(|i: u32| {
+            engine.commit(format!("{}", i % 3).as_bytes(), Condition::Always, change).err()
+        });
+        done.store(true, Ordering::Relaxed);
+        assert!(refused.is_none(), "{refused:?}");
+    });
+    assert!(get(&engine, "2").unwrap() == largest);
+}
+
+#[test]
 fn shared_bytes_outlive_their_segment() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &Options { max_bytes: 1 << 20, ..options() });
