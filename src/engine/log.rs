@@ -115,7 +115,8 @@ impl Log {
         let Some(newest) = sealed.last_entry() else { return };
         let room = segment::HEADER_LEN as u64..newest.get().len();
         let usable = |t: &u32| room.contains(&u64::from(*t)) && (*t as usize).is_multiple_of(record::ALIGN);
-        if let Some(tail) = tail.filter(usable).filter(|_| newest.get().len() <= self.segment_len) {
+        let is_whole = |_: &u32| newest.get().len() <= self.segment_len && newest.get().fill_holes().is_ok();
+        if let Some(tail) = tail.filter(usable).filter(is_whole) {
             let segment = newest.remove();
             index.set_segment(segment.id, SegmentState::Active);
             *lock(&self.active) = Some(Active { segment, tail, zeroed: tail });

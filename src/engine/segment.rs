@@ -197,6 +197,11 @@ impl Segment {
         self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
+    /// Makes sure that the file has all its blocks: a copy may have holes, and a store into one can fail.
+    pub(crate) fn fill_holes(&self) -> io::Result<()> {
+        self.file().map_or(Ok(()), |file| file::allocate(&file, self.len()))
+    }
+
     /// Closes the file: nothing is appended any more. It stays mapped.
     pub(crate) fn seal(&self) {
         drop(self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());

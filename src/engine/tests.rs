@@ -658,3 +658,31 @@ fn a_wrong_count_of_live_bytes_costs_no_entry() {
     engine.maintain().unwrap();
     assert_eq!(engine.len(), 901);
 }
+
+#[test]
+fn a_copy_with_holes_is_made_whole_before_it_is_written_to() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    set(&engine, "k", b"v");
+    drop(engine);
+    let files = ["index", "hints", "segments/00000001.seg"].map(|name| dir.path().join(name));
+    for path in &files {
+        let bytes = std::fs::read(path).unwrap();
+        let file = std::fs::File::create(path).unwrap();
+        file.set_len(bytes.len() as u64).unwrap();
+        for at in (0..bytes.len()).step_by(4096) {
+            let page = &bytes[at..(at + 4096).min(bytes.len())];
+            if page.iter().any(|b| *b != 0) {
+                crate::sys::file::write_at(&file, page, at as u64).unwrap();
+            }
+        }
+        assert!(file.metadata().unwrap().blocks() * 512 < bytes.len() as u64, "{}", path.display());
+    }
+    let engine = open(dir.path(), &options());
+    assert_eq!(get(&engine, "k").unwrap(), b"v");
+    for path in &files {
+        let found = path.metadata().unwrap();
+        assert!(found.blocks() * 512 >= found.len(), "{}", path.display());
+    }
+}
