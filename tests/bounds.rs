@@ -34,6 +34,7 @@ fn main() -> ExitCode {
     harness::main(&[
         ("the_files_never_take_more_than_max_bytes", by_counting),
         ("a_file_system_as_large_as_max_bytes_is_enough", on_a_mount),
+        ("a_smaller_max_bytes_holds_from_the_next_opening_on", made_smaller),
     ])
 }
 
@@ -126,6 +127,41 @@ fn by_counting() -> Verdict {
     Ok(())
 }
 
+/// All blocks of the directory, with nobody at work.
+fn all_blocks(dir: &Path) -> u64 {
+    let mut found = BTreeMap::new();
+    blocks(dir, &mut found);
+    found.values().sum()
+}
+
+fn made_smaller() -> Verdict {
+    let dir = tempfile::tempdir().unwrap();
+    let open = |max_bytes: u64, max_entries| {
+        Cache::builder(dir.path()).max_bytes(max_bytes).max_entries(max_entries).open().unwrap()
+    };
+    for (larger, smaller) in [((1 << 30, 1_000_000), (1 << 20, 100)), ((64 << 20, 100), (1 << 20, 1_000_000))]
+    {
+        let cache = open(larger.0, larger.1);
+        for n in 0..5000 {
+            cache.set_bytes(&n.to_string(), &vec![1; 1 + n % 3000], Timeout::Never).unwrap();
+        }
+        drop(cache);
+        let cache = open(smaller.0, smaller.1);
+        assert!(cache.len() <= smaller.1, "{} entries of {}", cache.len(), smaller.1);
+        let used = all_blocks(dir.path());
+        assert!(used <= smaller.0, "{used} bytes of {} in use after opening", smaller.0);
+        for n in 0..2000 {
+            cache.set_bytes(&n.to_string(), &vec![2; 1 + n % 3000], Timeout::Never).unwrap();
+            assert!(cache.stats().bytes <= smaller.0);
+        }
+        assert!(cache.len() > 50 && cache.len() <= smaller.1, "{} entries", cache.len());
+        drop(cache);
+        let used = all_blocks(dir.path());
+        assert!(used <= smaller.0, "{used} bytes of {} in use", smaller.0);
+    }
+    Ok(())
+}
+
 /// Starts this program again where it may mount: in a mount namespace of its own, as root or as a user who is
 /// root in a namespace of his own.
 fn on_a_mount() -> Verdict {
@@ -147,14 +183,52 @@ fn on_a_mount() -> Verdict {
     Ok(())
 }
 
+/// What a program still holds when it closes a cache counts when it opens it again.
+fn held_across_openings(mount: &Path) {
+    let dir = mount.join("held");
+    let half = MAX_BYTES / 2;
+    let open = || Cache::builder(&dir).max_bytes(half).max_entries(MAX_ENTRIES).open().unwrap();
+    let others = in_use(mount);
+    let (mut held, mut most) = (Vec::new(), 0);
+    for round in 0..3 {
+        let cache = open();
+        for n in 0..20 {
+            let key = format!("{round} {n}");
+            // May be refused, as so much is held.
+            let _ = cache.set_bytes(&key, &vec![n; 40_000], Timeout::Never);
+            if n % 4 == 0 {
+                held.extend(cache.get_bytes(&key).unwrap());
+            }
+        }
+        drop(cache);
+        let cache = open();
+        for n in 0..500 {
+            if let Err(e) = cache.set_bytes(&n.to_string(), &[3; 10_000], Timeout::Never) {
+                assert_eq!(e.kind(), ErrorKind::NoSpace, "{e}");
+            }
+            most = most.max(in_use(mount) - others);
+        }
+    }
+    println!("{} values held across openings: at most {most} bytes of {half} in use", held.len());
+    assert!(most <= half, "{most} bytes of {half} in use");
+    drop(held);
+    open().set("a", &1, Timeout::Never).unwrap();
+}
+
+/// The bytes in use on the file system at `mount`.
+fn in_use(mount: &Path) -> u64 {
+    let found = nix::sys::statvfs::statvfs(mount).unwrap();
+    (found.blocks() - found.blocks_free()) * found.fragment_size()
+}
+
 /// The child's part: `dir` is a mount of exactly `max_bytes`.
 fn on_this_mount(dir: &Path) {
     let mut most = 0;
     churn(&dir.join("cache"), |_| {
-        let found = nix::sys::statvfs::statvfs(dir).unwrap();
-        let used = (found.blocks() - found.blocks_free()) * found.fragment_size();
-        most = most.max(used);
+        most = most.max(in_use(dir));
     });
     println!("on a mount of its own: at most {most} bytes of {MAX_BYTES} in use");
     assert!(most <= MAX_BYTES && most > MAX_BYTES / 2);
+    std::fs::remove_dir_all(dir.join("cache")).unwrap();
+    held_across_openings(dir);
 }

@@ -27,12 +27,29 @@ use crate::sys::file::{self, DirectoryId, HeldDirectory};
 use crate::sys::{lock, step};
 
 /// The engines of this process.
-static ENGINES: Registry = Registry { engines: Mutex::new(None), gone: Condvar::new() };
+static ENGINES: Registry =
+    Registry { engines: Mutex::new(None), gone: Condvar::new(), spaces: Mutex::new(Vec::new()) };
 
 struct Registry {
     engines: Mutex<Option<HashMap<DirectoryId, Weak<Attached>>>>,
     /// Rung when an engine has detached.
     gone: Condvar,
+    /// What counts the bytes of each directory: the same for as long as the program holds any value of it, whether
+    /// the directory is open or not. A segment that is held from before and still in use counts twice.
+    spaces: Mutex<Vec<(DirectoryId, Weak<AtomicU64>)>>,
+}
+
+impl Registry {
+    fn space(&self, id: DirectoryId) -> SpaceInUse {
+        let mut spaces = self.spaces.lock().unwrap_or_else(PoisonError::into_inner);
+        spaces.retain(|(_, count)| count.strong_count() > 0);
+        if let Some(space) = spaces.iter().find(|(i, _)| *i == id).and_then(|(_, c)| SpaceInUse::upgrade(c)) {
+            return space;
+        }
+        let space = SpaceInUse::default();
+        spaces.push((id, space.downgrade()));
+        space
+    }
 }
 
 /// A directory that this process is attached to. Dropping the last one detaches: everything is made durable and
@@ -94,7 +111,7 @@ impl Attached {
         let hasher = KeyHasher::new(&meta.hash_key);
         let options = &options.for_limits(state.limits());
         let layout = Layout::new(options);
-        let space = SpaceInUse::default();
+        let space = ENGINES.space(held.id());
         let segments = open_segments(directory, &space)?;
         let owner = segment::random().map_err(at_state)? as u32;
         let closed = open_closed(directory, &state, &layout, owner)?;
@@ -177,6 +194,7 @@ impl Drop for Attached {
             // Nothing is lost: the next to open replays the log.
             tracing::warn!(%error, "the cache was not closed cleanly");
         }
+        self.engine.log.let_go();
         // In this order: the directory is free before another thread of this process is told so.
         if let Err(error) =
             lock::unlock(&self.locks, FIRST_PROCESS).and_then(|()| Directory::release(&self.locks))

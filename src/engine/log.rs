@@ -388,6 +388,16 @@ impl Log {
     }
 }
 
+impl Log {
+    /// Gives up all segments: after this nothing can be read or written. What programs hold stays and counts.
+    pub(crate) fn let_go(&self) {
+        *lock(&self.active) = None;
+        *lock(&self.spare) = None;
+        lock(&self.sealed).clear();
+        self.table.iter().for_each(|slot| slot.store(None));
+    }
+}
+
 fn is_taken(error: &Error) -> bool {
     use std::error::Error as _;
     let cause = error.source().and_then(|s| s.downcast_ref::<std::io::Error>());

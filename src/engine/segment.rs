@@ -8,9 +8,8 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 
 use super::index::MAX_OFFSET;
 use super::record::{self, Draft, Place, Prepared, Record, Stamp};
@@ -69,6 +68,15 @@ impl Drop for Syncing<'_> {
 }
 
 impl SpaceInUse {
+    /// The same count, for as long as anything is counted in it.
+    pub(crate) fn downgrade(&self) -> Weak<AtomicU64> {
+        Arc::downgrade(&self.0)
+    }
+
+    pub(crate) fn upgrade(count: &Weak<AtomicU64>) -> Option<Self> {
+        count.upgrade().map(Self)
+    }
+
     pub(crate) fn bytes(&self) -> u64 {
         self.0.bytes.load(Ordering::Acquire)
     }
