@@ -52,7 +52,7 @@ struct SharedSync {
 pub(crate) struct SpaceInUse(Arc<Usage>);
 
 #[derive(Debug, Default)]
-struct Usage {
+pub(crate) struct Usage {
     bytes: AtomicU64,
     /// Syncs under way, each of which keeps its segment until it is done.
     syncs: AtomicU64,
@@ -69,11 +69,11 @@ impl Drop for Syncing<'_> {
 
 impl SpaceInUse {
     /// The same count, for as long as anything is counted in it.
-    pub(crate) fn downgrade(&self) -> Weak<AtomicU64> {
+    pub(crate) fn downgrade(&self) -> Weak<Usage> {
         Arc::downgrade(&self.0)
     }
 
-    pub(crate) fn upgrade(count: &Weak<AtomicU64>) -> Option<Self> {
+    pub(crate) fn upgrade(count: &Weak<Usage>) -> Option<Self> {
         count.upgrade().map(Self)
     }
 

@@ -74,9 +74,9 @@ pub(crate) struct Found {
 pub(crate) struct Backoff(u32);
 
 impl Backoff {
-    /// Whether it has waited for about ten milliseconds.
+    /// Whether it has waited for about a quarter of a second.
     pub(crate) fn is_long(&self) -> bool {
-        self.0 > 400
+        self.0 > 5_000
     }
 
     pub(crate) fn pause(&mut self) {
