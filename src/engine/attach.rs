@@ -17,7 +17,7 @@ use super::layout::{self, Layout};
 use super::log::Log;
 use super::maintenance::{Bell, Maintenance};
 use super::recovery::Recovered;
-use super::segment::{self, Opened, Segment, SpaceInUse};
+use super::segment::{self, Opened, Segment, SpaceInUse, Usage};
 use super::state::State;
 use super::{Engine, recovery};
 use crate::error::{Error, ErrorKind, Result};
@@ -36,7 +36,7 @@ struct Registry {
     gone: Condvar,
     /// What counts the bytes of each directory: the same for as long as the program holds any value of it, whether
     /// the directory is open or not. A segment that is held from before and still in use counts twice.
-    spaces: Mutex<Vec<(DirectoryId, Weak<AtomicU64>)>>,
+    spaces: Mutex<Vec<(DirectoryId, Weak<Usage>)>>,
 }
 
 impl Registry {

@@ -65,6 +65,8 @@ impl Hints {
         if file.metadata()?.len() != geometry.hint_bytes() {
             return Ok(None);
         }
+        // A copy may have holes, and a store into one can fail.
+        file::allocate(file, geometry.hint_bytes())?;
         Map::new(file, geometry.hint_bytes() as usize).map(|map| Some(Self(map)))
     }
 

@@ -115,7 +115,8 @@ impl Log {
         let Some(newest) = sealed.last_entry() else { return };
         let room = segment::HEADER_LEN as u64..newest.get().len();
         let usable = |t: &u32| room.contains(&u64::from(*t)) && (*t as usize).is_multiple_of(record::ALIGN);
-        if let Some(tail) = tail.filter(usable).filter(|_| newest.get().len() <= self.segment_len) {
+        let is_whole = |_: &u32| newest.get().len() <= self.segment_len && newest.get().fill_holes().is_ok();
+        if let Some(tail) = tail.filter(usable).filter(is_whole) {
             let segment = newest.remove();
             index.set_segment(segment.id, SegmentState::Active);
             *lock(&self.active) = Some(Active { segment, tail, zeroed: tail });
@@ -224,12 +225,18 @@ impl Log {
     fn create(&self, needed: u64, index: &Index, evacuate: &dyn Evacuate) -> Result<Arc<Segment>> {
         self.held.check_in_place().map_err(|e| Error::io("create segment", &self.dir, e))?;
         let len = if needed > self.segment_len { needed.next_multiple_of(4096) } else { self.segment_len };
+        let mut wait = super::index::Backoff::default();
         while self.space.bytes() + len > self.budget {
-            if !self.drop_oldest(index, evacuate)? {
+            if self.drop_oldest(index, evacuate)? {
+                continue;
+            }
+            // What is gone may still be held for a moment, by a read or until a sync is done.
+            if !self.space.is_syncing() && wait.is_long() {
                 return Err(Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir).with_source(
                     "max_bytes is taken by values that the program still holds or by files that are not ours",
                 ));
             }
+            wait.pause();
         }
         // What a disk that is full takes at most: some more than the new segment needs. If that is not enough, others
         // fill it faster than it can be emptied.

@@ -37,7 +37,6 @@ pub(crate) struct Segment {
     dirty: AtomicBool,
     sync: SharedSync,
     /// Last, so that the bytes count until the file is unmapped and closed.
-    #[expect(dead_code, reason = "its drop counts the bytes down")]
     account: Account,
 }
 
@@ -50,24 +49,50 @@ struct SharedSync {
 
 /// The bytes of all segments of an engine, those included that are unlinked and still mapped.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct SpaceInUse(Arc<AtomicU64>);
+pub(crate) struct SpaceInUse(Arc<Usage>);
+
+#[derive(Debug, Default)]
+pub(crate) struct Usage {
+    bytes: AtomicU64,
+    /// Syncs under way, each of which keeps its segment until it is done.
+    syncs: AtomicU64,
+}
+
+/// A sync under way.
+struct Syncing<'a>(&'a Usage);
+
+impl Drop for Syncing<'_> {
+    fn drop(&mut self) {
+        self.0.syncs.fetch_sub(1, Ordering::AcqRel);
+    }
+}
 
 impl SpaceInUse {
     /// The same count, for as long as anything is counted in it.
-    pub(crate) fn downgrade(&self) -> Weak<AtomicU64> {
+    pub(crate) fn downgrade(&self) -> Weak<Usage> {
         Arc::downgrade(&self.0)
     }
 
-    pub(crate) fn upgrade(count: &Weak<AtomicU64>) -> Option<Self> {
+    pub(crate) fn upgrade(count: &Weak<Usage>) -> Option<Self> {
         count.upgrade().map(Self)
     }
 
     pub(crate) fn bytes(&self) -> u64 {
-        self.0.load(Ordering::Acquire)
+        self.0.bytes.load(Ordering::Acquire)
+    }
+
+    /// Whether a sync keeps a segment that might be gone otherwise.
+    pub(crate) fn is_syncing(&self) -> bool {
+        self.0.syncs.load(Ordering::Acquire) > 0
+    }
+
+    fn syncing(&self) -> Syncing<'_> {
+        self.0.syncs.fetch_add(1, Ordering::AcqRel);
+        Syncing(&self.0)
     }
 
     fn account(&self, bytes: u64) -> Account {
-        self.0.fetch_add(bytes, Ordering::AcqRel);
+        self.0.bytes.fetch_add(bytes, Ordering::AcqRel);
         Account { space: self.clone(), bytes }
     }
 }
@@ -80,7 +105,7 @@ struct Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        self.space.0.fetch_sub(self.bytes, Ordering::AcqRel);
+        self.space.0.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 
@@ -178,6 +203,11 @@ impl Segment {
     /// The file, until it is sealed.
     fn file(&self) -> Option<Arc<File>> {
         self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Makes sure that the file has all its blocks: a copy may have holes, and a store into one can fail.
+    pub(crate) fn fill_holes(&self) -> io::Result<()> {
+        self.file().map_or(Ok(()), |file| file::allocate(&file, self.len()))
     }
 
     /// Closes the file: nothing is appended any more. It stays mapped.
@@ -327,6 +357,7 @@ impl Segment {
     /// A sync that failed is never tried again: the kernel has marked the pages as clean, and a second one
     /// would succeed with the data lost all the same.
     pub(crate) fn sync(&self) -> Result<()> {
+        let _syncing = self.account.space.syncing();
         let ticket = self.sync.asked.fetch_add(1, Ordering::AcqRel) + 1;
         let mut done = self.sync.done.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if self.failed.load(Ordering::Acquire) {

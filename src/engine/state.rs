@@ -68,13 +68,13 @@ impl State {
 
     /// Says durably that the directory is in use with these limits, before anything in it is changed.
     pub(crate) fn mark_open(&mut self, limits: Limits) -> io::Result<()> {
-        self.write(Sector { turn: self.turn + 1, clean: None, limits })
+        self.write(Sector { turn: self.turn.wrapping_add(1), clean: None, limits })
     }
 
     /// Says durably that the directory was closed with an index whose header is `header`. Everything else is on
     /// the disk already.
     pub(crate) fn mark_clean(&mut self, header: HeaderCopy, limits: Limits) -> io::Result<()> {
-        self.write(Sector { turn: self.turn + 1, clean: Some(header), limits })
+        self.write(Sector { turn: self.turn.wrapping_add(1), clean: Some(header), limits })
     }
 
     fn write(&mut self, sector: Sector) -> io::Result<()> {

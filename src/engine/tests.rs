@@ -340,6 +340,31 @@ fn what_is_set_after_a_value_beyond_the_reach_of_a_word_is_there() {
 }
 
 #[test]
+fn the_largest_value_fits_again_and_again_while_others_read_and_sync() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &Options { max_bytes: 4 << 20, ..options() });
+    let largest = vec![7; engine.log.max_record_len() as usize - 64];
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    engine.flush().unwrap();
+                    engine.read(b"0", |_| std::thread::sleep(Duration::from_millis(1)));
+                }
+            });
+        }
+        let change = Change::Store { value: &largest, codec: Codec::Raw, expires_at: None };
+        let refused = (0..300).find_map(|i: u32| {
+            engine.commit(format!("{}", i % 3).as_bytes(), Condition::Always, change).err()
+        });
+        done.store(true, Ordering::Relaxed);
+        assert!(refused.is_none(), "{refused:?}");
+    });
+    assert!(get(&engine, "2").unwrap() == largest);
+}
+
+#[test]
 fn shared_bytes_outlive_their_segment() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &Options { max_bytes: 1 << 20, ..options() });
@@ -632,4 +657,32 @@ fn a_wrong_count_of_live_bytes_costs_no_entry() {
     set(&engine, "one more", b"v");
     engine.maintain().unwrap();
     assert_eq!(engine.len(), 901);
+}
+
+#[test]
+fn a_copy_with_holes_is_made_whole_before_it_is_written_to() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    set(&engine, "k", b"v");
+    drop(engine);
+    let files = ["index", "hints", "segments/00000001.seg"].map(|name| dir.path().join(name));
+    for path in &files {
+        let bytes = std::fs::read(path).unwrap();
+        let file = std::fs::File::create(path).unwrap();
+        file.set_len(bytes.len() as u64).unwrap();
+        for at in (0..bytes.len()).step_by(4096) {
+            let page = &bytes[at..(at + 4096).min(bytes.len())];
+            if page.iter().any(|b| *b != 0) {
+                crate::sys::file::write_at(&file, page, at as u64).unwrap();
+            }
+        }
+        assert!(file.metadata().unwrap().blocks() * 512 < bytes.len() as u64, "{}", path.display());
+    }
+    let engine = open(dir.path(), &options());
+    assert_eq!(get(&engine, "k").unwrap(), b"v");
+    for path in &files {
+        let found = path.metadata().unwrap();
+        assert!(found.blocks() * 512 >= found.len(), "{}", path.display());
+    }
 }

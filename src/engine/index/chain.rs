@@ -74,8 +74,13 @@ pub(crate) struct Found {
 pub(crate) struct Backoff(u32);
 
 impl Backoff {
+    /// Whether it has waited for about a quarter of a second.
+    pub(crate) fn is_long(&self) -> bool {
+        self.0 > 5_000
+    }
+
     pub(crate) fn pause(&mut self) {
-        self.0 += 1;
+        self.0 = self.0.saturating_add(1);
         match self.0 {
             0..=64 => std::hint::spin_loop(),
             65..=256 => std::thread::yield_now(),

@@ -215,6 +215,8 @@ impl Index {
         if !plausible || file.metadata()?.len() != geometry.index_bytes() {
             return Ok(None);
         }
+        // A copy may have holes, and a store into one can fail.
+        crate::sys::file::allocate(file, geometry.index_bytes())?;
         let index = Self::map(file, geometry, owner)?;
         Ok((index.header_copy() == *expected).then_some(index))
     }
