@@ -52,6 +52,8 @@ enum Op {
     Maintain,
     Flush,
     Clock(i64),
+    /// To so many milliseconds after the end of the key's entry, and a look at it.
+    ClockToEnd(Key, i64),
     Close,
     Reopen(Bounds),
     Kill(Bounds),
@@ -119,6 +121,7 @@ fn op(bounds: BoxedStrategy<Bounds>) -> impl Strategy<Value = Op> {
         1 => Just(Op::Maintain),
         1 => Just(Op::Flush),
         6 => (-20_000..40_000i64).prop_map(Op::Clock),
+        4 => (key(), -1..2i64).prop_map(|(k, after)| Op::ClockToEnd(k, after)),
         1 => Just(Op::Close),
         2 => bounds.clone().prop_map(Op::Reopen),
         2 => bounds.prop_map(Op::Kill),
@@ -539,11 +542,12 @@ impl World {
             }
             Op::Flush => self.cache.flush().unwrap(),
             Op::Clock(millis) => {
-                let now = self.clock.now().as_millis().saturating_add_signed(*millis);
-                self.clock.set(Timestamp::from_millis(now));
-                for last in self.entries.values_mut() {
-                    last.passed |= last.expires_at.is_some_and(|end| end <= self.clock.now());
-                    last.sure &= !last.passed;
+                self.set_clock(self.clock.now().as_millis().saturating_add_signed(*millis));
+            }
+            Op::ClockToEnd(key, after) => {
+                if let Some(end) = self.entries.get(key).and_then(|last| last.expires_at) {
+                    self.set_clock(end.as_millis().saturating_add_signed(*after));
+                    self.get(*key)?;
                 }
             }
             Op::Close => self.cache.close().unwrap(),
@@ -564,6 +568,14 @@ impl World {
             }
         }
         self.within_bounds()
+    }
+
+    fn set_clock(&mut self, millis: u64) {
+        self.clock.set(Timestamp::from_millis(millis));
+        for last in self.entries.values_mut() {
+            last.passed |= last.expires_at.is_some_and(|end| end <= self.clock.now());
+            last.sure &= !last.passed;
+        }
     }
 
     fn open(&mut self, bounds: Bounds) -> Check {
