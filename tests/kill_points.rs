@@ -113,7 +113,7 @@ fn kill_at_every_point() -> Verdict {
             durability: rng.below(4),
         };
         for (point, times) in count_points(before, plan, &mut rng) {
-            let mut moments = vec![1, 1 + rng.below(times), 1 + rng.below(times), times];
+            let mut moments = vec![1, 1 + rng.below(times), times];
             moments.sort_unstable();
             moments.dedup();
             // How often something is evicted, whether the directory was closed just before the kill, or the background

@@ -129,6 +129,15 @@ fn written(key: u64, bytes: &[u8]) -> (u64, u64) {
     (writer, turn)
 }
 
+/// Lets the readers end when a writer does, also if it fails.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 #[test]
 fn readers_see_only_what_was_written_while_everything_churns() {
     const KEYS: u64 = 200;
@@ -141,6 +150,7 @@ fn readers_see_only_what_was_written_while_everything_churns() {
     on_threads(|number| {
         let mut rng = Rng::new(seed ^ number);
         if number < THREADS / 2 {
+            let _done = SetOnDrop(&done);
             for turn in 0..3000 {
                 let key = rng.below(KEYS);
                 let name = key.to_string();
@@ -157,7 +167,6 @@ fn readers_see_only_what_was_written_while_everything_churns() {
                 assert!(cache.len() <= 150);
                 assert!(cache.stats().bytes <= 1 << 20);
             }
-            done.store(true, Ordering::Release);
             return;
         }
         let mut held = Vec::new();
