@@ -45,7 +45,7 @@ impl Engine {
         let _quiet = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
         for id in self.log.ids() {
             let guard = self.log.segment(id);
-            let Some(segment) = guard.as_ref().filter(|s| s.id == id) else { continue };
+            let Some(segment) = guard.get() else { continue };
             report.segments += 1;
             report.records += segment.records().count() as u64;
             if self.index.segment_state(id).is_none() {
@@ -59,7 +59,7 @@ impl Engine {
         let mut slots_of_key: HashMap<Box<[u8]>, u64> = HashMap::new();
         for (slot, word) in self.index.entries(0..self.index.geometry().buckets) {
             let guard = self.log.segment(word.segment());
-            let segment = guard.as_ref().filter(|s| s.id == word.segment());
+            let segment = guard.get();
             let Some(record) = segment.and_then(|s| s.record(word.offset())) else {
                 report.problem(format!(
                     "slot {}: no record at {} of segment {}",

@@ -201,11 +201,11 @@ impl Engine {
         reservation: super::log::Reservation,
         take_back: impl FnOnce(&Segment, u32),
     ) -> Result<()> {
-        let (segment, offset) = (reservation.segment.clone(), reservation.offset);
-        drop(reservation);
         if !self.syncs_each_write() {
             return Ok(());
         }
+        let (segment, offset) = (reservation.segment.clone(), reservation.offset);
+        drop(reservation);
         segment.sync().inspect_err(|_| take_back(&segment, offset))
     }
 
@@ -229,7 +229,7 @@ impl Engine {
                 (Draft { kind: Kind::Value, codec, flags: 0, key_len, body_len }, value)
             }
             (_, Some(word)) => {
-                let segment = guard.as_ref().and_then(|g| g.as_ref()).filter(|s| s.id == word.segment());
+                let segment = guard.as_ref().and_then(|g| g.get());
                 let Some(record) = segment.and_then(|s| s.record(word.offset())) else { return Ok(None) };
                 let Some(body) = record.verified_body() else {
                     // A reader would say so too: there is no entry.
@@ -260,7 +260,7 @@ impl Engine {
         let mut header = None;
         let found = self.index.find(hash, |word| {
             let guard = self.log.segment(word.segment());
-            let Some(segment) = guard.as_ref().filter(|s| s.id == word.segment()) else {
+            let Some(segment) = guard.get() else {
                 return Probe::Unreadable;
             };
             let Some(record) = segment.record(word.offset()) else { return Probe::Unreadable };
@@ -369,7 +369,7 @@ impl Engine {
     /// Generation and length of the record that `word` names.
     pub(super) fn header_of(&self, word: Word) -> Option<(u32, u32)> {
         let guard = self.log.segment(word.segment());
-        let segment: &Segment = guard.as_ref().filter(|s| s.id == word.segment())?;
+        let segment: &Segment = guard.get()?;
         segment.record(word.offset()).map(|record| (record.generation, record.len))
     }
 

@@ -46,7 +46,7 @@ impl Engine {
     /// counted is gone.
     pub(super) fn reap(&self, slot: Slot, word: Word) -> bool {
         let guard = self.log.segment(word.segment());
-        let record = guard.as_ref().filter(|s| s.id == word.segment()).and_then(|s| s.record(word.offset()));
+        let record = guard.get().and_then(|s| s.record(word.offset()));
         let Some(record) = record else { return false };
         let outdated = record.generation < self.index.generation();
         if !outdated && !record.is_expired(self.options.clock.now()) {

@@ -24,8 +24,18 @@ use crate::sys::step;
 /// that a `pwrite` made are several times cheaper than those that fault on an unwritten extent.
 const ZERO_AHEAD: u32 = 64 << 10;
 
-/// What finds a segment by its id: a hold on it for the length of a call.
-pub(crate) type SegmentGuard = Guard<Option<Arc<Segment>>>;
+/// A hold on a segment for the length of a call.
+pub(crate) struct SegmentGuard {
+    held: Guard<Option<Arc<Segment>>>,
+    id: u32,
+}
+
+impl SegmentGuard {
+    /// The segment that was asked for, if it is there: its place may be another one's by now.
+    pub(crate) fn get(&self) -> Option<&Arc<Segment>> {
+        self.held.as_ref().filter(|segment| segment.id == self.id)
+    }
+}
 
 pub(crate) struct Log {
     dir: PathBuf,
@@ -130,9 +140,9 @@ impl Log {
         &self.table[id as usize & (self.table.len() - 1)]
     }
 
-    /// What is in the table's place for segment `id`: that segment, none, or one of another id.
+    /// Holds segment `id`, if it is there.
     pub(crate) fn segment(&self, id: u32) -> SegmentGuard {
-        self.slot(id).load()
+        SegmentGuard { held: self.slot(id).load(), id }
     }
 
     pub(crate) fn bytes(&self) -> u64 {

@@ -89,7 +89,7 @@ impl Engine {
     /// Waits until every acknowledged write is on the disk.
     pub(crate) fn flush(&self) -> Result<()> {
         for id in self.log.ids() {
-            if let Some(segment) = self.log.segment(id).as_ref().filter(|s| s.id == id) {
+            if let Some(segment) = self.log.segment(id).get() {
                 segment.sync_if_dirty()?;
             }
         }

@@ -154,7 +154,7 @@ impl Engine {
             return Probe::Match;
         }
         let guard = self.log.segment(word.segment());
-        let Some(segment) = guard.as_ref().filter(|s| s.id == word.segment()) else {
+        let Some(segment) = guard.get() else {
             return Probe::Unreadable;
         };
         let Some(record) = segment.record(word.offset()) else { return Probe::Unreadable };
@@ -206,7 +206,7 @@ impl Engine {
         for primary in first..end {
             for word in self.index.chain_words(primary) {
                 let guard = self.log.segment(word.segment());
-                let Some(segment) = guard.as_ref().filter(|s| s.id == word.segment()) else { continue };
+                let Some(segment) = guard.get() else { continue };
                 let Some(record) = segment.record(word.offset()) else { continue };
                 let dead = record.generation < self.index.generation() || self.has_passed(record.expires_at);
                 let Some(value) = record.value().filter(|_| !dead && record.kind == Kind::Value) else {
