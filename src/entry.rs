@@ -125,6 +125,10 @@ pub struct Stats {
     pub expired: u64,
     /// Records that failed a check: each was a miss.
     pub corrupt: u64,
+    /// Bytes that changes took in the log, on disk.
+    pub written_bytes: u64,
+    /// Bytes of records that were copied within the log, so that the space around them comes back.
+    pub copied_bytes: u64,
     /// Values that `get_or_set` computed but could not store.
     pub store_failures: u64,
 }

@@ -48,6 +48,8 @@ pub(crate) struct Options {
     pub(crate) clock: Arc<dyn Clock>,
     /// Whether the limits that the directory was last opened with go before those here.
     pub(crate) keep_limits: bool,
+    /// Whether the log is read whole, whatever else says which records count.
+    pub(crate) salvage: bool,
 }
 
 /// What a directory remembers of the options it was last opened with, for whoever opens it to look after it.
@@ -77,6 +79,7 @@ impl Default for Options {
             durability: Durability::default(),
             clock: Arc::new(SystemClock),
             keep_limits: false,
+            salvage: false,
         }
     }
 }

@@ -157,6 +157,14 @@ impl Builder {
         self
     }
 
+    /// Whether the index is made anew from everything that the log still holds, whatever the snapshots say: for a
+    /// directory whose snapshots were damaged, which would start cold otherwise. What was deleted or replaced lately may
+    /// come back with it. Costs a pass over all records; meant for one opening. Default: no.
+    pub fn salvage(mut self, salvage: bool) -> Self {
+        self.options.salvage = salvage;
+        self
+    }
+
     /// Most bytes of memory for what was used most recently, in front of the disk. From 0 (none) to 128 TiB.
     /// Default: 64 MiB.
     pub fn hot_bytes(mut self, bytes: u64) -> Self {

@@ -246,7 +246,7 @@ impl Engine {
             }
             _ => tombstone,
         };
-        let reservation = self.log.reserve(&draft, &self.index, self)?;
+        let reservation = self.reserve(&draft)?;
         step!("commit::begun");
         if self.log.wants_spare() {
             self.bell.ring();
@@ -384,7 +384,7 @@ impl Engine {
     /// Removes every entry, at once.
     pub(crate) fn clear(&self) -> Result<()> {
         let draft = Draft { kind: Kind::Clear, codec: Codec::Raw, flags: 0, key_len: 0, body_len: 0 };
-        let reservation = self.log.reserve(&draft, &self.index, self)?;
+        let reservation = self.reserve(&draft)?;
         let prepared = reservation.segment.prepare(reservation.offset, reservation.len, draft, &[], &[]);
         let lock = self.index.lock_clear();
         let Some(next) = self.index.generation().checked_add(1) else {

@@ -7,6 +7,7 @@
 
 mod attach;
 mod check;
+mod checkpoint;
 mod commit;
 mod counters;
 mod culler;
@@ -23,6 +24,8 @@ mod read;
 pub(crate) mod record;
 mod recovery;
 mod segment;
+mod snapshot;
+mod space;
 mod state;
 mod undo;
 
@@ -32,6 +35,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 pub(crate) use self::attach::Attached;
 pub use self::check::CheckReport;
+use self::checkpoint::Checkpoints;
 use self::counters::Counters;
 use self::hints::Hints;
 use self::hot::Hot;
@@ -58,6 +62,11 @@ pub(crate) struct Engine {
     counters: Counters,
     /// Held by whoever culls, so that two inserts at the bound do not both make room.
     culling: Mutex<()>,
+    /// Held by whoever empties segments.
+    emptying: Mutex<()>,
+    checkpoints: Mutex<Checkpoints>,
+    /// What the log had taken when the background last looked.
+    seen_appended: AtomicU64,
     /// Held by the background while it works, so that a check does not see its work half done.
     chores: Mutex<()>,
     bell: Bell,
@@ -98,14 +107,14 @@ impl Engine {
 
     /// The bytes that the directory takes, counted against `max_bytes`.
     fn bytes(&self) -> u64 {
-        let geometry = self.index.geometry();
-        self.log.bytes() + geometry.index_bytes() + geometry.hint_bytes()
+        self.log.bytes() + self.index.geometry().bytes()
     }
 
     pub(crate) fn stats(&self) -> Stats {
         let mut stats = self.counters.totals();
         stats.entries = self.len();
         stats.bytes = self.bytes();
+        stats.written_bytes = self.log.appended();
         stats.hot_bytes = self.hot.bytes();
         stats
     }
