@@ -1,5 +1,8 @@
 //! What is said about an entry between the facade, the backends and the engine.
 
+use std::any::{Any, TypeId};
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::time::Timestamp;
@@ -47,6 +50,25 @@ impl Stored {
     /// The same entry, borrowed.
     pub(crate) fn item(&self) -> Item<'_> {
         Item { value: &self.value, codec: self.codec, expires_at: self.expires_at, token: self.token }
+    }
+}
+
+/// A value of any type, shared.
+pub(crate) type SharedValue = Arc<dyn Any + Send + Sync>;
+
+/// A value that was decoded from an entry's bytes, for a store to keep beside them and never to look into.
+#[derive(Debug, Clone)]
+pub(crate) struct Decoded {
+    /// The value.
+    pub(crate) value: SharedValue,
+    /// The bytes of memory that it takes, roughly.
+    pub(crate) weight: usize,
+}
+
+impl Decoded {
+    /// Whether the value is of the type `wanted`.
+    pub(crate) fn is_a(&self, wanted: TypeId) -> bool {
+        (*self.value).type_id() == wanted
     }
 }
 

@@ -288,13 +288,19 @@ impl World {
     fn look(&mut self, key: Key) -> Result<Option<Value>, TestCaseError> {
         let (cache, name) = (self.at(key), name(key));
         let entry = match cache.get_entry::<i64>(&name) {
-            Ok(entry) => entry.map(|e| (Value::Count(e.value), e.token, e.expires_at)),
+            Ok(entry) => {
+                let shared = cache.get_shared::<i64>(&name).unwrap();
+                prop_assert_eq!(shared.as_deref(), entry.as_ref().map(|e| &e.value), "shared {:?}", key);
+                entry.map(|e| (Value::Count(e.value), e.token, e.expires_at))
+            }
             Err(e) => {
                 prop_assert_eq!(e.kind(), ErrorKind::Decode, "{}", e);
                 let entry = cache.get_entry::<serde_bytes::ByteBuf>(&name).unwrap().unwrap();
                 let number = u64::from_le_bytes(*entry.value.first_chunk().unwrap());
                 let len = entry.value.len() - 8;
                 prop_assert!(*entry.value == bytes(number, len), "{key:?} holds what nobody stored");
+                let shared = cache.get_shared::<serde_bytes::ByteBuf>(&name).unwrap().unwrap();
+                prop_assert!(*shared == entry.value, "{key:?} is shared as something else");
                 Some((Value::Bytes(number, len), entry.token, entry.expires_at))
             }
         };

@@ -54,8 +54,8 @@ impl Builder {
         Self::at(Place::Directory(dir.as_ref().to_owned()))
     }
 
-    /// For a cache in the memory of this process, which is gone with its last clone. Of the options for the
-    /// disk, `hot_bytes` and `durability` mean nothing to it.
+    /// For a cache in the memory of this process, which is gone with its last clone. `durability` means nothing
+    /// to it.
     pub fn in_memory() -> Self {
         Self::at(Place::Memory)
     }
@@ -165,8 +165,9 @@ impl Builder {
         self
     }
 
-    /// Most bytes of memory for what was used most recently, in front of the disk. From 0 (none) to 128 TiB.
-    /// Default: 64 MiB.
+    /// Most bytes of memory for what was used most recently, in front of the disk: bytes, and values that
+    /// [`get_shared`](Cache::get_shared) decoded. A cache in memory keeps decoded values only in it. From 0 (none)
+    /// to 128 TiB. Default: 64 MiB.
     pub fn hot_bytes(mut self, bytes: u64) -> Self {
         self.options.hot_bytes = bytes;
         self

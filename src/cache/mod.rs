@@ -11,6 +11,7 @@ mod iter;
 mod lease;
 mod many;
 mod plan;
+mod shared;
 mod values;
 mod versions;
 mod view;

@@ -24,6 +24,7 @@ mod leases;
 mod many;
 mod negative_entries;
 mod options;
+mod shared;
 mod single_flight;
 mod temporary;
 mod values;

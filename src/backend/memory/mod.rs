@@ -3,13 +3,15 @@
 //! One mutex and not shards, because both bounds and the choice of what to cull are over all entries, to
 //! the exact count. User code (`visit`) and the freeing of many entries happen outside it.
 
+mod decoded;
 mod table;
 
+use std::any::TypeId;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::{Backend, Change, Condition, Expiry, Item, Outcome, Stats, Stored};
+use super::{Backend, Change, Condition, Decoded, Expiry, Item, Outcome, SharedValue, Stats, Stored};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
 use crate::time::{Clock, Timestamp};
@@ -29,6 +31,7 @@ pub(crate) struct MemoryBackend {
     max_entries: u64,
     cull_frequency: u64,
     max_bytes: u64,
+    hot_bytes: u64,
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
 }
@@ -55,6 +58,7 @@ impl MemoryBackend {
             max_entries: options.max_entries,
             cull_frequency: options.cull_frequency,
             max_bytes: options.max_bytes,
+            hot_bytes: options.hot_bytes,
             clock: options.clock.clone(),
             state: Mutex::new(state),
         }
@@ -63,6 +67,31 @@ impl MemoryBackend {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing of a caller's runs under the lock, so a panic elsewhere cannot have left it half done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The key's entry, and what `beside` finds while the state is locked, if there is an entry.
+    fn find<R>(
+        &self,
+        key: &str,
+        beside: impl FnOnce(&mut State) -> Option<R>,
+    ) -> (Option<R>, Option<Stored>) {
+        let now = self.clock.now();
+        let mut garbage = Garbage::default();
+        let mut state = self.lock();
+        state.reap(key, now, &mut garbage);
+        let stored = state.table.use_entry(key).map(Node::stored);
+        let beside = match &stored {
+            Some(_) => {
+                state.stats.hits += 1;
+                beside(&mut state)
+            }
+            None => {
+                state.stats.misses += 1;
+                None
+            }
+        };
+        drop(state);
+        (beside, stored)
     }
 
     fn store(
@@ -167,17 +196,28 @@ impl Backend for MemoryBackend {
     }
 
     fn get(&self, key: &str) -> Result<Option<Stored>> {
-        let now = self.clock.now();
+        Ok(self.find(key, |_| None::<()>).1)
+    }
+
+    fn get_decoded(
+        &self,
+        key: &str,
+        wanted: TypeId,
+        decode: &mut dyn FnMut(Item<'_>) -> Option<Decoded>,
+    ) -> Result<Option<SharedValue>> {
+        let (kept, stored) = self.find(key, |state| {
+            let kept = state.table.use_decoded(key, wanted);
+            state.stats.hot_hits += u64::from(kept.is_some());
+            kept
+        });
+        let Some(stored) = stored.filter(|_| kept.is_none()) else { return Ok(kept) };
+        let Some(decoded) = decode(stored.item()) else { return Ok(None) };
+        let value = decoded.value.clone();
         let mut garbage = Garbage::default();
         let mut state = self.lock();
-        state.reap(key, now, &mut garbage);
-        let stored = state.table.use_entry(key).map(Node::stored);
-        match &stored {
-            Some(_) => state.stats.hits += 1,
-            None => state.stats.misses += 1,
-        }
+        state.table.keep_decoded(key, stored.token, decoded, self.hot_bytes, &mut garbage);
         drop(state);
-        Ok(stored)
+        Ok(Some(value))
     }
 
     fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
@@ -278,7 +318,12 @@ impl Backend for MemoryBackend {
 
     fn stats(&self) -> Stats {
         let state = self.lock();
-        Stats { entries: state.table.len(), bytes: state.table.bytes(), ..state.stats }
+        Stats {
+            entries: state.table.len(),
+            bytes: state.table.bytes(),
+            hot_bytes: state.table.decoded_bytes(),
+            ..state.stats
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The entries of a memory backend: by key, by recency, and by slot.
 
+use std::any::TypeId;
 use std::hash::RandomState;
 use std::mem;
 use std::sync::Arc;
@@ -7,8 +8,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hashlink::LinkedHashMap;
 
+use super::decoded::DecodedValues;
 use super::passed;
-use crate::backend::{Codec, Expiry, Stored};
+use crate::backend::{Codec, Decoded, Expiry, SharedValue, Stored};
 use crate::time::Timestamp;
 
 /// What an entry costs beside its key and value: its node, its share of the hash table, its slot, the
@@ -48,6 +50,8 @@ pub(super) struct Table {
     slots: Vec<Option<Arc<str>>>,
     free: Vec<usize>,
     bytes: u64,
+    /// Values that were decoded from entries, by their slots.
+    decoded: DecodedValues,
 }
 
 impl Table {
@@ -57,6 +61,11 @@ impl Table {
 
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// The bytes that decoded values take.
+    pub(super) fn decoded_bytes(&self) -> u64 {
+        self.decoded.bytes()
     }
 
     /// One more than the last slot that was ever in use.
@@ -75,6 +84,26 @@ impl Table {
     /// The entry of `key`, from now on the most recently used one.
     pub(super) fn use_entry(&mut self, key: &str) -> Option<&Node> {
         self.entries.to_back(key).map(|node| &*node)
+    }
+
+    /// The value that was decoded from the entry of `key`, if it is a `wanted`.
+    pub(super) fn use_decoded(&mut self, key: &str, wanted: TypeId) -> Option<SharedValue> {
+        self.decoded.get(self.entries.get(key)?.slot, wanted)
+    }
+
+    /// Keeps what was decoded from the entry of `key`, if that is still the one with this token.
+    pub(super) fn keep_decoded(
+        &mut self,
+        key: &str,
+        token: u64,
+        value: Decoded,
+        capacity: u64,
+        garbage: &mut Garbage,
+    ) {
+        if let Some(node) = self.entries.get(key).filter(|node| node.token == token) {
+            let weight = (value.weight + key.len()) as u64;
+            self.decoded.insert(node.slot, value, weight, capacity, &mut garbage.decoded);
+        }
     }
 
     /// The entry in `slot`, its recency unchanged.
@@ -97,7 +126,8 @@ impl Table {
             self.bytes -= entry_bytes(key, node.value.len());
             let old = mem::replace(&mut node.value, value);
             (node.codec, node.expires_at, node.token) = (codec, expires_at, token);
-            return Some(Removed { _value: old, _key: None });
+            let decoded = self.decoded.remove(node.slot);
+            return Some(Removed { _value: old, _key: None, _decoded: decoded });
         }
         let key: Arc<str> = key.into();
         let slot = self.free.pop().unwrap_or(self.slots.len());
@@ -144,7 +174,7 @@ impl Table {
             *slot = None;
             self.free.push(node.slot);
         }
-        Removed { _value: node.value, _key: Some(key) }
+        Removed { _value: node.value, _key: Some(key), _decoded: self.decoded.remove(node.slot) }
     }
 }
 
@@ -152,6 +182,7 @@ impl Table {
 pub(super) struct Removed {
     _value: Bytes,
     _key: Option<Arc<str>>,
+    _decoded: Option<Decoded>,
 }
 
 /// What is to be freed once the mutex is released: declared before the guard, it is dropped after it.
@@ -161,6 +192,7 @@ pub(super) struct Garbage {
     first: Option<Removed>,
     removed: Vec<Removed>,
     tables: Vec<Table>,
+    decoded: Vec<Decoded>,
 }
 
 impl Garbage {
