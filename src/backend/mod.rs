@@ -12,7 +12,7 @@ mod file;
 mod memory;
 
 pub(crate) use crate::engine::CheckReport;
-pub(crate) use crate::entry::{Change, Codec, Condition, Expiry, Item, Outcome, Stats, Stored};
+pub(crate) use crate::entry::{Change, Codec, Condition, Expiry, Item, Outcome, Soft, Stats, Stored};
 use crate::error::Result;
 pub(crate) use dummy::DummyBackend;
 pub(crate) use file::FileBackend;

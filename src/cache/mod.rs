@@ -11,6 +11,7 @@ mod iter;
 mod lease;
 mod many;
 mod plan;
+mod turn;
 mod values;
 mod versions;
 mod view;
@@ -73,6 +74,7 @@ struct Shared {
     jitter: Jitter,
     flights: Flights,
     store_failures: AtomicU64,
+    refresh_failures: AtomicU64,
 }
 
 const _: () = {
@@ -178,6 +180,7 @@ impl Cache {
     pub fn stats(&self) -> Stats {
         let mut stats = self.shared.backend.stats();
         stats.store_failures += self.shared.store_failures.load(Relaxed);
+        stats.refresh_failures += self.shared.refresh_failures.load(Relaxed);
         stats
     }
 

@@ -188,7 +188,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::entry::Codec;
+    use crate::entry::{Codec, Soft};
 
     fn entry(key: &[u8], len: usize) -> HotEntry {
         HotEntry {
@@ -198,6 +198,7 @@ mod tests {
                 value: Bytes::from(vec![7; len]),
                 codec: Codec::Raw,
                 expires_at: None,
+                soft: Soft::default(),
                 token: 1,
             },
         }

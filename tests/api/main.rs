@@ -25,6 +25,7 @@ mod many;
 mod negative_entries;
 mod options;
 mod single_flight;
+mod soft_expiry;
 mod temporary;
 mod values;
 mod versions;
