@@ -20,6 +20,22 @@ pub(crate) enum Codec {
 /// When an entry ends: `None` is never.
 pub(crate) type Expiry = Option<Timestamp>;
 
+/// What `get_or_set` wants to know of an entry beside its expiry. A store keeps it and does nothing by it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Soft {
+    /// From when on the value is stale: to be computed anew, and of use until that is done.
+    pub(crate) stale_at: Expiry,
+    /// How many milliseconds it took to compute the value, where somebody asked for that to be kept.
+    pub(crate) took: Option<u32>,
+}
+
+impl Soft {
+    /// What stays of it when the entry is touched: a new lifetime, all of it fresh.
+    pub(crate) fn touched(self) -> Self {
+        Self { stale_at: None, ..self }
+    }
+}
+
 /// An entry, borrowed from the store for the length of a call.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Item<'a> {
@@ -29,6 +45,8 @@ pub(crate) struct Item<'a> {
     pub(crate) codec: Codec,
     /// When the entry ends.
     pub(crate) expires_at: Expiry,
+    /// What else is known of its freshness.
+    pub(crate) soft: Soft,
     /// Identifies this very write of the key; never used again for the key. Greater for later writes.
     pub(crate) token: u64,
 }
@@ -42,6 +60,8 @@ pub(crate) struct Stored {
     pub(crate) codec: Codec,
     /// When the entry ends.
     pub(crate) expires_at: Expiry,
+    /// What else is known of its freshness.
+    pub(crate) soft: Soft,
     /// Identifies this very write of the key.
     pub(crate) token: u64,
 }
@@ -49,7 +69,8 @@ pub(crate) struct Stored {
 impl Stored {
     /// The same entry, borrowed.
     pub(crate) fn item(&self) -> Item<'_> {
-        Item { value: &self.value, codec: self.codec, expires_at: self.expires_at, token: self.token }
+        let &Self { ref value, codec, expires_at, soft, token } = self;
+        Item { value, codec, expires_at, soft, token }
     }
 }
 
@@ -96,8 +117,11 @@ pub(crate) enum Change<'a> {
         codec: Codec,
         /// When the entry ends. A time that has passed leaves the key without an entry.
         expires_at: Expiry,
+        /// What is kept with it, for whoever reads it.
+        soft: Soft,
     },
-    /// Gives the entry another expiry and a new token; the value stays. Does nothing where there is none.
+    /// Gives the entry another expiry and a new token; the value stays, as do the parts of [`Soft`] that
+    /// [`Soft::touched`] names. Does nothing where there is none.
     Touch {
         /// When the entry ends from now on. A time that has passed removes the entry.
         expires_at: Expiry,
@@ -153,4 +177,6 @@ pub struct Stats {
     pub copied_bytes: u64,
     /// Values that `get_or_set` computed but could not store.
     pub store_failures: u64,
+    /// Computations anew of a value that is still there which failed, so that the value stayed.
+    pub refresh_failures: u64,
 }

@@ -15,7 +15,7 @@ use std::any::TypeId;
 
 pub(crate) use crate::engine::CheckReport;
 pub(crate) use crate::entry::{
-    Change, Codec, Condition, Decoded, Expiry, Item, Outcome, SharedValue, Stats, Stored,
+    Change, Codec, Condition, Decoded, Expiry, Item, Outcome, SharedValue, Soft, Stats, Stored,
 };
 use crate::error::Result;
 pub(crate) use dummy::DummyBackend;

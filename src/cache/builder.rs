@@ -192,7 +192,8 @@ impl Builder {
         self
     }
 
-    /// Where the random numbers for [`jitter`](Builder::jitter) begin, for tests that are to be repeated.
+    /// Where the random numbers for [`jitter`](Builder::jitter) and for
+    /// [early refresh](crate::Lifespan::early_refresh) begin, for tests that are to be repeated.
     /// Any number. Default: another one each time.
     pub fn jitter_seed(mut self, seed: u64) -> Self {
         self.jitter_seed = Some(seed);
@@ -246,6 +247,7 @@ impl Builder {
             jitter: Jitter::new(self.jitter, seed),
             flights: Flights::new(),
             store_failures: AtomicU64::new(0),
+            refresh_failures: AtomicU64::new(0),
         };
         Cache { shared: Arc::new(shared), view: View::new(self.prefix, self.version) }
     }

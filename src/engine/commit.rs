@@ -17,7 +17,7 @@ use super::Engine;
 use super::counters::Counter;
 use super::hints::Hint;
 use super::index::{CountUp, Found, Locked, Probe, Slot, Vacancy, Word};
-use super::record::{Draft, Kind, MAX_KEY_LEN, Prepared, Stamp};
+use super::record::{self, Draft, Fields, Kind, MAX_KEY_LEN, Prepared, Stamp};
 use super::segment::Segment;
 use super::undo::Published;
 use crate::entry::{Change, Codec, Condition, Expiry, Outcome};
@@ -221,17 +221,20 @@ impl Engine {
         let tombstone =
             (Draft { kind: Kind::Tombstone, codec: Codec::Raw, flags: 0, key_len, body_len: 0 }, &[][..]);
         let guard = moved.map(|word| self.log.segment(word.segment()));
+        let mut fields = Fields::default();
         let (draft, body) = match (change, moved) {
             _ if matches!(decision, Decision::Remove | Decision::Bury(_)) => tombstone,
-            (Change::Store { value, codec, .. }, _) => {
+            (Change::Store { value, codec, soft, .. }, _) => {
+                fields = Fields::new(soft);
                 // What does not fit into 32 bits does not fit into a segment either.
-                let body_len = u32::try_from(value.len()).unwrap_or(u32::MAX);
-                (Draft { kind: Kind::Value, codec, flags: 0, key_len, body_len }, value)
+                let body_len = u32::try_from(fields.bytes().len() + value.len()).unwrap_or(u32::MAX);
+                (Draft { kind: Kind::Value, codec, flags: fields.flags, key_len, body_len }, value)
             }
             (_, Some(word)) => {
                 let segment = guard.as_ref().and_then(|g| g.get());
                 let Some(record) = segment.and_then(|s| s.record(word.offset())) else { return Ok(None) };
-                let Some(body) = record.verified_body() else {
+                let touched = record.verified_body().and_then(|body| record::touched(record.flags, body));
+                let Some((flags, body)) = touched else {
                     // A reader would say so too: there is no entry.
                     if let Some((slot, _)) = self.look(self.hasher.hash(key), key).found.entry {
                         self.evict(slot, word);
@@ -239,10 +242,7 @@ impl Engine {
                     return Ok(None);
                 };
                 let body_len = body.len() as u32;
-                (
-                    Draft { kind: record.kind, codec: record.codec, flags: record.flags, key_len, body_len },
-                    body,
-                )
+                (Draft { kind: record.kind, codec: record.codec, flags, key_len, body_len }, body)
             }
             _ => tombstone,
         };
@@ -251,7 +251,8 @@ impl Engine {
         if self.log.wants_spare() {
             self.bell.ring();
         }
-        let prepared = reservation.segment.prepare(reservation.offset, reservation.len, draft, key, body);
+        let (segment, body) = (&reservation.segment, [fields.bytes(), body]);
+        let prepared = segment.prepare(reservation.offset, reservation.len, draft, key, body);
         Ok(Some((reservation, prepared)))
     }
 
@@ -385,7 +386,8 @@ impl Engine {
     pub(crate) fn clear(&self) -> Result<()> {
         let draft = Draft { kind: Kind::Clear, codec: Codec::Raw, flags: 0, key_len: 0, body_len: 0 };
         let reservation = self.reserve(&draft)?;
-        let prepared = reservation.segment.prepare(reservation.offset, reservation.len, draft, &[], &[]);
+        let prepared =
+            reservation.segment.prepare(reservation.offset, reservation.len, draft, &[], [&[], &[]]);
         let lock = self.index.lock_clear();
         let Some(next) = self.index.generation().checked_add(1) else {
             let why = "4,294,967,295 clears are as many as a directory can have; remove it";

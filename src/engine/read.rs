@@ -15,7 +15,7 @@ use super::hot::{Content, Door, Form, HotEntry};
 use super::index::{Probe, Slot, Word};
 use super::record::{Kind, Record};
 use super::segment::Segment;
-use crate::entry::{Decoded, Expiry, Item, SharedValue, Stored};
+use crate::entry::{Decoded, Expiry, Item, SharedValue, Soft, Stored};
 
 /// Values up to this many bytes are copied; larger ones are handed out where they lie, and keep their segment
 /// mapped for as long as somebody holds them.
@@ -30,6 +30,7 @@ pub(crate) struct Hit<'a> {
     segment: &'a Arc<Segment>,
     record: &'a Record<'a>,
     value: &'a [u8],
+    soft: Soft,
 }
 
 /// Where a hit came from.
@@ -46,6 +47,7 @@ impl Source<'_> {
                 value: hit.value,
                 codec: hit.record.codec,
                 expires_at: hit.record.expires_at,
+                soft: hit.soft,
                 token: hit.record.sequence,
             },
         }
@@ -85,6 +87,7 @@ impl Hit<'_> {
             value,
             codec: self.record.codec,
             expires_at: self.record.expires_at,
+            soft: self.soft,
             token: self.record.sequence,
         }
     }
@@ -228,8 +231,8 @@ impl Engine {
         }
         *verdict = Some(if self.has_ended(record.generation, record.expires_at) {
             Verdict::Dead
-        } else if let Some(value) = record.value().filter(|_| record.kind == Kind::Value) {
-            let hit = Hit { segment, record: &record, value };
+        } else if let Some((soft, value)) = record.content().filter(|_| record.kind == Kind::Value) {
+            let hit = Hit { segment, record: &record, value, soft };
             if door == Door::Seen && self.hot.admits(value.len()) {
                 self.keep_hot(word, &hit);
             }
@@ -276,10 +279,11 @@ impl Engine {
                 let Some(segment) = guard.get() else { continue };
                 let Some(record) = segment.record(word.offset()) else { continue };
                 let dead = self.has_ended(record.generation, record.expires_at);
-                let Some(value) = record.value().filter(|_| !dead && record.kind == Kind::Value) else {
+                let Some((soft, value)) = record.content().filter(|_| !dead && record.kind == Kind::Value)
+                else {
                     continue;
                 };
-                visit(record.key, Source::Log(Hit { segment, record: &record, value }).item());
+                visit(record.key, Source::Log(Hit { segment, record: &record, value, soft }).item());
             }
         }
         (end < primaries).then_some(u64::from(end))

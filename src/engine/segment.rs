@@ -309,9 +309,19 @@ impl Segment {
     }
 
     /// Puts key and body in their places and computes their checks.
-    pub(crate) fn prepare(&self, offset: u32, len: u32, draft: Draft, key: &[u8], body: &[u8]) -> Prepared {
+    pub(crate) fn prepare(
+        &self,
+        offset: u32,
+        len: u32,
+        draft: Draft,
+        key: &[u8],
+        body: [&[u8]; 2],
+    ) -> Prepared {
         let at = offset as usize + record::HEADER_LEN;
-        let filled = self.map.fill(at, key) && self.map.fill(at + key.len(), body);
+        let body_at = at + key.len();
+        let filled = self.map.fill(at, key)
+            && self.map.fill(body_at, body[0])
+            && self.map.fill(body_at + body[0].len(), body[1]);
         debug_assert!(filled, "the reservation has room for the record");
         Prepared::new(draft, len, self.place(offset), key, body)
     }

@@ -310,7 +310,7 @@ impl Engine {
         };
         let reservation = self.log.reserve_copy(copies, record.len, &self.index)?;
         let (target, offset) = (&reservation.segment, reservation.offset);
-        let prepared = target.prepare(offset, record.len, draft, record.key, body);
+        let prepared = target.prepare(offset, record.len, draft, record.key, [&[], body]);
         let stamp =
             Stamp { sequence: record.sequence, generation: record.generation, expires_at: record.expires_at };
         target.stamp(offset, &prepared, stamp);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::record::{Draft, Kind, Stamp};
 use super::segment::{Segment, SpaceInUse};
 use super::*;
-use crate::entry::{Change, Codec, Condition, Outcome};
+use crate::entry::{Change, Codec, Condition, Outcome, Soft};
 use crate::error::ErrorKind;
 use crate::time::{Clock, ManualClock, Timestamp};
 
@@ -19,7 +19,7 @@ fn open(dir: &Path, options: &Options) -> Arc<Attached> {
 }
 
 fn set_until(engine: &Engine, key: &str, value: &[u8], expires_at: Expiry) -> Outcome {
-    let change = Change::Store { value, codec: Codec::Raw, expires_at };
+    let change = Change::Store { value, codec: Codec::Raw, expires_at, soft: Soft::default() };
     engine.commit(key.as_bytes(), Condition::Always, change).unwrap()
 }
 
@@ -246,7 +246,8 @@ fn opening_again_and_again_takes_no_space_and_pushes_nothing_out() {
                 let draft =
                     Draft { kind: Kind::Value, codec: Codec::Raw, flags: 0, key_len: 1, body_len: 77 };
                 let reservation = engine.reserve(&draft).unwrap();
-                reservation.segment.prepare(reservation.offset, reservation.len, draft, b"k", &[0; 77]);
+                let (offset, len) = (reservation.offset, reservation.len);
+                reservation.segment.prepare(offset, len, draft, b"k", [&[], &[0; 77]]);
             }
             let killed = kill(dir.path());
             drop(engine);
@@ -276,7 +277,7 @@ fn a_replay_into_a_smaller_segment_table_keeps_the_newest() {
         let draft = Draft { kind: Kind::Value, codec: Codec::Raw, flags: 0, key_len: 3, body_len: 3 };
         let len = draft.len().unwrap();
         segment.begin(64, len);
-        let prepared = segment.prepare(64, len, draft, key, key);
+        let prepared = segment.prepare(64, len, draft, key, [&[], key]);
         segment.stamp(64, &prepared, Stamp { sequence: u64::from(id), generation: 0, expires_at: None });
     }
     std::fs::remove_file(dir.path().join("state")).unwrap();
@@ -323,7 +324,7 @@ fn what_a_clear_leaves_behind_pushes_nothing_out() {
 fn conditions_decide() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
-    let store = Change::Store { value: b"v", codec: Codec::Raw, expires_at: None };
+    let store = Change::Store { value: b"v", codec: Codec::Raw, expires_at: None, soft: Soft::default() };
     let commit = |condition, change| engine.commit(b"k", condition, change).unwrap();
     assert_eq!(commit(Condition::Present, store), Outcome::Refused { current: None });
     assert_eq!(
@@ -446,7 +447,8 @@ fn a_large_value_fits_or_is_refused() {
     set(&engine, "b", b"small");
     assert_eq!(get(&engine, "large").unwrap(), large);
     let too_large = vec![3; 2 << 20];
-    let change = Change::Store { value: &too_large, codec: Codec::Raw, expires_at: None };
+    let change =
+        Change::Store { value: &too_large, codec: Codec::Raw, expires_at: None, soft: Soft::default() };
     let error = engine.commit(b"large", Condition::Always, change).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ValueTooLarge);
     assert_eq!(get(&engine, "large").unwrap(), large);
@@ -485,7 +487,8 @@ fn the_largest_value_fits_again_and_again_while_others_read_and_sync() {
                 }
             });
         }
-        let change = Change::Store { value: &largest, codec: Codec::Raw, expires_at: None };
+        let change =
+            Change::Store { value: &largest, codec: Codec::Raw, expires_at: None, soft: Soft::default() };
         let refused = (0..300).find_map(|i: u32| {
             engine.commit(format!("{}", i % 3).as_bytes(), Condition::Always, change).err()
         });
@@ -747,7 +750,8 @@ fn whoever_has_a_removed_directory_open_leaves_the_one_in_its_place_alone() {
     let engine = open(&path, &options());
     assert_eq!(get(&engine, "k"), None);
     set(&engine, "k", b"new");
-    let change = Change::Store { value: &[1; 500], codec: Codec::Raw, expires_at: None };
+    let change =
+        Change::Store { value: &[1; 500], codec: Codec::Raw, expires_at: None, soft: Soft::default() };
     let refused = (0..20_000).find_map(|_| removed.commit(b"other", Condition::Always, change).err());
     assert_eq!(refused.unwrap().kind(), ErrorKind::Io);
     assert_eq!(get(&removed, "k").unwrap(), b"old");

@@ -15,7 +15,7 @@ use super::{Backend, Change, Condition, Decoded, Expiry, Item, Outcome, SharedVa
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
 use crate::time::{Clock, Timestamp};
-use table::{Garbage, Node, Table, entry_bytes};
+use table::{Content, Garbage, Node, Table, entry_bytes};
 
 /// Up to this many entries, an insert at the bound culls the whole fraction at once, to Django's exact
 /// counts. Above, it makes room for itself alone, which costs no call more than another and keeps more.
@@ -98,7 +98,7 @@ impl MemoryBackend {
         &self,
         state: &mut State,
         key: &str,
-        new: NewValue,
+        new: Content,
         now: Timestamp,
         garbage: &mut Garbage,
     ) -> Option<u64> {
@@ -108,7 +108,7 @@ impl MemoryBackend {
         }
         state.last_token += 1;
         let token = state.last_token;
-        garbage.extend(state.table.put(key, new.value, new.codec, new.expires_at, token));
+        garbage.extend(state.table.put(key, new, token));
         // The entry just stored is the most recently used one, and fits by itself, so it stays.
         let mut evicted = 0;
         while state.table.bytes() > self.max_bytes {
@@ -173,12 +173,6 @@ impl State {
     }
 }
 
-struct NewValue {
-    value: Bytes,
-    codec: super::Codec,
-    expires_at: Expiry,
-}
-
 fn passed(expires_at: Expiry, now: Timestamp) -> bool {
     expires_at.is_some_and(|at| at <= now)
 }
@@ -224,12 +218,12 @@ impl Backend for MemoryBackend {
         let now = self.clock.now();
         // Copied before anything is locked.
         let new = match change {
-            Change::Store { value, codec, expires_at } if !passed(expires_at, now) => {
+            Change::Store { value, codec, expires_at, soft } if !passed(expires_at, now) => {
                 if entry_bytes(key, value.len()) > self.max_bytes {
                     let why = format!("{} bytes of at most {}", value.len(), self.max_bytes);
                     return Err(Error::new(ErrorKind::ValueTooLarge, "store").with_key(key).with_source(why));
                 }
-                Some(NewValue { value: Bytes::copy_from_slice(value), codec, expires_at })
+                Some(Content { value: Bytes::copy_from_slice(value), codec, expires_at, soft })
             }
             _ => None,
         };

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::*;
-use crate::backend::Codec;
+use crate::backend::{Codec, Soft};
 use crate::time::ManualClock;
 
 fn backend(change: impl FnOnce(&mut Options)) -> (MemoryBackend, ManualClock) {
@@ -13,7 +13,7 @@ fn backend(change: impl FnOnce(&mut Options)) -> (MemoryBackend, ManualClock) {
 }
 
 fn store(value: &[u8], expires_at: Expiry) -> Change<'_> {
-    Change::Store { value, codec: Codec::Raw, expires_at }
+    Change::Store { value, codec: Codec::Raw, expires_at, soft: Soft::default() }
 }
 
 fn put(backend: &MemoryBackend, key: &str, value: &[u8]) -> u64 {
