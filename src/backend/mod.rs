@@ -10,6 +10,9 @@
 mod dummy;
 mod file;
 mod memory;
+#[cfg(feature = "sled")]
+mod sled;
+mod table;
 
 pub(crate) use crate::engine::CheckReport;
 pub(crate) use crate::entry::{Change, Codec, Condition, Expiry, Item, Outcome, Stats, Stored};
@@ -17,6 +20,8 @@ use crate::error::Result;
 pub(crate) use dummy::DummyBackend;
 pub(crate) use file::FileBackend;
 pub(crate) use memory::MemoryBackend;
+#[cfg(feature = "sled")]
+pub(crate) use sled::SledBackend;
 
 /// A store of entries, shared by any number of threads.
 pub(crate) trait Backend: Send + Sync {

@@ -93,10 +93,9 @@ impl Engine {
 
     /// Removes one in `cull_frequency` entries, or all for 0. Expired ones go first and count.
     fn cull(&self) -> Result<()> {
-        let Some(share) = self.index.count().checked_div(self.options.cull_frequency) else {
+        let Some(wanted) = self.options.due(self.index.count()) else {
             return self.clear();
         };
-        let wanted = share.max(1);
         let reaped = self.reap_all();
         if reaped < wanted && self.evict_coldest(wanted - reaped) + reaped == 0 {
             self.count_again();

@@ -27,16 +27,10 @@ impl Meta {
             hash_key[..8].copy_from_slice(&random()?.to_le_bytes());
             hash_key[8..].copy_from_slice(&random()?.to_le_bytes());
             let meta = Self { format: FORMAT, features: 0, hash_key };
-            file::replace(path, &meta.encode()?)?;
+            file::replace(path, &seal(&meta)?)?;
             Ok(meta)
         };
         make().map_err(|e| Error::io("create", path, e))
-    }
-
-    fn encode(&self) -> std::io::Result<Vec<u8>> {
-        let mut bytes = rmp_serde::to_vec_named(self).map_err(std::io::Error::other)?;
-        bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
-        Ok(bytes)
     }
 
     /// Reads `meta`; `None` if there is none.
@@ -47,15 +41,15 @@ impl Meta {
         let read = file::open_to_read(path)
             .and_then(|f| std::io::Read::read_to_end(&mut std::io::Read::take(f, MOST), &mut bytes));
         match read {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::io("read", path, e)),
-            Ok(_) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io("read", path, e)),
+            Ok(_) => Self::decode(&bytes).map(Some).map_err(|e| e.with_path(path)),
         }
-        let damaged = || Error::new(ErrorKind::Corrupt, "read").with_path(path);
-        let (body, check) = bytes.split_last_chunk::<4>().ok_or_else(damaged)?;
-        if crc32fast::hash(body) != u32::from_le_bytes(*check) {
-            return Err(damaged());
-        }
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self> {
+        let damaged = || Error::new(ErrorKind::Corrupt, "read");
+        let body = unseal(bytes).ok_or_else(damaged)?;
         // The format first: a newer one may have other fields.
         #[derive(Deserialize)]
         struct Format {
@@ -66,10 +60,23 @@ impl Meta {
             rmp_serde::from_slice(body).map_err(|e| damaged().with_source(e))?;
         if format > FORMAT || features != 0 {
             let why = format!("format {format}, features {features:#x}; this version knows format {FORMAT}");
-            return Err(Error::new(ErrorKind::UnsupportedFormat, "open").with_path(path).with_source(why));
+            return Err(Error::new(ErrorKind::UnsupportedFormat, "open").with_source(why));
         }
-        rmp_serde::from_slice(body).map(Some).map_err(|e| damaged().with_source(e))
+        rmp_serde::from_slice(body).map_err(|e| damaged().with_source(e))
     }
+}
+
+/// MessagePack, and the CRC-32 of it.
+pub(crate) fn seal(what: &impl Serialize) -> std::io::Result<Vec<u8>> {
+    let mut bytes = rmp_serde::to_vec_named(what).map_err(std::io::Error::other)?;
+    bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
+    Ok(bytes)
+}
+
+/// The MessagePack in what [`seal`] made, if it is whole.
+pub(crate) fn unseal(bytes: &[u8]) -> Option<&[u8]> {
+    let (body, check) = bytes.split_last_chunk::<4>()?;
+    (crc32fast::hash(body) == u32::from_le_bytes(*check)).then_some(body)
 }
 
 #[cfg(test)]
@@ -93,7 +100,7 @@ mod tests {
             assert_eq!(Meta::read(&path).unwrap_err().kind(), ErrorKind::Corrupt, "cut at {at}");
         }
         let newer = Meta { format: FORMAT + 1, ..meta };
-        std::fs::write(&path, newer.encode().unwrap()).unwrap();
+        std::fs::write(&path, seal(&newer).unwrap()).unwrap();
         assert_eq!(Meta::read(&path).unwrap_err().kind(), ErrorKind::UnsupportedFormat);
     }
 }

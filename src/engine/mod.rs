@@ -8,9 +8,9 @@
 mod attach;
 mod check;
 mod commit;
-mod counters;
+pub(crate) mod counters;
 mod culler;
-mod directory;
+pub(crate) mod directory;
 mod evict;
 mod hints;
 mod hot;
@@ -18,11 +18,11 @@ mod index;
 mod layout;
 mod log;
 mod maintenance;
-mod meta;
+pub(crate) mod meta;
 mod read;
 pub(crate) mod record;
 mod recovery;
-mod segment;
+pub(crate) mod segment;
 mod state;
 mod undo;
 
@@ -41,7 +41,7 @@ use self::maintenance::Bell;
 use crate::entry::{Expiry, Stats};
 use crate::error::Result;
 use crate::hash::KeyHasher;
-use crate::options::{Durability, Options};
+use crate::options::{Durability, INLINE_CULL_ENTRIES, Options};
 
 /// An open directory, shared by all threads of the process.
 pub(crate) struct Engine {
@@ -83,7 +83,7 @@ impl Engine {
 
     /// Whether `max_entries` is enforced in the inserting call, with exact counts.
     fn culls_inline(&self) -> bool {
-        self.max_entries <= layout::INLINE_CULL_ENTRIES
+        self.max_entries <= INLINE_CULL_ENTRIES
     }
 
     /// Waits until every acknowledged write is on the disk.

@@ -141,6 +141,20 @@ impl Prepared {
         ];
         (words, header_check(self.key_check, self.len, &words))
     }
+
+    /// The whole record, for a store that keeps each by itself.
+    #[cfg(feature = "sled")]
+    pub(crate) fn encode(&self, stamp: Stamp, key: &[u8], body: &[u8]) -> Vec<u8> {
+        let (words, check) = self.stamp(stamp);
+        let mut bytes = Vec::with_capacity(self.len as usize);
+        bytes.extend(self.len.to_le_bytes());
+        bytes.extend(check.to_le_bytes());
+        words.iter().for_each(|word| bytes.extend(word.to_le_bytes()));
+        bytes.extend(key);
+        bytes.extend(body);
+        bytes.resize(self.len as usize, 0);
+        bytes
+    }
 }
 
 fn extend(check: u32, bytes: &[u8]) -> u32 {

@@ -140,7 +140,7 @@ impl Geometry {
     /// last one there is an overflow bucket for each primary.
     pub(crate) fn for_entries(max_entries: u64, max_segments: u64) -> Self {
         let primaries = max_entries.div_ceil(4).clamp(4, u64::from(u32::MAX / 2));
-        let exact = super::layout::INLINE_CULL_ENTRIES / 4;
+        let exact = crate::options::INLINE_CULL_ENTRIES / 4;
         let buckets = primaries + primaries / 4 + primaries.min(exact) * 3 / 4 + 8;
         let segments = (max_segments * 2 + 32).next_power_of_two();
         Self { primaries: primaries as u32, buckets: buckets as u32, segments: segments as u32 }
