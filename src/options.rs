@@ -84,17 +84,17 @@ impl Default for Options {
     }
 }
 
+/// How many of `entries` one culling removes: `None` is all of them.
+pub(crate) fn due(entries: u64, cull_frequency: u64) -> Option<u64> {
+    Some(entries.checked_div(cull_frequency)?.max(1))
+}
+
+/// How many of `entries`, which are as many as may be, an insert removes that makes room by itself.
+pub(crate) fn due_inline(entries: u64, cull_frequency: u64) -> Option<u64> {
+    due(entries, cull_frequency).map(|due| if entries <= INLINE_CULL_ENTRIES { due } else { 1 })
+}
+
 impl Options {
-    /// How many of `entries` one culling removes: `None` is all of them.
-    pub(crate) fn due(&self, entries: u64) -> Option<u64> {
-        Some(entries.checked_div(self.cull_frequency)?.max(1))
-    }
-
-    /// How many of `entries`, which are as many as may be, an insert removes that culls by itself.
-    pub(crate) fn due_inline(&self, entries: u64) -> Option<u64> {
-        self.due(entries).map(|due| if entries <= INLINE_CULL_ENTRIES { due } else { 1 })
-    }
-
     pub(crate) fn limits(&self) -> Limits {
         let &Self { max_entries, cull_frequency, max_bytes, .. } = self;
         Limits { max_entries, cull_frequency, max_bytes }

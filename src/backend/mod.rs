@@ -12,7 +12,6 @@ mod file;
 mod memory;
 #[cfg(feature = "sled")]
 mod sled;
-mod table;
 
 pub(crate) use crate::engine::CheckReport;
 pub(crate) use crate::entry::{Change, Codec, Condition, Expiry, Item, Outcome, Stats, Stored};

@@ -12,6 +12,7 @@ use super::counters::Counter;
 use super::index::{Slot, Word};
 use crate::entry::Expiry;
 use crate::error::Result;
+use crate::options;
 
 /// Ages are told apart up to this many ticks; the clock ticks 256 times while the cache turns over once.
 const AGES: usize = 1024;
@@ -93,7 +94,7 @@ impl Engine {
 
     /// Removes one in `cull_frequency` entries, or all for 0. Expired ones go first and count.
     fn cull(&self) -> Result<()> {
-        let Some(wanted) = self.options.due(self.index.count()) else {
+        let Some(wanted) = options::due(self.index.count(), self.options.cull_frequency) else {
             return self.clear();
         };
         let reaped = self.reap_all();

@@ -66,6 +66,30 @@ impl Meta {
     }
 }
 
+/// Takes any bytes for `meta`, as they are and with a check that fits. What is read is what would be written.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let sealed = [bytes, &crc32fast::hash(bytes).to_le_bytes()].concat();
+    for bytes in [bytes, &sealed] {
+        match Meta::decode(bytes) {
+            Ok(meta) => {
+                assert!(meta.format <= FORMAT && meta.features == 0);
+                let again = seal(&meta).map(|bytes| Meta::decode(&bytes).ok());
+                assert_eq!(again.ok().flatten(), Some(meta));
+            }
+            Err(e) => {
+                assert!(matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::UnsupportedFormat), "{e}");
+            }
+        }
+    }
+}
+
+/// A `meta` whose secret is `hash_key`.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn with_secret(hash_key: [u8; 16]) -> std::io::Result<Vec<u8>> {
+    seal(&Meta { format: FORMAT, features: 0, hash_key })
+}
+
 /// MessagePack, and the CRC-32 of it.
 pub(crate) fn seal(what: &impl Serialize) -> std::io::Result<Vec<u8>> {
     let mut bytes = rmp_serde::to_vec_named(what).map_err(std::io::Error::other)?;

@@ -12,6 +12,8 @@ pub(crate) mod counters;
 mod culler;
 pub(crate) mod directory;
 mod evict;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod hints;
 mod hot;
 mod index;

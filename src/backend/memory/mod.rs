@@ -3,16 +3,18 @@
 //! One mutex and not shards, because both bounds and the choice of what to cull are over all entries, to
 //! the exact count. User code (`visit`) and the freeing of many entries happen outside it.
 
+mod table;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::table::{Entry, Garbage, Table, has_passed};
-use super::{Backend, Change, Codec, Condition, Item, Outcome, Stats, Stored};
+use super::{Backend, Change, Condition, Expiry, Item, Outcome, Stats, Stored};
 use crate::entry::Decided;
 use crate::error::{Error, ErrorKind, Result};
-use crate::options::Options;
-use crate::time::Timestamp;
+use crate::options::{self, Options};
+use crate::time::{Clock, Timestamp};
+use table::{Garbage, Node, Table, entry_bytes};
 
 /// Slots that each insert looks at for expired entries, so that what nobody reads goes as well.
 const SWEPT_PER_INSERT: usize = 4;
@@ -20,34 +22,16 @@ const SWEPT_PER_INSERT: usize = 4;
 /// Slots that one hold of the mutex looks at in a scan or a sweep.
 const SLOTS_PER_HOLD: usize = 256;
 
-/// What an entry costs beside its key and value: its node, its share of the hash table, its slot, the
-/// counts of shared ownership and the allocator's rounding. An estimate, on the high side.
-const ENTRY_OVERHEAD: u64 = 256;
-
-/// What an entry counts against `max_bytes`.
-fn entry_bytes(key: &str, value_len: usize) -> u64 {
-    (key.len() + value_len) as u64 + ENTRY_OVERHEAD
-}
-
 pub(crate) struct MemoryBackend {
-    options: Options,
+    max_entries: u64,
+    cull_frequency: u64,
+    max_bytes: u64,
+    clock: Arc<dyn Clock>,
     state: Mutex<State>,
 }
 
-struct Value {
-    bytes: Bytes,
-    codec: Codec,
-}
-
-impl Entry<Value> {
-    fn stored(&self) -> Stored {
-        let Value { bytes, codec } = &self.value;
-        Stored { value: bytes.clone(), codec: *codec, expires_at: self.expires_at, token: self.token }
-    }
-}
-
 struct State {
-    table: Table<Value>,
+    table: Table,
     /// Where the sweep for expired entries goes on.
     swept: usize,
     last_token: u64,
@@ -64,7 +48,13 @@ impl MemoryBackend {
             evicted_before: false,
             stats: Stats::default(),
         };
-        Self { options: options.clone(), state: Mutex::new(state) }
+        Self {
+            max_entries: options.max_entries,
+            cull_frequency: options.cull_frequency,
+            max_bytes: options.max_bytes,
+            clock: options.clock.clone(),
+            state: Mutex::new(state),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -76,40 +66,40 @@ impl MemoryBackend {
         &self,
         state: &mut State,
         key: &str,
-        mut entry: Entry<Value>,
+        new: NewValue,
         now: Timestamp,
-        garbage: &mut Garbage<Value>,
-    ) -> u64 {
-        if state.table.get(key).is_none() {
+        garbage: &mut Garbage,
+    ) -> Option<u64> {
+        if !state.table.contains(key) {
             state.sweep(SWEPT_PER_INSERT, now, garbage);
             self.make_room_for_one(state, garbage);
         }
-        let token = state.next_token();
-        entry.token = token;
-        garbage.extend(state.table.put(key, entry));
+        state.last_token += 1;
+        let token = state.last_token;
+        garbage.extend(state.table.put(key, new.value, new.codec, new.expires_at, token));
         // The entry just stored is the most recently used one, and fits by itself, so it stays.
         let mut evicted = 0;
-        while state.table.bytes() > self.options.max_bytes {
+        while state.table.bytes() > self.max_bytes {
             let Some(node) = state.table.pop_lru() else { break };
             garbage.push(node);
             evicted += 1;
         }
         self.count_evicted(state, evicted, "max_bytes");
-        token
+        Some(token)
     }
 
-    fn make_room_for_one(&self, state: &mut State, garbage: &mut Garbage<Value>) {
+    fn make_room_for_one(&self, state: &mut State, garbage: &mut Garbage) {
         let entries = state.table.len();
-        if entries < self.options.max_entries {
+        if entries < self.max_entries {
             return;
         }
-        let evicted = match self.options.due_inline(entries) {
+        let evicted = match options::due_inline(entries, self.cull_frequency) {
             None => {
                 garbage.take_all(&mut state.table);
                 entries
             }
             Some(due) => {
-                (0..due).map_while(|_| state.table.pop_lru()).map(|entry| garbage.push(entry)).count() as u64
+                (0..due).map_while(|_| state.table.pop_lru()).map(|node| garbage.push(node)).count() as u64
             }
         };
         self.count_evicted(state, evicted, "max_entries");
@@ -121,8 +111,8 @@ impl MemoryBackend {
             state.evicted_before = true;
             tracing::info!(
                 bound,
-                max_entries = self.options.max_entries,
-                max_bytes = self.options.max_bytes,
+                max_entries = self.max_entries,
+                max_bytes = self.max_bytes,
                 "the cache in memory is full and has begun to evict; this is said once"
             );
         }
@@ -130,13 +120,8 @@ impl MemoryBackend {
 }
 
 impl State {
-    fn next_token(&mut self) -> u64 {
-        self.last_token += 1;
-        self.last_token
-    }
-
     /// Looks at the next `slots` slots and removes what has expired.
-    fn sweep(&mut self, slots: usize, now: Timestamp, garbage: &mut Garbage<Value>) {
+    fn sweep(&mut self, slots: usize, now: Timestamp, garbage: &mut Garbage) {
         for _ in 0..slots.min(self.table.slots()) {
             self.swept = (self.swept + 1) % self.table.slots();
             if let Some(node) = self.table.take_expired_at(self.swept, now) {
@@ -147,12 +132,22 @@ impl State {
     }
 
     /// Removes the entry of `key` if it has expired, so that what remains can be taken at its word.
-    fn reap(&mut self, key: &str, now: Timestamp, garbage: &mut Garbage<Value>) {
+    fn reap(&mut self, key: &str, now: Timestamp, garbage: &mut Garbage) {
         if let Some(node) = self.table.take_expired(key, now) {
             garbage.push(node);
             self.stats.expired += 1;
         }
     }
+}
+
+struct NewValue {
+    value: Bytes,
+    codec: super::Codec,
+    expires_at: Expiry,
+}
+
+fn passed(expires_at: Expiry, now: Timestamp) -> bool {
+    expires_at.is_some_and(|at| at <= now)
 }
 
 impl Backend for MemoryBackend {
@@ -168,11 +163,11 @@ impl Backend for MemoryBackend {
     }
 
     fn get(&self, key: &str) -> Result<Option<Stored>> {
-        let now = self.options.clock.now();
+        let now = self.clock.now();
         let mut garbage = Garbage::default();
         let mut state = self.lock();
         state.reap(key, now, &mut garbage);
-        let stored = state.table.use_entry(key).map(Entry::stored);
+        let stored = state.table.use_entry(key).map(Node::stored);
         match &stored {
             Some(_) => state.stats.hits += 1,
             None => state.stats.misses += 1,
@@ -182,29 +177,28 @@ impl Backend for MemoryBackend {
     }
 
     fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
-        let now = self.options.clock.now();
+        let now = self.clock.now();
         // Copied before anything is locked.
         let new = match change {
-            Change::Store { value, codec, expires_at } if !has_passed(expires_at, now) => {
-                let bytes = entry_bytes(key, value.len());
-                if bytes > self.options.max_bytes {
-                    let why = format!("{} bytes of at most {}", value.len(), self.options.max_bytes);
+            Change::Store { value, codec, expires_at } if !passed(expires_at, now) => {
+                if entry_bytes(key, value.len()) > self.max_bytes {
+                    let why = format!("{} bytes of at most {}", value.len(), self.max_bytes);
                     return Err(Error::new(ErrorKind::ValueTooLarge, "store").with_key(key).with_source(why));
                 }
-                let value = Value { bytes: Bytes::copy_from_slice(value), codec };
-                Some(Entry { value, bytes, expires_at, token: 0 })
+                Some(NewValue { value: Bytes::copy_from_slice(value), codec, expires_at })
             }
             _ => None,
         };
         let mut garbage = Garbage::default();
         let mut state = self.lock();
         state.reap(key, now, &mut garbage);
-        let current = state.table.get(key).map(|entry| entry.token);
-        let token = match (change.decide(condition, current, |end| has_passed(end, now)), new) {
+        let current = state.table.token(key);
+        let token = match (change.decide(condition, current, |end| passed(end, now)), new) {
             (Decided::Return(outcome), _) => return Ok(outcome),
-            (Decided::Put { .. }, Some(new)) => Some(self.store(&mut state, key, new, now, &mut garbage)),
+            (Decided::Put { .. }, Some(new)) => self.store(&mut state, key, new, now, &mut garbage),
             (Decided::Put { expires_at }, None) => {
-                let token = state.next_token();
+                state.last_token += 1;
+                let token = state.last_token;
                 state.table.touch(key, expires_at, token);
                 Some(token)
             }
@@ -233,14 +227,13 @@ impl Backend for MemoryBackend {
 
     fn scan(&self, cursor: u64, visit: &mut dyn FnMut(&str, Item<'_>)) -> Result<Option<u64>> {
         // An entry keeps its slot for as long as it stays, so slots in order give each exactly once.
-        let now = self.options.clock.now();
+        let now = self.clock.now();
         let state = self.lock();
         let first = usize::try_from(cursor).unwrap_or(usize::MAX).min(state.table.slots());
         let end = first.saturating_add(SLOTS_PER_HOLD).min(state.table.slots());
         let batch: Vec<(Arc<str>, Stored)> = (first..end)
             .filter_map(|slot| state.table.at(slot))
-            .filter(|(_, entry)| !entry.has_expired(now))
-            .map(|(key, entry)| (key.clone(), entry.stored()))
+            .filter(|(_, item)| !passed(item.expires_at, now))
             .collect();
         let more = end < state.table.slots();
         drop(state);
@@ -251,7 +244,7 @@ impl Backend for MemoryBackend {
     }
 
     fn maintain(&self) -> Result<()> {
-        let now = self.options.clock.now();
+        let now = self.clock.now();
         let mut left = self.lock().table.slots();
         while left > 0 {
             let mut garbage = Garbage::default();

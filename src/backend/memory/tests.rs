@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::*;
-use crate::backend::Expiry;
+use crate::backend::Codec;
 use crate::options::INLINE_CULL_ENTRIES;
 use crate::time::ManualClock;
 

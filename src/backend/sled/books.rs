@@ -1,12 +1,12 @@
 //! What is known of the entries without asking the tree: how many there are, how large, when each ends, and in what
 //! order they were used. The tree has nothing of that, and counting its keys would read all of it.
 
-use crate::backend::table::{Entry, Table};
+use super::table::{Entry, Table};
 
 /// Exact for the current generation: who changes an entry holds the lock of its stripe, so that the tree and the
 /// books change together.
 pub(super) struct Books {
-    pub(super) table: Table<()>,
+    pub(super) table: Table,
     pub(super) generation: u32,
     /// Where the look for expired entries goes on.
     pub(super) swept: usize,
@@ -19,7 +19,7 @@ pub(super) enum Again {
     Changed,
     /// There are as many entries as there may be.
     Full,
-    /// So many bytes have to go first.
+    /// There is no room for so many bytes more.
     Large(u64),
 }
 
@@ -32,17 +32,17 @@ impl Books {
     pub(super) fn reserve(
         &mut self,
         key: &str,
-        entry: Entry<()>,
+        entry: Entry,
         generation: u32,
         max_entries: u64,
         max_bytes: u64,
-    ) -> Result<Option<Entry<()>>, Again> {
+    ) -> Result<Option<Entry>, Again> {
         let before = self.table.get(key).copied();
-        let bytes = self.table.bytes() + entry.bytes - before.map_or(0, |b| b.bytes);
+        let more = entry.bytes.saturating_sub(before.map_or(0, |b| b.bytes));
         match before {
             _ if generation != self.generation => Err(Again::Changed),
             None if self.table.len() >= max_entries => Err(Again::Full),
-            _ if bytes > max_bytes => Err(Again::Large(bytes - max_bytes)),
+            _ if self.table.bytes() + more > max_bytes => Err(Again::Large(more)),
             before => {
                 self.table.put(key, entry);
                 Ok(before)
@@ -51,11 +51,11 @@ impl Books {
     }
 
     /// Takes back a reservation of `generation`: the entry was not stored.
-    pub(super) fn restore(&mut self, key: &str, before: Option<Entry<()>>, generation: u32) {
+    pub(super) fn restore(&mut self, key: &str, before: Option<Entry>, generation: u32) {
         if generation == self.generation {
             match before {
-                Some(entry) => drop(self.table.put(key, entry)),
-                None => drop(self.table.remove(key)),
+                Some(entry) => self.table.put(key, entry),
+                None => self.table.remove(key),
             }
         }
     }

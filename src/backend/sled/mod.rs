@@ -8,6 +8,7 @@ mod books;
 mod home;
 mod store;
 mod sweep;
+mod table;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};

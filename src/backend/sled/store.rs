@@ -20,7 +20,7 @@ use bytes::Bytes;
 use super::books::{Again, Books};
 use super::home::Home;
 use super::sweep::LeftOver;
-use crate::backend::table::Entry;
+use super::table::Entry;
 use crate::backend::{Change, Codec, Condition, Outcome, Stats, Stored};
 use crate::engine::counters::{Counter, Counters};
 use crate::engine::record::{Draft, Kind, MAX_KEY_LEN, Prepared, Record, Stamp};
@@ -215,7 +215,7 @@ impl Store {
         let prepared = Prepared::new(draft, len, self.home.place(), key.as_bytes(), body);
         let _stripe = self.stripe(key);
         let sequence = self.home.next_sequence()?;
-        let entry = Entry { value: (), bytes: bytes(len), expires_at, token: sequence };
+        let entry = Entry { bytes: bytes(len), expires_at, token: sequence };
         let before = match self.books().reserve(key, entry, generation, max_entries, max_bytes) {
             Ok(before) => before,
             Err(again) => return Ok(Err(again)),

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::store::{ENTRIES_PER_HOLD, Store, locked};
-use crate::backend::table::Entry;
+use super::table::Entry;
 use crate::engine::CheckReport;
 use crate::engine::counters::Counter;
 use crate::engine::record::Kind;
 use crate::error::Result;
-use crate::options::{Durability, INLINE_CULL_ENTRIES};
+use crate::options::{Durability, INLINE_CULL_ENTRIES, due_inline};
 
 /// Entries that each store looks at for expired ones, so that what nobody reads goes as well.
 const SWEPT_PER_STORE: usize = 4;
@@ -38,7 +38,7 @@ impl Store {
                 (Some(r), Ok(_)) if r.generation < generation => dead.push(key),
                 (Some(r), Ok(name)) => {
                     let bytes = (key.len() + bytes.len()) as u64;
-                    let entry = Entry { value: (), bytes, expires_at: r.expires_at, token: r.sequence };
+                    let entry = Entry { bytes, expires_at: r.expires_at, token: r.sequence };
                     found.push((Box::<str>::from(name), entry));
                 }
                 _ => {
@@ -63,10 +63,7 @@ impl Store {
         let (entries, bytes) = (books.table.len(), books.table.bytes());
         drop(books);
         self.evict_coldest(entries.saturating_sub(self.options.max_entries))?;
-        match bytes.checked_sub(self.options.max_bytes) {
-            Some(over) if over > 0 => self.make_room_for_bytes(over),
-            _ => Ok(()),
-        }
+        if bytes > self.options.max_bytes { self.make_room_for_bytes(0) } else { Ok(()) }
     }
 
     /// Removes every entry: they are misses at once, and their records go a few with each store.
@@ -178,7 +175,7 @@ impl Store {
             return Ok(());
         }
         self.tell_once("max_entries");
-        let Some(due) = self.options.due_inline(entries) else {
+        let Some(due) = due_inline(entries, self.options.cull_frequency) else {
             self.counters.add(Counter::Evicted, entries);
             return self.clear();
         };
@@ -190,11 +187,11 @@ impl Store {
         Ok(())
     }
 
-    /// Evicts the least recently used entries until `bytes` bytes less are in use.
+    /// Evicts the least recently used entries until there is room for `bytes` more.
     pub(super) fn make_room_for_bytes(&self, bytes: u64) -> Result<()> {
         let _culling = locked(&self.culling);
         self.tell_once("max_bytes");
-        let goal = self.options.max_bytes.saturating_sub(bytes).max(1);
+        let goal = self.options.max_bytes.saturating_sub(bytes);
         let books = self.books();
         let mut over = books.table.bytes().saturating_sub(goal);
         let coldest = books.table.coldest().take_while(|(_, entry)| {

@@ -365,5 +365,25 @@ impl Index {
     }
 }
 
+/// The words of an index file that say something, the buckets' among them.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn words_in_use(len: usize) -> impl Iterator<Item = usize> {
+    (0..HEADER_WORDS).chain(SEGMENTS_AT..len / 8)
+}
+
+/// Gives every bucket that is not locked the check that fits its words.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fit_checks(words: &mut [u64]) {
+    let number = |at: usize| words.get(at).and_then(|w| u32::try_from(*w).ok()).unwrap_or(0);
+    let [primaries, buckets, segments] = [at::PRIMARIES, at::BUCKETS, at::SEGMENTS].map(number);
+    let first = Geometry { primaries, buckets, segments }.buckets_at();
+    for line in words.get_mut(first..).unwrap_or_default().chunks_exact_mut(LINE) {
+        let atomic: [AtomicU64; LINE] = std::array::from_fn(|i| AtomicU64::new(line[i]));
+        if !Bucket::new(&atomic).control().is_locked() {
+            line[0] = line[0] & 0xffff_ffff | u64::from(Bucket::new(&atomic).computed_check()) << 32;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;

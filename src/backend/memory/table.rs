@@ -1,0 +1,184 @@
+//! The entries of a memory backend: by key, by recency, and by slot.
+
+use std::hash::RandomState;
+use std::mem;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hashlink::LinkedHashMap;
+
+use super::passed;
+use crate::backend::{Codec, Expiry, Stored};
+use crate::time::Timestamp;
+
+/// What an entry costs beside its key and value: its node, its share of the hash table, its slot, the
+/// counts of shared ownership and the allocator's rounding. An estimate, on the high side.
+const ENTRY_OVERHEAD: u64 = 256;
+
+/// What an entry counts against `max_bytes`.
+pub(super) fn entry_bytes(key: &str, value_len: usize) -> u64 {
+    (key.len() + value_len) as u64 + ENTRY_OVERHEAD
+}
+
+/// One entry.
+pub(super) struct Node {
+    value: Bytes,
+    codec: Codec,
+    expires_at: Expiry,
+    token: u64,
+    slot: usize,
+}
+
+impl Node {
+    pub(super) fn stored(&self) -> Stored {
+        Stored {
+            value: self.value.clone(),
+            codec: self.codec,
+            expires_at: self.expires_at,
+            token: self.token,
+        }
+    }
+}
+
+/// All entries, least recently used first. An entry has a slot from its insertion to its removal, and no
+/// other has it meanwhile.
+#[derive(Default)]
+pub(super) struct Table {
+    entries: LinkedHashMap<Arc<str>, Node, RandomState>,
+    slots: Vec<Option<Arc<str>>>,
+    free: Vec<usize>,
+    bytes: u64,
+}
+
+impl Table {
+    pub(super) fn len(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// One more than the last slot that was ever in use.
+    pub(super) fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(super) fn contains(&self, key: &str) -> bool {
+        self.entries.contains_key(key)
+    }
+
+    pub(super) fn token(&self, key: &str) -> Option<u64> {
+        self.entries.get(key).map(|node| node.token)
+    }
+
+    /// The entry of `key`, from now on the most recently used one.
+    pub(super) fn use_entry(&mut self, key: &str) -> Option<&Node> {
+        self.entries.to_back(key).map(|node| &*node)
+    }
+
+    /// The entry in `slot`, its recency unchanged.
+    pub(super) fn at(&self, slot: usize) -> Option<(Arc<str>, Stored)> {
+        let key = self.slots.get(slot)?.as_ref()?;
+        Some((key.clone(), self.entries.get(key)?.stored()))
+    }
+
+    /// Stores a value as the most recently used entry and returns the value that it replaces.
+    pub(super) fn put(
+        &mut self,
+        key: &str,
+        value: Bytes,
+        codec: Codec,
+        expires_at: Expiry,
+        token: u64,
+    ) -> Option<Removed> {
+        self.bytes += entry_bytes(key, value.len());
+        if let Some(node) = self.entries.to_back(key) {
+            self.bytes -= entry_bytes(key, node.value.len());
+            let old = mem::replace(&mut node.value, value);
+            (node.codec, node.expires_at, node.token) = (codec, expires_at, token);
+            return Some(Removed { _value: old, _key: None });
+        }
+        let key: Arc<str> = key.into();
+        let slot = self.free.pop().unwrap_or(self.slots.len());
+        match self.slots.get_mut(slot) {
+            Some(free) => *free = Some(key.clone()),
+            None => self.slots.push(Some(key.clone())),
+        }
+        self.entries.insert(key, Node { value, codec, expires_at, token, slot });
+        None
+    }
+
+    /// Gives the entry of `key`, if there is one, another expiry and token.
+    pub(super) fn touch(&mut self, key: &str, expires_at: Expiry, token: u64) {
+        if let Some(node) = self.entries.to_back(key) {
+            (node.expires_at, node.token) = (expires_at, token);
+        }
+    }
+
+    pub(super) fn remove(&mut self, key: &str) -> Option<Removed> {
+        let (key, node) = self.entries.remove_entry(key)?;
+        Some(self.removed(key, node))
+    }
+
+    /// Removes the least recently used entry.
+    pub(super) fn pop_lru(&mut self) -> Option<Removed> {
+        let (key, node) = self.entries.pop_front()?;
+        Some(self.removed(key, node))
+    }
+
+    /// Removes the entry of `key` if it has expired.
+    pub(super) fn take_expired(&mut self, key: &str, now: Timestamp) -> Option<Removed> {
+        passed(self.entries.get(key)?.expires_at, now).then(|| self.remove(key))?
+    }
+
+    /// Removes the entry in `slot` if it has expired.
+    pub(super) fn take_expired_at(&mut self, slot: usize, now: Timestamp) -> Option<Removed> {
+        let key = self.slots.get(slot)?.as_ref()?.clone();
+        self.take_expired(&key, now)
+    }
+
+    fn removed(&mut self, key: Arc<str>, node: Node) -> Removed {
+        self.bytes -= entry_bytes(&key, node.value.len());
+        if let Some(slot) = self.slots.get_mut(node.slot) {
+            *slot = None;
+            self.free.push(node.slot);
+        }
+        Removed { _value: node.value, _key: Some(key) }
+    }
+}
+
+/// What was an entry, or a part of one, still to be freed.
+pub(super) struct Removed {
+    _value: Bytes,
+    _key: Option<Arc<str>>,
+}
+
+/// What is to be freed once the mutex is released: declared before the guard, it is dropped after it.
+#[derive(Default)]
+pub(super) struct Garbage {
+    /// Most calls leave one thing at most, and need no allocation for it.
+    first: Option<Removed>,
+    removed: Vec<Removed>,
+    tables: Vec<Table>,
+}
+
+impl Garbage {
+    pub(super) fn push(&mut self, removed: Removed) {
+        match &self.first {
+            None => self.first = Some(removed),
+            Some(_) => self.removed.push(removed),
+        }
+    }
+
+    pub(super) fn extend(&mut self, removed: Option<Removed>) {
+        if let Some(removed) = removed {
+            self.push(removed);
+        }
+    }
+
+    /// Empties `table` at once, whatever its size.
+    pub(super) fn take_all(&mut self, table: &mut Table) {
+        self.tables.push(mem::take(table));
+    }
+}
