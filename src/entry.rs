@@ -130,6 +130,49 @@ pub(crate) enum Change<'a> {
     Delete,
 }
 
+/// What a change comes to, given what is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Decided {
+    /// A new record of the key, with this expiry.
+    Put {
+        /// When the entry ends.
+        expires_at: Expiry,
+    },
+    /// The entry, which is there, goes.
+    Remove,
+    /// Nothing is to be written.
+    Return(Outcome),
+}
+
+impl Change<'_> {
+    /// Decides what to do for a key whose entry, if it has one that has not expired, has the token `current`.
+    pub(crate) fn decide(
+        &self,
+        condition: Condition,
+        current: Option<u64>,
+        has_passed: impl Fn(Expiry) -> bool,
+    ) -> Decided {
+        let met = match condition {
+            Condition::Always => true,
+            Condition::Absent => current.is_none(),
+            Condition::Present => current.is_some(),
+            Condition::Token(token) => current == Some(token),
+        };
+        match *self {
+            _ if !met => Decided::Return(Outcome::Refused { current }),
+            Self::Store { expires_at, .. } if !has_passed(expires_at) => Decided::Put { expires_at },
+            Self::Store { .. } if current.is_none() => {
+                Decided::Return(Outcome::Done { token: None, existed: false })
+            }
+            Self::Touch { .. } | Self::Delete if current.is_none() => {
+                Decided::Return(Outcome::Refused { current })
+            }
+            Self::Touch { expires_at } if !has_passed(expires_at) => Decided::Put { expires_at },
+            Self::Store { .. } | Self::Touch { .. } | Self::Delete => Decided::Remove,
+        }
+    }
+}
+
 /// What became of a [`Backend::commit`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {

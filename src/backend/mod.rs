@@ -10,6 +10,8 @@
 mod dummy;
 mod file;
 mod memory;
+#[cfg(feature = "sled")]
+mod sled;
 
 use std::any::TypeId;
 
@@ -21,6 +23,8 @@ use crate::error::Result;
 pub(crate) use dummy::DummyBackend;
 pub(crate) use file::FileBackend;
 pub(crate) use memory::MemoryBackend;
+#[cfg(feature = "sled")]
+pub(crate) use sled::SledBackend;
 
 /// A store of entries, shared by any number of threads.
 pub(crate) trait Backend: Send + Sync {

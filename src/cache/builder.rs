@@ -44,6 +44,8 @@ pub struct Builder {
 /// Where the entries are kept.
 enum Place {
     Directory(PathBuf),
+    #[cfg(feature = "sled")]
+    Sled(PathBuf),
     Memory,
     Dummy,
 }
@@ -63,6 +65,36 @@ impl Builder {
     /// For a cache that keeps nothing; see [`Cache::dummy`].
     pub fn dummy() -> Self {
         Self::at(Place::Dummy)
+    }
+
+    /// For a cache in a [sled](https://docs.rs/sled/0.34.7) tree in the directory `dir`, which is made if it is
+    /// missing. The same records, expiry, conditions and culling as a directory of [`Builder::new`], kept by sled.
+    ///
+    /// It promises less; `docs/operations.md` has the figures, and says when it is the right choice:
+    ///
+    /// - **A kill loses writes** that were acknowledged and not flushed: up to the interval of
+    ///   [`Durability::Interval`], up to 30 seconds with [`Durability::Buffered`], none with [`Durability::Sync`],
+    ///   for which each writing call pays a sync. What is there is whole, and never older than what was flushed.
+    /// - **The disk is not bounded.** [`max_bytes`](Builder::max_bytes) is hard for the keys and records that are
+    ///   stored; sled's file is a multiple of them, and does not shrink soon.
+    /// - **Opening reads everything**, since counts and recency are kept in memory: a few hundred bytes for each
+    ///   entry. [`hot_bytes`](Builder::hot_bytes) is the size of sled's own cache, which sled does not keep to
+    ///   exactly. [`keep_limits`](Builder::keep_limits) means nothing to it.
+    /// - A program opens it once; where a second cache is wanted, clone the first.
+    ///
+    /// ```
+    /// # use keepwarm::{Builder, Timeout};
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = dir.path();
+    /// let cache = Builder::sled(dir).max_entries(10_000).open()?;
+    /// cache.set("greeting", "hello", Timeout::Never)?;
+    /// cache.incr_or_init("visits", 1, 0, Timeout::Never)?;
+    /// cache.flush()?; // from here on a kill loses neither
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    #[cfg(feature = "sled")]
+    pub fn sled(dir: impl AsRef<Path>) -> Self {
+        Self::at(Place::Sled(dir.as_ref().to_owned()))
     }
 
     fn at(place: Place) -> Self {
@@ -212,6 +244,11 @@ impl Builder {
                 let backend = FileBackend::open(dir, &self.options)?;
                 Ok(self.build(Box::new(backend)))
             }
+            #[cfg(feature = "sled")]
+            Place::Sled(dir) => {
+                let backend = crate::backend::SledBackend::open(dir, &self.options)?;
+                Ok(self.build(Box::new(backend)))
+            }
             Place::Memory => Ok(self.build_in_memory()),
             Place::Dummy => Ok(self.build_dummy()),
         }
@@ -257,6 +294,8 @@ impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = match &self.place {
             Place::Directory(dir) => dir.display().to_string(),
+            #[cfg(feature = "sled")]
+            Place::Sled(dir) => format!("sled in {}", dir.display()),
             Place::Memory => "in memory".to_owned(),
             Place::Dummy => "dummy".to_owned(),
         };

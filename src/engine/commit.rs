@@ -20,7 +20,7 @@ use super::index::{CountUp, Found, Locked, Probe, Slot, Vacancy, Word};
 use super::record::{self, Draft, Fields, Kind, MAX_KEY_LEN, Prepared, Stamp};
 use super::segment::Segment;
 use super::undo::Published;
-use crate::entry::{Change, Codec, Condition, Expiry, Outcome};
+use crate::entry::{Change, Codec, Condition, Decided, Expiry, Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::step;
 
@@ -301,27 +301,16 @@ impl Engine {
         has_lost: bool,
     ) -> Decision {
         let current = live.map(|c| c.sequence);
-        let met = match condition {
-            Condition::Always => true,
-            Condition::Absent => current.is_none(),
-            Condition::Present => current.is_some(),
-            Condition::Token(token) => current == Some(token),
-        };
-        let refused = Decision::Return(Outcome::Refused { current });
         // Whoever removes the entry that they know of, or whatever entry there is, removes an evicted one too.
         let buries =
             live.is_none() && has_lost && matches!(condition, Condition::Always | Condition::Token(_));
-        match change {
-            Change::Delete if buries => Decision::Bury(Outcome::Refused { current: None }),
-            _ if !met => refused,
-            Change::Store { expires_at, .. } if !self.has_passed(expires_at) => Decision::Put { expires_at },
-            Change::Store { .. } if live.is_none() => {
-                let outcome = Outcome::Done { token: None, existed: false };
-                if buries { Decision::Bury(outcome) } else { Decision::Return(outcome) }
+        match change.decide(condition, current, |expires_at| self.has_passed(expires_at)) {
+            Decided::Put { expires_at } => Decision::Put { expires_at },
+            Decided::Remove => Decision::Remove,
+            Decided::Return(outcome) => {
+                let removes = matches!(change, Change::Delete) || matches!(outcome, Outcome::Done { .. });
+                if buries && removes { Decision::Bury(outcome) } else { Decision::Return(outcome) }
             }
-            Change::Touch { .. } | Change::Delete if live.is_none() => refused,
-            Change::Touch { expires_at } if !self.has_passed(expires_at) => Decision::Put { expires_at },
-            Change::Store { .. } | Change::Touch { .. } | Change::Delete => Decision::Remove,
         }
     }
 

@@ -4,9 +4,6 @@ use super::index::Geometry;
 use super::{index, record, segment};
 use crate::options::Options;
 
-/// Below this many entries, `max_entries` is enforced in the inserting call, with exact counts.
-pub(crate) const INLINE_CULL_ENTRIES: u64 = 10_000;
-
 /// No entry takes fewer bytes than this on average once its share of the index is counted, so `max_bytes`
 /// bounds the entries as well.
 const BYTES_PER_ENTRY: u64 = 256;

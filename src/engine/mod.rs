@@ -9,21 +9,23 @@ mod attach;
 mod check;
 mod checkpoint;
 mod commit;
-mod counters;
+pub(crate) mod counters;
 mod culler;
-mod directory;
+pub(crate) mod directory;
 mod evict;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod hints;
 mod hot;
 mod index;
 mod layout;
 mod log;
 mod maintenance;
-mod meta;
+pub(crate) mod meta;
 mod read;
 pub(crate) mod record;
 mod recovery;
-mod segment;
+pub(crate) mod segment;
 mod snapshot;
 mod space;
 mod state;
@@ -45,7 +47,7 @@ use self::maintenance::Bell;
 use crate::entry::{Expiry, Stats};
 use crate::error::Result;
 use crate::hash::KeyHasher;
-use crate::options::{Durability, Options};
+use crate::options::{Durability, INLINE_CULL_ENTRIES, Options};
 
 /// An open directory, shared by all threads of the process.
 pub(crate) struct Engine {
@@ -92,7 +94,7 @@ impl Engine {
 
     /// Whether `max_entries` is enforced in the inserting call, with exact counts.
     fn culls_inline(&self) -> bool {
-        self.max_entries <= layout::INLINE_CULL_ENTRIES
+        self.max_entries <= INLINE_CULL_ENTRIES
     }
 
     /// Waits until every acknowledged write is on the disk.

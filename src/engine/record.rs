@@ -183,6 +183,20 @@ impl Prepared {
         ];
         (words, header_check(self.key_check, self.len, &words))
     }
+
+    /// The whole record, for a store that keeps each by itself.
+    #[cfg(feature = "sled")]
+    pub(crate) fn encode(&self, stamp: Stamp, key: &[u8], body: [&[u8]; 2]) -> Vec<u8> {
+        let (words, check) = self.stamp(stamp);
+        let mut bytes = Vec::with_capacity(self.len as usize);
+        bytes.extend(self.len.to_le_bytes());
+        bytes.extend(check.to_le_bytes());
+        words.iter().for_each(|word| bytes.extend(word.to_le_bytes()));
+        bytes.extend(key);
+        body.iter().for_each(|part| bytes.extend(*part));
+        bytes.resize(self.len as usize, 0);
+        bytes
+    }
 }
 
 fn extend(check: u32, bytes: &[u8]) -> u32 {
@@ -309,6 +323,24 @@ impl<'a> Record<'a> {
     }
 }
 
+/// Gives the bytes, which are to be a whole record at this place, the checks that fit them.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fit_checks(bytes: &mut [u8], place: Place) {
+    let word = |bytes: &[u8], at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+    if bytes.len() < HEADER_LEN {
+        return;
+    }
+    let shape = word(bytes, 32);
+    let key_end = HEADER_LEN + (shape & 0xff_ffff) as usize;
+    let body_end = key_end.saturating_add((shape >> 32) as usize);
+    let body_check = extend(place.body_seed(), bytes.get(key_end..body_end).unwrap_or_default());
+    bytes[28..32].copy_from_slice(&body_check.to_le_bytes());
+    let words = [8, 16, 24, 32].map(|at| word(bytes, at));
+    let key_check = extend(place.header_seed(), bytes.get(HEADER_LEN..key_end).unwrap_or_default());
+    let check = header_check(key_check, bytes.len() as u32, &words);
+    bytes[4..8].copy_from_slice(&check.to_le_bytes());
+}
+
 /// Takes any bytes for a record, first as they are, then with a length and checks that fit, as if they had been
 /// written. What is decoded must be what is there; what is not must be refused.
 #[cfg(any(test, feature = "fuzzing"))]
@@ -321,20 +353,13 @@ pub(crate) fn fuzz(bytes: &[u8]) {
         return;
     }
     let len = bytes.len() as u32;
-    let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
-    let mut words = [word(8), word(16), word(24), word(32)];
-    let (key_len, body_len) = ((words[3] & 0xff_ffff) as usize, (words[3] >> 32) as usize);
+    bytes[..4].copy_from_slice(&len.to_le_bytes());
+    fit_checks(&mut bytes, place);
+    let shape = u64::from_le_bytes(std::array::from_fn(|i| bytes[32 + i]));
+    let (key_len, body_len) = ((shape & 0xff_ffff) as usize, (shape >> 32) as usize);
     let (key_end, body_end) =
         (HEADER_LEN + key_len, HEADER_LEN.saturating_add(key_len).saturating_add(body_len));
     let fits = key_len <= MAX_KEY_LEN && body_end <= bytes.len();
-    let key_check = extend(place.header_seed(), bytes.get(HEADER_LEN..key_end).unwrap_or_default());
-    let body_check = extend(place.body_seed(), bytes.get(key_end..body_end).unwrap_or_default());
-    words[2] = (words[2] & 0xffff_ffff) | (u64::from(body_check) << 32);
-    bytes[..4].copy_from_slice(&len.to_le_bytes());
-    bytes[4..8].copy_from_slice(&header_check(key_check, len, &words).to_le_bytes());
-    for (chunk, word) in bytes[8..HEADER_LEN].chunks_exact_mut(8).zip(words) {
-        chunk.copy_from_slice(&word.to_le_bytes());
-    }
     let kind = Kind::from_bits(bytes[35] & 0xf);
     let codec = codec_from_bits(bytes[35] >> 4);
     let record = Record::decode(&bytes, place);

@@ -419,6 +419,12 @@ impl Segment {
     }
 }
 
+/// A file of a segment with this salt: its header, and behind it `records`.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn file_of(id: u32, salt: u64, records: &[u8]) -> Vec<u8> {
+    [&header(id, salt, (HEADER_LEN + records.len()) as u64), records].concat()
+}
+
 fn header(id: u32, salt: u64, len: u64) -> [u8; HEADER_LEN] {
     let mut bytes = [0; HEADER_LEN];
     bytes[..8].copy_from_slice(&MAGIC.to_le_bytes());

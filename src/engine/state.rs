@@ -103,6 +103,12 @@ impl State {
     }
 }
 
+/// A `state` of a directory that was closed with an index whose header is `header`.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn closed_with(header: HeaderCopy, limits: Limits) -> Vec<u8> {
+    [[0; SECTOR], encode(&Sector { turn: 1, clean: Some(header), limits, snapshot: 0 })].concat()
+}
+
 fn encode(Sector { turn, clean, limits, snapshot }: &Sector) -> [u8; SECTOR] {
     let mut words = vec![MAGIC, *turn, u64::from(clean.is_some())];
     words.extend(clean.unwrap_or([0; HEADER_WORDS]));

@@ -142,7 +142,7 @@ impl Geometry {
     /// last one there is an overflow bucket for each primary.
     pub(crate) fn for_entries(max_entries: u64, max_segments: u64) -> Self {
         let primaries = max_entries.div_ceil(4).clamp(4, u64::from(u32::MAX / 2));
-        let exact = super::layout::INLINE_CULL_ENTRIES / 4;
+        let exact = crate::options::INLINE_CULL_ENTRIES / 4;
         let buckets = primaries + primaries / 4 + primaries.min(exact) * 3 / 4 + 8;
         let segments = (max_segments * 2 + 32).next_power_of_two();
         Self { primaries: primaries as u32, buckets: buckets as u32, segments: segments as u32 }
@@ -397,6 +397,26 @@ impl Index {
         let before = self.words()[at::INSERTS].fetch_add(1, Ordering::Relaxed);
         if (before + 1).is_multiple_of(inserts_per_tick) {
             self.words()[at::RECENCY].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The words of an index file that say something, the buckets' among them.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn words_in_use(len: usize) -> impl Iterator<Item = usize> {
+    (0..HEADER_WORDS).chain(SEGMENTS_AT..len / 8)
+}
+
+/// Gives every bucket that is not locked the check that fits its words.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fit_checks(words: &mut [u64]) {
+    let number = |at: usize| words.get(at).and_then(|w| u32::try_from(*w).ok()).unwrap_or(0);
+    let [primaries, buckets, segments] = [at::PRIMARIES, at::BUCKETS, at::SEGMENTS].map(number);
+    let first = Geometry { primaries, buckets, segments }.buckets_at();
+    for line in words.get_mut(first..).unwrap_or_default().chunks_exact_mut(LINE) {
+        let atomic: [AtomicU64; LINE] = std::array::from_fn(|i| AtomicU64::new(line[i]));
+        if !Bucket::new(&atomic).control().is_locked() {
+            line[0] = line[0] & 0xffff_ffff | u64::from(Bucket::new(&atomic).computed_check()) << 32;
         }
     }
 }
