@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use super::index::MAX_OFFSET;
 use super::record::{self, Draft, Place, Prepared, Record, Stamp};
@@ -359,15 +359,12 @@ impl Segment {
     pub(crate) fn sync(&self) -> Result<()> {
         let _syncing = self.account.space.syncing();
         let ticket = self.sync.asked.fetch_add(1, Ordering::AcqRel) + 1;
-        let mut done = self.sync.done.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if self.failed.load(Ordering::Acquire) {
-            let lost = io::Error::other("an earlier sync of this segment failed");
-            return Err(Error::io("sync", &self.path, lost));
-        }
+        let mut done = self.sync_done()?;
         if *done >= ticket {
             return Ok(());
         }
         let covered = self.sync.asked.load(Ordering::Acquire);
+        self.dirty.store(false, Ordering::SeqCst);
         let synced = self.file().map_or_else(|| self.map.sync(), |file| file::sync(&file));
         if let Err(e) = synced {
             self.failed.store(true, Ordering::Release);
@@ -380,7 +377,21 @@ impl Segment {
 
     /// [`sync`](Segment::sync), unless nothing was stamped since the last one that succeeded.
     pub(crate) fn sync_if_dirty(&self) -> Result<()> {
-        if self.dirty.swap(false, Ordering::AcqRel) || self.has_failed() { self.sync() } else { Ok(()) }
+        if self.dirty.load(Ordering::SeqCst) {
+            return self.sync();
+        }
+        // What somebody else has begun to sync need not be on the disk yet.
+        self.sync_done().map(drop)
+    }
+
+    /// Waits for a sync that is under way.
+    fn sync_done(&self) -> Result<MutexGuard<'_, u64>> {
+        let done = self.sync.done.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if self.has_failed() {
+            let lost = io::Error::other("an earlier sync of this segment failed");
+            return Err(Error::io("sync", &self.path, lost));
+        }
+        Ok(done)
     }
 
     pub(crate) fn has_failed(&self) -> bool {
