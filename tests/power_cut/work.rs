@@ -20,6 +20,8 @@ use crate::rng::Rng;
 /// How a directory is worked with.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan {
+    /// What repeats it.
+    pub(crate) seed: u64,
     /// Whether the bounds are so tight that entries are evicted and segments go.
     pub(crate) tight: bool,
     pub(crate) durability: Durability,
@@ -167,22 +169,19 @@ pub(crate) struct Lives {
     plan: Plan,
     rng: Rng,
     clock: ManualClock,
-    /// What a failure says.
-    context: String,
 }
 
 impl Lives {
-    pub(crate) fn new(plan: Plan, seed: u64) -> Self {
+    pub(crate) fn new(plan: Plan) -> Self {
         static POINTS: Once = Once::new();
         POINTS.call_once(|| {
             points::all().into_iter().for_each(|name| fail::cfg_callback(name, pass_point).unwrap());
         });
-        let context = format!("KEEPWARM_SEED={seed}, {plan:?}");
-        Self { plan, rng: Rng::new(seed), clock: ManualClock::new(), context }
+        Self { plan, rng: Rng::new(plan.seed), clock: ManualClock::new() }
     }
 
     fn fail(&self, root: &Path, what: &str) -> ! {
-        panic!("{what}\n  in {}\n  {}", root.display(), self.context)
+        panic!("{what}\n  in {}\n  {:?}", root.display(), self.plan)
     }
 
     /// Opens what is in `root`, and compares.
