@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Once, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use keepwarm::{Builder, Cache, Clock, Durability, ManualClock, Swap, Timeout, Timestamp};
@@ -112,7 +112,9 @@ impl fmt::Display for Totals {
 
 /// The camera that the named points of the source are looked at by, while it is there.
 static AT_POINTS: Mutex<Option<Arc<Film>>> = Mutex::new(None);
-/// How many points are passed by until the next shot.
+/// The number of the point at which the next shot is taken; the number of points for any.
+static TARGET: AtomicU64 = AtomicU64::new(0);
+/// How many times it is passed by until then.
 static COUNTDOWN: AtomicU64 = AtomicU64::new(0);
 
 /// Where the shots of one life go.
@@ -121,6 +123,8 @@ struct Film {
     histories: Mutex<Histories>,
     shots: Mutex<Vec<Shot>>,
     rng: Mutex<Rng>,
+    /// How many named points there are.
+    points: u64,
 }
 
 impl Film {
@@ -140,9 +144,12 @@ impl Film {
         }
     }
 
+    /// Half of the shots are taken at some point or other, half at one that was chosen: most points are seldom come by.
     fn wind(&self) {
         let mut rng = self.rng.lock().unwrap_or_else(PoisonError::into_inner);
-        let magnitude = 4 + rng.below(8);
+        let chosen = rng.below(2 * self.points).min(self.points);
+        let magnitude = if chosen == self.points { 4 + rng.below(8) } else { rng.below(4) };
+        TARGET.store(chosen, Ordering::SeqCst);
         COUNTDOWN.store(1 + rng.below(1 << magnitude), Ordering::SeqCst);
     }
 
@@ -155,8 +162,12 @@ impl Film {
     }
 }
 
-fn pass_point() {
-    if COUNTDOWN.load(Ordering::Relaxed) > 0 && COUNTDOWN.fetch_sub(1, Ordering::SeqCst) == 1 {
+fn pass_point(point: u64, points: u64) {
+    let target = TARGET.load(Ordering::Relaxed);
+    if (target != point && target != points) || COUNTDOWN.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    if COUNTDOWN.fetch_sub(1, Ordering::SeqCst) == 1 {
         let film = AT_POINTS.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(film) = film {
             film.shoot();
@@ -167,17 +178,23 @@ fn pass_point() {
 /// Lives of one directory.
 pub(crate) struct Lives {
     plan: Plan,
+    points: u64,
     rng: Rng,
     clock: ManualClock,
 }
 
 impl Lives {
     pub(crate) fn new(plan: Plan) -> Self {
-        static POINTS: Once = Once::new();
-        POINTS.call_once(|| {
-            points::all().into_iter().for_each(|name| fail::cfg_callback(name, pass_point).unwrap());
+        static POINTS: OnceLock<u64> = OnceLock::new();
+        let points = *POINTS.get_or_init(|| {
+            let names = points::all();
+            let points = names.len() as u64;
+            for (name, point) in names.into_iter().zip(0..) {
+                fail::cfg_callback(name, move || pass_point(point, points)).unwrap();
+            }
+            points
         });
-        Self { plan, rng: Rng::new(plan.seed), clock: ManualClock::new() }
+        Self { plan, points, rng: Rng::new(plan.seed), clock: ManualClock::new() }
     }
 
     fn fail(&self, root: &Path, what: &str) -> ! {
@@ -209,18 +226,18 @@ impl Lives {
     pub(crate) fn live(&mut self, lives: usize, until: Instant, totals: &mut Totals) {
         let mut last: Option<(Shot, End)> = None;
         for _ in 0..lives {
-            if Instant::now() > until {
-                return;
-            }
             let mut shots = self.life(last.take(), totals);
             for shot in &shots {
-                for _ in 0..2 {
+                for _ in 0..3 {
                     let home = home();
                     shot.moment.cut(home.path(), &mut self.rng);
                     self.open(home.path(), &shot.histories(End::PowerCut), End::PowerCut, totals);
                 }
             }
             let shot = shots.swap_remove(self.rng.below(shots.len() as u64) as usize);
+            if Instant::now() > until {
+                return;
+            }
             if !self.plan.tight && shot.moment.bytes_below(&Path::new(DIRECTORY).join("segments")) > LOG_BYTES
             {
                 return;
@@ -256,6 +273,7 @@ impl Lives {
             histories: Mutex::new(synced.unsettled(&possible)),
             shots: Mutex::default(),
             rng: Mutex::new(Rng::new(self.rng.next())),
+            points: self.points,
         });
         *AT_POINTS.lock().unwrap_or_else(PoisonError::into_inner) = Some(film.clone());
         film.wind();
