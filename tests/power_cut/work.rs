@@ -361,7 +361,7 @@ struct Worker<'a> {
 impl Worker<'_> {
     fn work(mut self) {
         for _ in 0..self.plan.operations {
-            if self.thread == 0 && self.rng.below(150) == 0 {
+            if self.thread == 0 && self.rng.below(60) == 0 {
                 let _alone = self.clearing.write().unwrap();
                 self.clear();
                 self.clock.advance(Duration::from_secs(self.rng.below(20)));
