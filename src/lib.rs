@@ -98,6 +98,9 @@ pub use entry::Stats;
 pub use error::{Error, ErrorKind, Result};
 pub use key::hash_long_keys;
 pub use options::Durability;
+#[cfg(feature = "failpoints")]
+#[doc(hidden)]
+pub use sys::observe;
 #[cfg(any(test, feature = "test-util"))]
 pub use time::ManualClock;
 pub use time::{Clock, SystemClock, Timestamp};

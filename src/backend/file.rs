@@ -119,7 +119,8 @@ impl Backend for FileBackend {
     fn flush(&self) -> Result<()> {
         match &*self.attached.load() {
             Some(attached) => attached.flush(),
-            None => Ok(()),
+            // Another thread may be closing what this one wrote to.
+            None => Attached::flush_at(&self.dir),
         }
     }
 

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::checkpoint::{self, Checkpoints, Found};
 use super::counters::Counters;
@@ -33,7 +33,7 @@ static ENGINES: Registry =
     Registry { engines: Mutex::new(None), gone: Condvar::new(), spaces: Mutex::new(Vec::new()) };
 
 struct Registry {
-    engines: Mutex<Option<HashMap<DirectoryId, Weak<Attached>>>>,
+    engines: Mutex<Engines>,
     /// Rung when an engine has detached.
     gone: Condvar,
     /// What counts the bytes of each directory: the same for as long as the program holds any value of it, whether
@@ -41,7 +41,20 @@ struct Registry {
     spaces: Mutex<Vec<(DirectoryId, Weak<Usage>)>>,
 }
 
+type Engines = Option<HashMap<DirectoryId, Weak<Attached>>>;
+
 impl Registry {
+    /// The engine of a directory, if there is one: one that is detaching is waited for until it is gone.
+    fn find(&self, id: DirectoryId) -> (MutexGuard<'_, Engines>, Option<Arc<Attached>>) {
+        let mut engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match engines.as_ref().and_then(|engines| engines.get(&id)).map(Weak::upgrade) {
+                Some(None) => engines = self.gone.wait(engines).unwrap_or_else(PoisonError::into_inner),
+                found => return (engines, found.flatten()),
+            }
+        }
+    }
+
     fn space(&self, id: DirectoryId) -> SpaceInUse {
         let mut spaces = self.spaces.lock().unwrap_or_else(PoisonError::into_inner);
         spaces.retain(|(_, count)| count.strong_count() > 0);
@@ -80,22 +93,28 @@ impl Attached {
         let directory = Directory::at(path)?;
         let held = HeldDirectory::open(path).map_err(|e| Error::io("open", path, e))?;
         let id = held.id();
-        let mut registry = ENGINES.engines.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            let engines = registry.get_or_insert_default();
-            match engines.get(&id).map(Weak::upgrade) {
-                Some(Some(attached)) => return Ok(attached),
-                // The last handle was dropped; its detaching is not finished yet.
-                Some(None) => {
-                    registry = ENGINES.gone.wait(registry).unwrap_or_else(PoisonError::into_inner);
-                }
-                None => break,
-            }
+        let (mut registry, found) = ENGINES.find(id);
+        if let Some(attached) = found {
+            return Ok(attached);
         }
         // Held while attaching: another thread that opens the directory waits and shares the engine.
         let attached = Arc::new(Self::attach(&directory, held, options)?);
         registry.get_or_insert_default().insert(id, Arc::downgrade(&attached));
         Ok(attached)
+    }
+
+    /// Waits until everything that was acknowledged of the directory at `path` is on the disk, whoever has it open in
+    /// this process, or is just closing it.
+    pub(crate) fn flush_at(path: &Path) -> Result<()> {
+        let id = match file::directory_id(path) {
+            Ok(id) => id,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(Error::io("sync", path, e)),
+        };
+        let (engines, found) = ENGINES.find(id);
+        // Detaching, which dropping it may be, takes the lock.
+        drop(engines);
+        found.map_or(Ok(()), |attached| attached.flush())
     }
 
     fn attach(directory: &Directory, held: HeldDirectory, options: &Options) -> Result<Self> {
@@ -129,8 +148,10 @@ impl Attached {
         let (recovered, is_closed) = match closed {
             Closed::Fits(recovered) => (recovered, true),
             other => {
-                // Whoever was killed may have left anything unsynced.
+                // Whoever was killed may have left anything unsynced, the name of the newest segment too.
                 segments.iter().for_each(Segment::mark_dirty);
+                let names = directory.segments();
+                file::sync_dir(&names).map_err(|e| Error::io("sync directory", &names, e))?;
                 let base = match (other, newest, least) {
                     _ if options.salvage => Base::Salvage,
                     (Closed::OtherSize(words, header), ..) => Base::Closed(words, header),

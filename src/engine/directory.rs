@@ -86,18 +86,33 @@ impl Directory {
             let why = "it is missing, and without it the segments cannot be read";
             return Err(Error::new(ErrorKind::Corrupt, "open").with_path(&path).with_source(why));
         }
+        let mut made_any = false;
         for dir in [self.segments(), self.file("blobs")] {
-            file::create_dir(&dir).map_err(|e| Error::io("create", &dir, e))?;
+            made_any |= file::create_dir(&dir).map_err(|e| Error::io("create", &dir, e))?;
         }
         // At once, and not when the first segment is to be made or removed.
         for dir in [&self.path, &self.segments(), &self.file("blobs")] {
             file::check_writable(dir).map_err(|e| Error::io("write to", dir, e))?;
         }
         if let Some(meta) = found {
+            if made_any {
+                file::sync_dir(&self.path).map_err(|e| Error::io("sync directory", &self.path, e))?;
+            }
             return Ok(meta);
         }
+        self.sync_own_name()?;
         tag(&self.path)?;
         Meta::create(&path)
+    }
+
+    /// Or a power cut could take the directory with all that was synced into it. Once there is `meta`, this was done.
+    fn sync_own_name(&self) -> Result<()> {
+        let Some(parent) = self.path.parent() else { return Ok(()) };
+        match file::sync_dir(parent) {
+            // What may be passed through need not be readable, and only what is readable can be synced.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            synced => synced.map_err(|e| Error::io("sync directory", parent, e)),
+        }
     }
 
     /// Ids and paths of the files in `segments` that have a segment's name.
@@ -134,7 +149,7 @@ pub(crate) fn find_or_make(path: &Path) -> Result<PathBuf> {
                 .with_source("not a directory"));
         }
         Ok(_) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => file::create_dir(path).map_err(io_error)?,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => drop(file::create_dir(path).map_err(io_error)?),
         Err(e) => return Err(io_error(e)),
     }
     fs::canonicalize(path).map_err(io_error)

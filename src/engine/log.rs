@@ -158,6 +158,10 @@ impl Log {
         };
         for segment in segments {
             let segment = Arc::new(segment);
+            if index.segment_state(segment.id).is_none() {
+                // A spare one that was removed when the index was closed, and that a power cut brought back.
+                index.set_segment(segment.id, SegmentState::Sealed);
+            }
             log.slot(segment.id).store(Some(segment.clone()));
             index.set_segment(segment.id, SegmentState::Sealed);
             lock(&log.sealed).insert(segment.id, segment);

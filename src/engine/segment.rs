@@ -389,7 +389,7 @@ impl Segment {
         let _syncing = self.account.space.syncing();
         let ticket = self.sync.asked.fetch_add(1, Ordering::AcqRel) + 1;
         let mut done = self.sync.done.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if self.failed.load(Ordering::Acquire) {
+        if self.has_failed() {
             let lost = io::Error::other("an earlier sync of this segment failed");
             return Err(Error::io("sync", &self.path, lost));
         }
