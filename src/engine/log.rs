@@ -290,9 +290,7 @@ impl Log {
         make_room: &dyn Fn(u64) -> Result<()>,
         give_up: &dyn Fn() -> Result<bool>,
     ) -> Result<()> {
-        let needed = needed_for(len);
-        let segment_len =
-            if needed > self.segment_len { needed.next_multiple_of(4096) } else { self.segment_len };
+        let (needed, segment_len) = (needed_for(len), self.len_for(len));
         // A rotation that needs the spare waits for it, and segments come into use in the order of their ids.
         let mut spare = lock(&self.spare);
         self.wants_spare.store(false, Ordering::Relaxed);
@@ -305,6 +303,12 @@ impl Log {
         make_room(segment_len)?;
         *spare = Some(self.create(segment_len, index, give_up)?);
         Ok(())
+    }
+
+    /// The length of a new segment that is to hold a record of `len`: the usual one, if there is room in it.
+    fn len_for(&self, len: u32) -> u64 {
+        let needed = needed_for(len);
+        if needed > self.segment_len { needed.next_multiple_of(4096) } else { self.segment_len }
     }
 
     /// A new segment of `len` bytes, in the table and nowhere else. Where the disk or the table is full, `give_up`
@@ -354,7 +358,11 @@ impl Log {
         index: &Index,
     ) -> Result<Reservation> {
         if !copies.0.as_ref().is_some_and(|tail| tail.has_room(len)) {
-            let next = self.create(self.segment_len, index, &|| Ok(false))?;
+            let segment_len = self.len_for(len);
+            if self.bytes() + segment_len > self.budget {
+                return Err(Error::new(ErrorKind::NoSpace, "copy records in").with_path(&self.dir));
+            }
+            let next = self.create(segment_len, index, &|| Ok(false))?;
             if let Some(full) = copies.0.take() {
                 self.seal(index, full.segment);
             }

@@ -162,7 +162,12 @@ impl Engine {
     /// Empties the segment that it costs least to empty. `false` if there is none.
     fn empty_one(&self) -> Result<bool> {
         let Some((id, way)) = choose(&self.candidates()) else { return Ok(false) };
-        match self.empty(id, way) {
+        let mut emptied = self.empty(id, way);
+        if emptied.as_ref().is_err_and(|e| e.kind() == ErrorKind::NoSpace) && self.log.emptied_bytes() > 0 {
+            self.checkpoint()?;
+            emptied = self.empty(id, way);
+        }
+        match emptied {
             Ok(true) => Ok(true),
             // What cannot be copied goes: this always makes progress.
             Ok(false) | Err(_) => self.empty(id, Way::Drop),
@@ -181,8 +186,13 @@ impl Engine {
         }
         let quiet = self.is_quiet();
         while let Some(id) = choose_idle(&self.candidates(), self.log.segment_len(), quiet) {
-            if !self.empty(id, Way::Copy)? {
-                break;
+            match self.empty(id, Way::Copy) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    tracing::debug!(%error, segment = id, "a segment is not compacted now");
+                    break;
+                }
             }
         }
         let emptied = self.log.emptied_bytes();

@@ -208,6 +208,25 @@ fn what_is_dead_gives_its_space_back_and_a_removal_waits_for_a_checkpoint() {
 }
 
 #[test]
+fn what_is_overwritten_all_the_time_takes_little_space() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &Options { max_bytes: 2 << 20, ..options() });
+    let mut numbers = 1u64;
+    for i in 0..2000 {
+        numbers = numbers.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        // Most are overwritten soon; a few stay among them.
+        let key = if i % 16 == 0 { i } else { (numbers >> 40) % 8 };
+        set(&engine, &format!("{key}"), &vec![7; (numbers >> 33) as usize % 1500]);
+        if i % 20 == 0 {
+            engine.maintain().unwrap();
+        }
+    }
+    let stats = engine.stats();
+    assert!(stats.copied_bytes > 0 && stats.evicted == 0, "{stats:?}");
+    assert_sound(&engine);
+}
+
+#[test]
 fn what_was_used_since_is_copied_and_few_bytes_are() {
     let options = Options { max_entries: 10_000, max_bytes: 4 << 20, ..options() };
     let dir = tempfile::tempdir().unwrap();
