@@ -288,6 +288,17 @@ impl<'a> Record<'a> {
         (extend(self.place.body_seed(), self.body) == self.body_check).then_some(self.body)
     }
 
+    /// Whether the body fails its check because part of it never reached the disk, as a power cut leaves it: where
+    /// nothing was written yet a whole sector's part is zeros. Costs a pass over the value.
+    pub(crate) fn is_torn(&self) -> bool {
+        const SECTOR: usize = 512;
+        let start = self.place.offset as usize + HEADER_LEN + self.key.len();
+        let to_boundary = (start.next_multiple_of(SECTOR) - start).min(self.body.len());
+        let (first, rest) = self.body.split_at(to_boundary);
+        let missing = |part: &[u8]| !part.is_empty() && part.iter().all(|byte| *byte == 0);
+        self.verified_body().is_none() && (missing(first) || rest.chunks(SECTOR).any(missing))
+    }
+
     /// The value and what is stored with it, if they pass their check.
     pub(crate) fn content(&self) -> Option<(Soft, &'a [u8])> {
         let mut body = self.verified_body()?;

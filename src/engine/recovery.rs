@@ -186,7 +186,8 @@ impl Replay<'_> {
             self.generation = self.generation.max(record.generation);
             self.first_sequence = self.first_sequence.min(record.sequence);
             self.last_sequence = self.last_sequence.max(record.sequence);
-            if record.sequence >= self.base.sequence {
+            // A write that a power cut tore was never acknowledged as synced, and what was there before it may have been.
+            if record.sequence >= self.base.sequence && !record.is_torn() {
                 self.enter(segment, offset, &record);
             }
         }

@@ -34,6 +34,28 @@ fn what_was_encoded_is_decoded() {
 }
 
 #[test]
+fn a_body_that_lacks_a_sector_is_torn_and_a_flipped_bit_is_damage() {
+    // The body begins at 4096 + 40 + 3.
+    let bytes = encoded(Kind::Value, 0, b"key", &[7; 2000], STAMP);
+    let torn = |bytes: &[u8]| Record::decode(bytes, PLACE).map(|r| (r.is_torn(), r.value().is_some()));
+    assert_eq!(torn(&bytes), Some((false, true)));
+    for missing in [43..512, 512..1024, 1024..1536, 1536..2043, 43..2043] {
+        let mut part = bytes.clone();
+        part[missing.clone()].fill(0);
+        assert_eq!(torn(&part), Some((true, false)), "{missing:?}");
+    }
+    for flipped in [43, 511, 512, 2042] {
+        let mut part = bytes.clone();
+        part[flipped] ^= 0x10;
+        assert_eq!(torn(&part), Some((false, false)), "byte {flipped}");
+    }
+    let mut zeros = encoded(Kind::Value, 0, b"key", &[0; 2000], STAMP);
+    assert_eq!(torn(&zeros), Some((false, true)), "zeros that were stored");
+    zeros[600] = 1;
+    assert_eq!(torn(&zeros).map(|(_, sound)| sound), Some(false));
+}
+
+#[test]
 fn optional_fields_come_before_the_value() {
     let mut body = 5u64.to_le_bytes().to_vec();
     body.extend(3u32.to_le_bytes());
