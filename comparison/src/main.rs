@@ -72,7 +72,7 @@ impl Args {
         let (scale, rounds, slice) = match self {
             Self { smoke: true, .. } => (0.01, 1, 5),
             Self { quick: true, .. } => (0.1, 3, 100),
-            _ => (1.0, 5, 400),
+            _ => (1.0, 5, 250),
         };
         let chosen = |len: usize| self.only_len.is_empty() || self.only_len.contains(&len);
         let sizes = Size::ALL.into_iter().filter(|size| chosen(size.len));

@@ -18,7 +18,12 @@ const COUNTERS: u32 = 1000;
 /// Operations between two looks at the clock.
 const BATCH: usize = 128;
 /// Calls that are timed one by one, in each round.
-const TIMED: u32 = 200_000;
+const TIMED: u32 = 100_000;
+/// Loading is measured for so long. What is left then goes in by so many at a time, as fast as the engine can.
+const LOADING: Duration = Duration::from_secs(4);
+const AT_ONCE: usize = 1000;
+/// How long the background has before the disk is looked at.
+const GIVING_BACK: Duration = Duration::from_millis(1500);
 
 /// What every contender of one size is given.
 struct Course {
@@ -59,6 +64,9 @@ pub(crate) fn run(plan: &Plan, size: Size, results: &mut Results) {
             .into_iter()
             .map(|which| course.load(plan, which, &course.shuffled, Workload::LoadShuffled, results))
             .collect();
+        if round == 0 && plan.wants(Workload::Disk) {
+            racers.iter().for_each(|racer| course.space(racer, "disk after load", results));
+        }
         course.rates(plan, &racers, round, results);
         if plan.wants(Workload::Latency) {
             course.latencies(plan, &racers, round, results);
@@ -88,8 +96,8 @@ impl Course {
         let dir = plan.fresh_dir();
         let store = which.open(dir.path(), Bounds::roomy(self.size.entries));
         settle(plan);
-        let elapsed = set_all(&*store, &self.values, ids, 1);
-        results.add(self.size.name, workload.name(), which, ids.len() as f64 / elapsed.as_secs_f64());
+        let rate = set_all(&*store, &self.values, ids, 1);
+        results.add(self.size.name, workload.name(), which, rate);
         Racer { which, store, dir }
     }
 
@@ -163,47 +171,37 @@ impl Course {
     }
 
     /// What is measured of each contender alone: space and reopening. Ends it.
-    fn after(&self, plan: &Plan, racer: Racer, round: usize, results: &mut Results) {
-        let Racer { which, mut store, dir } = racer;
-        let name = self.size.name;
+    fn after(&self, plan: &Plan, mut racer: Racer, round: usize, results: &mut Results) {
+        let which = racer.which;
         if which.is_persistent() && plan.wants(Workload::Reopen) {
-            store.close();
+            racer.store.close();
             let started = Instant::now();
-            store = which.open(dir.path(), Bounds::roomy(self.size.entries));
-            let right = get_one(&*store, &self.values, self.uniform[round]);
-            results.add(name, "reopen after close", which, started.elapsed().as_secs_f64());
+            racer.store = which.open(racer.dir.path(), Bounds::roomy(self.size.entries));
+            let right = get_one(&*racer.store, &self.values, self.uniform[round]);
+            results.add(self.size.name, "reopen after close", which, started.elapsed().as_secs_f64());
             assert!(right, "{} lost what it was closed with", which.name());
         }
-        store.close();
         if which.is_persistent() && round == 0 && plan.wants(Workload::Disk) {
-            self.space(plan, which, results);
+            for version in 4..7 {
+                let ids = workload::shuffled(self.size.entries, version);
+                set_all(&*racer.store, &self.values, &ids, version);
+            }
+            self.space(&racer, "disk after overwriting three times", results);
+            let lost = self.shuffled.iter().filter(|id| !get_one(&*racer.store, &self.values, **id)).count();
+            assert_eq!(lost, 0, "{} lost entries within its bounds", which.name());
         }
+        racer.store.close();
     }
 
-    /// The disk that is used for as many bytes of keys and values, after loading and after overwriting.
-    fn space(&self, plan: &Plan, which: Which, results: &mut Results) {
-        let dir = plan.fresh_dir();
-        let store = which.open(dir.path(), Bounds::roomy(self.size.entries));
-        set_all(&*store, &self.values, &self.shuffled, 1);
-        let mut record = |metric: &str| {
-            store.flush();
+    /// The disk that is used for as many bytes of keys and values.
+    fn space(&self, racer: &Racer, metric: &str, results: &mut Results) {
+        if racer.which.is_persistent() {
+            racer.store.flush();
             // What is given back in the background is given back within about a second.
-            std::thread::sleep(Duration::from_millis(1500));
-            results.add(
-                self.size.name,
-                metric,
-                which,
-                disk_bytes(dir.path()) as f64 / self.size.bytes() as f64,
-            );
-        };
-        record("disk after load");
-        for version in 2..5 {
-            set_all(&*store, &self.values, &workload::shuffled(self.size.entries, version), version);
+            std::thread::sleep(GIVING_BACK);
+            let times = disk_bytes(racer.dir.path()) as f64 / self.size.bytes() as f64;
+            results.add(self.size.name, metric, racer.which, times);
         }
-        record("disk after overwriting three times");
-        let lost = self.shuffled.iter().filter(|id| !get_one(&*store, &self.values, **id)).count();
-        assert_eq!(lost, 0, "{} lost entries within its bounds", which.name());
-        store.close();
     }
 }
 
@@ -224,13 +222,31 @@ pub(crate) fn set_one(store: &dyn Contender, values: &Values, id: u32, version: 
     store.set(Key::of(id).as_str(), value);
 }
 
-pub(crate) fn set_all(store: &dyn Contender, values: &Values, ids: &[u32], version: u64) -> Duration {
-    let mut value = Vec::new();
+/// Sets all of `ids` and says how many a second, as long as that was measured.
+pub(crate) fn set_all(store: &dyn Contender, values: &Values, ids: &[u32], version: u64) -> f64 {
+    let (mut value, mut done) = (Vec::new(), 0);
     let started = Instant::now();
-    for id in ids {
-        set_one(store, values, *id, version, &mut value);
+    for batch in ids.chunks(BATCH) {
+        for id in batch {
+            set_one(store, values, *id, version, &mut value);
+        }
+        done += batch.len();
+        if started.elapsed() > LOADING {
+            break;
+        }
     }
-    started.elapsed()
+    let rate = done as f64 / started.elapsed().as_secs_f64();
+    for left in ids[done..].chunks(AT_ONCE) {
+        let entries: Vec<_> = left
+            .iter()
+            .map(|id| {
+                values.write(*id, version, &mut value);
+                (Key::of(*id), value.clone())
+            })
+            .collect();
+        store.set_many(&entries);
+    }
+    rate
 }
 
 fn assert_right(which: Which, wrong: u64) {

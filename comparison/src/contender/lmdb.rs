@@ -4,6 +4,7 @@ use heed::types::{Bytes, Str};
 use heed::{Database, Env, EnvFlags, EnvOpenOptions};
 
 use super::{Contender, count_of};
+use crate::workload::Key;
 
 pub(super) const SETUP: &str = "through heed 0.22; `NO_SYNC` and `WRITE_MAP`, a map of 16 GiB; a transaction for each \
      call (`read_txn` with thread-local slots), values read where they lie";
@@ -32,6 +33,12 @@ impl Contender for Store {
     fn set(&self, key: &str, value: &[u8]) {
         let mut txn = self.env.write_txn().unwrap();
         self.db.put(&mut txn, key, value).unwrap();
+        txn.commit().unwrap();
+    }
+
+    fn set_many(&self, entries: &[(Key, Vec<u8>)]) {
+        let mut txn = self.env.write_txn().unwrap();
+        entries.iter().for_each(|(key, value)| self.db.put(&mut txn, key.as_str(), value).unwrap());
         txn.commit().unwrap();
     }
 

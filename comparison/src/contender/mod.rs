@@ -14,9 +14,16 @@ use std::path::Path;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use crate::workload::Key;
+
 /// An open store. What cannot go on panics: then there is nothing to compare.
 pub(crate) trait Contender: Send + Sync {
     fn set(&self, key: &str, value: &[u8]);
+
+    /// Sets many at once, where that is faster.
+    fn set_many(&self, entries: &[(Key, Vec<u8>)]) {
+        entries.iter().for_each(|(key, value)| self.set(key.as_str(), value));
+    }
 
     /// Shows the value under `key` to `look`. `false` if there is none.
     fn get(&self, key: &str, look: &mut dyn FnMut(&[u8])) -> bool;
@@ -147,6 +154,8 @@ mod tests {
             store.set("a", b"one");
             store.set("a", b"two");
             store.set("b", b"three");
+            store.set_many(&[(Key::of(1), b"four".to_vec()), (Key::of(2), b"five".to_vec())]);
+            assert_eq!(read(&*store, Key::of(2).as_str()).as_deref(), Some(&b"five"[..]), "{which:?}");
             assert_eq!(read(&*store, "a").as_deref(), Some(&b"two"[..]), "{which:?}");
             assert_eq!((store.incr("n"), store.incr("n"), store.incr("m")), (1, 2, 1), "{which:?}");
             store.flush();

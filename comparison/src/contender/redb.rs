@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::{Contender, count_of};
+use crate::workload::Key;
 
 pub(super) const SETUP: &str = "4.5; a transaction for each call, `Durability::None` but for one `Immediate` commit a \
      second, 1 GiB cache (its default); values read where they lie";
@@ -42,6 +43,16 @@ impl Contender for Store {
     fn set(&self, key: &str, value: &[u8]) {
         let txn = self.write();
         txn.open_table(TABLE).unwrap().insert(key, value).unwrap();
+        txn.commit().unwrap();
+    }
+
+    fn set_many(&self, entries: &[(Key, Vec<u8>)]) {
+        let txn = self.write();
+        let mut table = txn.open_table(TABLE).unwrap();
+        for (key, value) in entries {
+            table.insert(key.as_str(), value.as_slice()).unwrap();
+        }
+        drop(table);
         txn.commit().unwrap();
     }
 

@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use super::{Contender, count_of};
+use crate::workload::Key;
 
 pub(super) const SETUP: &str = "0.34.7; `Mode::HighThroughput`, `flush_every_ms(1000)`, 1 GiB cache (its default); \
      `update_and_fetch` for counters";
@@ -17,6 +18,12 @@ impl Store {
 impl Contender for Store {
     fn set(&self, key: &str, value: &[u8]) {
         self.0.insert(key, value).unwrap();
+    }
+
+    fn set_many(&self, entries: &[(Key, Vec<u8>)]) {
+        let mut batch = sled::Batch::default();
+        entries.iter().for_each(|(key, value)| batch.insert(key.as_str(), value.as_slice()));
+        self.0.apply_batch(batch).unwrap();
     }
 
     fn get(&self, key: &str, look: &mut dyn FnMut(&[u8])) -> bool {
