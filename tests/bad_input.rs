@@ -228,9 +228,12 @@ fn no_permission() -> Verdict {
     allow(&dir, 0o555);
     let mut command = child("--is-refused", &dir);
     if nix::unistd::geteuid().is_root() {
-        // Permissions do not bind root, so the child is somebody else.
+        // Permissions do not bind root, so the child is somebody else, who owns the files.
+        use std::os::unix::fs::lchown;
         use std::os::unix::process::CommandExt;
-        command.uid(65_534).gid(65_534);
+        for found in walkdir::WalkDir::new(&dir) {
+            lchown(found.unwrap().path(), Some(65_534), Some(65_534)).unwrap();
+        }
         // Where it may at least be executed.
         let program = home.path().join("program");
         fs::copy(std::env::current_exe().unwrap(), &program).unwrap();

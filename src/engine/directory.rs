@@ -113,6 +113,10 @@ impl Directory {
         for dir in [self.segments(), self.file("blobs")] {
             file::create_dir(&dir).map_err(|e| Error::io("create", &dir, e))?;
         }
+        // At once, and not when the first segment is to be made or removed.
+        for dir in [&self.path, &self.segments(), &self.file("blobs")] {
+            file::check_writable(dir).map_err(|e| Error::io("write to", dir, e))?;
+        }
         if let Some(meta) = found {
             return Ok(meta);
         }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
+use nix::unistd::{AccessFlags, eaccess};
 
 use super::{fault, step};
 
@@ -120,6 +121,11 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// What the names of files that were being [`replace`]d begin with; left behind only by a crash.
 pub(crate) const TEMPORARY_PREFIX: &str = ".keepwarm-";
+
+/// Fails unless names may be added to the directory and taken from it.
+pub(crate) fn check_writable(dir: &Path) -> io::Result<()> {
+    eaccess(dir, AccessFlags::W_OK | AccessFlags::X_OK).map_err(io::Error::from)
+}
 
 /// What tells one directory from another, whatever path leads to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
