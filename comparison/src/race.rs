@@ -19,9 +19,9 @@ const COUNTERS: u32 = 1000;
 const BATCH: usize = 128;
 /// Calls that are timed one by one, in each round.
 const TIMED: u32 = 100_000;
-/// Loading is measured for so long. What is left then goes in by so many at a time, as fast as the engine can.
+/// Loading is measured for so long. What is left then goes in by so many bytes at a time, as fast as the engine can.
 const LOADING: Duration = Duration::from_secs(4);
-const AT_ONCE: usize = 1000;
+const AT_ONCE: usize = 16 << 20;
 /// How long the background has before the disk is looked at.
 const GIVING_BACK: Duration = Duration::from_millis(1500);
 
@@ -236,7 +236,7 @@ pub(crate) fn set_all(store: &dyn Contender, values: &Values, ids: &[u32], versi
         }
     }
     let rate = done as f64 / started.elapsed().as_secs_f64();
-    for left in ids[done..].chunks(AT_ONCE) {
+    for left in ids[done..].chunks((AT_ONCE / values.len()).min(50_000)) {
         let entries: Vec<_> = left
             .iter()
             .map(|id| {

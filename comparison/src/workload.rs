@@ -67,6 +67,11 @@ impl Values {
         Self { len, noise: (0..len.div_ceil(WORD)).map(|_| rng.u64(..)).collect() }
     }
 
+    /// The length of each.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     /// Writes version `version` of the value of `id`.
     pub(crate) fn write(&self, id: u32, version: u64, value: &mut Vec<u8>) {
         value.resize(self.len, 0);
