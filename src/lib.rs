@@ -101,4 +101,4 @@ pub use options::Durability;
 #[cfg(any(test, feature = "test-util"))]
 pub use time::ManualClock;
 pub use time::{Clock, SystemClock, Timestamp};
-pub use timeout::{Timeout, Ttl};
+pub use timeout::{Lifespan, Timeout, Ttl};

@@ -88,6 +88,8 @@ fn all(results: &Results) -> Vec<Goal> {
         let slowest = own(group, &metric("set", "p99.9"));
         goals.push(Goal::new(format!("p99.9 of a set, {group}"), slowest, AtMost(1e-4), span));
     }
+    let amplification = own(churn::AT_BYTES, "write amplification");
+    goals.push(Goal::new("write amplification, zipf at max_bytes", amplification, AtMost(1.3), ratio));
     let wakes = own(child::GROUP, "wake-ups a second");
     goals.push(Goal::new("wake-ups a second when nothing happens", wakes, AtMost(1.05), |n| {
         format!("{n:.1}")

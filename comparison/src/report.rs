@@ -81,6 +81,7 @@ pub(crate) fn tables(results: &Results) -> String {
     section("New keys at max_entries (100,000)", CHURN_NOTE, latencies(results, churn::AT_ENTRIES, &["set"]));
     let at_bytes = latencies(results, churn::AT_BYTES, &["set", "set after a miss"]);
     section("At max_bytes", BYTES_NOTE, at_bytes);
+    section("Keys by zipf at max_bytes", ZIPF_NOTE, amplification(results));
     section("Counting up one counter", "", counting(results));
     section("A struct of twenty fields", "", typed(results));
     section("When nothing happens", IDLE_NOTE, idle(results));
@@ -98,6 +99,8 @@ overwrites.";
 const CHURN_NOTE: &str = "Half a million new keys of 100 bytes, one after the other, into a full cache.";
 const BYTES_NOTE: &str = "`set`: a million new keys of 100 bytes into 64 MiB. `set after a miss`: keys by zipf 0.99 of five \
 times as many as there is room for, 1 KiB each, set where `get_bytes` finds nothing.";
+const ZIPF_NOTE: &str = "The same keys and values as `set` after a miss. Write amplification: bytes that the log took, \
+over those of new records alone.";
 const IDLE_NOTE: &str = "A process with a tenth of the entries, from three seconds after its last call on: what its \
 threads do, all but the one that waits for the end.";
 
@@ -202,6 +205,16 @@ fn latencies(results: &Results, group: &str, calls: &[&str]) -> Table {
                 table.row(title.into_iter().chain(cells));
             }
         }
+    }
+    table
+}
+
+fn amplification(results: &Results) -> Table {
+    let mut table = Table::new(["", ""]);
+    let own = |metric| results.median(churn::AT_BYTES, metric, Which::Keepwarm);
+    if let Some((hits, written)) = own("hit ratio").zip(own("write amplification")) {
+        table.row(["hit ratio".to_owned(), format!("{:.1} %", hits * 100.0)]);
+        table.row(["write amplification".to_owned(), format!("{written:.3}")]);
     }
     table
 }

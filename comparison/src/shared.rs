@@ -81,6 +81,10 @@ pub(crate) fn run(plan: &Plan, results: &mut Results) {
             assert_eq!(cache.get::<Profile>(&keys[n]).unwrap().unwrap().id, n as u64);
         };
         time(plan, "get of a struct", results, get);
+        let get_shared = |n: usize| {
+            assert_eq!(cache.get_shared::<Profile>(&keys[n]).unwrap().unwrap().id, n as u64);
+        };
+        time(plan, "get_shared of a struct", results, get_shared);
     }
 }
 

@@ -1,11 +1,12 @@
 //! The backend on disk: the storage engine in a directory.
 
+use std::any::TypeId;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::{ArcSwapOption, Guard};
 
-use super::{Backend, Change, CheckReport, Condition, Item, Outcome, Stats, Stored};
+use super::{Backend, Change, CheckReport, Condition, Decoded, Item, Outcome, SharedValue, Stats, Stored};
 use crate::engine::Attached;
 use crate::error::{Error, Result};
 use crate::options::Options;
@@ -78,6 +79,15 @@ impl Backend for FileBackend {
 
     fn get(&self, key: &str) -> Result<Option<Stored>> {
         Ok(self.engine()?.get()?.read(key.as_bytes(), |source| source.into_stored()))
+    }
+
+    fn get_decoded(
+        &self,
+        key: &str,
+        wanted: TypeId,
+        decode: &mut dyn FnMut(Item<'_>) -> Option<Decoded>,
+    ) -> Result<Option<SharedValue>> {
+        Ok(self.engine()?.get()?.read_decoded(key.as_bytes(), wanted, decode))
     }
 
     fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {

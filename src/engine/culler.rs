@@ -12,6 +12,7 @@ use super::counters::Counter;
 use super::index::{Slot, Word};
 use crate::entry::Expiry;
 use crate::error::Result;
+use crate::options;
 
 /// Ages are told apart up to this many ticks; the clock ticks 256 times while the cache turns over once.
 const AGES: usize = 1024;
@@ -93,10 +94,9 @@ impl Engine {
 
     /// Removes one in `cull_frequency` entries, or all for 0. Expired ones go first and count.
     fn cull(&self) -> Result<()> {
-        let Some(share) = self.index.count().checked_div(self.options.cull_frequency) else {
+        let Some(wanted) = options::due(self.index.count(), self.options.cull_frequency) else {
             return self.clear();
         };
-        let wanted = share.max(1);
         let reaped = self.reap_all();
         if reaped < wanted && self.evict_coldest(wanted - reaped) + reaped == 0 {
             self.count_again();

@@ -76,13 +76,20 @@ pub(crate) fn allocate(file: &File, len: u64) -> io::Result<()> {
     }
 }
 
-/// Empties the file and gives it `len` bytes of zeros that are really there.
+/// Gives the file `len` bytes of zeros that are really there. They are written, as stores into a map find such pages
+/// several times faster than those of an extent that was only allocated.
 pub(crate) fn reset(file: &File, len: u64) -> io::Result<()> {
-    file.set_len(0)?;
+    static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
+    file.set_len(len)?;
     allocate(file, len).inspect_err(|_| {
         // A full disk gives what it has before it refuses; that must not stay taken.
         let _ = file.set_len(0);
-    })
+    })?;
+    for at in (0..len).step_by(ZEROS.len()) {
+        let chunk = (len - at).min(ZEROS.len() as u64) as usize;
+        write_at(file, &ZEROS[..chunk], at)?;
+    }
+    Ok(())
 }
 
 pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
