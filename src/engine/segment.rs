@@ -228,6 +228,12 @@ impl Segment {
         Place { salt: self.salt, offset }
     }
 
+    /// Fetches the first `len` bytes of the record at `offset` ahead of their use. Where its body begins and ends is known
+    /// only when its header is there, which would make a miss of the caches wait for the one before.
+    pub(crate) fn prefetch(&self, offset: u32, len: usize) {
+        self.map.prefetch_range(offset as usize, len);
+    }
+
     /// The record at `offset`, if there is one whose header and key are sound.
     pub(crate) fn record(&self, offset: u32) -> Option<Record<'_>> {
         Record::read(&self.map, self.place(offset))

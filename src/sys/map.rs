@@ -93,6 +93,14 @@ impl Map {
         fits
     }
 
+    /// Asks the processor to fetch the `len` bytes at `offset`, as far as they are mapped, ahead of their use: lines
+    /// that are asked for together arrive together.
+    pub(crate) fn prefetch_range(&self, offset: usize, len: usize) {
+        /// Of a cache line.
+        const LINE: usize = 64;
+        (offset..offset + len).step_by(LINE).for_each(|at| self.prefetch(at));
+    }
+
     /// Asks the processor to fetch the cache line at `offset`, which will be needed soon. Costs next to nothing.
     pub(crate) fn prefetch(&self, offset: usize) {
         #[cfg(target_arch = "x86_64")]
