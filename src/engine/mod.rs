@@ -6,7 +6,9 @@
 //! [`culler`] and [`log`] keep the bounds; [`recovery`] makes the index anew from the log when nobody closed it.
 
 mod attach;
+mod balance;
 mod check;
+mod choice;
 mod commit;
 mod counters;
 mod culler;
@@ -32,6 +34,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 pub(crate) use self::attach::Attached;
 pub use self::check::CheckReport;
+use self::balance::Balance;
 use self::counters::Counters;
 use self::hints::Hints;
 use self::hot::Hot;
@@ -55,6 +58,8 @@ pub(crate) struct Engine {
     hints: Hints,
     log: Log,
     hot: Hot,
+    /// What `Eviction::Adaptive` goes by; nothing for `Eviction::Lru`.
+    balance: Option<Balance>,
     counters: Counters,
     /// Held by whoever culls, so that two inserts at the bound do not both make room.
     culling: Mutex<()>,
