@@ -97,7 +97,7 @@ pub use engine::CheckReport;
 pub use entry::Stats;
 pub use error::{Error, ErrorKind, Result};
 pub use key::hash_long_keys;
-pub use options::Durability;
+pub use options::{Durability, Eviction};
 #[cfg(feature = "failpoints")]
 #[doc(hidden)]
 pub use sys::observe;

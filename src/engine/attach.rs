@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
+use super::balance::Balance;
 use super::checkpoint::{self, Checkpoints, Found};
 use super::counters::Counters;
 use super::directory::{Directory, FIRST_PROCESS};
@@ -24,7 +25,7 @@ use super::state::State;
 use super::{Engine, recovery};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::KeyHasher;
-use crate::options::Options;
+use crate::options::{Eviction, Options};
 use crate::sys::file::{self, DirectoryId, HeldDirectory};
 use crate::sys::{lock, step};
 
@@ -191,6 +192,7 @@ impl Attached {
             hints,
             log,
             hot: Hot::new(options.hot_bytes),
+            balance: (options.eviction == Eviction::Adaptive).then(|| Balance::new(layout.max_entries)),
             counters: Counters::default(),
             culling: Mutex::new(()),
             emptying: Mutex::new(()),

@@ -153,7 +153,14 @@ impl Engine {
                 step!("commit::published");
                 published.word = Some(word);
                 published.counted_in = (!counted).then_some(generation);
-                self.hints.set(slot, Hint::new(expires_at, generation, self.index.recency()));
+                let hint = Hint::new(expires_at, generation, self.index.recency());
+                let hint = match &self.balance {
+                    None => hint,
+                    Some(_) if counted => hint.again(self.hints.get(slot)),
+                    Some(balance) if balance.readmits(self.index.identity(hash)) => hint.proven(0),
+                    Some(_) => hint,
+                };
+                self.hints.set(slot, hint);
                 self.note_expiry(expires_at);
                 Some(sequence)
             }

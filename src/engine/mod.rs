@@ -6,8 +6,10 @@
 //! [`culler`] and [`log`] keep the bounds; [`recovery`] makes the index anew from the log when nobody closed it.
 
 mod attach;
+mod balance;
 mod check;
 mod checkpoint;
+mod choice;
 mod commit;
 pub(crate) mod counters;
 mod culler;
@@ -37,6 +39,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 pub(crate) use self::attach::Attached;
 pub use self::check::CheckReport;
+use self::balance::Balance;
 use self::checkpoint::Checkpoints;
 use self::counters::Counters;
 use self::hints::Hints;
@@ -61,6 +64,8 @@ pub(crate) struct Engine {
     hints: Hints,
     log: Log,
     hot: Hot,
+    /// What `Eviction::Adaptive` goes by; nothing for `Eviction::Lru`.
+    balance: Option<Balance>,
     counters: Counters,
     /// Held by whoever culls, so that two inserts at the bound do not both make room.
     culling: Mutex<()>,

@@ -172,7 +172,7 @@ impl Engine {
             match (verdict, found.entry) {
                 // A damaged word may lead to an older record of the same key.
                 (Some(Verdict::Hit(result)), Some((slot, _))) if !self.index.is_damaged(hash, &found) => {
-                    self.hints.touch(slot, self.index.recency());
+                    self.hints.touch(slot, self.index.recency(), self.balance.is_some());
                     self.counters.one(Counter::Hits);
                     return Some(result);
                 }
