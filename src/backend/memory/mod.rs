@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::{Backend, Change, Condition, Expiry, Item, Outcome, Stats, Stored};
 use crate::error::{Error, ErrorKind, Result};
-use crate::options::Options;
+use crate::options::{Options, QUICK_CULL_ENTRIES};
 use crate::time::{Clock, Timestamp};
 use table::{Content, Garbage, Node, Table, entry_bytes};
 
@@ -172,6 +172,15 @@ impl Backend for MemoryBackend {
         }
         drop(state);
         Ok(stored)
+    }
+
+    fn weight(&self, key: &str) -> usize {
+        self.lock().table.weight(key)
+    }
+
+    fn commits_take_long(&self) -> bool {
+        let culls = self.max_entries <= WHOLE_CULL_ENTRIES || self.cull_frequency == 0;
+        culls && self.len() >= self.max_entries.max(QUICK_CULL_ENTRIES)
     }
 
     fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
