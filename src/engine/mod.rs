@@ -50,7 +50,7 @@ use self::maintenance::Bell;
 use crate::entry::{Expiry, Stats};
 use crate::error::Result;
 use crate::hash::KeyHasher;
-use crate::options::{Durability, INLINE_CULL_ENTRIES, Options};
+use crate::options::{Durability, INLINE_CULL_ENTRIES, Options, QUICK_CULL_ENTRIES};
 
 /// An open directory, shared by all threads of the process.
 pub(crate) struct Engine {
@@ -124,6 +124,12 @@ impl Engine {
         stats.written_bytes = self.log.appended();
         stats.hot_bytes = self.hot.bytes();
         stats
+    }
+
+    /// Whether the next commit waits for the disk, or may have to remove many entries by itself.
+    pub(crate) fn commits_take_long(&self) -> bool {
+        let culls = self.culls_inline() || self.options.cull_frequency == 0;
+        self.syncs_each_write() || (culls && self.len() >= self.max_entries.max(QUICK_CULL_ENTRIES))
     }
 
     fn syncs_each_write(&self) -> bool {
