@@ -123,7 +123,7 @@ impl Engine {
     }
 
     /// Makes room for `bytes` more within `max_bytes`.
-    fn make_space(&self, bytes: u64) -> Result<()> {
+    pub(super) fn make_space(&self, bytes: u64) -> Result<()> {
         let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
         let mut wait = Backoff::default();
         while !self.is_room_for(bytes) {
