@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use dir::copy_as_killed;
-use keepwarm::{Cache, Clock, ErrorKind, ManualClock, Swap, Timeout, Timestamp, Token, Ttl};
+use keepwarm::{Cache, Clock, ErrorKind, Eviction, ManualClock, Swap, Timeout, Timestamp, Token, Ttl};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, RngSeed, TestRunner};
@@ -64,19 +64,27 @@ struct Bounds {
     max_entries: u64,
     max_bytes: u64,
     cull_frequency: u64,
+    eviction: Eviction,
     hot_bytes: u64,
 }
 
 /// Bounds that nothing here reaches.
-const WIDE: Bounds =
-    Bounds { max_entries: 5000, max_bytes: 32 << 20, cull_frequency: 32, hot_bytes: 1 << 20 };
+const WIDE: Bounds = Bounds {
+    max_entries: 5000,
+    max_bytes: 32 << 20,
+    cull_frequency: 32,
+    eviction: Eviction::Lru,
+    hot_bytes: 1 << 20,
+};
 
 fn tight() -> impl Strategy<Value = Bounds> {
-    (1..50u64, 0..5u64, prop_oneof![Just(0), Just(200_000)]).prop_map(
-        |(max_entries, cull_frequency, hot_bytes)| Bounds {
+    let eviction = prop_oneof![Just(Eviction::Lru), Just(Eviction::Adaptive)];
+    (1..50u64, 0..5u64, eviction, prop_oneof![Just(0), Just(200_000)]).prop_map(
+        |(max_entries, cull_frequency, eviction, hot_bytes)| Bounds {
             max_entries,
             max_bytes: 1 << 20,
             cull_frequency,
+            eviction,
             hot_bytes,
         },
     )
@@ -186,6 +194,7 @@ fn open(home: &TempDir, bounds: Bounds, clock: &ManualClock) -> Cache {
         .max_entries(bounds.max_entries)
         .max_bytes(bounds.max_bytes)
         .cull_frequency(bounds.cull_frequency)
+        .eviction(bounds.eviction)
         .hot_bytes(bounds.hot_bytes)
         .clock(clock.clone())
         .open()

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use keepwarm::testing::TempCache;
-use keepwarm::{Cache, Swap, Timeout};
+use keepwarm::{Cache, Eviction, Swap, Timeout};
 use rng::Rng;
 use serde_bytes::ByteBuf;
 
@@ -142,9 +142,11 @@ impl Drop for SetOnDrop<'_> {
 fn readers_see_only_what_was_written_while_everything_churns() {
     const KEYS: u64 = 200;
     let seed = rng::seed();
-    let cache =
-        TempCache::with(|b| b.max_bytes(1 << 20).max_entries(150).cull_frequency(4).hot_bytes(300_000))
-            .unwrap();
+    let cache = TempCache::with(|b| {
+        let b = b.max_bytes(1 << 20).max_entries(150).cull_frequency(4).hot_bytes(300_000);
+        b.eviction([Eviction::Lru, Eviction::Adaptive][seed as usize % 2])
+    })
+    .unwrap();
     let (reads, hits) = (AtomicU64::new(0), AtomicU64::new(0));
     let done = AtomicBool::new(false);
     on_threads(|number| {

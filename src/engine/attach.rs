@@ -162,6 +162,7 @@ impl Attached {
             culling: Mutex::new(()),
             chores: Mutex::new(()),
             bell: Bell::default(),
+            next_few: AtomicU32::new(0),
             next_expiry: AtomicU64::new(0),
             recount: AtomicBool::new(false),
             swept: AtomicU32::new(0),

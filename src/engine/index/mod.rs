@@ -271,11 +271,6 @@ impl Index {
         self.words()[at::SEQUENCE].fetch_add(1, Ordering::AcqRel)
     }
 
-    /// The sequence that was given out last.
-    pub(crate) fn last_sequence(&self) -> u64 {
-        self.words()[at::SEQUENCE].load(Ordering::Relaxed).saturating_sub(1)
-    }
-
     pub(crate) fn set_next_sequence(&self, sequence: u64) {
         self.words()[at::SEQUENCE].store(sequence, Ordering::Release);
     }
