@@ -149,6 +149,85 @@ struct Profile {
     scores: Vec<u32>,
 }
 
+/// A struct of twenty fields, as a program that caches rows of a table would have it.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Row {
+    id: u64,
+    account: u64,
+    name: String,
+    email: String,
+    street: String,
+    city: String,
+    country: String,
+    language: String,
+    created: i64,
+    changed: i64,
+    visits: u32,
+    score: f64,
+    balance: i64,
+    is_active: bool,
+    is_verified: bool,
+    role: Option<String>,
+    referrer: Option<u64>,
+    latitude: f32,
+    longitude: f32,
+    tags: Vec<String>,
+}
+
+fn row(id: u64) -> Row {
+    Row {
+        id,
+        account: 40_000 + id,
+        name: format!("Somebody Number {id}"),
+        email: format!("somebody.{id}@example.org"),
+        street: "12 Long Lane".to_owned(),
+        city: "Springfield".to_owned(),
+        country: "NZ".to_owned(),
+        language: "en".to_owned(),
+        created: 1_600_000_000,
+        changed: 1_700_000_000,
+        visits: 1234,
+        score: 0.75,
+        balance: -1250,
+        is_active: true,
+        is_verified: false,
+        role: Some("editor".to_owned()),
+        referrer: None,
+        latitude: -36.85,
+        longitude: 174.76,
+        tags: ["new", "beta", "weekly"].map(str::to_owned).to_vec(),
+    }
+}
+
+/// What it saves not to decode again: one row, and a thousand of them in a shuffled order.
+fn shared(c: &mut Criterion) {
+    let loaded = Loaded::empty(1000, 0);
+    let cache = &loaded.cache;
+    for (id, key) in (0..).zip(&loaded.keys) {
+        cache.set(key, &row(id), Timeout::Never).unwrap();
+    }
+    let mut group = group(c, "20 fields");
+    for (name, keys) in [("one", &loaded.keys[..1]), ("1,000", &loaded.keys[..])] {
+        let mut shuffle = Shuffle(1);
+        group.bench_function(format!("get, {name}"), |b| {
+            b.iter(|| {
+                let n = shuffle.next() as usize % keys.len();
+                let read: Row = cache.get(&keys[n]).unwrap().unwrap();
+                assert_eq!(read.id, n as u64);
+                read
+            });
+        });
+        group.bench_function(format!("get_shared, {name}"), |b| {
+            b.iter(|| {
+                let n = shuffle.next() as usize % keys.len();
+                let read = cache.get_shared::<Row>(&keys[n]).unwrap().unwrap();
+                assert_eq!(read.id, n as u64);
+                read
+            });
+        });
+    }
+}
+
 /// Typed values, counters and many keys at once.
 fn typed(c: &mut Criterion) {
     let loaded = load(100_000, 100);
@@ -219,5 +298,5 @@ fn copy(from: &std::path::Path, to: &std::path::Path) {
     }
 }
 
-criterion_group!(benches, operations, loading, typed, reopening);
+criterion_group!(benches, operations, loading, typed, shared, reopening);
 criterion_main!(benches);

@@ -98,7 +98,10 @@ pub use entry::Stats;
 pub use error::{Error, ErrorKind, Result};
 pub use key::hash_long_keys;
 pub use options::{Durability, Eviction};
+#[cfg(feature = "failpoints")]
+#[doc(hidden)]
+pub use sys::observe;
 #[cfg(any(test, feature = "test-util"))]
 pub use time::ManualClock;
 pub use time::{Clock, SystemClock, Timestamp};
-pub use timeout::{Timeout, Ttl};
+pub use timeout::{Lifespan, Timeout, Ttl};

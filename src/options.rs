@@ -72,6 +72,8 @@ pub(crate) struct Options {
     pub(crate) clock: Arc<dyn Clock>,
     /// Whether the limits that the directory was last opened with go before those here.
     pub(crate) keep_limits: bool,
+    /// Whether the log is read whole, whatever else says which records count.
+    pub(crate) salvage: bool,
 }
 
 /// What a directory remembers of the options it was last opened with, for whoever opens it to look after it.
@@ -88,6 +90,9 @@ pub(crate) const MAX_ENTRIES_LIMIT: u64 = u32::MAX as u64 - 1;
 pub(crate) const MAX_BYTES_LEAST: u64 = 1 << 20;
 /// What an x86-64 process can map: 128 TiB.
 pub(crate) const MAX_BYTES_LIMIT: u64 = 1 << 47;
+/// Up to this many entries, an insert at the bound removes the whole fraction at once, as Django does. Above, no
+/// call is to pay for so many.
+pub(crate) const INLINE_CULL_ENTRIES: u64 = 10_000;
 const INTERVAL_LEAST: Duration = Duration::from_millis(1);
 const INTERVAL_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -102,8 +107,19 @@ impl Default for Options {
             durability: Durability::default(),
             clock: Arc::new(SystemClock),
             keep_limits: false,
+            salvage: false,
         }
     }
+}
+
+/// How many of `entries` one culling removes: `None` is all of them.
+pub(crate) fn due(entries: u64, cull_frequency: u64) -> Option<u64> {
+    Some(entries.checked_div(cull_frequency)?.max(1))
+}
+
+/// How many of `entries`, which are as many as may be, an insert removes that makes room by itself.
+pub(crate) fn due_inline(entries: u64, cull_frequency: u64) -> Option<u64> {
+    due(entries, cull_frequency).map(|due| if entries <= INLINE_CULL_ENTRIES { due } else { 1 })
 }
 
 impl Options {

@@ -25,8 +25,11 @@ fn check(title: &str, percent: usize) {
     let capacity = trace.capacity(percent);
     let ratio = |policy: &mut dyn Policy| trace.replay(policy).of_requests;
     let lru = ratio(&mut Lru::new(capacity));
-    let others =
-        [ratio(&mut Sieve::new(capacity)), ratio(&mut S3Fifo::new(capacity)), ratio(&mut WTinyLfu::new(capacity))];
+    let others = [
+        ratio(&mut Sieve::new(capacity)),
+        ratio(&mut S3Fifo::new(capacity)),
+        ratio(&mut WTinyLfu::new(capacity)),
+    ];
     let best = others.into_iter().fold(lru, f64::max);
     let optimum = ratio(&mut Belady::new(capacity, &trace.requests));
     let default = ratio(&mut Real::new(capacity, Eviction::Lru));

@@ -1,11 +1,12 @@
 //! The backend on disk: the storage engine in a directory.
 
+use std::any::TypeId;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::{ArcSwapOption, Guard};
 
-use super::{Backend, Change, CheckReport, Condition, Item, Outcome, Stats, Stored};
+use super::{Backend, Change, CheckReport, Condition, Decoded, Item, Outcome, SharedValue, Stats, Stored};
 use crate::engine::Attached;
 use crate::error::{Error, Result};
 use crate::options::Options;
@@ -80,6 +81,15 @@ impl Backend for FileBackend {
         Ok(self.engine()?.get()?.read(key.as_bytes(), |source| source.into_stored()))
     }
 
+    fn get_decoded(
+        &self,
+        key: &str,
+        wanted: TypeId,
+        decode: &mut dyn FnMut(Item<'_>) -> Option<Decoded>,
+    ) -> Result<Option<SharedValue>> {
+        Ok(self.engine()?.get()?.read_decoded(key.as_bytes(), wanted, decode))
+    }
+
     fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
         self.engine()?.get()?.commit(key.as_bytes(), condition, change)
     }
@@ -109,7 +119,8 @@ impl Backend for FileBackend {
     fn flush(&self) -> Result<()> {
         match &*self.attached.load() {
             Some(attached) => attached.flush(),
-            None => Ok(()),
+            // Another thread may be closing what this one wrote to.
+            None => Attached::flush_at(&self.dir),
         }
     }
 

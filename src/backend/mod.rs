@@ -10,13 +10,21 @@
 mod dummy;
 mod file;
 mod memory;
+#[cfg(feature = "sled")]
+mod sled;
+
+use std::any::TypeId;
 
 pub(crate) use crate::engine::CheckReport;
-pub(crate) use crate::entry::{Change, Codec, Condition, Expiry, Item, Outcome, Stats, Stored};
+pub(crate) use crate::entry::{
+    Change, Codec, Condition, Decoded, Expiry, Item, Outcome, SharedValue, Soft, Stats, Stored,
+};
 use crate::error::Result;
 pub(crate) use dummy::DummyBackend;
 pub(crate) use file::FileBackend;
 pub(crate) use memory::MemoryBackend;
+#[cfg(feature = "sled")]
+pub(crate) use sled::SledBackend;
 
 /// A store of entries, shared by any number of threads.
 pub(crate) trait Backend: Send + Sync {
@@ -32,6 +40,24 @@ pub(crate) trait Backend: Send + Sync {
     /// # Errors
     /// As [`visit`](Backend::visit).
     fn get(&self, key: &str) -> Result<Option<Stored>>;
+
+    /// The key's entry as a value of the type `wanted`: one that was kept for this very entry by an earlier call, or
+    /// else what `decode` makes of the entry, which the store may keep for the next call. `None` if there is no
+    /// entry, or `decode` gives none. No lock is held while `decode` runs, or a value is dropped.
+    ///
+    /// # Errors
+    /// As [`visit`](Backend::visit).
+    fn get_decoded(
+        &self,
+        key: &str,
+        wanted: TypeId,
+        decode: &mut dyn FnMut(Item<'_>) -> Option<Decoded>,
+    ) -> Result<Option<SharedValue>> {
+        let _ = wanted;
+        let mut decoded = None;
+        self.visit(key, &mut |item| decoded = decode(item))?;
+        Ok(decoded.map(|decoded| decoded.value))
+    }
 
     /// Changes one key atomically, if `condition` holds.
     ///

@@ -1,10 +1,7 @@
 //! One call on one key: the stored key, and errors that say what was being done to which key.
 
-use serde::de::DeserializeOwned;
-
 use super::Cache;
-use crate::backend::{Change, Codec, Condition, Expiry, Item, Outcome, Stored};
-use crate::codec;
+use crate::backend::{Change, Codec, Condition, Expiry, Item, Outcome, Soft, Stored};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::FullKey;
 
@@ -14,14 +11,6 @@ pub(super) struct Call<'a> {
     pub(super) name: &'static str,
     pub(super) key: &'a str,
     pub(super) full: FullKey,
-}
-
-/// What a read that wants a `T` came upon.
-pub(super) enum Found<T> {
-    Value(T),
-    /// An entry with this token, not readable as a `T`.
-    Other(u64),
-    Nothing,
 }
 
 impl Cache {
@@ -44,15 +33,6 @@ impl Call<'_> {
             Ok(false) => Ok(None),
             Err(error) => Err(self.about(error)),
         }
-    }
-
-    /// The entry as a `T`, where one of another type is no error.
-    pub(super) fn look<T: DeserializeOwned>(&self) -> Result<Found<T>> {
-        let found = self.read(|item| match codec::decode(item) {
-            Ok(value) => Found::Value(value),
-            Err(_) => Found::Other(item.token),
-        })?;
-        Ok(found.unwrap_or(Found::Nothing))
     }
 
     pub(super) fn stored(&self) -> Result<Option<Stored>> {
@@ -79,7 +59,7 @@ impl Call<'_> {
 
 /// The change that stores MessagePack.
 pub(super) fn pack(value: &[u8], expires_at: Expiry) -> Change<'_> {
-    Change::Store { value, codec: Codec::MessagePack, expires_at }
+    Change::Store { value, codec: Codec::MessagePack, expires_at, soft: Soft::default() }
 }
 
 /// `error`, as the caller should read it: under the name of the call and of the key that was given. An error

@@ -1,8 +1,7 @@
 //! Counters: integers that change by compare-and-swap.
 
 use super::Cache;
-use super::call::pack;
-use crate::backend::{Condition, Expiry, Outcome};
+use crate::backend::{Change, Codec, Condition, Expiry, Outcome, Soft};
 use crate::codec;
 use crate::error::{ErrorKind, Result};
 use crate::timeout::Timeout;
@@ -67,21 +66,22 @@ impl Cache {
     fn count(&self, name: &'static str, key: &str, delta: i128, init: Option<(i64, Timeout)>) -> Result<i64> {
         let call = self.call(name, key)?;
         loop {
-            let seen = call.read(|item| (codec::decode_integer(item), item.expires_at, item.token))?;
-            let (from, expires_at, condition): (i128, Expiry, Condition) = match (seen, init) {
-                (Some((integer, expires_at, token)), _) => {
-                    (integer.map_err(|error| call.about(error))?, expires_at, Condition::Token(token))
+            let seen =
+                call.read(|item| (codec::decode_integer(item), item.expires_at, item.soft, item.token))?;
+            let (from, expires_at, soft, condition): (i128, Expiry, Soft, Condition) = match (seen, init) {
+                (Some((integer, expires_at, soft, token)), _) => {
+                    (integer.map_err(|error| call.about(error))?, expires_at, soft, Condition::Token(token))
                 }
                 (None, Some((initial, timeout))) => {
-                    (i128::from(initial), self.expiry(timeout), Condition::Absent)
+                    (i128::from(initial), self.expiry(timeout), Soft::default(), Condition::Absent)
                 }
                 (None, None) => return Err(call.fail(ErrorKind::NotFound)),
             };
             let to = i64::try_from(from + delta).map_err(|_| call.fail(ErrorKind::Overflow))?;
             // Refused means that somebody else's change came in between, so some progress was made.
-            if let Outcome::Done { .. } =
-                call.commit(condition, pack(&codec::encode_integer(to), expires_at))?
-            {
+            let value = &codec::encode_integer(to);
+            let change = Change::Store { value, codec: Codec::MessagePack, expires_at, soft };
+            if let Outcome::Done { .. } = call.commit(condition, change)? {
                 return Ok(to);
             }
         }

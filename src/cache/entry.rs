@@ -29,6 +29,8 @@ pub struct Entry<T> {
     pub token: Token,
     /// When it expires; `None` is never.
     pub expires_at: Option<Timestamp>,
+    /// From when on `get_or_set` computes it anew, before it expires: [`Lifespan::stale_for`](crate::Lifespan).
+    pub stale_at: Option<Timestamp>,
 }
 
 /// What became of a [`Cache::compare_and_swap`].
@@ -53,6 +55,7 @@ impl Cache {
                 value,
                 token: Token(item.token),
                 expires_at: item.expires_at,
+                stale_at: item.soft.stale_at,
             })
         })?;
         entry.transpose().map_err(|error| call.about(error))

@@ -10,6 +10,9 @@ impl Cache {
     /// Lets the entry of `key` live for `timeout` from now on, and says whether there is one. With a timeout
     /// of zero it is removed. The value is not read nor decoded.
     ///
+    /// The whole of the new time is fresh: a stale window that the entry had of its
+    /// [`Lifespan`](crate::Lifespan) is gone.
+    ///
     /// ```
     /// # use keepwarm::{Cache, Timeout, Ttl};
     /// # use std::time::Duration;
@@ -27,7 +30,8 @@ impl Cache {
         self.reschedule("touch", key, self.expiry(timeout))
     }
 
-    /// Lets the entry of `key` live until it is deleted or evicted, and says whether there is one.
+    /// Lets the entry of `key` live until it is deleted or evicted, and says whether there is one. It is not
+    /// stale any more, and never becomes so.
     ///
     /// # Errors
     /// As [`touch`](Cache::touch).
@@ -36,7 +40,7 @@ impl Cache {
     }
 
     /// Lets the entry of `key` expire at `at`, and says whether there is one. If `at` has passed, the entry
-    /// is removed.
+    /// is removed. Until then it is fresh, as after [`touch`](Cache::touch).
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -53,7 +57,7 @@ impl Cache {
         self.reschedule("expire_at", key, Some(at.into()))
     }
 
-    /// How long the entry of `key` still has to live; `None` if there is none.
+    /// How long the entry of `key` still has to live, its stale time included; `None` if there is none.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout, Ttl};

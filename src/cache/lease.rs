@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Cache;
 use super::call::Call;
-use crate::backend::{Change, Codec, Condition, Expiry, Outcome};
+use crate::backend::{Change, Codec, Condition, Expiry, Outcome, Soft};
 use crate::error::{Error, ErrorKind, Result};
 use crate::timeout::Timeout;
 
@@ -54,7 +54,7 @@ impl Cache {
         let call = self.call("lease", key)?;
         let expires_at = call.lease_expiry(duration)?;
         let owner = new_owner();
-        let claim = Change::Store { value: &owner, codec: Codec::Raw, expires_at };
+        let claim = Change::Store { value: &owner, codec: Codec::Raw, expires_at, soft: Soft::default() };
         if !call.took_effect(Condition::Absent, claim)? {
             return Ok(None);
         }

@@ -11,6 +11,8 @@ mod iter;
 mod lease;
 mod many;
 mod plan;
+mod shared;
+mod turn;
 mod values;
 mod versions;
 mod view;
@@ -73,6 +75,7 @@ struct Shared {
     jitter: Jitter,
     flights: Flights,
     store_failures: AtomicU64,
+    refresh_failures: AtomicU64,
 }
 
 const _: () = {
@@ -178,6 +181,7 @@ impl Cache {
     pub fn stats(&self) -> Stats {
         let mut stats = self.shared.backend.stats();
         stats.store_failures += self.shared.store_failures.load(Relaxed);
+        stats.refresh_failures += self.shared.refresh_failures.load(Relaxed);
         stats
     }
 

@@ -6,14 +6,15 @@ use serde::de::DeserializeOwned;
 
 use super::Cache;
 use super::call::pack;
-use crate::backend::{Change, Codec, Condition, Expiry};
+use crate::backend::{Change, Codec, Condition, Expiry, Soft};
 use crate::codec;
 use crate::error::Result;
 use crate::timeout::Timeout;
 
 impl Cache {
     /// The value of `key`, or `None` if there is no entry. A stored `None` or unit is an entry like any
-    /// other: `get::<Option<T>>` then gives `Some(None)`.
+    /// other: `get::<Option<T>>` then gives `Some(None)`. A stale value (see [`Lifespan`](crate::Lifespan)) is
+    /// given until it expires.
     ///
     /// ```
     /// # use keepwarm::{Cache, ErrorKind, Timeout};
@@ -92,7 +93,8 @@ impl Cache {
     pub fn set_bytes(&self, key: &str, value: &[u8], timeout: impl Into<Timeout>) -> Result<()> {
         let call = self.call("set_bytes", key)?;
         let expires_at = self.expiry(timeout);
-        call.commit(Condition::Always, Change::Store { value, codec: Codec::Raw, expires_at })?;
+        let change = Change::Store { value, codec: Codec::Raw, expires_at, soft: Soft::default() };
+        call.commit(Condition::Always, change)?;
         Ok(())
     }
 

@@ -1,12 +1,13 @@
 //! Moving an entry from one version to another.
 
 use super::Cache;
-use crate::backend::{Change, Condition};
+use crate::backend::{Change, Condition, Stored};
 use crate::error::{ErrorKind, Result};
 
 impl Cache {
     /// Moves the entry of `key` from the version of this view to the one `delta` higher, and returns that
-    /// version. The expiry stays. A delta of 0 changes nothing.
+    /// version. The expiry stays, and so does the stale time
+    /// that it may have of a [`Lifespan`](crate::Lifespan). A delta of 0 changes nothing.
     ///
     /// The new entry is there before the old one goes, so that one of the two is there at any moment, and
     /// for a moment both. An old entry that somebody changes meanwhile stays, under the old version.
@@ -46,7 +47,8 @@ impl Cache {
         }
         let there = self.with_version(version);
         let new = there.call(name, key)?;
-        let copy = Change::Store { value: &stored.value, codec: stored.codec, expires_at: stored.expires_at };
+        let &Stored { ref value, codec, expires_at, soft, .. } = &stored;
+        let copy = Change::Store { value, codec, expires_at, soft };
         new.commit(Condition::Always, copy)?;
         // Refused if it has changed meanwhile; by the copy itself, if a key function leaves the version out.
         old.commit(Condition::Token(stored.token), Change::Delete)?;

@@ -15,6 +15,7 @@ use super::counters::Counter;
 use super::index::{Slot, Word};
 use crate::entry::Expiry;
 use crate::error::Result;
+use crate::options;
 
 impl Engine {
     /// From how many entries on the background culls.
@@ -57,11 +58,11 @@ impl Engine {
 
     /// Removes one in `cull_frequency` entries, or all for 0. Expired ones go first and count.
     fn cull(&self) -> Result<()> {
-        let Some(share) = self.index.count().checked_div(self.options.cull_frequency) else {
+        let Some(wanted) = options::due(self.index.count(), self.options.cull_frequency) else {
             return self.clear();
         };
-        let wanted = share.max(1);
-        let must_reap = self.has_expired_entries() || self.swept.load(Ordering::Acquire) < self.index.generation();
+        let must_reap =
+            self.has_expired_entries() || self.swept.load(Ordering::Acquire) < self.index.generation();
         let reaped = if must_reap { self.reap_all() } else { 0 };
         if reaped < wanted && self.evict_coldest(wanted - reaped) + reaped == 0 {
             self.count_again();
@@ -159,7 +160,9 @@ impl Engine {
             let start = self.next_few.fetch_add(BUCKETS, Ordering::Relaxed) % buckets;
             let few = start..start.saturating_add(BUCKETS).min(buckets);
             // Where somebody else was faster there is room as well.
-            if self.evict_coldest_of(few, |seen| (seen / PART).max(1)) > 0 || self.index.count() < self.max_entries {
+            if self.evict_coldest_of(few, |seen| (seen / PART).max(1)) > 0
+                || self.index.count() < self.max_entries
+            {
                 return;
             }
         }

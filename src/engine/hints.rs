@@ -75,6 +75,11 @@ impl Hint {
         if age > LATER { 0 } else { age }
     }
 
+    /// The clock's tick when the entry was used, as far as it is kept.
+    pub(crate) fn tick(self) -> u32 {
+        self.0 as u32 & TICK_MASK
+    }
+
     /// When the entry seems to expire, in milliseconds since 1970, at most a second late; the maximum for never.
     pub(crate) fn expiry_millis(self) -> u64 {
         let seconds = (self.0 >> 32) as u32;

@@ -1,5 +1,6 @@
-//! The hot tier: verified bytes of entries that are read again and again, in memory, least recently used first
-//! out, bounded in bytes.
+//! The hot tier: what is expensive to get again of entries that are read again and again, in memory, least recently
+//! used first out, bounded in bytes. Of an entry it keeps the verified bytes, a value that was decoded from them,
+//! or both, each on its own.
 //!
 //! It is keyed by the entry word. A word means one record forever, and a reader comes here with the word that
 //! the index holds now, so nothing here can be stale.
@@ -7,33 +8,100 @@
 //! Reading a small entry where it lies costs about as much as a look into an LRU, so most reads must not pay for
 //! one: a small table of fingerprints, the door, says whether a word is inside, or was read before and should
 //! come in. An entry that is read once never gets in.
+//!
+//! Decoded values are of the program's own types, and dropping one may call the cache again: none is dropped
+//! while a shard is locked.
 
-use std::hash::{BuildHasherDefault, Hasher};
+use std::any::TypeId;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::mem;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use hashlink::LinkedHashMap;
+use hashlink::linked_hash_map::RawEntryMut;
 
 use super::index::Word;
-use crate::entry::Stored;
+use crate::entry::{Decoded, Expiry, SharedValue, Stored};
 
 const SHARDS: usize = 16;
 const DOOR_ENTRIES: usize = 1 << 16;
 /// What an entry takes beside its key and value, roughly.
-const OVERHEAD: u64 = 160;
+const OVERHEAD: u64 = 192;
 /// A value larger than this part of a shard would push out too much.
 const LARGEST_SHARE: u64 = 4;
+
+/// In what form an entry is kept. Each has a place of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    Bytes,
+    Decoded,
+}
+
+/// Where a form of an entry is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    word: Word,
+    form: Form,
+}
+
+impl Place {
+    fn mix(self) -> u64 {
+        let x = (self.word.0 ^ (self.form as u64) << 63).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (x ^ (x >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93)
+    }
+}
+
+impl Hash for Place {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.mix());
+    }
+}
 
 #[derive(Debug)]
 pub(crate) struct HotEntry {
     pub(crate) key: Box<[u8]>,
     pub(crate) generation: u32,
-    pub(crate) stored: Stored,
+    pub(crate) content: Content,
+}
+
+#[derive(Debug)]
+pub(crate) enum Content {
+    Bytes(Stored),
+    Decoded { value: Decoded, expires_at: Expiry },
 }
 
 impl HotEntry {
+    fn form(&self) -> Form {
+        match self.content {
+            Content::Bytes(_) => Form::Bytes,
+            Content::Decoded { .. } => Form::Decoded,
+        }
+    }
+
     fn weight(&self) -> u64 {
-        self.key.len() as u64 + self.stored.value.len() as u64 + OVERHEAD
+        let content = match &self.content {
+            Content::Bytes(stored) => stored.value.len(),
+            Content::Decoded { value, .. } => value.weight,
+        };
+        (self.key.len() + content) as u64 + OVERHEAD
+    }
+
+    pub(crate) fn stored(&self) -> Option<Stored> {
+        match &self.content {
+            Content::Bytes(stored) => Some(stored.clone()),
+            Content::Decoded { .. } => None,
+        }
+    }
+
+    /// The decoded value and when it expires, if it is a `wanted`.
+    pub(crate) fn decoded(&self, wanted: TypeId) -> Option<(SharedValue, Expiry)> {
+        match &self.content {
+            Content::Decoded { value, expires_at } if value.is_a(wanted) => {
+                Some((value.value.clone(), *expires_at))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -55,11 +123,11 @@ pub(crate) struct Hot {
     bytes: AtomicU64,
 }
 
-type WordMap = LinkedHashMap<Word, HotEntry, BuildHasherDefault<WordHasher>>;
+type PlaceMap = LinkedHashMap<Place, HotEntry, BuildHasherDefault<Mixed>>;
 
 #[derive(Default)]
 struct Shard {
-    entries: WordMap,
+    entries: PlaceMap,
     bytes: u64,
 }
 
@@ -79,15 +147,15 @@ impl Hot {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    fn door_of(&self, word: Word) -> Option<(&AtomicU32, u32)> {
-        let mixed = mix(word);
+    fn door_of(&self, place: Place) -> Option<(&AtomicU32, u32)> {
+        let mixed = place.mix();
         let fingerprint = (mixed as u32) & !1 | 2;
         Some((self.door.get(mixed as usize >> 32 & (DOOR_ENTRIES - 1))?, fingerprint))
     }
 
-    /// Asks the door about a word that is being read, and tells it.
-    pub(crate) fn knock(&self, word: Word) -> Door {
-        let Some((entry, fingerprint)) = self.door_of(word) else { return Door::Unknown };
+    /// Asks the door about a word that is being read in this form, and tells it.
+    pub(crate) fn knock(&self, word: Word, form: Form) -> Door {
+        let Some((entry, fingerprint)) = self.door_of(Place { word, form }) else { return Door::Unknown };
         let seen = entry.load(Ordering::Relaxed);
         if seen & !1 != fingerprint {
             entry.store(fingerprint, Ordering::Relaxed);
@@ -99,51 +167,64 @@ impl Hot {
         }
     }
 
-    fn shard(&self, word: Word) -> Option<std::sync::MutexGuard<'_, Shard>> {
-        let shard = self.shards.get((mix(word) >> 60) as usize % SHARDS)?;
+    /// Whether this form of a word is inside, probably. The door is not told.
+    pub(crate) fn is_inside(&self, word: Word, form: Form) -> bool {
+        self.door_of(Place { word, form })
+            .is_some_and(|(entry, fingerprint)| entry.load(Ordering::Relaxed) == fingerprint | 1)
+    }
+
+    fn shard(&self, place: Place) -> Option<std::sync::MutexGuard<'_, Shard>> {
+        let shard = self.shards.get((place.mix() >> 60) as usize % SHARDS)?;
         Some(shard.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// The entry of `word` with its generation, if it is here; it is the most recently used then.
-    pub(crate) fn get(&self, word: Word, key: &[u8]) -> Option<(u32, Stored)> {
-        let mut shard = self.shard(word)?;
-        let entry = match shard.entries.raw_entry_mut().from_key(&word) {
-            hashlink::linked_hash_map::RawEntryMut::Occupied(mut entry) => {
-                entry.to_back();
-                let entry = entry.get();
-                (*entry.key == *key).then(|| (entry.generation, entry.stored.clone()))
-            }
-            hashlink::linked_hash_map::RawEntryMut::Vacant(_) => None,
-        };
-        drop(shard);
-        if entry.is_none() {
-            // It was pushed out. Let the next read decide anew.
-            if let Some((door, fingerprint)) = self.door_of(word) {
-                door.store(fingerprint, Ordering::Relaxed);
-            }
+    /// What `take` makes of the entry of `word` in this form, if it is here; it is the most recently used then.
+    /// `take` runs while others wait.
+    pub(crate) fn get<R>(
+        &self,
+        word: Word,
+        form: Form,
+        key: &[u8],
+        take: impl FnOnce(&HotEntry) -> Option<R>,
+    ) -> Option<R> {
+        let place = Place { word, form };
+        let mut shard = self.shard(place)?;
+        if let RawEntryMut::Occupied(mut entry) = shard.entries.raw_entry_mut().from_key(&place)
+            && *entry.get().key == *key
+        {
+            entry.to_back();
+            return take(entry.get());
         }
-        entry
+        drop(shard);
+        // It was pushed out. Let the next read decide anew.
+        let (door, fingerprint) = self.door_of(place)?;
+        door.store(fingerprint, Ordering::Relaxed);
+        None
     }
 
-    /// Whether a value of this length may come in.
+    /// Whether content of this many bytes may come in.
     pub(crate) fn admits(&self, len: usize) -> bool {
         len as u64 + OVERHEAD <= self.shard_capacity / LARGEST_SHARE
     }
 
     pub(crate) fn insert(&self, word: Word, entry: HotEntry) {
-        let Some(mut shard) = self.shard(word) else { return };
+        let place = Place { word, form: entry.form() };
+        // Dropped after the lock is released.
+        let mut pushed_out = Vec::new();
+        let Some(mut shard) = self.shard(place) else { return };
         let (before, weight) = (shard.bytes, entry.weight());
         shard.bytes += weight;
-        if let Some(old) = shard.entries.insert(word, entry) {
-            shard.bytes -= old.weight();
-        }
+        let old = shard.entries.insert(place, entry);
+        shard.bytes -= old.as_ref().map_or(0, HotEntry::weight);
+        pushed_out.extend(old);
         while shard.bytes > self.shard_capacity {
             let Some((_, out)) = shard.entries.pop_front() else { break };
             shard.bytes -= out.weight();
+            pushed_out.push(out);
         }
         self.bytes.fetch_add(shard.bytes.wrapping_sub(before), Ordering::Relaxed);
         drop(shard);
-        if let Some((door, fingerprint)) = self.door_of(word) {
+        if let Some((door, fingerprint)) = self.door_of(place) {
             door.store(fingerprint | 1, Ordering::Relaxed);
         }
     }
@@ -153,33 +234,30 @@ impl Hot {
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
             self.bytes.fetch_sub(shard.bytes, Ordering::Relaxed);
-            *shard = Shard::default();
+            let emptied = mem::take(&mut *shard);
+            drop(shard);
+            drop(emptied);
         }
     }
 }
 
-fn mix(word: Word) -> u64 {
-    let x = word.0.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (x ^ (x >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93)
-}
-
-/// Words are as good as unique already; spreading their bits is enough.
+/// A place is mixed already.
 #[derive(Default)]
-struct WordHasher(u64);
+struct Mixed(u64);
 
-impl Hasher for WordHasher {
+impl Hasher for Mixed {
     fn finish(&self) -> u64 {
         self.0
     }
 
     fn write(&mut self, bytes: &[u8]) {
         for byte in bytes {
-            self.write_u64(u64::from(*byte));
+            self.write_u64(self.0.rotate_left(8) ^ u64::from(*byte));
         }
     }
 
-    fn write_u64(&mut self, word: u64) {
-        self.0 = mix(Word(self.0 ^ word));
+    fn write_u64(&mut self, mixed: u64) {
+        self.0 = mixed;
     }
 }
 
@@ -188,18 +266,19 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::entry::Codec;
+    use crate::entry::{Codec, Soft};
 
     fn entry(key: &[u8], len: usize) -> HotEntry {
         HotEntry {
             key: key.into(),
             generation: 0,
-            stored: Stored {
+            content: Content::Bytes(Stored {
                 value: Bytes::from(vec![7; len]),
                 codec: Codec::Raw,
                 expires_at: None,
+                soft: Soft::default(),
                 token: 1,
-            },
+            }),
         }
     }
 
@@ -207,12 +286,12 @@ mod tests {
     fn the_second_read_is_remembered_and_the_third_is_inside() {
         let hot = Hot::new(1 << 20);
         let word = Word(12345);
-        assert_eq!(hot.knock(word), Door::Unknown);
-        assert_eq!(hot.knock(word), Door::Seen);
+        assert_eq!(hot.knock(word, Form::Bytes), Door::Unknown);
+        assert_eq!(hot.knock(word, Form::Bytes), Door::Seen);
         hot.insert(word, entry(b"k", 10));
-        assert_eq!(hot.knock(word), Door::Inside);
-        assert_eq!(hot.get(word, b"k").unwrap().1.value.len(), 10);
-        assert!(hot.get(word, b"other").is_none());
+        assert_eq!(hot.knock(word, Form::Bytes), Door::Inside);
+        assert_eq!(hot.get(word, Form::Bytes, b"k", HotEntry::stored).unwrap().value.len(), 10);
+        assert!(hot.get(word, Form::Bytes, b"other", HotEntry::stored).is_none());
     }
 
     #[test]
@@ -224,7 +303,7 @@ mod tests {
         for i in 2..10_000 {
             hot.insert(Word(i << 3), entry(b"k", 1000));
             assert!(hot.bytes() <= capacity);
-            assert!(hot.get(favourite, b"f").is_some(), "{i}");
+            assert!(hot.get(favourite, Form::Bytes, b"f", HotEntry::stored).is_some(), "{i}");
         }
         assert!(hot.bytes() > capacity / 2);
         assert!(!hot.admits(capacity as usize));
@@ -235,10 +314,10 @@ mod tests {
     #[test]
     fn none_at_all_is_fine() {
         let hot = Hot::new(0);
-        assert_eq!(hot.knock(Word(5)), Door::Unknown);
-        assert_eq!(hot.knock(Word(5)), Door::Unknown);
+        assert_eq!(hot.knock(Word(5), Form::Bytes), Door::Unknown);
+        assert_eq!(hot.knock(Word(5), Form::Bytes), Door::Unknown);
         assert!(!hot.admits(0));
         hot.insert(Word(5), entry(b"k", 1));
-        assert!(hot.get(Word(5), b"k").is_none());
+        assert!(hot.get(Word(5), Form::Bytes, b"k", HotEntry::stored).is_none());
     }
 }

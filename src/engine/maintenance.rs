@@ -132,8 +132,7 @@ impl Engine {
             self.evict_coldest(self.index.count().saturating_sub(self.max_entries));
         }
         self.cull_if_crowded()?;
-        self.log.trim(&self.index, self, |segment| self.is_dead(segment))?;
-        self.log.prepare_spare(&self.index, self)
+        self.keep_space()
     }
 }
 

@@ -8,23 +8,28 @@
 mod attach;
 mod balance;
 mod check;
+mod checkpoint;
 mod choice;
 mod commit;
-mod counters;
+pub(crate) mod counters;
 mod culler;
-mod directory;
+pub(crate) mod directory;
 mod evict;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod hints;
 mod hot;
 mod index;
 mod layout;
 mod log;
 mod maintenance;
-mod meta;
+pub(crate) mod meta;
 mod read;
 pub(crate) mod record;
 mod recovery;
-mod segment;
+pub(crate) mod segment;
+mod snapshot;
+mod space;
 mod state;
 mod undo;
 
@@ -33,8 +38,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 pub(crate) use self::attach::Attached;
-pub use self::check::CheckReport;
 use self::balance::Balance;
+pub use self::check::CheckReport;
+use self::checkpoint::Checkpoints;
 use self::counters::Counters;
 use self::hints::Hints;
 use self::hot::Hot;
@@ -44,7 +50,7 @@ use self::maintenance::Bell;
 use crate::entry::{Expiry, Stats};
 use crate::error::Result;
 use crate::hash::KeyHasher;
-use crate::options::{Durability, Options};
+use crate::options::{Durability, INLINE_CULL_ENTRIES, Options};
 
 /// An open directory, shared by all threads of the process.
 pub(crate) struct Engine {
@@ -63,6 +69,11 @@ pub(crate) struct Engine {
     counters: Counters,
     /// Held by whoever culls, so that two inserts at the bound do not both make room.
     culling: Mutex<()>,
+    /// Held by whoever empties segments.
+    emptying: Mutex<()>,
+    checkpoints: Mutex<Checkpoints>,
+    /// What the log had taken when the background last looked.
+    seen_appended: AtomicU64,
     /// Held by the background while it works, so that a check does not see its work half done.
     chores: Mutex<()>,
     bell: Bell,
@@ -90,7 +101,7 @@ impl Engine {
 
     /// Whether `max_entries` is enforced in the inserting call, with exact counts.
     fn culls_inline(&self) -> bool {
-        self.max_entries <= layout::INLINE_CULL_ENTRIES
+        self.max_entries <= INLINE_CULL_ENTRIES
     }
 
     /// Waits until every acknowledged write is on the disk.
@@ -105,14 +116,14 @@ impl Engine {
 
     /// The bytes that the directory takes, counted against `max_bytes`.
     fn bytes(&self) -> u64 {
-        let geometry = self.index.geometry();
-        self.log.bytes() + geometry.index_bytes() + geometry.hint_bytes()
+        self.log.bytes() + self.index.geometry().bytes()
     }
 
     pub(crate) fn stats(&self) -> Stats {
         let mut stats = self.counters.totals();
         stats.entries = self.len();
         stats.bytes = self.bytes();
+        stats.written_bytes = self.log.appended();
         stats.hot_bytes = self.hot.bytes();
         stats
     }

@@ -4,21 +4,26 @@
 //! whatever else happens to the index or the segment meanwhile, what is returned was stored under this key.
 //! When the record cannot be read and the word has changed, the entry moved or its segment went: once more.
 
+use std::any::TypeId;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::Engine;
 use super::counters::Counter;
-use super::hot::{Door, HotEntry};
+use super::hot::{Content, Door, Form, HotEntry};
 use super::index::{Probe, Slot, Word};
 use super::record::{Kind, Record};
 use super::segment::Segment;
-use crate::entry::{Item, Stored};
+use crate::entry::{Decoded, Expiry, Item, SharedValue, Soft, Stored};
 
 /// Values up to this many bytes are copied; larger ones are handed out where they lie, and keep their segment
 /// mapped for as long as somebody holds them.
 const COPY_LIMIT: usize = 4 << 10;
+
+/// As much of a record is fetched at once, before its header says how long it is. The processor notices by itself
+/// that more is read one after the other.
+const PREFETCH: usize = 256;
 
 /// How often a read begins again because the segment it was led to has gone. Each time somebody else made
 /// progress.
@@ -29,30 +34,39 @@ pub(crate) struct Hit<'a> {
     segment: &'a Arc<Segment>,
     record: &'a Record<'a>,
     value: &'a [u8],
+    soft: Soft,
 }
 
 /// Where a hit came from.
 pub(crate) enum Source<'a> {
-    Hot(Stored),
+    Hot { stored: Stored, generation: u32 },
     Log(Hit<'a>),
 }
 
 impl Source<'_> {
     pub(crate) fn item(&self) -> Item<'_> {
         match self {
-            Self::Hot(stored) => stored.item(),
+            Self::Hot { stored, .. } => stored.item(),
             Self::Log(hit) => Item {
                 value: hit.value,
                 codec: hit.record.codec,
                 expires_at: hit.record.expires_at,
+                soft: hit.soft,
                 token: hit.record.sequence,
             },
         }
     }
 
+    fn generation(&self) -> u32 {
+        match self {
+            Self::Hot { generation, .. } => *generation,
+            Self::Log(hit) => hit.record.generation,
+        }
+    }
+
     pub(crate) fn into_stored(self) -> Stored {
         match self {
-            Self::Hot(stored) => stored,
+            Self::Hot { stored, .. } => stored,
             Self::Log(hit) => hit.stored(hit.share()),
         }
     }
@@ -77,6 +91,7 @@ impl Hit<'_> {
             value,
             codec: self.record.codec,
             expires_at: self.record.expires_at,
+            soft: self.soft,
             token: self.record.sequence,
         }
     }
@@ -102,11 +117,58 @@ enum Verdict<R> {
 impl Engine {
     /// Hands the live entry of `key` to `take`, if there is one.
     pub(crate) fn read<R>(&self, key: &[u8], mut take: impl FnMut(Source<'_>) -> R) -> Option<R> {
+        self.find_live(key, |word, verdict| {
+            self.judge(word, key, self.hot.knock(word, Form::Bytes), &mut take, verdict)
+        })
+    }
+
+    /// The live entry of `key` as a `wanted`: the value that was decoded from this very record before, if the hot
+    /// tier has it, or else what `decode` makes of the entry.
+    pub(crate) fn read_decoded(
+        &self,
+        key: &[u8],
+        wanted: TypeId,
+        decode: &mut dyn FnMut(Item<'_>) -> Option<Decoded>,
+    ) -> Option<SharedValue> {
+        let found = self.find_live(key, |word, verdict| {
+            let door = self.hot.knock(word, Form::Decoded);
+            if door == Door::Inside
+                && let Some((generation, (value, expires_at))) =
+                    self.hot.get(word, Form::Decoded, key, |e| Some((e.generation, e.decoded(wanted)?)))
+            {
+                *verdict = Some(self.judge_hot(generation, expires_at, || Some(value)));
+                return Probe::Match;
+            }
+            // The bytes themselves need not come in as well.
+            let is_inside = self.hot.is_inside(word, Form::Bytes);
+            let bytes_door = if is_inside { Door::Inside } else { Door::Unknown };
+            let mut take = |source: Source<'_>| {
+                let decoded = decode(source.item())?;
+                let value = decoded.value.clone();
+                if door != Door::Unknown && self.hot.admits(decoded.weight) {
+                    let expires_at = source.item().expires_at;
+                    let content = Content::Decoded { value: decoded, expires_at };
+                    self.hot
+                        .insert(word, HotEntry { key: key.into(), generation: source.generation(), content });
+                }
+                Some(value)
+            };
+            self.judge(word, key, bytes_door, &mut take, verdict)
+        });
+        found.flatten()
+    }
+
+    /// What came of the live entry of `key`, if there is one. `judge` is called for each word that may be its.
+    fn find_live<R>(
+        &self,
+        key: &[u8],
+        mut judge: impl FnMut(Word, &mut Option<Verdict<R>>) -> Probe,
+    ) -> Option<R> {
         let hash = self.hasher.hash(key);
         self.hints.prefetch(self.index.primary_of(hash));
         for _ in 0..RETRIES {
             let mut verdict = None;
-            let found = self.index.find(hash, |word| self.judge(word, key, &mut take, &mut verdict));
+            let found = self.index.find(hash, |word| judge(word, &mut verdict));
             match (verdict, found.entry) {
                 // A damaged word may lead to an older record of the same key.
                 (Some(Verdict::Hit(result)), Some((slot, _))) if !self.index.is_damaged(hash, &found) => {
@@ -133,54 +195,67 @@ impl Engine {
         None
     }
 
+    /// What the hot tier has is a hit, unless it is dead meanwhile.
+    fn judge_hot<R>(&self, generation: u32, expires_at: Expiry, take: impl FnOnce() -> R) -> Verdict<R> {
+        if self.has_ended(generation, expires_at) {
+            return Verdict::Dead;
+        }
+        self.counters.one(Counter::HotHits);
+        Verdict::Hit(take())
+    }
+
+    fn has_ended(&self, generation: u32, expires_at: Expiry) -> bool {
+        generation < self.index.generation() || self.has_passed(expires_at)
+    }
+
     fn judge<R>(
         &self,
         word: Word,
         key: &[u8],
+        door: Door,
         take: &mut impl FnMut(Source<'_>) -> R,
         verdict: &mut Option<Verdict<R>>,
     ) -> Probe {
-        let door = self.hot.knock(word);
         if door == Door::Inside
-            && let Some((generation, stored)) = self.hot.get(word, key)
+            && let Some((generation, stored)) =
+                self.hot.get(word, Form::Bytes, key, |e| Some((e.generation, e.stored()?)))
         {
-            let dead = generation < self.index.generation() || self.has_passed(stored.expires_at);
-            *verdict = Some(if dead {
-                Verdict::Dead
-            } else {
-                self.counters.one(Counter::HotHits);
-                Verdict::Hit(take(Source::Hot(stored)))
-            });
+            let expires_at = stored.expires_at;
+            *verdict =
+                Some(self.judge_hot(generation, expires_at, || take(Source::Hot { stored, generation })));
             return Probe::Match;
         }
         let guard = self.log.segment(word.segment());
         let Some(segment) = guard.get() else {
             return Probe::Unreadable;
         };
+        segment.prefetch(word.offset(), PREFETCH);
         let Some(record) = segment.record(word.offset()) else { return Probe::Unreadable };
         if record.key != key {
             return Probe::Other;
         }
-        *verdict =
-            Some(if record.generation < self.index.generation() || self.has_passed(record.expires_at) {
-                Verdict::Dead
-            } else if let Some(value) = record.value().filter(|_| record.kind == Kind::Value) {
-                let hit = Hit { segment, record: &record, value };
-                if door == Door::Seen && self.hot.admits(value.len()) {
-                    self.keep_hot(word, &hit);
-                }
-                Verdict::Hit(take(Source::Log(hit)))
-            } else {
-                Verdict::Damaged
-            });
+        *verdict = Some(if self.has_ended(record.generation, record.expires_at) {
+            Verdict::Dead
+        } else if let Some((soft, value)) = record.content().filter(|_| record.kind == Kind::Value) {
+            let hit = Hit { segment, record: &record, value, soft };
+            if door == Door::Seen && self.hot.admits(value.len()) {
+                self.keep_hot(word, &hit);
+            }
+            Verdict::Hit(take(Source::Log(hit)))
+        } else {
+            Verdict::Damaged
+        });
         Probe::Match
     }
 
     fn keep_hot(&self, word: Word, hit: &Hit<'_>) {
         // A copy, even of a large value: the hot tier must not keep segments from going.
         let stored = hit.stored(Bytes::copy_from_slice(hit.value));
-        self.hot
-            .insert(word, HotEntry { key: hit.record.key.into(), generation: hit.record.generation, stored });
+        let content = Content::Bytes(stored);
+        self.hot.insert(
+            word,
+            HotEntry { key: hit.record.key.into(), generation: hit.record.generation, content },
+        );
     }
 
     /// Removes an entry that turned out to be damaged, so that it is found and counted once.
@@ -208,11 +283,12 @@ impl Engine {
                 let guard = self.log.segment(word.segment());
                 let Some(segment) = guard.get() else { continue };
                 let Some(record) = segment.record(word.offset()) else { continue };
-                let dead = record.generation < self.index.generation() || self.has_passed(record.expires_at);
-                let Some(value) = record.value().filter(|_| !dead && record.kind == Kind::Value) else {
+                let dead = self.has_ended(record.generation, record.expires_at);
+                let Some((soft, value)) = record.content().filter(|_| !dead && record.kind == Kind::Value)
+                else {
                     continue;
                 };
-                visit(record.key, Source::Log(Hit { segment, record: &record, value }).item());
+                visit(record.key, Source::Log(Hit { segment, record: &record, value, soft }).item());
             }
         }
         (end < primaries).then_some(u64::from(end))

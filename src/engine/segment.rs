@@ -30,11 +30,13 @@ pub(crate) struct Segment {
     /// While the segment is written to; closed when it is sealed, as a large cache has more segments than a process
     /// may have open files.
     file: Mutex<Option<Arc<File>>>,
-    /// Reservations that were not finished yet.
-    in_flight: AtomicU32,
+    /// Reservations that were not finished yet (low half), and those that were (high half).
+    writes: AtomicU64,
+    /// What `writes` said before the last sync that succeeded.
+    synced: AtomicU64,
     failed: AtomicBool,
-    /// Whether something was stamped since the last sync.
-    dirty: AtomicBool,
+    /// What the recency clock said when the segment was sealed.
+    sealed_at: AtomicU32,
     sync: SharedSync,
     /// Last, so that the bytes count until the file is unmapped and closed.
     account: Account,
@@ -188,9 +190,10 @@ impl Segment {
             salt,
             map,
             file: Mutex::new(Some(Arc::new(file))),
-            in_flight: AtomicU32::new(0),
+            writes: AtomicU64::new(0),
+            synced: AtomicU64::new(0),
             failed: AtomicBool::new(false),
-            dirty: AtomicBool::new(false),
+            sealed_at: AtomicU32::new(0),
             sync: SharedSync::default(),
             account,
         }
@@ -210,13 +213,25 @@ impl Segment {
         self.file().map_or(Ok(()), |file| file::allocate(&file, self.len()))
     }
 
-    /// Closes the file: nothing is appended any more. It stays mapped.
-    pub(crate) fn seal(&self) {
+    /// What the recency clock said when the segment was sealed.
+    pub(crate) fn sealed_at(&self) -> u32 {
+        self.sealed_at.load(Ordering::Relaxed)
+    }
+
+    /// Closes the file: nothing is appended any more. It stays mapped. `tick` is what the recency clock says.
+    pub(crate) fn seal(&self, tick: u32) {
+        self.sealed_at.store(tick, Ordering::Relaxed);
         drop(self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
     }
 
     fn place(&self, offset: u32) -> Place {
         Place { salt: self.salt, offset }
+    }
+
+    /// Fetches the first `len` bytes of the record at `offset` ahead of their use. Where its body begins and ends is known
+    /// only when its header is there, which would make a miss of the caches wait for the one before.
+    pub(crate) fn prefetch(&self, offset: u32, len: usize) {
+        self.map.prefetch_range(offset as usize, len);
     }
 
     /// The record at `offset`, if there is one whose header and key are sound.
@@ -227,7 +242,12 @@ impl Segment {
     /// All sound records with their offsets, from the first. Steps over what is not sound: reserved and never
     /// stamped, or damaged. Reads headers and keys only.
     pub(crate) fn records(&self) -> impl Iterator<Item = (u32, Record<'_>)> {
-        let mut offset = HEADER_LEN as u32;
+        self.records_from(0)
+    }
+
+    /// The same, from `offset` on, where a record begins or nothing was begun.
+    pub(crate) fn records_from(&self, offset: u32) -> impl Iterator<Item = (u32, Record<'_>)> {
+        let mut offset = offset.max(HEADER_LEN as u32);
         std::iter::from_fn(move || {
             // Nothing is written where an entry word cannot reach.
             while u64::from(offset) < MAX_OFFSET && (offset as usize) + record::HEADER_LEN <= self.map.len() {
@@ -260,9 +280,11 @@ impl Segment {
         next
     }
 
-    /// Where nothing was begun yet, nor anywhere behind it, whatever state the rest is in.
-    pub(crate) fn end(&self) -> u32 {
-        let (mut at, mut end) = (HEADER_LEN as u32, HEADER_LEN as u32);
+    /// Where nothing was begun yet, nor anywhere behind it, whatever state the rest is in. A record begins at `from`, or
+    /// nothing was begun there.
+    pub(crate) fn end(&self, from: u32) -> u32 {
+        let from = from.clamp(HEADER_LEN as u32, self.map.len() as u32);
+        let (mut at, mut end) = (from, from);
         while u64::from(at) < MAX_OFFSET && (at as usize) + record::HEADER_LEN <= self.map.len() {
             // A space that was reserved ends where its length says, even if nothing else was written there.
             end = end.max(at + record::stored_len(&self.map, at).unwrap_or(0));
@@ -281,21 +303,31 @@ impl Segment {
         if let Some(word) = self.map.word32(offset as usize) {
             word.store(len, Ordering::Relaxed);
         }
-        self.in_flight.fetch_add(1, Ordering::AcqRel);
+        self.writes.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(crate) fn finish(&self) {
-        self.in_flight.fetch_sub(1, Ordering::AcqRel);
+        self.writes.fetch_add((1 << 32) - 1, Ordering::AcqRel);
     }
 
     pub(crate) fn is_drained(&self) -> bool {
-        self.in_flight.load(Ordering::Acquire) == 0
+        self.writes.load(Ordering::Acquire) as u32 == 0
     }
 
     /// Puts key and body in their places and computes their checks.
-    pub(crate) fn prepare(&self, offset: u32, len: u32, draft: Draft, key: &[u8], body: &[u8]) -> Prepared {
+    pub(crate) fn prepare(
+        &self,
+        offset: u32,
+        len: u32,
+        draft: Draft,
+        key: &[u8],
+        body: [&[u8]; 2],
+    ) -> Prepared {
         let at = offset as usize + record::HEADER_LEN;
-        let filled = self.map.fill(at, key) && self.map.fill(at + key.len(), body);
+        let body_at = at + key.len();
+        let filled = self.map.fill(at, key)
+            && self.map.fill(body_at, body[0])
+            && self.map.fill(body_at + body[0].len(), body[1]);
         debug_assert!(filled, "the reservation has room for the record");
         Prepared::new(draft, len, self.place(offset), key, body)
     }
@@ -310,9 +342,6 @@ impl Segment {
         if let Some(word) = self.map.word32(offset as usize + 4) {
             word.store(check, Ordering::Release);
         }
-        if !self.dirty.load(Ordering::Relaxed) {
-            self.mark_dirty();
-        }
     }
 
     /// Takes a record that was stamped out of the log again.
@@ -324,7 +353,13 @@ impl Segment {
 
     /// Says that there is something to sync.
     pub(crate) fn mark_dirty(&self) {
-        self.dirty.store(true, Ordering::Release);
+        self.synced.store(u64::MAX, Ordering::Release);
+    }
+
+    /// Whether all that was ever stamped is on the disk. A record is in flight until after it was stamped, so one
+    /// that somebody has seen is counted.
+    fn is_synced(&self) -> bool {
+        self.is_drained() && self.writes.load(Ordering::Acquire) == self.synced.load(Ordering::Acquire)
     }
 
     /// Where in the file `part`, a slice of a record of this segment, begins.
@@ -360,7 +395,7 @@ impl Segment {
         let _syncing = self.account.space.syncing();
         let ticket = self.sync.asked.fetch_add(1, Ordering::AcqRel) + 1;
         let mut done = self.sync.done.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if self.failed.load(Ordering::Acquire) {
+        if self.has_failed() {
             let lost = io::Error::other("an earlier sync of this segment failed");
             return Err(Error::io("sync", &self.path, lost));
         }
@@ -368,6 +403,7 @@ impl Segment {
             return Ok(());
         }
         let covered = self.sync.asked.load(Ordering::Acquire);
+        let writes = self.writes.load(Ordering::Acquire);
         let synced = self.file().map_or_else(|| self.map.sync(), |file| file::sync(&file));
         if let Err(e) = synced {
             self.failed.store(true, Ordering::Release);
@@ -375,17 +411,24 @@ impl Segment {
             return Err(Error::io("sync", &self.path, e));
         }
         *done = covered;
+        self.synced.store(writes, Ordering::Release);
         Ok(())
     }
 
     /// [`sync`](Segment::sync), unless nothing was stamped since the last one that succeeded.
     pub(crate) fn sync_if_dirty(&self) -> Result<()> {
-        if self.dirty.swap(false, Ordering::AcqRel) || self.has_failed() { self.sync() } else { Ok(()) }
+        if self.is_synced() && !self.has_failed() { Ok(()) } else { self.sync() }
     }
 
     pub(crate) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
     }
+}
+
+/// A file of a segment with this salt: its header, and behind it `records`.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn file_of(id: u32, salt: u64, records: &[u8]) -> Vec<u8> {
+    [&header(id, salt, (HEADER_LEN + records.len()) as u64), records].concat()
 }
 
 fn header(id: u32, salt: u64, len: u64) -> [u8; HEADER_LEN] {

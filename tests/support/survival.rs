@@ -70,7 +70,11 @@ impl Plan {
     pub(crate) fn operation(&self, thread: u64, index: u64) -> Operation {
         let mut rng = Rng::new(self.seed ^ (thread << 56) ^ (index << 20));
         let nonce = rng.next();
-        let mut value = || format!("{thread} value {}", rng.below(40));
+        // A few are written again and again, others stay among what is dead.
+        let mut value = || {
+            let keys = if rng.below(4) > 0 { 6 } else { 40 };
+            format!("{thread} value {}", rng.below(keys))
+        };
         match nonce % 1000 {
             0..350 => Operation::Set(vec![(value(), nonce)]),
             350..400 => Operation::Set((0..3).map(|n| (value(), nonce ^ n << 40)).collect()),

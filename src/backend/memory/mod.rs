@@ -3,21 +3,20 @@
 //! One mutex and not shards, because both bounds and the choice of what to cull are over all entries, to
 //! the exact count. User code (`visit`) and the freeing of many entries happen outside it.
 
+mod decoded;
 mod table;
 
+use std::any::TypeId;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::{Backend, Change, Condition, Expiry, Item, Outcome, Stats, Stored};
+use super::{Backend, Change, Condition, Decoded, Expiry, Item, Outcome, SharedValue, Stats, Stored};
+use crate::entry::Decided;
 use crate::error::{Error, ErrorKind, Result};
-use crate::options::Options;
+use crate::options::{self, Options};
 use crate::time::{Clock, Timestamp};
-use table::{Garbage, Node, Table, entry_bytes};
-
-/// Up to this many entries, an insert at the bound culls the whole fraction at once, to Django's exact
-/// counts. Above, it makes room for itself alone, which costs no call more than another and keeps more.
-const WHOLE_CULL_ENTRIES: u64 = 10_000;
+use table::{Content, Garbage, Node, Table, entry_bytes};
 
 /// Slots that each insert looks at for expired entries, so that what nobody reads goes as well.
 const SWEPT_PER_INSERT: usize = 4;
@@ -29,6 +28,7 @@ pub(crate) struct MemoryBackend {
     max_entries: u64,
     cull_frequency: u64,
     max_bytes: u64,
+    hot_bytes: u64,
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
 }
@@ -55,6 +55,7 @@ impl MemoryBackend {
             max_entries: options.max_entries,
             cull_frequency: options.cull_frequency,
             max_bytes: options.max_bytes,
+            hot_bytes: options.hot_bytes,
             clock: options.clock.clone(),
             state: Mutex::new(state),
         }
@@ -65,11 +66,36 @@ impl MemoryBackend {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The key's entry, and what `beside` finds while the state is locked, if there is an entry.
+    fn find<R>(
+        &self,
+        key: &str,
+        beside: impl FnOnce(&mut State) -> Option<R>,
+    ) -> (Option<R>, Option<Stored>) {
+        let now = self.clock.now();
+        let mut garbage = Garbage::default();
+        let mut state = self.lock();
+        state.reap(key, now, &mut garbage);
+        let stored = state.table.use_entry(key).map(Node::stored);
+        let beside = match &stored {
+            Some(_) => {
+                state.stats.hits += 1;
+                beside(&mut state)
+            }
+            None => {
+                state.stats.misses += 1;
+                None
+            }
+        };
+        drop(state);
+        (beside, stored)
+    }
+
     fn store(
         &self,
         state: &mut State,
         key: &str,
-        new: NewValue,
+        new: Content,
         now: Timestamp,
         garbage: &mut Garbage,
     ) -> Option<u64> {
@@ -79,7 +105,7 @@ impl MemoryBackend {
         }
         state.last_token += 1;
         let token = state.last_token;
-        garbage.extend(state.table.put(key, new.value, new.codec, new.expires_at, token));
+        garbage.extend(state.table.put(key, new, token));
         // The entry just stored is the most recently used one, and fits by itself, so it stays.
         let mut evicted = 0;
         while state.table.bytes() > self.max_bytes {
@@ -96,13 +122,12 @@ impl MemoryBackend {
         if entries < self.max_entries {
             return;
         }
-        let evicted = match entries.checked_div(self.cull_frequency) {
+        let evicted = match options::due_inline(entries, self.cull_frequency) {
             None => {
                 garbage.take_all(&mut state.table);
                 entries
             }
-            Some(fraction) => {
-                let due = if entries <= WHOLE_CULL_ENTRIES { fraction.max(1) } else { 1 };
+            Some(due) => {
                 (0..due).map_while(|_| state.table.pop_lru()).map(|node| garbage.push(node)).count() as u64
             }
         };
@@ -144,12 +169,6 @@ impl State {
     }
 }
 
-struct NewValue {
-    value: Bytes,
-    codec: super::Codec,
-    expires_at: Expiry,
-}
-
 fn passed(expires_at: Expiry, now: Timestamp) -> bool {
     expires_at.is_some_and(|at| at <= now)
 }
@@ -167,29 +186,40 @@ impl Backend for MemoryBackend {
     }
 
     fn get(&self, key: &str) -> Result<Option<Stored>> {
-        let now = self.clock.now();
+        Ok(self.find(key, |_| None::<()>).1)
+    }
+
+    fn get_decoded(
+        &self,
+        key: &str,
+        wanted: TypeId,
+        decode: &mut dyn FnMut(Item<'_>) -> Option<Decoded>,
+    ) -> Result<Option<SharedValue>> {
+        let (kept, stored) = self.find(key, |state| {
+            let kept = state.table.use_decoded(key, wanted);
+            state.stats.hot_hits += u64::from(kept.is_some());
+            kept
+        });
+        let Some(stored) = stored.filter(|_| kept.is_none()) else { return Ok(kept) };
+        let Some(decoded) = decode(stored.item()) else { return Ok(None) };
+        let value = decoded.value.clone();
         let mut garbage = Garbage::default();
         let mut state = self.lock();
-        state.reap(key, now, &mut garbage);
-        let stored = state.table.use_entry(key).map(Node::stored);
-        match &stored {
-            Some(_) => state.stats.hits += 1,
-            None => state.stats.misses += 1,
-        }
+        state.table.keep_decoded(key, stored.token, decoded, self.hot_bytes, &mut garbage);
         drop(state);
-        Ok(stored)
+        Ok(Some(value))
     }
 
     fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
         let now = self.clock.now();
         // Copied before anything is locked.
         let new = match change {
-            Change::Store { value, codec, expires_at } if !passed(expires_at, now) => {
+            Change::Store { value, codec, expires_at, soft } if !passed(expires_at, now) => {
                 if entry_bytes(key, value.len()) > self.max_bytes {
                     let why = format!("{} bytes of at most {}", value.len(), self.max_bytes);
                     return Err(Error::new(ErrorKind::ValueTooLarge, "store").with_key(key).with_source(why));
                 }
-                Some(NewValue { value: Bytes::copy_from_slice(value), codec, expires_at })
+                Some(Content { value: Bytes::copy_from_slice(value), codec, expires_at, soft })
             }
             _ => None,
         };
@@ -197,25 +227,16 @@ impl Backend for MemoryBackend {
         let mut state = self.lock();
         state.reap(key, now, &mut garbage);
         let current = state.table.token(key);
-        let holds = match condition {
-            Condition::Always => true,
-            Condition::Absent => current.is_none(),
-            Condition::Present => current.is_some(),
-            Condition::Token(token) => current == Some(token),
-        };
-        let nothing_to_change = current.is_none() && !matches!(change, Change::Store { .. });
-        if !holds || nothing_to_change {
-            return Ok(Outcome::Refused { current });
-        }
-        let token = match (change, new) {
-            (Change::Store { .. }, Some(new)) => self.store(&mut state, key, new, now, &mut garbage),
-            (Change::Touch { expires_at }, _) if !passed(expires_at, now) => {
+        let token = match (change.decide(condition, current, |end| passed(end, now)), new) {
+            (Decided::Return(outcome), _) => return Ok(outcome),
+            (Decided::Put { .. }, Some(new)) => self.store(&mut state, key, new, now, &mut garbage),
+            (Decided::Put { expires_at }, None) => {
                 state.last_token += 1;
                 let token = state.last_token;
                 state.table.touch(key, expires_at, token);
                 Some(token)
             }
-            _ => {
+            (Decided::Remove, _) => {
                 garbage.extend(state.table.remove(key));
                 None
             }
@@ -278,7 +299,12 @@ impl Backend for MemoryBackend {
 
     fn stats(&self) -> Stats {
         let state = self.lock();
-        Stats { entries: state.table.len(), bytes: state.table.bytes(), ..state.stats }
+        Stats {
+            entries: state.table.len(),
+            bytes: state.table.bytes(),
+            hot_bytes: state.table.decoded_bytes(),
+            ..state.stats
+        }
     }
 }
 

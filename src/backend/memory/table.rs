@@ -1,5 +1,6 @@
 //! The entries of a memory backend: by key, by recency, and by slot.
 
+use std::any::TypeId;
 use std::hash::RandomState;
 use std::mem;
 use std::sync::Arc;
@@ -7,8 +8,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hashlink::LinkedHashMap;
 
+use super::decoded::DecodedValues;
 use super::passed;
-use crate::backend::{Codec, Expiry, Stored};
+use crate::backend::{Codec, Decoded, Expiry, SharedValue, Soft, Stored};
 use crate::time::Timestamp;
 
 /// What an entry costs beside its key and value: its node, its share of the hash table, its slot, the
@@ -20,23 +22,25 @@ pub(super) fn entry_bytes(key: &str, value_len: usize) -> u64 {
     (key.len() + value_len) as u64 + ENTRY_OVERHEAD
 }
 
+/// What an entry consists of.
+pub(super) struct Content {
+    pub(super) value: Bytes,
+    pub(super) codec: Codec,
+    pub(super) expires_at: Expiry,
+    pub(super) soft: Soft,
+}
+
 /// One entry.
 pub(super) struct Node {
-    value: Bytes,
-    codec: Codec,
-    expires_at: Expiry,
+    content: Content,
     token: u64,
     slot: usize,
 }
 
 impl Node {
     pub(super) fn stored(&self) -> Stored {
-        Stored {
-            value: self.value.clone(),
-            codec: self.codec,
-            expires_at: self.expires_at,
-            token: self.token,
-        }
+        let &Content { ref value, codec, expires_at, soft } = &self.content;
+        Stored { value: value.clone(), codec, expires_at, soft, token: self.token }
     }
 }
 
@@ -48,6 +52,8 @@ pub(super) struct Table {
     slots: Vec<Option<Arc<str>>>,
     free: Vec<usize>,
     bytes: u64,
+    /// Values that were decoded from entries, by their slots.
+    decoded: DecodedValues,
 }
 
 impl Table {
@@ -57,6 +63,11 @@ impl Table {
 
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// The bytes that decoded values take.
+    pub(super) fn decoded_bytes(&self) -> u64 {
+        self.decoded.bytes()
     }
 
     /// One more than the last slot that was ever in use.
@@ -77,6 +88,26 @@ impl Table {
         self.entries.to_back(key).map(|node| &*node)
     }
 
+    /// The value that was decoded from the entry of `key`, if it is a `wanted`.
+    pub(super) fn use_decoded(&mut self, key: &str, wanted: TypeId) -> Option<SharedValue> {
+        self.decoded.get(self.entries.get(key)?.slot, wanted)
+    }
+
+    /// Keeps what was decoded from the entry of `key`, if that is still the one with this token.
+    pub(super) fn keep_decoded(
+        &mut self,
+        key: &str,
+        token: u64,
+        value: Decoded,
+        capacity: u64,
+        garbage: &mut Garbage,
+    ) {
+        if let Some(node) = self.entries.get(key).filter(|node| node.token == token) {
+            let weight = (value.weight + key.len()) as u64;
+            self.decoded.insert(node.slot, value, weight, capacity, &mut garbage.decoded);
+        }
+    }
+
     /// The entry in `slot`, its recency unchanged.
     pub(super) fn at(&self, slot: usize) -> Option<(Arc<str>, Stored)> {
         let key = self.slots.get(slot)?.as_ref()?;
@@ -84,20 +115,14 @@ impl Table {
     }
 
     /// Stores a value as the most recently used entry and returns the value that it replaces.
-    pub(super) fn put(
-        &mut self,
-        key: &str,
-        value: Bytes,
-        codec: Codec,
-        expires_at: Expiry,
-        token: u64,
-    ) -> Option<Removed> {
-        self.bytes += entry_bytes(key, value.len());
+    pub(super) fn put(&mut self, key: &str, content: Content, token: u64) -> Option<Removed> {
+        self.bytes += entry_bytes(key, content.value.len());
         if let Some(node) = self.entries.to_back(key) {
-            self.bytes -= entry_bytes(key, node.value.len());
-            let old = mem::replace(&mut node.value, value);
-            (node.codec, node.expires_at, node.token) = (codec, expires_at, token);
-            return Some(Removed { _value: old, _key: None });
+            self.bytes -= entry_bytes(key, node.content.value.len());
+            node.token = token;
+            let old = mem::replace(&mut node.content, content);
+            let decoded = self.decoded.remove(node.slot);
+            return Some(Removed { _value: old.value, _key: None, _decoded: decoded });
         }
         let key: Arc<str> = key.into();
         let slot = self.free.pop().unwrap_or(self.slots.len());
@@ -105,14 +130,16 @@ impl Table {
             Some(free) => *free = Some(key.clone()),
             None => self.slots.push(Some(key.clone())),
         }
-        self.entries.insert(key, Node { value, codec, expires_at, token, slot });
+        self.entries.insert(key, Node { content, token, slot });
         None
     }
 
     /// Gives the entry of `key`, if there is one, another expiry and token.
     pub(super) fn touch(&mut self, key: &str, expires_at: Expiry, token: u64) {
         if let Some(node) = self.entries.to_back(key) {
-            (node.expires_at, node.token) = (expires_at, token);
+            node.token = token;
+            node.content.expires_at = expires_at;
+            node.content.soft = node.content.soft.touched();
         }
     }
 
@@ -129,7 +156,7 @@ impl Table {
 
     /// Removes the entry of `key` if it has expired.
     pub(super) fn take_expired(&mut self, key: &str, now: Timestamp) -> Option<Removed> {
-        passed(self.entries.get(key)?.expires_at, now).then(|| self.remove(key))?
+        passed(self.entries.get(key)?.content.expires_at, now).then(|| self.remove(key))?
     }
 
     /// Removes the entry in `slot` if it has expired.
@@ -139,12 +166,12 @@ impl Table {
     }
 
     fn removed(&mut self, key: Arc<str>, node: Node) -> Removed {
-        self.bytes -= entry_bytes(&key, node.value.len());
+        self.bytes -= entry_bytes(&key, node.content.value.len());
         if let Some(slot) = self.slots.get_mut(node.slot) {
             *slot = None;
             self.free.push(node.slot);
         }
-        Removed { _value: node.value, _key: Some(key) }
+        Removed { _value: node.content.value, _key: Some(key), _decoded: self.decoded.remove(node.slot) }
     }
 }
 
@@ -152,6 +179,7 @@ impl Table {
 pub(super) struct Removed {
     _value: Bytes,
     _key: Option<Arc<str>>,
+    _decoded: Option<Decoded>,
 }
 
 /// What is to be freed once the mutex is released: declared before the guard, it is dropped after it.
@@ -161,6 +189,7 @@ pub(super) struct Garbage {
     first: Option<Removed>,
     removed: Vec<Removed>,
     tables: Vec<Table>,
+    decoded: Vec<Decoded>,
 }
 
 impl Garbage {

@@ -1,0 +1,372 @@
+//! Shared values: decoded once, never stale, never of another type, within their bound, and dropped where calling
+//! the cache again is fine.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use keepwarm::{Cache, ErrorKind, Timeout};
+use serde::{Deserialize, Serialize};
+
+use crate::{for_each_backend, ms, with_cache};
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Page {
+    title: String,
+    links: Vec<u64>,
+}
+
+fn page(number: u64) -> Page {
+    Page { title: format!("page {number}"), links: (0..number % 20).collect() }
+}
+
+/// Reads until the value is shared.
+fn warm(cache: &Cache, key: &str) -> Arc<Page> {
+    let read = || cache.get_shared::<Page>(key).unwrap().unwrap();
+    let mut last = read();
+    for _ in 0..5 {
+        let next = read();
+        if Arc::ptr_eq(&last, &next) {
+            return next;
+        }
+        last = next;
+    }
+    panic!("{key} is decoded each time");
+}
+
+#[test]
+fn readers_share_one_value() {
+    with_cache(|cache, _| {
+        assert_eq!(cache.get_shared::<Page>("a").unwrap(), None);
+        cache.set("a", &page(7), Timeout::Default).unwrap();
+        let shared = warm(&cache, "a");
+        assert_eq!(*shared, page(7));
+        let hits = cache.stats().hot_hits;
+        let threads: Vec<_> = (0..2)
+            .map(|_| {
+                let cache = cache.clone();
+                thread::spawn(move || cache.get_shared::<Page>("a").unwrap().unwrap())
+            })
+            .collect();
+        for thread in threads {
+            assert!(Arc::ptr_eq(&thread.join().unwrap(), &shared));
+        }
+        assert_eq!(cache.stats().hot_hits, hits + 2);
+        // The same key elsewhere is another entry.
+        let elsewhere = cache.with_prefix("elsewhere");
+        assert_eq!(elsewhere.get_shared::<Page>("a").unwrap(), None);
+        elsewhere.set("a", &page(8), Timeout::Default).unwrap();
+        assert_eq!(*warm(&elsewhere, "a"), page(8));
+        assert!(Arc::ptr_eq(&cache.get_shared::<Page>("a").unwrap().unwrap(), &shared));
+    });
+}
+
+/// What it is called, what it does to the page under `a`, and the number of the page that is there then.
+type Change<'a> = (&'a str, &'a dyn Fn(), Option<u64>);
+
+#[test]
+fn nothing_stale_is_given_after_a_change() {
+    with_cache(|cache, clock| {
+        let changes: [Change<'_>; 10] = [
+            ("set", &|| cache.set("a", &page(2), Timeout::Default).unwrap(), Some(2)),
+            ("delete", &|| assert!(cache.delete("a").unwrap()), None),
+            ("clear", &|| cache.clear().unwrap(), None),
+            (
+                "delete and set",
+                &|| {
+                    cache.delete("a").unwrap();
+                    cache.set("a", &page(3), Timeout::Default).unwrap();
+                },
+                Some(3),
+            ),
+            (
+                "clear and set",
+                &|| {
+                    cache.clear().unwrap();
+                    cache.set("a", &page(4), Timeout::Default).unwrap();
+                },
+                Some(4),
+            ),
+            (
+                "compare and swap",
+                &|| {
+                    let token = cache.get_entry::<Page>("a").unwrap().unwrap().token;
+                    cache.compare_and_swap("a", Some(token), &page(5), Timeout::Default).unwrap();
+                },
+                Some(5),
+            ),
+            ("move to another version", &|| assert_eq!(cache.incr_version("a", 1).unwrap(), 2), None),
+            ("expiry", &|| clock.advance(ms(300_000)), None),
+            (
+                "touch, then the first expiry",
+                &|| {
+                    assert!(cache.touch("a", Timeout::Never).unwrap());
+                    clock.advance(ms(300_000));
+                },
+                Some(1),
+            ),
+            ("touch to zero", &|| assert!(cache.touch("a", Duration::ZERO).unwrap()), None),
+        ];
+        for (name, change, left) in changes {
+            cache.set("a", &page(1), Timeout::Default).unwrap();
+            let before = warm(&cache, "a");
+            change();
+            for _ in 0..4 {
+                let after = cache.get_shared::<Page>("a").unwrap();
+                assert_eq!(after.as_deref(), left.map(page).as_ref(), "{name}");
+            }
+            assert_eq!(*before, page(1), "what a caller holds stays as it is");
+        }
+    });
+}
+
+#[test]
+fn a_shared_value_expires_to_the_millisecond() {
+    with_cache(|cache, clock| {
+        cache.set("a", &page(1), ms(1500)).unwrap();
+        warm(&cache, "a");
+        clock.advance(ms(1499));
+        assert!(cache.get_shared::<Page>("a").unwrap().is_some());
+        clock.advance(ms(1));
+        assert!(cache.get_shared::<Page>("a").unwrap().is_none());
+    });
+}
+
+#[test]
+fn a_counter_is_read_as_it_stands() {
+    with_cache(|cache, _| {
+        cache.set("n", &0, Timeout::Never).unwrap();
+        for n in 1..50u64 {
+            cache.incr("n", 1).unwrap();
+            for _ in 0..n % 4 {
+                assert_eq!(cache.get_shared::<u64>("n").unwrap().as_deref(), Some(&n));
+            }
+        }
+    });
+}
+
+#[test]
+fn each_type_gets_its_own() {
+    with_cache(|cache, _| {
+        cache.set("n", &7, Timeout::Never).unwrap();
+        for _ in 0..5 {
+            assert_eq!(cache.get_shared::<u8>("n").unwrap().as_deref(), Some(&7u8));
+            assert_eq!(cache.get_shared::<i64>("n").unwrap().as_deref(), Some(&7i64));
+            assert_eq!(cache.get_shared::<Option<u16>>("n").unwrap().as_deref(), Some(&Some(7u16)));
+            let error = cache.get_shared::<Page>("n").unwrap_err();
+            assert_eq!((error.kind(), error.key()), (ErrorKind::Decode, Some("n")));
+        }
+        // What cannot be decoded does not push out what could be.
+        let read = || cache.get_shared::<u8>("n").unwrap().unwrap();
+        let (_, shared) = (read(), read());
+        cache.get_shared::<Page>("n").unwrap_err();
+        assert!(Arc::ptr_eq(&shared, &cache.get_shared("n").unwrap().unwrap()));
+        // Bytes beside a value, and the value beside the bytes.
+        cache.set_bytes("b", b"bytes", Timeout::Never).unwrap();
+        for _ in 0..5 {
+            assert_eq!(cache.get_shared::<Vec<u8>>("b").unwrap().unwrap().as_slice(), b"bytes");
+            assert_eq!(cache.get_bytes("b").unwrap().as_deref(), Some(&b"bytes"[..]));
+        }
+    });
+}
+
+#[test]
+fn they_are_kept_within_their_bytes() {
+    for_each_backend(|make| {
+        const HOT_BYTES: u64 = 256 << 10;
+        const ENTRIES: u64 = 2000;
+        let cache = make.builder().hot_bytes(HOT_BYTES).open().unwrap();
+        for n in 0..ENTRIES {
+            cache.set(&n.to_string(), &page(n), Timeout::Never).unwrap();
+        }
+        cache
+            .set("large", &Page { title: "x".repeat(HOT_BYTES as usize), links: vec![] }, Timeout::Never)
+            .unwrap();
+        for n in 0..ENTRIES {
+            let key = n.to_string();
+            let shared = warm(&cache, &key);
+            assert_eq!(*shared, page(n));
+            assert!(cache.stats().hot_bytes <= HOT_BYTES);
+            if n % 100 == 0 {
+                assert_eq!(cache.get_shared::<Page>("large").unwrap().unwrap().title.len() as u64, HOT_BYTES);
+            }
+            // One that is used stays, whatever comes.
+            let first = cache.get_shared::<Page>("0").unwrap().unwrap();
+            assert!(Arc::ptr_eq(&first, &cache.get_shared("0").unwrap().unwrap()), "after {n} others");
+        }
+        assert!(cache.stats().hot_bytes > HOT_BYTES / 2);
+        cache.clear().unwrap();
+        assert_eq!(cache.stats().hot_bytes, 0);
+    });
+}
+
+#[test]
+fn with_no_bytes_for_them_they_are_decoded_each_time() {
+    for_each_backend(|make| {
+        let cache = make.builder().hot_bytes(0).open().unwrap();
+        cache.set("a", &page(1), Timeout::Never).unwrap();
+        let read: Vec<Arc<Page>> = (0..5).map(|_| cache.get_shared("a").unwrap().unwrap()).collect();
+        assert!(read.iter().all(|p| **p == page(1)) && read.windows(2).all(|p| !Arc::ptr_eq(&p[0], &p[1])));
+    });
+}
+
+#[test]
+fn an_evicted_entry_takes_its_value_along() {
+    for_each_backend(|make| {
+        let cache = make.builder().max_entries(10).cull_frequency(2).open().unwrap();
+        for round in 0..20u64 {
+            for n in 0..30u64 {
+                let key = n.to_string();
+                match cache.get_shared::<Page>(&key).unwrap() {
+                    Some(found) => assert!(cache.contains_key(&key).unwrap() && *found == page(n)),
+                    None => cache.set(&key, &page(n), Timeout::Never).unwrap(),
+                }
+                if (n + round) % 7 == 0 {
+                    cache.get_shared::<Page>(&key).unwrap();
+                    cache.get_shared::<Page>(&key).unwrap();
+                }
+            }
+        }
+        for n in 0..30u64 {
+            let key = n.to_string();
+            assert_eq!(cache.contains_key(&key).unwrap(), cache.get_shared::<Page>(&key).unwrap().is_some());
+        }
+    });
+}
+
+/// Lets the readers end when a writer does, also if it fails.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+#[test]
+fn a_writer_reads_its_own_writes_and_readers_never_go_back() {
+    for_each_backend(|make| {
+        const TURNS: u64 = 4000;
+        // So small that values are pushed out all the time as well.
+        let cache = make.builder().hot_bytes(64 << 10).open().unwrap();
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for me in 0..2u64 {
+                let (cache, done) = (&cache, &done);
+                scope.spawn(move || {
+                    let _done = SetOnDrop(done);
+                    for turn in 1..=TURNS {
+                        let key = format!("{me} {}", turn % 3);
+                        match turn % 17 {
+                            0 => drop(cache.delete(&key).unwrap()),
+                            1 if me == 0 && turn % 5 == 0 => cache.clear().unwrap(),
+                            2 => drop(cache.touch(&key, Timeout::Default).unwrap()),
+                            _ => {
+                                cache.set(&key, &(me, turn), Timeout::Default).unwrap();
+                                // Nobody else writes it; a clear may have removed it.
+                                if let Some(found) = cache.get_shared::<(u64, u64)>(&key).unwrap() {
+                                    assert_eq!(*found, (me, turn));
+                                }
+                                continue;
+                            }
+                        }
+                        if turn % 17 == 0 {
+                            assert_eq!(cache.get_shared::<(u64, u64)>(&key).unwrap(), None);
+                        }
+                    }
+                });
+                scope.spawn(move || {
+                    let mut newest = [0; 6];
+                    while !done.load(Ordering::Acquire) {
+                        for (n, newest) in newest.iter_mut().enumerate() {
+                            let key = format!("{} {}", n / 3, n % 3);
+                            let found = cache.get_shared::<(u64, u64)>(&key).unwrap();
+                            let Some((writer, turn)) = found.as_deref().copied() else { continue };
+                            assert!(
+                                writer == n as u64 / 3 && *newest <= turn,
+                                "{key}: {turn} after {newest}"
+                            );
+                            *newest = turn;
+                        }
+                    }
+                });
+            }
+        });
+        assert!(cache.stats().hits > 1000 && cache.stats().hot_hits > 0, "{:?}", cache.stats());
+    });
+}
+
+/// Keys of integers that a `Meddler` reads when it is dropped.
+const READ_WHEN_DROPPED: u64 = 100;
+
+thread_local! {
+    /// The cache that a `Meddler` calls when it is dropped in this thread, and how often one did.
+    static MEDDLED: RefCell<Option<(Cache, u64)>> = const { RefCell::new(None) };
+}
+
+/// Calls the cache when it is dropped: reads of all its parts, and a write.
+#[derive(Serialize, Deserialize)]
+struct Meddler {
+    number: u64,
+}
+
+impl Drop for Meddler {
+    fn drop(&mut self) {
+        // One that goes because of the calls here leaves it at that.
+        let Ok(Some((cache, drops))) = MEDDLED.try_with(RefCell::take) else { return };
+        for n in 0..READ_WHEN_DROPPED {
+            let read = cache.get_shared::<u64>(&format!("n{n}")).unwrap();
+            assert!(read.is_none_or(|read| *read == n));
+        }
+        cache.set("dropped", &self.number, Timeout::Default).unwrap();
+        MEDDLED.set(Some((cache, drops + 1)));
+    }
+}
+
+/// Has values dropped by the cache in every way there is.
+fn drop_meddlers(cache: &Cache) {
+    let with = |change: &dyn Fn(&str), entries: u64| {
+        for n in 0..READ_WHEN_DROPPED {
+            cache.set(&format!("n{n}"), &n, Timeout::Default).unwrap();
+            (0..3).for_each(|_| drop(cache.get_shared::<u64>(&format!("n{n}")).unwrap()));
+        }
+        for number in 0..entries {
+            let key = number.to_string();
+            cache.set(&key, &Meddler { number }, Timeout::Default).unwrap();
+            (0..4).for_each(|_| drop(cache.get_shared::<Meddler>(&key)));
+            change(&key);
+        }
+    };
+    with(&|_| (), 500);
+    with(&|key| drop(cache.get_shared::<BTreeMap<String, u64>>(key).unwrap()), 50);
+    with(&|key| cache.set(key, &Meddler { number: 0 }, Timeout::Default).unwrap(), 50);
+    with(&|key| assert!(cache.delete(key).unwrap()), 50);
+    with(&|key| assert!(cache.touch(key, Duration::ZERO).unwrap()), 50);
+    with(&|_| cache.clear().unwrap(), 20);
+    with(&|_| cache.maintain().unwrap(), 20);
+    with(&|_| cache.close().unwrap(), 5);
+    let dropped = MEDDLED.with_borrow(|m| m.as_ref().map_or(0, |m| m.1));
+    assert!(dropped > 1000, "{dropped} dropped");
+}
+
+#[test]
+fn a_value_that_calls_the_cache_when_it_is_dropped_does_no_harm() {
+    for_each_backend(|make| {
+        let name = make.name;
+        let cache = make.builder().hot_bytes(256 << 10).max_entries(300).cull_frequency(4).open().unwrap();
+        let (finished, wait) = mpsc::channel();
+        // In a thread of its own, so that a deadlock fails the test and does not hang it.
+        let thread = thread::spawn(move || {
+            MEDDLED.set(Some((cache.clone(), 0)));
+            drop_meddlers(&cache);
+            MEDDLED.set(None);
+            finished.send(()).unwrap();
+        });
+        let ended = wait.recv_timeout(Duration::from_secs(60));
+        assert_ne!(ended, Err(mpsc::RecvTimeoutError::Timeout), "a deadlock on the {name} backend");
+        thread.join().unwrap();
+    });
+}
