@@ -200,6 +200,7 @@ impl Attached {
             seen_appended: AtomicU64::new(0),
             chores: Mutex::new(()),
             bell: Bell::default(),
+            next_few: AtomicU32::new(0),
             next_expiry: AtomicU64::new(0),
             recount: AtomicBool::new(false),
             swept: AtomicU32::new(0),

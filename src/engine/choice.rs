@@ -104,6 +104,11 @@ impl Ages {
         self.counts[kind.number()][bin(hint.age(now))] += 1;
     }
 
+    /// How many entries were counted.
+    pub(super) fn total(&self) -> u64 {
+        self.counts.iter().flatten().map(|count| u64::from(*count)).sum()
+    }
+
     fn of(&self, kind: Kind, age: usize) -> u64 {
         self.counts.get(kind.number()).map_or(0, |ages| u64::from(ages[age]))
     }

@@ -77,6 +77,8 @@ pub(crate) struct Engine {
     /// Held by the background while it works, so that a check does not see its work half done.
     chores: Mutex<()>,
     bell: Bell,
+    /// The bucket at which the next insert that has to make room looks for the coldest entries.
+    next_few: AtomicU32,
     /// No entry expires before this time, in milliseconds since 1970.
     next_expiry: AtomicU64,
     /// Whether the entries must be counted again because something unreadable was removed.
