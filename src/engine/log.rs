@@ -24,8 +24,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sys::file::{self, HeldDirectory};
 use crate::sys::step;
 
-/// A segment that is appended to is filled with zeros this far ahead of its tail, in the writing call: stores into pages
-/// that a `pwrite` made are several times cheaper than those that fault on an unwritten extent.
+/// Stores into pages that a `pwrite` made are several times cheaper than those that fault on an unwritten extent. The
+/// background fills the next segment with zeros; one that was made in a hurry is filled this far ahead of its tail, in the
+/// writing call.
 const ZERO_AHEAD: u32 = 64 << 10;
 
 /// A hold on a segment for the length of a call.
@@ -93,7 +94,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Tail {
     fn new(segment: Arc<Segment>, end: u32) -> Self {
-        Self { segment, end, zeroed: end, drained: end }
+        let zeroed = if segment.is_zeroed() { segment.len() as u32 } else { end };
+        Self { segment, end, zeroed, drained: end }
     }
 
     fn has_room(&self, len: u32) -> bool {
@@ -282,10 +284,11 @@ impl Log {
     }
 
     /// Makes the next active segment, with room for a record of `len`, unless it is there. `make_room` sees to it
-    /// that so many bytes may be taken.
+    /// that so many bytes may be taken. `ahead`: nobody waits for it.
     pub(crate) fn provide(
         &self,
         len: u32,
+        ahead: bool,
         index: &Index,
         make_room: &dyn Fn(u64) -> Result<()>,
         give_up: &dyn Fn() -> Result<bool>,
@@ -301,7 +304,7 @@ impl Log {
             self.discard(index, &small);
         }
         make_room(segment_len)?;
-        *spare = Some(self.create(segment_len, index, give_up)?);
+        *spare = Some(self.create(segment_len, ahead, index, give_up)?);
         Ok(())
     }
 
@@ -313,7 +316,13 @@ impl Log {
 
     /// A new segment of `len` bytes, in the table and nowhere else. Where the disk or the table is full, `give_up`
     /// gives some space back, or says that there is none.
-    fn create(&self, len: u64, index: &Index, give_up: &dyn Fn() -> Result<bool>) -> Result<Arc<Segment>> {
+    fn create(
+        &self,
+        len: u64,
+        zeroed: bool,
+        index: &Index,
+        give_up: &dyn Fn() -> Result<bool>,
+    ) -> Result<Arc<Segment>> {
         self.held.check_in_place().map_err(|e| Error::io("create segment", &self.dir, e))?;
         // What a disk that is full takes at most: some more than the new segment needs. If that is not enough, others
         // fill it faster than it can be emptied.
@@ -326,7 +335,7 @@ impl Log {
                 }
                 return Err(Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir));
             };
-            match Segment::create(&self.dir, id, len, &self.space) {
+            match Segment::create(&self.dir, id, len, zeroed, &self.space) {
                 Ok(segment) => {
                     // Or a power cut could take the file with all that was synced into it.
                     if let Err(e) = file::sync_dir(&self.dir) {
@@ -362,7 +371,7 @@ impl Log {
             if self.bytes() + segment_len > self.budget {
                 return Err(Error::new(ErrorKind::NoSpace, "copy records in").with_path(&self.dir));
             }
-            let next = self.create(segment_len, index, &|| Ok(false))?;
+            let next = self.create(segment_len, false, index, &|| Ok(false))?;
             if let Some(full) = copies.0.take() {
                 self.seal(index, full.segment);
             }
