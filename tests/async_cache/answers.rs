@@ -23,6 +23,9 @@ fn every_call_answers_as_its_blocking_twin() {
         assert_eq!(cache.decr("n", 2).await.unwrap(), 40);
         assert_eq!(cache.incr("missing", 1).await.unwrap_err().kind(), ErrorKind::NotFound);
 
+        let shared = cache.get_shared::<u8>("a").await.unwrap().unwrap();
+        assert_eq!((*shared, cache.get_shared::<u8>("missing").await.unwrap()), (1, None));
+
         let token = cache.get_entry::<u8>("a").await.unwrap().unwrap().token;
         let swapped = cache.compare_and_swap("a", Some(token), &2, Timeout::Never).await.unwrap();
         assert!(matches!(swapped, Swap::Stored(_)));

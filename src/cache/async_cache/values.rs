@@ -1,5 +1,6 @@
 //! Calls on one key.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -40,6 +41,18 @@ impl AsyncCache {
     /// As [`Cache::get_bytes`](crate::Cache::get_bytes).
     pub async fn get_bytes(&self, key: &str) -> Result<Option<Bytes>> {
         self.read("get_bytes", key, |call| call.bytes()).await
+    }
+
+    /// As [`Cache::get_shared`](crate::Cache::get_shared). A large value leaves the thread even if it was decoded
+    /// before.
+    ///
+    /// # Errors
+    /// As [`Cache::get`](crate::Cache::get).
+    pub async fn get_shared<T: DeserializeOwned + Send + Sync + 'static>(
+        &self,
+        key: &str,
+    ) -> Result<Option<Arc<T>>> {
+        self.read("get_shared", key, |call| call.shared()).await
     }
 
     /// As [`Cache::get_entry`](crate::Cache::get_entry).
