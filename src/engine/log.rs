@@ -62,8 +62,8 @@ pub(crate) struct Log {
     emptied: Mutex<BTreeMap<u32, Arc<Segment>>>,
     /// Bytes that were reserved, ever.
     appended: AtomicU64,
-    /// The highest id that there was when the log was opened.
-    first: u32,
+    /// Where the log ends, as segment and place, while there is no active segment: a later life may go on there.
+    end: Mutex<(u32, u32)>,
 }
 
 /// A segment that is appended to.
@@ -156,14 +156,10 @@ impl Log {
             sealed: Mutex::new(BTreeMap::new()),
             emptied: Mutex::new(BTreeMap::new()),
             appended: AtomicU64::new(0),
-            first: segments.last().map_or(0, |newest| newest.id),
+            end: Mutex::new(segments.last().map_or((0, 0), |newest| (newest.id, end.unwrap_or(u32::MAX)))),
         };
         for segment in segments {
             let segment = Arc::new(segment);
-            if index.segment_state(segment.id).is_none() {
-                // A spare one that was removed when the index was closed, and that a power cut brought back.
-                index.set_segment(segment.id, SegmentState::Sealed);
-            }
             log.slot(segment.id).store(Some(segment.clone()));
             index.set_segment(segment.id, SegmentState::Sealed);
             lock(&log.sealed).insert(segment.id, segment);
@@ -457,7 +453,7 @@ impl Log {
         let mut active = lock(&self.active);
         match active.as_mut() {
             Some(tail) => (tail.segment.id, tail.drained()),
-            None => (self.first, u32::MAX),
+            None => *lock(&self.end),
         }
     }
 
@@ -507,6 +503,7 @@ impl Log {
         }
         if let Some(old) = lock(&self.active).take() {
             index.set_end_of_log(old.segment.id, old.end);
+            *lock(&self.end) = (old.segment.id, old.end);
             self.seal(index, old.segment);
         }
     }
@@ -534,4 +531,27 @@ fn is_taken(error: &Error) -> bool {
     use std::error::Error as _;
     let cause = error.source().and_then(|s| s.downcast_ref::<std::io::Error>());
     cause.is_some_and(|e| e.kind() == std::io::ErrorKind::AlreadyExists)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::index::Geometry;
+
+    #[test]
+    fn a_log_that_is_closed_goes_on_where_it_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let index = Index::create(&file, Geometry::for_entries(10, 16), 1).unwrap();
+        let space = SpaceInUse::default();
+        let segment = Segment::create(dir.path(), 1, 16 << 10, &space).unwrap();
+        let begin = segment::HEADER_LEN as u32;
+        let log = Log::new(dir.path(), &index, 1 << 20, space, vec![segment], Some(begin)).unwrap();
+        let reserved = log.reserve(64, &index).unwrap().unwrap();
+        drop(reserved);
+        log.retire(&index);
+        // The next life appends there, and a recovery from a snapshot that was taken now must look there.
+        assert_eq!(log.position(), (1, begin + 64));
+        assert_eq!(index.end_of_log(1), Some(begin + 64));
+    }
 }
