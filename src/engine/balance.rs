@@ -135,9 +135,9 @@ mod tests {
         };
         assert_eq!(again(false), 101);
         assert_eq!(again(true), 100);
-        (0..2000).for_each(|_| drop(again(true)));
+        (0..2000).for_each(|_| _ = again(true));
         assert_eq!(balance.share(), 0);
-        (0..2000).for_each(|_| drop(again(false)));
+        (0..2000).for_each(|_| _ = again(false));
         assert_eq!(balance.share(), 900);
     }
 
