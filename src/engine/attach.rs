@@ -210,7 +210,8 @@ impl Attached {
         if wants_checkpoint {
             engine.checkpoint()?;
         }
-        engine.keep_bounds()?;
+        engine.keep_entries()?;
+        engine.make_space(0)?;
         let maintenance = Some(Maintenance::start(engine.clone())?);
         step!("attach::ready");
         Directory::release(&locks).map_err(at_locks)?;

@@ -263,6 +263,11 @@ impl Engine {
         Ok(Some((reservation, prepared)))
     }
 
+    /// The length of the key's record, whatever state it is in; 0 if there is none.
+    pub(crate) fn weight(&self, key: &[u8]) -> usize {
+        self.look(self.hasher.hash(key), key).current.map_or(0, |current| current.len as usize)
+    }
+
     /// Finds the key's record, whatever state it is in.
     fn look(&self, hash: u64, key: &[u8]) -> Seen {
         let mut header = None;

@@ -50,7 +50,7 @@ use self::maintenance::Bell;
 use crate::entry::{Expiry, Stats};
 use crate::error::Result;
 use crate::hash::KeyHasher;
-use crate::options::{Durability, INLINE_CULL_ENTRIES, Options};
+use crate::options::{Durability, INLINE_CULL_ENTRIES, Options, QUICK_CULL_ENTRIES};
 
 /// An open directory, shared by all threads of the process.
 pub(crate) struct Engine {
@@ -106,12 +106,14 @@ impl Engine {
 
     /// Waits until every acknowledged write is on the disk.
     pub(crate) fn flush(&self) -> Result<()> {
-        for id in self.log.ids() {
+        let mut flushed = Ok(());
+        for id in self.log.named() {
             if let Some(segment) = self.log.segment(id).get() {
-                segment.sync_if_dirty()?;
+                // What one segment cannot do, the others still can.
+                flushed = flushed.and(segment.sync_if_dirty());
             }
         }
-        Ok(())
+        flushed
     }
 
     /// The bytes that the directory takes, counted against `max_bytes`.
@@ -123,9 +125,16 @@ impl Engine {
         let mut stats = self.counters.totals();
         stats.entries = self.len();
         stats.bytes = self.bytes();
+        stats.pinned_bytes = self.log.space().pinned_bytes();
         stats.written_bytes = self.log.appended();
         stats.hot_bytes = self.hot.bytes();
         stats
+    }
+
+    /// Whether the next commit waits for the disk, or may have to remove many entries by itself.
+    pub(crate) fn commits_take_long(&self) -> bool {
+        let culls = self.culls_inline() || self.options.cull_frequency == 0;
+        self.syncs_each_write() || (culls && self.len() >= self.max_entries.max(QUICK_CULL_ENTRIES))
     }
 
     fn syncs_each_write(&self) -> bool {
