@@ -118,7 +118,7 @@ impl Engine {
         let choice = ages.choose(count(seen), share);
         let mut evicted = 0;
         // Of one age, what was written first goes first.
-        let mut at_the_edge: [Vec<(Reverse<u32>, u64, Slot, Word)>; 2] = Default::default();
+        let mut at_the_edge = [const { Vec::new() }; 2];
         for (slot, word) in self.index.entries(buckets) {
             let hint = self.hints.get(slot);
             match choice.fate(hint, now) {

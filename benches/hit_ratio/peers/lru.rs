@@ -30,8 +30,3 @@ impl Policy for Lru {
         false
     }
 }
-
-#[test]
-fn what_was_used_last_stays() {
-    assert_eq!(super::hits(&mut Lru::new(2), &[1, 2, 1, 3, 1, 2, 3, 2]), "--+-+--+");
-}

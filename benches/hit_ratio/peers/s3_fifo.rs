@@ -104,22 +104,3 @@ impl Policy for S3Fifo {
         false
     }
 }
-
-#[test]
-fn what_is_used_once_leaves_early_and_is_remembered() {
-    // One place in small, nine in main. 1 is used twice in small and goes to main; the others only pass.
-    let mut cache = S3Fifo::new(10);
-    assert_eq!(super::hits(&mut cache, &[1, 1, 1]), "-++");
-    let passing: Vec<u32> = (2..30).collect();
-    assert_eq!(super::hits(&mut cache, &passing), "-".repeat(28));
-    assert_eq!(super::hits(&mut cache, &[1]), "+");
-    // The last nine that left small are ghosts, and come back into main.
-    assert!(matches!(cache.states.get(15), State::Ghost(_)));
-    let mut last = 0;
-    for key in 2..30 {
-        if let State::Ghost(at) = cache.states.get(key) {
-            assert!(at > last);
-            last = at;
-        }
-    }
-}

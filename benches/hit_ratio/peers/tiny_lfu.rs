@@ -151,25 +151,3 @@ impl Sketch {
         }
     }
 }
-
-#[test]
-fn what_is_used_often_is_not_pushed_out_by_what_passes() {
-    // One place in the window, nine behind it.
-    let mut cache = WTinyLfu::new(10);
-    let favourites: Vec<u32> = (0..9).collect();
-    super::hits(&mut cache, &favourites);
-    assert_eq!(super::hits(&mut cache, &favourites), "+".repeat(9));
-    let passing: Vec<u32> = (100..150).collect();
-    assert_eq!(super::hits(&mut cache, &passing), "-".repeat(50));
-    assert_eq!(super::hits(&mut cache, &favourites), "+".repeat(9));
-    assert_eq!(super::hits(&mut cache, &[149, 148]), "+-");
-}
-
-#[test]
-fn counts_are_halved_in_time() {
-    let mut sketch = Sketch::new(10);
-    (0..20).for_each(|_| sketch.add(7));
-    assert_eq!((sketch.count(7), sketch.count(8)), (MOST, 0));
-    (0..80).for_each(|_| sketch.add(7));
-    assert_eq!(sketch.count(7), MOST / 2);
-}
