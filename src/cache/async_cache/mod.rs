@@ -24,8 +24,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub use iter::{AsyncIter, AsyncKeys};
 pub use lease::AsyncLease;
 
-/// Calls with a value of at least so many bytes leave the thread. Below, they take some ten microseconds at most,
-/// which is about what it costs to leave it and come back.
+/// Calls with a value of at least so many bytes leave the thread. Below, they take some tens of microseconds at
+/// most, which is about what it costs to leave it and come back.
 const LARGE_VALUE: usize = 64 << 10;
 
 /// The same cache as [`Cache`], for programs on [tokio](https://docs.rs/tokio): the same names, and the same
