@@ -200,6 +200,7 @@ impl Attached {
             seen_appended: AtomicU64::new(0),
             chores: Mutex::new(()),
             bell: Bell::default(),
+            next_few: AtomicU32::new(0),
             next_expiry: AtomicU64::new(0),
             recount: AtomicBool::new(false),
             swept: AtomicU32::new(0),
@@ -209,7 +210,8 @@ impl Attached {
         if wants_checkpoint {
             engine.checkpoint()?;
         }
-        engine.keep_bounds()?;
+        engine.keep_entries()?;
+        engine.make_space(0)?;
         let maintenance = Some(Maintenance::start(engine.clone())?);
         step!("attach::ready");
         Directory::release(&locks).map_err(at_locks)?;

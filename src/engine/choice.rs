@@ -104,6 +104,11 @@ impl Ages {
         self.counts[kind.number()][bin(hint.age(now))] += 1;
     }
 
+    /// How many entries were counted.
+    pub(super) fn total(&self) -> u64 {
+        self.counts.iter().flatten().map(|count| u64::from(*count)).sum()
+    }
+
     fn of(&self, kind: Kind, age: usize) -> u64 {
         self.counts.get(kind.number()).map_or(0, |ages| u64::from(ages[age]))
     }
@@ -132,7 +137,9 @@ impl Ages {
     pub(super) fn choose(&self, count: u64, share: u64) -> Choice {
         match self.policy {
             Eviction::Lru => self.choose_oldest(count),
-            Eviction::Adaptive => self.choose_adaptively(count, share).unwrap_or_else(|| self.flat().choose_oldest(count)),
+            Eviction::Adaptive => {
+                self.choose_adaptively(count, share).unwrap_or_else(|| self.flat().choose_oldest(count))
+            }
         }
     }
 
@@ -256,7 +263,13 @@ mod tests {
     #[test]
     fn what_is_on_trial_beyond_its_share_goes_or_is_proven() {
         let proven = on_trial(90, 0).proven(0);
-        let there = [(on_trial(9, 0), 2), (on_trial(8, 2), 1), (on_trial(7, 1), 3), (on_trial(1, 0), 4), (proven, 90)];
+        let there = [
+            (on_trial(9, 0), 2),
+            (on_trial(8, 2), 1),
+            (on_trial(7, 1), 3),
+            (on_trial(1, 0), 4),
+            (proven, 90),
+        ];
         let choice = ages(Eviction::Adaptive, &there).choose(3, 10);
         assert_eq!(choice.fate(on_trial(9, 0), NOW), Fate::Goes);
         assert_eq!(choice.fate(on_trial(8, 2), NOW), Fate::Becomes(on_trial(8, 2).proven(0)));
@@ -269,7 +282,8 @@ mod tests {
     #[test]
     fn proven_entries_go_when_their_uses_are_used_up() {
         let proven = |age, uses| on_trial(age, 0).proven(uses);
-        let there = [(on_trial(1, 0), 2), (proven(9, 1), 2), (proven(8, 0), 1), (proven(7, 2), 1), (proven(2, 0), 4)];
+        let there =
+            [(on_trial(1, 0), 2), (proven(9, 1), 2), (proven(8, 0), 1), (proven(7, 2), 1), (proven(2, 0), 4)];
         let choice = ages(Eviction::Adaptive, &there).choose(2, 20);
         assert_eq!(choice.fate(on_trial(1, 0), NOW), Fate::Stays);
         assert_eq!(choice.fate(proven(9, 1), NOW), Fate::Becomes(proven(9, 0).stamped(NOW)));

@@ -2,14 +2,14 @@
 //!
 //! Which entries go is a pure function of their ages ([`choice`](super::choice)); the rest is walking the hints
 //! twice. Up to 10,000 entries the inserting call culls, with exact counts. Above, the background does, from a mark a little
-//! below the bound; an insert that reaches the bound all the same makes room for itself alone.
+//! below the bound; an insert that reaches the bound all the same makes room for itself and a few others.
 
 use std::cmp::Reverse;
+use std::ops::Range;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use super::Engine;
-use super::balance::Balance;
 use super::choice::{Ages, Fate};
 use super::counters::Counter;
 use super::index::{Slot, Word};
@@ -35,7 +35,7 @@ impl Engine {
         self.tell_once(&self.told_of_entries, "max_entries");
         if !self.culls_inline() {
             self.bell.ring();
-            self.evict_one();
+            self.evict_few();
             return Ok(());
         }
         let _culling = self.culling.lock().unwrap_or_else(PoisonError::into_inner);
@@ -104,10 +104,18 @@ impl Engine {
 
     /// Evicts `count` entries, those that the policy chooses. Says how many it did.
     pub(super) fn evict_coldest(&self, count: u64) -> u64 {
-        let (now, buckets) = (self.index.recency(), 0..self.index.geometry().buckets);
+        self.evict_coldest_of(0..self.index.geometry().buckets, |_| count)
+    }
+
+    /// Evicts as many of the entries in `buckets` as `count` says of how many there are.
+    fn evict_coldest_of(&self, buckets: Range<u32>, count: impl FnOnce(u64) -> u64) -> u64 {
+        let now = self.index.recency();
         let mut ages = Ages::new(self.options.eviction);
         self.index.entries(buckets.clone()).for_each(|(slot, _)| ages.add(self.hints.get(slot), now));
-        let choice = ages.choose(count, self.balance.as_ref().map_or(0, Balance::share));
+        let seen = ages.total();
+        // The part of the share that falls to these buckets.
+        let share = self.balance.as_ref().map_or(0, |b| b.share() * seen / self.max_entries);
+        let choice = ages.choose(count(seen), share);
         let mut evicted = 0;
         // Of one age, what was written first goes first.
         let mut at_the_edge: [Vec<(Reverse<u32>, u64, Slot, Word)>; 2] = Default::default();
@@ -140,24 +148,24 @@ impl Engine {
         self.evict(slot, word)
     }
 
-    /// Evicts the coldest of a few entries. If there are none at all, the count is wrong.
-    fn evict_one(&self) {
-        /// Enough that the coldest of them is, on average, among the coldest sixteenth of all.
-        const SAMPLE: usize = 16;
+    /// Evicts the coldest of the entries in a few buckets, the next ones each time. If there are none in any, the
+    /// count is wrong.
+    fn evict_few(&self) {
+        /// Enough that the coldest of them are nearly as cold as the coldest of all.
+        const BUCKETS: u32 = 256;
+        /// The part of them that goes: so little that they are soon as many again, so much that it seldom happens.
+        const PART: u64 = 64;
         let buckets = self.index.geometry().buckets;
-        let clock = self.index.recency();
-        let random = self.index.last_sequence().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        let start = (random % u64::from(buckets)) as u32;
-        let coldest = self
-            .index
-            .entries(start..buckets)
-            .chain(self.index.entries(0..start))
-            .take(SAMPLE)
-            .max_by_key(|(slot, word)| (self.hints.get(*slot).age(clock), Reverse(word.age())));
-        match coldest {
-            // Somebody else may have been faster; then there is room as well.
-            Some((slot, word)) => self.counters.add(Counter::Evicted, u64::from(self.give_up(slot, word))),
-            None => self.count_again(),
+        for _ in 0..=buckets / BUCKETS {
+            let start = self.next_few.fetch_add(BUCKETS, Ordering::Relaxed) % buckets;
+            let few = start..start.saturating_add(BUCKETS).min(buckets);
+            // Where somebody else was faster there is room as well.
+            if self.evict_coldest_of(few, |seen| (seen / PART).max(1)) > 0
+                || self.index.count() < self.max_entries
+            {
+                return;
+            }
         }
+        self.count_again();
     }
 }

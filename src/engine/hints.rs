@@ -67,9 +67,12 @@ impl Hint {
         self.0 & PROVEN != 0
     }
 
-    /// How many ticks ago the entry was used, up to half of the clock's range; what is beyond is as old as can be.
+    /// How many ticks ago the entry was used. 0 if that was after `now`, as it may be where the clock was read before
+    /// the hint; so what is nearly as old as the clock can tell is as good as new, and no entry gets that old.
     pub(crate) fn age(self, now: u32) -> u32 {
-        now.wrapping_sub(self.0 as u32) & TICK_MASK
+        const LATER: u32 = TICK_MASK - TICK_MASK / 8;
+        let age = now.wrapping_sub(self.0 as u32) & TICK_MASK;
+        if age > LATER { 0 } else { age }
     }
 
     /// The clock's tick when the entry was used, as far as it is kept.
@@ -184,5 +187,12 @@ mod tests {
     #[test]
     fn the_recency_clock_may_wrap() {
         assert_eq!(Hint::new(None, 0, TICK_MASK).age(1), 2);
+        assert_eq!(Hint::new(None, 0, 0).age(TICK_MASK / 2), TICK_MASK / 2);
+    }
+
+    #[test]
+    fn what_was_used_since_the_clock_was_read_is_new() {
+        assert_eq!(Hint::new(None, 0, 107).age(100), 0);
+        assert_eq!(Hint::new(None, 0, 3).age(TICK_MASK - 1), 0);
     }
 }

@@ -38,8 +38,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 pub(crate) use self::attach::Attached;
-pub use self::check::CheckReport;
 use self::balance::Balance;
+pub use self::check::CheckReport;
 use self::checkpoint::Checkpoints;
 use self::counters::Counters;
 use self::hints::Hints;
@@ -77,6 +77,8 @@ pub(crate) struct Engine {
     /// Held by the background while it works, so that a check does not see its work half done.
     chores: Mutex<()>,
     bell: Bell,
+    /// The bucket at which the next insert that has to make room looks for the coldest entries.
+    next_few: AtomicU32,
     /// No entry expires before this time, in milliseconds since 1970.
     next_expiry: AtomicU64,
     /// Whether the entries must be counted again because something unreadable was removed.
@@ -104,12 +106,14 @@ impl Engine {
 
     /// Waits until every acknowledged write is on the disk.
     pub(crate) fn flush(&self) -> Result<()> {
-        for id in self.log.ids() {
+        let mut flushed = Ok(());
+        for id in self.log.named() {
             if let Some(segment) = self.log.segment(id).get() {
-                segment.sync_if_dirty()?;
+                // What one segment cannot do, the others still can.
+                flushed = flushed.and(segment.sync_if_dirty());
             }
         }
-        Ok(())
+        flushed
     }
 
     /// The bytes that the directory takes, counted against `max_bytes`.
@@ -121,6 +125,7 @@ impl Engine {
         let mut stats = self.counters.totals();
         stats.entries = self.len();
         stats.bytes = self.bytes();
+        stats.pinned_bytes = self.log.space().pinned_bytes();
         stats.written_bytes = self.log.appended();
         stats.hot_bytes = self.hot.bytes();
         stats

@@ -72,7 +72,11 @@ impl WTinyLfu {
         match victim.filter(|victim| self.sketch.count(candidate) > self.sketch.count(*victim)) {
             Some(victim) => {
                 let is_protected = self.places.get(victim) == Place::Protected;
-                if is_protected { self.protected.remove(victim) } else { self.probation.remove(victim) }
+                if is_protected {
+                    self.protected.remove(victim)
+                } else {
+                    self.probation.remove(victim)
+                }
                 self.places.set(victim, Place::Outside);
                 self.to_probation(candidate);
             }
@@ -122,7 +126,8 @@ impl Sketch {
     fn places(&self, key: u32) -> impl Iterator<Item = usize> + use<> {
         let mask = self.mask;
         (0..ROWS).map(move |row| {
-            let mixed = (u64::from(key) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(row as u32 * 16 + 7);
+            let mixed =
+                (u64::from(key) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(row as u32 * 16 + 7);
             let mixed = mixed.wrapping_mul(0xd6e8_feb8_6659_fd93);
             ((mixed >> 32 & mask) + row * (mask + 1)) as usize
         })
