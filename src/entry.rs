@@ -198,6 +198,8 @@ pub struct Stats {
     pub entries: u64,
     /// Gauge: bytes of disk or memory in use, counted against `max_bytes`.
     pub bytes: u64,
+    /// Gauge: of these, bytes of the log that stay where they are because the program holds values in them.
+    pub pinned_bytes: u64,
     /// Reads that found an entry.
     pub hits: u64,
     /// Reads that found none.

@@ -9,18 +9,20 @@ mod model;
 #[path = "support/rng.rs"]
 mod rng;
 
-use keepwarm::Builder;
+use keepwarm::{Builder, Eviction};
 use model::{Bounds, Key, Life, New, Op, WIDE, run};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, RngSeed, TestRunner};
 
 fn tight() -> impl Strategy<Value = Bounds> {
-    (1..50u64, 0..5u64, prop_oneof![Just(0), Just(200_000)]).prop_map(
-        |(max_entries, cull_frequency, hot_bytes)| Bounds {
+    let eviction = prop_oneof![Just(Eviction::Lru), Just(Eviction::Adaptive)];
+    (1..50u64, 0..5u64, eviction, prop_oneof![Just(0), Just(200_000)]).prop_map(
+        |(max_entries, cull_frequency, eviction, hot_bytes)| Bounds {
             max_entries,
             max_bytes: 1 << 20,
             cull_frequency,
+            eviction,
             hot_bytes,
         },
     )

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use common::for_each_backend;
-use keepwarm::{Cache, Swap, Timeout};
+use keepwarm::{Cache, Eviction, Swap, Timeout};
 use rng::Rng;
 use serde_bytes::ByteBuf;
 
@@ -159,6 +159,7 @@ fn readers_see_only_what_was_written_while_everything_churns() {
             .max_entries(150)
             .cull_frequency(4)
             .hot_bytes(300_000)
+            .eviction([Eviction::Lru, Eviction::Adaptive][seed as usize % 2])
             .open()
             .unwrap();
         let (reads, hits) = (AtomicU64::new(0), AtomicU64::new(0));

@@ -63,7 +63,9 @@ pub(crate) fn tables(results: &Results) -> String {
             text += &format!("### {title}\n\n{note}{table}\n");
         }
     };
-    section("Goals", "", goals::table(results));
+    if results.scale == 1.0 {
+        section("Goals", "", goals::table(results));
+    }
     for Size { name, .. } in Size::ALL {
         let note = format!(
             "Operations a second; in parentheses how many times as fast keepwarm is.\n\n![the same as bars](plots/{})",

@@ -90,6 +90,19 @@ impl Backend for FileBackend {
         Ok(self.engine()?.get()?.read_decoded(key.as_bytes(), wanted, decode))
     }
 
+    fn weight(&self, key: &str) -> usize {
+        // Without opening anything: `reads_take_long` has that said.
+        self.attached.load().as_ref().map_or(0, |engine| engine.weight(key.as_bytes()))
+    }
+
+    fn reads_take_long(&self) -> bool {
+        self.attached.load().is_none()
+    }
+
+    fn commits_take_long(&self) -> bool {
+        self.attached.load().as_ref().is_none_or(|engine| engine.commits_take_long())
+    }
+
     fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
         self.engine()?.get()?.commit(key.as_bytes(), condition, change)
     }

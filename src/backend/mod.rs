@@ -59,6 +59,23 @@ pub(crate) trait Backend: Send + Sync {
         Ok(decoded.map(|decoded| decoded.value))
     }
 
+    /// About how many bytes a call that needs the key's value has to go through; 0 if there is no entry. Looks at
+    /// no value, and does not count as a read. For callers that must not keep their thread busy, as are the next
+    /// two.
+    #[cfg_attr(not(feature = "async"), expect(dead_code, reason = "asked by AsyncCache"))]
+    fn weight(&self, key: &str) -> usize;
+
+    /// Whether even the next read may take long whatever its value, as the store has to be opened again first.
+    #[cfg_attr(not(feature = "async"), expect(dead_code, reason = "asked by AsyncCache"))]
+    fn reads_take_long(&self) -> bool {
+        false
+    }
+
+    /// Whether the next commit may take long whatever its value: it waits for the disk, or may have to remove
+    /// many entries.
+    #[cfg_attr(not(feature = "async"), expect(dead_code, reason = "asked by AsyncCache"))]
+    fn commits_take_long(&self) -> bool;
+
     /// Changes one key atomically, if `condition` holds.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use super::{Cache, Shared};
 use crate::backend::{Backend, DummyBackend, FileBackend, MemoryBackend};
 use crate::error::Result;
 use crate::key::KeyRule;
-use crate::options::{self, Durability, Options};
+use crate::options::{self, Durability, Eviction, Options};
 use crate::time::Clock;
 use crate::timeout::Timeout;
 
@@ -167,10 +167,34 @@ impl Builder {
 
     /// How many entries an insert at the bound removes: one in `frequency`, at least one; 0 removes all of
     /// them. Above 10,000 entries, room is made a little at a time instead, so that no call has to pay for
-    /// so many (but 0 still removes all). Any number. Default: 32; Django's is 3.
+    /// so many (but 0 still removes all). Any number. Default: 64; Django's is 3.
     #[doc(alias = "CULL_FREQUENCY")]
     pub fn cull_frequency(mut self, frequency: u64) -> Self {
         self.options.cull_frequency = frequency;
+        self
+    }
+
+    /// Which entries go when there are as many as there may be. Leave it, if entries are used in bursts and then no
+    /// more, or if it matters which entry goes when; try [`Eviction::Adaptive`] where some entries are asked for
+    /// far more often than most, and compare the hits in [`Stats`](crate::Stats). A directory may be opened with
+    /// another one each time. A cache in memory is always LRU. Default: [`Eviction::Lru`].
+    ///
+    /// ```
+    /// # use keepwarm::{Builder, Eviction, Timeout};
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// let cache = Builder::new(dir.path()).max_entries(100).eviction(Eviction::Adaptive).open()?;
+    /// cache.set("popular", &1, Timeout::Never)?;
+    /// for n in 0..10_000 {
+    ///     cache.set(&n.to_string(), &n, Timeout::Never)?;
+    ///     if n % 20 == 0 {
+    ///         cache.get::<i32>("popular")?;
+    ///     }
+    /// }
+    /// assert_eq!(cache.get::<i32>("popular")?, Some(1));
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    pub fn eviction(mut self, eviction: Eviction) -> Self {
+        self.options.eviction = eviction;
         self
     }
 

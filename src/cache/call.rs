@@ -1,7 +1,11 @@
 //! One call on one key: the stored key, and errors that say what was being done to which key.
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
 use super::Cache;
 use crate::backend::{Change, Codec, Condition, Expiry, Item, Outcome, Soft, Stored};
+use crate::codec::{self, Encoded};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::FullKey;
 
@@ -23,7 +27,30 @@ impl Cache {
     }
 }
 
+/// A call that stands for itself, so that another thread can make it.
+#[cfg(feature = "async")]
+pub(super) struct Detached {
+    cache: Cache,
+    name: &'static str,
+    key: String,
+    full: FullKey,
+}
+
+#[cfg(feature = "async")]
+impl Detached {
+    pub(super) fn make<R>(self, f: impl FnOnce(&Call<'_>) -> R) -> R {
+        let Self { cache, name, key, full } = self;
+        f(&Call { cache: &cache, name, key: &key, full })
+    }
+}
+
 impl Call<'_> {
+    #[cfg(feature = "async")]
+    pub(super) fn detach(&self) -> Detached {
+        let &Self { cache, name, key, ref full } = self;
+        Detached { cache: cache.clone(), name, key: key.to_owned(), full: full.clone() }
+    }
+
     /// What `f` makes of the entry, if there is one.
     pub(super) fn read<R>(&self, mut f: impl FnMut(Item<'_>) -> R) -> Result<Option<R>> {
         let mut seen = None;
@@ -37,6 +64,17 @@ impl Call<'_> {
 
     pub(super) fn stored(&self) -> Result<Option<Stored>> {
         self.cache.shared.backend.get(&self.full).map_err(|error| self.about(error))
+    }
+
+    /// The entry as a `T`.
+    pub(super) fn decoded<T: DeserializeOwned>(&self) -> Result<Option<T>> {
+        // Decoded where the value lies, without a copy.
+        self.read(codec::decode)?.transpose().map_err(|error| self.about(error))
+    }
+
+    /// `value` as it is stored.
+    pub(super) fn encode<T: Serialize + ?Sized>(&self, value: &T) -> Result<Encoded> {
+        codec::encode(value).map_err(|error| self.about(error))
     }
 
     pub(super) fn commit(&self, condition: Condition, change: Change<'_>) -> Result<Outcome> {

@@ -7,8 +7,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Cache;
-use super::call::Call;
-use super::turn::{Lifespans, Step, Turn};
+use super::flight::Caller;
+use super::turn::{Lifespans, Step};
 use crate::error::{Error, Result};
 use crate::timeout::Lifespan;
 
@@ -45,7 +45,7 @@ impl<E> From<Error> for ComputeError<E> {
     }
 }
 
-fn cannot_fail<T>(result: Result<T, ComputeError<Infallible>>) -> Result<T> {
+pub(super) fn cannot_fail<T>(result: Result<T, ComputeError<Infallible>>) -> Result<T> {
     result.map_err(|error| match error {
         ComputeError::Cache(error) => error,
         ComputeError::Compute(never) => match never {},
@@ -191,7 +191,7 @@ impl Cache {
         let call = self.call(name, key)?;
         call.check(&lifespans)?;
         loop {
-            match call.step(&lifespans)? {
+            match call.step(&lifespans, Caller::Thread)? {
                 Step::Done(value) => return Ok(value),
                 Step::Wait(ticket) => {
                     if let Some(value) = call.landed(ticket.wait()) {
@@ -203,23 +203,14 @@ impl Cache {
                     let computed = f();
                     drop(within);
                     return match computed {
-                        Ok(value) => Ok(call.keep(value, turn, &lifespans)),
+                        Ok(value) => Ok(match call.computed(&value, &turn, &lifespans) {
+                            Some(computed) => call.keep(&computed, turn.leader, &lifespans).unwrap_or(value),
+                            None => value,
+                        }),
                         Err(error) => call.failed(turn).ok_or(ComputeError::Compute(error)),
                     };
                 }
             }
         }
-    }
-}
-
-impl Call<'_> {
-    /// Stores what was computed, hands it to those who wait, and returns what the key now holds.
-    fn keep<T: Serialize + DeserializeOwned>(&self, value: T, turn: Turn<T>, lifespans: &Lifespans<T>) -> T {
-        let Some(computed) = self.computed(&value, &turn, lifespans) else { return value };
-        if let Some(theirs) = self.store(&computed, lifespans) {
-            return theirs;
-        }
-        turn.leader.land(computed.encoded());
-        value
     }
 }

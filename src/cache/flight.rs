@@ -5,13 +5,22 @@
 //! chain (A asks for B, B for A), and across threads and caches (one computes A and asks for B, another
 //! computes B and asks for A). What is known is what a computation itself asks for, on the thread that it runs
 //! on at that moment; so it does not matter whether it is a closure or a future, and how many of them a thread
-//! or a task has under way. The mutex is taken on a miss only, a few times, for a few map operations.
+//! or a task has under way. What a computation starts elsewhere, as a thread or a task, is not seen through.
+//!
+//! Callers wait with their thread or as a future, for the same flights. The one thing that does not go together
+//! is a thread of an async runtime that would wait, with the thread, for a future: that future may need the
+//! very thread to go on. Such a caller computes for itself.
+//!
+//! The mutex is taken on a miss only, a few times, for a few map operations.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::mem;
+use std::pin::Pin;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 
@@ -37,6 +46,7 @@ type Id = (u64, Box<str>);
 
 struct Flight {
     number: u64,
+    led_by: Caller,
     /// The computation that asked for this one.
     parent: Option<Arc<Flight>>,
     waiters: AtomicU64,
@@ -44,6 +54,28 @@ struct Flight {
     /// nobody was waiting.
     landed: OnceLock<Option<Bytes>>,
     has_landed: Condvar,
+    /// Of the futures that wait, by the numbers of their tickets.
+    wakers: Mutex<HashMap<u64, Waker>>,
+}
+
+/// How a caller goes about its flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Caller {
+    /// It waits and computes with its thread.
+    Thread,
+    /// It is a future, and gives its thread back while it waits or its computation does.
+    Future,
+}
+
+impl Caller {
+    /// Whether it must not wait for a flight that is led by `leader`.
+    fn must_not_wait_for(self, leader: Self) -> bool {
+        #[cfg(feature = "async")]
+        let on_runtime = || tokio::runtime::Handle::try_current().is_ok();
+        #[cfg(not(feature = "async"))]
+        let on_runtime = || false;
+        self == Self::Thread && leader == Self::Future && on_runtime()
+    }
 }
 
 fn tower() -> MutexGuard<'static, Tower> {
@@ -51,9 +83,24 @@ fn tower() -> MutexGuard<'static, Tower> {
     TOWER.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The computation that this thread is in. None while the thread ends, when there is nothing left to compute.
+/// The computation that this thread is in, if it is in one (none while the thread ends).
 fn within() -> Option<Arc<Flight>> {
     WITHIN.try_with(|within| within.borrow().clone()).unwrap_or_default()
+}
+
+/// The computation that some thread is in, to be taken to another.
+pub(super) struct Computation(Option<Arc<Flight>>);
+
+impl Computation {
+    #[cfg(feature = "async")]
+    pub(super) fn here() -> Self {
+        Self(within())
+    }
+
+    /// Says that what this thread does belongs to the computation, until the result is dropped.
+    pub(super) fn enter(self) -> Within {
+        Within { before: WITHIN.try_with(|within| within.replace(self.0)).unwrap_or_default() }
+    }
 }
 
 impl Tower {
@@ -113,49 +160,58 @@ impl Flights {
 
     /// Joins the flight for `key`, if there is one; else begins one. The key was looked for, and missed, after
     /// `missed_since`.
-    pub(super) fn join(&self, key: &str, missed_since: &Moment) -> Joined {
+    pub(super) fn join(&self, key: &str, missed_since: &Moment, caller: Caller) -> Joined {
         let id: Id = (self.0, key.into());
         let within = within();
         let mut tower = tower();
         let Some(flight) = tower.flights.get(&id).cloned() else {
-            return Joined::Lead(tower.begin(id, within, missed_since));
+            return Joined::Lead(tower.begin(id, within, missed_since, caller));
         };
+        if within.as_ref().is_some_and(|me| tower.depends_on(&flight, me.clone())) {
+            return Joined::Recursion;
+        }
+        if caller.must_not_wait_for(flight.led_by) {
+            return Joined::Lead(Lead::since(missed_since, Leader::new(id, within, caller)));
+        }
         if let Some(me) = &within {
-            if tower.depends_on(&flight, me.clone()) {
-                return Joined::Recursion;
-            }
             tower.held_up.entry(flight.number).or_default().push(me.clone());
         }
         flight.waiters.fetch_add(1, Relaxed);
-        Joined::Wait(Ticket { flight, within })
+        Joined::Wait(Ticket { number: next_number(), flight, within })
     }
 
     /// Begins a flight for `key` if there is none.
-    pub(super) fn lead(&self, key: &str, looked_since: &Moment) -> Option<Lead> {
+    pub(super) fn lead(&self, key: &str, looked_since: &Moment, caller: Caller) -> Option<Lead> {
         let id: Id = (self.0, key.into());
         let within = within();
         let mut tower = tower();
-        (!tower.flights.contains_key(&id)).then(|| tower.begin(id, within, looked_since))
+        (!tower.flights.contains_key(&id)).then(|| tower.begin(id, within, looked_since, caller))
     }
 }
 
 impl Tower {
-    fn begin(&mut self, id: Id, parent: Option<Arc<Flight>>, since: &Moment) -> Lead {
-        static FLIGHTS: AtomicU64 = AtomicU64::new(0);
-        let flight = Arc::new(Flight {
-            number: FLIGHTS.fetch_add(1, Relaxed),
-            parent,
-            waiters: AtomicU64::new(0),
-            landed: OnceLock::new(),
-            has_landed: Condvar::new(),
-        });
-        self.flights.insert(id.clone(), flight.clone());
-        Lead { leader: Leader { id, flight }, stale: LANDINGS.load(Relaxed) != since.0 }
+    fn begin(&mut self, id: Id, within: Option<Arc<Flight>>, since: &Moment, caller: Caller) -> Lead {
+        let leader = Leader::new(id.clone(), within, caller);
+        self.flights.insert(id, leader.flight.clone());
+        Lead::since(since, leader)
     }
 }
 
-/// A place among those who wait for a flight.
+impl Lead {
+    fn since(moment: &Moment, leader: Leader) -> Self {
+        Self { leader, stale: LANDINGS.load(Relaxed) != moment.0 }
+    }
+}
+
+/// Numbers for flights and tickets.
+fn next_number() -> u64 {
+    static NUMBERS: AtomicU64 = AtomicU64::new(0);
+    NUMBERS.fetch_add(1, Relaxed)
+}
+
+/// A place among those who wait for a flight: waits with the thread, or is awaited.
 pub(super) struct Ticket {
+    number: u64,
     flight: Arc<Flight>,
     /// The computation that waits, if it is in one.
     within: Option<Arc<Flight>>,
@@ -176,9 +232,29 @@ impl Ticket {
     }
 }
 
+impl Future for Ticket {
+    type Output = Option<Bytes>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut wakers = self.flight.wakers();
+        // Looked at under the mutex, which whoever wakes takes after the landing.
+        match self.flight.landed.get() {
+            Some(value) => Poll::Ready(value.clone()),
+            None => {
+                let before = wakers.insert(self.number, context.waker().clone());
+                drop(wakers);
+                drop(before);
+                Poll::Pending
+            }
+        }
+    }
+}
+
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.flight.waiters.fetch_sub(1, Relaxed);
+        let waker = self.flight.wakers().remove(&self.number);
+        drop(waker);
         let Some(me) = &self.within else { return };
         let mut tower = tower();
         if let Some(held_up) = tower.held_up.get_mut(&self.flight.number) {
@@ -198,11 +274,30 @@ pub(super) struct Leader {
     flight: Arc<Flight>,
 }
 
+impl Flight {
+    fn wakers(&self) -> MutexGuard<'_, HashMap<u64, Waker>> {
+        // Wakers, which are foreign code, are called and dropped outside it.
+        self.wakers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Leader {
+    fn new(id: Id, parent: Option<Arc<Flight>>, led_by: Caller) -> Self {
+        let flight = Flight {
+            number: next_number(),
+            led_by,
+            parent,
+            waiters: AtomicU64::new(0),
+            landed: OnceLock::new(),
+            has_landed: Condvar::new(),
+            wakers: Mutex::default(),
+        };
+        Self { id, flight: Arc::new(flight) }
+    }
+
     /// Says that what this thread does is the computation, until the result is dropped.
     pub(super) fn enter(&self) -> Within {
-        let flight = Some(self.flight.clone());
-        Within { before: WITHIN.try_with(|within| within.replace(flight)).unwrap_or_default() }
+        Computation(Some(self.flight.clone())).enter()
     }
 
     /// Ends the flight and hands `value` to those who wait, if anybody does.
@@ -228,10 +323,16 @@ impl Drop for Within {
 impl Drop for Leader {
     fn drop(&mut self) {
         let mut tower = tower();
-        tower.flights.remove(&self.id);
+        // One that computes for itself alone is not among them.
+        if tower.flights.get(&self.id).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
+            tower.flights.remove(&self.id);
+        }
         LANDINGS.fetch_add(1, Release);
         self.flight.landed.get_or_init(|| None);
         self.flight.has_landed.notify_all();
+        drop(tower);
+        let wakers = mem::take(&mut *self.flight.wakers());
+        wakers.into_values().for_each(Waker::wake);
     }
 }
 
@@ -243,14 +344,14 @@ mod tests {
     use super::*;
 
     fn lead(flights: &Flights, key: &str) -> Leader {
-        match flights.join(key, &Flights::moment()) {
+        match flights.join(key, &Flights::moment(), Caller::Thread) {
             Joined::Lead(lead) => lead.leader,
             _ => panic!("nobody else is computing {key}"),
         }
     }
 
     fn waits(flights: &Flights, key: &str) -> Option<Bytes> {
-        match flights.join(key, &Flights::moment()) {
+        match flights.join(key, &Flights::moment(), Caller::Thread) {
             Joined::Wait(ticket) => ticket.wait(),
             _ => panic!("somebody is computing {key}"),
         }
@@ -301,10 +402,10 @@ mod tests {
         let flights = Flights::new();
         let leader = lead(&flights, "a");
         let within = leader.enter();
-        assert!(matches!(flights.join("a", &Flights::moment()), Joined::Recursion));
+        assert!(matches!(flights.join("a", &Flights::moment(), Caller::Thread), Joined::Recursion));
         // Whoever is not in the computation may wait for it, on the same thread too.
         drop(within);
-        assert!(matches!(flights.join("a", &Flights::moment()), Joined::Wait(_)));
+        assert!(matches!(flights.join("a", &Flights::moment(), Caller::Thread), Joined::Wait(_)));
     }
 
     #[test]
@@ -334,7 +435,7 @@ mod tests {
             }
             // c waits for b, b for a, and a is ours.
             let within = a.enter();
-            assert!(matches!(flights.join("c", &Flights::moment()), Joined::Recursion));
+            assert!(matches!(flights.join("c", &Flights::moment(), Caller::Thread), Joined::Recursion));
             drop((within, a));
         });
     }
@@ -344,6 +445,6 @@ mod tests {
         let flights = Flights::new();
         let before = Flights::moment();
         drop(lead(&flights, "a"));
-        assert!(matches!(flights.join("a", &before), Joined::Lead(Lead { stale: true, .. })));
+        assert!(matches!(flights.join("a", &before, Caller::Thread), Joined::Lead(Lead { stale: true, .. })));
     }
 }

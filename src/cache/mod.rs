@@ -1,5 +1,7 @@
 //! The cache as programs see it: typed values under keys with prefix and version, over any backend.
 
+#[cfg(feature = "async")]
+mod async_cache;
 mod builder;
 mod call;
 mod compute;
@@ -28,6 +30,8 @@ use crate::key::KeyRule;
 use crate::time::Clock;
 use crate::timeout::Timeout;
 
+#[cfg(feature = "async")]
+pub use async_cache::{AsyncCache, AsyncIter, AsyncKeys, AsyncLease};
 pub use builder::Builder;
 pub use compute::ComputeError;
 pub use entry::{Entry, Swap, Token};

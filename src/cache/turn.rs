@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::call::Call;
-use super::flight::{Flights, Joined, Leader, Ticket};
+use super::flight::{Caller, Flights, Joined, Leader, Ticket};
 use super::plan;
 use crate::backend::{Change, Codec, Condition, Expiry, Item, Outcome, Soft};
 use crate::codec::{self, Encoded};
@@ -30,6 +30,14 @@ pub(super) struct Lifespans<T> {
     absent: Lifespan,
     is_absent: fn(&T) -> bool,
 }
+
+impl<T> Clone for Lifespans<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Lifespans<T> {}
 
 impl<T> Lifespans<T> {
     pub(super) fn one(lifespan: impl Into<Lifespan>) -> Self {
@@ -88,8 +96,9 @@ pub(super) struct Computed {
 }
 
 impl Computed {
-    pub(super) fn encoded(&self) -> &[u8] {
-        &self.encoded
+    #[cfg(feature = "async")]
+    pub(super) fn len(&self) -> usize {
+        self.encoded.len()
     }
 
     fn change(&self) -> Change<'_> {
@@ -112,16 +121,20 @@ impl Call<'_> {
     }
 
     /// Decides how to go on.
-    pub(super) fn step<T: DeserializeOwned>(&self, lifespans: &Lifespans<T>) -> Result<Step<T>> {
+    pub(super) fn step<T: DeserializeOwned>(
+        &self,
+        lifespans: &Lifespans<T>,
+        caller: Caller,
+    ) -> Result<Step<T>> {
         let shared = &self.cache.shared;
         let before = Flights::moment();
         let (lead, mut found) = match self.look(lifespans)? {
             Found::Fresh(value) => return Ok(Step::Done(value)),
-            Found::Due(due) => match shared.flights.lead(&self.full, &before) {
+            Found::Due(due) => match shared.flights.lead(&self.full, &before, caller) {
                 Some(lead) => (lead, Found::Due(due)),
                 None => return Ok(Step::Done(due.value)),
             },
-            missed => match shared.flights.join(&self.full, &before) {
+            missed => match shared.flights.join(&self.full, &before, caller) {
                 Joined::Lead(lead) => (lead, missed),
                 Joined::Wait(ticket) => return Ok(Step::Wait(ticket)),
                 Joined::Recursion => return Err(self.fail(ErrorKind::Recursion)),
@@ -190,11 +203,12 @@ impl Call<'_> {
         Some(Computed { encoded, expires_at, soft, condition })
     }
 
-    /// Stores what was computed; but where somebody stored another value meanwhile, that one stays and is
-    /// returned, as in Django, if it can be.
-    pub(super) fn store<T: DeserializeOwned>(
+    /// Stores what was computed, and hands it to those who wait. But where somebody stored another value
+    /// meanwhile, that one stays and is returned, as in Django, if it can be.
+    pub(super) fn keep<T: DeserializeOwned>(
         &self,
         computed: &Computed,
+        leader: Leader,
         lifespans: &Lifespans<T>,
     ) -> Option<T> {
         match self.commit(computed.condition, computed.change()) {
@@ -209,10 +223,11 @@ impl Call<'_> {
             },
             Err(error) => self.store_failed(&error),
         }
+        leader.land(&computed.encoded);
         None
     }
 
-    fn store_failed(&self, error: &Error) {
+    pub(super) fn store_failed(&self, error: &Error) {
         self.cache.shared.store_failures.fetch_add(1, Relaxed);
         tracing::warn!(%error, "a computed value could not be stored and is returned all the same");
     }

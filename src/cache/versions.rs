@@ -1,6 +1,7 @@
 //! Moving an entry from one version to another.
 
 use super::Cache;
+use super::call::Call;
 use crate::backend::{Change, Condition, Stored};
 use crate::error::{ErrorKind, Result};
 
@@ -26,7 +27,7 @@ impl Cache {
     /// `NotFound` if there is no entry; `Overflow` if there is no such version; `InvalidKey`; `NoSpace` or
     /// `Io` if the disk refuses. Then the old entry is as before, and the new one may be there already.
     pub fn incr_version(&self, key: &str, delta: i64) -> Result<i64> {
-        self.change_version("incr_version", key, self.view.version.checked_add(delta))
+        self.call("incr_version", key)?.change_version(self.view.version.checked_add(delta))
     }
 
     /// Moves the entry of `key` to the version `delta` lower. Otherwise as
@@ -35,23 +36,25 @@ impl Cache {
     /// # Errors
     /// As [`incr_version`](Cache::incr_version).
     pub fn decr_version(&self, key: &str, delta: i64) -> Result<i64> {
-        self.change_version("decr_version", key, self.view.version.checked_sub(delta))
+        self.call("decr_version", key)?.change_version(self.view.version.checked_sub(delta))
     }
+}
 
-    fn change_version(&self, name: &'static str, key: &str, version: Option<i64>) -> Result<i64> {
-        let old = self.call(name, key)?;
-        let stored = old.stored()?.ok_or_else(|| old.fail(ErrorKind::NotFound))?;
-        let version = version.ok_or_else(|| old.fail(ErrorKind::Overflow))?;
-        if version == self.view.version {
+impl Call<'_> {
+    /// Moves the entry to `version`; `None` for one that is out of bounds.
+    pub(super) fn change_version(&self, version: Option<i64>) -> Result<i64> {
+        let stored = self.stored()?.ok_or_else(|| self.fail(ErrorKind::NotFound))?;
+        let version = version.ok_or_else(|| self.fail(ErrorKind::Overflow))?;
+        if version == self.cache.view.version {
             return Ok(version);
         }
-        let there = self.with_version(version);
-        let new = there.call(name, key)?;
+        let there = self.cache.with_version(version);
+        let new = there.call(self.name, self.key)?;
         let &Stored { ref value, codec, expires_at, soft, .. } = &stored;
         let copy = Change::Store { value, codec, expires_at, soft };
         new.commit(Condition::Always, copy)?;
         // Refused if it has changed meanwhile; by the copy itself, if a key function leaves the version out.
-        old.commit(Condition::Token(stored.token), Change::Delete)?;
+        self.commit(Condition::Token(stored.token), Change::Delete)?;
         Ok(version)
     }
 }

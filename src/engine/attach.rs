@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
+use super::balance::Balance;
 use super::checkpoint::{self, Checkpoints, Found};
 use super::counters::Counters;
 use super::directory::{Directory, FIRST_PROCESS};
@@ -24,7 +25,7 @@ use super::state::State;
 use super::{Engine, recovery};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::KeyHasher;
-use crate::options::Options;
+use crate::options::{Eviction, Options};
 use crate::sys::file::{self, DirectoryId, HeldDirectory};
 use crate::sys::{lock, step};
 
@@ -191,6 +192,7 @@ impl Attached {
             hints,
             log,
             hot: Hot::new(options.hot_bytes),
+            balance: (options.eviction == Eviction::Adaptive).then(|| Balance::new(layout.max_entries)),
             counters: Counters::default(),
             culling: Mutex::new(()),
             emptying: Mutex::new(()),
@@ -198,6 +200,7 @@ impl Attached {
             seen_appended: AtomicU64::new(0),
             chores: Mutex::new(()),
             bell: Bell::default(),
+            next_few: AtomicU32::new(0),
             next_expiry: AtomicU64::new(0),
             recount: AtomicBool::new(false),
             swept: AtomicU32::new(0),
@@ -207,7 +210,8 @@ impl Attached {
         if wants_checkpoint {
             engine.checkpoint()?;
         }
-        engine.keep_bounds()?;
+        engine.keep_entries()?;
+        engine.make_space(0)?;
         let maintenance = Some(Maintenance::start(engine.clone())?);
         step!("attach::ready");
         Directory::release(&locks).map_err(at_locks)?;

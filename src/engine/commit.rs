@@ -153,7 +153,14 @@ impl Engine {
                 step!("commit::published");
                 published.word = Some(word);
                 published.counted_in = (!counted).then_some(generation);
-                self.hints.set(slot, Hint::new(expires_at, generation, self.index.recency()));
+                let hint = Hint::new(expires_at, generation, self.index.recency());
+                let hint = match &self.balance {
+                    None => hint,
+                    Some(_) if counted => hint.again(self.hints.get(slot)),
+                    Some(balance) if balance.readmits(self.index.identity(hash)) => hint.proven(0),
+                    Some(_) => hint,
+                };
+                self.hints.set(slot, hint);
                 self.note_expiry(expires_at);
                 Some(sequence)
             }
@@ -254,6 +261,11 @@ impl Engine {
         let (segment, body) = (&reservation.segment, [fields.bytes(), body]);
         let prepared = segment.prepare(reservation.offset, reservation.len, draft, key, body);
         Ok(Some((reservation, prepared)))
+    }
+
+    /// The length of the key's record, whatever state it is in; 0 if there is none.
+    pub(crate) fn weight(&self, key: &[u8]) -> usize {
+        self.look(self.hasher.hash(key), key).current.map_or(0, |current| current.len as usize)
     }
 
     /// Finds the key's record, whatever state it is in.

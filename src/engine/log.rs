@@ -455,15 +455,37 @@ impl Log {
     /// The ids of all segments that have records, oldest first. Whoever goes through them holds one at a time:
     /// a segment that is held keeps its space.
     pub(crate) fn ids(&self) -> Vec<u32> {
+        let mut all = self.named();
+        all.extend(lock(&self.emptied).keys());
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// The same without those that no entry names any more.
+    pub(crate) fn named(&self) -> Vec<u32> {
         let mut all = Vec::new();
         // One lock after the other, in the order in which segments move on.
         all.extend(lock(&self.active).as_ref().map(|tail| tail.segment.id));
         all.extend(lock(&self.copies).as_ref().map(|tail| tail.segment.id));
         all.extend(lock(&self.sealed).keys());
-        all.extend(lock(&self.emptied).keys());
         all.sort_unstable();
         all.dedup();
         all
+    }
+
+    /// Seals what is appended to and could not be synced.
+    pub(crate) fn seal_failed(&self, index: &Index) {
+        for tail in [&self.active, &self.copies] {
+            let failed = lock(tail).take_if(|tail| tail.segment.has_failed());
+            if let Some(Tail { segment, .. }) = failed {
+                let mut wait = super::index::Backoff::default();
+                while !segment.is_drained() {
+                    wait.pause();
+                }
+                self.seal(index, segment);
+            }
+        }
     }
 
     /// Stops appending: the active segment is sealed, its tail noted, and the spare one removed.

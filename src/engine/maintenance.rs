@@ -123,6 +123,12 @@ impl Engine {
     /// Brings entries and bytes within their bounds, gives back the space of segments in which nothing is alive,
     /// and gets the next segment ready.
     pub(super) fn keep_bounds(&self) -> Result<()> {
+        self.keep_entries()?;
+        self.keep_space()
+    }
+
+    /// Brings the entries within their bound.
+    pub(super) fn keep_entries(&self) -> Result<()> {
         if self.recount.load(Ordering::Relaxed) {
             self.count_again();
         }
@@ -131,8 +137,7 @@ impl Engine {
             self.reap_all();
             self.evict_coldest(self.index.count().saturating_sub(self.max_entries));
         }
-        self.cull_if_crowded()?;
-        self.keep_space()
+        self.cull_if_crowded()
     }
 }
 

@@ -6,8 +6,10 @@
 //! [`culler`] and [`log`] keep the bounds; [`recovery`] makes the index anew from the log when nobody closed it.
 
 mod attach;
+mod balance;
 mod check;
 mod checkpoint;
+mod choice;
 mod commit;
 pub(crate) mod counters;
 mod culler;
@@ -36,6 +38,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 pub(crate) use self::attach::Attached;
+use self::balance::Balance;
 pub use self::check::CheckReport;
 use self::checkpoint::Checkpoints;
 use self::counters::Counters;
@@ -47,7 +50,7 @@ use self::maintenance::Bell;
 use crate::entry::{Expiry, Stats};
 use crate::error::Result;
 use crate::hash::KeyHasher;
-use crate::options::{Durability, INLINE_CULL_ENTRIES, Options};
+use crate::options::{Durability, INLINE_CULL_ENTRIES, Options, QUICK_CULL_ENTRIES};
 
 /// An open directory, shared by all threads of the process.
 pub(crate) struct Engine {
@@ -61,6 +64,8 @@ pub(crate) struct Engine {
     hints: Hints,
     log: Log,
     hot: Hot,
+    /// What `Eviction::Adaptive` goes by; nothing for `Eviction::Lru`.
+    balance: Option<Balance>,
     counters: Counters,
     /// Held by whoever culls, so that two inserts at the bound do not both make room.
     culling: Mutex<()>,
@@ -72,6 +77,8 @@ pub(crate) struct Engine {
     /// Held by the background while it works, so that a check does not see its work half done.
     chores: Mutex<()>,
     bell: Bell,
+    /// The bucket at which the next insert that has to make room looks for the coldest entries.
+    next_few: AtomicU32,
     /// No entry expires before this time, in milliseconds since 1970.
     next_expiry: AtomicU64,
     /// Whether the entries must be counted again because something unreadable was removed.
@@ -99,12 +106,14 @@ impl Engine {
 
     /// Waits until every acknowledged write is on the disk.
     pub(crate) fn flush(&self) -> Result<()> {
-        for id in self.log.ids() {
+        let mut flushed = Ok(());
+        for id in self.log.named() {
             if let Some(segment) = self.log.segment(id).get() {
-                segment.sync_if_dirty()?;
+                // What one segment cannot do, the others still can.
+                flushed = flushed.and(segment.sync_if_dirty());
             }
         }
-        Ok(())
+        flushed
     }
 
     /// The bytes that the directory takes, counted against `max_bytes`.
@@ -116,9 +125,16 @@ impl Engine {
         let mut stats = self.counters.totals();
         stats.entries = self.len();
         stats.bytes = self.bytes();
+        stats.pinned_bytes = self.log.space().pinned_bytes();
         stats.written_bytes = self.log.appended();
         stats.hot_bytes = self.hot.bytes();
         stats
+    }
+
+    /// Whether the next commit waits for the disk, or may have to remove many entries by itself.
+    pub(crate) fn commits_take_long(&self) -> bool {
+        let culls = self.culls_inline() || self.options.cull_frequency == 0;
+        self.syncs_each_write() || (culls && self.len() >= self.max_entries.max(QUICK_CULL_ENTRIES))
     }
 
     fn syncs_each_write(&self) -> bool {

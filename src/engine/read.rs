@@ -13,8 +13,9 @@ use super::Engine;
 use super::counters::Counter;
 use super::hot::{Content, Door, Form, HotEntry};
 use super::index::{Probe, Slot, Word};
+use super::log::SegmentGuard;
 use super::record::{Kind, Record};
-use super::segment::Segment;
+use super::segment::{Pin, Segment};
 use crate::entry::{Decoded, Expiry, Item, SharedValue, Soft, Stored};
 
 /// Values up to this many bytes are copied; larger ones are handed out where they lie, and keep their segment
@@ -35,6 +36,8 @@ pub(crate) struct Hit<'a> {
     record: &'a Record<'a>,
     value: &'a [u8],
     soft: Soft,
+    /// Segments of so many bytes may be kept for values that the program holds.
+    most_pinned: u64,
 }
 
 /// Where a hit came from.
@@ -74,7 +77,7 @@ impl Source<'_> {
 
 /// Bytes of a segment, which stays mapped as long as they live.
 struct Pinned {
-    segment: Arc<Segment>,
+    segment: Pin,
     offset: usize,
     len: usize,
 }
@@ -96,12 +99,12 @@ impl Hit<'_> {
         }
     }
 
+    /// The value to keep: where it lies, as long as not too much of the log is kept so.
     fn share(&self) -> Bytes {
-        if self.value.len() <= COPY_LIMIT {
-            return Bytes::copy_from_slice(self.value);
-        }
-        let offset = self.segment.offset_of(self.value);
-        Bytes::from_owner(Pinned { segment: self.segment.clone(), offset, len: self.value.len() })
+        let pin = (self.value.len() > COPY_LIMIT).then(|| self.segment.pin(self.most_pinned)).flatten();
+        let Some(segment) = pin else { return Bytes::copy_from_slice(self.value) };
+        let (offset, len) = (self.segment.offset_of(self.value), self.value.len());
+        Bytes::from_owner(Pinned { segment, offset, len })
     }
 }
 
@@ -172,7 +175,7 @@ impl Engine {
             match (verdict, found.entry) {
                 // A damaged word may lead to an older record of the same key.
                 (Some(Verdict::Hit(result)), Some((slot, _))) if !self.index.is_damaged(hash, &found) => {
-                    self.hints.touch(slot, self.index.recency());
+                    self.hints.touch(slot, self.index.recency(), self.balance.is_some());
                     self.counters.one(Counter::Hits);
                     return Some(result);
                 }
@@ -237,7 +240,7 @@ impl Engine {
         *verdict = Some(if self.has_ended(record.generation, record.expires_at) {
             Verdict::Dead
         } else if let Some((soft, value)) = record.content().filter(|_| record.kind == Kind::Value) {
-            let hit = Hit { segment, record: &record, value, soft };
+            let hit = Hit { segment, record: &record, value, soft, most_pinned: self.most_pinned() };
             if door == Door::Seen && self.hot.admits(value.len()) {
                 self.keep_hot(word, &hit);
             }
@@ -271,6 +274,25 @@ impl Engine {
         }
     }
 
+    /// Values that the program holds keep an eighth of the log at most; the rest goes on to be reclaimed.
+    fn most_pinned(&self) -> u64 {
+        self.log.budget() / 8
+    }
+
+    /// The words of a chain, and holds on the segments that they name. While an entry's record is copied elsewhere, its
+    /// segment may go.
+    fn hold_chain(&self, primary: u32) -> Vec<(SegmentGuard, Word)> {
+        let mut held = Vec::new();
+        for _ in 0..RETRIES {
+            let words = self.index.chain_words(primary).into_iter();
+            held = words.map(|word| (self.log.segment(word.segment()), word)).collect();
+            if held.iter().all(|(guard, _)| guard.get().is_some()) {
+                break;
+            }
+        }
+        held
+    }
+
     /// Hands out the live entries of some buckets from `cursor` on, and returns where to go on.
     pub(crate) fn scan(&self, cursor: u64, visit: &mut dyn FnMut(&[u8], Item<'_>)) -> Option<u64> {
         /// Buckets a call.
@@ -279,16 +301,24 @@ impl Engine {
         let first = u32::try_from(cursor).unwrap_or(primaries).min(primaries);
         let end = first.saturating_add(STEP).min(primaries);
         for primary in first..end {
-            for word in self.index.chain_words(primary) {
-                let guard = self.log.segment(word.segment());
-                let Some(segment) = guard.get() else { continue };
-                let Some(record) = segment.record(word.offset()) else { continue };
-                let dead = self.has_ended(record.generation, record.expires_at);
-                let Some((soft, value)) = record.content().filter(|_| !dead && record.kind == Kind::Value)
-                else {
+            for (guard, word) in self.hold_chain(primary) {
+                let Some(record) = guard.get().and_then(|segment| segment.record(word.offset())) else {
                     continue;
                 };
-                visit(record.key, Source::Log(Hit { segment, record: &record, value, soft }).item());
+                let dead = self.has_ended(record.generation, record.expires_at);
+                let content = record.content().filter(|_| !dead && record.kind == Kind::Value);
+                let (Some((soft, value)), Some(segment)) = (content, guard.get()) else { continue };
+                visit(
+                    record.key,
+                    Source::Log(Hit {
+                        segment,
+                        record: &record,
+                        value,
+                        soft,
+                        most_pinned: self.most_pinned(),
+                    })
+                    .item(),
+                );
             }
         }
         (end < primaries).then_some(u64::from(end))

@@ -6,7 +6,7 @@
 //! from then on nothing older than that may enter the chain, or a deleted value could come back behind its
 //! tombstone. It may die anywhere and be repeated: it writes nothing but the index and the hints.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 
 use super::directory::Directory;
@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 use crate::hash::KeyHasher;
 use crate::options::Options;
 use crate::sys::{file, step};
+use crate::time::Timestamp;
 
 /// The next sequence after a recovery is so much higher than any that was found, so that one which was given out
 /// and lost is not given out again.
@@ -57,15 +58,22 @@ pub(super) struct Recovered {
 
 struct Replay<'a> {
     index: &'a Index,
+    hints: &'a Hints,
     hasher: &'a KeyHasher,
     segments: HashMap<u32, &'a Segment>,
     base: Header,
-    /// Segments whose records were looked at one by one.
-    scanned: HashSet<u32>,
+    now: Timestamp,
+    /// What the recency clock shows when all is done.
+    clock: u32,
+    /// Words in the index.
+    words: u64,
+    /// Words that were entered and are not to stay.
+    graves: Vec<(u64, Word)>,
     /// The highest sequence that was given up in each chain that was ever full, by its primary.
     floors: HashMap<u32, u64>,
+    /// The least generation of what is in the index.
+    least_generation: u32,
     generation: u32,
-    first_sequence: u64,
     last_sequence: u64,
 }
 
@@ -93,15 +101,23 @@ pub(super) fn recover(
         _ => Hints::create(file, layout.geometry),
     })?;
     index.raise_next_segment_id(header.next_segment);
+    // Not behind what the hints say that are kept.
+    let is_plausible = seen_recency.wrapping_sub(header.recency) < 1 << 20;
+    let clock = if is_plausible { seen_recency } else { header.recency }.wrapping_add(1);
+    index.set_recency(clock);
     let mut replay = Replay {
         index: &index,
+        hints: &hints,
         hasher,
         segments: segments.iter().map(|s| (s.id, s)).collect(),
         base: header,
-        scanned: HashSet::new(),
+        now: options.clock.now(),
+        clock,
+        words: 0,
+        graves: Vec::new(),
         floors: HashMap::new(),
+        least_generation: u32::MAX,
         generation: header.generation,
-        first_sequence: u64::MAX,
         last_sequence: known_sequence.max(if header.sequence == u64::MAX { 0 } else { header.sequence }),
     };
     let wants_checkpoint = matches!(base, Base::Lost | Base::Closed(..) | Base::Salvage);
@@ -118,8 +134,7 @@ pub(super) fn recover(
         step!("recovery::segment");
         replay.scan(segment);
     }
-    let inserts_per_tick = layout.inserts_per_tick();
-    let entries = replay.finish(&hints, options, inserts_per_tick, seen_recency);
+    let entries = replay.finish();
     tracing::info!(path = %index_path.display(), entries, "the cache was not closed; it was recovered");
     Ok(Recovered { index, hints, wants_checkpoint })
 }
@@ -149,7 +164,7 @@ impl Replay<'_> {
                 here.extend(primary.iter().filter(|(_, word)| is_there(word)));
                 more.clear();
                 more.extend(overflow.iter().filter(|word| is_there(word)));
-                self.index.unpack(number, &here, &more);
+                self.words += self.index.unpack(number, &here, &more);
             }
             Part::Chain { primary, overflow, .. } => {
                 let words = primary.iter().map(|(_, word)| word).chain(overflow);
@@ -159,11 +174,11 @@ impl Replay<'_> {
             Part::Segment(..) => {}
             Part::Damaged => damaged += 1,
         })?;
+        if self.words > 0 {
+            self.least_generation = header.generation;
+        }
         if damaged > 0 {
             tracing::warn!(blocks = damaged, "part of the snapshot is damaged; its entries are lost");
-        }
-        if !keeps_places {
-            self.scanned.extend(self.segments.keys());
         }
         Ok(())
     }
@@ -171,7 +186,6 @@ impl Replay<'_> {
     /// Enters what `word` names.
     fn place(&mut self, word: Word) {
         let Some(segment) = self.segments.get(&word.segment()).copied() else { return };
-        self.scanned.insert(segment.id);
         if let Some(record) = segment.record(word.offset()) {
             self.enter(segment, word.offset(), &record);
         }
@@ -180,11 +194,8 @@ impl Replay<'_> {
     /// Enters what a segment has that is not in the base.
     fn scan(&mut self, segment: &Segment) {
         let from = if segment.id == self.base.segment { self.base.from } else { 0 };
-        self.scanned.insert(segment.id);
-        self.index.set_live_bytes(segment.id, 0);
         for (offset, record) in segment.records_from(from) {
             self.generation = self.generation.max(record.generation);
-            self.first_sequence = self.first_sequence.min(record.sequence);
             self.last_sequence = self.last_sequence.max(record.sequence);
             // A write that a power cut tore was never acknowledged as synced, and what was there before it may have been.
             if record.sequence >= self.base.sequence && !record.is_torn() {
@@ -213,15 +224,17 @@ impl Replay<'_> {
         let slot = match (found.entry, there) {
             (Some(_), Some((sequence, _))) if sequence >= record.sequence => return,
             (Some((slot, word)), Some((_, len))) => {
-                // What is looked at one by one is counted in the end.
-                if !self.scanned.contains(&word.segment()) {
-                    self.index.add_live_bytes(word.segment(), -i64::from(len));
-                }
+                self.index.add_live_bytes(word.segment(), -i64::from(len));
                 slot
             }
             _ => match locked.vacant() {
-                // The hints of what moves are lost; what reads them puts them right.
-                Ok(Vacancy { slot, .. }) => slot,
+                Ok(Vacancy { slot, moved }) => {
+                    if let Some((from, to)) = moved {
+                        self.hints.set(to, self.hints.get(from));
+                    }
+                    self.words += 1;
+                    slot
+                }
                 Err(_) => {
                     let mut lowest: Option<(u64, Slot)> = None;
                     locked.slots(|slot, word| {
@@ -242,50 +255,46 @@ impl Replay<'_> {
                 }
             },
         };
-        locked.set(slot, Word::new(hash, segment.id, offset));
+        let word = Word::new(hash, segment.id, offset);
+        locked.set(slot, word);
+        self.hints.set(slot, Hint::new(record.expires_at, record.generation, self.clock));
+        self.index.add_live_bytes(segment.id, i64::from(record.len));
+        self.least_generation = self.least_generation.min(record.generation);
+        if record.kind == Kind::Tombstone || record.is_expired(self.now) {
+            self.graves.push((hash, word));
+        }
     }
 
     fn record(&self, word: Word) -> Option<Record<'_>> {
         self.segments.get(&word.segment()).and_then(|s| s.record(word.offset()))
     }
 
-    /// Removes what is dead, counts what is left, and gives each entry that was looked at a hint.
-    fn finish(self, hints: &Hints, options: &Options, inserts_per_tick: u64, seen_recency: u32) -> u64 {
-        let now = options.clock.now();
-        let first = self.base.sequence.max(self.first_sequence.min(self.last_sequence));
-        let tick_of = |sequence: u64| {
-            let ticks = sequence.saturating_sub(first) / inserts_per_tick;
-            self.base.recency.wrapping_add(u32::try_from(ticks).unwrap_or(0)).max(1)
-        };
-        let mut entries = 0;
-        let is_new_generation = self.generation > self.base.generation;
-        for (slot, word) in self.index.entries(0..self.index.geometry().buckets) {
-            let is_scanned = self.scanned.contains(&word.segment());
-            let record = is_scanned.then(|| self.record(word)).flatten();
-            let is_dead = match &record {
-                Some(record) => {
-                    record.kind == Kind::Tombstone
-                        || record.is_expired(now)
-                        || record.generation < self.generation
-                }
-                None => is_scanned || is_new_generation,
-            };
-            if is_dead {
-                self.index.lock_slot(slot).clear(slot);
-                continue;
-            }
-            entries += 1;
-            if let Some(record) = record {
-                hints.set(slot, Hint::new(record.expires_at, self.generation, tick_of(record.sequence)));
-                self.index.add_live_bytes(word.segment(), i64::from(record.len));
+    /// Removes what is not to stay, and says how many entries there are.
+    fn finish(mut self) -> u64 {
+        for (hash, word) in std::mem::take(&mut self.graves) {
+            let here = |w: Word| if w == word { Probe::Match } else { Probe::Other };
+            if let Some((slot, _)) = self.index.find(hash, here).entry {
+                self.remove(slot, word);
             }
         }
-        // The clock must not be behind what the hints say that were kept.
-        let clock = tick_of(self.last_sequence);
-        let is_plausible = seen_recency.wrapping_sub(clock) < 1 << 20;
-        self.index.set_recency(if is_plausible { seen_recency } else { clock });
-        self.index.set_count(self.generation, entries);
+        // A clear that came after the snapshot, or in between.
+        if self.generation > self.least_generation {
+            let all: Vec<_> = self.index.entries(0..self.index.geometry().buckets).collect();
+            for (slot, word) in all {
+                if self.record(word).is_none_or(|record| record.generation < self.generation) {
+                    self.remove(slot, word);
+                }
+            }
+        }
+        self.index.set_count(self.generation, self.words);
         self.index.set_next_sequence(self.last_sequence.saturating_add(SEQUENCE_GAP));
-        entries
+        self.words
+    }
+
+    fn remove(&mut self, slot: Slot, word: Word) {
+        let len = self.record(word).map_or(0, |record| record.len);
+        self.index.add_live_bytes(word.segment(), -i64::from(len));
+        self.index.lock_slot(slot).clear(slot);
+        self.words = self.words.saturating_sub(1);
     }
 }

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use super::index::MAX_OFFSET;
 use super::record::{self, Draft, Place, Prepared, Record, Stamp};
@@ -37,6 +37,8 @@ pub(crate) struct Segment {
     failed: AtomicBool,
     /// What the recency clock said when the segment was sealed.
     sealed_at: AtomicU32,
+    /// Values in it that the program holds; changes under the lock of [`Usage::pinned`].
+    pins: AtomicU64,
     sync: SharedSync,
     /// Last, so that the bytes count until the file is unmapped and closed.
     account: Account,
@@ -58,6 +60,28 @@ pub(crate) struct Usage {
     bytes: AtomicU64,
     /// Syncs under way, each of which keeps its segment until it is done.
     syncs: AtomicU64,
+    /// Of `bytes`, those of segments of which the program holds values.
+    pinned: Mutex<u64>,
+}
+
+/// A segment that stays mapped as long as this lives, since the program holds a value in it.
+pub(crate) struct Pin(Arc<Segment>);
+
+impl std::ops::Deref for Pin {
+    type Target = Segment;
+
+    fn deref(&self) -> &Segment {
+        &self.0
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut pinned = self.0.account.space.pinned();
+        if self.0.pins.fetch_sub(1, Ordering::Relaxed) == 1 {
+            *pinned -= self.0.account.bytes;
+        }
+    }
 }
 
 /// A sync under way.
@@ -81,6 +105,15 @@ impl SpaceInUse {
 
     pub(crate) fn bytes(&self) -> u64 {
         self.0.bytes.load(Ordering::Acquire)
+    }
+
+    /// Of them, the bytes of segments of which the program holds values.
+    pub(crate) fn pinned_bytes(&self) -> u64 {
+        *self.pinned()
+    }
+
+    fn pinned(&self) -> MutexGuard<'_, u64> {
+        self.0.pinned.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Whether a sync keeps a segment that might be gone otherwise.
@@ -194,6 +227,7 @@ impl Segment {
             synced: AtomicU64::new(0),
             failed: AtomicBool::new(false),
             sealed_at: AtomicU32::new(0),
+            pins: AtomicU64::new(0),
             sync: SharedSync::default(),
             account,
         }
@@ -201,6 +235,17 @@ impl Segment {
 
     pub(crate) fn len(&self) -> u64 {
         self.map.len() as u64
+    }
+
+    /// Keeps the segment mapped, unless segments of more than `most` bytes in all would be kept so.
+    pub(crate) fn pin(self: &Arc<Self>, most: u64) -> Option<Pin> {
+        let mut pinned = self.account.space.pinned();
+        if self.pins.load(Ordering::Relaxed) == 0 {
+            *pinned = Some(*pinned + self.account.bytes).filter(|bytes| *bytes <= most)?;
+        }
+        self.pins.fetch_add(1, Ordering::Relaxed);
+        drop(pinned);
+        Some(Pin(self.clone()))
     }
 
     /// The file, until it is sealed.

@@ -123,7 +123,7 @@ impl Engine {
     }
 
     /// Makes room for `bytes` more within `max_bytes`.
-    fn make_space(&self, bytes: u64) -> Result<()> {
+    pub(super) fn make_space(&self, bytes: u64) -> Result<()> {
         let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
         let mut wait = Backoff::default();
         while !self.is_room_for(bytes) {
@@ -133,7 +133,7 @@ impl Engine {
                 continue;
             }
             if emptied > 0 {
-                self.checkpoint()?;
+                self.secure()?;
                 if self.log.emptied_bytes() < emptied {
                     continue;
                 }
@@ -151,12 +151,35 @@ impl Engine {
 
     /// Gives up the oldest segment at once, as the disk has no room for another. `false` if there is none.
     fn give_up_oldest(&self) -> Result<bool> {
+        let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(oldest) = self.log.sealed().into_iter().next() else { return Ok(false) };
         self.evict_all(&oldest);
         self.log.set_emptied(&self.index, &oldest);
         drop(oldest);
-        self.checkpoint()?;
+        self.secure()?;
         Ok(true)
+    }
+
+    /// A checkpoint. What is in segments that the disk refused to sync is copied into others before. The caller holds
+    /// `emptying`.
+    fn secure(&self) -> Result<()> {
+        /// Each attempt may find another segment that fails.
+        const ATTEMPTS: usize = 3;
+        let mut done = self.checkpoint();
+        for _ in 0..ATTEMPTS {
+            self.log.seal_failed(&self.index);
+            let failed: Vec<_> = self.candidates().into_iter().filter(|c| c.failed).collect();
+            if done.is_ok() || failed.is_empty() {
+                break;
+            }
+            for Candidate { id, .. } in failed {
+                if !matches!(self.empty(id, Way::Copy), Ok(true)) {
+                    self.empty(id, Way::Drop)?;
+                }
+            }
+            done = self.checkpoint();
+        }
+        done
     }
 
     /// Empties the segment that it costs least to empty. `false` if there is none.
@@ -164,7 +187,7 @@ impl Engine {
         let Some((id, way)) = choose(&self.candidates()) else { return Ok(false) };
         let mut emptied = self.empty(id, way);
         if emptied.as_ref().is_err_and(|e| e.kind() == ErrorKind::NoSpace) && self.log.emptied_bytes() > 0 {
-            self.checkpoint()?;
+            self.secure()?;
             emptied = self.empty(id, way);
         }
         match emptied {
@@ -174,34 +197,48 @@ impl Engine {
         }
     }
 
-    /// Brings the log within its budget ahead of the writers, and gives back what is dead.
+    /// Brings the log within its budget ahead of the writers, gives back what is dead, and takes a checkpoint if one is
+    /// due.
     pub(super) fn keep_space(&self) -> Result<()> {
-        let emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
         // The next segment, and one more, so that a writer seldom waits for either.
         let wanted = 2 * self.log.segment_len();
-        if !self.is_room_for(wanted) {
-            let batch = self.log.segment_len().max(2 * self.index.geometry().snapshot_bytes());
-            let batch = wanted + batch.min(self.log.budget() / 16);
-            while !self.is_room_for(batch.saturating_sub(self.log.emptied_bytes())) && self.empty_one()? {}
-        }
+        self.make_room_ahead(wanted)?;
         let quiet = self.is_quiet();
-        while let Some(id) = choose_idle(&self.candidates(), self.log.segment_len(), quiet) {
-            match self.empty(id, Way::Copy) {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(error) => {
-                    tracing::debug!(%error, segment = id, "a segment is not compacted now");
-                    break;
-                }
+        // One at a time, as a writer may be waiting to do the same.
+        while self.compact_one(quiet) {}
+        let emptied = self.log.emptied_bytes();
+        let wants_back =
+            emptied > 0 && (!self.is_room_for(wanted) || quiet || emptied > self.log.bytes() / 4);
+        if wants_back || self.is_checkpoint_due() {
+            let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
+            self.secure()?;
+        }
+        if self.log.wants_spare() { self.provide(0) } else { Ok(()) }
+    }
+
+    /// Empties segments if there will soon be need of `wanted` bytes: so many that their removal is worth a checkpoint.
+    fn make_room_ahead(&self, wanted: u64) -> Result<()> {
+        let batch = self.log.segment_len().max(2 * self.index.geometry().snapshot_bytes());
+        let batch = wanted + batch.min(self.log.budget() / 16);
+        if self.is_room_for(wanted) {
+            return Ok(());
+        }
+        loop {
+            let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.is_room_for(batch.saturating_sub(self.log.emptied_bytes())) || !self.empty_one()? {
+                return Ok(());
             }
         }
-        let emptied = self.log.emptied_bytes();
-        let due = emptied > 0 && (!self.is_room_for(wanted) || quiet || emptied > self.log.bytes() / 4);
-        if due || self.is_checkpoint_due() {
-            self.checkpoint()?;
-        }
-        drop(emptying);
-        if self.log.wants_spare() { self.provide(0) } else { Ok(()) }
+    }
+
+    /// Compacts a segment in which little is alive, if much is dead. Says whether it did.
+    fn compact_one(&self, quiet: bool) -> bool {
+        let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(id) = choose_idle(&self.candidates(), self.log.segment_len(), quiet) else { return false };
+        self.empty(id, Way::Copy).unwrap_or_else(|error| {
+            tracing::debug!(%error, segment = id, "a segment is not compacted now");
+            false
+        })
     }
 
     /// Whether nothing was written since the last look.

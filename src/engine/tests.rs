@@ -534,6 +534,25 @@ fn shared_bytes_outlive_their_segment() {
 }
 
 #[test]
+fn values_that_are_held_keep_a_part_of_the_log_at_most() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &Options { max_bytes: 1 << 20, ..options() });
+    let mut held = Vec::new();
+    for i in 0..1000u32 {
+        let value = vec![i as u8; 8000];
+        set(&engine, "key", &value);
+        let stored = engine.read(b"key", |source| source.into_stored()).unwrap();
+        assert_eq!(stored.value, value);
+        held.push(stored.value);
+        assert!(engine.stats().pinned_bytes <= engine.log.budget() / 8);
+    }
+    assert!(engine.stats().pinned_bytes > 0, "some are handed out where they lie");
+    assert!(held.iter().enumerate().all(|(i, value)| *value == vec![i as u8; 8000]));
+    drop(held);
+    assert_eq!(engine.stats().pinned_bytes, 0);
+}
+
+#[test]
 fn threads_agree() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &Options { max_entries: 300, max_bytes: 1 << 20, ..options() });

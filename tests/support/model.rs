@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::time::Duration;
 
-use keepwarm::{Builder, Cache, Clock, ErrorKind, ManualClock, Swap, Timeout, Timestamp, Token, Ttl};
+use keepwarm::{
+    Builder, Cache, Clock, ErrorKind, Eviction, ManualClock, Swap, Timeout, Timestamp, Token, Ttl,
+};
 use tempfile::TempDir;
 
 use crate::dir::copy_as_killed;
@@ -79,12 +81,18 @@ pub(crate) struct Bounds {
     pub(crate) max_entries: u64,
     pub(crate) max_bytes: u64,
     pub(crate) cull_frequency: u64,
+    pub(crate) eviction: Eviction,
     pub(crate) hot_bytes: u64,
 }
 
 /// Bounds that nothing here reaches.
-pub(crate) const WIDE: Bounds =
-    Bounds { max_entries: 5000, max_bytes: 32 << 20, cull_frequency: 32, hot_bytes: 1 << 20 };
+pub(crate) const WIDE: Bounds = Bounds {
+    max_entries: 5000,
+    max_bytes: 32 << 20,
+    cull_frequency: 32,
+    eviction: Eviction::Lru,
+    hot_bytes: 1 << 20,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Value {
@@ -148,6 +156,7 @@ fn open(builder: New, home: &TempDir, bounds: Bounds, clock: &ManualClock) -> Ca
         .max_entries(bounds.max_entries)
         .max_bytes(bounds.max_bytes)
         .cull_frequency(bounds.cull_frequency)
+        .eviction(bounds.eviction)
         .hot_bytes(bounds.hot_bytes)
         .clock(clock.clone())
         .open()

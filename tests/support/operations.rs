@@ -6,6 +6,8 @@ use std::sync::Once;
 
 use arbitrary::{Arbitrary, Result, Unstructured};
 
+use keepwarm::Eviction;
+
 use crate::model::{Bounds, Key, Life, Op, WIDE, run};
 
 /// Most operations of one input.
@@ -42,10 +44,13 @@ fn bounds(input: &mut Unstructured<'_>) -> Result<Bounds> {
     if bool::arbitrary(input)? {
         return Ok(WIDE);
     }
+    let max_entries = input.int_in_range(1..=50)?;
     Ok(Bounds {
-        max_entries: input.int_in_range(1..=50)?,
+        max_entries,
         max_bytes: 1 << 20,
         cull_frequency: input.int_in_range(0..=4)?,
+        // Not from the input, so that what is in the corpora means what it meant.
+        eviction: [Eviction::Lru, Eviction::Adaptive][max_entries as usize % 2],
         hot_bytes: if bool::arbitrary(input)? { 200_000 } else { 0 },
     })
 }

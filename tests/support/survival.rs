@@ -13,7 +13,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, RwLock};
 use std::time::Duration;
 
-use keepwarm::{Builder, Cache, Durability, Swap, Timeout};
+use keepwarm::{Builder, Cache, Durability, Eviction, Swap, Timeout};
 use serde_bytes::ByteBuf;
 use tempfile::TempDir;
 
@@ -37,7 +37,8 @@ pub(crate) struct Plan {
 
 impl Plan {
     fn builder(&self, dir: &Path) -> Builder {
-        let builder = Cache::builder(dir).default_timeout(Timeout::Never);
+        let eviction = [Eviction::Lru, Eviction::Adaptive][self.seed as usize % 2];
+        let builder = Cache::builder(dir).default_timeout(Timeout::Never).eviction(eviction);
         let builder = match self.durability {
             0 => builder.durability(Durability::Buffered),
             1 => builder.durability(Durability::Interval(Duration::from_millis(1))),

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use super::{Backend, Change, Condition, Decoded, Expiry, Item, Outcome, SharedValue, Stats, Stored};
 use crate::entry::Decided;
 use crate::error::{Error, ErrorKind, Result};
-use crate::options::{self, Options};
+use crate::options::{self, INLINE_CULL_ENTRIES, Options, QUICK_CULL_ENTRIES};
 use crate::time::{Clock, Timestamp};
 use table::{Content, Garbage, Node, Table, entry_bytes};
 
@@ -208,6 +208,15 @@ impl Backend for MemoryBackend {
         state.table.keep_decoded(key, stored.token, decoded, self.hot_bytes, &mut garbage);
         drop(state);
         Ok(Some(value))
+    }
+
+    fn weight(&self, key: &str) -> usize {
+        self.lock().table.weight(key)
+    }
+
+    fn commits_take_long(&self) -> bool {
+        let culls = self.max_entries <= INLINE_CULL_ENTRIES || self.cull_frequency == 0;
+        culls && self.len() >= self.max_entries.max(QUICK_CULL_ENTRIES)
     }
 
     fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {

@@ -83,6 +83,11 @@ impl Table {
         self.entries.get(key).map(|node| node.token)
     }
 
+    /// The length of the value of `key`; 0 if there is none.
+    pub(super) fn weight(&self, key: &str) -> usize {
+        self.entries.get(key).map_or(0, |node| node.content.value.len())
+    }
+
     /// The entry of `key`, from now on the most recently used one.
     pub(super) fn use_entry(&mut self, key: &str) -> Option<&Node> {
         self.entries.to_back(key).map(|node| &*node)

@@ -16,7 +16,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use super::{Backend, Change, CheckReport, Condition, Item, Outcome, Stats, Stored};
 use crate::engine::counters::Counters;
 use crate::error::{Error, Result};
-use crate::options::Options;
+use crate::options::{Durability, INLINE_CULL_ENTRIES, Options, QUICK_CULL_ENTRIES};
 use store::Store;
 
 pub(crate) struct SledBackend {
@@ -70,6 +70,24 @@ impl Backend for SledBackend {
 
     fn get(&self, key: &str) -> Result<Option<Stored>> {
         self.with(|store| store.get(key))
+    }
+
+    fn weight(&self, key: &str) -> usize {
+        match &*self.store.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(store) => store.books().table.get(key).map_or(0, |entry| entry.bytes as usize),
+            None => 0,
+        }
+    }
+
+    fn reads_take_long(&self) -> bool {
+        self.store.read().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    fn commits_take_long(&self) -> bool {
+        let culls = self.options.max_entries <= INLINE_CULL_ENTRIES || self.options.cull_frequency == 0;
+        self.options.durability == Durability::Sync
+            || self.reads_take_long()
+            || (culls && self.len() >= self.options.max_entries.max(QUICK_CULL_ENTRIES))
     }
 
     fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {

@@ -186,12 +186,28 @@ impl Index {
 
     /// Locks the chain that `slot` is in.
     pub(crate) fn lock_slot(&self, slot: Slot) -> Locked<'_> {
+        self.lock_primary(self.primary_of_slot(slot))
+    }
+
+    /// The number of the chain that `slot` is in.
+    fn primary_of_slot(&self, slot: Slot) -> u32 {
         let number = slot.bucket();
         let primary = match self.bucket(number) {
             Some(bucket) if number >= self.geometry.primaries => bucket.control().primary(),
             _ => number,
         };
-        self.lock_primary(primary.min(self.geometry.primaries - 1))
+        primary.min(self.geometry.primaries - 1)
+    }
+
+    /// All that the index keeps of a hash: chain and tag. One key in 250 times as many as there are entries has the
+    /// same as another.
+    pub(crate) fn identity(&self, hash: u64) -> u64 {
+        u64::from(self.primary_of(hash)) << 32 | super::tag(hash)
+    }
+
+    /// The [`identity`](Index::identity) of the hash whose word is in `slot`.
+    pub(crate) fn identity_of_slot(&self, slot: Slot, word: Word) -> u64 {
+        u64::from(self.primary_of_slot(slot)) << 32 | word.tag()
     }
 
     pub(super) fn lock_primary(&self, primary: u32) -> Locked<'_> {

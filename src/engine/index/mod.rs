@@ -100,8 +100,12 @@ impl Word {
         self.0 & ((1 << TAG_SHIFT) - 1)
     }
 
+    fn tag(self) -> u64 {
+        self.0 >> TAG_SHIFT
+    }
+
     fn has_tag_of(self, hash: u64) -> bool {
-        self.0 >> TAG_SHIFT == tag(hash)
+        self.tag() == tag(hash)
     }
 
     fn is_entry(self) -> bool {
