@@ -102,8 +102,9 @@ impl Closed {
 }
 
 impl Closed {
-    /// Puts the directory there again, each file as `change` makes it from what it was, and works with it.
-    fn open_changed(&self, change: impl Fn(&str, &mut Vec<u8>)) {
+    /// Puts the directory there again, each file as `change` makes it from what it was, and works with it. `forged`:
+    /// somebody made the checks fit.
+    fn open_changed(&self, forged: bool, change: impl Fn(&str, &mut Vec<u8>)) {
         let dir = scratch();
         for folder in ["segments", "blobs"] {
             fs::create_dir(dir.path().join(folder)).unwrap_or_else(|e| panic!("{e}"));
@@ -115,7 +116,7 @@ impl Closed {
         }
         // Damage that a program is told of is no failure.
         if let Ok(cache) = open(dir.path()) {
-            work(&cache, &self.ever);
+            work(&cache, &self.ever, forged);
             drop(cache);
             if let Ok(cache) = open(dir.path()) {
                 assert_stored(&cache, &self.ever);
@@ -145,7 +146,7 @@ pub fn index_open(bytes: &[u8]) {
         8 => *index = rest.to_vec(),
         _ => {}
     };
-    closed().open_changed(|name, file| match name {
+    closed().open_changed(mode & 3 != 0, |name, file| match name {
         "index" => change_index(file),
         "state" if mode & 4 != 0 => *file = rest.to_vec(),
         "state" if mode & 2 != 0 => {
@@ -170,7 +171,7 @@ pub fn index_open(bytes: &[u8]) {
 /// As [`index_open`].
 pub fn snapshot_open(bytes: &[u8]) {
     let Some((mode, rest)) = bytes.split_first() else { return };
-    closed().open_changed(|name, file| match name {
+    closed().open_changed(mode & 1 != 0, |name, file| match name {
         "state" => *file = engine::fuzz::state_not_closed(LIMITS),
         "snapshot.a" | "snapshot.b" if file.iter().any(|byte| *byte != 0) => {
             let mut changes = rest;
@@ -194,7 +195,7 @@ fn assert_stored(cache: &Cache, ever: &BTreeMap<String, Vec<Vec<u8>>>) {
     }
 }
 
-fn work(cache: &Cache, ever: &BTreeMap<String, Vec<Vec<u8>>>) {
+fn work(cache: &Cache, ever: &BTreeMap<String, Vec<Vec<u8>>>, forged: bool) {
     assert_stored(cache, ever);
     assert!(cache.check().is_ok());
     let listed = cache.keys().take(1000).filter_map(Result::ok).count();
@@ -216,7 +217,8 @@ fn work(cache: &Cache, ever: &BTreeMap<String, Vec<Vec<u8>>>) {
     }
     drop(cache.maintain());
     assert_stored(cache, ever);
-    if cache.clear().is_ok() {
+    // A forged word that names nothing is counted until it is found, and a forged generation may be one to come.
+    if cache.clear().is_ok() && !forged {
         assert_eq!(cache.len(), 0);
         for key in ever.keys() {
             assert_eq!(cache.get_bytes(key).unwrap_or_default(), None, "{key:?} after a clear");
