@@ -22,10 +22,6 @@ use crate::entry::{Decoded, Expiry, Item, SharedValue, Soft, Stored};
 /// mapped for as long as somebody holds them.
 const COPY_LIMIT: usize = 4 << 10;
 
-/// As much of a record is fetched at once, before its header says how long it is. The processor notices by itself
-/// that more is read one after the other.
-const PREFETCH: usize = 256;
-
 /// How often a read begins again because the segment it was led to has gone. Each time somebody else made
 /// progress.
 const RETRIES: usize = 64;
@@ -121,6 +117,7 @@ impl Engine {
     /// Hands the live entry of `key` to `take`, if there is one.
     pub(crate) fn read<R>(&self, key: &[u8], mut take: impl FnMut(Source<'_>) -> R) -> Option<R> {
         self.find_live(key, |word, verdict| {
+            self.log.prefetch(word);
             self.judge(word, key, self.hot.knock(word, Form::Bytes), &mut take, verdict)
         })
     }
@@ -232,7 +229,6 @@ impl Engine {
         let Some(segment) = guard.get() else {
             return Probe::Unreadable;
         };
-        segment.prefetch(word.offset(), PREFETCH);
         let Some(record) = segment.record(word.offset()) else { return Probe::Unreadable };
         if record.key != key {
             return Probe::Other;
