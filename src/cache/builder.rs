@@ -178,7 +178,8 @@ impl Builder {
     /// Which entries go when there are as many as there may be. Leave it, if entries are used in bursts and then no
     /// more, or if it matters which entry goes when; try [`Eviction::Adaptive`] where some entries are asked for
     /// far more often than most, and compare the hits in [`Stats`](crate::Stats). A directory may be opened with
-    /// another one each time. A cache in memory is always LRU. Default: [`Eviction::Lru`].
+    /// another one each time. Caches in memory or on sled are
+    /// always LRU. Default: [`Eviction::Lru`].
     ///
     /// ```
     /// # use keepwarm::{Builder, Eviction, Timeout};
