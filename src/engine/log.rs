@@ -544,7 +544,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let index = Index::create(&file, Geometry::for_entries(10, 16), 1).unwrap();
         let space = SpaceInUse::default();
-        let segment = Segment::create(dir.path(), 1, 16 << 10, &space).unwrap();
+        let segment = Segment::create(dir.path(), 1, 16 << 10, false, &space).unwrap();
         let begin = segment::HEADER_LEN as u32;
         let log = Log::new(dir.path(), &index, 1 << 20, space, vec![segment], Some(begin)).unwrap();
         let reserved = log.reserve(64, &index).unwrap().unwrap();
