@@ -61,7 +61,7 @@
 //! | feature | default | what it brings | what it costs |
 //! |---|---|---|---|
 //! | `test-util` | no | a clock that stands still until it is told to move (`ManualClock`), and temporary caches (`testing::TempCache`), for the tests of programs | nothing |
-//! | `async` | no | [`AsyncCache`], for programs on tokio | tokio (its runtime only) |
+//! | `async` | no | `AsyncCache`, for programs on tokio | tokio (its runtime only) |
 //! | `cli` | no | the command line tool `keepwarm` | clap, serde_json |
 //! | `failpoints` | no | named points in the code where a test can inject an error; never for production | fail |
 

@@ -24,8 +24,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sys::file::{self, HeldDirectory};
 use crate::sys::step;
 
-/// A segment that is appended to is filled with zeros this far ahead of its tail, in the writing call: stores into pages
-/// that a `pwrite` made are several times cheaper than those that fault on an unwritten extent.
+/// Stores into pages that a `pwrite` made are several times cheaper than those that fault on an unwritten extent. The
+/// background fills the next segment with zeros; one that was made in a hurry is filled this far ahead of its tail, in the
+/// writing call.
 const ZERO_AHEAD: u32 = 64 << 10;
 
 /// A hold on a segment for the length of a call.
@@ -61,8 +62,8 @@ pub(crate) struct Log {
     emptied: Mutex<BTreeMap<u32, Arc<Segment>>>,
     /// Bytes that were reserved, ever.
     appended: AtomicU64,
-    /// The highest id that there was when the log was opened.
-    first: u32,
+    /// Where the log ends, as segment and place, while there is no active segment: a later life may go on there.
+    end: Mutex<(u32, u32)>,
 }
 
 /// A segment that is appended to.
@@ -93,7 +94,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Tail {
     fn new(segment: Arc<Segment>, end: u32) -> Self {
-        Self { segment, end, zeroed: end, drained: end }
+        let zeroed = if segment.is_zeroed() { segment.len() as u32 } else { end };
+        Self { segment, end, zeroed, drained: end }
     }
 
     fn has_room(&self, len: u32) -> bool {
@@ -154,14 +156,10 @@ impl Log {
             sealed: Mutex::new(BTreeMap::new()),
             emptied: Mutex::new(BTreeMap::new()),
             appended: AtomicU64::new(0),
-            first: segments.last().map_or(0, |newest| newest.id),
+            end: Mutex::new(segments.last().map_or((0, 0), |newest| (newest.id, end.unwrap_or(u32::MAX)))),
         };
         for segment in segments {
             let segment = Arc::new(segment);
-            if index.segment_state(segment.id).is_none() {
-                // A spare one that was removed when the index was closed, and that a power cut brought back.
-                index.set_segment(segment.id, SegmentState::Sealed);
-            }
             log.slot(segment.id).store(Some(segment.clone()));
             index.set_segment(segment.id, SegmentState::Sealed);
             lock(&log.sealed).insert(segment.id, segment);
@@ -282,10 +280,11 @@ impl Log {
     }
 
     /// Makes the next active segment, with room for a record of `len`, unless it is there. `make_room` sees to it
-    /// that so many bytes may be taken.
+    /// that so many bytes may be taken. `ahead`: nobody waits for it.
     pub(crate) fn provide(
         &self,
         len: u32,
+        ahead: bool,
         index: &Index,
         make_room: &dyn Fn(u64) -> Result<()>,
         give_up: &dyn Fn() -> Result<bool>,
@@ -301,7 +300,7 @@ impl Log {
             self.discard(index, &small);
         }
         make_room(segment_len)?;
-        *spare = Some(self.create(segment_len, index, give_up)?);
+        *spare = Some(self.create(segment_len, ahead, index, give_up)?);
         Ok(())
     }
 
@@ -313,7 +312,13 @@ impl Log {
 
     /// A new segment of `len` bytes, in the table and nowhere else. Where the disk or the table is full, `give_up`
     /// gives some space back, or says that there is none.
-    fn create(&self, len: u64, index: &Index, give_up: &dyn Fn() -> Result<bool>) -> Result<Arc<Segment>> {
+    fn create(
+        &self,
+        len: u64,
+        zeroed: bool,
+        index: &Index,
+        give_up: &dyn Fn() -> Result<bool>,
+    ) -> Result<Arc<Segment>> {
         self.held.check_in_place().map_err(|e| Error::io("create segment", &self.dir, e))?;
         // What a disk that is full takes at most: some more than the new segment needs. If that is not enough, others
         // fill it faster than it can be emptied.
@@ -326,7 +331,7 @@ impl Log {
                 }
                 return Err(Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir));
             };
-            match Segment::create(&self.dir, id, len, &self.space) {
+            match Segment::create(&self.dir, id, len, zeroed, &self.space) {
                 Ok(segment) => {
                     // Or a power cut could take the file with all that was synced into it.
                     if let Err(e) = file::sync_dir(&self.dir) {
@@ -362,7 +367,7 @@ impl Log {
             if self.bytes() + segment_len > self.budget {
                 return Err(Error::new(ErrorKind::NoSpace, "copy records in").with_path(&self.dir));
             }
-            let next = self.create(segment_len, index, &|| Ok(false))?;
+            let next = self.create(segment_len, false, index, &|| Ok(false))?;
             if let Some(full) = copies.0.take() {
                 self.seal(index, full.segment);
             }
@@ -448,7 +453,7 @@ impl Log {
         let mut active = lock(&self.active);
         match active.as_mut() {
             Some(tail) => (tail.segment.id, tail.drained()),
-            None => (self.first, u32::MAX),
+            None => *lock(&self.end),
         }
     }
 
@@ -498,6 +503,7 @@ impl Log {
         }
         if let Some(old) = lock(&self.active).take() {
             index.set_end_of_log(old.segment.id, old.end);
+            *lock(&self.end) = (old.segment.id, old.end);
             self.seal(index, old.segment);
         }
     }
@@ -525,4 +531,27 @@ fn is_taken(error: &Error) -> bool {
     use std::error::Error as _;
     let cause = error.source().and_then(|s| s.downcast_ref::<std::io::Error>());
     cause.is_some_and(|e| e.kind() == std::io::ErrorKind::AlreadyExists)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::index::Geometry;
+
+    #[test]
+    fn a_log_that_is_closed_goes_on_where_it_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let index = Index::create(&file, Geometry::for_entries(10, 16), 1).unwrap();
+        let space = SpaceInUse::default();
+        let segment = Segment::create(dir.path(), 1, 16 << 10, &space).unwrap();
+        let begin = segment::HEADER_LEN as u32;
+        let log = Log::new(dir.path(), &index, 1 << 20, space, vec![segment], Some(begin)).unwrap();
+        let reserved = log.reserve(64, &index).unwrap().unwrap();
+        drop(reserved);
+        log.retire(&index);
+        // The next life appends there, and a recovery from a snapshot that was taken now must look there.
+        assert_eq!(log.position(), (1, begin + 64));
+        assert_eq!(index.end_of_log(1), Some(begin + 64));
+    }
 }

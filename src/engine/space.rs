@@ -107,14 +107,14 @@ impl Engine {
             if let Some(reservation) = self.log.reserve(len, &self.index)? {
                 return Ok(reservation);
             }
-            self.provide(len)?;
+            self.provide(len, false)?;
         }
     }
 
-    /// Sees to it that the next segment is there.
-    pub(super) fn provide(&self, len: u32) -> Result<()> {
+    /// Sees to it that the next segment is there. `ahead`: nobody waits for it.
+    fn provide(&self, len: u32, ahead: bool) -> Result<()> {
         let make_room = |bytes| self.make_space(bytes);
-        self.log.provide(len, &self.index, &make_room, &|| self.give_up_oldest())
+        self.log.provide(len, ahead, &self.index, &make_room, &|| self.give_up_oldest())
     }
 
     /// Whether `bytes` more would be within the bounds, and the segment for copies beside them.
@@ -213,7 +213,7 @@ impl Engine {
             let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
             self.secure()?;
         }
-        if self.log.wants_spare() { self.provide(0) } else { Ok(()) }
+        if self.log.wants_spare() { self.provide(0, true) } else { Ok(()) }
     }
 
     /// Empties segments if there will soon be need of `wanted` bytes: so many that their removal is worth a checkpoint.

@@ -293,7 +293,8 @@ fn a_replay_into_a_smaller_segment_table_keeps_the_newest() {
     // As if the table had been larger once.
     for (id, key) in [(5, b"old"), (places + 5, b"mid")] {
         let segment =
-            Segment::create(&dir.path().join("segments"), id, 16 << 10, &SpaceInUse::default()).unwrap();
+            Segment::create(&dir.path().join("segments"), id, 16 << 10, false, &SpaceInUse::default())
+                .unwrap();
         let draft = Draft { kind: Kind::Value, codec: Codec::Raw, flags: 0, key_len: 3, body_len: 3 };
         let len = draft.len().unwrap();
         segment.begin(64, len);
