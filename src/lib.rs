@@ -92,7 +92,7 @@ pub mod testing;
 mod time;
 mod timeout;
 
-pub use cache::{Builder, Cache, ComputeError, Entry, Iter, Keys, Lease, Swap, Token};
+pub use cache::{Builder, Cache, ComputeError, Entry, Iter, Keys, Lease, Reader, Swap, Token, Writer};
 pub use engine::CheckReport;
 pub use entry::Stats;
 pub use error::{Error, ErrorKind, Result};

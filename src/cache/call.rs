@@ -59,6 +59,11 @@ impl Call<'_> {
         self.cache.shared.backend.get(&self.full).map_err(|error| self.about(error))
     }
 
+    /// When the entry expires, if there is one.
+    pub(super) fn expiry(&self) -> Result<Option<Expiry>> {
+        self.cache.shared.backend.expiry_of(&self.full).map_err(|error| self.about(error))
+    }
+
     pub(super) fn commit(&self, condition: Condition, change: Change<'_>) -> Result<Outcome> {
         self.cache.shared.backend.commit(&self.full, condition, change).map_err(|error| self.about(error))
     }

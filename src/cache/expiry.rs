@@ -68,7 +68,7 @@ impl Cache {
     /// # Errors
     /// `InvalidKey`; `Io` if the disk refuses.
     pub fn ttl(&self, key: &str) -> Result<Option<Ttl>> {
-        let Some(expires_at) = self.call("ttl", key)?.read(|item| item.expires_at)? else { return Ok(None) };
+        let Some(expires_at) = self.call("ttl", key)?.expiry()? else { return Ok(None) };
         let Some(at) = expires_at else { return Ok(Some(Ttl::Never)) };
         // It may expire between the read and this reading of the clock.
         let left = at.saturating_since(self.shared.clock.now());

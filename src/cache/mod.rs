@@ -12,6 +12,7 @@ mod lease;
 mod many;
 mod plan;
 mod shared;
+mod stream;
 mod values;
 mod versions;
 mod view;
@@ -32,6 +33,7 @@ pub use compute::ComputeError;
 pub use entry::{Entry, Swap, Token};
 pub use iter::{Iter, Keys};
 pub use lease::Lease;
+pub use stream::{Reader, Writer};
 
 use flight::Flights;
 use plan::Jitter;

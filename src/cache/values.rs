@@ -157,7 +157,7 @@ impl Cache {
     /// `InvalidKey`; `Io` if the disk refuses.
     #[doc(alias = "has_key")]
     pub fn contains_key(&self, key: &str) -> Result<bool> {
-        Ok(self.call("contains_key", key)?.read(|_| ())?.is_some())
+        Ok(self.call("contains_key", key)?.expiry()?.is_some())
     }
 
     /// When an entry that is stored now with `timeout` is to expire.

@@ -39,17 +39,17 @@ impl Cache {
 
     fn change_version(&self, name: &'static str, key: &str, version: Option<i64>) -> Result<i64> {
         let old = self.call(name, key)?;
-        let stored = old.stored()?.ok_or_else(|| old.fail(ErrorKind::NotFound))?;
+        old.expiry()?.ok_or_else(|| old.fail(ErrorKind::NotFound))?;
         let version = version.ok_or_else(|| old.fail(ErrorKind::Overflow))?;
         if version == self.view.version {
             return Ok(version);
         }
         let there = self.with_version(version);
         let new = there.call(name, key)?;
-        let copy = Change::Store { value: &stored.value, codec: stored.codec, expires_at: stored.expires_at };
-        new.commit(Condition::Always, copy)?;
+        let copied = self.shared.backend.copy(&old.full, &new.full).map_err(|error| new.about(error))?;
+        let token = copied.ok_or_else(|| old.fail(ErrorKind::NotFound))?;
         // Refused if it has changed meanwhile; by the copy itself, if a key function leaves the version out.
-        old.commit(Condition::Token(stored.token), Change::Delete)?;
+        old.commit(Condition::Token(token), Change::Delete)?;
         Ok(version)
     }
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 
+use super::blob::Blobs;
 use super::counters::Counters;
 use super::directory::{Directory, FIRST_PROCESS};
 use super::hints::Hints;
@@ -20,6 +21,7 @@ use super::recovery::Recovered;
 use super::segment::{self, Opened, Segment, SpaceInUse, Usage};
 use super::state::State;
 use super::{Engine, recovery};
+use crate::entry::Streamed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::KeyHasher;
 use crate::options::Options;
@@ -113,8 +115,9 @@ impl Attached {
         let layout = Layout::new(options);
         let space = ENGINES.space(held.id());
         let segments = open_segments(directory, &space)?;
+        let blobs = Blobs::open(&directory.blobs(), &space)?;
         let owner = segment::random().map_err(at_state)? as u32;
-        let closed = open_closed(directory, &state, &layout, owner)?;
+        let closed = open_closed(directory, &state, &layout, owner, &blobs)?;
         let known_sequence = state.clean().map_or(0, Index::sequence_in);
         // Durably, before anything is changed.
         state.mark_open(options.limits()).map_err(at_state)?;
@@ -136,12 +139,14 @@ impl Attached {
                     owner,
                     &hasher,
                     &segments,
+                    &blobs,
                     options,
                     known_sequence,
                 )?;
                 (recovered, newest.map(Segment::end))
             }
         };
+        blobs.remove_orphans();
         let budget = layout::segment_budget(options.max_bytes, index.geometry());
         let highest = segments.iter().map(|s| u64::from(s.id)).max().unwrap_or(0);
         index.raise_next_segment_id(highest + 1);
@@ -155,6 +160,7 @@ impl Attached {
             index,
             hints,
             log,
+            blobs,
             hot: Hot::new(options.hot_bytes),
             counters: Counters::default(),
             culling: Mutex::new(()),
@@ -173,6 +179,11 @@ impl Attached {
         Ok(Self { engine, maintenance, state: Mutex::new(state), locks, held })
     }
 
+    /// The live entry of `key`, to be read piece by piece if it is large.
+    pub(crate) fn stream(&self, key: &[u8]) -> Result<Option<Streamed>> {
+        self.engine.stream(key, &Arc::downgrade(&self.engine))
+    }
+
     /// Makes everything durable and says so, so that the next to open finds the index as it is.
     fn detach(&self) -> Result<()> {
         let io_error = |e| Error::io("close", &self.engine.dir, e);
@@ -182,8 +193,12 @@ impl Attached {
         Directory::reenter(&self.locks).map_err(io_error)?;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         self.engine.index.sync().map_err(io_error)?;
+        let header = self.engine.index.header_copy();
+        let dead = self.engine.dead_blobs();
+        self.engine.blobs.release(&dead);
+        self.engine.blobs.save(Index::sequence_in(&header))?;
         step!("detach::synced");
-        state.mark_clean(self.engine.index.header_copy(), self.engine.options.limits()).map_err(io_error)
+        state.mark_clean(header, self.engine.options.limits()).map_err(io_error)
     }
 }
 
@@ -248,6 +263,7 @@ fn open_closed(
     state: &State,
     layout: &Layout,
     owner: u32,
+    blobs: &Blobs,
 ) -> Result<Option<Recovered>> {
     let Some(header) = state.clean() else { return Ok(None) };
     let index_path = directory.file("index");
@@ -257,7 +273,7 @@ fn open_closed(
         Err(e) => Err(e),
     };
     let Some(index) = index.map_err(|e| Error::io("open", &index_path, e))? else { return Ok(None) };
-    if !index.geometry().serves(&layout.geometry) {
+    if !index.geometry().serves(&layout.geometry) || !blobs.load(Index::sequence_in(header))? {
         return Ok(None);
     }
     let hints_path = directory.file("hints");

@@ -34,6 +34,10 @@ impl Directory {
         self.path.join("segments")
     }
 
+    pub(super) fn blobs(&self) -> PathBuf {
+        self.path.join("blobs")
+    }
+
     /// The directory at `path`, made if there is none. Its parent must exist. Nothing in a directory of
     /// somebody else's is touched.
     pub(super) fn at(path: &Path) -> Result<Self> {
@@ -110,7 +114,7 @@ impl Directory {
             let why = "it is missing, and without it the segments cannot be read";
             return Err(Error::new(ErrorKind::Corrupt, "open").with_path(&path).with_source(why));
         }
-        for dir in [self.segments(), self.file("blobs")] {
+        for dir in [self.segments(), self.blobs()] {
             file::create_dir(&dir).map_err(|e| Error::io("create", &dir, e))?;
         }
         // At once, and not when the first segment is to be made or removed.

@@ -8,7 +8,7 @@ use super::Engine;
 use super::counters::Counter;
 use super::index::{Probe, Slot, Word};
 use super::log::Evacuate;
-use super::record::{Kind, Record};
+use super::record::Record;
 use super::segment::Segment;
 
 impl Engine {
@@ -104,7 +104,7 @@ impl Engine {
     }
 
     /// The slot that holds exactly `word`.
-    fn slot_of(&self, hash: u64, word: Word) -> Option<Slot> {
+    pub(super) fn slot_of(&self, hash: u64, word: Word) -> Option<Slot> {
         let here = |w: Word| if w == word { Probe::Match } else { Probe::Other };
         self.index.find(hash, here).entry.map(|(slot, _)| slot)
     }
@@ -112,10 +112,14 @@ impl Engine {
 
 /// The sound records of values in `segment`, with their offsets.
 fn values(segment: &Segment) -> impl Iterator<Item = (u32, Record<'_>)> {
-    segment.records().filter(|(_, record)| record.kind == Kind::Value)
+    segment.records().filter(|(_, record)| record.is_entry())
 }
 
 impl Evacuate for Engine {
+    fn give_up_blob(&self, beyond: u64) -> bool {
+        self.give_up_a_blob(beyond)
+    }
+
     fn evacuate(&self, segment: &Segment) {
         let mut evicted = 0;
         for (offset, record) in values(segment) {

@@ -15,7 +15,7 @@ use arc_swap::{ArcSwapOption, Guard};
 use super::index::{Index, MAX_OFFSET, SegmentState};
 use super::layout;
 use super::record::{self, Draft};
-use super::segment::{self, Segment, SpaceInUse};
+use super::segment::{self, Account, Segment, SpaceInUse};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::file::{self, HeldDirectory};
 use crate::sys::step;
@@ -82,6 +82,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// What makes room in the log: told to give up a segment, it removes every entry in it from the index.
 pub(crate) trait Evacuate {
     fn evacuate(&self, segment: &Segment);
+
+    /// Gives up a blob, if all of them take more than `beyond` bytes. `false` if none went.
+    fn give_up_blob(&self, beyond: u64) -> bool {
+        let _ = beyond;
+        false
+    }
 }
 
 impl Log {
@@ -147,6 +153,21 @@ impl Log {
 
     pub(crate) fn bytes(&self) -> u64 {
         self.space.bytes()
+    }
+
+    /// The bytes that there are for segments and blobs.
+    pub(crate) fn budget(&self) -> u64 {
+        self.budget
+    }
+
+    /// Whether segments and blobs take more than there is for them.
+    pub(crate) fn is_over_budget(&self) -> bool {
+        self.space.bytes() > self.budget
+    }
+
+    /// The longest value that is stored in the log itself.
+    pub(crate) fn largest_in_log(&self) -> u64 {
+        layout::largest_in_log(self.segment_len)
     }
 
     /// The longest record there may be.
@@ -235,19 +256,6 @@ impl Log {
     fn create(&self, needed: u64, index: &Index, evacuate: &dyn Evacuate) -> Result<Arc<Segment>> {
         self.held.check_in_place().map_err(|e| Error::io("create segment", &self.dir, e))?;
         let len = if needed > self.segment_len { needed.next_multiple_of(4096) } else { self.segment_len };
-        let mut wait = super::index::Backoff::default();
-        while self.space.bytes() + len > self.budget {
-            if self.drop_oldest(index, evacuate)? {
-                continue;
-            }
-            // What is gone may still be held for a moment, by a read or until a sync is done.
-            if !self.space.is_syncing() && wait.is_long() {
-                return Err(Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir).with_source(
-                    "max_bytes is taken by values that the program still holds or by files that are not ours",
-                ));
-            }
-            wait.pause();
-        }
         // What a disk that is full takes at most: some more than the new segment needs. If that is not enough, others
         // fill it faster than it can be emptied.
         let mut spares = 2 * len.div_ceil(self.segment_len);
@@ -259,7 +267,8 @@ impl Log {
                 }
                 return Err(Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir));
             };
-            match Segment::create(&self.dir, id, len, &self.space) {
+            let account = self.make_space(len, index, evacuate)?;
+            match Segment::create(&self.dir, id, account) {
                 Ok(segment) => {
                     // Or a power cut could take the file with all that was synced into it.
                     if let Err(e) = file::sync_dir(&self.dir) {
@@ -288,8 +297,33 @@ impl Log {
         }
     }
 
+    /// Space for `len` bytes on disk. Blobs beyond their share of the space make room for it, then the oldest
+    /// segments, then any blob.
+    pub(crate) fn make_space(&self, len: u64, index: &Index, evacuate: &dyn Evacuate) -> Result<Account> {
+        let mut wait = super::index::Backoff::default();
+        loop {
+            if let Some(account) = self.space.account_within(len, self.budget) {
+                return Ok(account);
+            }
+            if evacuate.give_up_blob(layout::blob_share(self.budget))
+                || self.drop_oldest(index, evacuate)?
+                || evacuate.give_up_blob(0)
+            {
+                continue;
+            }
+            // What is gone may still be held for a moment, by a read or until a sync is done.
+            if !self.space.is_syncing() && wait.is_long() {
+                return Err(Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir).with_source(
+                    "max_bytes is taken by values that the program still holds or writes, or by files that are not \
+                     ours",
+                ));
+            }
+            wait.pause();
+        }
+    }
+
     /// Gives up the oldest sealed segment with all that is in it. `false` if there is none.
-    fn drop_oldest(&self, index: &Index, evacuate: &dyn Evacuate) -> Result<bool> {
+    pub(crate) fn drop_oldest(&self, index: &Index, evacuate: &dyn Evacuate) -> Result<bool> {
         self.drop_oldest_if(index, evacuate, |_| true)
     }
 
@@ -445,7 +479,7 @@ mod tests {
         let index = Index::create(&file, Geometry::for_entries(10, 16), 1).unwrap();
         let space = SpaceInUse::default();
         let segments: Vec<_> =
-            (1..=2).map(|id| Segment::create(dir.path(), id, 16 << 10, &space).unwrap()).collect();
+            (1..=2).map(|id| Segment::create(dir.path(), id, space.account(16 << 10)).unwrap()).collect();
         let paths: Vec<_> = segments.iter().map(|s| s.path.clone()).collect();
         let log = Log::new(dir.path(), &index, 1 << 20, space, segments, None).unwrap();
         let (called, was_called) = std::sync::mpsc::sync_channel(1);

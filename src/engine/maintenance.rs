@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::Engine;
+use super::{Engine, layout};
 use crate::error::{Error, Result};
 use crate::options::Durability;
 use crate::sys::step;
@@ -89,7 +89,8 @@ impl Engine {
             Durability::Interval(interval) => Some(interval),
             Durability::Buffered | Durability::Sync => None,
         };
-        let (mut next_pass, mut next_sync) = (Instant::now(), Instant::now());
+        let (mut next_pass, mut next_sync, mut next_release) =
+            (Instant::now(), Instant::now(), Instant::now());
         loop {
             let calls = self.bell.wait(interval.map_or(INTERVAL, |i| i.min(INTERVAL)));
             if calls.stop {
@@ -103,6 +104,10 @@ impl Engine {
                 next_pass = Instant::now() + INTERVAL.max(started.elapsed() * PASS_SHARE);
             }
             warn_of("make room", self.keep_bounds());
+            if started >= next_release {
+                warn_of("remove what is dead", self.release_blobs());
+                next_release = Instant::now() + INTERVAL;
+            }
             drop(chores);
             if let Some(interval) = interval
                 && started >= next_sync
@@ -117,7 +122,8 @@ impl Engine {
     pub(crate) fn maintain(&self) -> Result<()> {
         let _chores = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
         self.reap_all();
-        self.keep_bounds()
+        self.keep_bounds()?;
+        self.release_blobs()
     }
 
     /// Brings entries and bytes within their bounds, gives back the space of segments in which nothing is alive,
@@ -132,7 +138,10 @@ impl Engine {
             self.evict_coldest(self.index.count().saturating_sub(self.max_entries));
         }
         self.cull_if_crowded()?;
+        let share = layout::blob_share(self.log.budget());
+        while self.log.is_over_budget() && self.give_up_a_blob(share) {}
         self.log.trim(&self.index, self, |segment| self.is_dead(segment))?;
+        while self.log.is_over_budget() && self.give_up_a_blob(0) {}
         self.log.prepare_spare(&self.index, self)
     }
 }

@@ -6,6 +6,7 @@
 //! [`culler`] and [`log`] keep the bounds; [`recovery`] makes the index anew from the log when nobody closed it.
 
 mod attach;
+mod blob;
 mod check;
 mod commit;
 mod counters;
@@ -31,6 +32,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 pub(crate) use self::attach::Attached;
+use self::blob::Blobs;
+pub(crate) use self::blob::Spooled;
 pub use self::check::CheckReport;
 use self::counters::Counters;
 use self::hints::Hints;
@@ -54,6 +57,7 @@ pub(crate) struct Engine {
     index: Index,
     hints: Hints,
     log: Log,
+    blobs: Blobs,
     hot: Hot,
     counters: Counters,
     /// Held by whoever culls, so that two inserts at the bound do not both make room.

@@ -19,6 +19,7 @@
 
 use crc32fast::Hasher;
 
+use super::blob::BlobRef;
 use crate::entry::{Codec, Expiry};
 use crate::sys::map::Map;
 use crate::time::Timestamp;
@@ -44,7 +45,7 @@ pub(crate) const FLAG_TAGS: u16 = 2;
 pub(crate) enum Kind {
     /// It has this value.
     Value = 1,
-    /// Its value is in a file of its own. Reserved: not written yet.
+    /// Its value is in a file of its own, which the body names.
     Blob = 2,
     /// It was deleted.
     Tombstone = 3,
@@ -244,6 +245,16 @@ impl<'a> Record<'a> {
         }
         // What later flags mean is not known here, so neither is where the value begins.
         (self.flags & !(FLAG_STALE_AT | FLAG_TAGS) == 0).then_some(body)
+    }
+
+    /// The blob that the record names, if it is one of that kind. A reference that does not pass its check names none.
+    pub(crate) fn blob(&self) -> Option<BlobRef> {
+        if self.kind == Kind::Blob { self.value().and_then(BlobRef::decode) } else { None }
+    }
+
+    /// Whether the record gives its key a value.
+    pub(crate) fn is_entry(&self) -> bool {
+        matches!(self.kind, Kind::Value | Kind::Blob)
     }
 
     pub(crate) fn is_expired(&self, now: Timestamp) -> bool {

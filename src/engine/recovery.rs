@@ -8,6 +8,7 @@
 
 use std::collections::HashMap;
 
+use super::blob::{BlobRef, Blobs};
 use super::directory::Directory;
 use super::hints::{Hint, Hints};
 use super::index::{Index, Probe, SegmentState, Slot, Vacancy, Word};
@@ -40,11 +41,14 @@ struct Replayed {
     len: u32,
     expires_at: Expiry,
     is_tombstone: bool,
+    /// What the record names.
+    blob: Option<BlobRef>,
 }
 
 struct Replay<'a> {
     index: &'a Index,
     hasher: &'a KeyHasher,
+    blobs: &'a Blobs,
     segments: HashMap<u32, &'a Segment>,
     /// By slot number.
     slots: Vec<Replayed>,
@@ -62,6 +66,7 @@ pub(super) fn recover(
     owner: u32,
     hasher: &KeyHasher,
     segments: &[Segment],
+    blobs: &Blobs,
     options: &Options,
     known_sequence: u64,
 ) -> Result<Recovered> {
@@ -76,6 +81,7 @@ pub(super) fn recover(
     let mut replay = Replay {
         index: &index,
         hasher,
+        blobs,
         segments: segments.iter().map(|s| (s.id, s)).collect(),
         slots,
         floors: HashMap::new(),
@@ -125,6 +131,7 @@ impl Replay<'_> {
             len: record.len,
             expires_at: record.expires_at,
             is_tombstone,
+            blob: record.blob(),
         };
         let found = self.index.find(hash, |word| self.probe(word, record.key));
         let locked = self.index.lock(hash);
@@ -173,6 +180,12 @@ impl Replay<'_> {
         }
     }
 
+    /// Notes that `word` names a blob. `false` if there is no such blob.
+    fn adopt(&self, blob: BlobRef, word: Word) -> bool {
+        let record = self.segments.get(&word.segment()).and_then(|s| s.record(word.offset()));
+        record.is_some_and(|record| self.blobs.adopt(blob.name, (self.hasher.hash(record.key), word)))
+    }
+
     /// Removes what is dead, counts what is left, and gives each entry a hint.
     fn finish(self, hints: &Hints, options: &Options) -> u64 {
         let now = options.clock.now();
@@ -183,6 +196,15 @@ impl Replay<'_> {
             let expired = replayed.expires_at.is_some_and(|end| end <= now);
             if replayed.is_tombstone || expired || replayed.generation < self.generation {
                 self.index.lock_slot(slot).clear(slot);
+                continue;
+            }
+            if let Some(blob) = replayed.blob
+                && !self.adopt(blob, word)
+            {
+                let locked = self.index.lock_slot(slot);
+                locked.clear(slot);
+                // Its record stays in the log, and is found again by the next replay.
+                locked.note_lost();
                 continue;
             }
             entries += 1;

@@ -28,7 +28,7 @@ fn set(engine: &Engine, key: &str, value: &[u8]) {
 }
 
 fn get(engine: &Engine, key: &str) -> Option<Vec<u8>> {
-    engine.read(key.as_bytes(), |source| source.item().value.to_vec())
+    engine.read(key.as_bytes(), |source| source.item().value.to_vec()).unwrap()
 }
 
 fn delete(engine: &Engine, key: &str) -> bool {
@@ -141,7 +141,8 @@ fn a_replay_into_a_smaller_segment_table_keeps_the_newest() {
     // As if the table had been larger once.
     for (id, key) in [(5, b"old"), (places + 5, b"mid")] {
         let segment =
-            Segment::create(&dir.path().join("segments"), id, 16 << 10, &SpaceInUse::default()).unwrap();
+            Segment::create(&dir.path().join("segments"), id, SpaceInUse::default().account(16 << 10))
+                .unwrap();
         let draft = Draft { kind: Kind::Value, codec: Codec::Raw, flags: 0, key_len: 3, body_len: 3 };
         let len = draft.len().unwrap();
         segment.begin(64, len);
@@ -350,7 +351,7 @@ fn the_largest_value_fits_again_and_again_while_others_read_and_sync() {
             scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
                     engine.flush().unwrap();
-                    engine.read(b"0", |_| std::thread::sleep(Duration::from_millis(1)));
+                    engine.read(b"0", |_| std::thread::sleep(Duration::from_millis(1))).unwrap();
                 }
             });
         }
@@ -370,7 +371,7 @@ fn shared_bytes_outlive_their_segment() {
     let engine = open(dir.path(), &Options { max_bytes: 1 << 20, ..options() });
     let value = vec![9; 8000];
     set(&engine, "held", &value);
-    let held = engine.read(b"held", |source| source.into_stored()).unwrap();
+    let held = engine.read(b"held", |source| source.into_stored()).unwrap().unwrap();
     for i in 0..1000 {
         set(&engine, &format!("{i}"), &value);
     }
@@ -453,7 +454,7 @@ fn everything_is_scanned_once() {
     let mut seen: HashMap<Vec<u8>, u32> = HashMap::new();
     let mut cursor = Some(0);
     while let Some(at) = cursor {
-        cursor = engine.scan(at, &mut |key, _| *seen.entry(key.to_vec()).or_default() += 1);
+        cursor = engine.scan(at, true, &mut |key, _| *seen.entry(key.to_vec()).or_default() += 1).unwrap();
     }
     assert_eq!(seen.len(), 700);
     assert!(seen.values().all(|n| *n == 1));

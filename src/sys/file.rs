@@ -102,6 +102,12 @@ pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
+/// Gives a file another name in its directory, which nothing has yet.
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fault!("sys::rename");
+    fs::rename(from, to)
+}
+
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     fault!("sys::remove");
     fs::remove_file(path)

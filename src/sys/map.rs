@@ -25,12 +25,18 @@ impl Map {
     pub(crate) fn new(file: &File, len: usize) -> io::Result<Self> {
         fault!("sys::map");
         if file.metadata()?.len() < len as u64 {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the file is shorter than its header says",
-            ));
+            return Err(too_short());
         }
         MmapOptions::new().len(len).map_raw(file).map(Self)
+    }
+
+    /// The same, of a file that is open to be read: only [`bytes`](Map::bytes) may be asked for.
+    pub(crate) fn to_read(file: &File, len: usize) -> io::Result<Self> {
+        fault!("sys::map");
+        if file.metadata()?.len() < len as u64 {
+            return Err(too_short());
+        }
+        MmapOptions::new().len(len).map_raw_read_only(file).map(Self)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -101,6 +107,10 @@ impl Map {
         fault!("sys::msync");
         self.0.flush()
     }
+}
+
+fn too_short() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than its header says")
 }
 
 #[cfg(test)]
