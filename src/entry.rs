@@ -21,6 +21,22 @@ pub(crate) enum Codec {
 /// When an entry ends: `None` is never.
 pub(crate) type Expiry = Option<Timestamp>;
 
+/// What `get_or_set` wants to know of an entry beside its expiry. A store keeps it and does nothing by it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Soft {
+    /// From when on the value is stale: to be computed anew, and of use until that is done.
+    pub(crate) stale_at: Expiry,
+    /// How many milliseconds it took to compute the value, where somebody asked for that to be kept.
+    pub(crate) took: Option<u32>,
+}
+
+impl Soft {
+    /// What stays of it when the entry is touched: a new lifetime, all of it fresh.
+    pub(crate) fn touched(self) -> Self {
+        Self { stale_at: None, ..self }
+    }
+}
+
 /// An entry, borrowed from the store for the length of a call.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Item<'a> {
@@ -30,6 +46,8 @@ pub(crate) struct Item<'a> {
     pub(crate) codec: Codec,
     /// When the entry ends.
     pub(crate) expires_at: Expiry,
+    /// What else is known of its freshness.
+    pub(crate) soft: Soft,
     /// Identifies this very write of the key; never used again for the key. Greater for later writes.
     pub(crate) token: u64,
 }
@@ -43,6 +61,8 @@ pub(crate) struct Stored {
     pub(crate) codec: Codec,
     /// When the entry ends.
     pub(crate) expires_at: Expiry,
+    /// What else is known of its freshness.
+    pub(crate) soft: Soft,
     /// Identifies this very write of the key.
     pub(crate) token: u64,
 }
@@ -50,7 +70,8 @@ pub(crate) struct Stored {
 impl Stored {
     /// The same entry, borrowed.
     pub(crate) fn item(&self) -> Item<'_> {
-        Item { value: &self.value, codec: self.codec, expires_at: self.expires_at, token: self.token }
+        let &Self { ref value, codec, expires_at, soft, token } = self;
+        Item { value, codec, expires_at, soft, token }
     }
 }
 
@@ -136,14 +157,60 @@ pub(crate) enum Change<'a> {
         codec: Codec,
         /// When the entry ends. A time that has passed leaves the key without an entry.
         expires_at: Expiry,
+        /// What is kept with it, for whoever reads it.
+        soft: Soft,
     },
-    /// Gives the entry another expiry and a new token; the value stays. Does nothing where there is none.
+    /// Gives the entry another expiry and a new token; the value stays, as do the parts of [`Soft`] that
+    /// [`Soft::touched`] names. Does nothing where there is none.
     Touch {
         /// When the entry ends from now on. A time that has passed removes the entry.
         expires_at: Expiry,
     },
     /// Removes the entry.
     Delete,
+}
+
+/// What a change comes to, given what is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Decided {
+    /// A new record of the key, with this expiry.
+    Put {
+        /// When the entry ends.
+        expires_at: Expiry,
+    },
+    /// The entry, which is there, goes.
+    Remove,
+    /// Nothing is to be written.
+    Return(Outcome),
+}
+
+impl Change<'_> {
+    /// Decides what to do for a key whose entry, if it has one that has not expired, has the token `current`.
+    pub(crate) fn decide(
+        &self,
+        condition: Condition,
+        current: Option<u64>,
+        has_passed: impl Fn(Expiry) -> bool,
+    ) -> Decided {
+        let met = match condition {
+            Condition::Always => true,
+            Condition::Absent => current.is_none(),
+            Condition::Present => current.is_some(),
+            Condition::Token(token) => current == Some(token),
+        };
+        match *self {
+            _ if !met => Decided::Return(Outcome::Refused { current }),
+            Self::Store { expires_at, .. } if !has_passed(expires_at) => Decided::Put { expires_at },
+            Self::Store { .. } if current.is_none() => {
+                Decided::Return(Outcome::Done { token: None, existed: false })
+            }
+            Self::Touch { .. } | Self::Delete if current.is_none() => {
+                Decided::Return(Outcome::Refused { current })
+            }
+            Self::Touch { expires_at } if !has_passed(expires_at) => Decided::Put { expires_at },
+            Self::Store { .. } | Self::Touch { .. } | Self::Delete => Decided::Remove,
+        }
+    }
 }
 
 /// What became of a [`Backend::commit`].
@@ -171,6 +238,8 @@ pub struct Stats {
     pub entries: u64,
     /// Gauge: bytes of disk or memory in use, counted against `max_bytes`.
     pub bytes: u64,
+    /// Gauge: of these, bytes of the log that stay where they are because the program holds values in them.
+    pub pinned_bytes: u64,
     /// Reads that found an entry.
     pub hits: u64,
     /// Reads that found none.
@@ -187,6 +256,12 @@ pub struct Stats {
     pub expired: u64,
     /// Records that failed a check: each was a miss.
     pub corrupt: u64,
+    /// Bytes that changes took in the log, on disk.
+    pub written_bytes: u64,
+    /// Bytes of records that were copied within the log, so that the space around them comes back.
+    pub copied_bytes: u64,
     /// Values that `get_or_set` computed but could not store.
     pub store_failures: u64,
+    /// Computations anew of a value that is still there which failed, so that the value stayed.
+    pub refresh_failures: u64,
 }

@@ -81,6 +81,7 @@ thread_local! {
 const SPARE_BYTES: usize = 4096;
 
 /// A stored key, in the thread's reused buffer.
+#[derive(Clone)]
 pub(crate) struct FullKey(String);
 
 impl FullKey {

@@ -54,11 +54,14 @@
 //!
 //! [`Builder`] has the options of all three.
 //!
+//! In async code on tokio, `AsyncCache` (feature `async`) has the same calls for any of them.
+//!
 //! # Features
 //!
 //! | feature | default | what it brings | what it costs |
 //! |---|---|---|---|
 //! | `test-util` | no | a clock that stands still until it is told to move (`ManualClock`), and temporary caches (`testing::TempCache`), for the tests of programs | nothing |
+//! | `async` | no | [`AsyncCache`], for programs on tokio | tokio (its runtime only) |
 //! | `cli` | no | the command line tool `keepwarm` | clap, serde_json |
 //! | `failpoints` | no | named points in the code where a test can inject an error; never for production | fail |
 
@@ -92,13 +95,18 @@ pub mod testing;
 mod time;
 mod timeout;
 
+#[cfg(feature = "async")]
+pub use cache::{AsyncCache, AsyncIter, AsyncKeys, AsyncLease};
 pub use cache::{Builder, Cache, ComputeError, Entry, Iter, Keys, Lease, Reader, Swap, Token, Writer};
 pub use engine::CheckReport;
 pub use entry::Stats;
 pub use error::{Error, ErrorKind, Result};
 pub use key::hash_long_keys;
-pub use options::Durability;
+pub use options::{Durability, Eviction};
+#[cfg(feature = "failpoints")]
+#[doc(hidden)]
+pub use sys::observe;
 #[cfg(any(test, feature = "test-util"))]
 pub use time::ManualClock;
 pub use time::{Clock, SystemClock, Timestamp};
-pub use timeout::{Timeout, Ttl};
+pub use timeout::{Lifespan, Timeout, Ttl};

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use harness::Verdict;
-use keepwarm::{Cache, ErrorKind, Timeout};
+use keepwarm::{Cache, ErrorKind, Eviction, Timeout};
 use rng::Rng;
 
 const MAX_BYTES: u64 = 4 << 20;
@@ -48,6 +48,7 @@ fn churn(dir: &Path, mut look: impl FnMut(u64)) {
         .max_bytes(MAX_BYTES)
         .max_entries(MAX_ENTRIES)
         .cull_frequency(16)
+        .eviction([Eviction::Lru, Eviction::Adaptive][seed as usize % 2])
         .hot_bytes(1 << 20)
         .open()
         .unwrap();

@@ -31,6 +31,19 @@ fn recordings(name: &str) -> Vec<Value> {
 
 #[test]
 fn operations_answer_as_djangos_do() {
+    replay_operations(answer);
+}
+
+#[cfg(feature = "async")]
+#[test]
+fn async_operations_answer_as_djangos_do() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    replay_operations(|cache, clock, step| {
+        runtime.block_on(answer_async(&cache.clone().into_async(), clock, step))
+    });
+}
+
+fn replay_operations(answer: impl Fn(&Cache, &ManualClock, &Value) -> Value) {
     let cases = recordings("operations.jsonl");
     for_each_backend(|make| {
         let mut steps = 0;
@@ -97,60 +110,77 @@ fn agrees(answer: &Value, recorded: &Value) -> bool {
     *recorded == json!({"any": true}) || answer == recorded
 }
 
-/// What `cache` answers to `step`, in the words of the recordings.
-fn answer(cache: &Cache, clock: &ManualClock, step: &Value) -> Value {
-    let cache = &match step.get("version") {
-        Some(version) => cache.with_version(integer(version)),
-        None => cache.clone(),
+/// Makes a function that says what a cache answers to a step, in the words of the recordings: the same for both
+/// facades, which differ by the word `await`.
+macro_rules! answering {
+    ($(#[$attribute:meta])* $name:ident, $Cache:ty, [$($async:tt)?] [$($wait:tt)*]) => {
+        $(#[$attribute])*
+        $($async)? fn $name(cache: &$Cache, clock: &ManualClock, step: &Value) -> Value {
+            let cache = &match step.get("version") {
+                Some(version) => cache.with_version(integer(version)),
+                None => cache.clone(),
+            };
+            let key = || text(&step["key"]);
+            let delta = || integer(&step["delta"]);
+            let timeout = || timeout(&step["timeout"]);
+            let value = &step["value"];
+            match text(&step["op"]) {
+                "set" => {
+                    cache.set(key(), value, timeout())$($wait)*.unwrap();
+                    Value::Null
+                }
+                "get" => match cache.get::<Value>(key())$($wait)*.unwrap() {
+                    Some(value) => json!({ "hit": value }),
+                    None => json!({ "miss": true }),
+                },
+                "add" => cache.add(key(), value, timeout())$($wait)*.unwrap().into(),
+                "get_or_set" => {
+                    let compute = $($async)? || value.clone();
+                    cache.get_or_set(key(), timeout(), compute)$($wait)*.unwrap()
+                }
+                "touch" => cache.touch(key(), timeout())$($wait)*.unwrap().into(),
+                "delete" => cache.delete(key())$($wait)*.unwrap().into(),
+                "has_key" => cache.contains_key(key())$($wait)*.unwrap().into(),
+                "incr" => number_or_error(cache.incr(key(), delta())$($wait)*),
+                "decr" => number_or_error(cache.decr(key(), delta())$($wait)*),
+                "incr_version" => number_or_error(cache.incr_version(key(), delta())$($wait)*),
+                "decr_version" => number_or_error(cache.decr_version(key(), delta())$($wait)*),
+                "get_many" => {
+                    let keys: Vec<&str> = array(&step["keys"]).iter().map(text).collect();
+                    let values = cache.get_many::<Value, _>(&keys)$($wait)*;
+                    let pairs = keys.iter().zip(values);
+                    let hits = pairs.filter_map(|(key, value)| Some((key.to_string(), value.unwrap()?)));
+                    Value::Object(hits.collect::<Map<_, _>>())
+                }
+                "set_many" => {
+                    let items = step["values"].as_object().expect("values is an object");
+                    let failed = cache.set_many(items, timeout())$($wait)*;
+                    failed.into_iter().map(|(key, _)| key.clone()).collect()
+                }
+                "delete_many" => {
+                    let keys: Vec<&str> = array(&step["keys"]).iter().map(text).collect();
+                    cache.delete_many(&keys)$($wait)*.into_iter().for_each(|deleted| _ = deleted.unwrap());
+                    Value::Null
+                }
+                "clear" => {
+                    cache.clear()$($wait)*.unwrap();
+                    Value::Null
+                }
+                "advance" => {
+                    clock.advance(seconds(&step["seconds"]));
+                    Value::Null
+                }
+                other => panic!("there is no operation {other}"),
+            }
+        }
     };
-    let key = || text(&step["key"]);
-    let delta = || integer(&step["delta"]);
-    match text(&step["op"]) {
-        "set" => {
-            cache.set(key(), &step["value"], timeout(&step["timeout"])).unwrap();
-            Value::Null
-        }
-        "get" => match cache.get::<Value>(key()).unwrap() {
-            Some(value) => json!({ "hit": value }),
-            None => json!({ "miss": true }),
-        },
-        "add" => cache.add(key(), &step["value"], timeout(&step["timeout"])).unwrap().into(),
-        "get_or_set" => cache.get_or_set(key(), timeout(&step["timeout"]), || step["value"].clone()).unwrap(),
-        "touch" => cache.touch(key(), timeout(&step["timeout"])).unwrap().into(),
-        "delete" => cache.delete(key()).unwrap().into(),
-        "has_key" => cache.contains_key(key()).unwrap().into(),
-        "incr" => number_or_error(cache.incr(key(), delta())),
-        "decr" => number_or_error(cache.decr(key(), delta())),
-        "incr_version" => number_or_error(cache.incr_version(key(), delta())),
-        "decr_version" => number_or_error(cache.decr_version(key(), delta())),
-        "get_many" => {
-            let keys: Vec<&str> = array(&step["keys"]).iter().map(text).collect();
-            let values = cache.get_many::<Value, _>(&keys);
-            let hits =
-                keys.iter().zip(values).filter_map(|(key, value)| Some((key.to_string(), value.unwrap()?)));
-            Value::Object(hits.collect::<Map<_, _>>())
-        }
-        "set_many" => {
-            let items = step["values"].as_object().expect("values is an object");
-            let failed = cache.set_many(items, timeout(&step["timeout"]));
-            failed.into_iter().map(|(key, _)| key.clone()).collect()
-        }
-        "delete_many" => {
-            let keys: Vec<&str> = array(&step["keys"]).iter().map(text).collect();
-            cache.delete_many(&keys).into_iter().for_each(|deleted| _ = deleted.unwrap());
-            Value::Null
-        }
-        "clear" => {
-            cache.clear().unwrap();
-            Value::Null
-        }
-        "advance" => {
-            clock.advance(seconds(&step["seconds"]));
-            Value::Null
-        }
-        other => panic!("there is no operation {other}"),
-    }
 }
+
+answering!(answer, Cache, [] []);
+answering!(
+    #[cfg(feature = "async")]
+    answer_async, keepwarm::AsyncCache, [async] [.await]
+);
 
 fn number_or_error(result: Result<i64, Error>) -> Value {
     match result {

@@ -2,6 +2,7 @@
 //! nothing but what was written under its key, whatever else goes on.
 #![cfg(test)]
 
+mod common;
 #[path = "support/rng.rs"]
 mod rng;
 
@@ -9,8 +10,8 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use keepwarm::testing::TempCache;
-use keepwarm::{Cache, Swap, Timeout};
+use common::for_each_backend;
+use keepwarm::{Cache, Eviction, Swap, Timeout};
 use rng::Rng;
 use serde_bytes::ByteBuf;
 
@@ -38,78 +39,87 @@ fn assert_sound(cache: &Cache) {
 
 #[test]
 fn one_counter_is_exact() {
-    let cache = TempCache::new().unwrap();
-    cache.set("counter", &0, Timeout::Never).unwrap();
-    let sum = AtomicU64::new(0);
-    on_threads(|_| {
-        for _ in 0..2000 {
-            sum.fetch_add(cache.incr("counter", 1).unwrap() as u64, Ordering::Relaxed);
-        }
+    for_each_backend(|make| {
+        let cache = make.builder().open().unwrap();
+        cache.set("counter", &0, Timeout::Never).unwrap();
+        let sum = AtomicU64::new(0);
+        on_threads(|_| {
+            for _ in 0..2000 {
+                sum.fetch_add(cache.incr("counter", 1).unwrap() as u64, Ordering::Relaxed);
+            }
+        });
+        let total = THREADS * 2000;
+        assert_eq!(cache.get::<u64>("counter").unwrap(), Some(total));
+        assert_eq!(sum.into_inner(), total * (total + 1) / 2, "every number from 1 on was given out once");
     });
-    let total = THREADS * 2000;
-    assert_eq!(cache.get::<u64>("counter").unwrap(), Some(total));
-    assert_eq!(sum.into_inner(), total * (total + 1) / 2, "every number from 1 on was given out once");
 }
 
 #[test]
 fn a_hundred_counters_are_exact() {
-    let cache = TempCache::new().unwrap();
-    let counters: Vec<String> = (0..100).map(|n| format!("counter {n}")).collect();
-    on_threads(|number| {
-        for round in 0..100 {
-            for n in 0..counters.len() {
-                // Each thread in an order of its own.
-                let counter = &counters[(n * 37 + number as usize * 11 + round) % counters.len()];
-                cache.incr_or_init(counter, 1, 0, Timeout::Never).unwrap();
+    for_each_backend(|make| {
+        let cache = make.builder().open().unwrap();
+        let counters: Vec<String> = (0..100).map(|n| format!("counter {n}")).collect();
+        on_threads(|number| {
+            for round in 0..100 {
+                for n in 0..counters.len() {
+                    // Each thread in an order of its own.
+                    let counter = &counters[(n * 37 + number as usize * 11 + round) % counters.len()];
+                    cache.incr_or_init(counter, 1, 0, Timeout::Never).unwrap();
+                }
             }
+        });
+        for counter in &counters {
+            assert_eq!(cache.get::<u64>(counter).unwrap(), Some(THREADS * 100), "{counter}");
         }
+        assert_sound(&cache);
     });
-    for counter in &counters {
-        assert_eq!(cache.get::<u64>(counter).unwrap(), Some(THREADS * 100), "{counter}");
-    }
-    assert_sound(&cache);
 }
 
 #[test]
 fn add_has_one_winner() {
-    let cache = TempCache::new().unwrap();
-    let winners: Vec<AtomicU64> = (0..2000).map(|_| AtomicU64::new(0)).collect();
-    on_threads(|number| {
-        for (key, winner) in winners.iter().enumerate() {
-            if cache.add(&key.to_string(), &number, Timeout::Never).unwrap() {
-                winner.fetch_add(1 << (8 * number), Ordering::Relaxed);
+    for_each_backend(|make| {
+        let cache = make.builder().open().unwrap();
+        let winners: Vec<AtomicU64> = (0..2000).map(|_| AtomicU64::new(0)).collect();
+        on_threads(|number| {
+            for (key, winner) in winners.iter().enumerate() {
+                if cache.add(&key.to_string(), &number, Timeout::Never).unwrap() {
+                    winner.fetch_add(1 << (8 * number), Ordering::Relaxed);
+                }
             }
+        });
+        for (key, winner) in winners.iter().enumerate() {
+            let holder: u64 = cache.get(&key.to_string()).unwrap().unwrap();
+            assert_eq!(winner.load(Ordering::Relaxed), 1 << (8 * holder), "{key} is held by {holder}");
         }
     });
-    for (key, winner) in winners.iter().enumerate() {
-        let holder: u64 = cache.get(&key.to_string()).unwrap().unwrap();
-        assert_eq!(winner.load(Ordering::Relaxed), 1 << (8 * holder), "{key} is held by {holder}");
-    }
 }
 
 #[test]
 fn compare_and_swap_loses_no_change() {
-    let cache = TempCache::new().unwrap();
-    cache.set("list", &Vec::<u64>::new(), Timeout::Never).unwrap();
-    on_threads(|number| {
-        for turn in 0..100 {
-            loop {
-                let entry = cache.get_entry::<Vec<u64>>("list").unwrap().unwrap();
-                let mut list = entry.value;
-                list.push(number << 32 | turn);
-                let swap = cache.compare_and_swap("list", Some(entry.token), &list, Timeout::Never).unwrap();
-                if let Swap::Stored(_) = swap {
-                    break;
+    for_each_backend(|make| {
+        let cache = make.builder().open().unwrap();
+        cache.set("list", &Vec::<u64>::new(), Timeout::Never).unwrap();
+        on_threads(|number| {
+            for turn in 0..100 {
+                loop {
+                    let entry = cache.get_entry::<Vec<u64>>("list").unwrap().unwrap();
+                    let mut list = entry.value;
+                    list.push(number << 32 | turn);
+                    let swap =
+                        cache.compare_and_swap("list", Some(entry.token), &list, Timeout::Never).unwrap();
+                    if let Swap::Stored(_) = swap {
+                        break;
+                    }
                 }
             }
+        });
+        let list: Vec<u64> = cache.get("list").unwrap().unwrap();
+        assert_eq!(list.len() as u64, THREADS * 100);
+        for number in 0..THREADS {
+            let mine = list.iter().filter(|n| *n >> 32 == number).map(|n| n & 0xffff_ffff);
+            assert!(mine.eq(0..100), "the changes of thread {number} in their order");
         }
     });
-    let list: Vec<u64> = cache.get("list").unwrap().unwrap();
-    assert_eq!(list.len() as u64, THREADS * 100);
-    for number in 0..THREADS {
-        let mine = list.iter().filter(|n| *n >> 32 == number).map(|n| n & 0xffff_ffff);
-        assert!(mine.eq(0..100), "the changes of thread {number} in their order");
-    }
 }
 
 /// A value that says which key it is for, who wrote it, and in which turn; whole or not at all.
@@ -141,85 +151,95 @@ impl Drop for SetOnDrop<'_> {
 #[test]
 fn readers_see_only_what_was_written_while_everything_churns() {
     const KEYS: u64 = 200;
-    let seed = rng::seed();
-    let cache =
-        TempCache::with(|b| b.max_bytes(1 << 20).max_entries(150).cull_frequency(4).hot_bytes(300_000))
+    for_each_backend(|make| {
+        let seed = rng::seed();
+        let cache = make
+            .builder()
+            .max_bytes(1 << 20)
+            .max_entries(150)
+            .cull_frequency(4)
+            .hot_bytes(300_000)
+            .eviction([Eviction::Lru, Eviction::Adaptive][seed as usize % 2])
+            .open()
             .unwrap();
-    let (reads, hits) = (AtomicU64::new(0), AtomicU64::new(0));
-    let done = AtomicBool::new(false);
-    on_threads(|number| {
-        let mut rng = Rng::new(seed ^ number);
-        if number < THREADS / 2 {
-            let _done = SetOnDrop(&done);
-            for turn in 0..3000 {
-                let key = rng.below(KEYS);
-                let name = key.to_string();
-                match rng.below(40) {
-                    0 => drop(cache.delete(&name).unwrap()),
-                    1 if rng.below(20) == 0 => cache.clear().unwrap(),
-                    2 => drop(cache.touch(&name, Timeout::Never).unwrap()),
-                    3..6 => {
-                        let value = ByteBuf::from(value(key, number, turn));
-                        cache.add(&name, &value, Timeout::Never).unwrap();
+        let (reads, hits) = (AtomicU64::new(0), AtomicU64::new(0));
+        let done = AtomicBool::new(false);
+        on_threads(|number| {
+            let mut rng = Rng::new(seed ^ number);
+            if number < THREADS / 2 {
+                let _done = SetOnDrop(&done);
+                for turn in 0..3000 {
+                    let key = rng.below(KEYS);
+                    let name = key.to_string();
+                    match rng.below(40) {
+                        0 => drop(cache.delete(&name).unwrap()),
+                        1 if rng.below(20) == 0 => cache.clear().unwrap(),
+                        2 => drop(cache.touch(&name, Timeout::Never).unwrap()),
+                        3..6 => {
+                            let value = ByteBuf::from(value(key, number, turn));
+                            cache.add(&name, &value, Timeout::Never).unwrap();
+                        }
+                        _ => cache.set_bytes(&name, &value(key, number, turn), Timeout::Never).unwrap(),
                     }
-                    _ => cache.set_bytes(&name, &value(key, number, turn), Timeout::Never).unwrap(),
+                    assert!(cache.len() <= 150);
+                    assert!(cache.stats().bytes <= 1 << 20);
                 }
-                assert!(cache.len() <= 150);
-                assert!(cache.stats().bytes <= 1 << 20);
+                return;
             }
-            return;
-        }
-        let mut held = Vec::new();
-        let mut newest = vec![[0; THREADS as usize]; KEYS as usize];
-        while !done.load(Ordering::Acquire) {
-            let key = if rng.below(2) == 0 { rng.below(KEYS) } else { rng.below(8) };
-            reads.fetch_add(1, Ordering::Relaxed);
-            let Some(bytes) = cache.get_bytes(&key.to_string()).unwrap() else { continue };
-            hits.fetch_add(1, Ordering::Relaxed);
-            let (writer, turn) = written(key, &bytes);
-            // What one thread wrote is never seen to go back.
-            let newest = &mut newest[key as usize][writer as usize];
-            assert!(*newest <= turn, "key {key}: turn {turn} of thread {writer} after {newest}");
-            *newest = turn;
-            // Some bytes are kept, a little while after their entry has gone.
-            if rng.below(50) == 0 {
-                held.push((key, bytes));
-                if held.len() > 2 {
-                    let (key, bytes) = held.remove(0);
-                    written(key, &bytes);
+            let mut held = Vec::new();
+            let mut newest = vec![[0; THREADS as usize]; KEYS as usize];
+            while !done.load(Ordering::Acquire) {
+                let key = if rng.below(2) == 0 { rng.below(KEYS) } else { rng.below(8) };
+                reads.fetch_add(1, Ordering::Relaxed);
+                let Some(bytes) = cache.get_bytes(&key.to_string()).unwrap() else { continue };
+                hits.fetch_add(1, Ordering::Relaxed);
+                let (writer, turn) = written(key, &bytes);
+                // What one thread wrote is never seen to go back.
+                let newest = &mut newest[key as usize][writer as usize];
+                assert!(*newest <= turn, "key {key}: turn {turn} of thread {writer} after {newest}");
+                *newest = turn;
+                // Some bytes are kept, a little while after their entry has gone.
+                if rng.below(50) == 0 {
+                    held.push((key, bytes));
+                    if held.len() > 2 {
+                        let (key, bytes) = held.remove(0);
+                        written(key, &bytes);
+                    }
                 }
             }
-        }
+        });
+        let (reads, hits, evicted) = (reads.into_inner(), hits.into_inner(), cache.stats().evicted);
+        println!("{reads} reads, {hits} hits, {evicted} evicted");
+        assert!(hits > 1000 && evicted > 1000, "{reads} reads, {hits} hits, {evicted} evicted");
+        assert_eq!(cache.stats().corrupt, 0);
+        assert_sound(&cache);
     });
-    let (reads, hits, evicted) = (reads.into_inner(), hits.into_inner(), cache.stats().evicted);
-    println!("{reads} reads, {hits} hits, {evicted} evicted");
-    assert!(hits > 1000 && evicted > 1000, "{reads} reads, {hits} hits, {evicted} evicted");
-    assert_eq!(cache.stats().corrupt, 0);
-    assert_sound(&cache);
 }
 
 #[test]
 fn get_or_set_gives_the_right_value_under_eviction() {
     const KEYS: u64 = 100;
-    let seed = rng::seed();
-    let cache = TempCache::with(|b| b.max_bytes(1 << 20).max_entries(20).cull_frequency(3)).unwrap();
-    let computed = AtomicU64::new(0);
-    on_threads(|number| {
-        let mut rng = Rng::new(seed ^ number);
-        for _ in 0..1500 {
-            let key = rng.below(KEYS);
-            let got: ByteBuf = cache
-                .get_or_set(&key.to_string(), Timeout::Never, || {
-                    computed.fetch_add(1, Ordering::Relaxed);
-                    value(key, 0, 0).into()
-                })
-                .unwrap();
-            written(key, &got);
-            assert!(cache.len() <= 20);
-        }
+    for_each_backend(|make| {
+        let seed = rng::seed();
+        let cache = make.builder().max_bytes(1 << 20).max_entries(20).cull_frequency(3).open().unwrap();
+        let computed = AtomicU64::new(0);
+        on_threads(|number| {
+            let mut rng = Rng::new(seed ^ number);
+            for _ in 0..1500 {
+                let key = rng.below(KEYS);
+                let got: ByteBuf = cache
+                    .get_or_set(&key.to_string(), Timeout::Never, || {
+                        computed.fetch_add(1, Ordering::Relaxed);
+                        value(key, 0, 0).into()
+                    })
+                    .unwrap();
+                written(key, &got);
+                assert!(cache.len() <= 20);
+            }
+        });
+        let computed = computed.into_inner();
+        assert!(computed > KEYS && computed < THREADS * 1500, "{computed} computed");
+        assert_eq!(cache.stats().store_failures, 0);
+        assert_sound(&cache);
     });
-    let computed = computed.into_inner();
-    assert!(computed > KEYS && computed < THREADS * 1500, "{computed} computed");
-    assert_eq!(cache.stats().store_failures, 0);
-    assert_sound(&cache);
 }

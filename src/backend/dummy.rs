@@ -23,6 +23,14 @@ impl Backend for DummyBackend {
         Ok(None)
     }
 
+    fn weight(&self, _: &str) -> usize {
+        0
+    }
+
+    fn commits_take_long(&self) -> bool {
+        false
+    }
+
     fn commit(&self, _: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
         // Every key is absent, so only storing can take effect, and only where no entry is asked for.
         match (condition, change) {

@@ -130,7 +130,20 @@ impl Backend for FileBackend {
     }
 
     fn copy(&self, from: &str, to: &str) -> Result<Option<u64>> {
-        self.engine()?.get()?.copy(from.as_bytes(), to.as_bytes())
+        self.engine()?.get()?.copy_entry(from.as_bytes(), to.as_bytes())
+    }
+
+    fn weight(&self, key: &str) -> usize {
+        // Without opening anything: `reads_take_long` has that said.
+        self.attached.load().as_ref().map_or(0, |engine| engine.weight(key.as_bytes()))
+    }
+
+    fn reads_take_long(&self) -> bool {
+        self.attached.load().is_none()
+    }
+
+    fn commits_take_long(&self) -> bool {
+        self.attached.load().as_ref().is_none_or(|engine| engine.commits_take_long())
     }
 
     fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
@@ -160,7 +173,8 @@ impl Backend for FileBackend {
     fn flush(&self) -> Result<()> {
         match &*self.attached.load() {
             Some(attached) => attached.flush(),
-            None => Ok(()),
+            // Another thread may be closing what this one wrote to.
+            None => Attached::flush_at(&self.dir),
         }
     }
 

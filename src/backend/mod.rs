@@ -10,18 +10,22 @@
 mod dummy;
 mod file;
 mod memory;
+#[cfg(feature = "sled")]
+mod sled;
 
 use std::any::TypeId;
 
 pub(crate) use crate::engine::CheckReport;
 pub(crate) use crate::entry::{
-    Change, Codec, Condition, Decoded, Expiry, Item, Outcome, Pieces, SharedValue, Spool, Stats, Stored,
-    Streamed,
+    Change, Codec, Condition, Decoded, Expiry, Item, Outcome, Pieces, SharedValue, Soft, Spool, Stats,
+    Stored, Streamed,
 };
 use crate::error::Result;
 pub(crate) use dummy::DummyBackend;
 pub(crate) use file::FileBackend;
 pub(crate) use memory::MemoryBackend;
+#[cfg(feature = "sled")]
+pub(crate) use sled::SledBackend;
 
 /// A store of entries, shared by any number of threads.
 pub(crate) trait Backend: Send + Sync {
@@ -89,10 +93,27 @@ pub(crate) trait Backend: Send + Sync {
     /// # Errors
     /// As [`commit`](Backend::commit).
     fn copy(&self, from: &str, to: &str) -> Result<Option<u64>> {
-        let Some(Stored { value, codec, expires_at, token }) = self.get(from)? else { return Ok(None) };
-        self.commit(to, Condition::Always, Change::Store { value: &value, codec, expires_at })?;
+        let Some(Stored { value, codec, expires_at, soft, token }) = self.get(from)? else { return Ok(None) };
+        self.commit(to, Condition::Always, Change::Store { value: &value, codec, expires_at, soft })?;
         Ok(Some(token))
     }
+
+    /// About how many bytes a call that needs the key's value has to go through; 0 if there is no entry. Looks at
+    /// no value, and does not count as a read. For callers that must not keep their thread busy, as are the next
+    /// two.
+    #[cfg_attr(not(feature = "async"), expect(dead_code, reason = "asked by AsyncCache"))]
+    fn weight(&self, key: &str) -> usize;
+
+    /// Whether even the next read may take long whatever its value, as the store has to be opened again first.
+    #[cfg_attr(not(feature = "async"), expect(dead_code, reason = "asked by AsyncCache"))]
+    fn reads_take_long(&self) -> bool {
+        false
+    }
+
+    /// Whether the next commit may take long whatever its value: it waits for the disk, or may have to remove
+    /// many entries.
+    #[cfg_attr(not(feature = "async"), expect(dead_code, reason = "asked by AsyncCache"))]
+    fn commits_take_long(&self) -> bool;
 
     /// Changes one key atomically, if `condition` holds.
     ///

@@ -13,7 +13,7 @@ use super::{Cache, Shared};
 use crate::backend::{Backend, DummyBackend, FileBackend, MemoryBackend};
 use crate::error::Result;
 use crate::key::KeyRule;
-use crate::options::{self, Durability, Options};
+use crate::options::{self, Durability, Eviction, Options};
 use crate::time::Clock;
 use crate::timeout::Timeout;
 
@@ -44,6 +44,8 @@ pub struct Builder {
 /// Where the entries are kept.
 enum Place {
     Directory(PathBuf),
+    #[cfg(feature = "sled")]
+    Sled(PathBuf),
     Memory,
     Dummy,
 }
@@ -63,6 +65,36 @@ impl Builder {
     /// For a cache that keeps nothing; see [`Cache::dummy`].
     pub fn dummy() -> Self {
         Self::at(Place::Dummy)
+    }
+
+    /// For a cache in a [sled](https://docs.rs/sled/0.34.7) tree in the directory `dir`, which is made if it is
+    /// missing. The same records, expiry, conditions and culling as a directory of [`Builder::new`], kept by sled.
+    ///
+    /// It promises less; `docs/operations.md` has the figures, and says when it is the right choice:
+    ///
+    /// - **A kill loses writes** that were acknowledged and not flushed: up to the interval of
+    ///   [`Durability::Interval`], up to 30 seconds with [`Durability::Buffered`], none with [`Durability::Sync`],
+    ///   for which each writing call pays a sync. What is there is whole, and never older than what was flushed.
+    /// - **The disk is not bounded.** [`max_bytes`](Builder::max_bytes) is hard for the keys and records that are
+    ///   stored; sled's file is a multiple of them, and does not shrink soon.
+    /// - **Opening reads everything**, since counts and recency are kept in memory: a few hundred bytes for each
+    ///   entry. [`hot_bytes`](Builder::hot_bytes) is the size of sled's own cache, which sled does not keep to
+    ///   exactly. [`keep_limits`](Builder::keep_limits) means nothing to it.
+    /// - A program opens it once; where a second cache is wanted, clone the first.
+    ///
+    /// ```
+    /// # use keepwarm::{Builder, Timeout};
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = dir.path();
+    /// let cache = Builder::sled(dir).max_entries(10_000).open()?;
+    /// cache.set("greeting", "hello", Timeout::Never)?;
+    /// cache.incr_or_init("visits", 1, 0, Timeout::Never)?;
+    /// cache.flush()?; // from here on a kill loses neither
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    #[cfg(feature = "sled")]
+    pub fn sled(dir: impl AsRef<Path>) -> Self {
+        Self::at(Place::Sled(dir.as_ref().to_owned()))
     }
 
     fn at(place: Place) -> Self {
@@ -135,10 +167,34 @@ impl Builder {
 
     /// How many entries an insert at the bound removes: one in `frequency`, at least one; 0 removes all of
     /// them. Above 10,000 entries, room is made a little at a time instead, so that no call has to pay for
-    /// so many (but 0 still removes all). Any number. Default: 32; Django's is 3.
+    /// so many (but 0 still removes all). Any number. Default: 64; Django's is 3.
     #[doc(alias = "CULL_FREQUENCY")]
     pub fn cull_frequency(mut self, frequency: u64) -> Self {
         self.options.cull_frequency = frequency;
+        self
+    }
+
+    /// Which entries go when there are as many as there may be. Leave it, if entries are used in bursts and then no
+    /// more, or if it matters which entry goes when; try [`Eviction::Adaptive`] where some entries are asked for
+    /// far more often than most, and compare the hits in [`Stats`](crate::Stats). A directory may be opened with
+    /// another one each time. A cache in memory is always LRU. Default: [`Eviction::Lru`].
+    ///
+    /// ```
+    /// # use keepwarm::{Builder, Eviction, Timeout};
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// let cache = Builder::new(dir.path()).max_entries(100).eviction(Eviction::Adaptive).open()?;
+    /// cache.set("popular", &1, Timeout::Never)?;
+    /// for n in 0..10_000 {
+    ///     cache.set(&n.to_string(), &n, Timeout::Never)?;
+    ///     if n % 20 == 0 {
+    ///         cache.get::<i32>("popular")?;
+    ///     }
+    /// }
+    /// assert_eq!(cache.get::<i32>("popular")?, Some(1));
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    pub fn eviction(mut self, eviction: Eviction) -> Self {
+        self.options.eviction = eviction;
         self
     }
 
@@ -154,6 +210,14 @@ impl Builder {
     /// of a program allow. Default: no.
     pub fn keep_limits(mut self, keep: bool) -> Self {
         self.options.keep_limits = keep;
+        self
+    }
+
+    /// Whether the index is made anew from everything that the log still holds, whatever the snapshots say: for a
+    /// directory whose snapshots were damaged, which would start cold otherwise. What was deleted or replaced lately may
+    /// come back with it. Costs a pass over all records; meant for one opening. Default: no.
+    pub fn salvage(mut self, salvage: bool) -> Self {
+        self.options.salvage = salvage;
         self
     }
 
@@ -184,7 +248,8 @@ impl Builder {
         self
     }
 
-    /// Where the random numbers for [`jitter`](Builder::jitter) begin, for tests that are to be repeated.
+    /// Where the random numbers for [`jitter`](Builder::jitter) and for
+    /// [early refresh](crate::Lifespan::early_refresh) begin, for tests that are to be repeated.
     /// Any number. Default: another one each time.
     pub fn jitter_seed(mut self, seed: u64) -> Self {
         self.jitter_seed = Some(seed);
@@ -201,6 +266,11 @@ impl Builder {
         match &self.place {
             Place::Directory(dir) => {
                 let backend = FileBackend::open(dir, &self.options)?;
+                Ok(self.build(Box::new(backend)))
+            }
+            #[cfg(feature = "sled")]
+            Place::Sled(dir) => {
+                let backend = crate::backend::SledBackend::open(dir, &self.options)?;
                 Ok(self.build(Box::new(backend)))
             }
             Place::Memory => Ok(self.build_in_memory()),
@@ -238,6 +308,7 @@ impl Builder {
             jitter: Jitter::new(self.jitter, seed),
             flights: Flights::new(),
             store_failures: AtomicU64::new(0),
+            refresh_failures: AtomicU64::new(0),
         };
         Cache { shared: Arc::new(shared), view: View::new(self.prefix, self.version) }
     }
@@ -247,6 +318,8 @@ impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = match &self.place {
             Place::Directory(dir) => dir.display().to_string(),
+            #[cfg(feature = "sled")]
+            Place::Sled(dir) => format!("sled in {}", dir.display()),
             Place::Memory => "in memory".to_owned(),
             Place::Dummy => "dummy".to_owned(),
         };

@@ -1,10 +1,11 @@
 //! One call on one key: the stored key, and errors that say what was being done to which key.
 
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Cache;
-use crate::backend::{Change, Codec, Condition, Expiry, Item, Outcome, Stored};
-use crate::codec;
+use crate::backend::{Change, Codec, Condition, Expiry, Item, Outcome, Soft, Stored};
+use crate::codec::{self, Encoded};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::FullKey;
 
@@ -14,14 +15,6 @@ pub(super) struct Call<'a> {
     pub(super) name: &'static str,
     pub(super) key: &'a str,
     pub(super) full: FullKey,
-}
-
-/// What a read that wants a `T` came upon.
-pub(super) enum Found<T> {
-    Value(T),
-    /// An entry with this token, not readable as a `T`.
-    Other(u64),
-    Nothing,
 }
 
 impl Cache {
@@ -34,7 +27,30 @@ impl Cache {
     }
 }
 
+/// A call that stands for itself, so that another thread can make it.
+#[cfg(feature = "async")]
+pub(super) struct Detached {
+    cache: Cache,
+    name: &'static str,
+    key: String,
+    full: FullKey,
+}
+
+#[cfg(feature = "async")]
+impl Detached {
+    pub(super) fn make<R>(self, f: impl FnOnce(&Call<'_>) -> R) -> R {
+        let Self { cache, name, key, full } = self;
+        f(&Call { cache: &cache, name, key: &key, full })
+    }
+}
+
 impl Call<'_> {
+    #[cfg(feature = "async")]
+    pub(super) fn detach(&self) -> Detached {
+        let &Self { cache, name, key, ref full } = self;
+        Detached { cache: cache.clone(), name, key: key.to_owned(), full: full.clone() }
+    }
+
     /// What `f` makes of the entry, if there is one.
     pub(super) fn read<R>(&self, mut f: impl FnMut(Item<'_>) -> R) -> Result<Option<R>> {
         let mut seen = None;
@@ -46,15 +62,6 @@ impl Call<'_> {
         }
     }
 
-    /// The entry as a `T`, where one of another type is no error.
-    pub(super) fn look<T: DeserializeOwned>(&self) -> Result<Found<T>> {
-        let found = self.read(|item| match codec::decode(item) {
-            Ok(value) => Found::Value(value),
-            Err(_) => Found::Other(item.token),
-        })?;
-        Ok(found.unwrap_or(Found::Nothing))
-    }
-
     pub(super) fn stored(&self) -> Result<Option<Stored>> {
         self.cache.shared.backend.get(&self.full).map_err(|error| self.about(error))
     }
@@ -62,6 +69,17 @@ impl Call<'_> {
     /// When the entry expires, if there is one.
     pub(super) fn expiry(&self) -> Result<Option<Expiry>> {
         self.cache.shared.backend.expiry_of(&self.full).map_err(|error| self.about(error))
+    }
+
+    /// The entry as a `T`.
+    pub(super) fn decoded<T: DeserializeOwned>(&self) -> Result<Option<T>> {
+        // Decoded where the value lies, without a copy.
+        self.read(codec::decode)?.transpose().map_err(|error| self.about(error))
+    }
+
+    /// `value` as it is stored.
+    pub(super) fn encode<T: Serialize + ?Sized>(&self, value: &T) -> Result<Encoded> {
+        codec::encode(value).map_err(|error| self.about(error))
     }
 
     pub(super) fn commit(&self, condition: Condition, change: Change<'_>) -> Result<Outcome> {
@@ -84,7 +102,7 @@ impl Call<'_> {
 
 /// The change that stores MessagePack.
 pub(super) fn pack(value: &[u8], expires_at: Expiry) -> Change<'_> {
-    Change::Store { value, codec: Codec::MessagePack, expires_at }
+    Change::Store { value, codec: Codec::MessagePack, expires_at, soft: Soft::default() }
 }
 
 /// `error`, as the caller should read it: under the name of the call and of the key that was given. An error

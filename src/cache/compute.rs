@@ -2,20 +2,15 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::sync::atomic::Ordering::Relaxed;
 
-use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Cache;
-use super::call::{Call, Found, pack};
-use super::flight::{Flights, Joined, Leader};
-use super::plan;
-use crate::backend::{Codec, Condition, Expiry, Item, Outcome};
-use crate::codec;
-use crate::error::{Error, ErrorKind, Result};
-use crate::timeout::Timeout;
+use super::flight::Caller;
+use super::turn::{Lifespans, Step};
+use crate::error::{Error, Result};
+use crate::timeout::Lifespan;
 
 /// Why a computation that may fail gave no value.
 #[derive(Debug)]
@@ -50,7 +45,7 @@ impl<E> From<Error> for ComputeError<E> {
     }
 }
 
-fn cannot_fail<T>(result: Result<T, ComputeError<Infallible>>) -> Result<T> {
+pub(super) fn cannot_fail<T>(result: Result<T, ComputeError<Infallible>>) -> Result<T> {
     result.map_err(|error| match error {
         ComputeError::Cache(error) => error,
         ComputeError::Compute(never) => match never {},
@@ -69,6 +64,9 @@ impl Cache {
     /// - Once `f` has returned, the call succeeds: if its value cannot be stored, that is logged and counted
     ///   in [`Stats::store_failures`](crate::Stats::store_failures).
     /// - Timeouts are shortened by the [jitter](crate::Builder::jitter) of the cache.
+    /// - Instead of a timeout, a [`Lifespan`](crate::Lifespan) can say that the value is of use for a while
+    ///   after it, while one caller computes it anew (a stale window), or that it may be computed anew before
+    ///   its end. Who does so waits for its own `f`; nobody else waits.
     ///
     /// ```
     /// # use keepwarm::Cache;
@@ -83,23 +81,27 @@ impl Cache {
     /// # Errors
     /// `Recursion` if waiting could never end: `f` asks for the key that it computes, itself or by way of
     /// other keys and threads (a thread that `f` starts and waits for is not seen through). `InvalidKey`;
-    /// `Io` if the disk refuses to be read. In all these cases `f` was not called.
+    /// `InvalidOption` for a lifespan that cannot be; `Io` if the disk refuses to be read. In all these cases
+    /// `f` was not called.
     ///
     /// # Panics
-    /// Only if `f` or the `Serialize` of `T` does; nothing is stored then.
+    /// Only if `f` or the `Serialize` of `T` does; what was there stays then.
     pub fn get_or_set<T: Serialize + DeserializeOwned>(
         &self,
         key: &str,
-        timeout: impl Into<Timeout>,
+        timeout: impl Into<Lifespan>,
         f: impl FnOnce() -> T,
     ) -> Result<T> {
-        let timeout = timeout.into();
-        cannot_fail(self.compute("get_or_set", key, |_| timeout, || Ok(f())))
+        cannot_fail(self.compute("get_or_set", key, Lifespans::one(timeout), || Ok(f())))
     }
 
     /// The value of `key`; if there is none, what `f` returns, which is stored until `timeout` has passed if
     /// it is `Ok`. An error is not stored: it goes to this caller, and one of those who wait calls its own
     /// closure. Otherwise as [`get_or_set`](Cache::get_or_set).
+    ///
+    /// Where a value is there that was to be computed anew ([`Lifespan`](crate::Lifespan)), and has not expired
+    /// meanwhile, an error of `f` changes nothing: this caller is given that value, the failure is logged and
+    /// counted in [`Stats::refresh_failures`](crate::Stats::refresh_failures), and the next caller tries again.
     ///
     /// ```
     /// use keepwarm::{Cache, ComputeError, Timeout};
@@ -119,11 +121,10 @@ impl Cache {
     pub fn try_get_or_set<T: Serialize + DeserializeOwned, E>(
         &self,
         key: &str,
-        timeout: impl Into<Timeout>,
+        timeout: impl Into<Lifespan>,
         f: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, ComputeError<E>> {
-        let timeout = timeout.into();
-        self.compute("try_get_or_set", key, |_| timeout, f)
+        self.compute("try_get_or_set", key, Lifespans::one(timeout), f)
     }
 
     /// As [`get_or_set`](Cache::get_or_set), for a computation that may find nothing. That it found nothing
@@ -154,13 +155,12 @@ impl Cache {
     pub fn get_or_set_option<T: Serialize + DeserializeOwned>(
         &self,
         key: &str,
-        timeout: impl Into<Timeout>,
-        absent_timeout: impl Into<Timeout>,
+        timeout: impl Into<Lifespan>,
+        absent_timeout: impl Into<Lifespan>,
         f: impl FnOnce() -> Option<T>,
     ) -> Result<Option<T>> {
-        let (timeout, absent) = (timeout.into(), absent_timeout.into());
-        let of = |value: &Option<T>| if value.is_some() { timeout } else { absent };
-        cannot_fail(self.compute("get_or_set_option", key, of, || Ok(f())))
+        let lifespans = Lifespans::two(timeout, absent_timeout);
+        cannot_fail(self.compute("get_or_set_option", key, lifespans, || Ok(f())))
     }
 
     /// As [`get_or_set_option`](Cache::get_or_set_option), for a computation that may also fail; an error
@@ -174,100 +174,43 @@ impl Cache {
     pub fn try_get_or_set_option<T: Serialize + DeserializeOwned, E>(
         &self,
         key: &str,
-        timeout: impl Into<Timeout>,
-        absent_timeout: impl Into<Timeout>,
+        timeout: impl Into<Lifespan>,
+        absent_timeout: impl Into<Lifespan>,
         f: impl FnOnce() -> Result<Option<T>, E>,
     ) -> Result<Option<T>, ComputeError<E>> {
-        let (timeout, absent) = (timeout.into(), absent_timeout.into());
-        let of = |value: &Option<T>| if value.is_some() { timeout } else { absent };
-        self.compute("try_get_or_set_option", key, of, f)
+        self.compute("try_get_or_set_option", key, Lifespans::two(timeout, absent_timeout), f)
     }
 
     fn compute<T: Serialize + DeserializeOwned, E>(
         &self,
         name: &'static str,
         key: &str,
-        timeout: impl FnOnce(&T) -> Timeout,
+        lifespans: Lifespans<T>,
         f: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, ComputeError<E>> {
         let call = self.call(name, key)?;
+        call.check(&lifespans)?;
         loop {
-            let before = Flights::moment();
-            let mut found = call.look()?;
-            if let Found::Value(value) = found {
-                return Ok(value);
-            }
-            match self.shared.flights.join(&call.full, &before) {
-                Joined::Lead { leader, stale } => {
-                    if stale {
-                        found = call.look()?;
-                        if let Found::Value(value) = found {
-                            return Ok(value);
-                        }
-                    }
-                    let value = f().map_err(ComputeError::Compute)?;
-                    let timeout = timeout(&value);
-                    return Ok(call.keep(value, timeout, &found, leader));
-                }
-                Joined::Landed(Some(value)) => {
-                    // Of another type, if the other thread asked for one; then look for oneself.
-                    let item = Item { value: &value, codec: Codec::MessagePack, expires_at: None, token: 0 };
-                    if let Ok(value) = codec::decode(item) {
+            match call.step(&lifespans, Caller::Thread)? {
+                Step::Done(value) => return Ok(value),
+                Step::Wait(ticket) => {
+                    if let Some(value) = call.landed(ticket.wait()) {
                         return Ok(value);
                     }
                 }
-                Joined::Landed(None) => {}
-                Joined::Recursion => return Err(call.fail(ErrorKind::Recursion).into()),
-            }
-        }
-    }
-}
-
-impl Call<'_> {
-    /// Stores what was computed, hands it to those who wait, and returns what the key now holds.
-    fn keep<T: Serialize + DeserializeOwned>(
-        &self,
-        value: T,
-        timeout: Timeout,
-        found: &Found<T>,
-        leader: Leader,
-    ) -> T {
-        let encoded = match codec::encode(&value) {
-            Ok(encoded) => encoded,
-            Err(error) => {
-                self.store_failed(&self.about(error));
-                return value;
-            }
-        };
-        let shared = &self.cache.shared;
-        let default = shared.default_timeout;
-        let timeout = shared.jitter.shorten(plan::resolve(timeout, default));
-        let expires_at: Expiry = plan::expiry(timeout, default, &*shared.clock);
-        let condition = match found {
-            Found::Other(token) => Condition::Token(*token),
-            _ => Condition::Absent,
-        };
-        match self.commit(condition, pack(&encoded, expires_at)) {
-            Ok(Outcome::Done { .. }) => {}
-            // Somebody stored a value meanwhile. It is returned, as in Django, if it can be.
-            Ok(Outcome::Refused { .. }) => match self.look() {
-                Ok(Found::Value(theirs)) => return theirs,
-                _ => {
-                    if let Err(error) = self.commit(Condition::Always, pack(&encoded, expires_at)) {
-                        self.store_failed(&error);
-                    }
+                Step::Compute(turn) => {
+                    let within = turn.leader.enter();
+                    let computed = f();
+                    drop(within);
+                    return match computed {
+                        Ok(value) => Ok(match call.computed(&value, &turn, &lifespans) {
+                            Some(computed) => call.keep(&computed, turn.leader, &lifespans).unwrap_or(value),
+                            None => value,
+                        }),
+                        Err(error) => call.failed(turn).ok_or(ComputeError::Compute(error)),
+                    };
                 }
-            },
-            Err(error) => self.store_failed(&error),
+            }
         }
-        if leader.awaited() {
-            leader.land(Bytes::copy_from_slice(&encoded));
-        }
-        value
-    }
-
-    fn store_failed(&self, error: &Error) {
-        self.cache.shared.store_failures.fetch_add(1, Relaxed);
-        tracing::warn!(%error, "a computed value could not be stored and is returned all the same");
     }
 }

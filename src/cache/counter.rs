@@ -1,8 +1,8 @@
 //! Counters: integers that change by compare-and-swap.
 
 use super::Cache;
-use super::call::pack;
-use crate::backend::{Condition, Expiry, Outcome};
+use super::call::Call;
+use crate::backend::{Change, Codec, Condition, Expiry, Outcome, Soft};
 use crate::codec;
 use crate::error::{ErrorKind, Result};
 use crate::timeout::Timeout;
@@ -25,7 +25,7 @@ impl Cache {
     /// `Overflow` if the sum does not fit into 64 bits, signed; `InvalidKey`; `NoSpace` or `Io` if the disk
     /// refuses. Then the entry is as before.
     pub fn incr(&self, key: &str, delta: i64) -> Result<i64> {
-        self.count("incr", key, i128::from(delta), None)
+        self.call("incr", key)?.count(i128::from(delta), None)
     }
 
     /// Subtracts `delta` from the integer under `key` and returns the difference. Otherwise as
@@ -35,7 +35,7 @@ impl Cache {
     /// As [`incr`](Cache::incr).
     pub fn decr(&self, key: &str, delta: i64) -> Result<i64> {
         // In 128 bits, where the least delta has an opposite.
-        self.count("decr", key, -i128::from(delta), None)
+        self.call("decr", key)?.count(-i128::from(delta), None)
     }
 
     /// Adds `delta` to the integer under `key`, or to `initial` if there is no entry, and returns the sum.
@@ -61,27 +61,30 @@ impl Cache {
         initial: i64,
         timeout: impl Into<Timeout>,
     ) -> Result<i64> {
-        self.count("incr_or_init", key, i128::from(delta), Some((initial, timeout.into())))
+        self.call("incr_or_init", key)?.count(i128::from(delta), Some((initial, timeout.into())))
     }
+}
 
-    fn count(&self, name: &'static str, key: &str, delta: i128, init: Option<(i64, Timeout)>) -> Result<i64> {
-        let call = self.call(name, key)?;
+impl Call<'_> {
+    /// Adds `delta`, or makes an entry of `init` first.
+    pub(super) fn count(&self, delta: i128, init: Option<(i64, Timeout)>) -> Result<i64> {
         loop {
-            let seen = call.read(|item| (codec::decode_integer(item), item.expires_at, item.token))?;
-            let (from, expires_at, condition): (i128, Expiry, Condition) = match (seen, init) {
-                (Some((integer, expires_at, token)), _) => {
-                    (integer.map_err(|error| call.about(error))?, expires_at, Condition::Token(token))
+            let seen =
+                self.read(|item| (codec::decode_integer(item), item.expires_at, item.soft, item.token))?;
+            let (from, expires_at, soft, condition): (i128, Expiry, Soft, Condition) = match (seen, init) {
+                (Some((integer, expires_at, soft, token)), _) => {
+                    (integer.map_err(|error| self.about(error))?, expires_at, soft, Condition::Token(token))
                 }
                 (None, Some((initial, timeout))) => {
-                    (i128::from(initial), self.expiry(timeout), Condition::Absent)
+                    (i128::from(initial), self.cache.expiry(timeout), Soft::default(), Condition::Absent)
                 }
-                (None, None) => return Err(call.fail(ErrorKind::NotFound)),
+                (None, None) => return Err(self.fail(ErrorKind::NotFound)),
             };
-            let to = i64::try_from(from + delta).map_err(|_| call.fail(ErrorKind::Overflow))?;
+            let to = i64::try_from(from + delta).map_err(|_| self.fail(ErrorKind::Overflow))?;
             // Refused means that somebody else's change came in between, so some progress was made.
-            if let Outcome::Done { .. } =
-                call.commit(condition, pack(&codec::encode_integer(to), expires_at))?
-            {
+            let value = &codec::encode_integer(to);
+            let change = Change::Store { value, codec: Codec::MessagePack, expires_at, soft };
+            if let Outcome::Done { .. } = self.commit(condition, change)? {
                 return Ok(to);
             }
         }

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Cache;
-use super::call::pack;
+use super::call::{Call, pack};
 use crate::backend::{Condition, Expiry, Outcome};
 use crate::codec;
 use crate::error::Result;
@@ -29,6 +29,8 @@ pub struct Entry<T> {
     pub token: Token,
     /// When it expires; `None` is never.
     pub expires_at: Option<Timestamp>,
+    /// From when on `get_or_set` computes it anew, before it expires: [`Lifespan::stale_for`](crate::Lifespan).
+    pub stale_at: Option<Timestamp>,
 }
 
 /// What became of a [`Cache::compare_and_swap`].
@@ -47,15 +49,7 @@ impl Cache {
     /// # Errors
     /// As [`get`](Cache::get).
     pub fn get_entry<T: DeserializeOwned>(&self, key: &str) -> Result<Option<Entry<T>>> {
-        let call = self.call("get_entry", key)?;
-        let entry = call.read(|item| {
-            codec::decode(item).map(|value| Entry {
-                value,
-                token: Token(item.token),
-                expires_at: item.expires_at,
-            })
-        })?;
-        entry.transpose().map_err(|error| call.about(error))
+        self.call("get_entry", key)?.entry()
     }
 
     /// Stores `value` only if the entry of `key` is still the one with the token `expected`, or, given
@@ -94,10 +88,32 @@ impl Cache {
         timeout: impl Into<Timeout>,
     ) -> Result<Swap> {
         let call = self.call("compare_and_swap", key)?;
-        let encoded = codec::encode(value).map_err(|error| call.about(error))?;
+        let encoded = call.encode(value)?;
+        call.compare_and_swap(expected, &encoded, self.expiry(timeout))
+    }
+}
+
+impl Call<'_> {
+    pub(super) fn entry<T: DeserializeOwned>(&self) -> Result<Option<Entry<T>>> {
+        let entry = self.read(|item| {
+            codec::decode(item).map(|value| Entry {
+                value,
+                token: Token(item.token),
+                expires_at: item.expires_at,
+                stale_at: item.soft.stale_at,
+            })
+        })?;
+        entry.transpose().map_err(|error| self.about(error))
+    }
+
+    pub(super) fn compare_and_swap(
+        &self,
+        expected: Option<Token>,
+        encoded: &[u8],
+        expires_at: Expiry,
+    ) -> Result<Swap> {
         let condition = expected.map_or(Condition::Absent, |token| Condition::Token(token.0));
-        let expires_at: Expiry = self.expiry(timeout);
-        Ok(match call.commit(condition, pack(&encoded, expires_at))? {
+        Ok(match self.commit(condition, pack(encoded, expires_at))? {
             Outcome::Done { token, .. } => Swap::Stored(token.map_or(NO_ENTRY, Token)),
             Outcome::Refused { current } => Swap::Conflict(current.map(Token)),
         })

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Cache;
 use super::call::Call;
-use crate::backend::{Change, Codec, Condition, Expiry, Outcome};
+use crate::backend::{Change, Codec, Condition, Expiry, Outcome, Soft};
 use crate::error::{Error, ErrorKind, Result};
 use crate::timeout::Timeout;
 
@@ -18,14 +18,14 @@ use crate::timeout::Timeout;
 /// and is no proof that it never is.
 #[must_use = "a lease that is not kept is released at once"]
 pub struct Lease {
-    cache: Cache,
+    pub(super) cache: Cache,
     key: String,
-    owner: Owner,
-    released: bool,
+    pub(super) owner: Owner,
+    pub(super) released: bool,
 }
 
 /// Tells the entry of this lease from that of any other, also of other processes.
-type Owner = [u8; 16];
+pub(super) type Owner = [u8; 16];
 
 impl Cache {
     /// Takes the lease on `key` for `duration`, or returns `None` while somebody holds it. Among any number
@@ -51,18 +51,51 @@ impl Cache {
     /// `InvalidOption` if the duration is zero, which would protect nothing; otherwise as
     /// [`set`](Cache::set).
     pub fn lease(&self, key: &str, duration: Duration) -> Result<Option<Lease>> {
-        let call = self.call("lease", key)?;
-        let expires_at = call.lease_expiry(duration)?;
-        let owner = new_owner();
-        let claim = Change::Store { value: &owner, codec: Codec::Raw, expires_at };
-        if !call.took_effect(Condition::Absent, claim)? {
-            return Ok(None);
-        }
-        Ok(Some(Lease { cache: self.clone(), key: key.to_owned(), owner, released: false }))
+        self.call("lease", key)?.lease(duration)
     }
 }
 
 impl Call<'_> {
+    pub(super) fn lease(&self, duration: Duration) -> Result<Option<Lease>> {
+        let expires_at = self.lease_expiry(duration)?;
+        let owner = new_owner();
+        let claim = Change::Store { value: &owner, codec: Codec::Raw, expires_at, soft: Soft::default() };
+        if !self.took_effect(Condition::Absent, claim)? {
+            return Ok(None);
+        }
+        let (cache, key) = (self.cache.clone(), self.key.to_owned());
+        Ok(Some(Lease { cache, key, owner, released: false }))
+    }
+
+    pub(super) fn holds_lease(&self, owner: Owner) -> Result<bool> {
+        Ok(self.token_of(owner)?.is_some())
+    }
+
+    pub(super) fn renew_lease(&self, owner: Owner, duration: Duration) -> Result<bool> {
+        let expires_at = self.lease_expiry(duration)?;
+        self.change_lease(owner, Change::Touch { expires_at })
+    }
+
+    pub(super) fn release_lease(&self, owner: Owner) -> Result<bool> {
+        self.change_lease(owner, Change::Delete)
+    }
+
+    /// Makes `change` if the entry is the owner's, even if its token has changed because it was touched.
+    fn change_lease(&self, owner: Owner, change: Change<'_>) -> Result<bool> {
+        while let Some(token) = self.token_of(owner)? {
+            if let Outcome::Done { .. } = self.commit(Condition::Token(token), change)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The token of the entry, if it is the owner's.
+    fn token_of(&self, owner: Owner) -> Result<Option<u64>> {
+        let ours = |value: &[u8], codec| codec == Codec::Raw && value == owner;
+        Ok(self.read(|item| ours(item.value, item.codec).then_some(item.token))?.flatten())
+    }
+
     fn lease_expiry(&self, duration: Duration) -> Result<Expiry> {
         if duration.is_zero() {
             let error = Error::new(ErrorKind::InvalidOption, self.name).with_option("duration");
@@ -83,7 +116,7 @@ impl Lease {
     /// # Errors
     /// `Io` if the disk refuses.
     pub fn is_held(&self) -> Result<bool> {
-        Ok(self.token(&self.cache.call("is_held", &self.key)?)?.is_some())
+        self.cache.call("is_held", &self.key)?.holds_lease(self.owner)
     }
 
     /// Lets the lease last for `duration` from now on, and says whether it still held; if not, it is not
@@ -101,9 +134,7 @@ impl Lease {
     /// # Errors
     /// As [`Cache::lease`].
     pub fn renew(&self, duration: Duration) -> Result<bool> {
-        let call = self.cache.call("renew", &self.key)?;
-        let expires_at = call.lease_expiry(duration)?;
-        self.change(&call, Change::Touch { expires_at })
+        self.cache.call("renew", &self.key)?.renew_lease(self.owner, duration)
     }
 
     /// Gives the lease back, and says whether it still held. Dropping it does the same, but cannot tell.
@@ -116,24 +147,7 @@ impl Lease {
 
     fn give_back(&mut self) -> Result<bool> {
         self.released = true;
-        let call = self.cache.call("release", &self.key)?;
-        self.change(&call, Change::Delete)
-    }
-
-    /// Makes `change` if the entry is ours, even if its token has changed because it was touched.
-    fn change(&self, call: &Call<'_>, change: Change<'_>) -> Result<bool> {
-        while let Some(token) = self.token(call)? {
-            if let Outcome::Done { .. } = call.commit(Condition::Token(token), change)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    /// The token of the entry, if it is ours.
-    fn token(&self, call: &Call<'_>) -> Result<Option<u64>> {
-        let ours = |value: &[u8], codec| codec == Codec::Raw && value == self.owner;
-        Ok(call.read(|item| ours(item.value, item.codec).then_some(item.token))?.flatten())
+        self.cache.call("release", &self.key)?.release_lease(self.owner)
     }
 }
 

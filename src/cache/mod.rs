@@ -1,5 +1,7 @@
 //! The cache as programs see it: typed values under keys with prefix and version, over any backend.
 
+#[cfg(feature = "async")]
+mod async_cache;
 mod builder;
 mod call;
 mod compute;
@@ -13,6 +15,7 @@ mod many;
 mod plan;
 mod shared;
 mod stream;
+mod turn;
 mod values;
 mod versions;
 mod view;
@@ -28,6 +31,8 @@ use crate::key::KeyRule;
 use crate::time::Clock;
 use crate::timeout::Timeout;
 
+#[cfg(feature = "async")]
+pub use async_cache::{AsyncCache, AsyncIter, AsyncKeys, AsyncLease};
 pub use builder::Builder;
 pub use compute::ComputeError;
 pub use entry::{Entry, Swap, Token};
@@ -76,6 +81,7 @@ struct Shared {
     jitter: Jitter,
     flights: Flights,
     store_failures: AtomicU64,
+    refresh_failures: AtomicU64,
 }
 
 const _: () = {
@@ -181,6 +187,7 @@ impl Cache {
     pub fn stats(&self) -> Stats {
         let mut stats = self.shared.backend.stats();
         stats.store_failures += self.shared.store_failures.load(Relaxed);
+        stats.refresh_failures += self.shared.refresh_failures.load(Relaxed);
         stats
     }
 

@@ -3,9 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use crate::backend::Expiry;
+use crate::backend::{Expiry, Soft};
 use crate::time::{Clock, Timestamp};
-use crate::timeout::Timeout;
+use crate::timeout::{Lifespan, Timeout};
 
 /// What [`Timeout::Default`] means where nobody said otherwise.
 pub(super) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
@@ -24,11 +24,54 @@ pub(super) fn resolve(timeout: Timeout, default: Timeout) -> Timeout {
 
 /// When an entry that is stored now is to expire.
 pub(super) fn expiry(timeout: Timeout, default: Timeout, clock: &dyn Clock) -> Expiry {
-    match resolve(timeout, default) {
+    end(resolve(timeout, default), || clock.now())
+}
+
+/// When a resolved timeout is over.
+fn end(timeout: Timeout, now: impl FnOnce() -> Timestamp) -> Expiry {
+    match timeout {
         Timeout::After(Duration::ZERO) => PAST,
-        Timeout::After(duration) => clock.now().checked_add(duration),
+        Timeout::After(duration) => now().checked_add(duration),
         Timeout::Never | Timeout::Default => None,
     }
+}
+
+/// What is stored with a value that `get_or_set` computed from `began` until `now`.
+pub(super) fn terms(
+    lifespan: &Lifespan,
+    default: Timeout,
+    jitter: &Jitter,
+    began: Timestamp,
+    now: Timestamp,
+) -> (Expiry, Soft) {
+    let fresh_until = end(jitter.shorten(resolve(lifespan.fresh, default)), || now);
+    if fresh_until == PAST {
+        return (PAST, Soft::default());
+    }
+    let took = now.saturating_since(began).as_millis();
+    let took = lifespan.early.map(|_| u32::try_from(took).unwrap_or(u32::MAX));
+    match fresh_until.filter(|_| !lifespan.stale.is_zero()) {
+        Some(end) => (end.checked_add(lifespan.stale), Soft { stale_at: fresh_until, took }),
+        None => (fresh_until, Soft { stale_at: None, took }),
+    }
+}
+
+/// Whether a value that is there is to be computed anew: it is stale, or will be as soon as it would take to
+/// compute it, times `early`, times a random number. (XFetch: Vattani, Chierichetti and Lowenstein, 2015.)
+pub(super) fn is_due(
+    expires_at: Expiry,
+    soft: Soft,
+    early: Option<f64>,
+    clock: &dyn Clock,
+    random: &Jitter,
+) -> bool {
+    let ahead = match (early, soft.took) {
+        // The logarithm of a number above 0, up to 1.
+        (Some(beta), Some(millis)) => beta * f64::from(millis) * -(1.0 - random.random()).ln(),
+        _ => 0.0,
+    };
+    let end = soft.stale_at.or(expires_at.filter(|_| ahead > 0.0));
+    end.is_some_and(|end| clock.now().as_millis() as f64 + ahead >= end.as_millis() as f64)
 }
 
 /// Shortens timeouts at random, so that what was stored together does not expire together.

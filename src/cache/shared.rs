@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::de::DeserializeOwned;
 
 use super::Cache;
+use super::call::Call;
 use crate::backend::{Decoded, Item};
 use crate::codec;
 use crate::error::Result;
@@ -42,7 +43,12 @@ impl Cache {
         &self,
         key: &str,
     ) -> Result<Option<Arc<T>>> {
-        let call = self.call("get_shared", key)?;
+        self.call("get_shared", key)?.shared()
+    }
+}
+
+impl Call<'_> {
+    pub(super) fn shared<T: DeserializeOwned + Send + Sync + 'static>(&self) -> Result<Option<Arc<T>>> {
         let mut failed = None;
         let mut decode = |item: Item<'_>| match codec::decode::<T>(item) {
             Ok(value) => {
@@ -55,11 +61,11 @@ impl Cache {
                 None
             }
         };
-        let found = self.shared.backend.get_decoded(&call.full, TypeId::of::<T>(), &mut decode);
-        match (found.map_err(|error| call.about(error))?, failed) {
+        let found = self.cache.shared.backend.get_decoded(&self.full, TypeId::of::<T>(), &mut decode);
+        match (found.map_err(|error| self.about(error))?, failed) {
             // Of another type it cannot be, as that is what was asked for.
             (Some(value), _) => Ok(value.downcast().ok()),
-            (None, Some(error)) => Err(call.about(error)),
+            (None, Some(error)) => Err(self.about(error)),
             (None, None) => Ok(None),
         }
     }

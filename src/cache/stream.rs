@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::Cache;
 use super::call::Call;
-use crate::backend::{Change, Codec, Condition, Pieces, Spool, Streamed};
+use crate::backend::{Change, Codec, Condition, Pieces, Soft, Spool, Streamed};
 use crate::codec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::timeout::Timeout;
@@ -111,7 +111,7 @@ impl Writer {
             Place::Memory(value) => {
                 call.commit(
                     Condition::Always,
-                    Change::Store { value: &value, codec: Codec::Raw, expires_at },
+                    Change::Store { value: &value, codec: Codec::Raw, expires_at, soft: Soft::default() },
                 )?;
                 Ok(())
             }

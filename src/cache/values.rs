@@ -5,15 +5,16 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Cache;
-use super::call::pack;
-use crate::backend::{Change, Codec, Condition, Expiry};
+use super::call::{Call, pack};
+use crate::backend::{Change, Codec, Condition, Expiry, Soft};
 use crate::codec;
 use crate::error::Result;
 use crate::timeout::Timeout;
 
 impl Cache {
     /// The value of `key`, or `None` if there is no entry. A stored `None` or unit is an entry like any
-    /// other: `get::<Option<T>>` then gives `Some(None)`.
+    /// other: `get::<Option<T>>` then gives `Some(None)`. A stale value (see [`Lifespan`](crate::Lifespan)) is
+    /// given until it expires.
     ///
     /// ```
     /// # use keepwarm::{Cache, ErrorKind, Timeout};
@@ -28,9 +29,7 @@ impl Cache {
     /// # Errors
     /// `Decode` if the value is not a `T`; `InvalidKey`; `Io` if the disk refuses. A damaged entry is a miss.
     pub fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
-        let call = self.call("get", key)?;
-        // Decoded where the value lies, without a copy.
-        call.read(codec::decode)?.transpose().map_err(|error| call.about(error))
+        self.call("get", key)?.decoded()
     }
 
     /// The bytes of `key`: what [`set_bytes`](Cache::set_bytes) stored, or those of a byte array that `set`
@@ -50,8 +49,7 @@ impl Cache {
     /// # Errors
     /// As [`get`](Cache::get); `Decode` if the value is no byte array.
     pub fn get_bytes(&self, key: &str) -> Result<Option<Bytes>> {
-        let call = self.call("get_bytes", key)?;
-        call.stored()?.map(codec::into_bytes).transpose().map_err(|error| call.about(error))
+        self.call("get_bytes", key)?.bytes()
     }
 
     /// Stores `value` under `key` until `timeout` has passed, replacing what is there. With a timeout of
@@ -79,9 +77,8 @@ impl Cache {
         timeout: impl Into<Timeout>,
     ) -> Result<()> {
         let call = self.call("set", key)?;
-        let encoded = codec::encode(value).map_err(|error| call.about(error))?;
-        call.commit(Condition::Always, pack(&encoded, self.expiry(timeout)))?;
-        Ok(())
+        let encoded = call.encode(value)?;
+        call.set(Codec::MessagePack, &encoded, self.expiry(timeout))
     }
 
     /// Stores `value` as it is, without a type, until `timeout` has passed. [`get_bytes`](Cache::get_bytes)
@@ -90,10 +87,7 @@ impl Cache {
     /// # Errors
     /// As [`set`](Cache::set), except `Encode`.
     pub fn set_bytes(&self, key: &str, value: &[u8], timeout: impl Into<Timeout>) -> Result<()> {
-        let call = self.call("set_bytes", key)?;
-        let expires_at = self.expiry(timeout);
-        call.commit(Condition::Always, Change::Store { value, codec: Codec::Raw, expires_at })?;
-        Ok(())
+        self.call("set_bytes", key)?.set(Codec::Raw, value, self.expiry(timeout))
     }
 
     /// Stores `value` under `key` only if there is no entry, and says whether it did. Among any number of
@@ -121,8 +115,8 @@ impl Cache {
         timeout: impl Into<Timeout>,
     ) -> Result<bool> {
         let call = self.call("add", key)?;
-        let encoded = codec::encode(value).map_err(|error| call.about(error))?;
-        call.took_effect(Condition::Absent, pack(&encoded, self.expiry(timeout)))
+        let encoded = call.encode(value)?;
+        call.add(&encoded, self.expiry(timeout))
     }
 
     /// Removes the entry of `key`, and says whether there was one.
@@ -139,7 +133,7 @@ impl Cache {
     /// # Errors
     /// `InvalidKey`; `NoSpace` or `Io` if the disk refuses. Then the entry stays.
     pub fn delete(&self, key: &str) -> Result<bool> {
-        self.call("delete", key)?.took_effect(Condition::Always, Change::Delete)
+        self.call("delete", key)?.delete()
     }
 
     /// Whether `key` has an entry. Cheaper than `get`, as nothing is decoded; it counts as a use all the
@@ -157,11 +151,35 @@ impl Cache {
     /// `InvalidKey`; `Io` if the disk refuses.
     #[doc(alias = "has_key")]
     pub fn contains_key(&self, key: &str) -> Result<bool> {
-        Ok(self.call("contains_key", key)?.expiry()?.is_some())
+        self.call("contains_key", key)?.exists()
     }
 
     /// When an entry that is stored now with `timeout` is to expire.
     pub(super) fn expiry(&self, timeout: impl Into<Timeout>) -> Expiry {
         super::plan::expiry(timeout.into(), self.shared.default_timeout, &*self.shared.clock)
+    }
+}
+
+impl Call<'_> {
+    pub(super) fn bytes(&self) -> Result<Option<Bytes>> {
+        self.stored()?.map(codec::into_bytes).transpose().map_err(|error| self.about(error))
+    }
+
+    pub(super) fn set(&self, codec: Codec, value: &[u8], expires_at: Expiry) -> Result<()> {
+        let change = Change::Store { value, codec, expires_at, soft: Soft::default() };
+        self.commit(Condition::Always, change)?;
+        Ok(())
+    }
+
+    pub(super) fn add(&self, encoded: &[u8], expires_at: Expiry) -> Result<bool> {
+        self.took_effect(Condition::Absent, pack(encoded, expires_at))
+    }
+
+    pub(super) fn delete(&self) -> Result<bool> {
+        self.took_effect(Condition::Always, Change::Delete)
+    }
+
+    pub(super) fn exists(&self) -> Result<bool> {
+        Ok(self.expiry()?.is_some())
     }
 }

@@ -75,6 +75,11 @@ pub(super) enum Command {
         #[arg(long, value_name = "N")]
         limit: Option<usize>,
     },
+    /// Makes the index anew from everything that the log still holds; what was deleted lately may come back
+    Salvage {
+        #[command(flatten)]
+        place: Place,
+    },
     /// Reads everything and says whether it is sound
     Check {
         #[command(flatten)]

@@ -55,6 +55,13 @@ fn run(command: Command, out: &mut impl Write) -> Result<bool, Failure> {
         Command::Ls { place, keys, values, json, limit } => {
             list(&existing(&place, Some(keys))?, values, json, limit, out)
         }
+        Command::Salvage { place } => {
+            existing_place(&place)?;
+            let cache = builder(&place, None).salvage(true).open()?;
+            writeln!(out, "entries  {}", cache.len())?;
+            cache.close()?;
+            Ok(true)
+        }
         Command::Check { place, json } => check(&existing(&place, None)?, json, out),
     }
 }
@@ -130,6 +137,11 @@ fn check(cache: &Cache, json: bool, out: &mut impl Write) -> Result<bool, Failur
 
 /// The cache that is already there: a look at a directory must not make one.
 fn existing(place: &Place, keys: Option<Keys>) -> Result<Cache, Failure> {
+    existing_place(place)?;
+    Ok(builder(place, keys).open()?)
+}
+
+fn existing_place(place: &Place) -> Result<(), Failure> {
     let dir = &place.dir;
     if !dir.exists() {
         return Err(Failure::told(dir, "there is no such directory"));
@@ -138,7 +150,7 @@ fn existing(place: &Place, keys: Option<Keys>) -> Result<Cache, Failure> {
     if dir.is_dir() && !dir.join("meta").exists() {
         return Err(Failure::told(dir, "this is not a keepwarm directory"));
     }
-    Ok(builder(place, keys).open()?)
+    Ok(())
 }
 
 /// How every command opens the directory: under the limits of the program that it belongs to.

@@ -3,9 +3,10 @@ use std::collections::BTreeMap;
 use serde::de::DeserializeOwned;
 
 use super::*;
+use crate::entry::Soft;
 
 fn item(value: &[u8], codec: Codec) -> Item<'_> {
-    Item { value, codec, expires_at: None, token: 1 }
+    Item { value, codec, expires_at: None, soft: Soft::default(), token: 1 }
 }
 
 fn packed<T: DeserializeOwned>(value: &[u8]) -> Result<T> {
@@ -145,7 +146,13 @@ fn raw_bytes_are_bytes_and_nothing_else() {
 #[test]
 fn get_bytes_wants_a_byte_array() {
     let bytes = |value: &'static [u8], codec| {
-        into_bytes(Stored { value: Bytes::from_static(value), codec, expires_at: None, token: 1 })
+        into_bytes(Stored {
+            value: Bytes::from_static(value),
+            codec,
+            expires_at: None,
+            soft: Soft::default(),
+            token: 1,
+        })
     };
     assert_eq!(bytes(b"\x01", Codec::Raw).unwrap(), b"\x01"[..]);
     assert_eq!(bytes(b"\xc4\x01a", Codec::MessagePack).unwrap(), b"a"[..]);
@@ -205,12 +212,14 @@ fn a_failing_serialize_is_an_encode_error() {
 fn get_bytes_gives_every_byte_array_that_set_stored() {
     for bytes in [vec![], vec![1u8], vec![200], vec![0; 15], vec![127; 16], vec![255; 70_000]] {
         let value = Bytes::copy_from_slice(&encode(&bytes).unwrap());
-        let stored = Stored { value, codec: Codec::MessagePack, expires_at: None, token: 1 };
+        let stored =
+            Stored { value, codec: Codec::MessagePack, expires_at: None, soft: Soft::default(), token: 1 };
         assert_eq!(into_bytes(stored).unwrap(), bytes);
     }
     for array in [[0u8; 4], [127; 4], [200; 4]] {
         let value = Bytes::copy_from_slice(&encode(&array).unwrap());
-        let stored = Stored { value, codec: Codec::MessagePack, expires_at: None, token: 1 };
+        let stored =
+            Stored { value, codec: Codec::MessagePack, expires_at: None, soft: Soft::default(), token: 1 };
         assert_eq!(into_bytes(stored).unwrap(), array[..]);
     }
 }

@@ -33,7 +33,7 @@ impl CheckReport {
         self.problems.is_empty()
     }
 
-    fn problem(&mut self, text: String) {
+    pub(crate) fn problem(&mut self, text: String) {
         const MOST: usize = 100;
         if self.problems.len() < MOST {
             self.problems.push(text);

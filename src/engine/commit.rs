@@ -18,10 +18,10 @@ use super::blob::Pin;
 use super::counters::Counter;
 use super::hints::Hint;
 use super::index::{CountUp, Found, Locked, Probe, Slot, Vacancy, Word};
-use super::record::{Draft, Kind, MAX_KEY_LEN, Prepared, Stamp};
+use super::record::{self, Draft, Fields, Kind, MAX_KEY_LEN, Prepared, Stamp};
 use super::segment::Segment;
 use super::undo::Published;
-use crate::entry::{Change, Codec, Condition, Expiry, Outcome};
+use crate::entry::{Change, Codec, Condition, Decided, Expiry, Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::step;
 
@@ -99,6 +99,9 @@ impl Engine {
         }
         let hash = self.hasher.hash(key);
         self.hints.prefetch(self.index.primary_of(hash));
+        if let Some(pin) = &blob {
+            self.blobs.add_key(pin, hash)?;
+        }
         loop {
             let seen = self.look(hash, key);
             let live = self.live(&seen, self.index.generation());
@@ -113,7 +116,7 @@ impl Engine {
                 && self.is_large(value.len())
             {
                 // Takes its time; somebody else may change the key meanwhile.
-                blob = Some(self.store_blob(value)?);
+                blob = Some(self.store_blob(value, key)?);
                 continue;
             }
             if is_put && !self.is_counted(&seen) && self.index.count() >= self.max_entries {
@@ -195,7 +198,14 @@ impl Engine {
                 step!("commit::published");
                 published.word = Some(word);
                 published.counted_in = (!counted).then_some(generation);
-                self.hints.set(slot, Hint::new(expires_at, generation, self.index.recency()));
+                let hint = Hint::new(expires_at, generation, self.index.recency());
+                let hint = match &self.balance {
+                    None => hint,
+                    Some(_) if counted => hint.again(self.hints.get(slot)),
+                    Some(balance) if balance.readmits(self.index.identity(hash)) => hint.proven(0),
+                    Some(_) => hint,
+                };
+                self.hints.set(slot, hint);
                 self.note_expiry(expires_at);
                 Some(sequence)
             }
@@ -263,24 +273,26 @@ impl Engine {
         let tombstone =
             (Draft { kind: Kind::Tombstone, codec: Codec::Raw, flags: 0, key_len, body_len: 0 }, &[][..]);
         let guard = moved.map(|word| self.log.segment(word.segment()));
-        let (reference, mut pin) = (wanted.blob.map(|pin| pin.reference.encode()), None);
+        let (mut fields, reference, mut pin) =
+            (Fields::default(), wanted.blob.map(|pin| pin.reference.encode()), None);
         let (draft, body) = match (wanted.change, moved) {
             _ if matches!(decision, Decision::Remove | Decision::Bury(_)) => tombstone,
-            (Change::Store { value, codec, .. }, _) => {
+            (Change::Store { value, codec, soft, .. }, _) => {
+                fields = Fields::new(soft);
                 let (kind, value) = match &reference {
                     Some(reference) => (Kind::Blob, &reference[..]),
                     None => (Kind::Value, value),
                 };
                 // What does not fit into 32 bits does not fit into a segment either.
-                let body_len = u32::try_from(value.len()).unwrap_or(u32::MAX);
-                (Draft { kind, codec, flags: 0, key_len, body_len }, value)
+                let body_len = u32::try_from(fields.bytes().len() + value.len()).unwrap_or(u32::MAX);
+                (Draft { kind, codec, flags: fields.flags, key_len, body_len }, value)
             }
             (_, Some(word)) => {
                 let segment = guard.as_ref().and_then(|g| g.get());
                 let Some(record) = segment.and_then(|s| s.record(word.offset())) else { return Ok(None) };
                 pin = record.blob().and_then(|blob| self.blobs.pin(blob));
                 let body = record.verified_body().filter(|_| record.kind != Kind::Blob || pin.is_some());
-                let Some(body) = body else {
+                let Some((flags, body)) = body.and_then(|body| record::touched(record.flags, body)) else {
                     // A reader would say so too: there is no entry.
                     if let Some((slot, _)) = self.look(self.hasher.hash(key), key).found.entry {
                         self.evict(slot, word);
@@ -288,20 +300,28 @@ impl Engine {
                     return Ok(None);
                 };
                 let body_len = body.len() as u32;
-                (
-                    Draft { kind: record.kind, codec: record.codec, flags: record.flags, key_len, body_len },
-                    body,
-                )
+                (Draft { kind: record.kind, codec: record.codec, flags, key_len, body_len }, body)
             }
             _ => tombstone,
         };
-        let reservation = self.log.reserve(&draft, &self.index, self)?;
+        let reservation = self.reserve(&draft)?;
         step!("commit::begun");
         if self.log.wants_spare() {
             self.bell.ring();
         }
-        let prepared = reservation.segment.prepare(reservation.offset, reservation.len, draft, key, body);
+        let (segment, body) = (&reservation.segment, [fields.bytes(), body]);
+        let prepared = segment.prepare(reservation.offset, reservation.len, draft, key, body);
         Ok(Some(Written { reservation, prepared, pin }))
+    }
+
+    /// The length of the key's record, whatever state it is in; 0 if there is none.
+    pub(crate) fn weight(&self, key: &[u8]) -> usize {
+        self.look(self.hasher.hash(key), key).current.map_or(0, |current| {
+            let guard = self.log.segment(current.word.segment());
+            let record = guard.get().and_then(|segment| segment.record(current.word.offset()));
+            let blob = record.and_then(|record| record.blob());
+            current.len as usize + blob.map_or(0, |blob| blob.len as usize)
+        })
     }
 
     /// Finds the key's record, whatever state it is in.
@@ -349,27 +369,16 @@ impl Engine {
         has_lost: bool,
     ) -> Decision {
         let current = live.map(|c| c.sequence);
-        let met = match condition {
-            Condition::Always => true,
-            Condition::Absent => current.is_none(),
-            Condition::Present => current.is_some(),
-            Condition::Token(token) => current == Some(token),
-        };
-        let refused = Decision::Return(Outcome::Refused { current });
         // Whoever removes the entry that they know of, or whatever entry there is, removes an evicted one too.
         let buries =
             live.is_none() && has_lost && matches!(condition, Condition::Always | Condition::Token(_));
-        match change {
-            Change::Delete if buries => Decision::Bury(Outcome::Refused { current: None }),
-            _ if !met => refused,
-            Change::Store { expires_at, .. } if !self.has_passed(expires_at) => Decision::Put { expires_at },
-            Change::Store { .. } if live.is_none() => {
-                let outcome = Outcome::Done { token: None, existed: false };
-                if buries { Decision::Bury(outcome) } else { Decision::Return(outcome) }
+        match change.decide(condition, current, |expires_at| self.has_passed(expires_at)) {
+            Decided::Put { expires_at } => Decision::Put { expires_at },
+            Decided::Remove => Decision::Remove,
+            Decided::Return(outcome) => {
+                let removes = matches!(change, Change::Delete) || matches!(outcome, Outcome::Done { .. });
+                if buries && removes { Decision::Bury(outcome) } else { Decision::Return(outcome) }
             }
-            Change::Touch { .. } | Change::Delete if live.is_none() => refused,
-            Change::Touch { expires_at } if !self.has_passed(expires_at) => Decision::Put { expires_at },
-            Change::Store { .. } | Change::Touch { .. } | Change::Delete => Decision::Remove,
         }
     }
 
@@ -433,8 +442,9 @@ impl Engine {
     /// Removes every entry, at once.
     pub(crate) fn clear(&self) -> Result<()> {
         let draft = Draft { kind: Kind::Clear, codec: Codec::Raw, flags: 0, key_len: 0, body_len: 0 };
-        let reservation = self.log.reserve(&draft, &self.index, self)?;
-        let prepared = reservation.segment.prepare(reservation.offset, reservation.len, draft, &[], &[]);
+        let reservation = self.reserve(&draft)?;
+        let prepared =
+            reservation.segment.prepare(reservation.offset, reservation.len, draft, &[], [&[], &[]]);
         let lock = self.index.lock_clear();
         let Some(next) = self.index.generation().checked_add(1) else {
             let why = "4,294,967,295 clears are as many as a directory can have; remove it";

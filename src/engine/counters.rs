@@ -14,9 +14,10 @@ pub(crate) enum Counter {
     Evicted,
     Expired,
     Corrupt,
+    CopiedBytes,
 }
 
-const COUNTERS: usize = 7;
+const COUNTERS: usize = 8;
 const STRIPES: usize = 16;
 
 #[derive(Default)]
@@ -56,6 +57,7 @@ impl Counters {
             evicted: self.total(Counter::Evicted),
             expired: self.total(Counter::Expired),
             corrupt: self.total(Counter::Corrupt),
+            copied_bytes: self.total(Counter::CopiedBytes),
             ..Stats::default()
         }
     }

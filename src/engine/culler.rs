@@ -1,56 +1,21 @@
-//! The culler: keeps the number of entries within `max_entries`, least recently used first.
+//! The culler: keeps the number of entries within `max_entries`.
 //!
-//! Which entries go is a pure function of their ages ([`Choice`]); the rest is walking the hints twice. Up to
-//! 10,000 entries the inserting call culls, with exact counts. Above, the background does, from a mark a little
-//! below the bound; an insert that reaches the bound all the same makes room for itself alone.
+//! Which entries go is a pure function of their ages ([`choice`](super::choice)); the rest is walking the hints
+//! twice. Up to 10,000 entries the inserting call culls, with exact counts. Above, the background does, from a mark a little
+//! below the bound; an insert that reaches the bound all the same makes room for itself and a few others.
 
+use std::cmp::Reverse;
+use std::ops::Range;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use super::Engine;
+use super::choice::{Ages, Fate};
 use super::counters::Counter;
 use super::index::{Slot, Word};
 use crate::entry::Expiry;
 use crate::error::Result;
-
-/// Ages are told apart up to this many ticks; the clock ticks 256 times while the cache turns over once.
-const AGES: usize = 1024;
-
-/// How many entries there are of each age.
-struct Ages(Box<[u64; AGES]>);
-
-/// Which entries go: all that are older than an age, and so many of that age.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Choice {
-    age: usize,
-    of_that_age: u64,
-}
-
-fn bin(age: u32) -> usize {
-    (age as usize).min(AGES - 1)
-}
-
-impl Ages {
-    fn new() -> Self {
-        Self(Box::new([0; AGES]))
-    }
-
-    fn add(&mut self, age: u32) {
-        self.0[bin(age)] += 1;
-    }
-
-    /// The choice that makes `count` entries go, the oldest first.
-    fn choose(&self, count: u64) -> Choice {
-        let mut left = count;
-        for (age, there) in self.0.iter().enumerate().rev() {
-            if *there >= left {
-                return Choice { age, of_that_age: left };
-            }
-            left -= there;
-        }
-        Choice { age: 0, of_that_age: self.0[0] }
-    }
-}
+use crate::options;
 
 impl Engine {
     /// From how many entries on the background culls.
@@ -70,7 +35,7 @@ impl Engine {
         self.tell_once(&self.told_of_entries, "max_entries");
         if !self.culls_inline() {
             self.bell.ring();
-            self.evict_one();
+            self.evict_few();
             return Ok(());
         }
         let _culling = self.culling.lock().unwrap_or_else(PoisonError::into_inner);
@@ -93,11 +58,12 @@ impl Engine {
 
     /// Removes one in `cull_frequency` entries, or all for 0. Expired ones go first and count.
     fn cull(&self) -> Result<()> {
-        let Some(share) = self.index.count().checked_div(self.options.cull_frequency) else {
+        let Some(wanted) = options::due(self.index.count(), self.options.cull_frequency) else {
             return self.clear();
         };
-        let wanted = share.max(1);
-        let reaped = self.reap_all();
+        let must_reap =
+            self.has_expired_entries() || self.swept.load(Ordering::Acquire) < self.index.generation();
+        let reaped = if must_reap { self.reap_all() } else { 0 };
         if reaped < wanted && self.evict_coldest(wanted - reaped) + reaped == 0 {
             self.count_again();
         }
@@ -136,85 +102,70 @@ impl Engine {
         self.options.clock.now().as_millis() >= self.next_expiry.load(Ordering::SeqCst)
     }
 
-    /// Evicts `count` entries, the least recently used ones. Says how many it did.
+    /// Evicts `count` entries, those that the policy chooses. Says how many it did.
     pub(super) fn evict_coldest(&self, count: u64) -> u64 {
-        let (clock, buckets) = (self.index.recency(), 0..self.index.geometry().buckets);
-        let age = |slot| self.hints.get(slot).age(clock);
-        let mut ages = Ages::new();
-        self.index.entries(buckets.clone()).for_each(|(slot, _)| ages.add(age(slot)));
-        let choice = ages.choose(count);
+        self.evict_coldest_of(0..self.index.geometry().buckets, |_| count)
+    }
+
+    /// Evicts as many of the entries in `buckets` as `count` says of how many there are.
+    fn evict_coldest_of(&self, buckets: Range<u32>, count: impl FnOnce(u64) -> u64) -> u64 {
+        let now = self.index.recency();
+        let mut ages = Ages::new(self.options.eviction);
+        self.index.entries(buckets.clone()).for_each(|(slot, _)| ages.add(self.hints.get(slot), now));
+        let seen = ages.total();
+        // The part of the share that falls to these buckets.
+        let share = self.balance.as_ref().map_or(0, |b| b.share() * seen / self.max_entries);
+        let choice = ages.choose(count(seen), share);
         let mut evicted = 0;
         // Of one age, what was written first goes first.
-        let mut at_the_edge: Vec<(std::cmp::Reverse<u32>, u64, Slot, Word)> = Vec::new();
+        let mut at_the_edge: [Vec<(Reverse<u32>, u64, Slot, Word)>; 2] = Default::default();
         for (slot, word) in self.index.entries(buckets) {
-            let age = age(slot);
-            match bin(age).cmp(&choice.age) {
-                std::cmp::Ordering::Greater => evicted += u64::from(self.evict(slot, word)),
-                std::cmp::Ordering::Equal => {
-                    at_the_edge.push((std::cmp::Reverse(age), word.age(), slot, word));
+            let hint = self.hints.get(slot);
+            match choice.fate(hint, now) {
+                Fate::Stays => {}
+                Fate::Goes => evicted += u64::from(self.give_up(slot, word)),
+                Fate::AtTheEdge(edge) => {
+                    at_the_edge[edge].push((Reverse(hint.age(now)), word.age(), slot, word));
                 }
-                std::cmp::Ordering::Less => {}
+                Fate::Becomes(changed) => self.hints.replace(slot, hint, changed),
             }
         }
-        at_the_edge.sort_unstable();
-        for (.., slot, word) in at_the_edge.into_iter().take(choice.of_that_age as usize) {
-            evicted += u64::from(self.evict(slot, word));
+        for (mut candidates, going) in at_the_edge.into_iter().zip(choice.at_the_edge()) {
+            candidates.sort_unstable();
+            for (.., slot, word) in candidates.into_iter().take(going as usize) {
+                evicted += u64::from(self.give_up(slot, word));
+            }
         }
         self.counters.add(Counter::Evicted, evicted);
         evicted
     }
 
-    /// Evicts the coldest of a few entries. If there are none at all, the count is wrong.
-    fn evict_one(&self) {
-        /// Enough that the coldest of them is, on average, among the coldest sixteenth of all.
-        const SAMPLE: usize = 16;
+    /// Evicts an entry that the policy chose. Says whether it was still there.
+    fn give_up(&self, slot: Slot, word: Word) -> bool {
+        if let Some(balance) = &self.balance {
+            balance.give_up(self.index.identity_of_slot(slot, word), self.hints.get(slot).is_proven());
+        }
+        self.evict(slot, word)
+    }
+
+    /// Evicts the coldest of the entries in a few buckets, the next ones each time. If there are none in any, the
+    /// count is wrong.
+    fn evict_few(&self) {
+        /// Enough that the coldest of them are nearly as cold as the coldest of all.
+        const BUCKETS: u32 = 256;
+        /// The part of them that goes: so little that they are soon as many again, so much that it seldom happens.
+        const PART: u64 = 64;
         let buckets = self.index.geometry().buckets;
-        let clock = self.index.recency();
-        let random = self.index.last_sequence().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        let start = (random % u64::from(buckets)) as u32;
-        let coldest = self
-            .index
-            .entries(start..buckets)
-            .chain(self.index.entries(0..start))
-            .take(SAMPLE)
-            .max_by_key(|(slot, word)| (self.hints.get(*slot).age(clock), std::cmp::Reverse(word.age())));
-        match coldest {
-            // Somebody else may have been faster; then there is room as well.
-            Some((slot, word)) => self.counters.add(Counter::Evicted, u64::from(self.evict(slot, word))),
-            None => self.count_again(),
+        for _ in 0..=buckets / BUCKETS {
+            let start = self.next_few.fetch_add(BUCKETS, Ordering::Relaxed) % buckets;
+            let few = start..start.saturating_add(BUCKETS).min(buckets);
+            // Where somebody else was faster there is room as well.
+            if self.evict_coldest_of(few, |seen| (seen / PART).max(1)) > 0
+                || self.index.count() < self.max_entries
+            {
+                return;
+            }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ages(of: &[(u32, u64)]) -> Ages {
-        let mut ages = Ages::new();
-        for (age, count) in of {
-            (0..*count).for_each(|_| ages.add(*age));
-        }
-        ages
-    }
-
-    #[test]
-    fn the_oldest_go_first() {
-        let ages = ages(&[(0, 10), (3, 5), (7, 2)]);
-        assert_eq!(ages.choose(1), Choice { age: 7, of_that_age: 1 });
-        assert_eq!(ages.choose(2), Choice { age: 7, of_that_age: 2 });
-        assert_eq!(ages.choose(4), Choice { age: 3, of_that_age: 2 });
-        assert_eq!(ages.choose(8), Choice { age: 0, of_that_age: 1 });
-    }
-
-    #[test]
-    fn more_than_there_are_is_all_of_them() {
-        assert_eq!(ages(&[(0, 2), (5, 1)]).choose(100), Choice { age: 0, of_that_age: 2 });
-        assert_eq!(ages(&[]).choose(1), Choice { age: 0, of_that_age: 0 });
-    }
-
-    #[test]
-    fn what_is_older_than_can_be_told_apart_is_one_age() {
-        assert_eq!(ages(&[(2000, 3), (5, 1)]).choose(3), Choice { age: AGES - 1, of_that_age: 3 });
+        self.count_again();
     }
 }

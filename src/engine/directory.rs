@@ -41,36 +41,12 @@ impl Directory {
     /// The directory at `path`, made if there is none. Its parent must exist. Nothing in a directory of
     /// somebody else's is touched.
     pub(super) fn at(path: &Path) -> Result<Self> {
-        let io_error = |e| Error::io("open", path, e);
-        match fs::metadata(path) {
-            Ok(found) if !found.is_dir() => {
-                return Err(Error::new(ErrorKind::NotACache, "open")
-                    .with_path(path)
-                    .with_source("not a directory"));
-            }
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::NotFound => file::create_dir(path).map_err(io_error)?,
-            Err(e) => return Err(io_error(e)),
-        }
-        let directory = Self { path: fs::canonicalize(path).map_err(io_error)? };
-        if !directory.file("meta").try_exists().map_err(io_error)? {
-            directory.refuse_foreign(path)?;
+        let directory = Self { path: find_or_make(path)? };
+        if !directory.file("meta").try_exists().map_err(|e| Error::io("open", path, e))? {
+            // What an interrupted making leaves.
+            refuse_foreign(path, &["meta", "state", "index", "hints", "segments", "blobs"])?;
         }
         Ok(directory)
-    }
-
-    /// Refuses a directory without `meta` that holds anything but what an interrupted making leaves.
-    fn refuse_foreign(&self, path: &Path) -> Result<()> {
-        for entry in fs::read_dir(&self.path).map_err(|e| Error::io("open", path, e))? {
-            let name = entry.map_err(|e| Error::io("open", path, e))?.file_name();
-            let known =
-                ["CACHEDIR.TAG", "locks", "state", "index", "hints", "segments", "blobs", "lost+found"];
-            if !known.iter().any(|k| name == *k) && name != "meta" && !is_temporary(&name) {
-                let why = format!("it holds {}", name.display());
-                return Err(Error::new(ErrorKind::NotACache, "open").with_path(path).with_source(why));
-            }
-        }
-        Ok(())
     }
 
     /// The lock file, with the attach mutex held: nobody else is attaching or detaching until
@@ -114,20 +90,33 @@ impl Directory {
             let why = "it is missing, and without it the segments cannot be read";
             return Err(Error::new(ErrorKind::Corrupt, "open").with_path(&path).with_source(why));
         }
+        let mut made_any = false;
         for dir in [self.segments(), self.blobs()] {
-            file::create_dir(&dir).map_err(|e| Error::io("create", &dir, e))?;
+            made_any |= file::create_dir(&dir).map_err(|e| Error::io("create", &dir, e))?;
         }
         // At once, and not when the first segment is to be made or removed.
         for dir in [&self.path, &self.segments(), &self.file("blobs")] {
             file::check_writable(dir).map_err(|e| Error::io("write to", dir, e))?;
         }
         if let Some(meta) = found {
+            if made_any {
+                file::sync_dir(&self.path).map_err(|e| Error::io("sync directory", &self.path, e))?;
+            }
             return Ok(meta);
         }
-        let tag = self.file("CACHEDIR.TAG");
-        let tagged = file::open_or_create(&tag).and_then(|(file, _)| file::write_at(&file, CACHEDIR_TAG, 0));
-        tagged.map_err(|e| Error::io("create", &tag, e))?;
+        self.sync_own_name()?;
+        tag(&self.path)?;
         Meta::create(&path)
+    }
+
+    /// Or a power cut could take the directory with all that was synced into it. Once there is `meta`, this was done.
+    fn sync_own_name(&self) -> Result<()> {
+        let Some(parent) = self.path.parent() else { return Ok(()) };
+        match file::sync_dir(parent) {
+            // What may be passed through need not be readable, and only what is readable can be synced.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            synced => synced.map_err(|e| Error::io("sync directory", parent, e)),
+        }
     }
 
     /// Ids and paths of the files in `segments` that have a segment's name.
@@ -152,6 +141,42 @@ impl Directory {
             let _ = file::remove(&entry.path());
         }
     }
+}
+
+/// The full path of the directory at `path`, made if there is none. Its parent must exist.
+pub(crate) fn find_or_make(path: &Path) -> Result<PathBuf> {
+    let io_error = |e| Error::io("open", path, e);
+    match fs::metadata(path) {
+        Ok(found) if !found.is_dir() => {
+            return Err(Error::new(ErrorKind::NotACache, "open")
+                .with_path(path)
+                .with_source("not a directory"));
+        }
+        Ok(_) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => drop(file::create_dir(path).map_err(io_error)?),
+        Err(e) => return Err(io_error(e)),
+    }
+    fs::canonicalize(path).map_err(io_error)
+}
+
+/// Refuses a directory that holds anything but these names and what every cache directory may hold.
+pub(crate) fn refuse_foreign(path: &Path, names: &[&str]) -> Result<()> {
+    for entry in fs::read_dir(path).map_err(|e| Error::io("open", path, e))? {
+        let name = entry.map_err(|e| Error::io("open", path, e))?.file_name();
+        let mut known = ["CACHEDIR.TAG", "locks", "lost+found"].iter().chain(names);
+        if !known.any(|k| name == *k) && !is_temporary(&name) {
+            let why = format!("it holds {}", name.display());
+            return Err(Error::new(ErrorKind::NotACache, "open").with_path(path).with_source(why));
+        }
+    }
+    Ok(())
+}
+
+/// Marks the directory for backup tools.
+pub(crate) fn tag(dir: &Path) -> Result<()> {
+    let tag = dir.join("CACHEDIR.TAG");
+    let tagged = file::open_or_create(&tag).and_then(|(file, _)| file::write_at(&file, CACHEDIR_TAG, 0));
+    tagged.map_err(|e| Error::io("create", &tag, e))
 }
 
 fn is_temporary(name: &OsStr) -> bool {

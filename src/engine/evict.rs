@@ -6,10 +6,8 @@ use std::sync::atomic::Ordering;
 
 use super::Engine;
 use super::counters::Counter;
-use super::index::{Probe, Slot, Word};
-use super::log::Evacuate;
-use super::record::Record;
-use super::segment::Segment;
+use super::hints::Hint;
+use super::index::{Slot, Word};
 
 impl Engine {
     /// Empties `slot` if it still holds `word`. Says whether it did.
@@ -50,6 +48,12 @@ impl Engine {
         let Some(record) = record else { return false };
         let outdated = record.generation < self.index.generation();
         if !outdated && !record.is_expired(self.options.clock.now()) {
+            // The hint is wrong, perhaps from before a power cut. It is put right, so that nobody is misled again.
+            if self.index.word(slot) == word {
+                let tick = self.hints.get(slot).tick();
+                self.hints.set(slot, Hint::new(record.expires_at, record.generation, tick));
+                self.note_expiry(record.expires_at);
+            }
             return false;
         }
         let expired = self.remove(slot, word, false) && !outdated;
@@ -77,65 +81,6 @@ impl Engine {
                 self.recount.store(false, Ordering::Relaxed);
                 return;
             }
-        }
-    }
-}
-
-impl Engine {
-    /// Whether the index names nothing in `segment`. The count of live bytes says when it is worth a look, and is
-    /// put right where it was wrong.
-    pub(super) fn is_dead(&self, segment: &Segment) -> bool {
-        if self.index.live_bytes(segment.id) > 0 {
-            return false;
-        }
-        let named = values(segment).filter(|(offset, record)| {
-            let (hash, word) = self.word_of(segment, *offset, record);
-            self.slot_of(hash, word).is_some()
-        });
-        let alive = named.map(|(_, record)| i64::from(record.len)).sum();
-        self.index.add_live_bytes(segment.id, alive);
-        alive == 0
-    }
-
-    /// The word that names the record at `offset` of `segment`, and the hash of its key.
-    fn word_of(&self, segment: &Segment, offset: u32, record: &Record<'_>) -> (u64, Word) {
-        let hash = self.hasher.hash(record.key);
-        (hash, Word::new(hash, segment.id, offset))
-    }
-
-    /// The slot that holds exactly `word`.
-    pub(super) fn slot_of(&self, hash: u64, word: Word) -> Option<Slot> {
-        let here = |w: Word| if w == word { Probe::Match } else { Probe::Other };
-        self.index.find(hash, here).entry.map(|(slot, _)| slot)
-    }
-}
-
-/// The sound records of values in `segment`, with their offsets.
-fn values(segment: &Segment) -> impl Iterator<Item = (u32, Record<'_>)> {
-    segment.records().filter(|(_, record)| record.is_entry())
-}
-
-impl Evacuate for Engine {
-    fn give_up_blob(&self, beyond: u64) -> bool {
-        self.give_up_a_blob(beyond)
-    }
-
-    fn evacuate(&self, segment: &Segment) {
-        let mut evicted = 0;
-        for (offset, record) in values(segment) {
-            let (hash, word) = self.word_of(segment, offset, &record);
-            let current = record.generation == self.index.generation();
-            // An entry that moves along its chain at this moment is looked for again.
-            while let Some(slot) = self.slot_of(hash, word) {
-                if self.evict(slot, word) {
-                    evicted += u64::from(current && !self.has_passed(record.expires_at));
-                    break;
-                }
-            }
-        }
-        if evicted > 0 {
-            self.counters.add(Counter::Evicted, evicted);
-            self.tell_once(&self.told_of_bytes, "max_bytes");
         }
     }
 }

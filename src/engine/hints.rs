@@ -1,8 +1,9 @@
-//! Hints: for each slot of the index, how recently its entry was used, when it expires, and of which generation
-//! it is. A file mapped beside the index, never synced, never believed: what a hint suggests is looked up in the
+//! Hints: for each slot of the index, how recently its entry was used, when it expires, of which generation it is,
+//! and what [`Eviction::Adaptive`](crate::options::Eviction) notes of its uses. A file mapped beside the index, never synced, never believed: what a hint suggests is looked up in the
 //! record before anything is removed for it.
 //!
-//! One word a slot: `expiry in seconds, rounded up (32) | generation, low bits (8) | recency tick (24)`.
+//! One word a slot: `expiry in seconds, rounded up (32) | generation, low bits (8) | proven | uses (2) | recency tick
+//! (21)`.
 
 use std::fs::File;
 use std::io;
@@ -13,8 +14,14 @@ use crate::entry::Expiry;
 use crate::sys::{file, map::Map};
 use crate::time::Timestamp;
 
-const TICK_BITS: u32 = 24;
+const TICK_BITS: u32 = 21;
 const TICK_MASK: u32 = (1 << TICK_BITS) - 1;
+/// The uses are counted up to this.
+pub(super) const MOST_USES: u8 = 3;
+const ONE_USE: u64 = 1 << TICK_BITS;
+const USES: u64 = MOST_USES as u64 * ONE_USE;
+const PROVEN: u64 = USES + ONE_USE;
+const GENERATION_SHIFT: u32 = 24;
 const NEVER: u32 = u32::MAX;
 
 /// A hint as it was read.
@@ -26,14 +33,51 @@ impl Hint {
         let seconds = expires_at.map_or(NEVER, |t| {
             u32::try_from(t.as_millis().div_ceil(1000)).unwrap_or(NEVER - 1).min(NEVER - 1)
         });
-        Self(
-            u64::from(seconds) << 32 | u64::from(generation as u8) << TICK_BITS | u64::from(tick & TICK_MASK),
-        )
+        let generation = u64::from(generation as u8) << GENERATION_SHIFT;
+        Self(u64::from(seconds) << 32 | generation | u64::from(tick & TICK_MASK))
     }
 
-    /// How many ticks ago the entry was used, up to half of the clock's range; what is beyond is as old as can be.
+    /// The same, stamped with `tick`.
+    pub(crate) fn stamped(self, tick: u32) -> Self {
+        Self(self.0 & !u64::from(TICK_MASK) | u64::from(tick & TICK_MASK))
+    }
+
+    /// The same with one more use, if there is room to count it.
+    fn used_once_more(self) -> Self {
+        Self(if self.uses() < MOST_USES { self.0 + ONE_USE } else { self.0 })
+    }
+
+    /// The same for an entry that is proven, with so many uses to its credit.
+    pub(crate) fn proven(self, uses: u8) -> Self {
+        Self(self.0 & !USES | PROVEN | u64::from(uses.min(MOST_USES)) * ONE_USE)
+    }
+
+    /// The same, with the uses of the entry that `before` was for, and one more.
+    pub(crate) fn again(self, before: Self) -> Self {
+        Self(self.0 | before.0 & (USES | PROVEN)).used_once_more()
+    }
+
+    /// How often the entry was used since it came, or was last looked at by the culler; 3 at most.
+    pub(crate) fn uses(self) -> u8 {
+        (self.0 >> TICK_BITS) as u8 & MOST_USES
+    }
+
+    /// Whether the entry is one that was used again and again.
+    pub(crate) fn is_proven(self) -> bool {
+        self.0 & PROVEN != 0
+    }
+
+    /// How many ticks ago the entry was used. 0 if that was after `now`, as it may be where the clock was read before
+    /// the hint; so what is nearly as old as the clock can tell is as good as new, and no entry gets that old.
     pub(crate) fn age(self, now: u32) -> u32 {
-        now.wrapping_sub(self.0 as u32) & TICK_MASK
+        const LATER: u32 = TICK_MASK - TICK_MASK / 8;
+        let age = now.wrapping_sub(self.0 as u32) & TICK_MASK;
+        if age > LATER { 0 } else { age }
+    }
+
+    /// The clock's tick when the entry was used, as far as it is kept.
+    pub(crate) fn tick(self) -> u32 {
+        self.0 as u32 & TICK_MASK
     }
 
     /// When the entry seems to expire, in milliseconds since 1970, at most a second late; the maximum for never.
@@ -49,7 +93,7 @@ impl Hint {
 
     /// Whether the entry seems to be of another generation.
     pub(crate) fn is_of_other(self, generation: u32) -> bool {
-        (self.0 >> TICK_BITS) as u8 != generation as u8
+        (self.0 >> GENERATION_SHIFT) as u8 != generation as u8
     }
 }
 
@@ -89,14 +133,24 @@ impl Hints {
         }
     }
 
-    /// Notes that the entry in `slot` was used at `tick`. Writes nothing if it was noted already.
-    pub(crate) fn touch(&self, slot: Slot, tick: u32) {
-        let Some(word) = self.word(slot) else { return };
-        let seen = word.load(Ordering::Relaxed);
-        if seen as u32 & TICK_MASK != tick & TICK_MASK {
-            let stamped = seen & !u64::from(TICK_MASK) | u64::from(tick & TICK_MASK);
+    /// Replaces the hint in `slot` if it is still `seen`.
+    pub(crate) fn replace(&self, slot: Slot, seen: Hint, hint: Hint) {
+        if let Some(word) = self.word(slot) {
+            let _ = word.compare_exchange(seen.0, hint.0, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that the entry in `slot` was used at `tick`, and counts the use if `counted`. Writes nothing if all
+    /// that was noted already.
+    pub(crate) fn touch(&self, slot: Slot, tick: u32, counted: bool) {
+        let seen = self.get(slot);
+        let mut used = seen.stamped(tick);
+        if counted {
+            used = used.used_once_more();
+        }
+        if used != seen {
             // A writer who changed the hint meanwhile stamped it too.
-            let _ = word.compare_exchange(seen, stamped, Ordering::Relaxed, Ordering::Relaxed);
+            self.replace(slot, seen, used);
         }
     }
 }
@@ -117,7 +171,28 @@ mod tests {
     }
 
     #[test]
+    fn uses_are_counted_beside_the_rest() {
+        let fresh = Hint::new(Some(Timestamp::from_millis(5001)), 0xff, 7);
+        assert_eq!((fresh.uses(), fresh.is_proven()), (0, false));
+        let used = (0..5).fold(fresh, |hint, _| hint.used_once_more());
+        assert_eq!((used.uses(), used.is_proven(), used.age(9)), (MOST_USES, false, 2));
+        let proven = used.proven(1).stamped(8);
+        assert_eq!((proven.uses(), proven.is_proven(), proven.age(9)), (1, true, 1));
+        assert!(!proven.is_of_other(0xff) && proven.expiry_millis() == 6000);
+        let again = Hint::new(None, 3, 12).again(proven);
+        assert_eq!((again.uses(), again.is_proven(), again.age(12)), (2, true, 0));
+        assert!(!again.is_of_other(3));
+    }
+
+    #[test]
     fn the_recency_clock_may_wrap() {
         assert_eq!(Hint::new(None, 0, TICK_MASK).age(1), 2);
+        assert_eq!(Hint::new(None, 0, 0).age(TICK_MASK / 2), TICK_MASK / 2);
+    }
+
+    #[test]
+    fn what_was_used_since_the_clock_was_read_is_new() {
+        assert_eq!(Hint::new(None, 0, 107).age(100), 0);
+        assert_eq!(Hint::new(None, 0, 3).age(TICK_MASK - 1), 0);
     }
 }

@@ -266,7 +266,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::entry::Codec;
+    use crate::entry::{Codec, Soft};
 
     fn entry(key: &[u8], len: usize) -> HotEntry {
         HotEntry {
@@ -276,6 +276,7 @@ mod tests {
                 value: Bytes::from(vec![7; len]),
                 codec: Codec::Raw,
                 expires_at: None,
+                soft: Soft::default(),
                 token: 1,
             }),
         }

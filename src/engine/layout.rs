@@ -4,12 +4,9 @@ use super::index::Geometry;
 use super::{index, record, segment};
 use crate::options::Options;
 
-/// Below this many entries, `max_entries` is enforced in the inserting call, with exact counts.
-pub(crate) const INLINE_CULL_ENTRIES: u64 = 10_000;
-
 /// No entry takes fewer bytes than this on average once its share of the index is counted, so `max_bytes`
 /// bounds the entries as well.
-const BYTES_PER_ENTRY: u64 = 192;
+const BYTES_PER_ENTRY: u64 = 256;
 
 /// Space for the small files, the directories and the file system's own blocks.
 const FIXED_BYTES: u64 = 64 << 10;
@@ -29,6 +26,11 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
+    /// The clock of recency ticks once in so many inserts.
+    pub(crate) fn inserts_per_tick(&self) -> u64 {
+        (self.max_entries / 256).max(1)
+    }
+
     pub(crate) fn new(options: &Options) -> Self {
         let max_entries = options.max_entries.min(options.max_bytes / BYTES_PER_ENTRY);
         let segments = options.max_bytes / segment_len(options.max_bytes);
@@ -38,7 +40,7 @@ impl Layout {
 
 /// What `max_bytes` leaves for segments beside an index of this geometry.
 pub(crate) fn segment_budget(max_bytes: u64, geometry: Geometry) -> u64 {
-    max_bytes.saturating_sub(geometry.index_bytes() + geometry.hint_bytes() + FIXED_BYTES)
+    max_bytes.saturating_sub(geometry.bytes() + FIXED_BYTES)
 }
 
 /// The length of a segment file when `budget` bytes are there for segments.

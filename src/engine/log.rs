@@ -1,13 +1,17 @@
 //! The log: the segments, the active one that is appended to, and the space they take.
 //!
-//! Segments are rotated one after the other, and a new one takes its first record only when nothing is in
-//! flight in the one before. So every sequence in a segment is lower than every sequence in a later one, and
-//! dropping the oldest segment never brings an old value back: whatever it superseded is older still, and gone.
+//! ```text
+//! spare -> active -> sealed -> emptied -> removed
+//! ```
+//!
+//! A segment is emptied when no entry word names it any more ([`space`](super::space)), and removed after a checkpoint
+//! that began later: until then a recovery may need it. Records are appended to the active segment; copies of
+//! records that are to stay, to another one, the copies' own.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwapOption, Guard};
@@ -20,7 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sys::file::{self, HeldDirectory};
 use crate::sys::step;
 
-/// The active segment is filled with zeros this far ahead of its tail, in the writing call: stores into pages
+/// A segment that is appended to is filled with zeros this far ahead of its tail, in the writing call: stores into pages
 /// that a `pwrite` made are several times cheaper than those that fault on an unwritten extent.
 const ZERO_AHEAD: u32 = 64 << 10;
 
@@ -44,25 +48,33 @@ pub(crate) struct Log {
     space: SpaceInUse,
     budget: u64,
     segment_len: u64,
-    active: Mutex<Option<Active>>,
+    active: Mutex<Option<Tail>>,
     /// Whether the active segment is so full that the next one should be made.
     wants_spare: AtomicBool,
-    /// The next active segment, made ahead of time.
+    /// The next active segment, made ahead of time. Held while one is made; never waited for with `active` held.
     spare: Mutex<Option<Arc<Segment>>>,
-    /// Every segment that is in the table but the active and the spare one, oldest first.
+    /// Where the copies go. Held by whoever copies.
+    copies: Mutex<Option<Tail>>,
+    /// Every segment that takes no records any more and is not emptied, oldest first.
     sealed: Mutex<BTreeMap<u32, Arc<Segment>>>,
-    /// Held while a segment goes, so that they go one after the other, oldest first: if a younger one were off the
-    /// disk before an older one, a kill in between would bring back what it superseded.
-    dropping: Mutex<()>,
+    /// Segments that no entry names any more, until a checkpoint has come and gone.
+    emptied: Mutex<BTreeMap<u32, Arc<Segment>>>,
+    /// Bytes that were reserved, ever.
+    appended: AtomicU64,
+    /// The highest id that there was when the log was opened.
+    first: u32,
 }
 
-struct Active {
+/// A segment that is appended to.
+struct Tail {
     segment: Arc<Segment>,
-    tail: u32,
+    end: u32,
     zeroed: u32,
+    /// All records before this place were finished when somebody last looked.
+    drained: u32,
 }
 
-/// Space in the active segment for one record.
+/// Space for one record in a segment that is appended to.
 pub(crate) struct Reservation {
     pub(crate) segment: Arc<Segment>,
     pub(crate) offset: u32,
@@ -79,14 +91,39 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What makes room in the log: told to give up a segment, it removes every entry in it from the index.
-pub(crate) trait Evacuate {
-    fn evacuate(&self, segment: &Segment);
+impl Tail {
+    fn new(segment: Arc<Segment>, end: u32) -> Self {
+        Self { segment, end, zeroed: end, drained: end }
+    }
 
-    /// Gives up a blob, if all of them take more than `beyond` bytes. `false` if none went.
-    fn give_up_blob(&self, beyond: u64) -> bool {
-        let _ = beyond;
-        false
+    fn has_room(&self, len: u32) -> bool {
+        // Behind a large record a segment may go on beyond what an entry word reaches.
+        let reachable = u64::from(self.end) < MAX_OFFSET;
+        reachable && u64::from(self.end) + u64::from(len) <= self.segment.len() && !self.segment.has_failed()
+    }
+
+    /// The place before which everything is finished.
+    fn drained(&mut self) -> u32 {
+        if self.segment.is_drained() {
+            self.drained = self.end;
+        }
+        self.drained
+    }
+
+    /// Space for a record of `len` bytes, for which there is room.
+    fn reserve(&mut self, len: u32, index: &Index) -> Result<Reservation> {
+        let offset = self.end;
+        let end = offset + len;
+        if end > self.zeroed {
+            let ahead = end.saturating_add(ZERO_AHEAD).min(self.segment.len() as u32);
+            self.segment.zero(self.zeroed, ahead)?;
+            self.zeroed = ahead;
+        }
+        self.drained();
+        self.segment.begin(offset, len);
+        self.end = end;
+        index.set_segment_tail(self.segment.id, end);
+        Ok(Reservation { segment: self.segment.clone(), offset, len })
     }
 }
 
@@ -113,31 +150,39 @@ impl Log {
             active: Mutex::new(None),
             wants_spare: AtomicBool::new(false),
             spare: Mutex::new(None),
+            copies: Mutex::new(None),
             sealed: Mutex::new(BTreeMap::new()),
-            dropping: Mutex::new(()),
+            emptied: Mutex::new(BTreeMap::new()),
+            appended: AtomicU64::new(0),
+            first: segments.last().map_or(0, |newest| newest.id),
         };
         for segment in segments {
             let segment = Arc::new(segment);
+            if index.segment_state(segment.id).is_none() {
+                // A spare one that was removed when the index was closed, and that a power cut brought back.
+                index.set_segment(segment.id, SegmentState::Sealed);
+            }
             log.slot(segment.id).store(Some(segment.clone()));
+            index.set_segment(segment.id, SegmentState::Sealed);
             lock(&log.sealed).insert(segment.id, segment);
         }
         log.resume(index, end);
         Ok(log)
     }
 
-    /// Goes on writing at `tail` of the newest segment, if there is room and it is of the usual length.
-    fn resume(&self, index: &Index, tail: Option<u32>) {
+    /// Goes on writing at `end` of the newest segment, if there is room and it is of the usual length.
+    fn resume(&self, index: &Index, end: Option<u32>) {
         let mut sealed = lock(&self.sealed);
         let Some(newest) = sealed.last_entry() else { return };
         let room = segment::HEADER_LEN as u64..newest.get().len();
         let usable = |t: &u32| room.contains(&u64::from(*t)) && (*t as usize).is_multiple_of(record::ALIGN);
         let is_whole = |_: &u32| newest.get().len() <= self.segment_len && newest.get().fill_holes().is_ok();
-        if let Some(tail) = tail.filter(usable).filter(is_whole) {
+        if let Some(end) = end.filter(usable).filter(is_whole) {
             let segment = newest.remove();
             index.set_segment(segment.id, SegmentState::Active);
-            *lock(&self.active) = Some(Active { segment, tail, zeroed: tail });
+            *lock(&self.active) = Some(Tail::new(segment, end));
         } else {
-            newest.get().seal();
+            newest.get().seal(index.recency());
         }
     }
 
@@ -151,23 +196,27 @@ impl Log {
         SegmentGuard { held: self.slot(id).load(), id }
     }
 
+    /// Bytes of all segments, those included that are unlinked and still mapped.
     pub(crate) fn bytes(&self) -> u64 {
         self.space.bytes()
     }
 
-    /// The bytes that there are for segments and blobs.
+    pub(crate) fn space(&self) -> &SpaceInUse {
+        &self.space
+    }
+
+    /// The most that all segments may take.
     pub(crate) fn budget(&self) -> u64 {
         self.budget
     }
 
-    /// Whether segments and blobs take more than there is for them.
-    pub(crate) fn is_over_budget(&self) -> bool {
-        self.space.bytes() > self.budget
+    pub(crate) fn segment_len(&self) -> u64 {
+        self.segment_len
     }
 
-    /// The longest value that is stored in the log itself.
-    pub(crate) fn largest_in_log(&self) -> u64 {
-        layout::largest_in_log(self.segment_len)
+    /// Bytes that were reserved since the log was opened.
+    pub(crate) fn appended(&self) -> u64 {
+        self.appended.load(Ordering::Relaxed)
     }
 
     /// The longest record there may be.
@@ -175,100 +224,122 @@ impl Log {
         layout::max_record_len(self.budget)
     }
 
-    /// Space for a record of this shape. The caller must not hold another reservation or a bucket lock.
-    pub(crate) fn reserve(
-        &self,
-        draft: &Draft,
-        index: &Index,
-        evacuate: &dyn Evacuate,
-    ) -> Result<Reservation> {
+    /// The longest value that is stored in the log itself.
+    pub(crate) fn largest_in_log(&self) -> u64 {
+        layout::largest_in_log(self.segment_len)
+    }
+
+    /// The length of a record of this shape.
+    pub(crate) fn len_of(&self, draft: &Draft) -> Result<u32> {
         let len = draft.len().filter(|len| u64::from(*len) <= self.max_record_len());
-        let len = len.ok_or_else(|| {
+        len.ok_or_else(|| {
             let most = self.max_record_len();
             Error::new(ErrorKind::ValueTooLarge, "reserve")
                 .with_source(format!("key and value take {} bytes of at most {most}", draft.body_len))
-        })?;
-        let mut active = lock(&self.active);
-        let fits = |a: &Active| {
-            // Behind a large record a segment may go on beyond what an entry word reaches.
-            let reachable = u64::from(a.tail) < MAX_OFFSET;
-            reachable && u64::from(a.tail) + u64::from(len) <= a.segment.len() && !a.segment.has_failed()
-        };
-        if !active.as_ref().is_some_and(fits) {
-            self.rotate(&mut active, len, index, evacuate)?;
-        }
-        let Some(active) = active.as_mut() else {
-            return Err(Error::new(ErrorKind::Interrupted, "reserve"));
-        };
-        let end = active.tail + len;
-        if end > active.zeroed {
-            let ahead = end.saturating_add(ZERO_AHEAD).min(active.segment.len() as u32);
-            active.segment.zero(active.zeroed, ahead)?;
-            active.zeroed = ahead;
-        }
-        let offset = active.tail;
-        active.segment.begin(offset, len);
-        if u64::from(end) > active.segment.len() / 2 && u64::from(offset) <= active.segment.len() / 2 {
-            self.wants_spare.store(true, Ordering::Relaxed);
-        }
-        active.tail = end;
-        index.set_segment_tail(active.segment.id, end);
-        Ok(Reservation { segment: active.segment.clone(), offset, len })
+        })
     }
 
-    /// Seals the active segment and begins the next one, which has room for a record of `len`.
-    fn rotate(
-        &self,
-        active: &mut Option<Active>,
-        len: u32,
-        index: &Index,
-        evacuate: &dyn Evacuate,
-    ) -> Result<()> {
-        let needed = u64::from(len) + segment::HEADER_LEN as u64;
-        let mut spare = lock(&self.spare);
-        let next = match spare.take() {
-            Some(spare) if spare.len() >= needed => spare,
-            Some(spare) => {
-                self.discard(index, &spare);
-                self.create(needed, index, evacuate)?
-            }
-            None => self.create(needed, index, evacuate)?,
-        };
-        drop(spare);
+    /// Space for a record of `len` bytes. `None` if it needs a segment that is not there:
+    /// [`provide`](Log::provide) one and ask again. The caller must not hold another reservation or a bucket lock.
+    pub(crate) fn reserve(&self, len: u32, index: &Index) -> Result<Option<Reservation>> {
+        let mut active = lock(&self.active);
+        if !active.as_ref().is_some_and(|tail| tail.has_room(len)) && !self.rotate(&mut active, len, index) {
+            return Ok(None);
+        }
+        let Some(tail) = active.as_mut() else { return Ok(None) };
+        let reservation = tail.reserve(len, index)?;
+        let half = tail.segment.len() / 2;
+        if u64::from(tail.end) > half && u64::from(reservation.offset) <= half {
+            self.wants_spare.store(true, Ordering::Relaxed);
+        }
+        self.appended.fetch_add(u64::from(len), Ordering::Relaxed);
+        Ok(Some(reservation))
+    }
+
+    /// Seals the active segment and begins the next one, if it is there and has room for a record of `len`.
+    fn rotate(&self, active: &mut Option<Tail>, len: u32, index: &Index) -> bool {
+        // Whoever makes the next one may need the active one before it is done.
+        let Ok(mut spare) = self.spare.try_lock() else { return false };
+        let Some(next) = spare.take_if(|spare| spare.len() >= needed_for(len)) else { return false };
         step!("log::rotating");
         if let Some(old) = active.take() {
             let mut wait = super::index::Backoff::default();
             while !old.segment.is_drained() {
                 wait.pause();
             }
-            let state = if old.segment.has_failed() { SegmentState::Failed } else { SegmentState::Sealed };
-            index.set_segment(old.segment.id, state);
-            old.segment.seal();
-            lock(&self.sealed).insert(old.segment.id, old.segment);
+            self.seal(index, old.segment);
         }
-        let start = segment::HEADER_LEN as u32;
-        *active = Some(Active { segment: next, tail: start, zeroed: start });
+        *active = Some(Tail::new(next, segment::HEADER_LEN as u32));
+        true
+    }
+
+    /// Puts a segment among those that take no records any more.
+    fn seal(&self, index: &Index, segment: Arc<Segment>) {
+        let state = if segment.has_failed() { SegmentState::Failed } else { SegmentState::Sealed };
+        index.set_segment(segment.id, state);
+        segment.seal(index.recency());
+        lock(&self.sealed).insert(segment.id, segment);
+    }
+
+    /// Whether the next active segment should be made.
+    pub(crate) fn wants_spare(&self) -> bool {
+        self.wants_spare.load(Ordering::Relaxed)
+    }
+
+    /// Makes the next active segment, with room for a record of `len`, unless it is there. `make_room` sees to it
+    /// that so many bytes may be taken, and takes them.
+    pub(crate) fn provide(
+        &self,
+        len: u32,
+        index: &Index,
+        make_room: &dyn Fn(u64) -> Result<Account>,
+        give_up: &dyn Fn() -> Result<bool>,
+    ) -> Result<()> {
+        let (needed, segment_len) = (needed_for(len), self.len_for(len));
+        // A rotation that needs the spare waits for it, and segments come into use in the order of their ids.
+        let mut spare = lock(&self.spare);
+        self.wants_spare.store(false, Ordering::Relaxed);
+        if spare.as_ref().is_some_and(|spare| spare.len() >= needed) {
+            return Ok(());
+        }
+        if let Some(small) = spare.take() {
+            self.discard(index, &small);
+        }
+        *spare = Some(self.create(make_room(segment_len)?, index, give_up)?);
         Ok(())
     }
 
-    /// A new segment with room for `needed` bytes, in the table and nowhere else. Gives up the oldest
-    /// segments until there is space for it.
-    fn create(&self, needed: u64, index: &Index, evacuate: &dyn Evacuate) -> Result<Arc<Segment>> {
+    /// The length of a new segment that is to hold a record of `len`: the usual one, if there is room in it.
+    fn len_for(&self, len: u32) -> u64 {
+        let needed = needed_for(len);
+        if needed > self.segment_len { needed.next_multiple_of(4096) } else { self.segment_len }
+    }
+
+    /// A new segment of the bytes in `account`, in the table and nowhere else. Where the disk or the table is full, `give_up`
+    /// gives some space back, or says that there is none.
+    fn create(
+        &self,
+        account: Account,
+        index: &Index,
+        give_up: &dyn Fn() -> Result<bool>,
+    ) -> Result<Arc<Segment>> {
+        let len = account.bytes();
+        let mut account = Some(account);
+        let no_space = || Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir);
         self.held.check_in_place().map_err(|e| Error::io("create segment", &self.dir, e))?;
-        let len = if needed > self.segment_len { needed.next_multiple_of(4096) } else { self.segment_len };
         // What a disk that is full takes at most: some more than the new segment needs. If that is not enough, others
         // fill it faster than it can be emptied.
         let mut spares = 2 * len.div_ceil(self.segment_len);
         loop {
             let Some(id) = index.next_segment_id() else {
                 // The table is full of small segments from a time when max_bytes was smaller.
-                if self.drop_oldest(index, evacuate)? {
+                if give_up()? {
                     continue;
                 }
-                return Err(Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir));
+                return Err(no_space());
             };
-            let account = self.make_space(len, index, evacuate)?;
-            match Segment::create(&self.dir, id, account) {
+            let account = account.take().or_else(|| self.space.account_within(len, self.budget));
+            match Segment::create(&self.dir, id, account.ok_or_else(no_space)?) {
                 Ok(segment) => {
                     // Or a power cut could take the file with all that was synced into it.
                     if let Err(e) = file::sync_dir(&self.dir) {
@@ -282,14 +353,8 @@ impl Log {
                     self.slot(id).store(Some(segment.clone()));
                     return Ok(segment);
                 }
-                // The disk is full before max_bytes is: what is oldest makes room here too.
-                Err(e)
-                    if e.kind() == ErrorKind::NoSpace
-                        && spares > 0
-                        && self.drop_oldest(index, evacuate)? =>
-                {
-                    spares -= 1;
-                }
+                // The disk is full before max_bytes is: what is there makes room here too.
+                Err(e) if e.kind() == ErrorKind::NoSpace && spares > 0 && give_up()? => spares -= 1,
                 // A file of that name that is none of ours stays, and keeps its name.
                 Err(e) if is_taken(&e) => {}
                 Err(e) => return Err(e),
@@ -297,62 +362,75 @@ impl Log {
         }
     }
 
-    /// Space for `len` bytes on disk. Blobs beyond their share of the space make room for it, then the oldest
-    /// segments, then any blob.
-    pub(crate) fn make_space(&self, len: u64, index: &Index, evacuate: &dyn Evacuate) -> Result<Account> {
-        let mut wait = super::index::Backoff::default();
-        loop {
-            if let Some(account) = self.space.account_within(len, self.budget) {
-                return Ok(account);
-            }
-            if evacuate.give_up_blob(layout::blob_share(self.budget))
-                || self.drop_oldest(index, evacuate)?
-                || evacuate.give_up_blob(0)
-            {
-                continue;
-            }
-            // What is gone may still be held for a moment, by a read or until a sync is done.
-            if !self.space.is_syncing() && wait.is_long() {
-                return Err(Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir).with_source(
-                    "max_bytes is taken by values that the program still holds or writes, or by files that are not \
-                     ours",
-                ));
-            }
-            wait.pause();
-        }
-    }
-
-    /// Gives up the oldest sealed segment with all that is in it. `false` if there is none.
-    pub(crate) fn drop_oldest(&self, index: &Index, evacuate: &dyn Evacuate) -> Result<bool> {
-        self.drop_oldest_if(index, evacuate, |_| true)
-    }
-
-    /// The same, if it `is_due`.
-    fn drop_oldest_if(
+    /// Space for a copy of a record, in the segment for copies, which is made if there is none with room. The guard
+    /// keeps others from copying.
+    pub(crate) fn reserve_copy(
         &self,
+        copies: &mut Copies<'_>,
+        len: u32,
         index: &Index,
-        evacuate: &dyn Evacuate,
-        is_due: impl Fn(&Segment) -> bool,
-    ) -> Result<bool> {
-        let _dropping = lock(&self.dropping);
-        let oldest = lock(&self.sealed).first_key_value().map(|(id, segment)| (*id, segment.clone()));
-        let Some((id, segment)) = oldest.filter(|(_, segment)| is_due(segment)) else { return Ok(false) };
-        lock(&self.sealed).remove(&id);
-        evacuate.evacuate(&segment);
-        index.set_segment(id, SegmentState::Emptied);
-        step!("log::emptied");
-        if let Err(e) = self.remove_file(&segment) {
-            // It must go before any younger one, or a recovery finds old values without what superseded them.
-            let error = Error::io("remove", &segment.path, e);
-            lock(&self.sealed).insert(id, segment);
-            return Err(error);
+    ) -> Result<Reservation> {
+        if !copies.0.as_ref().is_some_and(|tail| tail.has_room(len)) {
+            let segment_len = self.len_for(len);
+            let account = self.space.account_within(segment_len, self.budget);
+            let account = account
+                .ok_or_else(|| Error::new(ErrorKind::NoSpace, "copy records in").with_path(&self.dir))?;
+            let next = self.create(account, index, &|| Ok(false))?;
+            if let Some(full) = copies.0.take() {
+                self.seal(index, full.segment);
+            }
+            *copies.0 = Some(Tail::new(next, segment::HEADER_LEN as u32));
         }
-        self.forget(index, id);
-        drop(segment);
-        step!("log::removed");
-        // So that no crash can undo this one's removal and keep that of a later one.
-        file::sync_dir(&self.dir).map_err(|e| Error::io("sync directory", &self.dir, e))?;
-        Ok(true)
+        match copies.0.as_mut() {
+            Some(tail) if tail.has_room(len) => tail.reserve(len, index),
+            _ => Err(Error::new(ErrorKind::ValueTooLarge, "copy")),
+        }
+    }
+
+    /// The right to copy records.
+    pub(crate) fn copies(&self) -> Copies<'_> {
+        Copies(lock(&self.copies))
+    }
+
+    /// Whether a segment of `id` takes no records any more and is not emptied yet.
+    pub(crate) fn is_sealed(&self, id: u32) -> bool {
+        lock(&self.sealed).contains_key(&id)
+    }
+
+    /// The segments that take no records any more and are not emptied, oldest first. A segment that is held keeps
+    /// its space.
+    pub(crate) fn sealed(&self) -> Vec<Arc<Segment>> {
+        lock(&self.sealed).values().cloned().collect()
+    }
+
+    /// Says that no entry names `segment` any more. Its file goes with the next checkpoint that begins.
+    pub(crate) fn set_emptied(&self, index: &Index, segment: &Arc<Segment>) {
+        if lock(&self.sealed).remove(&segment.id).is_some() {
+            index.set_segment(segment.id, SegmentState::Emptied);
+            lock(&self.emptied).insert(segment.id, segment.clone());
+            step!("log::emptied");
+        }
+    }
+
+    pub(crate) fn emptied_bytes(&self) -> u64 {
+        lock(&self.emptied).values().map(|segment| segment.len()).sum()
+    }
+
+    /// The segments that are emptied now.
+    pub(crate) fn emptied_ids(&self) -> Vec<u32> {
+        lock(&self.emptied).keys().copied().collect()
+    }
+
+    /// Removes emptied segments. A checkpoint that began after they were emptied is on the disk.
+    pub(crate) fn release(&self, index: &Index, ids: &[u32]) -> Result<()> {
+        for id in ids {
+            let Some(segment) = lock(&self.emptied).get(id).cloned() else { continue };
+            self.remove_file(&segment).map_err(|e| Error::io("remove", &segment.path, e))?;
+            step!("log::removed");
+            lock(&self.emptied).remove(id);
+            self.forget(index, *id);
+        }
+        Ok(())
     }
 
     /// Takes a segment that was never written to out of the table and off the disk.
@@ -377,45 +455,50 @@ impl Log {
         }
     }
 
-    /// Whether [`prepare_spare`](Log::prepare_spare) has something to do.
-    pub(crate) fn wants_spare(&self) -> bool {
-        self.wants_spare.load(Ordering::Relaxed)
-    }
-
-    /// Makes the next active segment ahead of time, if the one in use is half full.
-    pub(crate) fn prepare_spare(&self, index: &Index, evacuate: &dyn Evacuate) -> Result<()> {
-        if !self.wants_spare.swap(false, Ordering::Relaxed) {
-            return Ok(());
+    /// Where the records that are stamped from now on will be: in a segment from a place on, or in segments of higher
+    /// ids. What is before is finished.
+    pub(crate) fn position(&self) -> (u32, u32) {
+        let mut active = lock(&self.active);
+        match active.as_mut() {
+            Some(tail) => (tail.segment.id, tail.drained()),
+            None => (self.first, u32::MAX),
         }
-        // The lock is held meanwhile: a rotation that needs the spare waits for it, and segments come into use
-        // in the order of their ids.
-        let mut spare = lock(&self.spare);
-        if spare.is_none() {
-            *spare = Some(self.create(self.segment_len, index, evacuate)?);
-        }
-        Ok(())
     }
 
-    /// Gives up the oldest segments until the log fits its budget, and those that are dead for as long as they
-    /// are the oldest.
-    pub(crate) fn trim(
-        &self,
-        index: &Index,
-        evacuate: &dyn Evacuate,
-        is_dead: impl Fn(&Segment) -> bool,
-    ) -> Result<()> {
-        let is_due = |oldest: &Segment| self.space.bytes() > self.budget || is_dead(oldest);
-        while self.drop_oldest_if(index, evacuate, is_due)? {}
-        Ok(())
-    }
-
-    /// The ids of all segments but the spare one, oldest first. Whoever goes through them holds one at a time:
+    /// The ids of all segments that have records, oldest first. Whoever goes through them holds one at a time:
     /// a segment that is held keeps its space.
     pub(crate) fn ids(&self) -> Vec<u32> {
-        let active = lock(&self.active);
-        let mut all: Vec<_> = lock(&self.sealed).keys().copied().collect();
-        all.extend(active.as_ref().map(|a| a.segment.id));
+        let mut all = self.named();
+        all.extend(lock(&self.emptied).keys());
+        all.sort_unstable();
+        all.dedup();
         all
+    }
+
+    /// The same without those that no entry names any more.
+    pub(crate) fn named(&self) -> Vec<u32> {
+        let mut all = Vec::new();
+        // One lock after the other, in the order in which segments move on.
+        all.extend(lock(&self.active).as_ref().map(|tail| tail.segment.id));
+        all.extend(lock(&self.copies).as_ref().map(|tail| tail.segment.id));
+        all.extend(lock(&self.sealed).keys());
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Seals what is appended to and could not be synced.
+    pub(crate) fn seal_failed(&self, index: &Index) {
+        for tail in [&self.active, &self.copies] {
+            let failed = lock(tail).take_if(|tail| tail.segment.has_failed());
+            if let Some(Tail { segment, .. }) = failed {
+                let mut wait = super::index::Backoff::default();
+                while !segment.is_drained() {
+                    wait.pause();
+                }
+                self.seal(index, segment);
+            }
+        }
     }
 
     /// Stops appending: the active segment is sealed, its tail noted, and the spare one removed.
@@ -423,73 +506,36 @@ impl Log {
         if let Some(spare) = lock(&self.spare).take() {
             self.discard(index, &spare);
         }
+        if let Some(old) = lock(&self.copies).take() {
+            self.seal(index, old.segment);
+        }
         if let Some(old) = lock(&self.active).take() {
-            index.set_segment(old.segment.id, SegmentState::Sealed);
-            index.set_end_of_log(old.segment.id, old.tail);
-            old.segment.seal();
-            lock(&self.sealed).insert(old.segment.id, old.segment);
+            index.set_end_of_log(old.segment.id, old.end);
+            self.seal(index, old.segment);
         }
     }
-}
 
-impl Log {
     /// Gives up all segments: after this nothing can be read or written. What programs hold stays and counts.
     pub(crate) fn let_go(&self) {
         *lock(&self.active) = None;
         *lock(&self.spare) = None;
+        *lock(&self.copies) = None;
         lock(&self.sealed).clear();
+        lock(&self.emptied).clear();
         self.table.iter().for_each(|slot| slot.store(None));
     }
+}
+
+/// The right to copy records, one holder at a time.
+pub(crate) struct Copies<'a>(MutexGuard<'a, Option<Tail>>);
+
+/// The length of a segment that has room for a record of `len`.
+fn needed_for(len: u32) -> u64 {
+    u64::from(len) + segment::HEADER_LEN as u64
 }
 
 fn is_taken(error: &Error) -> bool {
     use std::error::Error as _;
     let cause = error.source().and_then(|s| s.downcast_ref::<std::io::Error>());
     cause.is_some_and(|e| e.kind() == std::io::ErrorKind::AlreadyExists)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::engine::index::Geometry;
-
-    /// Says that it was called, and waits until it may go on.
-    struct Slow {
-        called: std::sync::mpsc::SyncSender<()>,
-        go_on: Mutex<std::sync::mpsc::Receiver<()>>,
-    }
-
-    impl Evacuate for Slow {
-        fn evacuate(&self, _: &Segment) {
-            self.called.send(()).unwrap();
-            let _ = lock(&self.go_on).recv_timeout(std::time::Duration::from_millis(200));
-        }
-    }
-
-    struct Nothing;
-
-    impl Evacuate for Nothing {
-        fn evacuate(&self, _: &Segment) {}
-    }
-
-    #[test]
-    fn a_younger_segment_never_goes_before_an_older_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = tempfile::tempfile().unwrap();
-        let index = Index::create(&file, Geometry::for_entries(10, 16), 1).unwrap();
-        let space = SpaceInUse::default();
-        let segments: Vec<_> =
-            (1..=2).map(|id| Segment::create(dir.path(), id, space.account(16 << 10)).unwrap()).collect();
-        let paths: Vec<_> = segments.iter().map(|s| s.path.clone()).collect();
-        let log = Log::new(dir.path(), &index, 1 << 20, space, segments, None).unwrap();
-        let (called, was_called) = std::sync::mpsc::sync_channel(1);
-        let (_go_on, waits) = std::sync::mpsc::sync_channel(1);
-        let slow = Slow { called, go_on: Mutex::new(waits) };
-        std::thread::scope(|scope| {
-            scope.spawn(|| log.drop_oldest(&index, &slow).unwrap());
-            was_called.recv().unwrap();
-            assert!(log.drop_oldest(&index, &Nothing).unwrap());
-            assert!(!paths[1].exists() && !paths[0].exists(), "the older one is still there");
-        });
-    }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::{Engine, layout};
+use super::Engine;
 use crate::error::{Error, Result};
 use crate::options::Durability;
 use crate::sys::step;
@@ -89,8 +89,7 @@ impl Engine {
             Durability::Interval(interval) => Some(interval),
             Durability::Buffered | Durability::Sync => None,
         };
-        let (mut next_pass, mut next_sync, mut next_release) =
-            (Instant::now(), Instant::now(), Instant::now());
+        let (mut next_pass, mut next_sync) = (Instant::now(), Instant::now());
         loop {
             let calls = self.bell.wait(interval.map_or(INTERVAL, |i| i.min(INTERVAL)));
             if calls.stop {
@@ -104,10 +103,6 @@ impl Engine {
                 next_pass = Instant::now() + INTERVAL.max(started.elapsed() * PASS_SHARE);
             }
             warn_of("make room", self.keep_bounds());
-            if started >= next_release {
-                warn_of("remove what is dead", self.release_blobs());
-                next_release = Instant::now() + INTERVAL;
-            }
             drop(chores);
             if let Some(interval) = interval
                 && started >= next_sync
@@ -123,12 +118,18 @@ impl Engine {
         let _chores = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
         self.reap_all();
         self.keep_bounds()?;
-        self.release_blobs()
+        self.give_back()
     }
 
     /// Brings entries and bytes within their bounds, gives back the space of segments in which nothing is alive,
     /// and gets the next segment ready.
     pub(super) fn keep_bounds(&self) -> Result<()> {
+        self.keep_entries()?;
+        self.keep_space()
+    }
+
+    /// Brings the entries within their bound.
+    pub(super) fn keep_entries(&self) -> Result<()> {
         if self.recount.load(Ordering::Relaxed) {
             self.count_again();
         }
@@ -137,12 +138,7 @@ impl Engine {
             self.reap_all();
             self.evict_coldest(self.index.count().saturating_sub(self.max_entries));
         }
-        self.cull_if_crowded()?;
-        let share = layout::blob_share(self.log.budget());
-        while self.log.is_over_budget() && self.give_up_a_blob(share) {}
-        self.log.trim(&self.index, self, |segment| self.is_dead(segment))?;
-        while self.log.is_over_budget() && self.give_up_a_blob(0) {}
-        self.log.prepare_spare(&self.index, self)
+        self.cull_if_crowded()
     }
 }
 

@@ -27,16 +27,10 @@ impl Meta {
             hash_key[..8].copy_from_slice(&random()?.to_le_bytes());
             hash_key[8..].copy_from_slice(&random()?.to_le_bytes());
             let meta = Self { format: FORMAT, features: 0, hash_key };
-            file::replace(path, &meta.encode()?)?;
+            file::replace(path, &seal(&meta)?)?;
             Ok(meta)
         };
         make().map_err(|e| Error::io("create", path, e))
-    }
-
-    fn encode(&self) -> std::io::Result<Vec<u8>> {
-        let mut bytes = rmp_serde::to_vec_named(self).map_err(std::io::Error::other)?;
-        bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
-        Ok(bytes)
     }
 
     /// Reads `meta`; `None` if there is none.
@@ -47,15 +41,15 @@ impl Meta {
         let read = file::open_to_read(path)
             .and_then(|f| std::io::Read::read_to_end(&mut std::io::Read::take(f, MOST), &mut bytes));
         match read {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::io("read", path, e)),
-            Ok(_) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(Error::io("read", path, e)),
+            Ok(_) => Self::decode(&bytes).map(Some).map_err(|e| e.with_path(path)),
         }
-        let damaged = || Error::new(ErrorKind::Corrupt, "read").with_path(path);
-        let (body, check) = bytes.split_last_chunk::<4>().ok_or_else(damaged)?;
-        if crc32fast::hash(body) != u32::from_le_bytes(*check) {
-            return Err(damaged());
-        }
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self> {
+        let damaged = || Error::new(ErrorKind::Corrupt, "read");
+        let body = unseal(bytes).ok_or_else(damaged)?;
         // The format first: a newer one may have other fields.
         #[derive(Deserialize)]
         struct Format {
@@ -66,10 +60,47 @@ impl Meta {
             rmp_serde::from_slice(body).map_err(|e| damaged().with_source(e))?;
         if format > FORMAT || features != 0 {
             let why = format!("format {format}, features {features:#x}; this version knows format {FORMAT}");
-            return Err(Error::new(ErrorKind::UnsupportedFormat, "open").with_path(path).with_source(why));
+            return Err(Error::new(ErrorKind::UnsupportedFormat, "open").with_source(why));
         }
-        rmp_serde::from_slice(body).map(Some).map_err(|e| damaged().with_source(e))
+        rmp_serde::from_slice(body).map_err(|e| damaged().with_source(e))
     }
+}
+
+/// Takes any bytes for `meta`, as they are and with a check that fits. What is read is what would be written.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fuzz(bytes: &[u8]) {
+    let sealed = [bytes, &crc32fast::hash(bytes).to_le_bytes()].concat();
+    for bytes in [bytes, &sealed] {
+        match Meta::decode(bytes) {
+            Ok(meta) => {
+                assert!(meta.format <= FORMAT && meta.features == 0);
+                let again = seal(&meta).map(|bytes| Meta::decode(&bytes).ok());
+                assert_eq!(again.ok().flatten(), Some(meta));
+            }
+            Err(e) => {
+                assert!(matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::UnsupportedFormat), "{e}");
+            }
+        }
+    }
+}
+
+/// A `meta` whose secret is `hash_key`.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn with_secret(hash_key: [u8; 16]) -> std::io::Result<Vec<u8>> {
+    seal(&Meta { format: FORMAT, features: 0, hash_key })
+}
+
+/// MessagePack, and the CRC-32 of it.
+pub(crate) fn seal(what: &impl Serialize) -> std::io::Result<Vec<u8>> {
+    let mut bytes = rmp_serde::to_vec_named(what).map_err(std::io::Error::other)?;
+    bytes.extend(crc32fast::hash(&bytes).to_le_bytes());
+    Ok(bytes)
+}
+
+/// The MessagePack in what [`seal`] made, if it is whole.
+pub(crate) fn unseal(bytes: &[u8]) -> Option<&[u8]> {
+    let (body, check) = bytes.split_last_chunk::<4>()?;
+    (crc32fast::hash(body) == u32::from_le_bytes(*check)).then_some(body)
 }
 
 #[cfg(test)]
@@ -93,7 +124,7 @@ mod tests {
             assert_eq!(Meta::read(&path).unwrap_err().kind(), ErrorKind::Corrupt, "cut at {at}");
         }
         let newer = Meta { format: FORMAT + 1, ..meta };
-        std::fs::write(&path, newer.encode().unwrap()).unwrap();
+        std::fs::write(&path, seal(&newer).unwrap()).unwrap();
         assert_eq!(Meta::read(&path).unwrap_err().kind(), ErrorKind::UnsupportedFormat);
     }
 }

@@ -6,24 +6,31 @@
 //! [`culler`] and [`log`] keep the bounds; [`recovery`] makes the index anew from the log when nobody closed it.
 
 mod attach;
+mod balance;
 mod blob;
 mod check;
+mod checkpoint;
+mod choice;
 mod commit;
-mod counters;
+pub(crate) mod counters;
 mod culler;
-mod directory;
+pub(crate) mod directory;
 mod evict;
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzz;
 mod hints;
 mod hot;
 mod index;
 mod layout;
 mod log;
 mod maintenance;
-mod meta;
+pub(crate) mod meta;
 mod read;
 pub(crate) mod record;
 mod recovery;
-mod segment;
+pub(crate) mod segment;
+mod snapshot;
+mod space;
 mod state;
 mod undo;
 
@@ -32,9 +39,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 pub(crate) use self::attach::Attached;
+use self::balance::Balance;
 use self::blob::Blobs;
 pub(crate) use self::blob::Spooled;
 pub use self::check::CheckReport;
+use self::checkpoint::Checkpoints;
 use self::counters::Counters;
 use self::hints::Hints;
 use self::hot::Hot;
@@ -44,7 +53,7 @@ use self::maintenance::Bell;
 use crate::entry::{Expiry, Stats};
 use crate::error::Result;
 use crate::hash::KeyHasher;
-use crate::options::{Durability, Options};
+use crate::options::{Durability, INLINE_CULL_ENTRIES, Options, QUICK_CULL_ENTRIES};
 
 /// An open directory, shared by all threads of the process.
 pub(crate) struct Engine {
@@ -59,12 +68,21 @@ pub(crate) struct Engine {
     log: Log,
     blobs: Blobs,
     hot: Hot,
+    /// What `Eviction::Adaptive` goes by; nothing for `Eviction::Lru`.
+    balance: Option<Balance>,
     counters: Counters,
     /// Held by whoever culls, so that two inserts at the bound do not both make room.
     culling: Mutex<()>,
+    /// Held by whoever empties segments.
+    emptying: Mutex<()>,
+    checkpoints: Mutex<Checkpoints>,
+    /// What the log had taken when the background last looked.
+    seen_appended: AtomicU64,
     /// Held by the background while it works, so that a check does not see its work half done.
     chores: Mutex<()>,
     bell: Bell,
+    /// The bucket at which the next insert that has to make room looks for the coldest entries.
+    next_few: AtomicU32,
     /// No entry expires before this time, in milliseconds since 1970.
     next_expiry: AtomicU64,
     /// Whether the entries must be counted again because something unreadable was removed.
@@ -87,31 +105,40 @@ impl Engine {
 
     /// Whether `max_entries` is enforced in the inserting call, with exact counts.
     fn culls_inline(&self) -> bool {
-        self.max_entries <= layout::INLINE_CULL_ENTRIES
+        self.max_entries <= INLINE_CULL_ENTRIES
     }
 
     /// Waits until every acknowledged write is on the disk.
     pub(crate) fn flush(&self) -> Result<()> {
-        for id in self.log.ids() {
+        let mut flushed = Ok(());
+        for id in self.log.named() {
             if let Some(segment) = self.log.segment(id).get() {
-                segment.sync_if_dirty()?;
+                // What one segment cannot do, the others still can.
+                flushed = flushed.and(segment.sync_if_dirty());
             }
         }
-        Ok(())
+        flushed
     }
 
     /// The bytes that the directory takes, counted against `max_bytes`.
     fn bytes(&self) -> u64 {
-        let geometry = self.index.geometry();
-        self.log.bytes() + geometry.index_bytes() + geometry.hint_bytes()
+        self.log.bytes() + self.index.geometry().bytes()
     }
 
     pub(crate) fn stats(&self) -> Stats {
         let mut stats = self.counters.totals();
         stats.entries = self.len();
         stats.bytes = self.bytes();
+        stats.pinned_bytes = self.log.space().pinned_bytes();
+        stats.written_bytes = self.log.appended();
         stats.hot_bytes = self.hot.bytes();
         stats
+    }
+
+    /// Whether the next commit waits for the disk, or may have to remove many entries by itself.
+    pub(crate) fn commits_take_long(&self) -> bool {
+        let culls = self.culls_inline() || self.options.cull_frequency == 0;
+        self.syncs_each_write() || (culls && self.len() >= self.max_entries.max(QUICK_CULL_ENTRIES))
     }
 
     fn syncs_each_write(&self) -> bool {

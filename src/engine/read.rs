@@ -14,14 +14,19 @@ use super::blob::{BlobSource, OpenBlob};
 use super::counters::Counter;
 use super::hot::{Content, Door, Form, HotEntry};
 use super::index::{Probe, Slot, Word};
+use super::log::SegmentGuard;
 use super::record::{Kind, Record};
-use super::segment::Segment;
-use crate::entry::{Change, Condition, Decoded, Expiry, Item, SharedValue, Stored, Streamed};
+use super::segment::{Pin, Segment};
+use crate::entry::{Change, Condition, Decoded, Expiry, Item, SharedValue, Soft, Stored, Streamed};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Values up to this many bytes are copied; larger ones are handed out where they lie, and keep their segment
 /// mapped for as long as somebody holds them.
 const COPY_LIMIT: usize = 4 << 10;
+
+/// As much of a record is fetched at once, before its header says how long it is. The processor notices by itself
+/// that more is read one after the other.
+const PREFETCH: usize = 256;
 
 /// How often a read begins again because the segment it was led to has gone. Each time somebody else made
 /// progress.
@@ -32,6 +37,9 @@ pub(crate) struct Hit<'a> {
     segment: &'a Arc<Segment>,
     record: &'a Record<'a>,
     value: &'a [u8],
+    soft: Soft,
+    /// Segments of so many bytes may be kept for values that the program holds.
+    most_pinned: u64,
 }
 
 /// Where a hit came from.
@@ -42,22 +50,27 @@ pub(crate) enum Source<'a> {
     },
     Log(Hit<'a>),
     /// Open, not verified yet.
-    Blob(OpenBlob, &'a Record<'a>),
+    Blob {
+        blob: OpenBlob,
+        record: &'a Record<'a>,
+        soft: Soft,
+    },
 }
 
 impl<'a> Source<'a> {
     fn expires_at(&self) -> Expiry {
         match self {
             Self::Hot { stored, .. } => stored.expires_at,
-            Self::Log(Hit { record, .. }) | Self::Blob(_, record) => record.expires_at,
+            Self::Log(Hit { record, .. }) | Self::Blob { record, .. } => record.expires_at,
         }
     }
 
     /// The same with all of its value in reach, verified; `None` if that is damaged.
     fn whole(self) -> Result<Option<Self>> {
-        let Self::Blob(blob, record) = self else { return Ok(Some(self)) };
+        let Self::Blob { blob, record, soft } = self else { return Ok(Some(self)) };
         let value = blob.load().map_err(|e| Error::new(ErrorKind::Io, "read").with_source(e))?;
-        Ok(value.map(|value| Self::Hot { stored: stored(record, value), generation: record.generation }))
+        Ok(value
+            .map(|value| Self::Hot { stored: stored(record, soft, value), generation: record.generation }))
     }
 
     /// The value must be in reach.
@@ -68,12 +81,14 @@ impl<'a> Source<'a> {
                 value: hit.value,
                 codec: hit.record.codec,
                 expires_at: hit.record.expires_at,
+                soft: hit.soft,
                 token: hit.record.sequence,
             },
-            Self::Blob(_, record) => Item {
+            Self::Blob { record, soft, .. } => Item {
                 value: &[],
                 codec: record.codec,
                 expires_at: record.expires_at,
+                soft: *soft,
                 token: record.sequence,
             },
         }
@@ -82,7 +97,7 @@ impl<'a> Source<'a> {
     fn generation(&self) -> u32 {
         match self {
             Self::Hot { generation, .. } => *generation,
-            Self::Log(Hit { record, .. }) | Self::Blob(_, record) => record.generation,
+            Self::Log(Hit { record, .. }) | Self::Blob { record, .. } => record.generation,
         }
     }
 
@@ -90,15 +105,15 @@ impl<'a> Source<'a> {
     pub(crate) fn into_stored(self) -> Stored {
         match self {
             Self::Hot { stored, .. } => stored,
-            Self::Log(hit) => stored(hit.record, hit.share()),
-            Self::Blob(_, record) => stored(record, Bytes::new()),
+            Self::Log(hit) => stored(hit.record, hit.soft, hit.share()),
+            Self::Blob { record, soft, .. } => stored(record, soft, Bytes::new()),
         }
     }
 }
 
 /// Bytes of a segment, which stays mapped as long as they live.
 struct Pinned {
-    segment: Arc<Segment>,
+    segment: Pin,
     offset: usize,
     len: usize,
 }
@@ -109,17 +124,17 @@ impl AsRef<[u8]> for Pinned {
     }
 }
 
-fn stored(record: &Record<'_>, value: Bytes) -> Stored {
-    Stored { value, codec: record.codec, expires_at: record.expires_at, token: record.sequence }
+fn stored(record: &Record<'_>, soft: Soft, value: Bytes) -> Stored {
+    Stored { value, codec: record.codec, expires_at: record.expires_at, soft, token: record.sequence }
 }
 
 impl Hit<'_> {
+    /// The value to keep: where it lies, as long as not too much of the log is kept so.
     fn share(&self) -> Bytes {
-        if self.value.len() <= COPY_LIMIT {
-            return Bytes::copy_from_slice(self.value);
-        }
-        let offset = self.segment.offset_of(self.value);
-        Bytes::from_owner(Pinned { segment: self.segment.clone(), offset, len: self.value.len() })
+        let pin = (self.value.len() > COPY_LIMIT).then(|| self.segment.pin(self.most_pinned)).flatten();
+        let Some(segment) = pin else { return Bytes::copy_from_slice(self.value) };
+        let (offset, len) = (self.segment.offset_of(self.value), self.value.len());
+        Bytes::from_owner(Pinned { segment, offset, len })
     }
 }
 
@@ -150,7 +165,7 @@ impl Engine {
         let hash = self.hasher.hash(key);
         self.look_for(key, &mut |source, word| {
             Ok(Some(match source {
-                Source::Blob(blob, record) => {
+                Source::Blob { blob, record, .. } => {
                     let (codec, len) = (record.codec, blob.len());
                     let source = BlobSource::new(blob, engine.clone(), (hash, word));
                     Streamed::Pieces { codec, len, source: Box::new(source) }
@@ -162,21 +177,26 @@ impl Engine {
 
     /// Gives `to` the value of `from`, with the same codec and expiry, and returns the token that `from` has. A blob
     /// is named by both then.
-    pub(crate) fn copy(&self, from: &[u8], to: &[u8]) -> Result<Option<u64>> {
+    pub(crate) fn copy_entry(&self, from: &[u8], to: &[u8]) -> Result<Option<u64>> {
         let found = self.look_for(from, &mut |source, _| {
             let blob = match &source {
-                Source::Blob(_, record) => record.blob(),
+                Source::Blob { record, .. } => record.blob(),
                 _ => None,
             };
             Ok(Some((source.into_stored(), blob)))
         })?;
-        let Some((Stored { value, codec, expires_at, token }, blob)) = found else { return Ok(None) };
+        let Some((Stored { value, codec, expires_at, soft, token }, blob)) = found else { return Ok(None) };
         let pin = match blob.map(|blob| self.blobs.pin(blob)) {
             // Gone as soon as it was found.
             Some(None) => return Ok(None),
             pin => pin.flatten(),
         };
-        self.commit_with(to, Condition::Always, Change::Store { value: &value, codec, expires_at }, pin)?;
+        self.commit_with(
+            to,
+            Condition::Always,
+            Change::Store { value: &value, codec, expires_at, soft },
+            pin,
+        )?;
         Ok(Some(token))
     }
 
@@ -241,7 +261,7 @@ impl Engine {
             match (verdict, found.entry) {
                 // A damaged word may lead to an older record of the same key.
                 (Some(Verdict::Hit(result)), Some((slot, _))) if !self.index.is_damaged(hash, &found) => {
-                    self.hints.touch(slot, self.index.recency());
+                    self.hints.touch(slot, self.index.recency(), self.balance.is_some());
                     self.counters.one(Counter::Hits);
                     return Ok(Some(result));
                 }
@@ -305,6 +325,7 @@ impl Engine {
         let Some(segment) = guard.get() else {
             return Probe::Unreadable;
         };
+        segment.prefetch(word.offset(), PREFETCH);
         let Some(record) = segment.record(word.offset()) else { return Probe::Unreadable };
         if record.key != key {
             return Probe::Other;
@@ -313,11 +334,14 @@ impl Engine {
             *verdict = Some(Verdict::Dead);
         } else if let Some(reference) = record.blob() {
             let opened = self.blobs.open_blob(reference);
-            let taken =
-                opened.and_then(|blob| blob.map_or(Ok(None), |blob| take(Source::Blob(blob, &record), word)));
+            let taken = opened.and_then(|blob| {
+                blob.map_or(Ok(None), |blob| {
+                    take(Source::Blob { blob, record: &record, soft: record.soft() }, word)
+                })
+            });
             return conclude(taken, verdict);
-        } else if let Some(value) = record.value().filter(|_| record.kind == Kind::Value) {
-            let hit = Hit { segment, record: &record, value };
+        } else if let Some((soft, value)) = record.content().filter(|_| record.kind == Kind::Value) {
+            let hit = Hit { segment, record: &record, value, soft, most_pinned: self.most_pinned() };
             if door == Door::Seen && self.hot.admits(value.len()) {
                 self.keep_hot(word, &hit);
             }
@@ -330,7 +354,7 @@ impl Engine {
 
     fn keep_hot(&self, word: Word, hit: &Hit<'_>) {
         // A copy, even of a large value: the hot tier must not keep segments from going.
-        let content = Content::Bytes(stored(hit.record, Bytes::copy_from_slice(hit.value)));
+        let content = Content::Bytes(stored(hit.record, hit.soft, Bytes::copy_from_slice(hit.value)));
         self.hot.insert(
             word,
             HotEntry { key: hit.record.key.into(), generation: hit.record.generation, content },
@@ -357,6 +381,25 @@ impl Engine {
         }
     }
 
+    /// Values that the program holds keep an eighth of the log at most; the rest goes on to be reclaimed.
+    fn most_pinned(&self) -> u64 {
+        self.log.budget() / 8
+    }
+
+    /// The words of a chain, and holds on the segments that they name. While an entry's record is copied elsewhere, its
+    /// segment may go.
+    fn hold_chain(&self, primary: u32) -> Vec<(SegmentGuard, Word)> {
+        let mut held = Vec::new();
+        for _ in 0..RETRIES {
+            let words = self.index.chain_words(primary).into_iter();
+            held = words.map(|word| (self.log.segment(word.segment()), word)).collect();
+            if held.iter().all(|(guard, _)| guard.get().is_some()) {
+                break;
+            }
+        }
+        held
+    }
+
     /// Hands out the live entries of some buckets from `cursor` on, and returns where to go on. What is in blobs is
     /// read only `with_values`.
     pub(crate) fn scan(
@@ -371,8 +414,7 @@ impl Engine {
         let first = u32::try_from(cursor).unwrap_or(primaries).min(primaries);
         let end = first.saturating_add(STEP).min(primaries);
         for primary in first..end {
-            for word in self.index.chain_words(primary) {
-                let guard = self.log.segment(word.segment());
+            for (guard, word) in self.hold_chain(primary) {
                 let Some(segment) = guard.get() else { continue };
                 let Some(record) = segment.record(word.offset()) else { continue };
                 if self.has_ended(record.generation, record.expires_at) || !record.is_entry() {
@@ -380,11 +422,13 @@ impl Engine {
                 }
                 if let Some(reference) = record.blob() {
                     let Some(blob) = self.blobs.open_blob(reference)? else { continue };
-                    let source = Source::Blob(blob, &record);
+                    let source = Source::Blob { blob, record: &record, soft: record.soft() };
                     let source = if with_values { source.whole()? } else { Some(source) };
                     source.iter().for_each(|source| visit(record.key, source.item()));
-                } else if let Some(value) = record.value().filter(|_| record.kind == Kind::Value) {
-                    visit(record.key, Source::Log(Hit { segment, record: &record, value }).item());
+                } else if let Some((soft, value)) = record.content().filter(|_| record.kind == Kind::Value) {
+                    let most_pinned = self.most_pinned();
+                    let hit = Hit { segment, record: &record, value, soft, most_pinned };
+                    visit(record.key, Source::Log(hit).item());
                 }
             }
         }

@@ -20,7 +20,7 @@
 use crc32fast::Hasher;
 
 use super::blob::BlobRef;
-use crate::entry::{Codec, Expiry};
+use crate::entry::{Codec, Expiry, Soft};
 use crate::sys::map::Map;
 use crate::time::Timestamp;
 
@@ -38,6 +38,8 @@ const NEVER: u64 = (1 << 48) - 1;
 pub(crate) const FLAG_STALE_AT: u16 = 1;
 /// The body goes on with tags: their length u32, then that many bytes.
 pub(crate) const FLAG_TAGS: u16 = 2;
+/// The body goes on with how long the value took to compute, u32 milliseconds.
+pub(crate) const FLAG_TOOK: u16 = 4;
 
 /// What a record says about its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +82,45 @@ impl Place {
     }
 }
 
+/// The optional fields of a body, as they are stored.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Fields {
+    pub(crate) flags: u16,
+    bytes: [u8; 12],
+    len: usize,
+}
+
+impl Fields {
+    pub(crate) fn new(soft: Soft) -> Self {
+        let mut fields = Self::default();
+        if let Some(at) = soft.stale_at {
+            fields.put(FLAG_STALE_AT, &at.as_millis().to_le_bytes());
+        }
+        if let Some(millis) = soft.took {
+            fields.put(FLAG_TOOK, &millis.to_le_bytes());
+        }
+        fields
+    }
+
+    fn put(&mut self, flag: u16, field: &[u8]) {
+        self.flags |= flag;
+        self.bytes[self.len..self.len + field.len()].copy_from_slice(field);
+        self.len += field.len();
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+/// Flags and body of a record, as they are once it is touched: [`Soft::touched`].
+pub(crate) fn touched(flags: u16, body: &[u8]) -> Option<(u16, &[u8])> {
+    match flags & FLAG_STALE_AT {
+        0 => Some((flags, body)),
+        _ => Some((flags & !FLAG_STALE_AT, body.get(8..)?)),
+    }
+}
+
 /// The parts of a header that are known before the record's bucket is locked.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Draft {
@@ -117,12 +158,13 @@ pub(crate) struct Prepared {
 }
 
 impl Prepared {
-    pub(crate) fn new(draft: Draft, len: u32, place: Place, key: &[u8], body: &[u8]) -> Self {
+    /// The body is given in two parts: optional fields and value, or whatever it is made of.
+    pub(crate) fn new(draft: Draft, len: u32, place: Place, key: &[u8], body: [&[u8]; 2]) -> Self {
         Self {
             draft,
             len,
             key_check: extend(place.header_seed(), key),
-            body_check: extend(place.body_seed(), body),
+            body_check: extend(extend(place.body_seed(), body[0]), body[1]),
         }
     }
 
@@ -141,6 +183,20 @@ impl Prepared {
                 | u64::from(draft.body_len) << 32,
         ];
         (words, header_check(self.key_check, self.len, &words))
+    }
+
+    /// The whole record, for a store that keeps each by itself.
+    #[cfg(feature = "sled")]
+    pub(crate) fn encode(&self, stamp: Stamp, key: &[u8], body: [&[u8]; 2]) -> Vec<u8> {
+        let (words, check) = self.stamp(stamp);
+        let mut bytes = Vec::with_capacity(self.len as usize);
+        bytes.extend(self.len.to_le_bytes());
+        bytes.extend(check.to_le_bytes());
+        words.iter().for_each(|word| bytes.extend(word.to_le_bytes()));
+        bytes.extend(key);
+        body.iter().for_each(|part| bytes.extend(*part));
+        bytes.resize(self.len as usize, 0);
+        bytes
     }
 }
 
@@ -233,18 +289,50 @@ impl<'a> Record<'a> {
         (extend(self.place.body_seed(), self.body) == self.body_check).then_some(self.body)
     }
 
-    /// The value, if it passes its check.
-    pub(crate) fn value(&self) -> Option<&'a [u8]> {
+    /// Whether the body fails its check because part of it never reached the disk, as a power cut leaves it: where
+    /// nothing was written yet a whole sector's part is zeros. Costs a pass over the value.
+    pub(crate) fn is_torn(&self) -> bool {
+        const SECTOR: usize = 512;
+        let start = self.place.offset as usize + HEADER_LEN + self.key.len();
+        let to_boundary = (start.next_multiple_of(SECTOR) - start).min(self.body.len());
+        let (first, rest) = self.body.split_at(to_boundary);
+        let missing = |part: &[u8]| !part.is_empty() && part.iter().all(|byte| *byte == 0);
+        self.verified_body().is_none() && (missing(first) || rest.chunks(SECTOR).any(missing))
+    }
+
+    /// The value and what is stored with it, if they pass their check.
+    pub(crate) fn content(&self) -> Option<(Soft, &'a [u8])> {
         let mut body = self.verified_body()?;
+        let mut soft = Soft::default();
+        if self.flags == 0 {
+            return Some((soft, body));
+        }
         if self.flags & FLAG_STALE_AT != 0 {
-            body = body.get(8..)?;
+            let (millis, rest) = body.split_first_chunk()?;
+            soft.stale_at = Some(Timestamp::from_millis(u64::from_le_bytes(*millis)));
+            body = rest;
         }
         if self.flags & FLAG_TAGS != 0 {
             let (len, rest) = body.split_first_chunk::<4>()?;
             body = rest.get(u32::from_le_bytes(*len) as usize..)?;
         }
+        if self.flags & FLAG_TOOK != 0 {
+            let (millis, rest) = body.split_first_chunk()?;
+            soft.took = Some(u32::from_le_bytes(*millis));
+            body = rest;
+        }
         // What later flags mean is not known here, so neither is where the value begins.
-        (self.flags & !(FLAG_STALE_AT | FLAG_TAGS) == 0).then_some(body)
+        (self.flags & !(FLAG_STALE_AT | FLAG_TAGS | FLAG_TOOK) == 0).then_some((soft, body))
+    }
+
+    /// The value, if it passes its check.
+    pub(crate) fn value(&self) -> Option<&'a [u8]> {
+        self.content().map(|(_, value)| value)
+    }
+
+    /// What `get_or_set` wants to know, if the record passes its check.
+    pub(crate) fn soft(&self) -> Soft {
+        self.content().map(|(soft, _)| soft).unwrap_or_default()
     }
 
     /// The blob that the record names, if it is one of that kind. A reference that does not pass its check names none.
@@ -262,6 +350,24 @@ impl<'a> Record<'a> {
     }
 }
 
+/// Gives the bytes, which are to be a whole record at this place, the checks that fit them.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fit_checks(bytes: &mut [u8], place: Place) {
+    let word = |bytes: &[u8], at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+    if bytes.len() < HEADER_LEN {
+        return;
+    }
+    let shape = word(bytes, 32);
+    let key_end = HEADER_LEN + (shape & 0xff_ffff) as usize;
+    let body_end = key_end.saturating_add((shape >> 32) as usize);
+    let body_check = extend(place.body_seed(), bytes.get(key_end..body_end).unwrap_or_default());
+    bytes[28..32].copy_from_slice(&body_check.to_le_bytes());
+    let words = [8, 16, 24, 32].map(|at| word(bytes, at));
+    let key_check = extend(place.header_seed(), bytes.get(HEADER_LEN..key_end).unwrap_or_default());
+    let check = header_check(key_check, bytes.len() as u32, &words);
+    bytes[4..8].copy_from_slice(&check.to_le_bytes());
+}
+
 /// Takes any bytes for a record, first as they are, then with a length and checks that fit, as if they had been
 /// written. What is decoded must be what is there; what is not must be refused.
 #[cfg(any(test, feature = "fuzzing"))]
@@ -274,20 +380,13 @@ pub(crate) fn fuzz(bytes: &[u8]) {
         return;
     }
     let len = bytes.len() as u32;
-    let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
-    let mut words = [word(8), word(16), word(24), word(32)];
-    let (key_len, body_len) = ((words[3] & 0xff_ffff) as usize, (words[3] >> 32) as usize);
+    bytes[..4].copy_from_slice(&len.to_le_bytes());
+    fit_checks(&mut bytes, place);
+    let shape = u64::from_le_bytes(std::array::from_fn(|i| bytes[32 + i]));
+    let (key_len, body_len) = ((shape & 0xff_ffff) as usize, (shape >> 32) as usize);
     let (key_end, body_end) =
         (HEADER_LEN + key_len, HEADER_LEN.saturating_add(key_len).saturating_add(body_len));
     let fits = key_len <= MAX_KEY_LEN && body_end <= bytes.len();
-    let key_check = extend(place.header_seed(), bytes.get(HEADER_LEN..key_end).unwrap_or_default());
-    let body_check = extend(place.body_seed(), bytes.get(key_end..body_end).unwrap_or_default());
-    words[2] = (words[2] & 0xffff_ffff) | (u64::from(body_check) << 32);
-    bytes[..4].copy_from_slice(&len.to_le_bytes());
-    bytes[4..8].copy_from_slice(&header_check(key_check, len, &words).to_le_bytes());
-    for (chunk, word) in bytes[8..HEADER_LEN].chunks_exact_mut(8).zip(words) {
-        chunk.copy_from_slice(&word.to_le_bytes());
-    }
     let kind = Kind::from_bits(bytes[35] & 0xf);
     let codec = codec_from_bits(bytes[35] >> 4);
     let record = Record::decode(&bytes, place);

@@ -1,105 +1,142 @@
-//! Making the index anew from the log, when nobody closed the directory.
+//! Making the index anew when nobody closed the directory: from the newest snapshot, and from what the log took since.
 //!
-//! Every stamped record is looked at; for each key the one with the highest sequence wins, and the generation is
-//! the greatest seen. Tombstones take part like values and are removed at the end. Evictions are not logged, so
-//! the log may hold more keys than the index has room for: where a chain is full, its lowest sequence goes, and
+//! Of the stamped records that are not older than the snapshot the one with the highest sequence wins, for each key, and
+//! the generation is the greatest seen. Tombstones take part like values and are removed at the end. Evictions are not
+//! logged, so there may be more keys than the index has room for: where a chain is full, its lowest sequence goes, and
 //! from then on nothing older than that may enter the chain, or a deleted value could come back behind its
 //! tombstone. It may die anywhere and be repeated: it writes nothing but the index and the hints.
 
 use std::collections::HashMap;
+use std::fs::File;
 
-use super::blob::{BlobRef, Blobs};
 use super::directory::Directory;
 use super::hints::{Hint, Hints};
 use super::index::{Index, Probe, SegmentState, Slot, Vacancy, Word};
 use super::layout::Layout;
 use super::record::{Kind, Record};
 use super::segment::Segment;
-use crate::entry::Expiry;
+use super::snapshot::{self, Header, Part};
 use crate::error::{Error, Result};
 use crate::hash::KeyHasher;
 use crate::options::Options;
 use crate::sys::{file, step};
+use crate::time::Timestamp;
 
 /// The next sequence after a recovery is so much higher than any that was found, so that one which was given out
 /// and lost is not given out again.
 const SEQUENCE_GAP: u64 = 1 << 32;
 
-/// The ages that recovered entries are given, by their order in the log.
-const RECENCY_LEVELS: u64 = 256;
+/// What a recovery begins with.
+pub(super) enum Base {
+    /// Nothing was ever removed from the log: all of it is replayed.
+    Empty,
+    /// A snapshot.
+    Snapshot(File, Header),
+    /// The words of an index that was closed and has another size than is needed now. Nothing is replayed.
+    Closed(Vec<Word>, Header),
+    /// Nobody can say what in the log still counts: the cache starts cold. What the log has is left to `salvage`.
+    Lost,
+    /// As `Empty`, though older values may come back: somebody asked for it.
+    Salvage,
+}
+
+/// What a recovery has to know.
+pub(super) struct Inputs<'a> {
+    pub(super) directory: &'a Directory,
+    pub(super) layout: &'a Layout,
+    pub(super) owner: u32,
+    pub(super) hasher: &'a KeyHasher,
+    pub(super) options: &'a Options,
+}
 
 pub(super) struct Recovered {
     pub(super) index: Index,
     pub(super) hints: Hints,
-}
-
-/// What is remembered of the record in a slot while the log is replayed.
-#[derive(Debug, Clone, Copy, Default)]
-struct Replayed {
-    sequence: u64,
-    generation: u32,
-    len: u32,
-    expires_at: Expiry,
-    is_tombstone: bool,
-    /// What the record names.
-    blob: Option<BlobRef>,
+    /// Whether only a checkpoint makes this what the next recovery begins with.
+    pub(super) wants_checkpoint: bool,
 }
 
 struct Replay<'a> {
     index: &'a Index,
+    hints: &'a Hints,
     hasher: &'a KeyHasher,
-    blobs: &'a Blobs,
     segments: HashMap<u32, &'a Segment>,
-    /// By slot number.
-    slots: Vec<Replayed>,
+    base: Header,
+    now: Timestamp,
+    /// What the recency clock shows when all is done.
+    clock: u32,
+    /// Words in the index.
+    words: u64,
+    /// Words that were entered and are not to stay.
+    graves: Vec<(u64, Word)>,
     /// The highest sequence that was given up in each chain that was ever full, by its primary.
     floors: HashMap<u32, u64>,
+    /// The least generation of what is in the index.
+    least_generation: u32,
     generation: u32,
-    first_sequence: u64,
     last_sequence: u64,
 }
 
 /// `known_sequence` was given out before, as far as a clean end told; 0 if none did.
 pub(super) fn recover(
-    directory: &Directory,
-    layout: &Layout,
-    owner: u32,
-    hasher: &KeyHasher,
+    inputs: Inputs<'_>,
     segments: &[Segment],
-    blobs: &Blobs,
-    options: &Options,
     known_sequence: u64,
+    base: Base,
 ) -> Result<Recovered> {
+    let Inputs { directory, layout, owner, hasher, options } = inputs;
     let index_path = directory.file("index");
+    let seen_recency = file::open(&index_path).ok().and_then(|file| Index::recency_in(&file)).unwrap_or(0);
     let index = make_file(directory, "index", |file| Index::create(file, layout.geometry, owner))?;
-    let hints = make_file(directory, "hints", |file| Hints::create(file, layout.geometry))?;
-    if segments.is_empty() {
-        index.set_next_sequence(known_sequence + 1);
-        return Ok(Recovered { index, hints });
-    }
-    let slots = vec![Replayed::default(); layout.geometry.buckets as usize * super::index::LINE];
+    segments.iter().for_each(|segment| index.set_segment(segment.id, SegmentState::Sealed));
+    let header = match &base {
+        Base::Snapshot(_, header) | Base::Closed(_, header) => *header,
+        Base::Empty | Base::Salvage => Header { sequence: 0, ..Header::default() },
+        Base::Lost => Header { sequence: u64::MAX, ..Header::default() },
+    };
+    let keeps_places = matches!(base, Base::Snapshot(..)) && header.primaries == layout.geometry.primaries;
+    // What they say of words that stay where they are is still good; what is wrong is put right in time.
+    let hints = make_file(directory, "hints", |file| match Hints::open(file, layout.geometry)? {
+        Some(hints) if keeps_places => Ok(hints),
+        _ => Hints::create(file, layout.geometry),
+    })?;
+    index.raise_next_segment_id(header.next_segment);
+    // Not behind what the hints say that are kept.
+    let is_plausible = seen_recency.wrapping_sub(header.recency) < 1 << 20;
+    let clock = if is_plausible { seen_recency } else { header.recency }.wrapping_add(1);
+    index.set_recency(clock);
     let mut replay = Replay {
         index: &index,
+        hints: &hints,
         hasher,
-        blobs,
         segments: segments.iter().map(|s| (s.id, s)).collect(),
-        slots,
+        base: header,
+        now: options.clock.now(),
+        clock,
+        words: 0,
+        graves: Vec::new(),
         floors: HashMap::new(),
-        generation: 0,
-        first_sequence: u64::MAX,
-        last_sequence: known_sequence,
+        least_generation: u32::MAX,
+        generation: header.generation,
+        last_sequence: known_sequence.max(if header.sequence == u64::MAX { 0 } else { header.sequence }),
     };
-    // Newest first: where there is no room for all, what was written last stays.
-    for segment in segments.iter().rev() {
-        step!("recovery::segment");
-        index.set_segment(segment.id, SegmentState::Sealed);
-        for (offset, record) in segment.records() {
-            replay.enter(segment, offset, &record);
+    let wants_checkpoint = matches!(base, Base::Lost | Base::Closed(..) | Base::Salvage);
+    match base {
+        Base::Snapshot(file, _) => {
+            let path = &directory.path;
+            replay.load(&file, keeps_places).map_err(|e| Error::io("read the snapshot in", path, e))?;
         }
+        Base::Closed(words, _) => words.into_iter().for_each(|word| replay.place(word)),
+        Base::Empty | Base::Lost | Base::Salvage => {}
     }
-    let entries = replay.finish(&hints, options);
-    tracing::info!(path = %index_path.display(), entries, "the cache was not closed; its log was replayed");
-    Ok(Recovered { index, hints })
+    // Newest first: where there is no room for all, what was written last stays.
+    for segment in segments.iter().rev().filter(|segment| segment.id >= header.segment) {
+        step!("recovery::segment");
+        replay.scan(segment);
+    }
+    let entries = replay.finish();
+    tracing::info!(path = %index_path.display(), entries, "the cache was not closed; it was recovered");
+    Ok(Recovered { index, hints, wants_checkpoint })
 }
 
 /// Makes the contents of one of the files that a recovery writes. What cannot be written over (a link, a second
@@ -115,43 +152,93 @@ fn make_file<T>(
 }
 
 impl Replay<'_> {
+    /// Puts the words of a snapshot into the index: where they were, or where they belong in an index of this size.
+    fn load(&mut self, file: &File, keeps_places: bool) -> std::io::Result<()> {
+        let header = self.base;
+        let mut damaged = 0u64;
+        let (mut here, mut more) = (Vec::new(), Vec::new());
+        snapshot::read(file, &header, |part| match part {
+            Part::Chain { number, primary, overflow } if keeps_places => {
+                let is_there = |word: &Word| self.index.segment_state(word.segment()).is_some();
+                here.clear();
+                here.extend(primary.iter().filter(|(_, word)| is_there(word)));
+                more.clear();
+                more.extend(overflow.iter().filter(|word| is_there(word)));
+                self.words += self.index.unpack(number, &here, &more);
+            }
+            Part::Chain { primary, overflow, .. } => {
+                let words = primary.iter().map(|(_, word)| word).chain(overflow);
+                words.for_each(|word| self.place(*word));
+            }
+            Part::Segment(id, live) if keeps_places => self.index.set_live_bytes(id, live),
+            Part::Segment(..) => {}
+            Part::Damaged => damaged += 1,
+        })?;
+        if self.words > 0 {
+            self.least_generation = header.generation;
+        }
+        if damaged > 0 {
+            tracing::warn!(blocks = damaged, "part of the snapshot is damaged; its entries are lost");
+        }
+        Ok(())
+    }
+
+    /// Enters what `word` names.
+    fn place(&mut self, word: Word) {
+        let Some(segment) = self.segments.get(&word.segment()).copied() else { return };
+        if let Some(record) = segment.record(word.offset()) {
+            self.enter(segment, word.offset(), &record);
+        }
+    }
+
+    /// Enters what a segment has that is not in the base.
+    fn scan(&mut self, segment: &Segment) {
+        let from = if segment.id == self.base.segment { self.base.from } else { 0 };
+        for (offset, record) in segment.records_from(from) {
+            self.generation = self.generation.max(record.generation);
+            self.last_sequence = self.last_sequence.max(record.sequence);
+            // A write that a power cut tore was never acknowledged as synced, and what was there before it may have been.
+            if record.sequence >= self.base.sequence && !record.is_torn() {
+                self.enter(segment, offset, &record);
+            }
+        }
+    }
+
     fn enter(&mut self, segment: &Segment, offset: u32, record: &Record<'_>) {
-        self.generation = self.generation.max(record.generation);
-        self.first_sequence = self.first_sequence.min(record.sequence);
-        self.last_sequence = self.last_sequence.max(record.sequence);
-        let is_tombstone = match record.kind {
-            Kind::Clear => return,
-            Kind::Tombstone => true,
-            Kind::Value | Kind::Blob => false,
-        };
-        let hash = self.hasher.hash(record.key);
-        let mine = Replayed {
-            sequence: record.sequence,
-            generation: record.generation,
-            len: record.len,
-            expires_at: record.expires_at,
-            is_tombstone,
-            blob: record.blob(),
-        };
-        let found = self.index.find(hash, |word| self.probe(word, record.key));
-        let locked = self.index.lock(hash);
-        if self.floors.get(&locked.primary()).is_some_and(|floor| mine.sequence <= *floor) {
+        if record.kind == Kind::Clear {
             return;
         }
-        let slot = match found.entry {
-            Some((slot, _)) if self.slots[slot.number()].sequence >= mine.sequence => return,
-            Some((slot, _)) => slot,
-            None => match locked.vacant() {
+        let hash = self.hasher.hash(record.key);
+        let mut there = None;
+        let found = self.index.find(hash, |word| match self.record(word) {
+            Some(other) if other.key == record.key => {
+                there = Some((other.sequence, other.len));
+                Probe::Match
+            }
+            _ => Probe::Other,
+        });
+        let locked = self.index.lock(hash);
+        if self.floors.get(&locked.primary()).is_some_and(|floor| record.sequence <= *floor) {
+            return;
+        }
+        let slot = match (found.entry, there) {
+            (Some(_), Some((sequence, _))) if sequence >= record.sequence => return,
+            (Some((slot, word)), Some((_, len))) => {
+                self.index.add_live_bytes(word.segment(), -i64::from(len));
+                slot
+            }
+            _ => match locked.vacant() {
                 Ok(Vacancy { slot, moved }) => {
                     if let Some((from, to)) = moved {
-                        self.slots[to.number()] = self.slots[from.number()];
+                        self.hints.set(to, self.hints.get(from));
                     }
+                    self.words += 1;
                     slot
                 }
                 Err(_) => {
                     let mut lowest: Option<(u64, Slot)> = None;
-                    locked.slots(|slot, _| {
-                        let sequence = self.slots[slot.number()].sequence;
+                    locked.slots(|slot, word| {
+                        let sequence = self.record(word).map_or(0, |record| record.sequence);
                         if lowest.is_none_or(|(least, _)| sequence < least) {
                             lowest = Some((sequence, slot));
                         }
@@ -160,61 +247,54 @@ impl Replay<'_> {
                     // What is given up stays in the log, and may come back with the next replay.
                     locked.note_lost();
                     let floor = self.floors.entry(locked.primary()).or_default();
-                    *floor = (*floor).max(sequence.min(mine.sequence));
-                    if mine.sequence < sequence {
+                    *floor = (*floor).max(sequence.min(record.sequence));
+                    if record.sequence < sequence {
                         return;
                     }
                     slot
                 }
             },
         };
-        locked.set(slot, Word::new(hash, segment.id, offset));
-        self.slots[slot.number()] = mine;
-    }
-
-    fn probe(&self, word: Word, key: &[u8]) -> Probe {
-        let record = self.segments.get(&word.segment()).and_then(|s| s.record(word.offset()));
-        match record {
-            Some(record) if record.key == key => Probe::Match,
-            _ => Probe::Other,
+        let word = Word::new(hash, segment.id, offset);
+        locked.set(slot, word);
+        self.hints.set(slot, Hint::new(record.expires_at, record.generation, self.clock));
+        self.index.add_live_bytes(segment.id, i64::from(record.len));
+        self.least_generation = self.least_generation.min(record.generation);
+        if record.kind == Kind::Tombstone || record.is_expired(self.now) {
+            self.graves.push((hash, word));
         }
     }
 
-    /// Notes that `word` names a blob. `false` if there is no such blob.
-    fn adopt(&self, blob: BlobRef, word: Word) -> bool {
-        let record = self.segments.get(&word.segment()).and_then(|s| s.record(word.offset()));
-        record.is_some_and(|record| self.blobs.adopt(blob.name, (self.hasher.hash(record.key), word)))
+    fn record(&self, word: Word) -> Option<Record<'_>> {
+        self.segments.get(&word.segment()).and_then(|s| s.record(word.offset()))
     }
 
-    /// Removes what is dead, counts what is left, and gives each entry a hint.
-    fn finish(self, hints: &Hints, options: &Options) -> u64 {
-        let now = options.clock.now();
-        let mut entries = 0;
-        let span = self.last_sequence.saturating_sub(self.first_sequence) / RECENCY_LEVELS + 1;
-        for (slot, word) in self.index.entries(0..self.index.geometry().buckets) {
-            let replayed = &self.slots[slot.number()];
-            let expired = replayed.expires_at.is_some_and(|end| end <= now);
-            if replayed.is_tombstone || expired || replayed.generation < self.generation {
-                self.index.lock_slot(slot).clear(slot);
-                continue;
+    /// Removes what is not to stay, and says how many entries there are.
+    fn finish(mut self) -> u64 {
+        for (hash, word) in std::mem::take(&mut self.graves) {
+            let here = |w: Word| if w == word { Probe::Match } else { Probe::Other };
+            if let Some((slot, _)) = self.index.find(hash, here).entry {
+                self.remove(slot, word);
             }
-            if let Some(blob) = replayed.blob
-                && !self.adopt(blob, word)
-            {
-                let locked = self.index.lock_slot(slot);
-                locked.clear(slot);
-                // Its record stays in the log, and is found again by the next replay.
-                locked.note_lost();
-                continue;
-            }
-            entries += 1;
-            let tick = ((replayed.sequence - self.first_sequence) / span) as u32;
-            hints.set(slot, Hint::new(replayed.expires_at, self.generation, tick));
-            self.index.add_live_bytes(word.segment(), i64::from(replayed.len));
         }
-        self.index.set_recency(RECENCY_LEVELS as u32);
-        self.index.set_count(self.generation, entries);
+        // A clear that came after the snapshot, or in between.
+        if self.generation > self.least_generation {
+            let all: Vec<_> = self.index.entries(0..self.index.geometry().buckets).collect();
+            for (slot, word) in all {
+                if self.record(word).is_none_or(|record| record.generation < self.generation) {
+                    self.remove(slot, word);
+                }
+            }
+        }
+        self.index.set_count(self.generation, self.words);
         self.index.set_next_sequence(self.last_sequence.saturating_add(SEQUENCE_GAP));
-        entries
+        self.words
+    }
+
+    fn remove(&mut self, slot: Slot, word: Word) {
+        let len = self.record(word).map_or(0, |record| record.len);
+        self.index.add_live_bytes(word.segment(), -i64::from(len));
+        self.index.lock_slot(slot).clear(slot);
+        self.words = self.words.saturating_sub(1);
     }
 }

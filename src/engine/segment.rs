@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use super::index::MAX_OFFSET;
 use super::record::{self, Draft, Place, Prepared, Record, Stamp};
@@ -30,11 +30,15 @@ pub(crate) struct Segment {
     /// While the segment is written to; closed when it is sealed, as a large cache has more segments than a process
     /// may have open files.
     file: Mutex<Option<Arc<File>>>,
-    /// Reservations that were not finished yet.
-    in_flight: AtomicU32,
+    /// Reservations that were not finished yet (low half), and those that were (high half).
+    writes: AtomicU64,
+    /// What `writes` said before the last sync that succeeded.
+    synced: AtomicU64,
     failed: AtomicBool,
-    /// Whether something was stamped since the last sync.
-    dirty: AtomicBool,
+    /// What the recency clock said when the segment was sealed.
+    sealed_at: AtomicU32,
+    /// Values in it that the program holds; changes under the lock of [`Usage::pinned`].
+    pins: AtomicU64,
     sync: SharedSync,
     /// Last, so that the bytes count until the file is unmapped and closed.
     account: Account,
@@ -56,6 +60,28 @@ pub(crate) struct Usage {
     bytes: AtomicU64,
     /// Syncs under way, each of which keeps its segment until it is done.
     syncs: AtomicU64,
+    /// Of `bytes`, those of segments of which the program holds values.
+    pinned: Mutex<u64>,
+}
+
+/// A segment that stays mapped as long as this lives, since the program holds a value in it.
+pub(crate) struct Pin(Arc<Segment>);
+
+impl std::ops::Deref for Pin {
+    type Target = Segment;
+
+    fn deref(&self) -> &Segment {
+        &self.0
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut pinned = self.0.account.space.pinned();
+        if self.0.pins.fetch_sub(1, Ordering::Relaxed) == 1 {
+            *pinned -= self.0.account.bytes;
+        }
+    }
 }
 
 /// A sync under way.
@@ -79,6 +105,15 @@ impl SpaceInUse {
 
     pub(crate) fn bytes(&self) -> u64 {
         self.0.bytes.load(Ordering::Acquire)
+    }
+
+    /// Of them, the bytes of segments of which the program holds values.
+    pub(crate) fn pinned_bytes(&self) -> u64 {
+        *self.pinned()
+    }
+
+    fn pinned(&self) -> MutexGuard<'_, u64> {
+        self.0.pinned.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Whether a sync keeps a segment that might be gone otherwise.
@@ -220,9 +255,11 @@ impl Segment {
             salt,
             map,
             file: Mutex::new(Some(Arc::new(file))),
-            in_flight: AtomicU32::new(0),
+            writes: AtomicU64::new(0),
+            synced: AtomicU64::new(0),
             failed: AtomicBool::new(false),
-            dirty: AtomicBool::new(false),
+            sealed_at: AtomicU32::new(0),
+            pins: AtomicU64::new(0),
             sync: SharedSync::default(),
             account,
         }
@@ -230,6 +267,17 @@ impl Segment {
 
     pub(crate) fn len(&self) -> u64 {
         self.map.len() as u64
+    }
+
+    /// Keeps the segment mapped, unless segments of more than `most` bytes in all would be kept so.
+    pub(crate) fn pin(self: &Arc<Self>, most: u64) -> Option<Pin> {
+        let mut pinned = self.account.space.pinned();
+        if self.pins.load(Ordering::Relaxed) == 0 {
+            *pinned = Some(*pinned + self.account.bytes).filter(|bytes| *bytes <= most)?;
+        }
+        self.pins.fetch_add(1, Ordering::Relaxed);
+        drop(pinned);
+        Some(Pin(self.clone()))
     }
 
     /// The file, until it is sealed.
@@ -242,13 +290,25 @@ impl Segment {
         self.file().map_or(Ok(()), |file| file::allocate(&file, self.len()))
     }
 
-    /// Closes the file: nothing is appended any more. It stays mapped.
-    pub(crate) fn seal(&self) {
+    /// What the recency clock said when the segment was sealed.
+    pub(crate) fn sealed_at(&self) -> u32 {
+        self.sealed_at.load(Ordering::Relaxed)
+    }
+
+    /// Closes the file: nothing is appended any more. It stays mapped. `tick` is what the recency clock says.
+    pub(crate) fn seal(&self, tick: u32) {
+        self.sealed_at.store(tick, Ordering::Relaxed);
         drop(self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
     }
 
     fn place(&self, offset: u32) -> Place {
         Place { salt: self.salt, offset }
+    }
+
+    /// Fetches the first `len` bytes of the record at `offset` ahead of their use. Where its body begins and ends is known
+    /// only when its header is there, which would make a miss of the caches wait for the one before.
+    pub(crate) fn prefetch(&self, offset: u32, len: usize) {
+        self.map.prefetch_range(offset as usize, len);
     }
 
     /// The record at `offset`, if there is one whose header and key are sound.
@@ -259,7 +319,12 @@ impl Segment {
     /// All sound records with their offsets, from the first. Steps over what is not sound: reserved and never
     /// stamped, or damaged. Reads headers and keys only.
     pub(crate) fn records(&self) -> impl Iterator<Item = (u32, Record<'_>)> {
-        let mut offset = HEADER_LEN as u32;
+        self.records_from(0)
+    }
+
+    /// The same, from `offset` on, where a record begins or nothing was begun.
+    pub(crate) fn records_from(&self, offset: u32) -> impl Iterator<Item = (u32, Record<'_>)> {
+        let mut offset = offset.max(HEADER_LEN as u32);
         std::iter::from_fn(move || {
             // Nothing is written where an entry word cannot reach.
             while u64::from(offset) < MAX_OFFSET && (offset as usize) + record::HEADER_LEN <= self.map.len() {
@@ -292,9 +357,11 @@ impl Segment {
         next
     }
 
-    /// Where nothing was begun yet, nor anywhere behind it, whatever state the rest is in.
-    pub(crate) fn end(&self) -> u32 {
-        let (mut at, mut end) = (HEADER_LEN as u32, HEADER_LEN as u32);
+    /// Where nothing was begun yet, nor anywhere behind it, whatever state the rest is in. A record begins at `from`, or
+    /// nothing was begun there.
+    pub(crate) fn end(&self, from: u32) -> u32 {
+        let from = from.clamp(HEADER_LEN as u32, self.map.len() as u32);
+        let (mut at, mut end) = (from, from);
         while u64::from(at) < MAX_OFFSET && (at as usize) + record::HEADER_LEN <= self.map.len() {
             // A space that was reserved ends where its length says, even if nothing else was written there.
             end = end.max(at + record::stored_len(&self.map, at).unwrap_or(0));
@@ -313,21 +380,31 @@ impl Segment {
         if let Some(word) = self.map.word32(offset as usize) {
             word.store(len, Ordering::Relaxed);
         }
-        self.in_flight.fetch_add(1, Ordering::AcqRel);
+        self.writes.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(crate) fn finish(&self) {
-        self.in_flight.fetch_sub(1, Ordering::AcqRel);
+        self.writes.fetch_add((1 << 32) - 1, Ordering::AcqRel);
     }
 
     pub(crate) fn is_drained(&self) -> bool {
-        self.in_flight.load(Ordering::Acquire) == 0
+        self.writes.load(Ordering::Acquire) as u32 == 0
     }
 
     /// Puts key and body in their places and computes their checks.
-    pub(crate) fn prepare(&self, offset: u32, len: u32, draft: Draft, key: &[u8], body: &[u8]) -> Prepared {
+    pub(crate) fn prepare(
+        &self,
+        offset: u32,
+        len: u32,
+        draft: Draft,
+        key: &[u8],
+        body: [&[u8]; 2],
+    ) -> Prepared {
         let at = offset as usize + record::HEADER_LEN;
-        let filled = self.map.fill(at, key) && self.map.fill(at + key.len(), body);
+        let body_at = at + key.len();
+        let filled = self.map.fill(at, key)
+            && self.map.fill(body_at, body[0])
+            && self.map.fill(body_at + body[0].len(), body[1]);
         debug_assert!(filled, "the reservation has room for the record");
         Prepared::new(draft, len, self.place(offset), key, body)
     }
@@ -342,9 +419,6 @@ impl Segment {
         if let Some(word) = self.map.word32(offset as usize + 4) {
             word.store(check, Ordering::Release);
         }
-        if !self.dirty.load(Ordering::Relaxed) {
-            self.mark_dirty();
-        }
     }
 
     /// Takes a record that was stamped out of the log again.
@@ -356,7 +430,13 @@ impl Segment {
 
     /// Says that there is something to sync.
     pub(crate) fn mark_dirty(&self) {
-        self.dirty.store(true, Ordering::Release);
+        self.synced.store(u64::MAX, Ordering::Release);
+    }
+
+    /// Whether all that was ever stamped is on the disk. A record is in flight until after it was stamped, so one
+    /// that somebody has seen is counted.
+    fn is_synced(&self) -> bool {
+        self.is_drained() && self.writes.load(Ordering::Acquire) == self.synced.load(Ordering::Acquire)
     }
 
     /// Where in the file `part`, a slice of a record of this segment, begins.
@@ -392,7 +472,7 @@ impl Segment {
         let _syncing = self.account.space.syncing();
         let ticket = self.sync.asked.fetch_add(1, Ordering::AcqRel) + 1;
         let mut done = self.sync.done.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if self.failed.load(Ordering::Acquire) {
+        if self.has_failed() {
             let lost = io::Error::other("an earlier sync of this segment failed");
             return Err(Error::io("sync", &self.path, lost));
         }
@@ -400,6 +480,7 @@ impl Segment {
             return Ok(());
         }
         let covered = self.sync.asked.load(Ordering::Acquire);
+        let writes = self.writes.load(Ordering::Acquire);
         let synced = self.file().map_or_else(|| self.map.sync(), |file| file::sync(&file));
         if let Err(e) = synced {
             self.failed.store(true, Ordering::Release);
@@ -407,17 +488,24 @@ impl Segment {
             return Err(Error::io("sync", &self.path, e));
         }
         *done = covered;
+        self.synced.store(writes, Ordering::Release);
         Ok(())
     }
 
     /// [`sync`](Segment::sync), unless nothing was stamped since the last one that succeeded.
     pub(crate) fn sync_if_dirty(&self) -> Result<()> {
-        if self.dirty.swap(false, Ordering::AcqRel) || self.has_failed() { self.sync() } else { Ok(()) }
+        if self.is_synced() && !self.has_failed() { Ok(()) } else { self.sync() }
     }
 
     pub(crate) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
     }
+}
+
+/// A file of a segment with this salt: its header, and behind it `records`.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn file_of(id: u32, salt: u64, records: &[u8]) -> Vec<u8> {
+    [&header(id, salt, (HEADER_LEN + records.len()) as u64), records].concat()
 }
 
 fn header(id: u32, salt: u64, len: u64) -> [u8; HEADER_LEN] {

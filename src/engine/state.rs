@@ -1,10 +1,11 @@
 //! `state`: whether the directory was closed, what the index's header said then, and the limits that the
-//! directory was last opened with. Two sectors, written in turn, so that a torn write leaves the other one;
+//! directory was last opened with, and the number of the current snapshot. Two sectors, written in turn, so that a torn write leaves the other one;
 //! preallocated, so that a full disk does not matter.
 //!
 //! ```text
 //!   0  magic u64       8  turn u64             16  clean u64       24  the header's 64 words
-//! 536  max_entries   544  cull_frequency u64  552  max_bytes u64  560  CRC-32 u32
+//! 536  max_entries   544  cull_frequency u64  552  max_bytes u64
+//! 560  snapshot u64  568  CRC-32 u32
 //! ```
 
 use std::fs::File;
@@ -17,10 +18,10 @@ use crate::sys::{file, step};
 
 const SECTOR: usize = 1024;
 const FILE_LEN: u64 = 2 * SECTOR as u64;
-const MAGIC: u64 = u64::from_le_bytes(*b"KWstate1");
+const MAGIC: u64 = u64::from_le_bytes(*b"KWstate2");
 /// Where the limits are, in words.
 const LIMITS_AT: usize = 3 + HEADER_WORDS;
-const CHECKED: usize = (LIMITS_AT + 3) * 8;
+const CHECKED: usize = (LIMITS_AT + 4) * 8;
 const _: () = assert!(CHECKED + 4 <= SECTOR);
 
 pub(crate) struct State {
@@ -29,6 +30,7 @@ pub(crate) struct State {
     /// The index's header when the directory was closed; `None` if it was not.
     clean: Option<HeaderCopy>,
     limits: Option<Limits>,
+    snapshot: u64,
 }
 
 /// What a sector says.
@@ -36,6 +38,7 @@ struct Sector {
     turn: u64,
     clean: Option<HeaderCopy>,
     limits: Limits,
+    snapshot: u64,
 }
 
 impl State {
@@ -44,14 +47,15 @@ impl State {
         if file.metadata()?.len() != FILE_LEN {
             file::reset(&file, FILE_LEN)?;
         }
-        let mut state = Self { file, turn: 0, clean: None, limits: None };
+        let mut state = Self { file, turn: 0, clean: None, limits: None, snapshot: 0 };
         for number in 0..2 {
             let mut sector = [0; SECTOR];
             state.file.read_exact_at(&mut sector, number * SECTOR as u64)?;
-            if let Some(Sector { turn, clean, limits }) = decode(&sector)
+            if let Some(Sector { turn, clean, limits, snapshot }) = decode(&sector)
                 && turn >= state.turn
             {
                 (state.turn, state.clean, state.limits) = (turn, clean, Some(limits));
+                state.snapshot = snapshot;
             }
         }
         Ok(state)
@@ -68,29 +72,47 @@ impl State {
 
     /// Says durably that the directory is in use with these limits, before anything in it is changed.
     pub(crate) fn mark_open(&mut self, limits: Limits) -> io::Result<()> {
-        self.write(Sector { turn: self.turn.wrapping_add(1), clean: None, limits })
+        self.write(None, limits, self.snapshot)
+    }
+
+    /// The lowest number that the current snapshot can have; 0 if there was none yet. `None` if nothing is known.
+    pub(crate) fn snapshot(&self) -> Option<u64> {
+        self.limits.is_some().then_some(self.snapshot)
+    }
+
+    /// Says durably that snapshot `number` counts and no older one, before what only older ones need is given up.
+    pub(crate) fn set_snapshot(&mut self, number: u64, limits: Limits) -> io::Result<()> {
+        self.write(None, limits, number)
     }
 
     /// Says durably that the directory was closed with an index whose header is `header`. Everything else is on
     /// the disk already.
     pub(crate) fn mark_clean(&mut self, header: HeaderCopy, limits: Limits) -> io::Result<()> {
-        self.write(Sector { turn: self.turn.wrapping_add(1), clean: Some(header), limits })
+        self.write(Some(header), limits, self.snapshot)
     }
 
-    fn write(&mut self, sector: Sector) -> io::Result<()> {
+    fn write(&mut self, clean: Option<HeaderCopy>, limits: Limits, snapshot: u64) -> io::Result<()> {
+        let sector = Sector { turn: self.turn.wrapping_add(1), clean, limits, snapshot };
         step!("state::writing");
         file::write_at(&self.file, &encode(&sector), sector.turn % 2 * SECTOR as u64)?;
         step!("state::written");
         file::sync(&self.file)?;
-        (self.turn, self.clean, self.limits) = (sector.turn, sector.clean, Some(sector.limits));
+        (self.turn, self.clean, self.limits) = (sector.turn, clean, Some(limits));
+        self.snapshot = snapshot;
         Ok(())
     }
 }
 
-fn encode(Sector { turn, clean, limits }: &Sector) -> [u8; SECTOR] {
+/// A `state` of a directory that was closed with an index whose header is `header`.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn closed_with(header: HeaderCopy, limits: Limits) -> Vec<u8> {
+    [[0; SECTOR], encode(&Sector { turn: 1, clean: Some(header), limits, snapshot: 0 })].concat()
+}
+
+fn encode(Sector { turn, clean, limits, snapshot }: &Sector) -> [u8; SECTOR] {
     let mut words = vec![MAGIC, *turn, u64::from(clean.is_some())];
     words.extend(clean.unwrap_or([0; HEADER_WORDS]));
-    words.extend([limits.max_entries, limits.cull_frequency, limits.max_bytes]);
+    words.extend([limits.max_entries, limits.cull_frequency, limits.max_bytes, *snapshot]);
     let mut sector = [0; SECTOR];
     for (chunk, word) in sector.chunks_exact_mut(8).zip(words) {
         chunk.copy_from_slice(&word.to_le_bytes());
@@ -112,7 +134,7 @@ fn decode(sector: &[u8; SECTOR]) -> Option<Sector> {
         cull_frequency: word(LIMITS_AT + 1),
         max_bytes: word(LIMITS_AT + 2),
     };
-    Some(Sector { turn: word(1), clean, limits })
+    Some(Sector { turn: word(1), clean, limits, snapshot: word(LIMITS_AT + 3) })
 }
 
 #[cfg(test)]
@@ -137,6 +159,10 @@ mod tests {
         state.mark_open(others).unwrap();
         assert!(reopen(&file).clean().is_none());
         assert_eq!(reopen(&file).limits(), Some(others));
+        assert_eq!(reopen(&file).snapshot(), Some(0));
+        state.set_snapshot(3, others).unwrap();
+        state.mark_clean(header, others).unwrap();
+        assert_eq!(reopen(&file).snapshot(), Some(3));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::record::{Draft, Kind, Stamp};
 use super::segment::{Segment, SpaceInUse};
 use super::*;
-use crate::entry::{Change, Codec, Condition, Outcome};
+use crate::entry::{Change, Codec, Condition, Outcome, Soft};
 use crate::error::ErrorKind;
 use crate::time::{Clock, ManualClock, Timestamp};
 
@@ -19,7 +19,7 @@ fn open(dir: &Path, options: &Options) -> Arc<Attached> {
 }
 
 fn set_until(engine: &Engine, key: &str, value: &[u8], expires_at: Expiry) -> Outcome {
-    let change = Change::Store { value, codec: Codec::Raw, expires_at };
+    let change = Change::Store { value, codec: Codec::Raw, expires_at, soft: Soft::default() };
     engine.commit(key.as_bytes(), Condition::Always, change).unwrap()
 }
 
@@ -97,6 +97,156 @@ fn what_is_set_is_read_and_survives_close_and_kill() {
     holds(&open(dir.path(), &options()));
 }
 
+/// Whether `dir` has files of segments with these ids.
+fn has_segments(dir: &Path, ids: &[u32]) -> bool {
+    ids.iter().any(|id| dir.join("segments").join(Segment::file_name(*id)).exists())
+}
+
+#[test]
+fn a_recovery_begins_with_the_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = || Options { max_entries: 5000, ..options() };
+    let engine = open(dir.path(), &options());
+    for i in 0..2000 {
+        set(&engine, &format!("key {i}"), &[7; 100]);
+    }
+    assert!(delete(&engine, "key 7"));
+    engine.checkpoint().unwrap();
+    set(&engine, "key 8", b"after");
+    assert!(delete(&engine, "key 9"));
+    let holds = |engine: &Engine| {
+        assert_eq!((get(engine, "key 7"), get(engine, "key 9")), (None, None));
+        assert_eq!(get(engine, "key 8").unwrap(), b"after");
+        assert_eq!(get(engine, "key 10").unwrap(), [7; 100]);
+        assert_eq!(engine.len(), 1998);
+        assert_sound(engine);
+    };
+    let killed = kill(dir.path());
+    // What the snapshot has is not looked for in the log: without its snapshots the directory starts cold.
+    holds(&open(killed.path(), &options()));
+    let killed = kill(dir.path());
+    for name in ["snapshot.a", "snapshot.b"] {
+        std::fs::write(killed.path().join(name), [0xee; 8192]).unwrap();
+    }
+    assert_eq!(open(killed.path(), &options()).len(), 0);
+    // And what it took since, it has.
+    let killed = kill(dir.path());
+    for name in ["snapshot.a", "snapshot.b"] {
+        std::fs::write(killed.path().join(name), [0xee; 8192]).unwrap();
+    }
+    let engine = open(killed.path(), &Options { salvage: true, ..options() });
+    assert_eq!(get(&engine, "key 8").unwrap(), b"after");
+    assert_eq!(engine.len(), 1998);
+    drop(engine);
+    holds(&open(killed.path(), &options()));
+}
+
+#[test]
+fn a_cold_start_keeps_what_is_written_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    (0..100).for_each(|i| set(&engine, &format!("{i}"), b"old"));
+    engine.checkpoint().unwrap();
+    let killed = kill(dir.path());
+    for name in ["snapshot.a", "snapshot.b"] {
+        std::fs::write(killed.path().join(name), [0xee; 8192]).unwrap();
+    }
+    let cold = open(killed.path(), &options());
+    set(&cold, "0", b"new");
+    let killed = kill(killed.path());
+    let engine = open(killed.path(), &options());
+    assert_eq!((get(&engine, "0").unwrap(), engine.len()), (b"new".to_vec(), 1));
+    assert_sound(&engine);
+}
+
+#[test]
+fn another_size_of_index_is_filled_from_the_old_one() {
+    for clean in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let small = Options { max_entries: 2000, ..options() };
+        let engine = open(dir.path(), &small);
+        (0..1500).for_each(|i| set(&engine, &format!("key {i}"), format!("{i}").as_bytes()));
+        engine.checkpoint().unwrap();
+        (0..100).for_each(|i| set(&engine, &format!("key {i}"), b"again"));
+        let killed = kill(dir.path());
+        drop(engine);
+        let dir = if clean { dir.path() } else { killed.path() };
+        for max_entries in [100_000, 20_000, 1800] {
+            let engine = open(dir, &Options { max_entries, ..options() });
+            assert_eq!(engine.len(), 1500);
+            assert_eq!(get(&engine, "key 5").unwrap(), b"again");
+            assert_eq!(get(&engine, "key 1400").unwrap(), b"1400");
+            assert_sound(&engine);
+        }
+    }
+}
+
+#[test]
+fn what_is_dead_gives_its_space_back_and_a_removal_waits_for_a_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = || Options { max_entries: 5000, max_bytes: 8 << 20, ..options() };
+    let engine = open(dir.path(), &options());
+    (0..4000).for_each(|i| set(&engine, &format!("{i}"), &[7; 1000]));
+    let (full, ids) = (engine.bytes(), engine.log.ids());
+    (0..4000).filter(|i| i % 10 != 0).for_each(|i| assert!(delete(&engine, &format!("{i}"))));
+    // Nobody writes between two looks.
+    engine.maintain().unwrap();
+    engine.maintain().unwrap();
+    assert!(engine.bytes() < full / 2, "{} of {full}", engine.bytes());
+    assert!(engine.stats().copied_bytes > 0);
+    assert!(ids.iter().any(|id| !has_segments(dir.path(), &[*id])));
+    let holds = |engine: &Engine| {
+        for i in 0..4000 {
+            assert_eq!(get(engine, &format!("{i}")).is_some(), i % 10 == 0, "{i}");
+        }
+        assert_sound(engine);
+    };
+    holds(&engine);
+    holds(&open(kill(dir.path()).path(), &options()));
+    drop(engine);
+    holds(&open(dir.path(), &options()));
+}
+
+#[test]
+fn what_is_overwritten_all_the_time_takes_little_space() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &Options { max_bytes: 2 << 20, ..options() });
+    let mut numbers = 1u64;
+    for i in 0..2000 {
+        numbers = numbers.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        // Most are overwritten soon; a few stay among them.
+        let key = if i % 16 == 0 { i } else { (numbers >> 40) % 8 };
+        set(&engine, &format!("{key}"), &vec![7; (numbers >> 33) as usize % 1500]);
+        if i % 20 == 0 {
+            engine.maintain().unwrap();
+        }
+    }
+    let stats = engine.stats();
+    assert!(stats.copied_bytes > 0 && stats.evicted == 0, "{stats:?}");
+    assert_sound(&engine);
+}
+
+#[test]
+fn what_was_used_since_is_copied_and_few_bytes_are() {
+    let options = Options { max_entries: 10_000, max_bytes: 4 << 20, ..options() };
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options);
+    let hot = || (0..2000).step_by(100);
+    for i in 0..40_000 {
+        set(&engine, &format!("{i}"), &[7; 1000]);
+        // A few are used again and again.
+        if i % 10 == 0 {
+            hot().for_each(|hot| drop(get(&engine, &format!("{hot}"))));
+        }
+    }
+    let kept = hot().filter(|hot| get(&engine, &format!("{hot}")).is_some()).count();
+    assert_eq!(kept, 20, "of those that are always used");
+    let stats = engine.stats();
+    let amplification = (stats.written_bytes + stats.copied_bytes) as f64 / stats.written_bytes as f64;
+    assert!(amplification <= 1.3, "{amplification}");
+    assert_sound(&engine);
+}
+
 #[test]
 fn opening_again_and_again_takes_no_space_and_pushes_nothing_out() {
     let mut dirs = vec![tempfile::tempdir().unwrap()];
@@ -114,8 +264,9 @@ fn opening_again_and_again_takes_no_space_and_pushes_nothing_out() {
             if i % 2 == 0 {
                 let draft =
                     Draft { kind: Kind::Value, codec: Codec::Raw, flags: 0, key_len: 1, body_len: 77 };
-                let reservation = engine.log.reserve(&draft, &engine.index, &**engine).unwrap();
-                reservation.segment.prepare(reservation.offset, reservation.len, draft, b"k", &[0; 77]);
+                let reservation = engine.reserve(&draft).unwrap();
+                let (offset, len) = (reservation.offset, reservation.len);
+                reservation.segment.prepare(offset, len, draft, b"k", [&[], &[0; 77]]);
             }
             let killed = kill(dir.path());
             drop(engine);
@@ -146,7 +297,7 @@ fn a_replay_into_a_smaller_segment_table_keeps_the_newest() {
         let draft = Draft { kind: Kind::Value, codec: Codec::Raw, flags: 0, key_len: 3, body_len: 3 };
         let len = draft.len().unwrap();
         segment.begin(64, len);
-        let prepared = segment.prepare(64, len, draft, key, key);
+        let prepared = segment.prepare(64, len, draft, key, [&[], key]);
         segment.stamp(64, &prepared, Stamp { sequence: u64::from(id), generation: 0, expires_at: None });
     }
     std::fs::remove_file(dir.path().join("state")).unwrap();
@@ -193,7 +344,7 @@ fn what_a_clear_leaves_behind_pushes_nothing_out() {
 fn conditions_decide() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
-    let store = Change::Store { value: b"v", codec: Codec::Raw, expires_at: None };
+    let store = Change::Store { value: b"v", codec: Codec::Raw, expires_at: None, soft: Soft::default() };
     let commit = |condition, change| engine.commit(b"k", condition, change).unwrap();
     assert_eq!(commit(Condition::Present, store), Outcome::Refused { current: None });
     assert_eq!(
@@ -316,7 +467,8 @@ fn a_large_value_fits_or_is_refused() {
     set(&engine, "b", b"small");
     assert_eq!(get(&engine, "large").unwrap(), large);
     let too_large = vec![3; 2 << 20];
-    let change = Change::Store { value: &too_large, codec: Codec::Raw, expires_at: None };
+    let change =
+        Change::Store { value: &too_large, codec: Codec::Raw, expires_at: None, soft: Soft::default() };
     let error = engine.commit(b"large", Condition::Always, change).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ValueTooLarge);
     assert_eq!(get(&engine, "large").unwrap(), large);
@@ -355,7 +507,8 @@ fn the_largest_value_fits_again_and_again_while_others_read_and_sync() {
                 }
             });
         }
-        let change = Change::Store { value: &largest, codec: Codec::Raw, expires_at: None };
+        let change =
+            Change::Store { value: &largest, codec: Codec::Raw, expires_at: None, soft: Soft::default() };
         let refused = (0..300).find_map(|i: u32| {
             engine.commit(format!("{}", i % 3).as_bytes(), Condition::Always, change).err()
         });
@@ -379,6 +532,25 @@ fn shared_bytes_outlive_their_segment() {
     assert_eq!(held.value, value);
     drop(engine);
     assert_eq!(held.value, value);
+}
+
+#[test]
+fn values_that_are_held_keep_a_part_of_the_log_at_most() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &Options { max_bytes: 1 << 20, ..options() });
+    let mut held = Vec::new();
+    for i in 0..1000u32 {
+        let value = vec![i as u8; 8000];
+        set(&engine, "key", &value);
+        let stored = engine.read(b"key", |source| source.into_stored()).unwrap().unwrap();
+        assert_eq!(stored.value, value);
+        held.push(stored.value);
+        assert!(engine.stats().pinned_bytes <= engine.log.budget() / 8);
+    }
+    assert!(engine.stats().pinned_bytes > 0, "some are handed out where they lie");
+    assert!(held.iter().enumerate().all(|(i, value)| *value == vec![i as u8; 8000]));
+    drop(held);
+    assert_eq!(engine.stats().pinned_bytes, 0);
 }
 
 #[test]
@@ -617,7 +789,8 @@ fn whoever_has_a_removed_directory_open_leaves_the_one_in_its_place_alone() {
     let engine = open(&path, &options());
     assert_eq!(get(&engine, "k"), None);
     set(&engine, "k", b"new");
-    let change = Change::Store { value: &[1; 500], codec: Codec::Raw, expires_at: None };
+    let change =
+        Change::Store { value: &[1; 500], codec: Codec::Raw, expires_at: None, soft: Soft::default() };
     let refused = (0..20_000).find_map(|_| removed.commit(b"other", Condition::Always, change).err());
     assert_eq!(refused.unwrap().kind(), ErrorKind::Io);
     assert_eq!(get(&removed, "k").unwrap(), b"old");

@@ -3,10 +3,12 @@
 //!
 //! Others may have seen it, or have changed the key again since; what they did stands.
 
+use std::sync::PoisonError;
+
 use super::Engine;
 use super::commit::Current;
 use super::hints::Hint;
-use super::index::{CountUp, Probe, Vacancy, Word};
+use super::index::{CountUp, Probe, SegmentState, Vacancy, Word};
 use super::segment::Segment;
 
 /// What a commit changed.
@@ -26,8 +28,14 @@ pub(super) struct Published {
 impl Engine {
     /// Puts back what the key had before, if it still holds what was published, and takes the record out of the log.
     pub(super) fn take_back(&self, segment: &Segment, published: Published) {
+        // What it had before must not be in a segment that is given up at this moment.
+        let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_there = |word: Word| {
+            self.index.segment_state(word.segment()) != Some(SegmentState::Emptied)
+                && self.header_of(word).is_some()
+        };
         // Read before the lock is taken: the page may have to come from the disk.
-        let before = published.before.filter(|current| self.header_of(current.word).is_some());
+        let before = published.before.filter(|current| is_there(current.word));
         let locked = self.index.lock(published.hash);
         self.note_wiped(locked.wiped());
         let holds =

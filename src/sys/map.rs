@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use memmap2::{MmapOptions, MmapRaw};
 
-use super::fault;
+use super::{fault, tell};
 
 #[cfg(target_endian = "big")]
 compile_error!("keepwarm maps little-endian words and supports little-endian machines only for now");
@@ -18,29 +18,44 @@ compile_error!("keepwarm maps little-endian words and supports little-endian mac
 /// atomic words ([`words`](Map::words), [`word32`](Map::word32)) for what changes, and plain bytes
 /// ([`bytes`](Map::bytes), [`fill`](Map::fill)) for what is written once, before an atomic word publishes it.
 #[derive(Debug)]
-pub(crate) struct Map(MmapRaw);
+pub(crate) struct Map {
+    raw: MmapRaw,
+    #[cfg(feature = "failpoints")]
+    inode: u64,
+}
 
 impl Map {
     /// Maps the first `len` bytes of `file`, which must have at least that many.
     pub(crate) fn new(file: &File, len: usize) -> io::Result<Self> {
-        fault!("sys::map");
-        if file.metadata()?.len() < len as u64 {
-            return Err(too_short());
-        }
-        MmapOptions::new().len(len).map_raw(file).map(Self)
+        Self::of(file, len, |options| options.map_raw(file))
     }
 
     /// The same, of a file that is open to be read: only [`bytes`](Map::bytes) may be asked for.
     pub(crate) fn to_read(file: &File, len: usize) -> io::Result<Self> {
+        Self::of(file, len, |options| options.map_raw_read_only(file))
+    }
+
+    fn of(
+        file: &File,
+        len: usize,
+        map: impl FnOnce(&mut MmapOptions) -> io::Result<MmapRaw>,
+    ) -> io::Result<Self> {
         fault!("sys::map");
         if file.metadata()?.len() < len as u64 {
-            return Err(too_short());
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the file is shorter than its header says",
+            ));
         }
-        MmapOptions::new().len(len).map_raw_read_only(file).map(Self)
+        Ok(Self {
+            raw: map(MmapOptions::new().len(len))?,
+            #[cfg(feature = "failpoints")]
+            inode: super::observe::inode(file),
+        })
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.0.len()
+        self.raw.len()
     }
 
     /// The whole map as atomic words.
@@ -48,7 +63,7 @@ impl Map {
         // SAFETY: the mapping is page-aligned, lives as long as `self`, is readable and writable, and
         // `len / 8` words lie within it. Atomics may be shared with anybody who uses atomics, and code that
         // uses plain access (`bytes`, `fill`) touches only ranges that nobody reads or writes by words then.
-        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() / 8) }
+        unsafe { std::slice::from_raw_parts(self.raw.as_ptr().cast(), self.raw.len() / 8) }
     }
 
     /// The 32-bit word at `offset`, which must be a multiple of 4; `None` beyond the end.
@@ -57,7 +72,7 @@ impl Map {
             return None;
         }
         // SAFETY: in bounds and aligned as just checked (the map itself is page-aligned); see `words`.
-        Some(unsafe { &*self.0.as_ptr().add(offset).cast::<AtomicU32>() })
+        Some(unsafe { &*self.raw.as_ptr().add(offset).cast::<AtomicU32>() })
     }
 
     /// `len` bytes from `offset`; `None` beyond the end.
@@ -71,7 +86,7 @@ impl Map {
         }
         // SAFETY: in bounds as just checked, and mapped for as long as `self` lives. Records are written
         // once, before they are published, and files are never truncated while they are mapped.
-        Some(unsafe { std::slice::from_raw_parts(self.0.as_ptr().add(offset), len) })
+        Some(unsafe { std::slice::from_raw_parts(self.raw.as_ptr().add(offset), len) })
     }
 
     /// Copies `bytes` to `offset`; `false`, and nothing done, beyond the end. The caller owns the range: it
@@ -84,10 +99,18 @@ impl Map {
             // and nobody reads it before it is published. `bytes` cannot overlap it: a `&[u8]` into this map
             // is of a published range.
             unsafe {
-                std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.as_mut_ptr().add(offset), bytes.len());
+                std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.raw.as_mut_ptr().add(offset), bytes.len());
             }
         }
         fits
+    }
+
+    /// Asks the processor to fetch the `len` bytes at `offset`, as far as they are mapped, ahead of their use: lines
+    /// that are asked for together arrive together.
+    pub(crate) fn prefetch_range(&self, offset: usize, len: usize) {
+        /// Of a cache line.
+        const LINE: usize = 64;
+        (offset..offset + len).step_by(LINE).for_each(|at| self.prefetch(at));
     }
 
     /// Asks the processor to fetch the cache line at `offset`, which will be needed soon. Costs next to nothing.
@@ -96,7 +119,7 @@ impl Map {
         if offset < self.len() {
             use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
             // SAFETY: a prefetch has no effect that a program can see; the address is within the mapping.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.0.as_ptr().add(offset).cast()) };
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.raw.as_ptr().add(offset).cast()) };
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = offset;
@@ -105,12 +128,11 @@ impl Map {
     /// Writes every changed page to disk and waits for it.
     pub(crate) fn sync(&self) -> io::Result<()> {
         fault!("sys::msync");
-        self.0.flush()
+        tell!(Syncing(self.inode));
+        self.raw.flush()?;
+        tell!(Synced(self.inode));
+        Ok(())
     }
-}
-
-fn too_short() -> io::Error {
-    io::Error::new(io::ErrorKind::UnexpectedEof, "the file is shorter than its header says")
 }
 
 #[cfg(test)]

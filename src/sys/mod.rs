@@ -2,11 +2,14 @@
 //! where tests inject faults.
 //!
 //! Every operation that can fail or that persists something passes a named fail point (feature
-//! `failpoints`), so that a test can make it return an error number, or stop the process right there.
+//! `failpoints`), so that a test can make it return an error number, or stop the process right there. The same
+//! feature has a test told of what is synced, made and removed, so that it can simulate power cuts.
 
 pub(crate) mod file;
 pub(crate) mod lock;
 pub(crate) mod map;
+#[cfg(feature = "failpoints")]
+pub mod observe;
 
 /// A fail point of a fallible step: `return(ERRNO)` makes the enclosing function return that error.
 macro_rules! fault {
@@ -27,3 +30,12 @@ macro_rules! step {
     };
 }
 pub(crate) use step;
+
+/// Tells a test of a step that decides what a power cut leaves.
+macro_rules! tell {
+    ($step:ident($($of:expr),*)) => {
+        #[cfg(feature = "failpoints")]
+        $crate::sys::observe::tell($crate::sys::observe::Step::$step($($of),*));
+    };
+}
+pub(crate) use tell;

@@ -26,6 +26,7 @@ mod negative_entries;
 mod options;
 mod shared;
 mod single_flight;
+mod soft_expiry;
 mod streams;
 mod temporary;
 mod values;

@@ -1,5 +1,7 @@
 //! What the tests of the public API share: each promise is tested on every backend.
 
+use std::path::PathBuf;
+
 use keepwarm::{Builder, Cache};
 use tempfile::TempDir;
 
@@ -14,14 +16,19 @@ pub(crate) struct Maker {
 /// Every backend that keeps what it is given.
 fn backends() -> Vec<Maker> {
     let maker = |name, new| Maker { name, new, dirs: Vec::new() };
-    vec![maker("memory", |_| Builder::in_memory()), maker("file", in_new_directory)]
+    vec![
+        maker("memory", |_| Builder::in_memory()),
+        maker("file", |dirs| Cache::builder(new_directory(dirs))),
+        #[cfg(feature = "sled")]
+        maker("sled", |dirs| Builder::sled(new_directory(dirs))),
+    ]
 }
 
-fn in_new_directory(dirs: &mut Vec<TempDir>) -> Builder {
+fn new_directory(dirs: &mut Vec<TempDir>) -> PathBuf {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let builder = Cache::builder(dir.path());
+    let path = dir.path().to_owned();
     dirs.push(dir);
-    builder
+    path
 }
 
 /// Runs `test` on every backend. It is given a maker for as many caches as it wants.

@@ -13,7 +13,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, RwLock};
 use std::time::Duration;
 
-use keepwarm::{Builder, Cache, Durability, Swap, Timeout};
+use keepwarm::{Builder, Cache, Durability, Eviction, Swap, Timeout};
 use serde_bytes::ByteBuf;
 use tempfile::TempDir;
 
@@ -37,7 +37,8 @@ pub(crate) struct Plan {
 
 impl Plan {
     fn builder(&self, dir: &Path) -> Builder {
-        let builder = Cache::builder(dir).default_timeout(Timeout::Never);
+        let eviction = [Eviction::Lru, Eviction::Adaptive][self.seed as usize % 2];
+        let builder = Cache::builder(dir).default_timeout(Timeout::Never).eviction(eviction);
         let builder = match self.durability {
             0 => builder.durability(Durability::Buffered),
             1 => builder.durability(Durability::Interval(Duration::from_millis(1))),
@@ -69,7 +70,11 @@ impl Plan {
     pub(crate) fn operation(&self, thread: u64, index: u64) -> Operation {
         let mut rng = Rng::new(self.seed ^ (thread << 56) ^ (index << 20));
         let nonce = rng.next();
-        let mut value = || format!("{thread} value {}", rng.below(40));
+        // A few are written again and again, others stay among what is dead.
+        let mut value = || {
+            let keys = if rng.below(4) > 0 { 6 } else { 40 };
+            format!("{thread} value {}", rng.below(keys))
+        };
         match nonce % 1000 {
             0..350 => Operation::Set(vec![(value(), nonce)]),
             350..400 => Operation::Set((0..3).map(|n| (value(), nonce ^ n << 40)).collect()),

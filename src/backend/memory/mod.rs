@@ -12,14 +12,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use super::{Backend, Change, Condition, Decoded, Expiry, Item, Outcome, SharedValue, Stats, Stored};
+use crate::entry::Decided;
 use crate::error::{Error, ErrorKind, Result};
-use crate::options::Options;
+use crate::options::{self, INLINE_CULL_ENTRIES, Options, QUICK_CULL_ENTRIES};
 use crate::time::{Clock, Timestamp};
-use table::{Garbage, Node, Table, entry_bytes};
-
-/// Up to this many entries, an insert at the bound culls the whole fraction at once, to Django's exact
-/// counts. Above, it makes room for itself alone, which costs no call more than another and keeps more.
-const WHOLE_CULL_ENTRIES: u64 = 10_000;
+use table::{Content, Garbage, Node, Table, entry_bytes};
 
 /// Slots that each insert looks at for expired entries, so that what nobody reads goes as well.
 const SWEPT_PER_INSERT: usize = 4;
@@ -98,7 +95,7 @@ impl MemoryBackend {
         &self,
         state: &mut State,
         key: &str,
-        new: NewValue,
+        new: Content,
         now: Timestamp,
         garbage: &mut Garbage,
     ) -> Option<u64> {
@@ -108,7 +105,7 @@ impl MemoryBackend {
         }
         state.last_token += 1;
         let token = state.last_token;
-        garbage.extend(state.table.put(key, new.value, new.codec, new.expires_at, token));
+        garbage.extend(state.table.put(key, new, token));
         // The entry just stored is the most recently used one, and fits by itself, so it stays.
         let mut evicted = 0;
         while state.table.bytes() > self.max_bytes {
@@ -125,13 +122,12 @@ impl MemoryBackend {
         if entries < self.max_entries {
             return;
         }
-        let evicted = match entries.checked_div(self.cull_frequency) {
+        let evicted = match options::due_inline(entries, self.cull_frequency) {
             None => {
                 garbage.take_all(&mut state.table);
                 entries
             }
-            Some(fraction) => {
-                let due = if entries <= WHOLE_CULL_ENTRIES { fraction.max(1) } else { 1 };
+            Some(due) => {
                 (0..due).map_while(|_| state.table.pop_lru()).map(|node| garbage.push(node)).count() as u64
             }
         };
@@ -171,12 +167,6 @@ impl State {
             self.stats.expired += 1;
         }
     }
-}
-
-struct NewValue {
-    value: Bytes,
-    codec: super::Codec,
-    expires_at: Expiry,
 }
 
 fn passed(expires_at: Expiry, now: Timestamp) -> bool {
@@ -220,16 +210,25 @@ impl Backend for MemoryBackend {
         Ok(Some(value))
     }
 
+    fn weight(&self, key: &str) -> usize {
+        self.lock().table.weight(key)
+    }
+
+    fn commits_take_long(&self) -> bool {
+        let culls = self.max_entries <= INLINE_CULL_ENTRIES || self.cull_frequency == 0;
+        culls && self.len() >= self.max_entries.max(QUICK_CULL_ENTRIES)
+    }
+
     fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
         let now = self.clock.now();
         // Copied before anything is locked.
         let new = match change {
-            Change::Store { value, codec, expires_at } if !passed(expires_at, now) => {
+            Change::Store { value, codec, expires_at, soft } if !passed(expires_at, now) => {
                 if entry_bytes(key, value.len()) > self.max_bytes {
                     let why = format!("{} bytes of at most {}", value.len(), self.max_bytes);
                     return Err(Error::new(ErrorKind::ValueTooLarge, "store").with_key(key).with_source(why));
                 }
-                Some(NewValue { value: Bytes::copy_from_slice(value), codec, expires_at })
+                Some(Content { value: Bytes::copy_from_slice(value), codec, expires_at, soft })
             }
             _ => None,
         };
@@ -237,25 +236,16 @@ impl Backend for MemoryBackend {
         let mut state = self.lock();
         state.reap(key, now, &mut garbage);
         let current = state.table.token(key);
-        let holds = match condition {
-            Condition::Always => true,
-            Condition::Absent => current.is_none(),
-            Condition::Present => current.is_some(),
-            Condition::Token(token) => current == Some(token),
-        };
-        let nothing_to_change = current.is_none() && !matches!(change, Change::Store { .. });
-        if !holds || nothing_to_change {
-            return Ok(Outcome::Refused { current });
-        }
-        let token = match (change, new) {
-            (Change::Store { .. }, Some(new)) => self.store(&mut state, key, new, now, &mut garbage),
-            (Change::Touch { expires_at }, _) if !passed(expires_at, now) => {
+        let token = match (change.decide(condition, current, |end| passed(end, now)), new) {
+            (Decided::Return(outcome), _) => return Ok(outcome),
+            (Decided::Put { .. }, Some(new)) => self.store(&mut state, key, new, now, &mut garbage),
+            (Decided::Put { expires_at }, None) => {
                 state.last_token += 1;
                 let token = state.last_token;
                 state.table.touch(key, expires_at, token);
                 Some(token)
             }
-            _ => {
+            (Decided::Remove, _) => {
                 garbage.extend(state.table.remove(key));
                 None
             }

@@ -10,7 +10,7 @@ use hashlink::LinkedHashMap;
 
 use super::decoded::DecodedValues;
 use super::passed;
-use crate::backend::{Codec, Decoded, Expiry, SharedValue, Stored};
+use crate::backend::{Codec, Decoded, Expiry, SharedValue, Soft, Stored};
 use crate::time::Timestamp;
 
 /// What an entry costs beside its key and value: its node, its share of the hash table, its slot, the
@@ -22,23 +22,25 @@ pub(super) fn entry_bytes(key: &str, value_len: usize) -> u64 {
     (key.len() + value_len) as u64 + ENTRY_OVERHEAD
 }
 
+/// What an entry consists of.
+pub(super) struct Content {
+    pub(super) value: Bytes,
+    pub(super) codec: Codec,
+    pub(super) expires_at: Expiry,
+    pub(super) soft: Soft,
+}
+
 /// One entry.
 pub(super) struct Node {
-    value: Bytes,
-    codec: Codec,
-    expires_at: Expiry,
+    content: Content,
     token: u64,
     slot: usize,
 }
 
 impl Node {
     pub(super) fn stored(&self) -> Stored {
-        Stored {
-            value: self.value.clone(),
-            codec: self.codec,
-            expires_at: self.expires_at,
-            token: self.token,
-        }
+        let &Content { ref value, codec, expires_at, soft } = &self.content;
+        Stored { value: value.clone(), codec, expires_at, soft, token: self.token }
     }
 }
 
@@ -81,6 +83,11 @@ impl Table {
         self.entries.get(key).map(|node| node.token)
     }
 
+    /// The length of the value of `key`; 0 if there is none.
+    pub(super) fn weight(&self, key: &str) -> usize {
+        self.entries.get(key).map_or(0, |node| node.content.value.len())
+    }
+
     /// The entry of `key`, from now on the most recently used one.
     pub(super) fn use_entry(&mut self, key: &str) -> Option<&Node> {
         self.entries.to_back(key).map(|node| &*node)
@@ -113,21 +120,14 @@ impl Table {
     }
 
     /// Stores a value as the most recently used entry and returns the value that it replaces.
-    pub(super) fn put(
-        &mut self,
-        key: &str,
-        value: Bytes,
-        codec: Codec,
-        expires_at: Expiry,
-        token: u64,
-    ) -> Option<Removed> {
-        self.bytes += entry_bytes(key, value.len());
+    pub(super) fn put(&mut self, key: &str, content: Content, token: u64) -> Option<Removed> {
+        self.bytes += entry_bytes(key, content.value.len());
         if let Some(node) = self.entries.to_back(key) {
-            self.bytes -= entry_bytes(key, node.value.len());
-            let old = mem::replace(&mut node.value, value);
-            (node.codec, node.expires_at, node.token) = (codec, expires_at, token);
+            self.bytes -= entry_bytes(key, node.content.value.len());
+            node.token = token;
+            let old = mem::replace(&mut node.content, content);
             let decoded = self.decoded.remove(node.slot);
-            return Some(Removed { _value: old, _key: None, _decoded: decoded });
+            return Some(Removed { _value: old.value, _key: None, _decoded: decoded });
         }
         let key: Arc<str> = key.into();
         let slot = self.free.pop().unwrap_or(self.slots.len());
@@ -135,14 +135,16 @@ impl Table {
             Some(free) => *free = Some(key.clone()),
             None => self.slots.push(Some(key.clone())),
         }
-        self.entries.insert(key, Node { value, codec, expires_at, token, slot });
+        self.entries.insert(key, Node { content, token, slot });
         None
     }
 
     /// Gives the entry of `key`, if there is one, another expiry and token.
     pub(super) fn touch(&mut self, key: &str, expires_at: Expiry, token: u64) {
         if let Some(node) = self.entries.to_back(key) {
-            (node.expires_at, node.token) = (expires_at, token);
+            node.token = token;
+            node.content.expires_at = expires_at;
+            node.content.soft = node.content.soft.touched();
         }
     }
 
@@ -159,7 +161,7 @@ impl Table {
 
     /// Removes the entry of `key` if it has expired.
     pub(super) fn take_expired(&mut self, key: &str, now: Timestamp) -> Option<Removed> {
-        passed(self.entries.get(key)?.expires_at, now).then(|| self.remove(key))?
+        passed(self.entries.get(key)?.content.expires_at, now).then(|| self.remove(key))?
     }
 
     /// Removes the entry in `slot` if it has expired.
@@ -169,12 +171,12 @@ impl Table {
     }
 
     fn removed(&mut self, key: Arc<str>, node: Node) -> Removed {
-        self.bytes -= entry_bytes(&key, node.value.len());
+        self.bytes -= entry_bytes(&key, node.content.value.len());
         if let Some(slot) = self.slots.get_mut(node.slot) {
             *slot = None;
             self.free.push(node.slot);
         }
-        Removed { _value: node.value, _key: Some(key), _decoded: self.decoded.remove(node.slot) }
+        Removed { _value: node.content.value, _key: Some(key), _decoded: self.decoded.remove(node.slot) }
     }
 }
 

@@ -2,7 +2,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::*;
-use crate::backend::Codec;
+use crate::backend::{Codec, Soft};
+use crate::options::INLINE_CULL_ENTRIES;
 use crate::time::ManualClock;
 
 fn backend(change: impl FnOnce(&mut Options)) -> (MemoryBackend, ManualClock) {
@@ -13,7 +14,7 @@ fn backend(change: impl FnOnce(&mut Options)) -> (MemoryBackend, ManualClock) {
 }
 
 fn store(value: &[u8], expires_at: Expiry) -> Change<'_> {
-    Change::Store { value, codec: Codec::Raw, expires_at }
+    Change::Store { value, codec: Codec::Raw, expires_at, soft: Soft::default() }
 }
 
 fn put(backend: &MemoryBackend, key: &str, value: &[u8]) -> u64 {
@@ -66,11 +67,11 @@ fn a_cull_frequency_of_zero_clears() {
 
 #[test]
 fn large_caches_make_room_for_one() {
-    let (backend, _) = backend(|o| (o.max_entries, o.cull_frequency) = (WHOLE_CULL_ENTRIES + 1, 2));
-    for n in 0..WHOLE_CULL_ENTRIES + 5 {
+    let (backend, _) = backend(|o| (o.max_entries, o.cull_frequency) = (INLINE_CULL_ENTRIES + 1, 2));
+    for n in 0..INLINE_CULL_ENTRIES + 5 {
         put(&backend, &n.to_string(), b"");
     }
-    assert_eq!((backend.len(), backend.stats().evicted), (WHOLE_CULL_ENTRIES + 1, 4));
+    assert_eq!((backend.len(), backend.stats().evicted), (INLINE_CULL_ENTRIES + 1, 4));
 }
 
 #[test]

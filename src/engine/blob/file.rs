@@ -1,13 +1,16 @@
 //! A blob: one value in a file of its own, too large for a segment.
 //!
 //! ```text
-//!  0      magic u64   8  name u128   24  salt u64   32  length u64   40  CRC-32 of these u32   44  zeros
+//!  0      magic u64   8  name u128   24  salt u64   32  length u64   40  hash of the key u64
+//! 48      CRC-32 of these u32   52  zeros
 //! 64      the value, in chunks of 64 KiB, the last one shorter
 //! 64 + L  a CRC-32 for each chunk u32, seeded with the salt and the number of the chunk
+//!   ..    for each other key that ever named it: its hash u64, CRC-32 of that u32
 //! ```
 //!
 //! It is written as a temporary file from the first chunk on, and gets its header and its name when it is whole
-//! and on the disk. After that it never changes.
+//! and on the disk. After that it never changes, but for the hash of another key that is added before a record of that
+//! key names it. By the hashes a recovery finds the records that may name it.
 
 use std::fs::File;
 use std::io;
@@ -59,20 +62,28 @@ impl BlobRef {
         })
     }
 
-    fn header(&self) -> [u8; HEADER_LEN] {
+    fn header(&self, hash: u64) -> [u8; HEADER_LEN] {
         let mut bytes = [0; HEADER_LEN];
         bytes[..8].copy_from_slice(&MAGIC.to_le_bytes());
         bytes[8..40].copy_from_slice(&self.encode());
-        let check = crc32fast::hash(&bytes[..40]);
-        bytes[40..44].copy_from_slice(&check.to_le_bytes());
+        bytes[40..48].copy_from_slice(&hash.to_le_bytes());
+        let check = crc32fast::hash(&bytes[..48]);
+        bytes[48..52].copy_from_slice(&check.to_le_bytes());
         bytes
+    }
+
+    /// What a header says, and the hash of the first key.
+    fn from_header(header: &[u8; HEADER_LEN]) -> Option<(Self, u64)> {
+        let reference = Self::decode(&header[8..40])?;
+        let hash = u64::from_le_bytes(header[40..48].try_into().ok()?);
+        (*header == reference.header(hash)).then_some((reference, hash))
     }
 
     fn checks_at(&self) -> Option<u64> {
         self.len.checked_add(HEADER_LEN as u64)
     }
 
-    /// The length of the whole file.
+    /// The length of the file, but for the hashes of other keys.
     fn file_len(&self) -> Option<u64> {
         self.checks_at()?.checked_add(self.len.div_ceil(CHUNK as u64).checked_mul(4)?)
     }
@@ -103,17 +114,16 @@ fn temporary_name(name: u128) -> String {
 /// What a file in the directory of blobs is, by its name.
 pub(super) enum Named {
     Blob(u128),
-    /// Left by a writer that died, or by a list that was being replaced.
+    /// Left by a writer that died.
     Temporary,
     Unknown,
 }
 
-pub(super) fn named(file: &str) -> Named {
-    let digits = |ending: &str| u128::from_str_radix(file.strip_suffix(ending)?, 16).ok();
+pub(super) fn named(found: &str) -> Named {
+    let digits = |ending: &str| u128::from_str_radix(found.strip_suffix(ending)?, 16).ok();
     match (digits(".blob"), digits(".part")) {
-        (Some(name), _) if file_name(name) == file => Named::Blob(name),
-        (_, Some(name)) if temporary_name(name) == file => Named::Temporary,
-        _ if file.starts_with(file::TEMPORARY_PREFIX) => Named::Temporary,
+        (Some(name), _) if file_name(name) == found => Named::Blob(name),
+        (_, Some(name)) if temporary_name(name) == found => Named::Temporary,
         _ => Named::Unknown,
     }
 }
@@ -190,7 +200,7 @@ impl BlobWriter {
     }
 
     /// Makes the blob whole and durable, under its name. May be called again after it failed.
-    pub(super) fn seal(&mut self) -> Result<BlobRef> {
+    pub(super) fn seal(&mut self, hash: u64) -> Result<BlobRef> {
         let path = self.path.clone();
         let io_error = |e| Error::io("write blob", &path, e);
         if !self.chunk.is_empty() {
@@ -198,7 +208,7 @@ impl BlobWriter {
         }
         let end = HEADER_LEN as u64 + self.reference.len;
         file::write_at(&self.file, &self.checks, end).map_err(io_error)?;
-        file::write_at(&self.file, &self.reference.header(), 0).map_err(io_error)?;
+        file::write_at(&self.file, &self.reference.header(hash), 0).map_err(io_error)?;
         step!("blob::written");
         file::sync(&self.file).map_err(|e| Error::io("sync blob", &path, e))?;
         step!("blob::synced");
@@ -265,9 +275,10 @@ impl OpenBlob {
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
                 read => read?,
             }
+            let is_it = BlobRef::from_header(&header).is_some_and(|(found, _)| found == reference);
             let is_whole =
-                reference.file_len().is_some_and(|len| file.metadata().is_ok_and(|m| m.len() == len));
-            Ok((is_whole && header == reference.header()).then_some(Self { file, reference, account }))
+                reference.file_len().is_some_and(|len| file.metadata().is_ok_and(|m| m.len() >= len));
+            Ok((is_it && is_whole).then_some(Self { file, reference, account }))
         };
         open().map_err(|e| Error::io("open blob", path, e))
     }
@@ -320,6 +331,56 @@ impl OpenBlob {
             });
         Ok(is_sound.then(|| Bytes::from_owner(Mapped { map, len, account: self.account })))
     }
+}
+
+const HASH_LEN: usize = 12;
+
+fn hash_entry(hash: u64) -> [u8; HASH_LEN] {
+    let mut bytes = [0; HASH_LEN];
+    bytes[..8].copy_from_slice(&hash.to_le_bytes());
+    let check = crc32fast::hash(&bytes[..8]);
+    bytes[8..].copy_from_slice(&check.to_le_bytes());
+    bytes
+}
+
+/// The length of the file, and the hashes of the keys that may name the blob in it. None if it is damaged.
+pub(super) fn hashes(file: &File) -> io::Result<(u64, Vec<u64>)> {
+    /// More keys than this a blob is not moved through.
+    const MOST: u64 = 1 << 16;
+    let len = file.metadata()?.len();
+    let mut header = [0; HEADER_LEN];
+    if len < HEADER_LEN as u64 {
+        return Ok((len, Vec::new()));
+    }
+    file.read_exact_at(&mut header, 0)?;
+    let Some((reference, first)) = BlobRef::from_header(&header) else { return Ok((len, Vec::new())) };
+    let mut hashes = vec![first];
+    let Some(start) = reference.file_len().filter(|start| *start <= len) else {
+        return Ok((len, Vec::new()));
+    };
+    let mut others = vec![0; (len - start).min(MOST * HASH_LEN as u64) as usize];
+    file.read_exact_at(&mut others, start)?;
+    let sound = others.chunks_exact(HASH_LEN).filter_map(|entry| {
+        let hash = u64::from_le_bytes(entry.first_chunk().copied()?);
+        (hash_entry(hash) == entry).then_some(hash)
+    });
+    hashes.extend(sound);
+    Ok((len, hashes))
+}
+
+/// Notes, durably, that a key of this hash is about to name the blob in the file at `path`.
+pub(super) fn add_hash(path: &Path, hash: u64) -> Result<()> {
+    let add = || -> io::Result<()> {
+        let file = file::open(path)?;
+        let (len, found) = hashes(&file)?;
+        if found.contains(&hash) {
+            return Ok(());
+        }
+        file::write_at(&file, &hash_entry(hash), len)?;
+        step!("blob::hash_written");
+        file::sync(&file)
+    };
+    add().map_err(|e| Error::io("write blob", path, e))
 }
 
 /// Whether what is there, if anything, is no blob.

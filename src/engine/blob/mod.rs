@@ -9,7 +9,6 @@
 //! sweep in between does not take it for dead.
 
 mod file;
-mod list;
 mod room;
 mod stream;
 
@@ -26,7 +25,7 @@ use crate::sys::step;
 pub(crate) use file::{BlobRef, BlobWriter, OpenBlob};
 pub(crate) use stream::{BlobSource, Spooled};
 
-use file::{CHUNK, Named, file_name, is_none_of_ours, named, space_for};
+use file::{CHUNK, Named, file_name, hashes, is_none_of_ours, named, space_for};
 
 /// The word of a record that names a blob, and the hash of its key.
 pub(crate) type Owner = (u64, Word);
@@ -40,6 +39,8 @@ pub(crate) struct Blobs {
 
 struct Blob {
     account: Arc<Account>,
+    /// The hashes of all keys that ever named it.
+    hashes: Vec<u64>,
     owners: Vec<Owner>,
     pins: u32,
     /// Nothing names it any more, and nothing ever will.
@@ -84,10 +85,11 @@ impl Blobs {
             let entry = entry.map_err(io_error)?;
             let path = entry.path();
             match entry.file_name().to_str().map_or(Named::Unknown, named) {
-                Named::Blob(name) => match files::open_to_read(&path).and_then(|file| file.metadata()) {
-                    Ok(found) => {
-                        let account = Arc::new(space.account(found.len().next_multiple_of(4096)));
-                        blobs.insert(name, Blob { account, owners: Vec::new(), pins: 0, is_dead: false });
+                Named::Blob(name) => match files::open_to_read(&path).and_then(|file| hashes(&file)) {
+                    Ok((len, hashes)) => {
+                        let account = Arc::new(space.account(len.next_multiple_of(4096)));
+                        let owners = Vec::new();
+                        blobs.insert(name, Blob { account, hashes, owners, pins: 0, is_dead: false });
                     }
                     Err(e) if is_none_of_ours(&e) => {
                         tracing::warn!(path = %path.display(), "not a blob; it is passed over");
@@ -110,14 +112,27 @@ impl Blobs {
         self.dir.join(file_name(name))
     }
 
+    /// Has `find` say what names each blob, at an attach: it is given the hash of a key and a name. What nothing names
+    /// is dead.
+    pub(crate) fn find_owners(&self, find: impl Fn(u64, u128) -> Option<Word>) {
+        for (name, blob) in &mut *self.lock() {
+            let owners = blob.hashes.iter().filter_map(|hash| Some((*hash, find(*hash, *name)?)));
+            blob.owners = owners.collect();
+            blob.is_dead = blob.owners.is_empty();
+        }
+    }
+
     /// The names of all that are alive, as far as is known.
     pub(crate) fn names(&self) -> Vec<u128> {
         self.lock().iter().filter(|(_, blob)| !blob.is_dead).map(|(name, _)| *name).collect()
     }
 
-    /// The bytes that those take which are not unlinked.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.lock().values().map(|blob| blob.account.bytes()).sum()
+    /// The bytes that those take which are alive, and those that are dead and not unlinked yet.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        self.lock().values().fold((0, 0), |(alive, dead), blob| match blob.is_dead {
+            true => (alive, dead + blob.account.bytes()),
+            false => (alive + blob.account.bytes(), dead),
+        })
     }
 
     /// Begins a new blob, without any space yet.
@@ -126,12 +141,14 @@ impl Blobs {
         BlobWriter::create(&self.dir, self.space.account(0))
     }
 
-    /// Makes the blob whole and durable. It goes again with the pin, unless a record was noted that names it.
-    pub(crate) fn seal(&self, mut writer: BlobWriter) -> Result<Pin<'_>> {
-        let reference = writer.seal()?;
+    /// Makes the blob whole and durable, for a key of this hash. It goes again with the pin, unless a record was noted
+    /// that names it.
+    pub(crate) fn seal(&self, mut writer: BlobWriter, hash: u64) -> Result<Pin<'_>> {
+        let reference = writer.seal(hash)?;
         let mut account = writer.keep();
         account.shrink_to(space_for(reference.len));
-        let blob = Blob { account: Arc::new(account), owners: Vec::new(), pins: 1, is_dead: false };
+        let (account, hashes, owners) = (Arc::new(account), vec![hash], Vec::new());
+        let blob = Blob { account, hashes, owners, pins: 1, is_dead: false };
         self.lock().insert(reference.name, blob);
         Ok(Pin { blobs: self, reference })
     }
@@ -144,9 +161,17 @@ impl Blobs {
         Some(Pin { blobs: self, reference })
     }
 
-    /// Notes a record that names the blob called `name`, as a recovery finds it. `false` if there is no such blob.
-    pub(crate) fn adopt(&self, name: u128, owner: Owner) -> bool {
-        self.lock().get_mut(&name).map(|blob| blob.owners.push(owner)).is_some()
+    /// Notes, durably, that a key of this hash is about to name the blob.
+    pub(crate) fn add_key(&self, pin: &Pin<'_>, hash: u64) -> Result<()> {
+        let name = pin.reference.name;
+        let is_known = |blob: &Blob| blob.hashes.contains(&hash);
+        if !self.lock().get(&name).is_some_and(is_known) {
+            file::add_hash(&self.path(name), hash)?;
+            if let Some(blob) = self.lock().get_mut(&name) {
+                blob.hashes.push(hash);
+            }
+        }
+        Ok(())
     }
 
     /// Opens a blob to be read. `None` if it has gone or is damaged.
@@ -158,18 +183,9 @@ impl Blobs {
 
     /// The owners of the blobs that may be evicted: those that nobody is about to name again.
     pub(crate) fn evictable(&self) -> Vec<(u128, Owner)> {
-        self.owners_of(|blob| blob.pins == 0)
-    }
-
-    /// The owners of all blobs that are alive.
-    pub(crate) fn owners(&self) -> Vec<(u128, Owner)> {
-        self.owners_of(|_| true)
-    }
-
-    fn owners_of(&self, which: impl Fn(&Blob) -> bool) -> Vec<(u128, Owner)> {
         let blobs = self.lock();
-        let living = blobs.iter().filter(|(_, blob)| !blob.is_dead && which(blob));
-        living.flat_map(|(name, blob)| blob.owners.iter().map(|owner| (*name, *owner))).collect()
+        let evictable = blobs.iter().filter(|(_, blob)| !blob.is_dead && blob.pins == 0);
+        evictable.flat_map(|(name, blob)| blob.owners.iter().map(|owner| (*name, *owner))).collect()
     }
 
     /// The blobs that nothing names any more. They stay until they are [`release`](Blobs::release)d. `names` says

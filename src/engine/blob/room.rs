@@ -6,6 +6,7 @@ use std::io;
 use super::{BlobWriter, Owner, Pin};
 use crate::engine::Engine;
 use crate::engine::counters::Counter;
+use crate::engine::index::{Probe, Word};
 use crate::engine::layout;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -19,10 +20,10 @@ impl Engine {
     }
 
     /// Stores a value as a blob that nothing names yet.
-    pub(in crate::engine) fn store_blob(&self, value: &[u8]) -> Result<Pin<'_>> {
+    pub(in crate::engine) fn store_blob(&self, value: &[u8], key: &[u8]) -> Result<Pin<'_>> {
         let mut writer = self.blobs.create()?;
         self.write_blob(&mut writer, value)?;
-        self.seal_blob(writer)
+        self.seal_blob(writer, key)
     }
 
     /// Adds bytes to a blob, and the space for them.
@@ -35,42 +36,39 @@ impl Engine {
         let lacks = writer.lacks(len);
         if lacks > 0 {
             let step = layout::blob_step(self.log.budget());
-            writer.add_space(self.log.make_space(lacks.next_multiple_of(step), &self.index, self)?);
+            writer.add_space(self.make_space(lacks.next_multiple_of(step))?);
         }
         let (mut written, mut left) = (0, GIVEN_UP_FOR_A_PIECE);
         while let Err(e) = writer.write(&bytes[written..], &mut written) {
             let is_full = matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
             left = left.saturating_sub(1);
-            if !is_full || left == 0 || !self.give_up_something()? {
+            if !is_full || left == 0 || !self.give_up_oldest()? {
                 return Err(Error::io("write blob", writer.path(), e));
             }
         }
         Ok(())
     }
 
-    pub(in crate::engine) fn seal_blob(&self, writer: BlobWriter) -> Result<Pin<'_>> {
-        self.blobs.seal(writer)
+    pub(in crate::engine) fn seal_blob(&self, writer: BlobWriter, key: &[u8]) -> Result<Pin<'_>> {
+        self.blobs.seal(writer, self.hasher.hash(key))
     }
 
-    /// Makes room on a disk that is full: the oldest part of the log goes, or the coldest blob.
-    fn give_up_something(&self) -> Result<bool> {
-        Ok(self.log.drop_oldest(&self.index, self)? || self.give_up_a_blob(0))
-    }
-
-    /// Finds the blobs that nothing names any more.
+    /// The blobs that nothing names any more.
     pub(in crate::engine) fn dead_blobs(&self) -> Vec<u128> {
         self.blobs.take_dead(|owner| self.holds(owner))
     }
 
-    /// Removes the blobs that nothing names any more, once what took their place is on the disk: so that a power cut
-    /// does not bring back a record whose value is gone.
-    pub(in crate::engine) fn release_blobs(&self) -> Result<()> {
-        let dead = self.dead_blobs();
-        if !dead.is_empty() {
-            self.flush()?;
-            self.blobs.release(&dead);
-        }
-        Ok(())
+    /// Finds, at an attach, what names each blob.
+    pub(in crate::engine) fn find_blobs(&self) {
+        self.blobs.find_owners(|hash, name| {
+            let names = |word: Word| {
+                let guard = self.log.segment(word.segment());
+                let record = guard.get().and_then(|segment| segment.record(word.offset()));
+                let blob = record.and_then(|record| record.blob());
+                if blob.is_some_and(|blob| blob.name == name) { Probe::Match } else { Probe::Other }
+            };
+            self.index.find(hash, names).entry.map(|(_, word)| word)
+        });
     }
 
     /// Whether the index holds this very word.
@@ -84,14 +82,12 @@ impl Engine {
         }
     }
 
-    /// Removes the dead blobs, or if there are none and the others take more than `beyond` bytes, evicts the coldest of
-    /// them. `false` if there was nothing to remove.
-    pub(in crate::engine) fn give_up_a_blob(&self, beyond: u64) -> bool {
-        let dead = self.dead_blobs();
-        if self.blobs.release(&dead) > 0 {
-            return true;
-        }
-        if self.blobs.bytes() <= beyond {
+    /// Evicts the coldest blob, if all of them take more than `beyond` bytes. `false` if none was evicted. Its space comes
+    /// back with the next checkpoint.
+    pub(in crate::engine) fn evict_a_blob(&self, beyond: u64) -> bool {
+        self.dead_blobs();
+        let (alive, _) = self.blobs.bytes();
+        if alive <= beyond {
             return false;
         }
         let clock = self.index.recency();
@@ -109,7 +105,7 @@ impl Engine {
             .count();
         self.counters.add(Counter::Evicted, evicted as u64);
         self.tell_once(&self.told_of_bytes, "max_bytes");
-        let dead = self.dead_blobs();
-        self.blobs.release(&dead) > 0
+        self.dead_blobs();
+        true
     }
 }

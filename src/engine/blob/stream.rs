@@ -6,7 +6,7 @@ use super::{BlobWriter, CHUNK, OpenBlob, Pin};
 use crate::engine::Engine;
 use crate::engine::attach::Attached;
 use crate::engine::index::Word;
-use crate::entry::{Change, Codec, Condition, Expiry, Pieces, Spool};
+use crate::entry::{Change, Codec, Condition, Expiry, Pieces, Soft, Spool};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Reads a blob from wherever it is asked to, a chunk at a time, each of which is verified.
@@ -87,8 +87,9 @@ impl Spool for Spooled {
 
     fn commit(self: Box<Self>, key: &str, expires_at: Expiry) -> Result<()> {
         let Self { attached, small, large } = *self;
-        let blob: Option<Pin<'_>> = large.map(|writer| attached.seal_blob(writer)).transpose()?;
-        let change = Change::Store { value: &small, codec: Codec::Raw, expires_at };
+        let blob: Option<Pin<'_>> =
+            large.map(|writer| attached.seal_blob(writer, key.as_bytes())).transpose()?;
+        let change = Change::Store { value: &small, codec: Codec::Raw, expires_at, soft: Soft::default() };
         attached.commit_with(key.as_bytes(), Condition::Always, change, blob)?;
         Ok(())
     }

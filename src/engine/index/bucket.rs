@@ -68,6 +68,11 @@ impl Control {
         Self(u64::from(check) << 32 | low | if lost { LOST } else { 0 })
     }
 
+    /// The word of a primary that nobody has locked yet.
+    pub(super) fn unlocked_first(check: u32) -> Self {
+        Self(u64::from(check) << 32)
+    }
+
     pub(super) fn of_overflow(check: u32, primary: u32) -> Self {
         Self(u64::from(check) << 32 | u64::from(primary))
     }

@@ -15,7 +15,9 @@ use super::bucket::{Bucket, Control, LAST_SLOT, SLOTS};
 use super::{Index, LINE, Word, at};
 
 /// No chain is longer; what would make it so replaces the coldest of its entries.
-const MAX_CHAIN: usize = 16;
+pub(super) const MAX_CHAIN: usize = 16;
+/// The most entries of one.
+pub(crate) const LONGEST_CHAIN: usize = MAX_CHAIN * (LINE - 1);
 
 /// The place of an entry word: bucket and slot in one number, the same in the index and in the hints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -139,7 +141,13 @@ impl Index {
 
     /// Whether the words of a bucket do not fit its control word, or it is of another chain. A locked one has no
     /// check; its holder sees to it.
-    fn is_damaged_bucket(&self, primary: u32, length: usize, control: Control, bucket: Bucket<'_>) -> bool {
+    pub(super) fn is_damaged_bucket(
+        &self,
+        primary: u32,
+        length: usize,
+        control: Control,
+        bucket: Bucket<'_>,
+    ) -> bool {
         if length == 1 && control.is_locked_by(self.owner) {
             return false;
         }
@@ -147,7 +155,7 @@ impl Index {
     }
 
     /// The overflow bucket that `bucket` links to. A link to anything else is damage and leads nowhere.
-    fn next_of(&self, bucket: Bucket<'_>) -> Option<(u32, Bucket<'_>)> {
+    pub(super) fn next_of(&self, bucket: Bucket<'_>) -> Option<(u32, Bucket<'_>)> {
         let link = bucket.link().filter(|number| *number >= self.geometry.primaries)?;
         Some((link, self.bucket(link)?))
     }
@@ -178,15 +186,31 @@ impl Index {
 
     /// Locks the chain that `slot` is in.
     pub(crate) fn lock_slot(&self, slot: Slot) -> Locked<'_> {
+        self.lock_primary(self.primary_of_slot(slot))
+    }
+
+    /// The number of the chain that `slot` is in.
+    fn primary_of_slot(&self, slot: Slot) -> u32 {
         let number = slot.bucket();
         let primary = match self.bucket(number) {
             Some(bucket) if number >= self.geometry.primaries => bucket.control().primary(),
             _ => number,
         };
-        self.lock_primary(primary.min(self.geometry.primaries - 1))
+        primary.min(self.geometry.primaries - 1)
     }
 
-    fn lock_primary(&self, primary: u32) -> Locked<'_> {
+    /// All that the index keeps of a hash: chain and tag. One key in 250 times as many as there are entries has the
+    /// same as another.
+    pub(crate) fn identity(&self, hash: u64) -> u64 {
+        u64::from(self.primary_of(hash)) << 32 | super::tag(hash)
+    }
+
+    /// The [`identity`](Index::identity) of the hash whose word is in `slot`.
+    pub(crate) fn identity_of_slot(&self, slot: Slot, word: Word) -> u64 {
+        u64::from(self.primary_of_slot(slot)) << 32 | word.tag()
+    }
+
+    pub(super) fn lock_primary(&self, primary: u32) -> Locked<'_> {
         // A primary's number is below the number of buckets, by construction of both callers.
         #[expect(
             clippy::expect_used,

@@ -78,6 +78,19 @@ impl Index {
         ((word >> 32) as u32, word as u32)
     }
 
+    /// The generation, once no `clear` is under way that took its sequence before this call. `None` if one does not
+    /// end within about a quarter of a second.
+    pub(crate) fn settled_generation(&self) -> Option<u32> {
+        let mut wait = super::chain::Backoff::default();
+        while self.words()[at::CLEAR_LOCK].load(Ordering::Acquire) != 0 {
+            if wait.is_long() {
+                return None;
+            }
+            wait.pause();
+        }
+        Some(self.generation())
+    }
+
     /// Begins generation `next`: every entry there is is gone, at once. The caller holds the clear lock.
     pub(crate) fn begin_generation(&self, next: u32) {
         self.words()[at::COUNT].store(u64::from(next) << 32, Ordering::Release);

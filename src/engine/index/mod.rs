@@ -17,14 +17,16 @@
 pub(crate) mod bucket;
 mod chain;
 mod count;
+mod pack;
 
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::bucket::Bucket;
-pub(crate) use self::chain::{Backoff, Found, Locked, Probe, Slot, Vacancy};
+pub(crate) use self::chain::{Backoff, Found, LONGEST_CHAIN, Locked, Probe, Slot, Vacancy};
 pub(crate) use self::count::CountUp;
+pub(crate) use self::pack::Packed;
 use crate::sys::map::Map;
 
 /// An offset within a segment is stored in units of this many bytes.
@@ -70,7 +72,7 @@ const SEGMENTS_AT: usize = ATTACH_AT + ATTACH_ENTRIES * 2;
 const SEGMENT_WORDS: usize = 4;
 
 /// An entry word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub(crate) struct Word(pub(crate) u64);
 
 impl Word {
@@ -98,8 +100,12 @@ impl Word {
         self.0 & ((1 << TAG_SHIFT) - 1)
     }
 
+    fn tag(self) -> u64 {
+        self.0 >> TAG_SHIFT
+    }
+
     fn has_tag_of(self, hash: u64) -> bool {
-        self.0 >> TAG_SHIFT == tag(hash)
+        self.tag() == tag(hash)
     }
 
     fn is_entry(self) -> bool {
@@ -140,7 +146,7 @@ impl Geometry {
     /// last one there is an overflow bucket for each primary.
     pub(crate) fn for_entries(max_entries: u64, max_segments: u64) -> Self {
         let primaries = max_entries.div_ceil(4).clamp(4, u64::from(u32::MAX / 2));
-        let exact = super::layout::INLINE_CULL_ENTRIES / 4;
+        let exact = crate::options::INLINE_CULL_ENTRIES / 4;
         let buckets = primaries + primaries / 4 + primaries.min(exact) * 3 / 4 + 8;
         let segments = (max_segments * 2 + 32).next_power_of_two();
         Self { primaries: primaries as u32, buckets: buckets as u32, segments: segments as u32 }
@@ -160,6 +166,16 @@ impl Geometry {
 
     pub(crate) fn index_bytes(&self) -> u64 {
         ((self.buckets_at() + self.buckets as usize * LINE) as u64 * 8).next_multiple_of(4096)
+    }
+
+    /// What each of the two snapshots takes.
+    pub(crate) fn snapshot_bytes(&self) -> u64 {
+        super::snapshot::file_len(*self)
+    }
+
+    /// What the index and all that is made of it take.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.index_bytes() + self.hint_bytes() + 2 * self.snapshot_bytes()
     }
 
     pub(crate) fn hint_bytes(&self) -> u64 {
@@ -272,6 +288,17 @@ impl Index {
         self.words()[at::SEQUENCE].load(Ordering::Relaxed).saturating_sub(1)
     }
 
+    /// The recency clock as the header of the index in `file` shows it, if it is one.
+    pub(crate) fn recency_in(file: &File) -> Option<u32> {
+        use std::os::unix::fs::FileExt;
+        let word = |at: usize| {
+            let mut bytes = [0; 8];
+            file.read_exact_at(&mut bytes, at as u64 * 8).ok()?;
+            Some(u64::from_le_bytes(bytes))
+        };
+        (word(at::MAGIC)? == MAGIC).then(|| word(at::RECENCY)).flatten().map(|tick| tick as u32)
+    }
+
     pub(crate) fn set_next_sequence(&self, sequence: u64) {
         self.words()[at::SEQUENCE].store(sequence, Ordering::Release);
     }
@@ -286,6 +313,11 @@ impl Index {
             }
         }
         None
+    }
+
+    /// No segment had this id yet, nor a higher one.
+    pub(crate) fn unused_segment_id(&self) -> u64 {
+        self.words()[at::NEXT_SEGMENT].load(Ordering::Acquire)
     }
 
     /// Makes sure that the next segment id is not below `id`.
@@ -343,6 +375,14 @@ impl Index {
         }
     }
 
+    /// Sets the count of live bytes in segment `id`.
+    pub(crate) fn set_live_bytes(&self, id: u32, live: u64) {
+        let words = self.segment_words(id);
+        if words[0].load(Ordering::Relaxed) as u32 == id {
+            words[3].store(live, Ordering::Relaxed);
+        }
+    }
+
     pub(crate) fn live_bytes(&self, id: u32) -> u64 {
         (self.segment_words(id)[3].load(Ordering::Relaxed) as i64).max(0) as u64
     }
@@ -361,6 +401,26 @@ impl Index {
         let before = self.words()[at::INSERTS].fetch_add(1, Ordering::Relaxed);
         if (before + 1).is_multiple_of(inserts_per_tick) {
             self.words()[at::RECENCY].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The words of an index file that say something, the buckets' among them.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn words_in_use(len: usize) -> impl Iterator<Item = usize> {
+    (0..HEADER_WORDS).chain(SEGMENTS_AT..len / 8)
+}
+
+/// Gives every bucket that is not locked the check that fits its words.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fit_checks(words: &mut [u64]) {
+    let number = |at: usize| words.get(at).and_then(|w| u32::try_from(*w).ok()).unwrap_or(0);
+    let [primaries, buckets, segments] = [at::PRIMARIES, at::BUCKETS, at::SEGMENTS].map(number);
+    let first = Geometry { primaries, buckets, segments }.buckets_at();
+    for line in words.get_mut(first..).unwrap_or_default().chunks_exact_mut(LINE) {
+        let atomic: [AtomicU64; LINE] = std::array::from_fn(|i| AtomicU64::new(line[i]));
+        if !Bucket::new(&atomic).control().is_locked() {
+            line[0] = line[0] & 0xffff_ffff | u64::from(Bucket::new(&atomic).computed_check()) << 32;
         }
     }
 }

@@ -6,7 +6,7 @@ fn encoded(kind: Kind, flags: u16, key: &[u8], body: &[u8], stamp: Stamp) -> Vec
     let draft =
         Draft { kind, codec: Codec::Raw, flags, key_len: key.len() as u32, body_len: body.len() as u32 };
     let len = draft.len().unwrap();
-    let (words, check) = Prepared::new(draft, len, PLACE, key, body).stamp(stamp);
+    let (words, check) = Prepared::new(draft, len, PLACE, key, [&[], body]).stamp(stamp);
     let mut bytes = Vec::new();
     bytes.extend(len.to_le_bytes());
     bytes.extend(check.to_le_bytes());
@@ -34,12 +34,59 @@ fn what_was_encoded_is_decoded() {
 }
 
 #[test]
+fn a_body_that_lacks_a_sector_is_torn_and_a_flipped_bit_is_damage() {
+    // The body begins at 4096 + 40 + 3.
+    let bytes = encoded(Kind::Value, 0, b"key", &[7; 2000], STAMP);
+    let torn = |bytes: &[u8]| Record::decode(bytes, PLACE).map(|r| (r.is_torn(), r.value().is_some()));
+    assert_eq!(torn(&bytes), Some((false, true)));
+    for missing in [43..512, 512..1024, 1024..1536, 1536..2043, 43..2043] {
+        let mut part = bytes.clone();
+        part[missing.clone()].fill(0);
+        assert_eq!(torn(&part), Some((true, false)), "{missing:?}");
+    }
+    for flipped in [43, 511, 512, 2042] {
+        let mut part = bytes.clone();
+        part[flipped] ^= 0x10;
+        assert_eq!(torn(&part), Some((false, false)), "byte {flipped}");
+    }
+    let mut zeros = encoded(Kind::Value, 0, b"key", &[0; 2000], STAMP);
+    assert_eq!(torn(&zeros), Some((false, true)), "zeros that were stored");
+    zeros[600] = 1;
+    assert_eq!(torn(&zeros).map(|(_, sound)| sound), Some(false));
+}
+
+#[test]
 fn optional_fields_come_before_the_value() {
     let mut body = 5u64.to_le_bytes().to_vec();
     body.extend(3u32.to_le_bytes());
     body.extend(b"tagvalue");
     let bytes = encoded(Kind::Value, FLAG_STALE_AT | FLAG_TAGS, b"k", &body, STAMP);
     assert_eq!(Record::decode(&bytes, PLACE).unwrap().value(), Some(&b"value"[..]));
+}
+
+#[test]
+fn what_is_said_of_freshness_is_stored_with_the_value() {
+    let softs = [
+        Soft::default(),
+        Soft { stale_at: Some(Timestamp::from_millis(5)), took: None },
+        Soft { stale_at: None, took: Some(7) },
+        Soft { stale_at: Some(Timestamp::MAX), took: Some(u32::MAX) },
+    ];
+    for soft in softs {
+        let fields = Fields::new(soft);
+        let body = [fields.bytes(), b"value"].concat();
+        let bytes = encoded(Kind::Value, fields.flags, b"k", &body, STAMP);
+        let record = Record::decode(&bytes, PLACE).unwrap();
+        assert_eq!(record.content(), Some((soft, &b"value"[..])));
+        let (flags, body) = touched(record.flags, record.verified_body().unwrap()).unwrap();
+        let bytes = encoded(Kind::Value, flags, b"k", body, STAMP);
+        assert_eq!(Record::decode(&bytes, PLACE).unwrap().content(), Some((soft.touched(), &b"value"[..])));
+    }
+    // Fields that a body is too short for.
+    for flags in [FLAG_STALE_AT, FLAG_TOOK, FLAG_TAGS] {
+        let bytes = encoded(Kind::Value, flags, b"k", b"abc", STAMP);
+        assert_eq!(Record::decode(&bytes, PLACE).unwrap().content(), None);
+    }
 }
 
 #[test]

@@ -26,7 +26,7 @@ impl Log {
         };
         let (at, len) = (self.tail, draft.len().unwrap());
         self.segment.begin(at, len);
-        let prepared = self.segment.prepare(at, len, draft, key, body);
+        let prepared = self.segment.prepare(at, len, draft, key, [&[], body]);
         self.sequence += 1;
         if stamped {
             let stamp = Stamp { sequence: self.sequence, generation: 0, expires_at: None };

@@ -1,0 +1,54 @@
+use std::collections::{BinaryHeap, HashMap};
+
+use super::Policy;
+
+/// The optimum (Belady 1966): whoever knows the future gives up what is needed last, be it what has just come.
+pub(crate) struct Belady {
+    capacity: usize,
+    /// When each request's key is asked for again.
+    again: std::vec::IntoIter<usize>,
+    /// The keys inside by when they are needed; what is out of date is passed over.
+    needed: BinaryHeap<(usize, u32)>,
+    inside: HashMap<u32, usize>,
+}
+
+impl Belady {
+    /// For exactly these requests.
+    pub(crate) fn new(capacity: usize, requests: &[u32]) -> Self {
+        let mut next: HashMap<u32, usize> = HashMap::new();
+        let mut again: Vec<usize> = Vec::with_capacity(requests.len());
+        for (at, key) in requests.iter().enumerate().rev() {
+            again.push(next.insert(*key, at).unwrap_or(usize::MAX));
+        }
+        again.reverse();
+        Self {
+            capacity,
+            again: again.into_iter(),
+            needed: BinaryHeap::new(),
+            inside: HashMap::with_capacity(capacity + 1),
+        }
+    }
+}
+
+impl Policy for Belady {
+    fn request(&mut self, key: u32) -> bool {
+        let again = self.again.next().unwrap_or(usize::MAX);
+        self.needed.push((again, key));
+        if self.inside.insert(key, again).is_some() {
+            return true;
+        }
+        while self.inside.len() > self.capacity {
+            let Some((at, key)) = self.needed.pop() else { break };
+            if self.inside.get(&key) == Some(&at) {
+                self.inside.remove(&key);
+            }
+        }
+        false
+    }
+}
+
+#[test]
+fn what_is_needed_last_goes() {
+    let requests = [1, 2, 3, 1, 2, 3, 3, 2, 1];
+    assert_eq!(super::hits(&mut Belady::new(2, &requests), &requests), "---++-++-".to_owned());
+}

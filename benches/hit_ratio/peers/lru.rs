@@ -1,0 +1,37 @@
+use super::Policy;
+use super::list::{List, Table};
+
+/// Least recently used first, exactly.
+pub(crate) struct Lru {
+    capacity: usize,
+    order: List,
+    inside: Table<bool>,
+}
+
+impl Lru {
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self { capacity, order: List::default(), inside: Table::default() }
+    }
+}
+
+impl Policy for Lru {
+    fn request(&mut self, key: u32) -> bool {
+        if self.inside.get(key) {
+            self.order.to_front(key);
+            return true;
+        }
+        if self.order.len() == self.capacity
+            && let Some(out) = self.order.pop_back()
+        {
+            self.inside.set(out, false);
+        }
+        self.order.push_front(key);
+        self.inside.set(key, true);
+        false
+    }
+}
+
+#[test]
+fn what_was_used_last_stays() {
+    assert_eq!(super::hits(&mut Lru::new(2), &[1, 2, 1, 3, 1, 2, 3, 2]), "--+-+--+");
+}

@@ -1,0 +1,171 @@
+//! The engines that are compared, behind one trait, each as its own documentation would have it used.
+
+mod hash_map;
+mod keepwarm;
+mod lmdb;
+mod moka;
+mod nothing;
+mod quick_cache;
+mod redb;
+mod sled;
+
+use std::path::Path;
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use crate::workload::Key;
+
+/// An open store. What cannot go on panics: then there is nothing to compare.
+pub(crate) trait Contender: Send + Sync {
+    fn set(&self, key: &str, value: &[u8]);
+
+    /// Sets many at once, where that is faster.
+    fn set_many(&self, entries: &[(Key, Vec<u8>)]) {
+        entries.iter().for_each(|(key, value)| self.set(key.as_str(), value));
+    }
+
+    /// Shows the value under `key` to `look`. `false` if there is none.
+    fn get(&self, key: &str, look: &mut dyn FnMut(&[u8])) -> bool;
+
+    /// Adds 1 to the counter under `key`, which begins at 0, and returns the sum.
+    fn incr(&self, key: &str) -> i64;
+
+    /// Returns when everything is on the disk.
+    fn flush(&self) {}
+
+    /// Leaves the store as a program does that ends properly.
+    fn close(self: Box<Self>) {}
+}
+
+/// What a store may hold.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    pub(crate) entries: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Bounds {
+    /// Room for `entries` and a tenth more, and for more bytes than any workload writes.
+    pub(crate) fn roomy(entries: u32) -> Self {
+        Self { entries: u64::from(entries) * 11 / 10 + 10_000, bytes: 4 << 30 }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub(crate) enum Which {
+    Keepwarm,
+    Lmdb,
+    Sled,
+    Redb,
+    Moka,
+    QuickCache,
+    HashMap,
+    /// A store that does nothing: what the measuring itself costs.
+    Nothing,
+}
+
+impl Which {
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Keepwarm,
+        Self::Lmdb,
+        Self::Sled,
+        Self::Redb,
+        Self::Moka,
+        Self::QuickCache,
+        Self::HashMap,
+        Self::Nothing,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Keepwarm => "keepwarm",
+            Self::Lmdb => "LMDB",
+            Self::Sled => "sled",
+            Self::Redb => "redb",
+            Self::Moka => "moka",
+            Self::QuickCache => "quick_cache",
+            Self::HashMap => "HashMap",
+            Self::Nothing => "(harness)",
+        }
+    }
+
+    /// How it is set up, in words.
+    pub(crate) fn setup(self) -> &'static str {
+        match self {
+            Self::Keepwarm => keepwarm::SETUP,
+            Self::Lmdb => lmdb::SETUP,
+            Self::Sled => sled::SETUP,
+            Self::Redb => redb::SETUP,
+            Self::Moka => moka::SETUP,
+            Self::QuickCache => quick_cache::SETUP,
+            Self::HashMap => hash_map::SETUP,
+            Self::Nothing => nothing::SETUP,
+        }
+    }
+
+    /// Whether it keeps what it holds in a directory.
+    pub(crate) fn is_persistent(self) -> bool {
+        matches!(self, Self::Keepwarm | Self::Lmdb | Self::Sled | Self::Redb)
+    }
+
+    /// Whether it evicts at a bound.
+    pub(crate) fn is_bounded(self) -> bool {
+        matches!(self, Self::Keepwarm | Self::Moka | Self::QuickCache)
+    }
+
+    /// Opens it in `dir`, an empty directory or one that it was opened in before.
+    pub(crate) fn open(self, dir: &Path, bounds: Bounds) -> Box<dyn Contender> {
+        match self {
+            Self::Keepwarm => Box::new(keepwarm::Store::open(dir, bounds)),
+            Self::Lmdb => Box::new(lmdb::Store::open(dir)),
+            Self::Sled => Box::new(sled::Store::open(dir)),
+            Self::Redb => Box::new(redb::Store::open(dir)),
+            Self::Moka => Box::new(moka::Store::new(bounds)),
+            Self::QuickCache => Box::new(quick_cache::Store::new(bounds)),
+            Self::HashMap => Box::new(hash_map::Store::default()),
+            Self::Nothing => Box::new(nothing::Store::default()),
+        }
+    }
+}
+
+/// A counter as the stores keep it that have none of their own.
+fn count_of(bytes: &[u8]) -> i64 {
+    bytes.try_into().map_or(0, i64::from_le_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_contender_keeps_what_it_is_given() {
+        for which in Which::ALL.into_iter().filter(|which| *which != Which::Nothing) {
+            let dir = tempfile::tempdir().unwrap();
+            let bounds = Bounds::roomy(100);
+            let store = which.open(dir.path(), bounds);
+            let read = |store: &dyn Contender, key: &str| {
+                let mut seen = None;
+                store.get(key, &mut |value| seen = Some(value.to_vec())).then(|| seen.unwrap())
+            };
+            assert_eq!(read(&*store, "a"), None, "{which:?}");
+            store.set("a", b"one");
+            store.set("a", b"two");
+            store.set("b", b"three");
+            store.set_many(&[(Key::of(1), b"four".to_vec()), (Key::of(2), b"five".to_vec())]);
+            assert_eq!(read(&*store, Key::of(2).as_str()).as_deref(), Some(&b"five"[..]), "{which:?}");
+            assert_eq!(read(&*store, "a").as_deref(), Some(&b"two"[..]), "{which:?}");
+            assert_eq!((store.incr("n"), store.incr("n"), store.incr("m")), (1, 2, 1), "{which:?}");
+            store.flush();
+            store.close();
+            if which.is_persistent() {
+                let store = which.open(dir.path(), bounds);
+                assert_eq!(read(&*store, "b").as_deref(), Some(&b"three"[..]), "{which:?}");
+                assert_eq!(store.incr("n"), 3, "{which:?}");
+                store.close();
+            }
+        }
+    }
+}

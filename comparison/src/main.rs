@@ -1,0 +1,146 @@
+//! keepwarm beside other engines, in one run of one process on the same workload.
+//!
+//! ```text
+//! cargo run --release -p keepwarm-comparison -- --write-docs    everything; docs/benchmarks.md and its plots
+//! cargo run --release -p keepwarm-comparison -- --quick         a tenth of the entries, three rounds
+//! cargo run --release -p keepwarm-comparison -- --only keepwarm,lmdb --only-workload get_uniform
+//! ```
+
+mod child;
+mod churn;
+mod contender;
+mod goals;
+mod latency;
+mod plan;
+mod plot;
+mod race;
+mod report;
+mod results;
+mod shared;
+mod workload;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::{Parser, ValueEnum};
+
+use crate::contender::Which;
+use crate::plan::{Plan, Workload};
+use crate::results::Results;
+use crate::workload::Size;
+
+/// Measures keepwarm beside other engines and prints tables.
+#[derive(Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true)]
+struct Args {
+    /// A tenth of the entries, three rounds.
+    #[arg(long)]
+    quick: bool,
+    /// A hundredth of the entries, one round: whether everything works.
+    #[arg(long, conflicts_with = "quick")]
+    smoke: bool,
+    /// How often everything is measured; the medians are shown.
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Only these contenders.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Which>,
+    /// Only these workloads.
+    #[arg(long, value_delimiter = ',')]
+    only_workload: Vec<Workload>,
+    /// Only values of these lengths, in bytes.
+    #[arg(long, value_delimiter = ',')]
+    only_len: Vec<usize>,
+    /// Where the stores go, on the file system that is to be measured.
+    #[arg(long, default_value_os_t = std::env::temp_dir())]
+    dir: PathBuf,
+    /// Writes the tables into docs/benchmarks.md and the plots beside it.
+    #[arg(long)]
+    write_docs: bool,
+    /// Keeps all samples in this file.
+    #[arg(long)]
+    save: Option<PathBuf>,
+    /// Shows the samples of such a file in place of measuring.
+    #[arg(long)]
+    show: Option<PathBuf>,
+    #[command(subcommand)]
+    child: Option<child::Task>,
+}
+
+impl Args {
+    fn plan(&self) -> Plan {
+        let (scale, rounds, slice) = match self {
+            Self { smoke: true, .. } => (0.01, 1, 5),
+            Self { quick: true, .. } => (0.1, 3, 100),
+            _ => (1.0, 5, 250),
+        };
+        let chosen = |len: usize| self.only_len.is_empty() || self.only_len.contains(&len);
+        let sizes = Size::ALL.into_iter().filter(|size| chosen(size.len));
+        Plan {
+            contenders: or_all(&self.only, Which::ALL.to_vec()),
+            sizes: sizes
+                .map(|size| Size { entries: (f64::from(size.entries) * scale) as u32, ..size })
+                .collect(),
+            workloads: or_all(&self.only_workload, Workload::value_variants().to_vec()),
+            rounds: self.rounds.unwrap_or(rounds).max(1),
+            slice: Duration::from_millis(slice),
+            settles: !self.smoke,
+            scale,
+            dir: self.dir.clone(),
+        }
+    }
+}
+
+fn or_all<T: Clone>(chosen: &[T], all: Vec<T>) -> Vec<T> {
+    if chosen.is_empty() { all } else { chosen.to_vec() }
+}
+
+fn main() {
+    let args = Args::parse();
+    if let Some(task) = &args.child {
+        return task.run();
+    }
+    let results = args.show.as_deref().map_or_else(|| measure(&args.plan()), Results::read);
+    if let Some(file) = &args.save {
+        results.write(file);
+    }
+    println!("{}", report::tables(&results));
+    if args.write_docs {
+        write_docs(&results);
+    }
+}
+
+fn measure(plan: &Plan) -> Results {
+    let started = Instant::now();
+    let mut results = Results::new(plan.rounds, plan.scale);
+    let of_stores = |w: &Workload| {
+        Workload::RATES.contains(w) || matches!(w, Workload::Disk | Workload::Reopen | Workload::Latency)
+    };
+    if plan.workloads.iter().any(of_stores) {
+        for size in &plan.sizes {
+            race::run(plan, *size, &mut results);
+        }
+    }
+    child::run(plan, &mut results);
+    if plan.wants(Workload::Churn) {
+        churn::run(plan, &mut results);
+    }
+    if plan.wants(Workload::Shared) {
+        shared::run(plan, &mut results);
+    }
+    results.seconds = started.elapsed().as_secs();
+    eprintln!("{} s in all", results.seconds);
+    results
+}
+
+fn write_docs(results: &Results) {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let page = docs.join("benchmarks.md");
+    let text = std::fs::read_to_string(&page).unwrap();
+    std::fs::write(&page, report::replace_section(&text, &report::tables(results))).unwrap();
+    let plots = docs.join("plots");
+    std::fs::create_dir_all(&plots).unwrap();
+    for (name, svg) in plot::all(results) {
+        std::fs::write(plots.join(name), svg).unwrap();
+    }
+}

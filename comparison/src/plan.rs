@@ -1,0 +1,162 @@
+//! What is to be measured, and how long.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use crate::contender::Which;
+use crate::workload::Size;
+
+pub(crate) struct Plan {
+    pub(crate) contenders: Vec<Which>,
+    pub(crate) sizes: Vec<Size>,
+    pub(crate) workloads: Vec<Workload>,
+    /// How often everything is measured; the medians are reported.
+    pub(crate) rounds: usize,
+    /// How long reads, mixes and counters are measured at a time.
+    pub(crate) slice: Duration,
+    /// Whether to wait for the disk in between.
+    pub(crate) settles: bool,
+    /// The part of the full number of entries that is used.
+    pub(crate) scale: f64,
+    /// Where the stores go.
+    pub(crate) dir: PathBuf,
+}
+
+impl Plan {
+    pub(crate) fn wants(&self, workload: Workload) -> bool {
+        self.workloads.contains(&workload)
+    }
+
+    /// `count` of anything, at the scale of the plan.
+    pub(crate) fn scaled(&self, count: u32) -> u32 {
+        ((f64::from(count) * self.scale) as u32).max(100)
+    }
+
+    /// The smallest size: what is measured at one size only is measured at it.
+    pub(crate) fn smallest(&self) -> Option<Size> {
+        self.sizes.iter().copied().min_by_key(|size| size.len)
+    }
+
+    /// The contenders in the order of a round, so that each is once the first.
+    pub(crate) fn order(&self, round: usize) -> Vec<Which> {
+        let mut order = self.contenders.clone();
+        if !order.is_empty() {
+            let first = round % order.len();
+            order.rotate_left(first);
+        }
+        order
+    }
+
+    /// A new directory for a store.
+    pub(crate) fn fresh_dir(&self) -> tempfile::TempDir {
+        tempfile::Builder::new().prefix("keepwarm-comparison").tempdir_in(&self.dir).unwrap()
+    }
+}
+
+/// What is measured, each under the name it has in the results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum Workload {
+    LoadOrdered,
+    LoadShuffled,
+    GetUniform,
+    GetUniformTwo,
+    GetZipf,
+    GetZipfTwo,
+    Mix,
+    IncrOne,
+    IncrMany,
+    Disk,
+    Reopen,
+    Latency,
+    Kill,
+    Memory,
+    Churn,
+    Idle,
+    Shared,
+}
+
+impl Workload {
+    /// Those that give a rate.
+    pub(crate) const RATES: [Self; 9] = [
+        Self::LoadOrdered,
+        Self::LoadShuffled,
+        Self::GetUniform,
+        Self::GetUniformTwo,
+        Self::GetZipf,
+        Self::GetZipfTwo,
+        Self::Mix,
+        Self::IncrOne,
+        Self::IncrMany,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::LoadOrdered => "set, new keys in order",
+            Self::LoadShuffled => "set, new keys shuffled",
+            Self::GetUniform => "get, uniform",
+            Self::GetUniformTwo => "get, uniform, two threads",
+            Self::GetZipf => "get, zipf 0.99",
+            Self::GetZipfTwo => "get, zipf 0.99, two threads",
+            Self::Mix => "90 % get, 10 % set, zipf",
+            Self::IncrOne => "incr, one counter",
+            Self::IncrMany => "incr, 1,000 counters",
+            Self::Disk => "disk",
+            Self::Reopen => "reopen",
+            Self::Latency => "latency",
+            Self::Kill => "kill",
+            Self::Memory => "memory",
+            Self::Churn => "churn",
+            Self::Idle => "idle",
+            Self::Shared => "shared",
+        }
+    }
+}
+
+/// The bytes of disk that everything below `dir` takes.
+pub(crate) fn disk_bytes(dir: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let entries = std::fs::read_dir(dir).unwrap().map(Result::unwrap);
+    entries
+        .map(|entry| {
+            let metadata = entry.metadata().unwrap();
+            let below = if metadata.is_dir() { disk_bytes(&entry.path()) } else { 0 };
+            metadata.blocks() * 512 + below
+        })
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_take_no_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("below")).unwrap();
+        let file = std::fs::File::create(dir.path().join("below/sparse")).unwrap();
+        file.set_len(1 << 30).unwrap();
+        std::fs::write(dir.path().join("full"), vec![7; 100_000]).unwrap();
+        let bytes = disk_bytes(dir.path());
+        assert!((100_000..200_000).contains(&bytes), "{bytes}");
+    }
+
+    #[test]
+    fn each_contender_is_once_the_first() {
+        let plan = Plan {
+            contenders: Which::ALL.to_vec(),
+            sizes: Size::ALL.to_vec(),
+            workloads: Vec::new(),
+            rounds: 8,
+            slice: Duration::ZERO,
+            settles: false,
+            scale: 1.0,
+            dir: PathBuf::new(),
+        };
+        let mut first: Vec<Which> = (0..8).map(|round| plan.order(round)[0]).collect();
+        first.sort_unstable();
+        assert_eq!(first, Which::ALL);
+    }
+}

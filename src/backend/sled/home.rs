@@ -1,0 +1,244 @@
+//! The directory with sled's files in it: who has it open, and the few facts about it that are kept beside the
+//! entries.
+//!
+//! ```text
+//! DIR/CACHEDIR.TAG
+//! DIR/locks          byte 1: the process that has it open
+//! DIR/sled/          sled's own files; tree `entries`: key -> record, tree `facts`: one value
+//! ```
+
+use std::fs::File;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use ::sled::{Db, IVec, Tree};
+use serde::{Deserialize, Serialize};
+
+use crate::engine::record::{Place, Record};
+use crate::engine::{directory, meta, segment};
+use crate::error::{Error, ErrorKind, Result};
+use crate::options::{Durability, Options};
+use crate::sys::{file, lock};
+
+/// The format that this version writes, and the newest that it reads.
+const FORMAT: u32 = 1;
+/// The byte of `locks` that stands for the process that has the directory open.
+const PROCESS: i64 = 1;
+/// Sequences are reserved on the disk so many at a time, so that none is given out twice, whatever is lost in a
+/// kill. sled's own `generate_id` does not do: a second kill soon after the first makes it repeat itself.
+const SEQUENCES: u64 = 1 << 32;
+/// sled gives its file back a moment after it was closed.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// How often sled writes out what it has in its buffers where nothing else is asked for. It cleans up its file then
+/// as well, so it is never left to itself.
+const UNHURRIED: Duration = Duration::from_secs(30);
+
+const FACTS: &[u8] = b"facts";
+
+/// What is known about the directory beside its entries.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Facts {
+    format: u32,
+    /// Seeds the checks of the records.
+    salt: u64,
+    /// Entries of an earlier one were cleared.
+    generation: u32,
+    /// No sequence from here on was given out.
+    sequences: u64,
+}
+
+/// An open directory. One of all processes has it.
+pub(super) struct Home {
+    pub(super) path: PathBuf,
+    pub(super) entries: Tree,
+    tree_of_facts: Tree,
+    db: Db,
+    salt: u64,
+    facts: Mutex<Facts>,
+    next_sequence: AtomicU64,
+    reserved_to: AtomicU64,
+    /// Last, so that nobody else opens the directory before sled has closed its file.
+    _locks: File,
+}
+
+impl Home {
+    pub(super) fn open(path: &Path, options: &Options) -> Result<Self> {
+        let path = directory::find_or_make(path)?;
+        directory::refuse_foreign(&path, &["sled"])?;
+        let locks = take(&path)?;
+        directory::tag(&path)?;
+        let dir = path.join("sled");
+        file::create_dir(&dir).map_err(|e| Error::io("create", &dir, e))?;
+        let db = open_sled(&dir, options)?;
+        let tree = |name: &str| db.open_tree(name).map_err(|e| store_error("open", &dir, e));
+        let (entries, tree_of_facts) = (tree("entries")?, tree("facts")?);
+        let mut facts = match tree_of_facts.get(FACTS).map_err(|e| store_error("open", &dir, e))? {
+            Some(bytes) => Facts::decode(&bytes).map_err(|e| e.with_path(&dir))?,
+            None if entries.is_empty() => {
+                let salt = segment::random().map_err(|e| Error::io("open", &dir, e))?;
+                Facts { format: FORMAT, salt, generation: 0, sequences: 1 }
+            }
+            None => {
+                let why = "what the entries cannot be read without is lost";
+                return Err(Error::new(ErrorKind::Corrupt, "open").with_path(&dir).with_source(why));
+            }
+        };
+        let first = facts.sequences;
+        facts.sequences += SEQUENCES;
+        let home = Self {
+            path,
+            entries,
+            tree_of_facts,
+            db,
+            salt: facts.salt,
+            facts: Mutex::new(facts.clone()),
+            next_sequence: AtomicU64::new(first),
+            reserved_to: AtomicU64::new(facts.sequences),
+            _locks: locks,
+        };
+        home.write(&facts)?;
+        home.flush()?;
+        Ok(home)
+    }
+
+    fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, facts: &Facts) -> Result<()> {
+        let bytes = meta::seal(facts).map_err(|e| Error::io("write", &self.path, e))?;
+        self.tree_of_facts.insert(FACTS, bytes).map_err(|e| self.error("write", e))?;
+        Ok(())
+    }
+
+    pub(super) fn error(&self, operation: &'static str, error: ::sled::Error) -> Error {
+        store_error(operation, &self.path, error)
+    }
+
+    /// Waits until everything that was written is on the disk.
+    pub(super) fn flush(&self) -> Result<()> {
+        self.db.flush().map(drop).map_err(|e| self.error("sync", e))
+    }
+
+    pub(super) fn generation(&self) -> u32 {
+        self.facts().generation
+    }
+
+    /// Begins the next generation, durably if `sync` says so, and then does `effect` with it.
+    pub(super) fn begin_generation(&self, sync: bool, effect: impl FnOnce(u32)) -> Result<()> {
+        let mut facts = self.facts();
+        let Some(generation) = facts.generation.checked_add(1) else {
+            let why = "4,294,967,295 clears are as many as a directory can have; remove it";
+            return Err(Error::new(ErrorKind::Overflow, "clear").with_path(&self.path).with_source(why));
+        };
+        let next = Facts { generation, ..facts.clone() };
+        self.write(&next)?;
+        if sync {
+            self.flush()?;
+        }
+        *facts = next;
+        effect(generation);
+        Ok(())
+    }
+
+    /// A number greater than all that were ever given out for this directory.
+    pub(super) fn next_sequence(&self) -> Result<u64> {
+        let sequence = self.next_sequence.fetch_add(1, Ordering::Relaxed);
+        if sequence >= self.reserved_to.load(Ordering::Acquire) {
+            let mut facts = self.facts();
+            while sequence >= facts.sequences {
+                let next = Facts { sequences: facts.sequences + SEQUENCES, ..facts.clone() };
+                self.write(&next)?;
+                self.flush()?;
+                self.reserved_to.store(next.sequences, Ordering::Release);
+                *facts = next;
+            }
+        }
+        Ok(sequence)
+    }
+
+    /// What the checks of the records are seeded with. Each lies by itself, so there is no offset.
+    pub(super) fn place(&self) -> Place {
+        Place { salt: self.salt, offset: 0 }
+    }
+
+    /// The record that is stored under `key`, if header and key are sound.
+    pub(super) fn record<'a>(&self, key: &[u8], bytes: &'a IVec) -> Option<Record<'a>> {
+        Record::decode(bytes, self.place()).filter(|record| record.key == key)
+    }
+}
+
+impl Facts {
+    fn decode(bytes: &[u8]) -> Result<Self> {
+        let damaged = || Error::new(ErrorKind::Corrupt, "open");
+        let facts: Self =
+            meta::unseal(bytes).and_then(|body| rmp_serde::from_slice(body).ok()).ok_or_else(damaged)?;
+        if facts.format > FORMAT {
+            let why = format!("format {}; this version knows format {FORMAT}", facts.format);
+            return Err(Error::new(ErrorKind::UnsupportedFormat, "open").with_source(why));
+        }
+        Ok(facts)
+    }
+}
+
+/// The lock file, locked.
+fn take(dir: &Path) -> Result<File> {
+    let path = dir.join("locks");
+    let locked =
+        file::open_or_create(&path).and_then(|(file, _)| Ok((lock::try_lock(&file, PROCESS)?, file)));
+    match locked.map_err(|e| Error::io("lock", &path, e))? {
+        (true, file) => Ok(file),
+        (false, _) => {
+            let why = "or this one has it open already: clone that cache";
+            Err(Error::new(ErrorKind::InUse, "open").with_path(dir).with_source(why))
+        }
+    }
+}
+
+/// Opens sled's files. sled panics over some kinds of damage; to the caller that is damage too.
+fn open_sled(dir: &Path, options: &Options) -> Result<Db> {
+    let every = match options.durability {
+        Durability::Interval(interval) => interval,
+        Durability::Buffered | Durability::Sync => UNHURRIED,
+    };
+    let config = ::sled::Config::new()
+        .path(dir)
+        .cache_capacity(options.hot_bytes.max(1 << 20))
+        .flush_every_ms(Some(every.as_millis() as u64));
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match catch_unwind(AssertUnwindSafe(|| config.open())) {
+            Ok(Ok(db)) => return Ok(db),
+            Ok(Err(::sled::Error::Io(e))) if is_locked(&e) && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Ok(Err(::sled::Error::Io(e))) if is_locked(&e) => {
+                return Err(Error::new(ErrorKind::InUse, "open").with_path(dir).with_source(e));
+            }
+            Ok(Err(e)) => return Err(store_error("open", dir, e)),
+            Err(_) => {
+                let why = "sled panicked";
+                return Err(Error::new(ErrorKind::Corrupt, "open").with_path(dir).with_source(why));
+            }
+        }
+    }
+}
+
+/// sled gives a file that somebody else has locked no kind of its own.
+fn is_locked(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Other && error.to_string().starts_with("could not acquire lock")
+}
+
+fn store_error(operation: &'static str, path: &Path, error: ::sled::Error) -> Error {
+    match error {
+        ::sled::Error::Io(e) => Error::io(operation, path, e),
+        ::sled::Error::Corruption { .. } => {
+            Error::new(ErrorKind::Corrupt, operation).with_path(path).with_source(error)
+        }
+        other => Error::new(ErrorKind::Io, operation).with_path(path).with_source(other),
+    }
+}

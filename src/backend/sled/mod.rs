@@ -1,0 +1,141 @@
+//! The store in a sled tree: keys on disk, in order, each with a record as in the log of the engine.
+//!
+//! sled has the tree, the file and the syncs; here is what makes a cache of it: expiry, bounds, recency, counts,
+//! `clear` ([`sweep`]), the conditional write ([`store`]), and the directory ([`home`]). Recency and counts are
+//! kept in memory ([`books`]), so that opening reads everything once.
+
+mod books;
+mod home;
+mod store;
+mod sweep;
+mod table;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use super::{Backend, Change, CheckReport, Condition, Item, Outcome, Stats, Stored};
+use crate::engine::counters::Counters;
+use crate::error::{Error, Result};
+use crate::options::{Durability, INLINE_CULL_ENTRIES, Options, QUICK_CULL_ENTRIES};
+use store::Store;
+
+pub(crate) struct SledBackend {
+    dir: PathBuf,
+    options: Options,
+    counters: Arc<Counters>,
+    /// `None` after a `close`. Written to open and to close alone, which wait for the calls under way.
+    store: RwLock<Option<Store>>,
+}
+
+impl SledBackend {
+    pub(crate) fn open(dir: &Path, options: &Options) -> Result<Self> {
+        // So that a later change of the working directory does not matter.
+        let dir = std::path::absolute(dir).map_err(|e| Error::io("open", dir, e))?;
+        let counters = Arc::new(Counters::default());
+        let store = Store::open(&dir, options, counters.clone())?;
+        Ok(Self { dir, options: options.clone(), counters, store: RwLock::new(Some(store)) })
+    }
+
+    /// `work` with the store, opened if it was closed. No code of users may run in it.
+    fn with<T>(&self, work: impl FnOnce(&Store) -> Result<T>) -> Result<T> {
+        loop {
+            if let Some(store) = &*self.store.read().unwrap_or_else(PoisonError::into_inner) {
+                return work(store);
+            }
+            let mut closed = self.store.write().unwrap_or_else(PoisonError::into_inner);
+            if closed.is_none() {
+                *closed = Some(Store::open(&self.dir, &self.options, self.counters.clone())?);
+            }
+        }
+    }
+
+    /// What the store shows; nothing if it was closed and cannot be opened again.
+    fn gauge<T: Default>(&self, read: impl FnOnce(&Store) -> T) -> T {
+        self.with(|store| Ok(read(store))).unwrap_or_else(|error| {
+            tracing::warn!(%error, "there is nothing to show");
+            T::default()
+        })
+    }
+}
+
+impl Backend for SledBackend {
+    fn visit(&self, key: &str, visit: &mut dyn FnMut(Item<'_>)) -> Result<bool> {
+        // What was read is shared, so that `visit` may take its time, or call again.
+        let found = self.get(key)?;
+        if let Some(stored) = &found {
+            visit(stored.item());
+        }
+        Ok(found.is_some())
+    }
+
+    fn get(&self, key: &str) -> Result<Option<Stored>> {
+        self.with(|store| store.get(key))
+    }
+
+    fn weight(&self, key: &str) -> usize {
+        match &*self.store.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(store) => store.books().table.get(key).map_or(0, |entry| entry.bytes as usize),
+            None => 0,
+        }
+    }
+
+    fn reads_take_long(&self) -> bool {
+        self.store.read().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    fn commits_take_long(&self) -> bool {
+        let culls = self.options.max_entries <= INLINE_CULL_ENTRIES || self.options.cull_frequency == 0;
+        self.options.durability == Durability::Sync
+            || self.reads_take_long()
+            || (culls && self.len() >= self.options.max_entries.max(QUICK_CULL_ENTRIES))
+    }
+
+    fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
+        self.with(|store| store.commit(key, condition, change))
+    }
+
+    fn clear(&self) -> Result<()> {
+        self.with(Store::clear)
+    }
+
+    fn len(&self) -> u64 {
+        self.gauge(Store::len)
+    }
+
+    fn scan(&self, cursor: u64, visit: &mut dyn FnMut(&str, Item<'_>)) -> Result<Option<u64>> {
+        let (batch, next) = self.with(|store| store.batch(cursor))?;
+        for (key, stored) in &batch {
+            visit(key, stored.item());
+        }
+        Ok(next)
+    }
+
+    fn maintain(&self) -> Result<()> {
+        self.with(Store::maintain)
+    }
+
+    fn flush(&self) -> Result<()> {
+        match &*self.store.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(store) => store.home.flush(),
+            None => Ok(()),
+        }
+    }
+
+    fn close(&self) -> Result<()> {
+        let flushed = self.flush();
+        drop(self.store.write().unwrap_or_else(PoisonError::into_inner).take());
+        flushed
+    }
+
+    fn stats(&self) -> Stats {
+        let Stats { entries, bytes, .. } = self.gauge(Store::gauges);
+        Stats { entries, bytes, ..self.counters.totals() }
+    }
+
+    fn check(&self) -> Result<CheckReport> {
+        self.with(Store::check)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,177 @@
+//! `get_or_set` and its relatives, for computations that are futures.
+
+use std::future::poll_fn;
+use std::pin::pin;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{AsyncCache, LARGE_VALUE, make};
+use crate::cache::ComputeError;
+use crate::cache::call::Call;
+use crate::cache::compute::cannot_fail;
+use crate::cache::flight::{Caller, Leader};
+use crate::cache::turn::{Lifespans, Step};
+use crate::error::Result;
+use crate::timeout::Lifespan;
+
+impl AsyncCache {
+    /// As [`Cache::get_or_set`](crate::Cache::get_or_set), with a closure that gives a future. Neither has to be
+    /// `'static`. Of all who miss the key at the same time, tasks and threads, one computes.
+    ///
+    /// The future of who computes may be dropped, by a timeout say: then one of the others computes its own. If
+    /// nobody else waits, nothing is computed to its end.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// let table = String::from("users");
+    /// let count = async || table.len(); // a query, say
+    /// assert_eq!(cache.get_or_set("count", Timeout::Default, count).await?, 5);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Cache::get_or_set`](crate::Cache::get_or_set). `Recursion` if the computation asks for the key that it
+    /// computes, itself or by way of other keys, tasks and threads; a task that it spawns and waits for is not
+    /// seen through. Several computations of one task under way at the same time do not disturb each other.
+    ///
+    /// # Panics
+    /// As [`Cache::get_or_set`](crate::Cache::get_or_set).
+    pub async fn get_or_set<T, F>(
+        &self,
+        key: &str,
+        timeout: impl Into<Lifespan>,
+        f: impl FnOnce() -> F,
+    ) -> Result<T>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+        F: Future<Output = T>,
+    {
+        let f = async || Ok(f().await);
+        cannot_fail(self.compute("get_or_set", key, Lifespans::one(timeout), f).await)
+    }
+
+    /// As [`Cache::try_get_or_set`](crate::Cache::try_get_or_set), with a closure that gives a future.
+    ///
+    /// # Errors
+    /// As [`Cache::try_get_or_set`](crate::Cache::try_get_or_set).
+    ///
+    /// # Panics
+    /// As [`Cache::get_or_set`](crate::Cache::get_or_set).
+    pub async fn try_get_or_set<T, E, F>(
+        &self,
+        key: &str,
+        timeout: impl Into<Lifespan>,
+        f: impl FnOnce() -> F,
+    ) -> Result<T, ComputeError<E>>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+        F: Future<Output = Result<T, E>>,
+    {
+        self.compute("try_get_or_set", key, Lifespans::one(timeout), f).await
+    }
+
+    /// As [`Cache::get_or_set_option`](crate::Cache::get_or_set_option), with a closure that gives a future.
+    ///
+    /// # Errors
+    /// As [`Cache::get_or_set`](crate::Cache::get_or_set).
+    ///
+    /// # Panics
+    /// As [`Cache::get_or_set`](crate::Cache::get_or_set).
+    pub async fn get_or_set_option<T, F>(
+        &self,
+        key: &str,
+        timeout: impl Into<Lifespan>,
+        absent_timeout: impl Into<Lifespan>,
+        f: impl FnOnce() -> F,
+    ) -> Result<Option<T>>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+        F: Future<Output = Option<T>>,
+    {
+        let lifespans = Lifespans::two(timeout, absent_timeout);
+        let f = async || Ok(f().await);
+        cannot_fail(self.compute("get_or_set_option", key, lifespans, f).await)
+    }
+
+    /// As [`Cache::try_get_or_set_option`](crate::Cache::try_get_or_set_option), with a closure that gives a
+    /// future.
+    ///
+    /// # Errors
+    /// As [`Cache::try_get_or_set`](crate::Cache::try_get_or_set).
+    ///
+    /// # Panics
+    /// As [`Cache::get_or_set`](crate::Cache::get_or_set).
+    pub async fn try_get_or_set_option<T, E, F>(
+        &self,
+        key: &str,
+        timeout: impl Into<Lifespan>,
+        absent_timeout: impl Into<Lifespan>,
+        f: impl FnOnce() -> F,
+    ) -> Result<Option<T>, ComputeError<E>>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+        F: Future<Output = Result<Option<T>, E>>,
+    {
+        let lifespans = Lifespans::two(timeout, absent_timeout);
+        self.compute("try_get_or_set_option", key, lifespans, f).await
+    }
+
+    async fn compute<T, E, F>(
+        &self,
+        name: &'static str,
+        key: &str,
+        lifespans: Lifespans<T>,
+        f: impl FnOnce() -> F,
+    ) -> Result<T, ComputeError<E>>
+    where
+        T: Serialize + DeserializeOwned + Send + 'static,
+        F: Future<Output = Result<T, E>>,
+    {
+        let call = self.cache.call(name, key)?;
+        call.check(&lifespans)?;
+        loop {
+            let step = move |call: &Call<'_>| call.step(&lifespans, Caller::Future);
+            match make(&call, self.reads_here(&call), step).await? {
+                Step::Done(value) => return Ok(value),
+                Step::Wait(ticket) => {
+                    let landed = ticket.await;
+                    let is_small = landed.as_ref().is_none_or(|value| value.len() < LARGE_VALUE);
+                    if let Some(value) = make(&call, is_small, |call| Ok(call.landed(landed))).await? {
+                        return Ok(value);
+                    }
+                }
+                Step::Compute(turn) => {
+                    let value = match within(&turn.leader, f).await {
+                        Ok(value) => value,
+                        Err(error) => return call.failed(turn).ok_or(ComputeError::Compute(error)),
+                    };
+                    let Some(computed) = call.computed(&value, &turn, &lifespans) else { return Ok(value) };
+                    let len = computed.len();
+                    let keep = move |call: &Call<'_>| Ok(call.keep(&computed, turn.leader, &lifespans));
+                    return Ok(match self.write(&call, len, keep).await {
+                        Ok(theirs) => theirs.unwrap_or(value),
+                        Err(error) => {
+                            call.store_failed(&error);
+                            value
+                        }
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Computes: whatever thread polls the future is in the computation for as long as it does so.
+async fn within<F: Future>(leader: &Leader, f: impl FnOnce() -> F) -> F::Output {
+    let mut future = pin!(async { f().await });
+    poll_fn(|context| {
+        let _within = leader.enter();
+        future.as_mut().poll(context)
+    })
+    .await
+}

@@ -1,0 +1,131 @@
+//! Going through the entries of a view, some hundred at a time, each time on another thread.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::mem;
+
+use serde::de::DeserializeOwned;
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+
+use super::{AsyncCache, joined};
+use crate::cache::{Iter, Keys};
+use crate::error::Result;
+
+impl AsyncCache {
+    /// As [`Cache::keys`](crate::Cache::keys); the items are given by [`AsyncKeys::next`].
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// cache.set("a", &1, Timeout::Default).await?;
+    /// let mut keys = cache.keys();
+    /// while let Some(key) = keys.next().await {
+    ///     assert_eq!(key?, "a");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn keys(&self) -> AsyncKeys {
+        AsyncKeys(Batches::new(self.cache.keys()))
+    }
+
+    /// As [`Cache::iter`](crate::Cache::iter); the items are given by [`AsyncIter::next`].
+    pub fn iter<T: DeserializeOwned + Send + 'static>(&self) -> AsyncIter<T> {
+        AsyncIter(Batches::new(self.cache.iter()))
+    }
+}
+
+/// The keys of a view; see [`AsyncCache::keys`].
+pub struct AsyncKeys(Batches<Keys, String>);
+
+/// The entries of a view; see [`AsyncCache::iter`].
+pub struct AsyncIter<T>(Batches<Iter<T>, (String, T)>);
+
+impl AsyncKeys {
+    /// The next key, or `None` at the end. The future may be dropped; nothing is left out then.
+    ///
+    /// # Errors
+    /// As [`Cache::keys`](crate::Cache::keys).
+    pub async fn next(&mut self) -> Option<Result<String>> {
+        self.0.next().await
+    }
+}
+
+impl<T: DeserializeOwned + Send + 'static> AsyncIter<T> {
+    /// The next key and value, or `None` at the end. The future may be dropped; nothing is left out then.
+    ///
+    /// # Errors
+    /// As [`Cache::iter`](crate::Cache::iter).
+    pub async fn next(&mut self) -> Option<Result<(String, T)>> {
+        self.0.next().await
+    }
+}
+
+/// Items that one trip to another thread brings.
+const BATCH: usize = 256;
+
+/// An iterator of which other threads take some items at a time.
+struct Batches<I, R> {
+    batch: VecDeque<Result<R>>,
+    rest: Rest<I, R>,
+}
+
+enum Rest<I, R> {
+    Here(I),
+    Away(JoinHandle<Filled<I, R>>),
+    Nothing,
+}
+
+type Filled<I, R> = (VecDeque<Result<R>>, Rest<I, R>);
+
+impl<I, R> Batches<I, R>
+where
+    I: Iterator<Item = Result<R>> + Send + 'static,
+    R: Send + 'static,
+{
+    fn new(items: I) -> Self {
+        Self { batch: VecDeque::new(), rest: Rest::Here(items) }
+    }
+
+    async fn next(&mut self) -> Option<Result<R>> {
+        loop {
+            if let Some(item) = self.batch.pop_front() {
+                return Some(item);
+            }
+            // Whatever is awaited is in `self`, so that it is there for the next call if this one is dropped.
+            (self.batch, self.rest) = match &mut self.rest {
+                Rest::Nothing => return None,
+                Rest::Here(_) => match (mem::replace(&mut self.rest, Rest::Nothing), Handle::try_current()) {
+                    (Rest::Here(items), Ok(runtime)) => {
+                        (VecDeque::new(), Rest::Away(runtime.spawn_blocking(move || fill(items))))
+                    }
+                    (Rest::Here(items), Err(_)) => fill(items),
+                    (rest, _) => (VecDeque::new(), rest),
+                },
+                Rest::Away(filling) => joined(filling.await, "iter")
+                    .unwrap_or_else(|error| (VecDeque::from([Err(error)]), Rest::Nothing)),
+            };
+        }
+    }
+}
+
+fn fill<I: Iterator<Item = Result<R>>, R>(mut items: I) -> Filled<I, R> {
+    let batch: VecDeque<_> = items.by_ref().take(BATCH).collect();
+    let rest = if batch.is_empty() { Rest::Nothing } else { Rest::Here(items) };
+    (batch, rest)
+}
+
+impl fmt::Debug for AsyncKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AsyncKeys").finish_non_exhaustive()
+    }
+}
+
+impl<T> fmt::Debug for AsyncIter<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AsyncIter").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,72 @@
+//! The same call for many keys. Each gives the other tasks of the thread their turn every hundred keys or so, as
+//! tokio's [cooperative budget](tokio::task::coop) says.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::task::coop::consume_budget;
+
+use super::AsyncCache;
+use crate::cache::call::about;
+use crate::error::{Error, Result};
+use crate::timeout::Timeout;
+
+impl AsyncCache {
+    /// As [`Cache::get_many`](crate::Cache::get_many).
+    pub async fn get_many<T: DeserializeOwned + Send + 'static, K: AsRef<str>>(
+        &self,
+        keys: &[K],
+    ) -> Vec<Result<Option<T>>> {
+        let mut values = Vec::with_capacity(keys.len());
+        for key in keys {
+            consume_budget().await;
+            values.push(self.get(key.as_ref()).await);
+        }
+        values
+    }
+
+    /// As [`Cache::set_many`](crate::Cache::set_many).
+    pub async fn set_many<K: AsRef<str>, T: Serialize>(
+        &self,
+        items: impl IntoIterator<Item = (K, T)>,
+        timeout: impl Into<Timeout>,
+    ) -> Vec<(K, Error)> {
+        let timeout = timeout.into();
+        let mut failed = Vec::new();
+        for (key, value) in items {
+            consume_budget().await;
+            if let Err(error) = self.set(key.as_ref(), &value, timeout).await {
+                failed.push((key, error));
+            }
+        }
+        failed
+    }
+
+    /// As [`Cache::delete_many`](crate::Cache::delete_many).
+    pub async fn delete_many<K: AsRef<str>>(&self, keys: &[K]) -> Vec<Result<bool>> {
+        let mut deleted = Vec::with_capacity(keys.len());
+        for key in keys {
+            consume_budget().await;
+            deleted.push(self.delete(key.as_ref()).await);
+        }
+        deleted
+    }
+
+    /// As [`Cache::warm`](crate::Cache::warm).
+    ///
+    /// # Errors
+    /// As [`Cache::warm`](crate::Cache::warm).
+    pub async fn warm<K: AsRef<str>, T: Serialize>(
+        &self,
+        items: impl IntoIterator<Item = (K, T)>,
+        timeout: impl Into<Timeout>,
+    ) -> Result<u64> {
+        let timeout = timeout.into();
+        let mut stored = 0;
+        for (key, value) in items {
+            consume_budget().await;
+            self.set(key.as_ref(), &value, timeout).await.map_err(|error| about(error, "warm", None))?;
+            stored += 1;
+        }
+        Ok(stored)
+    }
+}

@@ -1,0 +1,234 @@
+//! What `get_or_set` decides, however its callers wait: who computes, who waits, who is given what is there,
+//! and what becomes of what was computed.
+//!
+//! ```text
+//! look.  fresh:          that is it
+//!        stale or due:   if nobody computes the key: compute; else that is it
+//!        nothing:        if nobody computes the key: compute; else wait, then begin again
+//! computed:              store it, unless somebody stored another meanwhile; hand it to those who wait
+//! failed:                what was there, if anything was; else the error, and one of those who wait computes
+//! ```
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::call::Call;
+use super::flight::{Caller, Flights, Joined, Leader, Ticket};
+use super::plan;
+use crate::backend::{Change, Codec, Condition, Expiry, Item, Outcome, Soft};
+use crate::codec::{self, Encoded};
+use crate::error::{Error, ErrorKind, Result};
+use crate::time::Timestamp;
+use crate::timeout::Lifespan;
+
+/// The lifespans that a call names: one, or another for finding nothing.
+pub(super) struct Lifespans<T> {
+    present: Lifespan,
+    absent: Lifespan,
+    is_absent: fn(&T) -> bool,
+}
+
+impl<T> Clone for Lifespans<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Lifespans<T> {}
+
+impl<T> Lifespans<T> {
+    pub(super) fn one(lifespan: impl Into<Lifespan>) -> Self {
+        let lifespan = lifespan.into();
+        Self { present: lifespan, absent: lifespan, is_absent: |_| false }
+    }
+
+    fn of(&self, value: &T) -> &Lifespan {
+        if (self.is_absent)(value) { &self.absent } else { &self.present }
+    }
+}
+
+impl<T> Lifespans<Option<T>> {
+    pub(super) fn two(present: impl Into<Lifespan>, absent: impl Into<Lifespan>) -> Self {
+        Self { present: present.into(), absent: absent.into(), is_absent: Option::is_none }
+    }
+}
+
+/// How a `get_or_set` goes on.
+pub(super) enum Step<T> {
+    Done(T),
+    /// Somebody computes the key. Wait, see whether that [has landed](Call::landed), begin again.
+    Wait(Ticket),
+    Compute(Turn<T>),
+}
+
+/// The right to compute, and what was there when it was given.
+pub(super) struct Turn<T> {
+    pub(super) leader: Leader,
+    found: Found<T>,
+    began: Timestamp,
+}
+
+/// What a read that wants a `T` came upon.
+enum Found<T> {
+    Fresh(T),
+    Due(Due<T>),
+    /// An entry with this token, not readable as a `T`.
+    Other(u64),
+    Nothing,
+}
+
+/// A value that is there, and should be computed anew.
+struct Due<T> {
+    value: T,
+    token: u64,
+    expires_at: Expiry,
+}
+
+/// What was computed, ready to be stored.
+pub(super) struct Computed {
+    encoded: Encoded,
+    expires_at: Expiry,
+    soft: Soft,
+    condition: Condition,
+}
+
+impl Computed {
+    #[cfg(feature = "async")]
+    pub(super) fn len(&self) -> usize {
+        self.encoded.len()
+    }
+
+    fn change(&self) -> Change<'_> {
+        let &Self { ref encoded, expires_at, soft, .. } = self;
+        Change::Store { value: encoded, codec: Codec::MessagePack, expires_at, soft }
+    }
+}
+
+impl Call<'_> {
+    /// Checks what the caller wants before anything is done.
+    pub(super) fn check<T>(&self, lifespans: &Lifespans<T>) -> Result<()> {
+        let wrong = |beta: &f64| !(0.0..f64::INFINITY).contains(beta);
+        match lifespans.present.early.filter(wrong).or(lifespans.absent.early.filter(wrong)) {
+            Some(beta) => {
+                let error = Error::new(ErrorKind::InvalidOption, self.name).with_option("early_refresh");
+                Err(error.with_source(format!("{beta}; any finite number from 0 on is possible")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Decides how to go on.
+    pub(super) fn step<T: DeserializeOwned>(
+        &self,
+        lifespans: &Lifespans<T>,
+        caller: Caller,
+    ) -> Result<Step<T>> {
+        let shared = &self.cache.shared;
+        let before = Flights::moment();
+        let (lead, mut found) = match self.look(lifespans)? {
+            Found::Fresh(value) => return Ok(Step::Done(value)),
+            Found::Due(due) => match shared.flights.lead(&self.full, &before, caller) {
+                Some(lead) => (lead, Found::Due(due)),
+                None => return Ok(Step::Done(due.value)),
+            },
+            missed => match shared.flights.join(&self.full, &before, caller) {
+                Joined::Lead(lead) => (lead, missed),
+                Joined::Wait(ticket) => return Ok(Step::Wait(ticket)),
+                Joined::Recursion => return Err(self.fail(ErrorKind::Recursion)),
+            },
+        };
+        if lead.stale {
+            found = self.look(lifespans)?;
+            if let Found::Fresh(value) = found {
+                return Ok(Step::Done(value));
+            }
+        }
+        Ok(Step::Compute(Turn { leader: lead.leader, found, began: shared.clock.now() }))
+    }
+
+    /// The entry as a `T`, where one of another type is no error.
+    fn look<T: DeserializeOwned>(&self, lifespans: &Lifespans<T>) -> Result<Found<T>> {
+        let shared = &self.cache.shared;
+        let found = self.read(|item| match codec::decode(item) {
+            Ok(value) => {
+                let Item { expires_at, soft, token, .. } = item;
+                let early = lifespans.of(&value).early;
+                if plan::is_due(expires_at, soft, early, &*shared.clock, &shared.jitter) {
+                    Found::Due(Due { value, token, expires_at })
+                } else {
+                    Found::Fresh(value)
+                }
+            }
+            Err(_) => Found::Other(item.token),
+        })?;
+        Ok(found.unwrap_or(Found::Nothing))
+    }
+
+    /// The value that another caller's computation brought, if it is a `T`; else one has to look for oneself.
+    pub(super) fn landed<T: DeserializeOwned>(&self, value: Option<Bytes>) -> Option<T> {
+        let codec = Codec::MessagePack;
+        let item = Item { value: &value?, codec, expires_at: None, soft: Soft::default(), token: 0 };
+        codec::decode(item).ok()
+    }
+
+    /// What is there all the same, after a computation has failed: the value that it was to replace, unless
+    /// that has expired meanwhile.
+    pub(super) fn failed<T>(&self, turn: Turn<T>) -> Option<T> {
+        let shared = &self.cache.shared;
+        let Found::Due(due) = turn.found else { return None };
+        shared.refresh_failures.fetch_add(1, Relaxed);
+        tracing::warn!(key = self.key, "a value could not be computed anew, and stays until it expires");
+        due.expires_at.is_none_or(|end| end > shared.clock.now()).then_some(due.value)
+    }
+
+    /// Makes `value` ready to be stored; `None`, having told so, if it cannot be.
+    pub(super) fn computed<T: Serialize>(
+        &self,
+        value: &T,
+        turn: &Turn<T>,
+        lifespans: &Lifespans<T>,
+    ) -> Option<Computed> {
+        let shared = &self.cache.shared;
+        let encoded = codec::encode(value).map_err(|error| self.store_failed(&self.about(error))).ok()?;
+        let condition = match &turn.found {
+            Found::Due(Due { token, .. }) | Found::Other(token) => Condition::Token(*token),
+            Found::Fresh(_) | Found::Nothing => Condition::Absent,
+        };
+        let (default, jitter) = (shared.default_timeout, &shared.jitter);
+        let (expires_at, soft) =
+            plan::terms(lifespans.of(value), default, jitter, turn.began, shared.clock.now());
+        Some(Computed { encoded, expires_at, soft, condition })
+    }
+
+    /// Stores what was computed, and hands it to those who wait. But where somebody stored another value
+    /// meanwhile, that one stays and is returned, as in Django, if it can be.
+    pub(super) fn keep<T: DeserializeOwned>(
+        &self,
+        computed: &Computed,
+        leader: Leader,
+        lifespans: &Lifespans<T>,
+    ) -> Option<T> {
+        match self.commit(computed.condition, computed.change()) {
+            Ok(Outcome::Done { .. }) => {}
+            Ok(Outcome::Refused { .. }) => match self.look(lifespans) {
+                Ok(Found::Fresh(theirs)) => return Some(theirs),
+                _ => {
+                    if let Err(error) = self.commit(Condition::Always, computed.change()) {
+                        self.store_failed(&error);
+                    }
+                }
+            },
+            Err(error) => self.store_failed(&error),
+        }
+        leader.land(&computed.encoded);
+        None
+    }
+
+    pub(super) fn store_failed(&self, error: &Error) {
+        self.cache.shared.store_failures.fetch_add(1, Relaxed);
+        tracing::warn!(%error, "a computed value could not be stored and is returned all the same");
+    }
+}

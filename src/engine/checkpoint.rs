@@ -1,0 +1,196 @@
+//! Checkpoints: snapshots of the index, taken while everybody goes on, so that a recovery need not replay the whole log
+//! and emptied segments may go.
+//!
+//! ```text
+//! Z := the emptied segments and the dead blobs; P := where the log goes on; S := the next sequence
+//! wait until no clear is under way; copy each chain at a moment when nobody has it locked
+//! write the copies; sync every segment; write the header; note in `state` that this snapshot counts
+//! remove Z
+//! ```
+//!
+//! A record with a sequence below S was published before its chain was copied, so it is in the snapshot or superseded;
+//! the others are at P or behind. Only what was emptied before S goes, and only when nothing older than this snapshot can
+//! be used any more: so no crash brings back what a removed segment superseded, and no tombstone has to be kept.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::Engine;
+use super::directory::Directory;
+use super::index::{Geometry, HeaderCopy, Packed};
+use super::snapshot::{self, Header, Writer};
+use super::state::State;
+use crate::error::{Error, ErrorKind, Result};
+use crate::options::Limits;
+use crate::sys::{file, step};
+
+/// A checkpoint is due when the log has taken so many bytes since the last one,
+const LEAST_LOG: u64 = 16 << 20;
+/// and so many times the snapshot's own,
+const LOG_FOR_SNAPSHOT: u64 = 4;
+/// or after this time if anything was written at all.
+const PERIOD: Duration = Duration::from_secs(30);
+
+/// The names of the two files.
+const NAMES: [&str; 2] = ["snapshot.a", "snapshot.b"];
+
+/// What the checkpoints of an open directory keep.
+pub(crate) struct Checkpoints {
+    state: State,
+    files: [File; 2],
+    /// The last snapshot that was written whole.
+    number: u64,
+    /// What the log had taken when the last one began.
+    appended: u64,
+    /// What the log had taken since the last one when the directory was opened.
+    backlog: u64,
+    last: Instant,
+}
+
+impl Checkpoints {
+    pub(super) fn open(
+        directory: &Directory,
+        state: State,
+        geometry: Geometry,
+        number: u64,
+        backlog: u64,
+    ) -> Result<Self> {
+        let mut any_new = false;
+        let mut open = |name| {
+            let path = directory.file(name);
+            let opened = file::open_or_create(&path).and_then(|(file, is_new)| {
+                any_new |= is_new;
+                if file.metadata()?.len() < snapshot::LEAST_LEN {
+                    file::allocate(&file, geometry.snapshot_bytes())?;
+                }
+                Ok(file)
+            });
+            opened.map_err(|e| Error::io("open", &path, e))
+        };
+        let [a, b] = NAMES;
+        let files = [open(a)?, open(b)?];
+        if any_new {
+            // Before anything is written that a recovery would look for with them, and with `state`.
+            file::sync_dir(&directory.path).map_err(|e| Error::io("sync", &directory.path, e))?;
+        }
+        Ok(Self { state, files, number, appended: 0, backlog, last: Instant::now() })
+    }
+
+    pub(super) fn mark_clean(&mut self, header: HeaderCopy, limits: Limits) -> std::io::Result<()> {
+        self.state.mark_clean(header, limits)
+    }
+}
+
+/// What there is of snapshots.
+pub(super) struct Found {
+    /// The newest that is whole.
+    pub(super) newest: Option<(File, Header)>,
+    /// Whether none was ever written, as far as the files tell.
+    pub(super) untouched: bool,
+}
+
+/// Looks for the newest snapshot that is whole and not older than number `least`.
+pub(super) fn find(directory: &Directory, least: u64) -> Result<Found> {
+    let mut newest: Option<(File, Header)> = None;
+    let mut untouched = true;
+    for name in NAMES {
+        let path = directory.file(name);
+        let found = match file::open(&path) {
+            Ok(file) => snapshot::is_untouched(&file).and_then(|is| {
+                untouched &= is;
+                Ok(snapshot::header(&file)?.map(|header| (file, header)))
+            }),
+            Err(e) if super::attach::is_unusable(&e) => {
+                untouched = false;
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        };
+        let found = found.map_err(|e| Error::io("read", &path, e))?;
+        let newer =
+            |h: &Header| h.number >= least && newest.as_ref().is_none_or(|(_, n)| n.number < h.number);
+        if let Some((file, header)) = found.filter(|(_, header)| newer(header)) {
+            newest = Some((file, header));
+        }
+    }
+    Ok(Found { newest, untouched })
+}
+
+impl Engine {
+    pub(super) fn is_checkpoint_due(&self) -> bool {
+        let checkpoints = self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = self.log.appended() - checkpoints.appended + checkpoints.backlog;
+        let enough = LEAST_LOG.max(LOG_FOR_SNAPSHOT * 8 * self.index.count());
+        since >= enough || (since > 0 && checkpoints.last.elapsed() >= PERIOD)
+    }
+
+    /// Takes a snapshot, and removes what was emptied before. Costs a pass over the index, a write of eight bytes for each
+    /// entry, and a sync of each segment that was written to since the last one.
+    ///
+    /// # Errors
+    /// If the disk refuses, or somebody holds a lock of the index for too long. Nothing is removed then, and the snapshot
+    /// before goes on to count.
+    pub(super) fn checkpoint(&self) -> Result<()> {
+        let mut checkpoints = self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        let Checkpoints { state, files, number, .. } = &mut *checkpoints;
+        let busy = || Error::new(ErrorKind::Busy, "checkpoint").with_path(&self.dir);
+        let geometry = self.index.geometry();
+        let (emptied, dead) = (self.log.emptied_ids(), self.dead_blobs());
+        // Words of older generations do not count, so there may be more than the snapshot has room for.
+        if self.swept.load(Ordering::Acquire) < self.index.generation() {
+            self.reap_all();
+        }
+        let appended = self.log.appended();
+        let (segment, from) = self.log.position();
+        let sequence = self.index.last_sequence() + 1;
+        let generation = self.index.settled_generation().ok_or_else(busy)?;
+        step!("checkpoint::begun");
+        let next = *number + 1;
+        let which = (next % 2) as usize;
+        let path = self.dir.join(NAMES[which]);
+        let io_error = |e| Error::io("write", &path, e);
+        let file = &files[which];
+        if file.metadata().map_err(io_error)?.len() != geometry.snapshot_bytes() {
+            file::reset(file, geometry.snapshot_bytes()).map_err(io_error)?;
+        }
+        let mut writer = Writer::new(file, next).map_err(io_error)?;
+        let mut packed = Packed::default();
+        for chain in 0..geometry.primaries {
+            if !self.index.pack(chain, &mut packed) {
+                return Err(busy());
+            }
+            writer.chain(chain, &packed.primary, &packed.overflow).map_err(io_error)?;
+        }
+        for id in self.log.ids() {
+            writer.segment(id, self.index.live_bytes(id)).map_err(io_error)?;
+        }
+        writer.finish().map_err(io_error)?;
+        self.flush()?;
+        let header = Header {
+            sequence,
+            generation,
+            recency: self.index.recency(),
+            next_segment: self.index.unused_segment_id(),
+            segment,
+            from,
+            primaries: geometry.primaries,
+            ..Header::default()
+        };
+        writer.commit(header).map_err(io_error)?;
+        *number = next;
+        state.set_snapshot(next, self.options.limits()).map_err(|e| self.state_error(e))?;
+        step!("checkpoint::counted");
+        checkpoints.appended = appended;
+        checkpoints.backlog = 0;
+        checkpoints.last = Instant::now();
+        self.blobs.release(&dead);
+        self.log.release(&self.index, &emptied)
+    }
+
+    fn state_error(&self, error: std::io::Error) -> Error {
+        Error::io("write", &self.dir.join(Path::new("state")), error)
+    }
+}

@@ -1,0 +1,105 @@
+//! What fuzz targets check inside the engine. Not part of the library.
+
+#![expect(clippy::panic, reason = "this is how a fuzz target says what it found")]
+use std::path::Path;
+
+use super::index;
+use super::record::{self, Place, Record};
+use super::segment::{self, Opened, Segment, SpaceInUse};
+use super::state;
+use crate::options::Limits;
+
+/// A record that begins with this where its check goes is given the one that fits.
+const TO_BE_FITTED: [u8; 4] = *b"fit!";
+
+/// Takes any bytes for the file of a segment: as they are, and behind a header that fits, with checks that fit
+/// wherever they ask for that. A scan ends, stays within the file, and yields sound records alone, each once.
+///
+/// `path` is a file to write to.
+///
+/// # Panics
+/// If it does not.
+pub(crate) fn segment_scan(path: &Path, bytes: &[u8]) {
+    const ID: u32 = 1;
+    let Some((salt, records)) = bytes.split_first_chunk::<8>() else { return };
+    let salt = u64::from_le_bytes(*salt);
+    let mut fitted = segment::file_of(ID, salt, records);
+    let last = fitted.len().saturating_sub(record::HEADER_LEN - 1);
+    // From the end, as a check that is fitted covers what lies behind it.
+    for offset in (segment::HEADER_LEN..last).step_by(record::ALIGN).rev() {
+        let header = &fitted[offset..];
+        let len = u32::from_le_bytes(std::array::from_fn(|i| header[i])) as usize;
+        if header[4..8] == TO_BE_FITTED && (record::HEADER_LEN..=header.len()).contains(&len) {
+            record::fit_checks(&mut fitted[offset..offset + len], Place { salt, offset: offset as u32 });
+        }
+    }
+    scan(path, ID, bytes);
+    let sound = scan(path, ID, &fitted);
+    // Where the first record belongs, nothing can hide it.
+    let first = Place { salt, offset: segment::HEADER_LEN as u32 };
+    let first_len = fitted.get(segment::HEADER_LEN..segment::HEADER_LEN + 4);
+    let first_len = first_len.map_or(0, |len| u32::from_le_bytes(std::array::from_fn(|i| len[i])) as usize);
+    let first_bytes = fitted.get(segment::HEADER_LEN..).and_then(|rest| rest.get(..first_len));
+    if let Some(record) = first_bytes.and_then(|bytes| Record::decode(bytes, first)) {
+        let aligned = (record.len as usize).is_multiple_of(record::ALIGN);
+        assert!(!aligned || sound > 0, "the first record was not found");
+    }
+}
+
+/// Scans the file and says how many records there are.
+fn scan(path: &Path, id: u32, bytes: &[u8]) -> usize {
+    let opened = std::fs::write(path, bytes).ok().map(|()| {
+        let opened = Segment::open(path, id, &SpaceInUse::default());
+        opened.unwrap_or_else(|e| panic!("{e}"))
+    });
+    let Some(Opened::Segment(segment)) = opened else { return 0 };
+    let (mut end, mut found) = (segment::HEADER_LEN as u32, 0);
+    for (offset, record) in segment.records() {
+        assert!(offset >= end && offset.is_multiple_of(record::ALIGN as u32), "{offset} after {end}");
+        end = offset + record.len;
+        assert!(u64::from(end) <= segment.len());
+        let place = Place { salt: u64::from_le_bytes(std::array::from_fn(|i| bytes[16 + i])), offset };
+        let there = Record::decode(&bytes[offset as usize..end as usize], place);
+        let Some(there) = there else { panic!("what is at {offset} is no record") };
+        assert_eq!((there.key, there.sequence), (record.key, record.sequence));
+        if let Some(value) = record.value() {
+            assert!(there.value() == Some(value));
+        }
+        found += 1;
+    }
+    assert!(segment.end(0) >= end, "nothing is written over a record");
+    assert!(found <= bytes.len() / record::HEADER_LEN);
+    found
+}
+
+/// Changes words of an index file as `bytes` say, and makes its buckets' checks fit if asked to.
+///
+/// Each change takes 11 bytes: what to do, the place, and the word or another place.
+pub(crate) fn change_index(file: &mut [u8], bytes: &[u8], fit: bool) {
+    let mut words: Vec<u64> =
+        file.chunks_exact(8).map(|word| u64::from_le_bytes(std::array::from_fn(|i| word[i]))).collect();
+    let places: Vec<usize> = index::words_in_use(file.len()).collect();
+    for change in bytes.chunks_exact(11) {
+        let place =
+            |at: usize| places[usize::from(u16::from_le_bytes([change[at], change[at + 1]])) % places.len()];
+        let value = u64::from_le_bytes(std::array::from_fn(|i| change[3 + i]));
+        words[place(1)] = match change[0] % 4 {
+            0 => value,
+            1 => words[place(1)] ^ value,
+            2 => words[place(1)].wrapping_add(value as i8 as u64),
+            _ => words[place(3)],
+        };
+    }
+    if fit {
+        index::fit_checks(&mut words);
+    }
+    for (word, chunk) in words.iter().zip(file.chunks_exact_mut(8)) {
+        chunk.copy_from_slice(&word.to_le_bytes());
+    }
+}
+
+/// A `state` that says that the directory was closed with this index.
+pub(crate) fn state_for(index: &[u8], limits: Limits) -> Vec<u8> {
+    let word = |at: usize| std::array::from_fn(|i| index.get(at * 8 + i).copied().unwrap_or(0));
+    state::closed_with(std::array::from_fn(|at| u64::from_le_bytes(word(at))), limits)
+}

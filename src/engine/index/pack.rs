@@ -1,0 +1,84 @@
+//! Copying chains out of the index, one moment of each, and putting such copies into an empty one.
+
+use super::bucket::{Bucket, Control, SLOTS};
+use super::chain::{Backoff, MAX_CHAIN};
+use super::{Index, LINE, Vacancy, Word};
+
+/// The words of one chain.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Packed {
+    /// Those of the primary, in the order of its slots.
+    pub(crate) primary: [Word; LINE - 1],
+    /// Those of the overflow buckets, in any order.
+    pub(crate) overflow: Vec<Word>,
+}
+
+impl Index {
+    /// Copies the words of chain `primary` as they are at one moment when nobody has it locked. Says whether there
+    /// was one, within about a quarter of a second.
+    pub(crate) fn pack(&self, primary: u32, packed: &mut Packed) -> bool {
+        let Some(first) = self.bucket(primary) else { return false };
+        let mut wait = Backoff::default();
+        loop {
+            let control = first.control();
+            if !control.is_locked_by(self.owner) {
+                self.copy_chain(primary, control, first, packed);
+                if first.control() == control {
+                    return true;
+                }
+            }
+            if wait.is_long() {
+                return false;
+            }
+            wait.pause();
+        }
+    }
+
+    /// What is damaged is left out: a reader would not believe it either.
+    fn copy_chain(&self, primary: u32, control: Control, first: Bucket<'_>, packed: &mut Packed) {
+        packed.primary = [Word::EMPTY; LINE - 1];
+        packed.overflow.clear();
+        let (mut bucket, mut control) = (first, control);
+        for length in 1..=MAX_CHAIN {
+            if self.is_damaged_bucket(primary, length, control, bucket) {
+                return;
+            }
+            let words = SLOTS.map(|slot| bucket.word(slot));
+            if length == 1 {
+                for (copy, word) in packed.primary.iter_mut().zip(words) {
+                    *copy = if word.is_entry() { word } else { Word::EMPTY };
+                }
+            } else {
+                packed.overflow.extend(words.filter(|word| word.is_entry()));
+            }
+            match self.next_of(bucket) {
+                Some((_, next)) => (bucket, control) = (next, next.control()),
+                None => return,
+            }
+        }
+    }
+
+    /// Fills chain `primary`, which is empty, while nobody else uses the index: words with their slots, and more
+    /// words that go where there is room. Says how many found a place.
+    pub(crate) fn unpack(&self, primary: u32, words: &[(usize, Word)], overflow: &[Word]) -> u64 {
+        if primary >= self.geometry.primaries {
+            return 0;
+        }
+        let Some(bucket) = self.bucket(primary) else { return 0 };
+        let mut placed = 0;
+        for (slot, word) in words.iter().filter(|(_, word)| word.is_entry()) {
+            bucket.set_word(SLOTS.start + slot, *word);
+            placed += 1;
+        }
+        bucket.set_control(Control::unlocked_first(bucket.computed_check()));
+        if !overflow.is_empty() {
+            let locked = self.lock_primary(primary);
+            for word in overflow.iter().filter(|word| word.is_entry()) {
+                let Ok(Vacancy { slot, .. }) = locked.vacant() else { break };
+                locked.set(slot, *word);
+                placed += 1;
+            }
+        }
+        placed
+    }
+}

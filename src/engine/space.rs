@@ -1,0 +1,503 @@
+//! Space: which segments are emptied so that their bytes come back, what is copied out of them, and what goes.
+//!
+//! A segment in which little is alive is compacted: what is alive is copied. Where everything is full of what is alive,
+//! the oldest segment goes, and only what was used since it was written is copied out of it, up to the same small share.
+//! So for each byte that callers write, at most a quarter is copied. Copies are on the disk before the index names
+//! them; the emptied segment stays until a checkpoint that began later has come to its end.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use super::Engine;
+use super::blob::Pin;
+use super::counters::Counter;
+use super::index::{Backoff, Probe, Slot, Word};
+use super::layout;
+use super::log::{Copies, Reservation};
+use super::record::{Draft, Kind, Record, Stamp};
+use super::segment::{Account, Segment};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::step;
+
+/// Of a segment that is emptied, at most one in so many bytes is copied when there is need for space.
+const COPY_SHARE: u64 = 5;
+/// When nobody writes, a segment is compacted if at most one in so many of its bytes is alive.
+const IDLE_SHARE: u64 = 2;
+/// Dead bytes are left alone while they are fewer than this many segments, or than what is alive.
+const SLACK_SEGMENTS: u64 = 4;
+
+/// What is known of a sealed segment, for the choice of the next to be emptied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Candidate {
+    id: u32,
+    len: u64,
+    live: u64,
+    failed: bool,
+}
+
+/// How a segment is emptied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// All that is alive is copied.
+    Copy,
+    /// What was used lately is copied, up to a share of the segment; the rest is evicted.
+    Evict,
+    /// Nothing is copied.
+    Drop,
+}
+
+/// The segment to empty next, of all that are sealed, oldest first, when there is need for space.
+fn choose(sealed: &[Candidate]) -> Option<(u32, Way)> {
+    if let Some(failed) = sealed.iter().find(|c| c.failed) {
+        return Some((failed.id, Way::Copy));
+    }
+    match emptiest(sealed) {
+        Some(c) if c.live <= c.len / COPY_SHARE => Some((c.id, Way::Copy)),
+        _ => sealed.first().map(|oldest| (oldest.id, Way::Evict)),
+    }
+}
+
+/// The segment to compact when there is no need: only if much is dead.
+fn choose_idle(sealed: &[Candidate], segment_len: u64, quiet: bool) -> Option<u32> {
+    if let Some(failed) = sealed.iter().find(|c| c.failed) {
+        return Some(failed.id);
+    }
+    let emptiest = emptiest(sealed)?;
+    let (len, live) = sealed.iter().fold((0, 0), |(len, live), c| (len + c.len, live + c.live.min(c.len)));
+    let much = len - live > live.max(SLACK_SEGMENTS * segment_len);
+    let share = if quiet { IDLE_SHARE } else { COPY_SHARE };
+    (emptiest.live == 0 || (much && emptiest.live <= emptiest.len / share)).then_some(emptiest.id)
+}
+
+/// The one in which the smallest part is alive; the oldest of several.
+fn emptiest(sealed: &[Candidate]) -> Option<&Candidate> {
+    sealed.iter().min_by_key(|c| u128::from(c.live) * (1 << 20) / u128::from(c.len.max(1)))
+}
+
+/// A record that an entry names.
+struct Live<'a> {
+    hash: u64,
+    word: Word,
+    record: Record<'a>,
+    slot: Slot,
+}
+
+/// A copy, which no entry names yet.
+struct Copied<'a> {
+    hash: u64,
+    from: Word,
+    to: Word,
+    len: u32,
+    _reservation: Reservation,
+    /// Keeps the blob that the record names, if it does.
+    _pin: Option<Pin<'a>>,
+}
+
+impl Engine {
+    fn candidates(&self) -> Vec<Candidate> {
+        let of = |s: &Arc<Segment>| Candidate {
+            id: s.id,
+            len: s.len(),
+            live: self.index.live_bytes(s.id),
+            failed: s.has_failed(),
+        };
+        self.log.sealed().iter().map(of).collect()
+    }
+
+    /// Space in the log for a record of this shape.
+    pub(super) fn reserve(&self, draft: &Draft) -> Result<Reservation> {
+        let len = self.log.len_of(draft)?;
+        loop {
+            if let Some(reservation) = self.log.reserve(len, &self.index)? {
+                return Ok(reservation);
+            }
+            self.provide(len)?;
+        }
+    }
+
+    /// Sees to it that the next segment is there.
+    pub(super) fn provide(&self, len: u32) -> Result<()> {
+        let make_room = |bytes| self.make_space(bytes);
+        self.log.provide(len, &self.index, &make_room, &|| self.give_up_oldest())
+    }
+
+    /// What all may take, so that there is room for the segment for copies.
+    fn most_bytes(&self) -> u64 {
+        self.log.budget().saturating_sub(self.log.segment_len())
+    }
+
+    /// Whether `bytes` more would be within the bounds, and the segment for copies beside them.
+    fn is_room_for(&self, bytes: u64) -> bool {
+        self.log.bytes() + bytes <= self.most_bytes()
+    }
+
+    /// The bytes of segments and blobs that no entry names any more, and which a checkpoint gives back.
+    pub(super) fn emptied_bytes(&self) -> u64 {
+        self.dead_blobs();
+        let (_, dead) = self.blobs.bytes();
+        self.log.emptied_bytes() + dead
+    }
+
+    /// Makes room for `bytes` more within `max_bytes`, and takes them.
+    pub(super) fn make_space(&self, bytes: u64) -> Result<Account> {
+        if let Some(account) = self.log.space().account_within(bytes, self.most_bytes()) {
+            return Ok(account);
+        }
+        let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wait = Backoff::default();
+        loop {
+            if let Some(account) = self.log.space().account_within(bytes, self.most_bytes()) {
+                return Ok(account);
+            }
+            let emptied = self.emptied_bytes();
+            let is_enough = self.log.bytes() + bytes <= self.most_bytes() + emptied;
+            if !is_enough && self.give_up_one()? {
+                continue;
+            }
+            if emptied > 0 {
+                self.secure()?;
+                if self.emptied_bytes() < emptied {
+                    continue;
+                }
+            }
+            // What is gone may still be held for a moment, by a read or until a sync is done.
+            if !self.log.space().is_syncing() && wait.is_long() {
+                return Err(Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir).with_source(
+                    "max_bytes is taken by values that the program still holds or writes, or by files that are not \
+                     ours",
+                ));
+            }
+            wait.pause();
+        }
+    }
+
+    /// Gives up blobs beyond their share of the space, else a segment, else any blob. `false` if there is nothing.
+    fn give_up_one(&self) -> Result<bool> {
+        let share = layout::blob_share(self.log.budget());
+        Ok(self.evict_a_blob(share) || self.empty_one()? || self.evict_a_blob(0))
+    }
+
+    /// Gives up the oldest segment at once, or the coldest blob, as the disk is full. `false` if there is none.
+    pub(super) fn give_up_oldest(&self) -> Result<bool> {
+        let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.log.sealed().into_iter().next() {
+            Some(oldest) => {
+                self.evict_all(&oldest);
+                self.log.set_emptied(&self.index, &oldest);
+            }
+            None if !self.evict_a_blob(0) => return Ok(false),
+            None => {}
+        }
+        self.secure()?;
+        Ok(true)
+    }
+
+    /// A checkpoint. What is in segments that the disk refused to sync is copied into others before. The caller holds
+    /// `emptying`.
+    fn secure(&self) -> Result<()> {
+        /// Each attempt may find another segment that fails.
+        const ATTEMPTS: usize = 3;
+        let mut done = self.checkpoint();
+        for _ in 0..ATTEMPTS {
+            self.log.seal_failed(&self.index);
+            let failed: Vec<_> = self.candidates().into_iter().filter(|c| c.failed).collect();
+            if done.is_ok() || failed.is_empty() {
+                break;
+            }
+            for Candidate { id, .. } in failed {
+                if !matches!(self.empty(id, Way::Copy), Ok(true)) {
+                    self.empty(id, Way::Drop)?;
+                }
+            }
+            done = self.checkpoint();
+        }
+        done
+    }
+
+    /// Empties the segment that it costs least to empty. `false` if there is none.
+    fn empty_one(&self) -> Result<bool> {
+        let Some((id, way)) = choose(&self.candidates()) else { return Ok(false) };
+        let mut emptied = self.empty(id, way);
+        if emptied.as_ref().is_err_and(|e| e.kind() == ErrorKind::NoSpace) && self.log.emptied_bytes() > 0 {
+            self.secure()?;
+            emptied = self.empty(id, way);
+        }
+        match emptied {
+            Ok(true) => Ok(true),
+            // What cannot be copied goes: this always makes progress.
+            Ok(false) | Err(_) => self.empty(id, Way::Drop),
+        }
+    }
+
+    /// Brings the log within its budget ahead of the writers, gives back what is dead, and takes a checkpoint if one is
+    /// due.
+    pub(super) fn keep_space(&self) -> Result<()> {
+        // The next segment, and one more, so that a writer seldom waits for either.
+        let wanted = 2 * self.log.segment_len();
+        self.make_room_ahead(wanted)?;
+        let quiet = self.is_quiet();
+        // One at a time, as a writer may be waiting to do the same.
+        while self.compact_one(quiet) {}
+        let emptied = self.emptied_bytes();
+        let wants_back =
+            emptied > 0 && (!self.is_room_for(wanted) || quiet || emptied > self.log.bytes() / 4);
+        if wants_back || self.is_checkpoint_due() {
+            let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
+            self.secure()?;
+        }
+        if self.log.wants_spare() { self.provide(0) } else { Ok(()) }
+    }
+
+    /// Gives back what no entry names any more.
+    pub(super) fn give_back(&self) -> Result<()> {
+        let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.emptied_bytes() > 0 { self.secure() } else { Ok(()) }
+    }
+
+    /// Empties segments if there will soon be need of `wanted` bytes: so many that their removal is worth a checkpoint.
+    fn make_room_ahead(&self, wanted: u64) -> Result<()> {
+        let batch = self.log.segment_len().max(2 * self.index.geometry().snapshot_bytes());
+        let batch = wanted + batch.min(self.log.budget() / 16);
+        if self.is_room_for(wanted) {
+            return Ok(());
+        }
+        loop {
+            let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.is_room_for(batch.saturating_sub(self.emptied_bytes())) || !self.give_up_one()? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Compacts a segment in which little is alive, if much is dead. Says whether it did.
+    fn compact_one(&self, quiet: bool) -> bool {
+        let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(id) = choose_idle(&self.candidates(), self.log.segment_len(), quiet) else { return false };
+        self.empty(id, Way::Copy).unwrap_or_else(|error| {
+            tracing::debug!(%error, segment = id, "a segment is not compacted now");
+            false
+        })
+    }
+
+    /// Whether nothing was written since the last look.
+    fn is_quiet(&self) -> bool {
+        let appended = self.log.appended();
+        self.seen_appended.swap(appended, Ordering::Relaxed) == appended
+    }
+
+    /// Empties segment `id`. `false` if it was not there, or something in it could not be moved.
+    fn empty(&self, id: u32, way: Way) -> Result<bool> {
+        let guard = self.log.segment(id);
+        let Some(segment) = guard.get().filter(|_| self.log.is_sealed(id)) else { return Ok(false) };
+        let segment = segment.clone();
+        drop(guard);
+        self.copy_out(&segment, &self.to_copy(&segment, way))?;
+        if way != Way::Copy {
+            self.evict_all(&segment);
+        }
+        // What could not be copied is still named.
+        let alive = self.is_alive(&segment);
+        if !alive {
+            self.log.set_emptied(&self.index, &segment);
+        }
+        Ok(!alive)
+    }
+
+    /// What of a segment is to be copied.
+    fn to_copy<'a>(&'a self, segment: &'a Segment, way: Way) -> Vec<Live<'a>> {
+        if way == Way::Drop {
+            return Vec::new();
+        }
+        let mut live: Vec<_> = self.live_in(segment).collect();
+        if way == Way::Copy {
+            return live;
+        }
+        let now = self.index.recency();
+        let age = |entry: &Live<'_>| self.hints.get(entry.slot).age(now);
+        let age_of_segment = now.wrapping_sub(segment.sealed_at());
+        live.retain(|entry| age(entry) < age_of_segment);
+        live.sort_unstable_by_key(age);
+        let mut left = segment.len() / COPY_SHARE;
+        live.retain(|entry| {
+            let len = u64::from(entry.record.len);
+            let fits = len <= left;
+            left -= if fits { len } else { 0 };
+            fits
+        });
+        live
+    }
+
+    /// The entries whose records are in `segment`; what is expired or outdated is removed on the way.
+    fn live_in<'a>(&'a self, segment: &'a Segment) -> impl Iterator<Item = Live<'a>> {
+        values(segment).filter_map(|(offset, record)| {
+            let hash = self.hasher.hash(record.key);
+            let word = Word::new(hash, segment.id, offset);
+            let slot = self.slot_of(hash, word)?;
+            if record.generation < self.index.generation() || self.has_passed(record.expires_at) {
+                self.reap(slot, word);
+                return None;
+            }
+            Some(Live { hash, word, record, slot })
+        })
+    }
+
+    /// Copies records, waits until the copies are on the disk, and has their entries name them.
+    fn copy_out(&self, segment: &Segment, live: &[Live<'_>]) -> Result<()> {
+        if live.is_empty() {
+            return Ok(());
+        }
+        let mut copies = self.log.copies();
+        let mut copied = Vec::with_capacity(live.len());
+        let mut made = Ok(());
+        for entry in live {
+            match self.copy(&mut copies, entry) {
+                Ok(Some(copy)) => copied.push(copy),
+                Ok(None) => {}
+                Err(error) => {
+                    made = Err(error);
+                    break;
+                }
+            }
+        }
+        step!("compact::copied");
+        let mut targets: Vec<_> = copied.iter().map(|copy| copy._reservation.segment.clone()).collect();
+        targets.dedup_by_key(|target| target.id);
+        for target in targets {
+            target.sync()?;
+        }
+        step!("compact::synced");
+        let mut moved = 0;
+        for copy in copied {
+            if self.redirect(&copy) {
+                moved += u64::from(copy.len);
+            }
+        }
+        self.counters.add(Counter::CopiedBytes, moved);
+        tracing::trace!(segment = segment.id, bytes = moved, "records were copied");
+        made
+    }
+
+    /// Copies one record with all that it says. `None` if its value is damaged: then its entry goes.
+    fn copy(&self, copies: &mut Copies<'_>, entry: &Live<'_>) -> Result<Option<Copied<'_>>> {
+        let record = &entry.record;
+        let pin = record.blob().and_then(|blob| self.blobs.pin(blob));
+        let is_whole = record.kind != Kind::Blob || pin.is_some();
+        let Some(body) = record.verified_body().filter(|_| is_whole) else {
+            if self.evict(entry.slot, entry.word) {
+                self.counters.one(Counter::Corrupt);
+            }
+            return Ok(None);
+        };
+        let draft = Draft {
+            kind: record.kind,
+            codec: record.codec,
+            flags: record.flags,
+            key_len: record.key.len() as u32,
+            body_len: body.len() as u32,
+        };
+        let reservation = self.log.reserve_copy(copies, record.len, &self.index)?;
+        let (target, offset) = (&reservation.segment, reservation.offset);
+        let prepared = target.prepare(offset, record.len, draft, record.key, [&[], body]);
+        let stamp =
+            Stamp { sequence: record.sequence, generation: record.generation, expires_at: record.expires_at };
+        target.stamp(offset, &prepared, stamp);
+        let to = Word::new(entry.hash, target.id, offset);
+        let (hash, from, len) = (entry.hash, entry.word, record.len);
+        if let Some(pin) = &pin {
+            pin.own((hash, to));
+        }
+        Ok(Some(Copied { hash, from, to, len, _reservation: reservation, _pin: pin }))
+    }
+
+    /// Has the entry of a copied record name the copy, if it still names the original.
+    fn redirect(&self, copy: &Copied<'_>) -> bool {
+        let locked = self.index.lock(copy.hash);
+        self.note_wiped(locked.wiped());
+        let Some(slot) = self.slot_of(copy.hash, copy.from) else { return false };
+        locked.set(slot, copy.to);
+        drop(locked);
+        step!("compact::redirected");
+        self.index.add_live_bytes(copy.from.segment(), -i64::from(copy.len));
+        self.index.add_live_bytes(copy.to.segment(), i64::from(copy.len));
+        true
+    }
+
+    /// Removes every entry whose record is in `segment`.
+    fn evict_all(&self, segment: &Segment) {
+        let mut evicted = 0;
+        for (offset, record) in values(segment) {
+            let hash = self.hasher.hash(record.key);
+            let word = Word::new(hash, segment.id, offset);
+            let current = record.generation == self.index.generation();
+            // An entry that moves along its chain at this moment is looked for again.
+            while let Some(slot) = self.slot_of(hash, word) {
+                if self.evict(slot, word) {
+                    evicted += u64::from(current && !self.has_passed(record.expires_at));
+                    break;
+                }
+            }
+        }
+        if evicted > 0 {
+            self.counters.add(Counter::Evicted, evicted);
+            self.tell_once(&self.told_of_bytes, "max_bytes");
+        }
+    }
+
+    /// Whether the index names anything in `segment`. Puts the count of live bytes right, which is only a guide.
+    fn is_alive(&self, segment: &Segment) -> bool {
+        let named = values(segment).filter(|(offset, record)| {
+            let hash = self.hasher.hash(record.key);
+            self.slot_of(hash, Word::new(hash, segment.id, *offset)).is_some()
+        });
+        let alive = named.map(|(_, record)| u64::from(record.len)).sum();
+        self.index.set_live_bytes(segment.id, alive);
+        alive > 0
+    }
+
+    /// The slot that holds exactly `word`.
+    pub(super) fn slot_of(&self, hash: u64, word: Word) -> Option<Slot> {
+        let here = |w: Word| if w == word { Probe::Match } else { Probe::Other };
+        self.index.find(hash, here).entry.map(|(slot, _)| slot)
+    }
+}
+
+/// The sound records of values in `segment`, with their offsets.
+fn values(segment: &Segment) -> impl Iterator<Item = (u32, Record<'_>)> {
+    segment.records().filter(|(_, record)| record.is_entry())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidates(live: &[u64]) -> Vec<Candidate> {
+        let of =
+            |(id, live): (usize, &u64)| Candidate { id: id as u32 + 1, len: 100, live: *live, failed: false };
+        live.iter().enumerate().map(of).collect()
+    }
+
+    #[test]
+    fn what_is_nearly_dead_is_compacted_and_else_the_oldest_goes() {
+        assert_eq!(choose(&candidates(&[90, 20, 60])), Some((2, Way::Copy)));
+        assert_eq!(choose(&candidates(&[90, 21, 60])), Some((1, Way::Evict)));
+        assert_eq!(choose(&candidates(&[90, 0, 0])), Some((2, Way::Copy)));
+        assert_eq!(choose(&[]), None);
+    }
+
+    #[test]
+    fn what_failed_goes_first() {
+        let mut all = candidates(&[0, 90]);
+        all[1].failed = true;
+        assert_eq!(choose(&all), Some((2, Way::Copy)));
+        assert_eq!(choose_idle(&all, 100, false), Some(2));
+    }
+
+    #[test]
+    fn without_need_only_much_dead_space_is_given_back() {
+        assert_eq!(choose_idle(&candidates(&[90, 30, 80]), 100, true), None, "little is dead");
+        assert_eq!(choose_idle(&candidates(&[90, 0, 80]), 100, false), Some(2), "costs nothing");
+        let sparse = candidates(&[40, 30, 40, 40, 40, 40, 40, 40]);
+        assert_eq!(choose_idle(&sparse, 100, false), None, "somebody writes");
+        assert_eq!(choose_idle(&sparse, 100, true), Some(2));
+    }
+}

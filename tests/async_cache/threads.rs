@@ -1,0 +1,201 @@
+//! What leaves the thread, and what does not.
+
+use keepwarm::{AsyncCache, Builder, Durability, ErrorKind, Lifespan, Timeout};
+
+use crate::common::for_each_backend;
+use crate::{Witness, at_once, runtimes, secs, with_cache, with_options};
+
+const LARGE: usize = 64 << 10;
+
+#[test]
+fn a_hit_and_a_small_write_are_done_when_they_are_polled_once() {
+    with_cache(async |cache, _| {
+        assert!(at_once(cache.set("a", "small", Timeout::Default)).unwrap().is_ok());
+        assert_eq!(at_once(cache.get::<String>("a")).unwrap().unwrap().as_deref(), Some("small"));
+        assert_eq!(at_once(cache.get::<String>("missing")).unwrap().unwrap(), None);
+        assert!(at_once(cache.contains_key("a")).unwrap().unwrap());
+        assert!(at_once(cache.get_entry::<String>("a")).unwrap().unwrap().is_some());
+        assert!(at_once(cache.get_bytes("missing")).unwrap().unwrap().is_none());
+        let hit = cache.get_or_set("a", Timeout::Default, async || -> String { panic!("it is there") });
+        assert_eq!(at_once(hit).unwrap().unwrap(), "small");
+        let computed = cache.get_or_set("b", Timeout::Default, async || 1);
+        assert_eq!(at_once(computed).unwrap().unwrap(), 1, "nor does what needs no time to compute");
+        assert_eq!(at_once(cache.incr("b", 1)).unwrap().unwrap(), 2);
+        assert!(at_once(cache.touch("a", Timeout::Never)).unwrap().unwrap());
+        assert!(!at_once(cache.add("a", &1, Timeout::Never)).unwrap().unwrap());
+        assert!(at_once(cache.lease("lease", secs(1))).unwrap().unwrap().is_some());
+        assert!(at_once(cache.delete("a")).unwrap().unwrap());
+        assert_eq!(at_once(cache.len()), Some(1));
+        assert_eq!(at_once(cache.get_many::<u8, _>(&["b", "a"])).unwrap().len(), 2);
+        assert!(at_once(cache.set_bytes("c", &[1; 60_000], Timeout::Never)).unwrap().is_ok());
+        assert_eq!(at_once(cache.get_bytes("c")).unwrap().unwrap().unwrap().len(), 60_000);
+    });
+}
+
+/// Awaits a call that must leave the thread.
+async fn leaves<F: Future>(clock: &Witness, call: F) -> F::Output {
+    let (left, output) = clock.left_the_thread(call).await;
+    assert!(left, "it was done where it was awaited");
+    output
+}
+
+#[test]
+fn large_values_leave_it() {
+    with_options(
+        |builder| builder,
+        async |cache, clock: Witness| {
+            let large = vec![7u8; LARGE];
+            leaves(&clock, cache.set_bytes("a", &large, secs(9))).await.unwrap();
+            leaves(&clock, cache.set("a", &large, secs(9))).await.unwrap();
+            let hit = cache.get_or_set("a", secs(9), async || -> Vec<u8> { panic!("it is there") });
+            assert_eq!(leaves(&clock, hit).await.unwrap(), large);
+            assert_eq!(leaves(&clock, cache.get::<Vec<u8>>("a")).await.unwrap().unwrap(), large);
+            assert_eq!(leaves(&clock, cache.get_bytes("a")).await.unwrap().unwrap(), large);
+            assert!(leaves(&clock, cache.touch("a", secs(5))).await.unwrap());
+            assert_eq!(leaves(&clock, cache.incr_version("a", 1)).await.unwrap(), 2);
+            let there = cache.with_version(2);
+            assert_eq!(there.get_bytes("a").await.unwrap().unwrap(), large);
+            let computed = leaves(&clock, cache.get_or_set("b", secs(9), async || large.clone()));
+            assert_eq!(computed.await.unwrap(), large);
+            assert_eq!(cache.get::<Vec<u8>>("b").await.unwrap().unwrap(), large);
+            // The next smaller one does not.
+            let (left, set) = clock.left_the_thread(cache.set_bytes("c", &large[1..], secs(9))).await;
+            assert_eq!((left, set.is_ok()), (false, true));
+        },
+    );
+}
+
+/// Runs `test` on a directory with these options, in each kind of runtime.
+fn in_a_directory(options: impl Fn(Builder) -> Builder, test: impl AsyncFn(AsyncCache, Witness)) {
+    for runtime in runtimes() {
+        let (dir, clock) = (tempfile::tempdir().unwrap(), Witness::default());
+        let builder = options(Builder::new(dir.path()).clock(clock.clone()));
+        runtime.block_on(async { test(builder.open_async().await.unwrap(), clock).await });
+    }
+}
+
+#[test]
+fn what_waits_for_the_disk_leaves_it() {
+    in_a_directory(
+        |builder| builder.durability(Durability::Sync),
+        async |cache, clock| {
+            leaves(&clock, cache.set("a", &1, secs(9))).await.unwrap();
+            leaves(&clock, cache.set_bytes("b", b"b", secs(9))).await.unwrap();
+            assert_eq!(leaves(&clock, cache.incr("a", 1)).await.unwrap(), 2);
+            assert_eq!(at_once(cache.get::<u8>("a")).unwrap().unwrap(), Some(2), "a read does not");
+            assert_eq!(leaves(&clock, cache.get_or_set("c", secs(9), async || 2)).await.unwrap(), 2);
+            let lease = leaves(&clock, cache.lease("lease", secs(60))).await.unwrap().unwrap();
+            assert!(leaves(&clock, lease.release()).await.unwrap());
+        },
+    );
+}
+
+#[test]
+fn a_closed_directory_is_opened_elsewhere() {
+    in_a_directory(
+        |builder| builder,
+        async |cache, clock| {
+            cache.set("a", &1, secs(9)).await.unwrap();
+            cache.close().await.unwrap();
+            assert_eq!(leaves(&clock, cache.get::<u8>("a")).await.unwrap(), Some(1));
+            cache.close().await.unwrap();
+            leaves(&clock, cache.set("a", &2, secs(9))).await.unwrap();
+            cache.close().await.unwrap();
+            assert_eq!(leaves(&clock, cache.get_or_set("a", secs(9), async || 3)).await.unwrap(), 2);
+            cache.close().await.unwrap();
+            assert!(leaves(&clock, cache.touch("a", secs(9))).await.unwrap());
+            cache.close().await.unwrap();
+            assert_eq!(cache.len().await, 1);
+            assert!(leaves(&clock, cache.check()).await.unwrap().is_sound());
+            assert_eq!(at_once(cache.get::<u8>("a")).unwrap().unwrap(), Some(2), "it is open again");
+        },
+    );
+}
+
+#[test]
+fn a_write_that_culls_many_leaves_it() {
+    with_options(
+        |builder| builder.max_entries(2_000),
+        async |cache, clock: Witness| {
+            for n in 0..2_000 {
+                assert!(at_once(cache.set(&n.to_string(), &n, secs(9))).unwrap().is_ok(), "{n}");
+            }
+            leaves(&clock, cache.set("one more", &1, secs(9))).await.unwrap();
+            // Room for more than one was made.
+            assert!(at_once(cache.set("the next", &1, secs(9))).is_some());
+        },
+    );
+    // One that removes few does not.
+    with_options(
+        |builder| builder.max_entries(100),
+        async |cache, _: Witness| {
+            for n in 0..200 {
+                assert!(at_once(cache.set(&n.to_string(), &n, Timeout::Never)).unwrap().is_ok(), "{n}");
+            }
+        },
+    );
+}
+
+#[test]
+fn many_at_once_give_others_their_turn() {
+    with_cache(async |cache, _| {
+        let keys: Vec<String> = (0..1000).map(|n| n.to_string()).collect();
+        assert!(cache.set_many(keys.iter().map(|key| (key, 1)), Timeout::Never).await.is_empty());
+        assert!(at_once(cache.get_many::<u8, _>(&keys)).is_none());
+        let values = cache.get_many::<u8, _>(&keys).await;
+        assert!(values.into_iter().all(|value| value.unwrap() == Some(1)));
+        assert!(cache.delete_many(&keys).await.into_iter().all(|deleted| deleted.unwrap()));
+    });
+}
+
+#[test]
+fn without_a_runtime_everything_is_done_at_once() {
+    for_each_backend(|make| {
+        let cache = make.builder().open().unwrap().into_async();
+        let large = vec![7u8; LARGE];
+        at_once(cache.set("a", &large, Timeout::Never)).unwrap().unwrap();
+        assert_eq!(at_once(cache.get::<Vec<u8>>("a")).unwrap().unwrap().unwrap(), large);
+        at_once(cache.clear()).unwrap().unwrap();
+        let lifespan = Lifespan::new(secs(1)).stale_for(secs(1));
+        assert_eq!(at_once(cache.get_or_set("b", lifespan, async || 1)).unwrap().unwrap(), 1);
+        let mut keys = cache.keys();
+        assert_eq!(at_once(keys.next()).unwrap().unwrap().unwrap(), "b");
+        assert!(at_once(keys.next()).unwrap().is_none());
+    });
+}
+
+#[test]
+fn after_the_end_of_the_runtime_calls_that_leave_the_thread_are_interrupted() {
+    for_each_backend(|make| {
+        for runtime in runtimes() {
+            let cache = make.builder().open().unwrap().into_async();
+            let handle = runtime.handle().clone();
+            runtime.shutdown_background();
+            let _within = handle.enter();
+            let large = vec![7u8; LARGE];
+            let error = at_once(cache.set("a", &large, Timeout::Never)).unwrap().unwrap_err();
+            assert_eq!((error.kind(), error.key()), (ErrorKind::Interrupted, Some("a")));
+            // What was computed is returned all the same.
+            let computed = at_once(cache.get_or_set("a", Timeout::Never, async || large.clone())).unwrap();
+            assert_eq!(computed.unwrap(), large);
+            assert_eq!(cache.blocking().stats().store_failures, 1);
+            assert_eq!(at_once(cache.set("b", &1, Timeout::Never)).unwrap().ok(), Some(()));
+        }
+    });
+}
+
+/// Only compiled: the futures can be spawned if what they are given can be sent.
+#[expect(dead_code, reason = "compiled, not called")]
+fn futures_are_send(cache: &AsyncCache) {
+    fn is_send<T: Send>(_: T) {}
+    is_send(cache.get::<String>("a"));
+    is_send(cache.set("a", "b", Timeout::Default));
+    is_send(cache.get_or_set("a", Timeout::Default, async || 1));
+    is_send(cache.try_get_or_set("a", Timeout::Default, || async { "1".parse::<u8>() }));
+    is_send(cache.set_many([("a", 1)], Timeout::Default));
+    is_send(cache.get_many::<u8, _>(&["a"]));
+    is_send(cache.keys().next());
+    is_send(cache.iter::<String>().next());
+    is_send(cache.lease("a", secs(1)));
+    is_send(AsyncCache::open("dir"));
+}
