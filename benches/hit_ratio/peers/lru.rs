@@ -17,7 +17,7 @@ impl Lru {
 impl Policy for Lru {
     fn request(&mut self, key: u32) -> bool {
         if self.inside.get(key) {
-            self.order.to_front(key);
+            self.order.make_first(key);
             return true;
         }
         if self.order.len() == self.capacity

@@ -56,7 +56,7 @@ impl S3Fifo {
     fn evict_small(&mut self) {
         let Some(key) = self.small.pop_front() else { return };
         if self.uses(key) > 1 {
-            self.into_main(key);
+            self.put_into_main(key);
         } else {
             self.ghosts += 1;
             self.states.set(key, State::Ghost(self.ghosts));
@@ -75,7 +75,7 @@ impl S3Fifo {
         }
     }
 
-    fn into_main(&mut self, key: u32) {
+    fn put_into_main(&mut self, key: u32) {
         if self.main.len() >= self.main_capacity() {
             self.evict_main();
         }
@@ -93,7 +93,7 @@ impl Policy for S3Fifo {
             }
             State::Ghost(at) if self.ghosts - at < self.main_capacity() as u64 => {
                 self.evict();
-                self.into_main(key);
+                self.put_into_main(key);
             }
             _ => {
                 self.evict();

@@ -285,6 +285,12 @@ impl Index {
         u64::from(self.primary_of_slot(slot)) << 32 | word.tag()
     }
 
+    /// How many buckets were ever in use, from the first on.
+    pub(crate) fn buckets_in_use(&self) -> u32 {
+        let next = self.words()[at::NEXT_OVERFLOW].load(Ordering::Relaxed);
+        u32::try_from(next).unwrap_or(u32::MAX).clamp(self.geometry.primaries, self.geometry.buckets)
+    }
+
     /// The generation of `clear`: entries of an older one are gone.
     pub(crate) fn generation(&self) -> u32 {
         self.words()[at::GENERATION].load(Ordering::Acquire) as u32
