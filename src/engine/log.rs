@@ -11,43 +11,23 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use arc_swap::{ArcSwapOption, Guard};
-
-use super::index::{Index, MAX_OFFSET, SegmentState, Word};
+use super::index::{Index, SegmentState, Word};
 use super::layout;
 use super::record::{self, Draft};
 use super::segment::{self, Account, Segment, SpaceInUse};
+use super::table::{SegmentGuard, SegmentTable};
+use super::tail::{Reservation, Tail};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::file::{self, HeldDirectory};
-use crate::sys::{map, step};
-
-/// Stores into pages that a `pwrite` made are several times cheaper than those that fault on an unwritten extent. The
-/// background fills the next segment with zeros; one that was made in a hurry is filled this far ahead of its tail, in the
-/// writing call.
-const ZERO_AHEAD: u32 = 64 << 10;
-
-/// A hold on a segment for the length of a call.
-pub(crate) struct SegmentGuard {
-    held: Guard<Option<Arc<Segment>>>,
-    id: u32,
-}
-
-impl SegmentGuard {
-    /// The segment that was asked for, if it is there: its place may be another one's by now.
-    pub(crate) fn get(&self) -> Option<&Arc<Segment>> {
-        self.held.as_ref().filter(|segment| segment.id == self.id)
-    }
-}
+use crate::sys::step;
 
 pub(crate) struct Log {
     dir: PathBuf,
     held: HeldDirectory,
-    table: Box<[ArcSwapOption<Segment>]>,
-    /// Where in memory each of them begins, or began.
-    addresses: Box<[AtomicUsize]>,
+    table: SegmentTable,
     space: SpaceInUse,
     budget: u64,
     segment_len: u64,
@@ -68,67 +48,8 @@ pub(crate) struct Log {
     end: Mutex<(u32, u32)>,
 }
 
-/// A segment that is appended to.
-struct Tail {
-    segment: Arc<Segment>,
-    end: u32,
-    zeroed: u32,
-    /// All records before this place were finished when somebody last looked.
-    drained: u32,
-}
-
-/// Space for one record in a segment that is appended to.
-pub(crate) struct Reservation {
-    pub(crate) segment: Arc<Segment>,
-    pub(crate) offset: u32,
-    pub(crate) len: u32,
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        self.segment.finish();
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Tail {
-    fn new(segment: Arc<Segment>, end: u32) -> Self {
-        let zeroed = if segment.is_zeroed() { segment.len() as u32 } else { end };
-        Self { segment, end, zeroed, drained: end }
-    }
-
-    fn has_room(&self, len: u32) -> bool {
-        // Behind a large record a segment may go on beyond what an entry word reaches.
-        let reachable = u64::from(self.end) < MAX_OFFSET;
-        reachable && u64::from(self.end) + u64::from(len) <= self.segment.len() && !self.segment.has_failed()
-    }
-
-    /// The place before which everything is finished.
-    fn drained(&mut self) -> u32 {
-        if self.segment.is_drained() {
-            self.drained = self.end;
-        }
-        self.drained
-    }
-
-    /// Space for a record of `len` bytes, for which there is room.
-    fn reserve(&mut self, len: u32, index: &Index) -> Result<Reservation> {
-        let offset = self.end;
-        let end = offset + len;
-        if end > self.zeroed {
-            let ahead = end.saturating_add(ZERO_AHEAD).min(self.segment.len() as u32);
-            self.segment.zero(self.zeroed, ahead)?;
-            self.zeroed = ahead;
-        }
-        self.drained();
-        self.segment.begin(offset, len);
-        self.end = end;
-        index.set_segment_tail(self.segment.id, end);
-        Ok(Reservation { segment: self.segment.clone(), offset, len })
-    }
 }
 
 impl Log {
@@ -142,14 +63,11 @@ impl Log {
         segments: Vec<Segment>,
         end: Option<u32>,
     ) -> Result<Self> {
-        let table = (0..index.geometry().segments).map(|_| ArcSwapOption::empty()).collect();
-        let addresses = (0..index.geometry().segments).map(|_| AtomicUsize::new(0)).collect();
         let held = HeldDirectory::open(dir).map_err(|e| Error::io("open", dir, e))?;
         let log = Self {
             dir: dir.to_owned(),
             held,
-            table,
-            addresses,
+            table: SegmentTable::new(index.geometry().segments),
             space,
             budget,
             segment_len: layout::segment_len(budget),
@@ -164,7 +82,7 @@ impl Log {
         };
         for segment in segments {
             let segment = Arc::new(segment);
-            log.enter(&segment);
+            log.table.enter(&segment);
             index.set_segment(segment.id, SegmentState::Sealed);
             lock(&log.sealed).insert(segment.id, segment);
         }
@@ -188,31 +106,14 @@ impl Log {
         }
     }
 
-    fn slot(&self, id: u32) -> &ArcSwapOption<Segment> {
-        // The length is a power of two.
-        &self.table[id as usize & (self.table.len() - 1)]
-    }
-
-    /// Puts a segment into the table.
-    fn enter(&self, segment: &Arc<Segment>) {
-        self.addresses[segment.id as usize & (self.addresses.len() - 1)]
-            .store(segment.address(), Ordering::Relaxed);
-        self.slot(segment.id).store(Some(segment.clone()));
-    }
-
-    /// Fetches the record that `word` names ahead of its use, without holding its segment: what holding it waits
-    /// for, the record need not wait for too. Where it ends says its header alone, so a small record's worth of
-    /// lines is fetched; the processor notices by itself when more is read one after the other.
+    /// Fetches the record that `word` names ahead of its use.
     pub(crate) fn prefetch(&self, word: Word) {
-        const SMALL: usize = 256;
-        let base =
-            self.addresses[word.segment() as usize & (self.addresses.len() - 1)].load(Ordering::Relaxed);
-        map::prefetch(base.wrapping_add(word.offset() as usize), SMALL);
+        self.table.prefetch(word);
     }
 
     /// Holds segment `id`, if it is there.
     pub(crate) fn segment(&self, id: u32) -> SegmentGuard {
-        SegmentGuard { held: self.slot(id).load(), id }
+        self.table.get(id)
     }
 
     /// Bytes of all segments, those included that are unlinked and still mapped.
@@ -371,7 +272,7 @@ impl Log {
                     // A place that is free should be all zeros; what is not would make a live segment seem dead.
                     index.set_segment(id, SegmentState::Free);
                     index.set_segment(id, SegmentState::Active);
-                    self.enter(&segment);
+                    self.table.enter(&segment);
                     return Ok(segment);
                 }
                 // The disk is full before max_bytes is: what is there makes room here too.
@@ -463,7 +364,7 @@ impl Log {
     }
 
     fn forget(&self, index: &Index, id: u32) {
-        self.slot(id).store(None);
+        self.table.remove(id);
         index.set_segment(id, SegmentState::Free);
     }
 
@@ -544,7 +445,7 @@ impl Log {
         *lock(&self.copies) = None;
         lock(&self.sealed).clear();
         lock(&self.emptied).clear();
-        self.table.iter().for_each(|slot| slot.store(None));
+        self.table.clear();
     }
 }
 

@@ -32,6 +32,8 @@ pub(crate) mod segment;
 mod snapshot;
 mod space;
 mod state;
+mod table;
+mod tail;
 mod undo;
 
 use std::path::PathBuf;

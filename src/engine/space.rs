@@ -13,9 +13,10 @@ use super::blob::Pin;
 use super::counters::Counter;
 use super::index::{Backoff, Probe, Slot, Word};
 use super::layout;
-use super::log::{Copies, Reservation};
+use super::log::Copies;
 use super::record::{Draft, Kind, Record, Stamp};
 use super::segment::{Account, Segment};
+use super::tail::Reservation;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::step;
 
