@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::error::Result;
 use crate::time::Timestamp;
 
 /// How a value's bytes are to be read.
@@ -91,6 +92,45 @@ impl Decoded {
     pub(crate) fn is_a(&self, wanted: TypeId) -> bool {
         (*self.value).type_id() == wanted
     }
+}
+
+/// An entry that is read piece by piece.
+pub(crate) enum Streamed {
+    /// It is small, or in memory anyway.
+    Whole(Stored),
+    /// It is read from where it lies.
+    Pieces {
+        /// How to read the value.
+        codec: Codec,
+        /// The length of the value, in bytes.
+        len: u64,
+        /// The value.
+        source: Box<dyn Pieces>,
+    },
+}
+
+/// A value that can be read from anywhere in it, for as long as this lives.
+pub(crate) trait Pieces: Send + Sync {
+    /// Reads some bytes from `at` on and says how many: none only at the end, or if `into` is empty.
+    ///
+    /// # Errors
+    /// If the environment refuses, or what is there is damaged.
+    fn read_at(&mut self, at: u64, into: &mut [u8]) -> Result<usize>;
+}
+
+/// A value that is being written, piece by piece, and is no entry yet. Dropping it leaves nothing.
+pub(crate) trait Spool: Send + Sync {
+    /// Adds bytes at the end.
+    ///
+    /// # Errors
+    /// If the environment refuses, or the value is too large. Then it is of no use any more.
+    fn write(&mut self, bytes: &[u8]) -> Result<()>;
+
+    /// Makes it the raw value of `key`.
+    ///
+    /// # Errors
+    /// As [`write`](Spool::write). Then what the key had stays.
+    fn commit(self: Box<Self>, key: &str, expires_at: Expiry) -> Result<()>;
 }
 
 /// What must be so for a [`Backend::commit`] to take effect. An expired entry counts as absent.

@@ -45,6 +45,8 @@ pub enum ErrorKind {
     UnsupportedFormat,
     /// A file that the directory cannot be opened without is damaged.
     Corrupt,
+    /// Part of a value that is being read is damaged. The entry is gone for whoever reads it next.
+    Damaged,
     /// An option is out of its limits.
     InvalidOption,
     /// The key is too long or not allowed by the key check in use.
@@ -78,6 +80,7 @@ impl ErrorKind {
             Self::NotACache => "this is not a keepwarm directory; choose an empty or new one",
             Self::UnsupportedFormat => "written by a newer version of keepwarm; upgrade to read it",
             Self::Corrupt => "the file is damaged; remove the directory to start with an empty cache",
+            Self::Damaged => "part of the value is damaged",
             Self::InvalidOption => "the option is out of its limits",
             Self::InvalidKey => "the key is not allowed",
             Self::ValueTooLarge => "the value is too large for max_bytes",

@@ -99,7 +99,7 @@ mod timeout;
 
 #[cfg(feature = "async")]
 pub use cache::{AsyncCache, AsyncIter, AsyncKeys, AsyncLease};
-pub use cache::{Builder, Cache, ComputeError, Entry, Iter, Keys, Lease, Swap, Token};
+pub use cache::{Builder, Cache, ComputeError, Entry, Iter, Keys, Lease, Reader, Swap, Token, Writer};
 pub use engine::CheckReport;
 pub use entry::Stats;
 pub use error::{Error, ErrorKind, Result};

@@ -10,7 +10,9 @@ mod harness;
 #[path = "support/rng.rs"]
 mod rng;
 
+use std::any::Any;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -63,14 +65,22 @@ fn churn(dir: &Path, mut look: impl FnMut(u64)) {
             0 => Timeout::from(Duration::from_millis(1 + rng.below(50))),
             _ => Timeout::Never,
         };
-        match cache.set_bytes(&key, &value, timeout) {
+        let stored = match len {
+            100_000.. if rng.below(2) == 0 => in_pieces(&cache, &key, &value, timeout),
+            _ => cache.set_bytes(&key, &value, timeout),
+        };
+        match stored {
             Ok(()) => {}
             // The handles below keep their segments; a program that holds so many may be told so.
             Err(e) if e.kind() == ErrorKind::NoSpace && !held.is_empty() => held.clear(),
             Err(e) => panic!("after {written} bytes: {e}"),
         }
         if rng.below(50) == 0 {
-            held.extend(cache.get_bytes(&rng.below(4 * MAX_ENTRIES).to_string()).unwrap());
+            let key = rng.below(4 * MAX_ENTRIES).to_string();
+            match rng.below(2) {
+                0 => held.extend(cache.get_bytes(&key).unwrap().map(|bytes| Box::new(bytes) as Box<dyn Any>)),
+                _ => held.extend(cache.reader(&key).unwrap().map(|reader| Box::new(reader) as Box<dyn Any>)),
+            }
             if held.len() > 10 {
                 held.clear();
             }
@@ -88,6 +98,17 @@ fn churn(dir: &Path, mut look: impl FnMut(u64)) {
     let report = cache.check().unwrap();
     assert!(report.is_sound(), "{:?}", report.problems);
     println!("{writes} writes, {written} bytes within {MAX_BYTES}; {} evicted", cache.stats().evicted);
+}
+
+/// Stores through a writer; now and then one is given up before.
+fn in_pieces(cache: &Cache, key: &str, value: &[u8], timeout: Timeout) -> keepwarm::Result<()> {
+    let mut writer = cache.writer(key, timeout)?;
+    for piece in value.chunks(7_000) {
+        if let Err(e) = writer.write_all(piece) {
+            return Err(*e.into_inner().unwrap().downcast::<keepwarm::Error>().unwrap());
+        }
+    }
+    if value.len().is_multiple_of(5) { Ok(()) } else { writer.commit() }
 }
 
 /// The blocks of `path` and, if it is a directory, of all in it. What has gone since it was listed has none.

@@ -6,6 +6,7 @@
 mod dir;
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -100,6 +101,12 @@ const CALLS: &[Call] = &[
     ("set to expire", |c| c.set("text", "new", Duration::from_secs(9))),
     ("set with a timeout of zero", |c| c.set("text", "new", Duration::ZERO)),
     ("set a large value", |c| c.set("text", &"new".repeat(40_000), Timeout::Never)),
+    ("writer", |c| {
+        let mut writer = c.writer("text", Timeout::Never)?;
+        let written = (0..60).try_for_each(|n| writer.write_all(&[n; 2000]));
+        written.map_err(|e| *e.into_inner().unwrap().downcast::<keepwarm::Error>().unwrap())?;
+        writer.commit()
+    }),
     ("set_bytes", |c| c.set_bytes("text", b"new", Timeout::Never)),
     ("set_many", |c| match c.set_many([("text", "new")], Timeout::Never).pop() {
         Some((_, e)) => Err(e),
@@ -148,8 +155,14 @@ fn use_up_segment(cache: &Cache, dir: &Path, refuse: impl FnOnce()) {
     let bytes = std::fs::read(newest).unwrap();
     let end = (bytes.iter().rposition(|b| *b != 0).unwrap() + 1).next_multiple_of(8);
     refuse();
-    let left = bytes.len() - end - RECORD_HEADER - ":1:".len() - key.len();
-    cache.set_bytes(key, &vec![1; left], Timeout::Never).unwrap();
+    let mut left = bytes.len() - end;
+    while left > 0 {
+        // A larger value would not go into the segment at all.
+        let record = if left > 8000 { 4000 } else { left };
+        let value = vec![1; record - RECORD_HEADER - ":1:".len() - key.len()];
+        cache.set_bytes(key, &value, Timeout::Never).unwrap();
+        left -= record;
+    }
 }
 
 /// Makes each call fail at `point`, and looks what has become of the entries.

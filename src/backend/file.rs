@@ -6,9 +6,12 @@ use std::sync::Arc;
 
 use arc_swap::{ArcSwapOption, Guard};
 
-use super::{Backend, Change, CheckReport, Condition, Decoded, Item, Outcome, SharedValue, Stats, Stored};
-use crate::engine::Attached;
-use crate::error::{Error, Result};
+use super::{
+    Backend, Change, CheckReport, Condition, Decoded, Expiry, Item, Outcome, SharedValue, Spool, Stats,
+    Stored, Streamed,
+};
+use crate::engine::{Attached, Spooled};
+use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
 
 /// A directory, attached to while it is used.
@@ -43,6 +46,20 @@ impl FileBackend {
 }
 
 impl FileBackend {
+    fn scan_engine(
+        &self,
+        cursor: u64,
+        with_values: bool,
+        visit: &mut dyn FnMut(&str, Item<'_>),
+    ) -> Result<Option<u64>> {
+        self.engine()?.get()?.scan(cursor, with_values, &mut |key, item| {
+            // Keys are stored from `&str`; one that is not has come from a damaged file.
+            if let Ok(key) = std::str::from_utf8(key) {
+                visit(key, item);
+            }
+        })
+    }
+
     /// What the engine shows; nothing if the directory was closed and cannot be opened again.
     fn gauge<T: Default>(&self, read: impl FnOnce(&Attached) -> T) -> T {
         match self.engine().and_then(|held| Ok(read(held.get()?))) {
@@ -62,23 +79,32 @@ enum Held {
 }
 
 impl Held {
+    fn into_attached(self) -> Result<Arc<Attached>> {
+        match self {
+            Self::Own(attached) => Ok(attached),
+            Self::Shared(guard) => guard.clone().ok_or_else(closed_meanwhile),
+        }
+    }
+
     fn get(&self) -> Result<&Attached> {
         match self {
             Self::Own(attached) => Ok(attached),
-            Self::Shared(guard) => {
-                guard.as_deref().ok_or_else(|| Error::new(crate::error::ErrorKind::Interrupted, "open"))
-            }
+            Self::Shared(guard) => guard.as_deref().ok_or_else(closed_meanwhile),
         }
     }
 }
 
+fn closed_meanwhile() -> Error {
+    Error::new(ErrorKind::Interrupted, "open")
+}
+
 impl Backend for FileBackend {
     fn visit(&self, key: &str, visit: &mut dyn FnMut(Item<'_>)) -> Result<bool> {
-        Ok(self.engine()?.get()?.read(key.as_bytes(), |source| visit(source.item())).is_some())
+        Ok(self.engine()?.get()?.read(key.as_bytes(), |source| visit(source.item()))?.is_some())
     }
 
     fn get(&self, key: &str) -> Result<Option<Stored>> {
-        Ok(self.engine()?.get()?.read(key.as_bytes(), |source| source.into_stored()))
+        self.engine()?.get()?.read(key.as_bytes(), |source| source.into_stored())
     }
 
     fn get_decoded(
@@ -87,7 +113,24 @@ impl Backend for FileBackend {
         wanted: TypeId,
         decode: &mut dyn FnMut(Item<'_>) -> Option<Decoded>,
     ) -> Result<Option<SharedValue>> {
-        Ok(self.engine()?.get()?.read_decoded(key.as_bytes(), wanted, decode))
+        self.engine()?.get()?.read_decoded(key.as_bytes(), wanted, decode)
+    }
+
+    fn expiry_of(&self, key: &str) -> Result<Option<Expiry>> {
+        self.engine()?.get()?.expiry_of(key.as_bytes())
+    }
+
+    fn stream(&self, key: &str) -> Result<Option<Streamed>> {
+        self.engine()?.get()?.stream(key.as_bytes())
+    }
+
+    fn spool(&self) -> Result<Option<Box<dyn Spool>>> {
+        let attached = self.engine()?.into_attached()?;
+        Ok(Some(Box::new(Spooled::new(attached))))
+    }
+
+    fn copy(&self, from: &str, to: &str) -> Result<Option<u64>> {
+        self.engine()?.get()?.copy_entry(from.as_bytes(), to.as_bytes())
     }
 
     fn weight(&self, key: &str) -> usize {
@@ -116,13 +159,11 @@ impl Backend for FileBackend {
     }
 
     fn scan(&self, cursor: u64, visit: &mut dyn FnMut(&str, Item<'_>)) -> Result<Option<u64>> {
-        let next = self.engine()?.get()?.scan(cursor, &mut |key, item| {
-            // Keys are stored from `&str`; one that is not has come from a damaged file.
-            if let Ok(key) = std::str::from_utf8(key) {
-                visit(key, item);
-            }
-        });
-        Ok(next)
+        self.scan_engine(cursor, true, visit)
+    }
+
+    fn scan_keys(&self, cursor: u64, visit: &mut dyn FnMut(&str, Item<'_>)) -> Result<Option<u64>> {
+        self.scan_engine(cursor, false, visit)
     }
 
     fn maintain(&self) -> Result<()> {

@@ -17,7 +17,8 @@ use std::any::TypeId;
 
 pub(crate) use crate::engine::CheckReport;
 pub(crate) use crate::entry::{
-    Change, Codec, Condition, Decoded, Expiry, Item, Outcome, SharedValue, Soft, Stats, Stored,
+    Change, Codec, Condition, Decoded, Expiry, Item, Outcome, Pieces, SharedValue, Soft, Spool, Stats,
+    Stored, Streamed,
 };
 use crate::error::Result;
 pub(crate) use dummy::DummyBackend;
@@ -57,6 +58,44 @@ pub(crate) trait Backend: Send + Sync {
         let mut decoded = None;
         self.visit(key, &mut |item| decoded = decode(item))?;
         Ok(decoded.map(|decoded| decoded.value))
+    }
+
+    /// When the key's entry expires, if there is one. The value is not looked at where that would cost much.
+    ///
+    /// # Errors
+    /// As [`visit`](Backend::visit).
+    fn expiry_of(&self, key: &str) -> Result<Option<Expiry>> {
+        let mut expiry = None;
+        self.visit(key, &mut |item| expiry = Some(item.expires_at))?;
+        Ok(expiry)
+    }
+
+    /// The key's entry, to be read piece by piece where it is large.
+    ///
+    /// # Errors
+    /// As [`visit`](Backend::visit).
+    fn stream(&self, key: &str) -> Result<Option<Streamed>> {
+        Ok(self.get(key)?.map(Streamed::Whole))
+    }
+
+    /// Where a value can be written piece by piece. `None` where values are kept in memory: collect the pieces and
+    /// [`commit`](Backend::commit) them.
+    ///
+    /// # Errors
+    /// If the environment refuses.
+    fn spool(&self) -> Result<Option<Box<dyn Spool>>> {
+        Ok(None)
+    }
+
+    /// Gives `to` the value and the expiry of `from`, whatever it had, and returns the token that `from` has. `None` if
+    /// that has no entry.
+    ///
+    /// # Errors
+    /// As [`commit`](Backend::commit).
+    fn copy(&self, from: &str, to: &str) -> Result<Option<u64>> {
+        let Some(Stored { value, codec, expires_at, soft, token }) = self.get(from)? else { return Ok(None) };
+        self.commit(to, Condition::Always, Change::Store { value: &value, codec, expires_at, soft })?;
+        Ok(Some(token))
     }
 
     /// About how many bytes a call that needs the key's value has to go through; 0 if there is no entry. Looks at
@@ -99,6 +138,14 @@ pub(crate) trait Backend: Send + Sync {
     /// # Errors
     /// As [`visit`](Backend::visit).
     fn scan(&self, cursor: u64, visit: &mut dyn FnMut(&str, Item<'_>)) -> Result<Option<u64>>;
+
+    /// The same without the values of the items, where those would cost much.
+    ///
+    /// # Errors
+    /// As [`visit`](Backend::visit).
+    fn scan_keys(&self, cursor: u64, visit: &mut dyn FnMut(&str, Item<'_>)) -> Result<Option<u64>> {
+        self.scan(cursor, visit)
+    }
 
     /// Does what the background work would do by itself in time: reaps expired entries, makes room.
     ///

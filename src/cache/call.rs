@@ -66,6 +66,11 @@ impl Call<'_> {
         self.cache.shared.backend.get(&self.full).map_err(|error| self.about(error))
     }
 
+    /// When the entry expires, if there is one.
+    pub(super) fn expiry(&self) -> Result<Option<Expiry>> {
+        self.cache.shared.backend.expiry_of(&self.full).map_err(|error| self.about(error))
+    }
+
     /// The entry as a `T`.
     pub(super) fn decoded<T: DeserializeOwned>(&self) -> Result<Option<T>> {
         // Decoded where the value lies, without a copy.

@@ -79,7 +79,7 @@ impl Cache {
 
 impl Call<'_> {
     pub(super) fn ttl(&self) -> Result<Option<Ttl>> {
-        let Some(expires_at) = self.read(|item| item.expires_at)? else { return Ok(None) };
+        let Some(expires_at) = self.expiry()? else { return Ok(None) };
         let Some(at) = expires_at else { return Ok(Some(Ttl::Never)) };
         // It may expire between the read and this reading of the clock.
         let left = at.saturating_since(self.cache.shared.clock.now());

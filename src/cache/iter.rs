@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::Cache;
 use super::call::about;
-use crate::backend::Item;
+use crate::backend::{Backend, Item};
 use crate::codec;
 use crate::error::Result;
 
@@ -76,16 +76,23 @@ struct Scan<I> {
     batch: VecDeque<Result<I>>,
 }
 
+/// Is given each key and entry of a scan.
+type Visit<'a> = dyn FnMut(&str, Item<'_>) + 'a;
+
 impl<I> Scan<I> {
     fn new(cache: &Cache, name: &'static str) -> Self {
         Self { cache: cache.clone(), name, cursor: Some(0), batch: VecDeque::new() }
     }
 
-    fn next(&mut self, make: impl Fn(&str, Item<'_>) -> Result<I>) -> Option<Result<I>> {
+    fn next(
+        &mut self,
+        scan: impl Fn(&dyn Backend, u64, &mut Visit<'_>) -> Result<Option<u64>>,
+        make: impl Fn(&str, Item<'_>) -> Result<I>,
+    ) -> Option<Result<I>> {
         while self.batch.is_empty() {
             let cursor = self.cursor?;
             let (cache, batch, name) = (&self.cache, &mut self.batch, self.name);
-            let scanned = cache.shared.backend.scan(cursor, &mut |full, item| {
+            let scanned = scan(&*cache.shared.backend, cursor, &mut |full: &str, item: Item<'_>| {
                 if let Some(key) = cache.own_key(full) {
                     batch.push_back(make(key, item).map_err(|error| about(error, name, Some(key))));
                 }
@@ -116,7 +123,7 @@ impl Iterator for Keys {
     type Item = Result<String>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.0.next(|key, _| Ok(key.to_owned()))
+        self.0.next(|backend, cursor, visit| backend.scan_keys(cursor, visit), |key, _| Ok(key.to_owned()))
     }
 }
 
@@ -124,7 +131,10 @@ impl<T: DeserializeOwned> Iterator for Iter<T> {
     type Item = Result<(String, T)>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.scan.next(|key, item| Ok((key.to_owned(), codec::decode(item)?)))
+        self.scan.next(
+            |backend, cursor, visit| backend.scan(cursor, visit),
+            |key, item| Ok((key.to_owned(), codec::decode(item)?)),
+        )
     }
 }
 

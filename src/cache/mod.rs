@@ -14,6 +14,7 @@ mod lease;
 mod many;
 mod plan;
 mod shared;
+mod stream;
 mod turn;
 mod values;
 mod versions;
@@ -37,6 +38,7 @@ pub use compute::ComputeError;
 pub use entry::{Entry, Swap, Token};
 pub use iter::{Iter, Keys};
 pub use lease::Lease;
+pub use stream::{Reader, Writer};
 
 use flight::Flights;
 use plan::Jitter;

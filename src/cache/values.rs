@@ -180,6 +180,6 @@ impl Call<'_> {
     }
 
     pub(super) fn exists(&self) -> Result<bool> {
-        Ok(self.read(|_| ())?.is_some())
+        Ok(self.expiry()?.is_some())
     }
 }

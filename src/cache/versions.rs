@@ -2,7 +2,7 @@
 
 use super::Cache;
 use super::call::Call;
-use crate::backend::{Change, Condition, Stored};
+use crate::backend::{Change, Condition};
 use crate::error::{ErrorKind, Result};
 
 impl Cache {
@@ -43,18 +43,18 @@ impl Cache {
 impl Call<'_> {
     /// Moves the entry to `version`; `None` for one that is out of bounds.
     pub(super) fn change_version(&self, version: Option<i64>) -> Result<i64> {
-        let stored = self.stored()?.ok_or_else(|| self.fail(ErrorKind::NotFound))?;
+        self.expiry()?.ok_or_else(|| self.fail(ErrorKind::NotFound))?;
         let version = version.ok_or_else(|| self.fail(ErrorKind::Overflow))?;
         if version == self.cache.view.version {
             return Ok(version);
         }
         let there = self.cache.with_version(version);
         let new = there.call(self.name, self.key)?;
-        let &Stored { ref value, codec, expires_at, soft, .. } = &stored;
-        let copy = Change::Store { value, codec, expires_at, soft };
-        new.commit(Condition::Always, copy)?;
+        let copied = self.cache.shared.backend.copy(&self.full, &new.full);
+        let token =
+            copied.map_err(|error| self.about(error))?.ok_or_else(|| self.fail(ErrorKind::NotFound))?;
         // Refused if it has changed meanwhile; by the copy itself, if a key function leaves the version out.
-        self.commit(Condition::Token(stored.token), Change::Delete)?;
+        self.commit(Condition::Token(token), Change::Delete)?;
         Ok(version)
     }
 }

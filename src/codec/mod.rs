@@ -122,6 +122,17 @@ fn bin_payload(value: &[u8]) -> Option<&[u8]> {
     (rest.len() == usize::try_from(len).ok()?).then_some(rest)
 }
 
+/// The most bytes that come before those of a byte array.
+pub(crate) const LONGEST_BIN_HEAD: usize = 5;
+
+/// Where the bytes begin in a value of `len` bytes that begins with `head`, if it is one byte array and nothing more.
+pub(crate) fn bin_head(head: &[u8], len: u64) -> Result<u64> {
+    let mut rest = head;
+    let payload = rmp::decode::read_bin_len(&mut rest).map_err(|_| not_a("the entry is no byte array"))?;
+    let start = (head.len() - rest.len()) as u64;
+    if start + u64::from(payload) == len { Ok(start) } else { Err(not_a("bytes follow the value")) }
+}
+
 /// What an entry holds when it is asked to count. Wider than 64 bits, since `set` can store a `u64`.
 pub(crate) fn decode_integer(item: Item<'_>) -> Result<i128> {
     let not_an_integer = || Error::new(ErrorKind::NotAnInteger, "decode");

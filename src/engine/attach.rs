@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::balance::Balance;
+use super::blob::Blobs;
 use super::checkpoint::{self, Checkpoints, Found};
 use super::counters::Counters;
 use super::directory::{Directory, FIRST_PROCESS};
@@ -23,6 +24,7 @@ use super::segment::{self, Opened, Segment, SpaceInUse, Usage};
 use super::snapshot::Header;
 use super::state::State;
 use super::{Engine, recovery};
+use crate::entry::Streamed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::KeyHasher;
 use crate::options::{Eviction, Options};
@@ -134,6 +136,7 @@ impl Attached {
         let mut layout = Layout::new(options);
         let space = ENGINES.space(held.id());
         let segments = open_segments(directory, &space)?;
+        let blobs = Blobs::open(&directory.blobs(), &space)?;
         layout.geometry.segments = places_for(&segments, layout.geometry.segments);
         let owner = segment::random().map_err(at_state)? as u32;
         let closed =
@@ -156,7 +159,11 @@ impl Attached {
                 let base = match (other, newest, least) {
                     _ if options.salvage => Base::Salvage,
                     (Closed::OtherSize(words, header), ..) => Base::Closed(words, header),
-                    (_, Some((file, header)), _) => Base::Snapshot(file, header),
+                    (_, Some((file, header)), _) => {
+                        // Whoever wrote it may have been killed before it was synced, and the other one is overwritten next.
+                        file::sync(&file).map_err(|e| Error::io("sync a snapshot in", &directory.path, e))?;
+                        Base::Snapshot(file, header)
+                    }
                     (_, None, Some(0)) => Base::Empty,
                     (_, None, None) if untouched || segments.is_empty() => Base::Empty,
                     (_, None, _) => {
@@ -191,6 +198,7 @@ impl Attached {
             index,
             hints,
             log,
+            blobs,
             hot: Hot::new(options.hot_bytes),
             balance: (options.eviction == Eviction::Adaptive).then(|| Balance::new(layout.max_entries)),
             counters: Counters::default(),
@@ -207,15 +215,21 @@ impl Attached {
             told_of_entries: AtomicBool::new(false),
             told_of_bytes: AtomicBool::new(false),
         });
+        engine.find_blobs();
         if wants_checkpoint {
             engine.checkpoint()?;
         }
         engine.keep_entries()?;
-        engine.make_space(0)?;
+        drop(engine.make_space(0)?);
         let maintenance = Some(Maintenance::start(engine.clone())?);
         step!("attach::ready");
         Directory::release(&locks).map_err(at_locks)?;
         Ok(Self { engine, maintenance, locks, held })
+    }
+
+    /// The live entry of `key`, to be read piece by piece if it is large.
+    pub(crate) fn stream(&self, key: &[u8]) -> Result<Option<Streamed>> {
+        self.engine.stream(key, &Arc::downgrade(&self.engine))
     }
 
     /// Makes everything durable and says so, so that the next to open finds the index as it is.
@@ -225,7 +239,7 @@ impl Attached {
         engine.log.retire(&engine.index);
         engine.flush()?;
         step!("detach::flushed");
-        if engine.log.emptied_bytes() > 0 || engine.is_checkpoint_due() {
+        if engine.emptied_bytes() > 0 || engine.is_checkpoint_due() {
             engine.checkpoint()?;
         }
         Directory::reenter(&self.locks).map_err(io_error)?;

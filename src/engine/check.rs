@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::PoisonError;
 
 use super::Engine;
+use super::blob::BlobRef;
 use super::record::Kind;
 
 /// What a check found. Nothing is changed by checking.
@@ -14,6 +15,8 @@ pub struct CheckReport {
     pub segments: u64,
     /// Records in them whose header and key are sound, superseded ones included.
     pub records: u64,
+    /// Values in files of their own.
+    pub blobs: u64,
     /// Entries that the index names and whose records are sound.
     pub entries: u64,
     /// Of these, expired ones that were not reaped yet.
@@ -39,6 +42,11 @@ impl CheckReport {
 }
 
 impl Engine {
+    fn is_blob_sound(&self, reference: Option<BlobRef>) -> bool {
+        let blob = reference.and_then(|reference| self.blobs.open_blob(reference).ok().flatten());
+        blob.is_some_and(|blob| blob.verify().unwrap_or(false))
+    }
+
     /// Reads everything. Exact when nobody writes meanwhile; otherwise an entry that moves may be reported.
     pub(crate) fn check(&self) -> CheckReport {
         let mut report = CheckReport::default();
@@ -52,6 +60,7 @@ impl Engine {
                 report.problem(format!("segment {id} is not in the table"));
             }
         }
+        report.blobs = self.blobs.names().len() as u64;
         for bucket in self.index.damaged_buckets() {
             report.problem(format!("bucket {bucket} of the index is damaged"));
         }
@@ -76,7 +85,11 @@ impl Engine {
             }
             report.entries += 1;
             report.expired += u64::from(self.has_passed(record.expires_at));
-            if record.kind != Kind::Value || record.value().is_none() {
+            let is_sound = match record.kind {
+                Kind::Blob => self.is_blob_sound(record.blob()),
+                kind => kind == Kind::Value && record.value().is_some(),
+            };
+            if !is_sound {
                 report.problem(format!("the value of {key:?} is damaged"));
             }
             let mut here = false;

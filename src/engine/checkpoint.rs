@@ -2,7 +2,7 @@
 //! and emptied segments may go.
 //!
 //! ```text
-//! Z := the emptied segments; P := where the log goes on; S := the next sequence
+//! Z := the emptied segments and the dead blobs; P := where the log goes on; S := the next sequence
 //! wait until no clear is under way; copy each chain at a moment when nobody has it locked
 //! write the copies; sync every segment; write the header; note in `state` that this snapshot counts
 //! remove Z
@@ -138,7 +138,7 @@ impl Engine {
         let Checkpoints { state, files, number, .. } = &mut *checkpoints;
         let busy = || Error::new(ErrorKind::Busy, "checkpoint").with_path(&self.dir);
         let geometry = self.index.geometry();
-        let emptied = self.log.emptied_ids();
+        let (emptied, dead) = (self.log.emptied_ids(), self.dead_blobs());
         // Words of older generations do not count, so there may be more than the snapshot has room for.
         if self.swept.load(Ordering::Acquire) < self.index.generation() {
             self.reap_all();
@@ -186,6 +186,7 @@ impl Engine {
         checkpoints.appended = appended;
         checkpoints.backlog = 0;
         checkpoints.last = Instant::now();
+        self.blobs.release(&dead);
         self.log.release(&self.index, &emptied)
     }
 

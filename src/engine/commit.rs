@@ -14,6 +14,7 @@
 use std::sync::atomic::Ordering;
 
 use super::Engine;
+use super::blob::Pin;
 use super::counters::Counter;
 use super::hints::Hint;
 use super::index::{CountUp, Found, Locked, Probe, Slot, Vacancy, Word};
@@ -53,6 +54,22 @@ enum Decision {
     Return(Outcome),
 }
 
+/// What a commit is to do.
+struct Wanted<'a> {
+    condition: Condition,
+    change: Change<'a>,
+    /// Holds the value of a `Store`.
+    blob: Option<&'a Pin<'a>>,
+}
+
+/// A record that waits for its stamp.
+struct Written<'a> {
+    reservation: super::tail::Reservation,
+    prepared: Prepared,
+    /// The blob that is named again, where an entry moves.
+    pin: Option<Pin<'a>>,
+}
+
 /// Why an attempt under the lock has to begin again.
 enum Again {
     Changed,
@@ -64,6 +81,17 @@ enum Again {
 
 impl Engine {
     pub(crate) fn commit(&self, key: &[u8], condition: Condition, change: Change<'_>) -> Result<Outcome> {
+        self.commit_with(key, condition, change, None)
+    }
+
+    /// The same, where the value of a `Store` is in `blob` if there is one.
+    pub(super) fn commit_with<'a>(
+        &'a self,
+        key: &[u8],
+        condition: Condition,
+        change: Change<'_>,
+        mut blob: Option<Pin<'a>>,
+    ) -> Result<Outcome> {
         if key.len() > MAX_KEY_LEN {
             let why =
                 format!("{} bytes with prefix and version; at most {MAX_KEY_LEN} are possible", key.len());
@@ -71,6 +99,9 @@ impl Engine {
         }
         let hash = self.hasher.hash(key);
         self.hints.prefetch(self.index.primary_of(hash));
+        if let Some(pin) = &blob {
+            self.blobs.add_key(pin, hash)?;
+        }
         loop {
             let seen = self.look(hash, key);
             let live = self.live(&seen, self.index.generation());
@@ -79,10 +110,20 @@ impl Engine {
                 return Ok(outcome);
             }
             let is_put = matches!(decision, Decision::Put { .. });
+            if let Change::Store { value, .. } = change
+                && is_put
+                && blob.is_none()
+                && self.is_large(value.len())
+            {
+                // Takes its time; somebody else may change the key meanwhile.
+                blob = Some(self.store_blob(value, key)?);
+                continue;
+            }
             if is_put && !self.is_counted(&seen) && self.index.count() >= self.max_entries {
                 self.make_room()?;
             }
-            match self.attempt(hash, key, condition, change, seen, decision)? {
+            let wanted = Wanted { condition, change, blob: blob.as_ref() };
+            match self.attempt(hash, key, &wanted, seen, decision)? {
                 Ok(outcome) => return Ok(outcome),
                 Err(Again::Changed) => {}
                 Err(Again::Full) => self.make_room()?,
@@ -96,18 +137,22 @@ impl Engine {
         &self,
         hash: u64,
         key: &[u8],
-        condition: Condition,
-        change: Change<'_>,
+        wanted: &Wanted<'_>,
         seen: Seen,
         decision: Decision,
     ) -> Result<Result<Outcome, Again>> {
+        let &Wanted { condition, change, .. } = wanted;
         let moved = match change {
             Change::Touch { .. } if decision != Decision::Remove => seen.current.map(|c| c.word),
             _ => None,
         };
-        let Some((reservation, prepared)) = self.write_body(key, change, decision, moved)? else {
+        let Some(Written { reservation, prepared, pin }) = self.write_body(key, wanted, decision, moved)?
+        else {
             return Ok(Err(Again::Changed));
         };
+        if let Some(pin) = pin.as_ref().or(wanted.blob) {
+            pin.own((hash, Word::new(hash, reservation.segment.id, reservation.offset)));
+        }
         step!("commit::reserved");
         let locked = self.index.lock(hash);
         self.note_wiped(locked.wiped());
@@ -205,7 +250,7 @@ impl Engine {
     /// to see to it that the change does not stay.
     fn sync_if_asked(
         &self,
-        reservation: super::log::Reservation,
+        reservation: super::tail::Reservation,
         take_back: impl FnOnce(&Segment, u32),
     ) -> Result<()> {
         if !self.syncs_each_write() {
@@ -220,28 +265,34 @@ impl Engine {
     fn write_body(
         &self,
         key: &[u8],
-        change: Change<'_>,
+        wanted: &Wanted<'_>,
         decision: Decision,
         moved: Option<Word>,
-    ) -> Result<Option<(super::log::Reservation, Prepared)>> {
+    ) -> Result<Option<Written<'_>>> {
         let key_len = key.len() as u32;
         let tombstone =
             (Draft { kind: Kind::Tombstone, codec: Codec::Raw, flags: 0, key_len, body_len: 0 }, &[][..]);
         let guard = moved.map(|word| self.log.segment(word.segment()));
-        let mut fields = Fields::default();
-        let (draft, body) = match (change, moved) {
+        let (mut fields, reference, mut pin) =
+            (Fields::default(), wanted.blob.map(|pin| pin.reference.encode()), None);
+        let (draft, body) = match (wanted.change, moved) {
             _ if matches!(decision, Decision::Remove | Decision::Bury(_)) => tombstone,
             (Change::Store { value, codec, soft, .. }, _) => {
                 fields = Fields::new(soft);
+                let (kind, value) = match &reference {
+                    Some(reference) => (Kind::Blob, &reference[..]),
+                    None => (Kind::Value, value),
+                };
                 // What does not fit into 32 bits does not fit into a segment either.
                 let body_len = u32::try_from(fields.bytes().len() + value.len()).unwrap_or(u32::MAX);
-                (Draft { kind: Kind::Value, codec, flags: fields.flags, key_len, body_len }, value)
+                (Draft { kind, codec, flags: fields.flags, key_len, body_len }, value)
             }
             (_, Some(word)) => {
                 let segment = guard.as_ref().and_then(|g| g.get());
                 let Some(record) = segment.and_then(|s| s.record(word.offset())) else { return Ok(None) };
-                let touched = record.verified_body().and_then(|body| record::touched(record.flags, body));
-                let Some((flags, body)) = touched else {
+                pin = record.blob().and_then(|blob| self.blobs.pin(blob));
+                let body = record.verified_body().filter(|_| record.kind != Kind::Blob || pin.is_some());
+                let Some((flags, body)) = body.and_then(|body| record::touched(record.flags, body)) else {
                     // A reader would say so too: there is no entry.
                     if let Some((slot, _)) = self.look(self.hasher.hash(key), key).found.entry {
                         self.evict(slot, word);
@@ -260,12 +311,17 @@ impl Engine {
         }
         let (segment, body) = (&reservation.segment, [fields.bytes(), body]);
         let prepared = segment.prepare(reservation.offset, reservation.len, draft, key, body);
-        Ok(Some((reservation, prepared)))
+        Ok(Some(Written { reservation, prepared, pin }))
     }
 
     /// The length of the key's record, whatever state it is in; 0 if there is none.
     pub(crate) fn weight(&self, key: &[u8]) -> usize {
-        self.look(self.hasher.hash(key), key).current.map_or(0, |current| current.len as usize)
+        self.look(self.hasher.hash(key), key).current.map_or(0, |current| {
+            let guard = self.log.segment(current.word.segment());
+            let record = guard.get().and_then(|segment| segment.record(current.word.offset()));
+            let blob = record.and_then(|record| record.blob());
+            current.len as usize + blob.map_or(0, |blob| blob.len as usize)
+        })
     }
 
     /// Finds the key's record, whatever state it is in.

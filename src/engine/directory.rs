@@ -34,6 +34,10 @@ impl Directory {
         self.path.join("segments")
     }
 
+    pub(super) fn blobs(&self) -> PathBuf {
+        self.path.join("blobs")
+    }
+
     /// The directory at `path`, made if there is none. Its parent must exist. Nothing in a directory of
     /// somebody else's is touched.
     pub(super) fn at(path: &Path) -> Result<Self> {
@@ -87,7 +91,7 @@ impl Directory {
             return Err(Error::new(ErrorKind::Corrupt, "open").with_path(&path).with_source(why));
         }
         let mut made_any = false;
-        for dir in [self.segments(), self.file("blobs")] {
+        for dir in [self.segments(), self.blobs()] {
             made_any |= file::create_dir(&dir).map_err(|e| Error::io("create", &dir, e))?;
         }
         // At once, and not when the first segment is to be made or removed.

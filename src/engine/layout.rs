@@ -54,6 +54,27 @@ pub(crate) fn max_record_len(budget: u64) -> u64 {
     (budget / 4).saturating_sub(segment::HEADER_LEN as u64).min(u64::from(record::MAX_LEN))
 }
 
+/// The longest value that is stored in a segment of this length; a longer one gets a file of its own. So at most a
+/// quarter of a segment is left empty at its end.
+pub(crate) fn largest_in_log(segment_len: u64) -> u64 {
+    (segment_len / 4).clamp(8 << 10, 1 << 20)
+}
+
+/// The longest value of all: while it is written, what was there before may stay.
+pub(crate) fn max_blob_len(budget: u64) -> u64 {
+    budget / 2
+}
+
+/// What blobs may take when segments need space.
+pub(crate) fn blob_share(budget: u64) -> u64 {
+    budget / 2
+}
+
+/// Space for a blob whose length is not known is made in steps of this size.
+pub(crate) fn blob_step(budget: u64) -> u64 {
+    (budget >> 8).next_power_of_two().clamp(4096, 1 << 20)
+}
+
 const _: () = assert!(MAX_SEGMENT <= index::MAX_OFFSET, "an entry word reaches every record of a segment");
 
 #[cfg(test)]

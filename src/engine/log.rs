@@ -16,18 +16,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwapOption, Guard};
 
-use super::index::{Index, MAX_OFFSET, SegmentState};
+use super::index::{Index, SegmentState};
 use super::layout;
 use super::record::{self, Draft};
-use super::segment::{self, Segment, SpaceInUse};
+use super::segment::{self, Account, Segment, SpaceInUse};
+use super::tail::{Reservation, Tail};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::file::{self, HeldDirectory};
 use crate::sys::step;
-
-/// Stores into pages that a `pwrite` made are several times cheaper than those that fault on an unwritten extent. The
-/// background fills the next segment with zeros; one that was made in a hurry is filled this far ahead of its tail, in the
-/// writing call.
-const ZERO_AHEAD: u32 = 64 << 10;
 
 /// A hold on a segment for the length of a call.
 pub(crate) struct SegmentGuard {
@@ -66,67 +62,8 @@ pub(crate) struct Log {
     end: Mutex<(u32, u32)>,
 }
 
-/// A segment that is appended to.
-struct Tail {
-    segment: Arc<Segment>,
-    end: u32,
-    zeroed: u32,
-    /// All records before this place were finished when somebody last looked.
-    drained: u32,
-}
-
-/// Space for one record in a segment that is appended to.
-pub(crate) struct Reservation {
-    pub(crate) segment: Arc<Segment>,
-    pub(crate) offset: u32,
-    pub(crate) len: u32,
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        self.segment.finish();
-    }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Tail {
-    fn new(segment: Arc<Segment>, end: u32) -> Self {
-        let zeroed = if segment.is_zeroed() { segment.len() as u32 } else { end };
-        Self { segment, end, zeroed, drained: end }
-    }
-
-    fn has_room(&self, len: u32) -> bool {
-        // Behind a large record a segment may go on beyond what an entry word reaches.
-        let reachable = u64::from(self.end) < MAX_OFFSET;
-        reachable && u64::from(self.end) + u64::from(len) <= self.segment.len() && !self.segment.has_failed()
-    }
-
-    /// The place before which everything is finished.
-    fn drained(&mut self) -> u32 {
-        if self.segment.is_drained() {
-            self.drained = self.end;
-        }
-        self.drained
-    }
-
-    /// Space for a record of `len` bytes, for which there is room.
-    fn reserve(&mut self, len: u32, index: &Index) -> Result<Reservation> {
-        let offset = self.end;
-        let end = offset + len;
-        if end > self.zeroed {
-            let ahead = end.saturating_add(ZERO_AHEAD).min(self.segment.len() as u32);
-            self.segment.zero(self.zeroed, ahead)?;
-            self.zeroed = ahead;
-        }
-        self.drained();
-        self.segment.begin(offset, len);
-        self.end = end;
-        index.set_segment_tail(self.segment.id, end);
-        Ok(Reservation { segment: self.segment.clone(), offset, len })
-    }
 }
 
 impl Log {
@@ -222,6 +159,11 @@ impl Log {
         layout::max_record_len(self.budget)
     }
 
+    /// The longest value that is stored in the log itself.
+    pub(crate) fn largest_in_log(&self) -> u64 {
+        layout::largest_in_log(self.segment_len)
+    }
+
     /// The length of a record of this shape.
     pub(crate) fn len_of(&self, draft: &Draft) -> Result<u32> {
         let len = draft.len().filter(|len| u64::from(*len) <= self.max_record_len());
@@ -280,13 +222,13 @@ impl Log {
     }
 
     /// Makes the next active segment, with room for a record of `len`, unless it is there. `make_room` sees to it
-    /// that so many bytes may be taken. `ahead`: nobody waits for it.
+    /// that so many bytes may be taken, and takes them. `ahead`: nobody waits for it.
     pub(crate) fn provide(
         &self,
         len: u32,
         ahead: bool,
         index: &Index,
-        make_room: &dyn Fn(u64) -> Result<()>,
+        make_room: &dyn Fn(u64) -> Result<Account>,
         give_up: &dyn Fn() -> Result<bool>,
     ) -> Result<()> {
         let (needed, segment_len) = (needed_for(len), self.len_for(len));
@@ -299,8 +241,7 @@ impl Log {
         if let Some(small) = spare.take() {
             self.discard(index, &small);
         }
-        make_room(segment_len)?;
-        *spare = Some(self.create(segment_len, ahead, index, give_up)?);
+        *spare = Some(self.create(make_room(segment_len)?, ahead, index, give_up)?);
         Ok(())
     }
 
@@ -310,15 +251,18 @@ impl Log {
         if needed > self.segment_len { needed.next_multiple_of(4096) } else { self.segment_len }
     }
 
-    /// A new segment of `len` bytes, in the table and nowhere else. Where the disk or the table is full, `give_up`
+    /// A new segment of the bytes in `account`, in the table and nowhere else. Where the disk or the table is full, `give_up`
     /// gives some space back, or says that there is none.
     fn create(
         &self,
-        len: u64,
+        account: Account,
         zeroed: bool,
         index: &Index,
         give_up: &dyn Fn() -> Result<bool>,
     ) -> Result<Arc<Segment>> {
+        let len = account.bytes();
+        let mut account = Some(account);
+        let no_space = || Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir);
         self.held.check_in_place().map_err(|e| Error::io("create segment", &self.dir, e))?;
         // What a disk that is full takes at most: some more than the new segment needs. If that is not enough, others
         // fill it faster than it can be emptied.
@@ -329,9 +273,10 @@ impl Log {
                 if give_up()? {
                     continue;
                 }
-                return Err(Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir));
+                return Err(no_space());
             };
-            match Segment::create(&self.dir, id, len, zeroed, &self.space) {
+            let account = account.take().or_else(|| self.space.account_within(len, self.budget));
+            match Segment::create(&self.dir, id, account.ok_or_else(no_space)?, zeroed) {
                 Ok(segment) => {
                     // Or a power cut could take the file with all that was synced into it.
                     if let Err(e) = file::sync_dir(&self.dir) {
@@ -364,10 +309,10 @@ impl Log {
     ) -> Result<Reservation> {
         if !copies.0.as_ref().is_some_and(|tail| tail.has_room(len)) {
             let segment_len = self.len_for(len);
-            if self.bytes() + segment_len > self.budget {
-                return Err(Error::new(ErrorKind::NoSpace, "copy records in").with_path(&self.dir));
-            }
-            let next = self.create(segment_len, false, index, &|| Ok(false))?;
+            let account = self.space.account_within(segment_len, self.budget);
+            let account = account
+                .ok_or_else(|| Error::new(ErrorKind::NoSpace, "copy records in").with_path(&self.dir))?;
+            let next = self.create(account, false, index, &|| Ok(false))?;
             if let Some(full) = copies.0.take() {
                 self.seal(index, full.segment);
             }
@@ -544,7 +489,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let index = Index::create(&file, Geometry::for_entries(10, 16), 1).unwrap();
         let space = SpaceInUse::default();
-        let segment = Segment::create(dir.path(), 1, 16 << 10, false, &space).unwrap();
+        let segment = Segment::create(dir.path(), 1, space.account(16 << 10), false).unwrap();
         let begin = segment::HEADER_LEN as u32;
         let log = Log::new(dir.path(), &index, 1 << 20, space, vec![segment], Some(begin)).unwrap();
         let reserved = log.reserve(64, &index).unwrap().unwrap();

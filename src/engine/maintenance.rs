@@ -117,7 +117,8 @@ impl Engine {
     pub(crate) fn maintain(&self) -> Result<()> {
         let _chores = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
         self.reap_all();
-        self.keep_bounds()
+        self.keep_bounds()?;
+        self.give_back()
     }
 
     /// Brings entries and bytes within their bounds, gives back the space of segments in which nothing is alive,

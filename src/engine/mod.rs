@@ -7,6 +7,7 @@
 
 mod attach;
 mod balance;
+mod blob;
 mod check;
 mod checkpoint;
 mod choice;
@@ -31,6 +32,7 @@ pub(crate) mod segment;
 mod snapshot;
 mod space;
 mod state;
+mod tail;
 mod undo;
 
 use std::path::PathBuf;
@@ -39,6 +41,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 pub(crate) use self::attach::Attached;
 use self::balance::Balance;
+use self::blob::Blobs;
+pub(crate) use self::blob::Spooled;
 pub use self::check::CheckReport;
 use self::checkpoint::Checkpoints;
 use self::counters::Counters;
@@ -63,6 +67,7 @@ pub(crate) struct Engine {
     index: Index,
     hints: Hints,
     log: Log,
+    blobs: Blobs,
     hot: Hot,
     /// What `Eviction::Adaptive` goes by; nothing for `Eviction::Lru`.
     balance: Option<Balance>,

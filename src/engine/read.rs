@@ -5,18 +5,20 @@
 //! When the record cannot be read and the word has changed, the entry moved or its segment went: once more.
 
 use std::any::TypeId;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 
 use super::Engine;
+use super::blob::{BlobSource, OpenBlob};
 use super::counters::Counter;
 use super::hot::{Content, Door, Form, HotEntry};
 use super::index::{Probe, Slot, Word};
 use super::log::SegmentGuard;
 use super::record::{Kind, Record};
 use super::segment::{Pin, Segment};
-use crate::entry::{Decoded, Expiry, Item, SharedValue, Soft, Stored};
+use crate::entry::{Change, Condition, Decoded, Expiry, Item, SharedValue, Soft, Stored, Streamed};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Values up to this many bytes are copied; larger ones are handed out where they lie, and keep their segment
 /// mapped for as long as somebody holds them.
@@ -42,11 +44,36 @@ pub(crate) struct Hit<'a> {
 
 /// Where a hit came from.
 pub(crate) enum Source<'a> {
-    Hot { stored: Stored, generation: u32 },
+    Hot {
+        stored: Stored,
+        generation: u32,
+    },
     Log(Hit<'a>),
+    /// Open, not verified yet.
+    Blob {
+        blob: OpenBlob,
+        record: &'a Record<'a>,
+        soft: Soft,
+    },
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    fn expires_at(&self) -> Expiry {
+        match self {
+            Self::Hot { stored, .. } => stored.expires_at,
+            Self::Log(Hit { record, .. }) | Self::Blob { record, .. } => record.expires_at,
+        }
+    }
+
+    /// The same with all of its value in reach, verified; `None` if that is damaged.
+    fn whole(self) -> Result<Option<Self>> {
+        let Self::Blob { blob, record, soft } = self else { return Ok(Some(self)) };
+        let value = blob.load().map_err(|e| Error::new(ErrorKind::Io, "read").with_source(e))?;
+        Ok(value
+            .map(|value| Self::Hot { stored: stored(record, soft, value), generation: record.generation }))
+    }
+
+    /// The value must be in reach.
     pub(crate) fn item(&self) -> Item<'_> {
         match self {
             Self::Hot { stored, .. } => stored.item(),
@@ -57,20 +84,29 @@ impl Source<'_> {
                 soft: hit.soft,
                 token: hit.record.sequence,
             },
+            Self::Blob { record, soft, .. } => Item {
+                value: &[],
+                codec: record.codec,
+                expires_at: record.expires_at,
+                soft: *soft,
+                token: record.sequence,
+            },
         }
     }
 
     fn generation(&self) -> u32 {
         match self {
             Self::Hot { generation, .. } => *generation,
-            Self::Log(hit) => hit.record.generation,
+            Self::Log(Hit { record, .. }) | Self::Blob { record, .. } => record.generation,
         }
     }
 
+    /// The value must be in reach.
     pub(crate) fn into_stored(self) -> Stored {
         match self {
             Self::Hot { stored, .. } => stored,
-            Self::Log(hit) => hit.stored(hit.share()),
+            Self::Log(hit) => stored(hit.record, hit.soft, hit.share()),
+            Self::Blob { record, soft, .. } => stored(record, soft, Bytes::new()),
         }
     }
 }
@@ -88,17 +124,11 @@ impl AsRef<[u8]> for Pinned {
     }
 }
 
-impl Hit<'_> {
-    fn stored(&self, value: Bytes) -> Stored {
-        Stored {
-            value,
-            codec: self.record.codec,
-            expires_at: self.record.expires_at,
-            soft: self.soft,
-            token: self.record.sequence,
-        }
-    }
+fn stored(record: &Record<'_>, soft: Soft, value: Bytes) -> Stored {
+    Stored { value, codec: record.codec, expires_at: record.expires_at, soft, token: record.sequence }
+}
 
+impl Hit<'_> {
     /// The value to keep: where it lies, as long as not too much of the log is kept so.
     fn share(&self) -> Bytes {
         let pin = (self.value.len() > COPY_LIMIT).then(|| self.segment.pin(self.most_pinned)).flatten();
@@ -115,13 +145,68 @@ enum Verdict<R> {
     Dead,
     /// The key's record is there, but its value fails its check.
     Damaged,
+    /// The environment refuses to let its value be read.
+    Failed(Error),
 }
 
 impl Engine {
     /// Hands the live entry of `key` to `take`, if there is one.
-    pub(crate) fn read<R>(&self, key: &[u8], mut take: impl FnMut(Source<'_>) -> R) -> Option<R> {
+    pub(crate) fn read<R>(&self, key: &[u8], mut take: impl FnMut(Source<'_>) -> R) -> Result<Option<R>> {
+        self.look_for(key, &mut |source, _| Ok(source.whole()?.map(&mut take)))
+    }
+
+    /// When the live entry of `key` expires, if there is one. Its value is not read if it is in a blob.
+    pub(crate) fn expiry_of(&self, key: &[u8]) -> Result<Option<Expiry>> {
+        self.look_for(key, &mut |source, _| Ok(Some(source.expires_at())))
+    }
+
+    /// The live entry of `key`, to be read piece by piece if it is large. `engine` is this one.
+    pub(super) fn stream(&self, key: &[u8], engine: &Weak<Self>) -> Result<Option<Streamed>> {
+        let hash = self.hasher.hash(key);
+        self.look_for(key, &mut |source, word| {
+            Ok(Some(match source {
+                Source::Blob { blob, record, .. } => {
+                    let (codec, len) = (record.codec, blob.len());
+                    let source = BlobSource::new(blob, engine.clone(), (hash, word));
+                    Streamed::Pieces { codec, len, source: Box::new(source) }
+                }
+                source => Streamed::Whole(source.into_stored()),
+            }))
+        })
+    }
+
+    /// Gives `to` the value of `from`, with the same codec and expiry, and returns the token that `from` has. A blob
+    /// is named by both then.
+    pub(crate) fn copy_entry(&self, from: &[u8], to: &[u8]) -> Result<Option<u64>> {
+        let found = self.look_for(from, &mut |source, _| {
+            let blob = match &source {
+                Source::Blob { record, .. } => record.blob(),
+                _ => None,
+            };
+            Ok(Some((source.into_stored(), blob)))
+        })?;
+        let Some((Stored { value, codec, expires_at, soft, token }, blob)) = found else { return Ok(None) };
+        let pin = match blob.map(|blob| self.blobs.pin(blob)) {
+            // Gone as soon as it was found.
+            Some(None) => return Ok(None),
+            pin => pin.flatten(),
+        };
+        self.commit_with(
+            to,
+            Condition::Always,
+            Change::Store { value: &value, codec, expires_at, soft },
+            pin,
+        )?;
+        Ok(Some(token))
+    }
+
+    fn look_for<R>(
+        &self,
+        key: &[u8],
+        take: &mut impl FnMut(Source<'_>, Word) -> Result<Option<R>>,
+    ) -> Result<Option<R>> {
         self.find_live(key, |word, verdict| {
-            self.judge(word, key, self.hot.knock(word, Form::Bytes), &mut take, verdict)
+            self.judge(word, key, self.hot.knock(word, Form::Bytes), take, verdict)
         })
     }
 
@@ -132,7 +217,7 @@ impl Engine {
         key: &[u8],
         wanted: TypeId,
         decode: &mut dyn FnMut(Item<'_>) -> Option<Decoded>,
-    ) -> Option<SharedValue> {
+    ) -> Result<Option<SharedValue>> {
         let found = self.find_live(key, |word, verdict| {
             let door = self.hot.knock(word, Form::Decoded);
             if door == Door::Inside
@@ -145,20 +230,21 @@ impl Engine {
             // The bytes themselves need not come in as well.
             let is_inside = self.hot.is_inside(word, Form::Bytes);
             let bytes_door = if is_inside { Door::Inside } else { Door::Unknown };
-            let mut take = |source: Source<'_>| {
-                let decoded = decode(source.item())?;
+            let mut take = |source: Source<'_>, _| {
+                let Some(source) = source.whole()? else { return Ok(None) };
+                let Some(decoded) = decode(source.item()) else { return Ok(Some(None)) };
                 let value = decoded.value.clone();
                 if door != Door::Unknown && self.hot.admits(decoded.weight) {
-                    let expires_at = source.item().expires_at;
+                    let expires_at = source.expires_at();
                     let content = Content::Decoded { value: decoded, expires_at };
                     self.hot
                         .insert(word, HotEntry { key: key.into(), generation: source.generation(), content });
                 }
-                Some(value)
+                Ok(Some(Some(value)))
             };
             self.judge(word, key, bytes_door, &mut take, verdict)
         });
-        found.flatten()
+        Ok(found?.flatten())
     }
 
     /// What came of the live entry of `key`, if there is one. `judge` is called for each word that may be its.
@@ -166,7 +252,7 @@ impl Engine {
         &self,
         key: &[u8],
         mut judge: impl FnMut(Word, &mut Option<Verdict<R>>) -> Probe,
-    ) -> Option<R> {
+    ) -> Result<Option<R>> {
         let hash = self.hasher.hash(key);
         self.hints.prefetch(self.index.primary_of(hash));
         for _ in 0..RETRIES {
@@ -177,8 +263,9 @@ impl Engine {
                 (Some(Verdict::Hit(result)), Some((slot, _))) if !self.index.is_damaged(hash, &found) => {
                     self.hints.touch(slot, self.index.recency(), self.balance.is_some());
                     self.counters.one(Counter::Hits);
-                    return Some(result);
+                    return Ok(Some(result));
                 }
+                (Some(Verdict::Failed(error)), _) => return Err(error),
                 (Some(Verdict::Damaged), Some((slot, word))) => self.drop_damaged(slot, word),
                 _ => {}
             }
@@ -195,7 +282,7 @@ impl Engine {
             break;
         }
         self.counters.one(Counter::Misses);
-        None
+        Ok(None)
     }
 
     /// What the hot tier has is a hit, unless it is dead meanwhile.
@@ -216,7 +303,7 @@ impl Engine {
         word: Word,
         key: &[u8],
         door: Door,
-        take: &mut impl FnMut(Source<'_>) -> R,
+        take: &mut impl FnMut(Source<'_>, Word) -> Result<Option<R>>,
         verdict: &mut Option<Verdict<R>>,
     ) -> Probe {
         if door == Door::Inside
@@ -224,9 +311,15 @@ impl Engine {
                 self.hot.get(word, Form::Bytes, key, |e| Some((e.generation, e.stored()?)))
         {
             let expires_at = stored.expires_at;
-            *verdict =
-                Some(self.judge_hot(generation, expires_at, || take(Source::Hot { stored, generation })));
-            return Probe::Match;
+            return match self
+                .judge_hot(generation, expires_at, || take(Source::Hot { stored, generation }, word))
+            {
+                Verdict::Hit(taken) => conclude(taken, verdict),
+                _ => {
+                    *verdict = Some(Verdict::Dead);
+                    Probe::Match
+                }
+            };
         }
         let guard = self.log.segment(word.segment());
         let Some(segment) = guard.get() else {
@@ -237,28 +330,42 @@ impl Engine {
         if record.key != key {
             return Probe::Other;
         }
-        *verdict = Some(if self.has_ended(record.generation, record.expires_at) {
-            Verdict::Dead
+        if self.has_ended(record.generation, record.expires_at) {
+            *verdict = Some(Verdict::Dead);
+        } else if let Some(reference) = record.blob() {
+            let opened = self.blobs.open_blob(reference);
+            let taken = opened.and_then(|blob| {
+                blob.map_or(Ok(None), |blob| {
+                    take(Source::Blob { blob, record: &record, soft: record.soft() }, word)
+                })
+            });
+            return conclude(taken, verdict);
         } else if let Some((soft, value)) = record.content().filter(|_| record.kind == Kind::Value) {
             let hit = Hit { segment, record: &record, value, soft, most_pinned: self.most_pinned() };
             if door == Door::Seen && self.hot.admits(value.len()) {
                 self.keep_hot(word, &hit);
             }
-            Verdict::Hit(take(Source::Log(hit)))
+            return conclude(take(Source::Log(hit), word), verdict);
         } else {
-            Verdict::Damaged
-        });
+            *verdict = Some(Verdict::Damaged);
+        }
         Probe::Match
     }
 
     fn keep_hot(&self, word: Word, hit: &Hit<'_>) {
         // A copy, even of a large value: the hot tier must not keep segments from going.
-        let stored = hit.stored(Bytes::copy_from_slice(hit.value));
-        let content = Content::Bytes(stored);
+        let content = Content::Bytes(stored(hit.record, hit.soft, Bytes::copy_from_slice(hit.value)));
         self.hot.insert(
             word,
             HotEntry { key: hit.record.key.into(), generation: hit.record.generation, content },
         );
+    }
+
+    /// The same for an entry that turned out to be damaged while it was read piece by piece.
+    pub(super) fn drop_named(&self, (hash, word): (u64, Word)) {
+        if let Some(slot) = self.slot_of(hash, word) {
+            self.drop_damaged(slot, word);
+        }
     }
 
     /// Removes an entry that turned out to be damaged, so that it is found and counted once.
@@ -293,8 +400,14 @@ impl Engine {
         held
     }
 
-    /// Hands out the live entries of some buckets from `cursor` on, and returns where to go on.
-    pub(crate) fn scan(&self, cursor: u64, visit: &mut dyn FnMut(&[u8], Item<'_>)) -> Option<u64> {
+    /// Hands out the live entries of some buckets from `cursor` on, and returns where to go on. What is in blobs is
+    /// read only `with_values`.
+    pub(crate) fn scan(
+        &self,
+        cursor: u64,
+        with_values: bool,
+        visit: &mut dyn FnMut(&[u8], Item<'_>),
+    ) -> Result<Option<u64>> {
         /// Buckets a call.
         const STEP: u32 = 64;
         let primaries = self.index.geometry().primaries;
@@ -302,25 +415,33 @@ impl Engine {
         let end = first.saturating_add(STEP).min(primaries);
         for primary in first..end {
             for (guard, word) in self.hold_chain(primary) {
-                let Some(record) = guard.get().and_then(|segment| segment.record(word.offset())) else {
+                let Some(segment) = guard.get() else { continue };
+                let Some(record) = segment.record(word.offset()) else { continue };
+                if self.has_ended(record.generation, record.expires_at) || !record.is_entry() {
                     continue;
-                };
-                let dead = self.has_ended(record.generation, record.expires_at);
-                let content = record.content().filter(|_| !dead && record.kind == Kind::Value);
-                let (Some((soft, value)), Some(segment)) = (content, guard.get()) else { continue };
-                visit(
-                    record.key,
-                    Source::Log(Hit {
-                        segment,
-                        record: &record,
-                        value,
-                        soft,
-                        most_pinned: self.most_pinned(),
-                    })
-                    .item(),
-                );
+                }
+                if let Some(reference) = record.blob() {
+                    let Some(blob) = self.blobs.open_blob(reference)? else { continue };
+                    let source = Source::Blob { blob, record: &record, soft: record.soft() };
+                    let source = if with_values { source.whole()? } else { Some(source) };
+                    source.iter().for_each(|source| visit(record.key, source.item()));
+                } else if let Some((soft, value)) = record.content().filter(|_| record.kind == Kind::Value) {
+                    let most_pinned = self.most_pinned();
+                    let hit = Hit { segment, record: &record, value, soft, most_pinned };
+                    visit(record.key, Source::Log(hit).item());
+                }
             }
         }
-        (end < primaries).then_some(u64::from(end))
+        Ok((end < primaries).then_some(u64::from(end)))
     }
+}
+
+/// What was taken is a hit; what could not be is damaged, or, if it has gone since the word was read, elsewhere by now.
+fn conclude<R>(taken: Result<Option<R>>, verdict: &mut Option<Verdict<R>>) -> Probe {
+    *verdict = Some(match taken {
+        Ok(Some(taken)) => Verdict::Hit(taken),
+        Ok(None) => return Probe::Unreadable,
+        Err(error) => Verdict::Failed(error),
+    });
+    Probe::Match
 }

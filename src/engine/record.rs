@@ -19,6 +19,7 @@
 
 use crc32fast::Hasher;
 
+use super::blob::BlobRef;
 use crate::entry::{Codec, Expiry, Soft};
 use crate::sys::map::Map;
 use crate::time::Timestamp;
@@ -46,7 +47,7 @@ pub(crate) const FLAG_TOOK: u16 = 4;
 pub(crate) enum Kind {
     /// It has this value.
     Value = 1,
-    /// Its value is in a file of its own. Reserved: not written yet.
+    /// Its value is in a file of its own, which the body names.
     Blob = 2,
     /// It was deleted.
     Tombstone = 3,
@@ -327,6 +328,21 @@ impl<'a> Record<'a> {
     /// The value, if it passes its check.
     pub(crate) fn value(&self) -> Option<&'a [u8]> {
         self.content().map(|(_, value)| value)
+    }
+
+    /// What `get_or_set` wants to know, if the record passes its check.
+    pub(crate) fn soft(&self) -> Soft {
+        self.content().map(|(soft, _)| soft).unwrap_or_default()
+    }
+
+    /// The blob that the record names, if it is one of that kind. A reference that does not pass its check names none.
+    pub(crate) fn blob(&self) -> Option<BlobRef> {
+        if self.kind == Kind::Blob { self.value().and_then(BlobRef::decode) } else { None }
+    }
+
+    /// Whether the record gives its key a value.
+    pub(crate) fn is_entry(&self) -> bool {
+        matches!(self.kind, Kind::Value | Kind::Blob)
     }
 
     pub(crate) fn is_expired(&self, now: Timestamp) -> bool {

@@ -128,16 +128,47 @@ impl SpaceInUse {
         Syncing(&self.0)
     }
 
-    fn account(&self, bytes: u64) -> Account {
+    pub(crate) fn account(&self, bytes: u64) -> Account {
         self.0.bytes.fetch_add(bytes, Ordering::AcqRel);
         Account { space: self.clone(), bytes }
     }
+
+    /// The same, unless more than `most` bytes would be in use then.
+    pub(crate) fn account_within(&self, bytes: u64, most: u64) -> Option<Account> {
+        let add = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= most);
+        self.0.bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).ok()?;
+        Some(Account { space: self.clone(), bytes })
+    }
 }
 
+/// Bytes that are counted for as long as this lives.
 #[derive(Debug)]
-struct Account {
+pub(crate) struct Account {
     space: SpaceInUse,
     bytes: u64,
+}
+
+impl Account {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Counts from now on what `other`, of the same space, counted.
+    pub(crate) fn absorb(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+
+    /// Leaves nothing here; what is returned counts it.
+    pub(crate) fn take(&mut self) -> Self {
+        Self { space: self.space.clone(), bytes: std::mem::take(&mut self.bytes) }
+    }
+
+    /// Counts no more than `bytes`.
+    pub(crate) fn shrink_to(&mut self, bytes: u64) {
+        let over = self.bytes.saturating_sub(bytes);
+        self.bytes -= over;
+        self.space.0.bytes.fetch_sub(over, Ordering::AcqRel);
+    }
 }
 
 impl Drop for Account {
@@ -167,12 +198,13 @@ impl Segment {
         (Self::file_name(id) == name && id != 0).then_some(id)
     }
 
-    /// `zeroed`: its pages are brought into memory now, in large pieces, for whoever writes to them later.
-    pub(crate) fn create(dir: &Path, id: u32, len: u64, zeroed: bool, space: &SpaceInUse) -> Result<Self> {
+    /// Makes segment `id` in `dir`, as long as the space in `account`. `zeroed`: its pages are brought into memory now, in
+    /// large pieces, for whoever writes to them later.
+    pub(crate) fn create(dir: &Path, id: u32, account: Account, zeroed: bool) -> Result<Self> {
+        let len = account.bytes;
         let path = dir.join(Self::file_name(id));
         let file = file::create(&path).map_err(|e| Error::io("create segment", &path, e))?;
-        let make = || -> io::Result<Self> {
-            let account = space.account(len);
+        let make = |path: PathBuf| -> io::Result<Self> {
             if zeroed {
                 file::reset(&file, len)?;
             } else {
@@ -182,9 +214,9 @@ impl Segment {
             file::write_at(&file, &header(id, salt, len), 0)?;
             step!("segment::created");
             let map = Map::new(&file, len as usize)?;
-            Ok(Self { zeroed, ..Self::assemble(id, path.clone(), salt, map, file, account) })
+            Ok(Self { zeroed, ..Self::assemble(id, path, salt, map, file, account) })
         };
-        make().map_err(|e| {
+        make(path.clone()).map_err(|e| {
             // What is half made is of no use, and its space is needed. If that fails too, the next recovery
             // finds a segment without records.
             let _ = file::remove(&path);

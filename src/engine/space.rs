@@ -9,11 +9,14 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use super::Engine;
+use super::blob::Pin;
 use super::counters::Counter;
 use super::index::{Backoff, Probe, Slot, Word};
-use super::log::{Copies, Reservation};
+use super::layout;
+use super::log::Copies;
 use super::record::{Draft, Kind, Record, Stamp};
-use super::segment::Segment;
+use super::segment::{Account, Segment};
+use super::tail::Reservation;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::step;
 
@@ -81,12 +84,14 @@ struct Live<'a> {
 }
 
 /// A copy, which no entry names yet.
-struct Copied {
+struct Copied<'a> {
     hash: u64,
     from: Word,
     to: Word,
     len: u32,
     _reservation: Reservation,
+    /// Keeps the blob that the record names, if it does.
+    _pin: Option<Pin<'a>>,
 }
 
 impl Engine {
@@ -117,45 +122,73 @@ impl Engine {
         self.log.provide(len, ahead, &self.index, &make_room, &|| self.give_up_oldest())
     }
 
-    /// Whether `bytes` more would be within the bounds, and the segment for copies beside them.
-    fn is_room_for(&self, bytes: u64) -> bool {
-        self.log.bytes() + bytes + self.log.segment_len() <= self.log.budget()
+    /// What all may take, so that there is room for the segment for copies.
+    fn most_bytes(&self) -> u64 {
+        self.log.budget().saturating_sub(self.log.segment_len())
     }
 
-    /// Makes room for `bytes` more within `max_bytes`.
-    pub(super) fn make_space(&self, bytes: u64) -> Result<()> {
+    /// Whether `bytes` more would be within the bounds, and the segment for copies beside them.
+    fn is_room_for(&self, bytes: u64) -> bool {
+        self.log.bytes() + bytes <= self.most_bytes()
+    }
+
+    /// The bytes of segments and blobs that no entry names any more, and which a checkpoint gives back.
+    pub(super) fn emptied_bytes(&self) -> u64 {
+        self.dead_blobs();
+        let (_, dead) = self.blobs.bytes();
+        self.log.emptied_bytes() + dead
+    }
+
+    /// Makes room for `bytes` more within `max_bytes`, and takes them.
+    pub(super) fn make_space(&self, bytes: u64) -> Result<Account> {
+        if let Some(account) = self.log.space().account_within(bytes, self.most_bytes()) {
+            return Ok(account);
+        }
         let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
         let mut wait = Backoff::default();
-        while !self.is_room_for(bytes) {
-            let emptied = self.log.emptied_bytes();
-            let is_enough = self.log.bytes() + bytes + self.log.segment_len() <= self.log.budget() + emptied;
-            if !is_enough && self.empty_one()? {
+        loop {
+            if let Some(account) = self.log.space().account_within(bytes, self.most_bytes()) {
+                return Ok(account);
+            }
+            let emptied = self.emptied_bytes();
+            let is_enough = self.log.bytes() + bytes <= self.most_bytes() + emptied;
+            if !is_enough && self.give_up_one()? {
                 continue;
             }
             if emptied > 0 {
                 self.secure()?;
-                if self.log.emptied_bytes() < emptied {
+                if self.emptied_bytes() < emptied {
                     continue;
                 }
             }
             // What is gone may still be held for a moment, by a read or until a sync is done.
             if !self.log.space().is_syncing() && wait.is_long() {
                 return Err(Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir).with_source(
-                    "max_bytes is taken by values that the program still holds or by files that are not ours",
+                    "max_bytes is taken by values that the program still holds or writes, or by files that are not \
+                     ours",
                 ));
             }
             wait.pause();
         }
-        Ok(())
     }
 
-    /// Gives up the oldest segment at once, as the disk has no room for another. `false` if there is none.
-    fn give_up_oldest(&self) -> Result<bool> {
+    /// Gives up blobs beyond their share of the space, else a segment, else any blob. `false` if there is nothing.
+    fn give_up_one(&self) -> Result<bool> {
+        let share = layout::blob_share(self.log.budget());
+        Ok(self.evict_a_blob(share) || self.empty_one()? || self.evict_a_blob(0))
+    }
+
+    /// Gives up the oldest segment at once, or the coldest blob, as the disk is full. `false` if there is none.
+    pub(super) fn give_up_oldest(&self) -> Result<bool> {
         let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(oldest) = self.log.sealed().into_iter().next() else { return Ok(false) };
-        self.evict_all(&oldest);
-        self.log.set_emptied(&self.index, &oldest);
-        drop(oldest);
+        match self.log.sealed().into_iter().next() {
+            Some(oldest) => {
+                self.evict_all(&oldest);
+                self.log.set_emptied(&self.index, &oldest);
+            }
+            None if !self.evict_a_blob(0) => return Ok(false),
+            None => {}
+        }
         self.secure()?;
         Ok(true)
     }
@@ -206,7 +239,7 @@ impl Engine {
         let quiet = self.is_quiet();
         // One at a time, as a writer may be waiting to do the same.
         while self.compact_one(quiet) {}
-        let emptied = self.log.emptied_bytes();
+        let emptied = self.emptied_bytes();
         let wants_back =
             emptied > 0 && (!self.is_room_for(wanted) || quiet || emptied > self.log.bytes() / 4);
         if wants_back || self.is_checkpoint_due() {
@@ -214,6 +247,12 @@ impl Engine {
             self.secure()?;
         }
         if self.log.wants_spare() { self.provide(0, true) } else { Ok(()) }
+    }
+
+    /// Gives back what no entry names any more.
+    pub(super) fn give_back(&self) -> Result<()> {
+        let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.emptied_bytes() > 0 { self.secure() } else { Ok(()) }
     }
 
     /// Empties segments if there will soon be need of `wanted` bytes: so many that their removal is worth a checkpoint.
@@ -225,7 +264,7 @@ impl Engine {
         }
         loop {
             let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
-            if self.is_room_for(batch.saturating_sub(self.log.emptied_bytes())) || !self.empty_one()? {
+            if self.is_room_for(batch.saturating_sub(self.emptied_bytes())) || !self.give_up_one()? {
                 return Ok(());
             }
         }
@@ -340,9 +379,11 @@ impl Engine {
     }
 
     /// Copies one record with all that it says. `None` if its value is damaged: then its entry goes.
-    fn copy(&self, copies: &mut Copies<'_>, entry: &Live<'_>) -> Result<Option<Copied>> {
+    fn copy(&self, copies: &mut Copies<'_>, entry: &Live<'_>) -> Result<Option<Copied<'_>>> {
         let record = &entry.record;
-        let Some(body) = record.verified_body() else {
+        let pin = record.blob().and_then(|blob| self.blobs.pin(blob));
+        let is_whole = record.kind != Kind::Blob || pin.is_some();
+        let Some(body) = record.verified_body().filter(|_| is_whole) else {
             if self.evict(entry.slot, entry.word) {
                 self.counters.one(Counter::Corrupt);
             }
@@ -363,11 +404,14 @@ impl Engine {
         target.stamp(offset, &prepared, stamp);
         let to = Word::new(entry.hash, target.id, offset);
         let (hash, from, len) = (entry.hash, entry.word, record.len);
-        Ok(Some(Copied { hash, from, to, len, _reservation: reservation }))
+        if let Some(pin) = &pin {
+            pin.own((hash, to));
+        }
+        Ok(Some(Copied { hash, from, to, len, _reservation: reservation, _pin: pin }))
     }
 
     /// Has the entry of a copied record name the copy, if it still names the original.
-    fn redirect(&self, copy: &Copied) -> bool {
+    fn redirect(&self, copy: &Copied<'_>) -> bool {
         let locked = self.index.lock(copy.hash);
         self.note_wiped(locked.wiped());
         let Some(slot) = self.slot_of(copy.hash, copy.from) else { return false };
@@ -412,7 +456,7 @@ impl Engine {
     }
 
     /// The slot that holds exactly `word`.
-    fn slot_of(&self, hash: u64, word: Word) -> Option<Slot> {
+    pub(super) fn slot_of(&self, hash: u64, word: Word) -> Option<Slot> {
         let here = |w: Word| if w == word { Probe::Match } else { Probe::Other };
         self.index.find(hash, here).entry.map(|(slot, _)| slot)
     }
@@ -420,7 +464,7 @@ impl Engine {
 
 /// The sound records of values in `segment`, with their offsets.
 fn values(segment: &Segment) -> impl Iterator<Item = (u32, Record<'_>)> {
-    segment.records().filter(|(_, record)| matches!(record.kind, Kind::Value | Kind::Blob))
+    segment.records().filter(|(_, record)| record.is_entry())
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ fn set(engine: &Engine, key: &str, value: &[u8]) {
 }
 
 fn get(engine: &Engine, key: &str) -> Option<Vec<u8>> {
-    engine.read(key.as_bytes(), |source| source.item().value.to_vec())
+    engine.read(key.as_bytes(), |source| source.item().value.to_vec()).unwrap()
 }
 
 fn delete(engine: &Engine, key: &str) -> bool {
@@ -293,7 +293,7 @@ fn a_replay_into_a_smaller_segment_table_keeps_the_newest() {
     // As if the table had been larger once.
     for (id, key) in [(5, b"old"), (places + 5, b"mid")] {
         let segment =
-            Segment::create(&dir.path().join("segments"), id, 16 << 10, false, &SpaceInUse::default())
+            Segment::create(&dir.path().join("segments"), id, SpaceInUse::default().account(16 << 10), false)
                 .unwrap();
         let draft = Draft { kind: Kind::Value, codec: Codec::Raw, flags: 0, key_len: 3, body_len: 3 };
         let len = draft.len().unwrap();
@@ -529,7 +529,7 @@ fn the_largest_value_fits_again_and_again_while_others_read_and_sync() {
             scope.spawn(|| {
                 while !done.load(Ordering::Relaxed) {
                     engine.flush().unwrap();
-                    engine.read(b"0", |_| std::thread::sleep(Duration::from_millis(1)));
+                    engine.read(b"0", |_| std::thread::sleep(Duration::from_millis(1))).unwrap();
                 }
             });
         }
@@ -550,7 +550,7 @@ fn shared_bytes_outlive_their_segment() {
     let engine = open(dir.path(), &Options { max_bytes: 1 << 20, ..options() });
     let value = vec![9; 8000];
     set(&engine, "held", &value);
-    let held = engine.read(b"held", |source| source.into_stored()).unwrap();
+    let held = engine.read(b"held", |source| source.into_stored()).unwrap().unwrap();
     for i in 0..1000 {
         set(&engine, &format!("{i}"), &value);
     }
@@ -568,7 +568,7 @@ fn values_that_are_held_keep_a_part_of_the_log_at_most() {
     for i in 0..1000u32 {
         let value = vec![i as u8; 8000];
         set(&engine, "key", &value);
-        let stored = engine.read(b"key", |source| source.into_stored()).unwrap();
+        let stored = engine.read(b"key", |source| source.into_stored()).unwrap().unwrap();
         assert_eq!(stored.value, value);
         held.push(stored.value);
         assert!(engine.stats().pinned_bytes <= engine.log.budget() / 8);
@@ -652,7 +652,7 @@ fn everything_is_scanned_once() {
     let mut seen: HashMap<Vec<u8>, u32> = HashMap::new();
     let mut cursor = Some(0);
     while let Some(at) = cursor {
-        cursor = engine.scan(at, &mut |key, _| *seen.entry(key.to_vec()).or_default() += 1);
+        cursor = engine.scan(at, true, &mut |key, _| *seen.entry(key.to_vec()).or_default() += 1).unwrap();
     }
     assert_eq!(seen.len(), 700);
     assert!(seen.values().all(|n| *n == 1));

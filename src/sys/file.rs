@@ -133,6 +133,13 @@ pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Gives a file another name in its directory, which nothing has yet.
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fault!("sys::rename");
+    tell!(Renaming(from, to));
+    fs::rename(from, to)
+}
+
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     fault!("sys::remove");
     tell!(Removing(path));

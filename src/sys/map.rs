@@ -27,6 +27,19 @@ pub(crate) struct Map {
 impl Map {
     /// Maps the first `len` bytes of `file`, which must have at least that many.
     pub(crate) fn new(file: &File, len: usize) -> io::Result<Self> {
+        Self::of(file, len, |options| options.map_raw(file))
+    }
+
+    /// The same, of a file that is open to be read: only [`bytes`](Map::bytes) may be asked for.
+    pub(crate) fn to_read(file: &File, len: usize) -> io::Result<Self> {
+        Self::of(file, len, |options| options.map_raw_read_only(file))
+    }
+
+    fn of(
+        file: &File,
+        len: usize,
+        map: impl FnOnce(&mut MmapOptions) -> io::Result<MmapRaw>,
+    ) -> io::Result<Self> {
         fault!("sys::map");
         if file.metadata()?.len() < len as u64 {
             return Err(io::Error::new(
@@ -34,9 +47,8 @@ impl Map {
                 "the file is shorter than its header says",
             ));
         }
-        let raw = MmapOptions::new().len(len).map_raw(file)?;
         Ok(Self {
-            raw,
+            raw: map(MmapOptions::new().len(len))?,
             #[cfg(feature = "failpoints")]
             inode: super::observe::inode(file),
         })

@@ -27,6 +27,7 @@ mod options;
 mod shared;
 mod single_flight;
 mod soft_expiry;
+mod streams;
 mod temporary;
 mod values;
 mod versions;

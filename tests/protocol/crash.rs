@@ -17,9 +17,7 @@ enum There {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Found {
     Value(Option<u8>),
-    /// The newest record has lost its value: a miss.
-    Torn,
-    /// That, handed out as a value.
+    /// What is left of a record without its value, handed out as one.
     Garbage,
 }
 
@@ -32,8 +30,11 @@ fn recover(
     gone_are_back: bool,
 ) -> Found {
     let is_there = |number: usize, record: &Record| {
+        // What has lost its value counts as never written.
+        let is_whole = there[number] == There::All || protocol.lacks(Without::CheckOfValue);
         record.stamped
             && there[number] != There::Nothing
+            && is_whole
             && (gone_are_back || state.segments[usize::from(record.segment)] != Segment::Gone)
     };
     let is_behind = |number: usize, record: &Record| {
@@ -57,13 +58,7 @@ fn recover(
     let Some(newest) = newest else { return Found::Value(None) };
     match state.records[newest].kind {
         Kind::Value(_) if state.records[newest].generation < generation => Found::Value(None),
-        Kind::Value(_) if there[newest] == There::Header => {
-            if protocol.lacks(Without::CheckOfValue) {
-                Found::Garbage
-            } else {
-                Found::Torn
-            }
-        }
+        Kind::Value(_) if there[newest] == There::Header => Found::Garbage,
         Kind::Value(value) => Found::Value(Some(value)),
         Kind::Tombstone | Kind::Clear => Found::Value(None),
     }
@@ -77,7 +72,7 @@ pub(crate) fn kill_is_harmless(protocol: &Protocol, state: &State) -> bool {
         let operations: Vec<_> = state.operations(protocol, key).into_iter().map(|(o, _)| o).collect();
         match recover(protocol, state, key, snapshot, &there, false) {
             Found::Value(value) => is_explained(&operations, state.initial(key), Finally::Recovered(value)),
-            Found::Torn | Found::Garbage => false,
+            Found::Garbage => false,
         }
     })
 }
@@ -107,8 +102,6 @@ pub(crate) fn power_cut_is_harmless(protocol: &Protocol, state: &State) -> bool 
                 [false, true].into_iter().take(1 + usize::from(any_gone)).all(|back| {
                     match recover(protocol, state, key, snapshot, &there, back) {
                         Found::Value(value) => is_explained(&operations, initial, Finally::Recovered(value)),
-                        // Not acknowledged as durable, or it would be synced.
-                        Found::Torn => true,
                         Found::Garbage => false,
                     }
                 })

@@ -1,0 +1,390 @@
+//! A blob: one value in a file of its own, too large for a segment.
+//!
+//! ```text
+//!  0      magic u64   8  name u128   24  salt u64   32  length u64   40  hash of the key u64
+//! 48      CRC-32 of these u32   52  zeros
+//! 64      the value, in chunks of 64 KiB, the last one shorter
+//! 64 + L  a CRC-32 for each chunk u32, seeded with the salt and the number of the chunk
+//!   ..    for each other key that ever named it: its hash u64, CRC-32 of that u32
+//! ```
+//!
+//! It is written as a temporary file from the first chunk on, and gets its header and its name when it is whole
+//! and on the disk. After that it never changes, but for the hash of another key that is added before a record of that
+//! key names it. By the hashes a recovery finds the records that may name it.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::engine::segment::{self, Account};
+use crate::error::{Error, Result};
+use crate::sys::map::Map;
+use crate::sys::{file, step};
+
+const HEADER_LEN: usize = 64;
+const MAGIC: u64 = u64::from_le_bytes(*b"KWblob_1");
+/// What is checked, and written, as one piece.
+pub(crate) const CHUNK: usize = 64 << 10;
+
+/// What a record says about its blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BlobRef {
+    pub(crate) name: u128,
+    salt: u64,
+    /// Of the value, in bytes.
+    pub(crate) len: u64,
+}
+
+impl BlobRef {
+    pub(crate) const ENCODED_LEN: usize = 32;
+
+    /// As the body of a record.
+    pub(crate) fn encode(&self) -> [u8; Self::ENCODED_LEN] {
+        let mut bytes = [0; Self::ENCODED_LEN];
+        bytes[..16].copy_from_slice(&self.name.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.salt.to_le_bytes());
+        bytes[24..].copy_from_slice(&self.len.to_le_bytes());
+        bytes
+    }
+
+    /// The reference that is the body of a record.
+    pub(crate) fn decode(body: &[u8]) -> Option<Self> {
+        let (name, rest) = body.split_first_chunk()?;
+        let (salt, len) = rest.split_first_chunk()?;
+        Some(Self {
+            name: u128::from_le_bytes(*name),
+            salt: u64::from_le_bytes(*salt),
+            len: u64::from_le_bytes(len.try_into().ok()?),
+        })
+    }
+
+    fn header(&self, hash: u64) -> [u8; HEADER_LEN] {
+        let mut bytes = [0; HEADER_LEN];
+        bytes[..8].copy_from_slice(&MAGIC.to_le_bytes());
+        bytes[8..40].copy_from_slice(&self.encode());
+        bytes[40..48].copy_from_slice(&hash.to_le_bytes());
+        let check = crc32fast::hash(&bytes[..48]);
+        bytes[48..52].copy_from_slice(&check.to_le_bytes());
+        bytes
+    }
+
+    /// What a header says, and the hash of the first key.
+    fn from_header(header: &[u8; HEADER_LEN]) -> Option<(Self, u64)> {
+        let reference = Self::decode(&header[8..40])?;
+        let hash = u64::from_le_bytes(header[40..48].try_into().ok()?);
+        (*header == reference.header(hash)).then_some((reference, hash))
+    }
+
+    fn checks_at(&self) -> Option<u64> {
+        self.len.checked_add(HEADER_LEN as u64)
+    }
+
+    /// The length of the file, but for the hashes of other keys.
+    fn file_len(&self) -> Option<u64> {
+        self.checks_at()?.checked_add(self.len.div_ceil(CHUNK as u64).checked_mul(4)?)
+    }
+}
+
+fn check_of(salt: u64, number: u64, chunk: &[u8]) -> u32 {
+    let seed = (salt ^ (salt >> 32)).wrapping_add(number) as u32;
+    let mut hasher = crc32fast::Hasher::new_with_initial(seed);
+    hasher.update(chunk);
+    hasher.finalize()
+}
+
+/// What a blob of `len` bytes takes on disk, with the blocks of the file system.
+pub(crate) fn space_for(len: u64) -> u64 {
+    let checks = len.div_ceil(CHUNK as u64) * 4;
+    (len + checks + HEADER_LEN as u64).next_multiple_of(4096)
+}
+
+/// The name of the file of a blob that is whole.
+pub(super) fn file_name(name: u128) -> String {
+    format!("{name:032x}.blob")
+}
+
+fn temporary_name(name: u128) -> String {
+    format!("{name:032x}.part")
+}
+
+/// What a file in the directory of blobs is, by its name.
+pub(super) enum Named {
+    Blob(u128),
+    /// Left by a writer that died.
+    Temporary,
+    Unknown,
+}
+
+pub(super) fn named(found: &str) -> Named {
+    let digits = |ending: &str| u128::from_str_radix(found.strip_suffix(ending)?, 16).ok();
+    match (digits(".blob"), digits(".part")) {
+        (Some(name), _) if file_name(name) == found => Named::Blob(name),
+        (_, Some(name)) if temporary_name(name) == found => Named::Temporary,
+        _ => Named::Unknown,
+    }
+}
+
+/// A blob that is being written. Dropping it removes what was written.
+pub(crate) struct BlobWriter {
+    dir: PathBuf,
+    path: PathBuf,
+    file: File,
+    reference: BlobRef,
+    chunk: Vec<u8>,
+    checks: Vec<u8>,
+    /// The space on disk that was reserved for it.
+    account: Account,
+}
+
+impl BlobWriter {
+    /// A writer of a new blob in `dir`, with the space in `account`, which may be none.
+    pub(super) fn create(dir: &Path, account: Account) -> Result<Self> {
+        let random = || segment::random().map_err(|e| Error::io("create blob", dir, e));
+        let name = u128::from(random()?) << 64 | u128::from(random()?);
+        let reference = BlobRef { name, salt: random()?, len: 0 };
+        let path = dir.join(temporary_name(name));
+        let file = file::create(&path).map_err(|e| Error::io("create blob", &path, e))?;
+        step!("blob::created");
+        let (chunk, checks) = (Vec::with_capacity(CHUNK), Vec::new());
+        Ok(Self { dir: dir.to_owned(), path, file, reference, chunk, checks, account })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How many bytes were written until now.
+    pub(crate) fn len(&self) -> u64 {
+        self.reference.len + self.chunk.len() as u64
+    }
+
+    /// What is missing of the space for a value of `len` bytes.
+    pub(crate) fn lacks(&self, len: u64) -> u64 {
+        space_for(len).saturating_sub(self.account.bytes())
+    }
+
+    pub(crate) fn add_space(&mut self, account: Account) {
+        self.account.absorb(account);
+    }
+
+    /// Adds bytes, for which there is space.
+    ///
+    /// # Errors
+    /// If the disk refuses. What was taken in until then stays; `written` says how much of `bytes` that is.
+    pub(crate) fn write(&mut self, mut bytes: &[u8], written: &mut usize) -> io::Result<()> {
+        while !bytes.is_empty() {
+            if self.chunk.len() == CHUNK {
+                self.write_chunk()?;
+            }
+            let (now, rest) = bytes.split_at(bytes.len().min(CHUNK - self.chunk.len()));
+            self.chunk.extend_from_slice(now);
+            *written += now.len();
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    fn write_chunk(&mut self) -> io::Result<()> {
+        let BlobRef { salt, len, .. } = self.reference;
+        file::write_at(&self.file, &self.chunk, HEADER_LEN as u64 + len)?;
+        step!("blob::chunk");
+        let check = check_of(salt, len / CHUNK as u64, &self.chunk);
+        self.checks.extend_from_slice(&check.to_le_bytes());
+        self.reference.len += self.chunk.len() as u64;
+        self.chunk.clear();
+        Ok(())
+    }
+
+    /// Makes the blob whole and durable, under its name. May be called again after it failed.
+    pub(super) fn seal(&mut self, hash: u64) -> Result<BlobRef> {
+        let path = self.path.clone();
+        let io_error = |e| Error::io("write blob", &path, e);
+        if !self.chunk.is_empty() {
+            self.write_chunk().map_err(io_error)?;
+        }
+        let end = HEADER_LEN as u64 + self.reference.len;
+        file::write_at(&self.file, &self.checks, end).map_err(io_error)?;
+        file::write_at(&self.file, &self.reference.header(hash), 0).map_err(io_error)?;
+        step!("blob::written");
+        file::sync(&self.file).map_err(|e| Error::io("sync blob", &path, e))?;
+        step!("blob::synced");
+        let whole = self.dir.join(file_name(self.reference.name));
+        file::rename(&path, &whole).map_err(|e| Error::io("rename blob", &path, e))?;
+        self.path = whole;
+        step!("blob::named");
+        file::sync_dir(&self.dir).map_err(|e| Error::io("sync directory", &self.dir, e))?;
+        Ok(self.reference)
+    }
+
+    /// Keeps the blob, which was sealed, and gives away its space.
+    pub(super) fn keep(mut self) -> Account {
+        self.path = PathBuf::new();
+        self.account.take()
+    }
+}
+
+impl Drop for BlobWriter {
+    fn drop(&mut self) {
+        if self.path.as_os_str().is_empty() {
+            return;
+        }
+        if let Err(error) = file::remove(&self.path) {
+            // The next to open the directory removes it.
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove a blob that was not finished");
+        }
+    }
+}
+
+/// A blob that is open to be read. It can be read to its end whatever happens to its name.
+pub(crate) struct OpenBlob {
+    file: File,
+    reference: BlobRef,
+    /// The space counts for as long as anybody has the blob open.
+    account: Arc<Account>,
+}
+
+/// The value of a blob, mapped.
+struct Mapped {
+    map: Map,
+    len: usize,
+    #[expect(dead_code, reason = "held so that the space counts")]
+    account: Arc<Account>,
+}
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        self.map.bytes(HEADER_LEN, self.len).unwrap_or_default()
+    }
+}
+
+impl OpenBlob {
+    /// Opens what is at `path`, which is to be the blob `reference`. `None` if it is something else, or damaged.
+    pub(super) fn open(path: &Path, reference: BlobRef, account: Arc<Account>) -> Result<Option<Self>> {
+        let open = || -> io::Result<Option<Self>> {
+            let file = match file::open_to_read(path) {
+                Ok(file) => file,
+                Err(e) if is_none_of_ours(&e) => return Ok(None),
+                Err(e) => return Err(e),
+            };
+            let mut header = [0; HEADER_LEN];
+            match file.read_exact_at(&mut header, 0) {
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+                read => read?,
+            }
+            let is_it = BlobRef::from_header(&header).is_some_and(|(found, _)| found == reference);
+            let is_whole =
+                reference.file_len().is_some_and(|len| file.metadata().is_ok_and(|m| m.len() >= len));
+            Ok((is_it && is_whole).then_some(Self { file, reference, account }))
+        };
+        open().map_err(|e| Error::io("open blob", path, e))
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.reference.len
+    }
+
+    /// Reads chunk `number` into `chunk`. `false` if it is damaged.
+    pub(crate) fn read_chunk(&self, number: u64, chunk: &mut Vec<u8>) -> io::Result<bool> {
+        let start = number * CHUNK as u64;
+        let len = self.len().saturating_sub(start).min(CHUNK as u64) as usize;
+        chunk.resize(len, 0);
+        let checks_at = HEADER_LEN as u64 + self.len();
+        let mut check = [0; 4];
+        let read = self
+            .file
+            .read_exact_at(chunk, HEADER_LEN as u64 + start)
+            .and_then(|()| self.file.read_exact_at(&mut check, checks_at + number * 4));
+        match read {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            read => read.map(|()| u32::from_le_bytes(check) == check_of(self.reference.salt, number, chunk)),
+        }
+    }
+
+    /// Whether all of it is as it was written. Reads it all, a chunk at a time.
+    pub(crate) fn verify(&self) -> io::Result<bool> {
+        let mut chunk = Vec::new();
+        for number in 0..self.len().div_ceil(CHUNK as u64) {
+            if !self.read_chunk(number, &mut chunk)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The whole value, mapped and verified; `None` if it is damaged.
+    pub(crate) fn load(self) -> io::Result<Option<Bytes>> {
+        let (Ok(len), Some(Ok(file_len))) =
+            (usize::try_from(self.len()), self.reference.file_len().map(usize::try_from))
+        else {
+            return Ok(None);
+        };
+        let map = Map::to_read(&self.file, file_len)?;
+        let value = map.bytes(HEADER_LEN, len).unwrap_or_default();
+        let checks = map.bytes(HEADER_LEN + len, file_len - HEADER_LEN - len).unwrap_or_default();
+        let is_sound =
+            value.chunks(CHUNK).zip(checks.chunks_exact(4)).zip(0..).all(|((chunk, check), number)| {
+                check == check_of(self.reference.salt, number, chunk).to_le_bytes()
+            });
+        Ok(is_sound.then(|| Bytes::from_owner(Mapped { map, len, account: self.account })))
+    }
+}
+
+const HASH_LEN: usize = 12;
+
+fn hash_entry(hash: u64) -> [u8; HASH_LEN] {
+    let mut bytes = [0; HASH_LEN];
+    bytes[..8].copy_from_slice(&hash.to_le_bytes());
+    let check = crc32fast::hash(&bytes[..8]);
+    bytes[8..].copy_from_slice(&check.to_le_bytes());
+    bytes
+}
+
+/// The length of the file, and the hashes of the keys that may name the blob in it. None if it is damaged.
+pub(super) fn hashes(file: &File) -> io::Result<(u64, Vec<u64>)> {
+    /// More keys than this a blob is not moved through.
+    const MOST: u64 = 1 << 16;
+    let len = file.metadata()?.len();
+    let mut header = [0; HEADER_LEN];
+    if len < HEADER_LEN as u64 {
+        return Ok((len, Vec::new()));
+    }
+    file.read_exact_at(&mut header, 0)?;
+    let Some((reference, first)) = BlobRef::from_header(&header) else { return Ok((len, Vec::new())) };
+    let mut hashes = vec![first];
+    let Some(start) = reference.file_len().filter(|start| *start <= len) else {
+        return Ok((len, Vec::new()));
+    };
+    let mut others = vec![0; (len - start).min(MOST * HASH_LEN as u64) as usize];
+    file.read_exact_at(&mut others, start)?;
+    let sound = others.chunks_exact(HASH_LEN).filter_map(|entry| {
+        let hash = u64::from_le_bytes(entry.first_chunk().copied()?);
+        (hash_entry(hash) == entry).then_some(hash)
+    });
+    hashes.extend(sound);
+    Ok((len, hashes))
+}
+
+/// Notes, durably, that a key of this hash is about to name the blob in the file at `path`.
+pub(super) fn add_hash(path: &Path, hash: u64) -> Result<()> {
+    let add = || -> io::Result<()> {
+        let file = file::open(path)?;
+        let (len, found) = hashes(&file)?;
+        if found.contains(&hash) {
+            return Ok(());
+        }
+        file::write_at(&file, &hash_entry(hash), len)?;
+        step!("blob::hash_written");
+        file::sync(&file)
+    };
+    add().map_err(|e| Error::io("write blob", path, e))
+}
+
+/// Whether what is there, if anything, is no blob.
+pub(super) fn is_none_of_ours(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput)
+        || error.raw_os_error() == Some(nix::libc::ELOOP)
+}

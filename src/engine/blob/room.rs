@@ -1,0 +1,111 @@
+//! Blobs within the bounds: what they may take, and which go when there is no room.
+
+use std::cmp::Reverse;
+use std::io;
+
+use super::{BlobWriter, Owner, Pin};
+use crate::engine::Engine;
+use crate::engine::counters::Counter;
+use crate::engine::index::{Probe, Word};
+use crate::engine::layout;
+use crate::error::{Error, ErrorKind, Result};
+
+/// How often the oldest of what is there makes room for a piece of a blob on a disk that is full.
+const GIVEN_UP_FOR_A_PIECE: u32 = 16;
+
+impl Engine {
+    /// Whether a value of this length gets a file of its own.
+    pub(crate) fn is_large(&self, len: usize) -> bool {
+        len as u64 > self.log.largest_in_log()
+    }
+
+    /// Stores a value as a blob that nothing names yet.
+    pub(in crate::engine) fn store_blob(&self, value: &[u8], key: &[u8]) -> Result<Pin<'_>> {
+        let mut writer = self.blobs.create()?;
+        self.write_blob(&mut writer, value)?;
+        self.seal_blob(writer, key)
+    }
+
+    /// Adds bytes to a blob, and the space for them.
+    pub(in crate::engine) fn write_blob(&self, writer: &mut BlobWriter, bytes: &[u8]) -> Result<()> {
+        let (len, most) = (writer.len() + bytes.len() as u64, layout::max_blob_len(self.log.budget()));
+        if len > most {
+            let why = format!("{len} bytes of at most {most}");
+            return Err(Error::new(ErrorKind::ValueTooLarge, "write").with_source(why));
+        }
+        let lacks = writer.lacks(len);
+        if lacks > 0 {
+            let step = layout::blob_step(self.log.budget());
+            writer.add_space(self.make_space(lacks.next_multiple_of(step))?);
+        }
+        let (mut written, mut left) = (0, GIVEN_UP_FOR_A_PIECE);
+        while let Err(e) = writer.write(&bytes[written..], &mut written) {
+            let is_full = matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+            left = left.saturating_sub(1);
+            if !is_full || left == 0 || !self.give_up_oldest()? {
+                return Err(Error::io("write blob", writer.path(), e));
+            }
+        }
+        Ok(())
+    }
+
+    pub(in crate::engine) fn seal_blob(&self, writer: BlobWriter, key: &[u8]) -> Result<Pin<'_>> {
+        self.blobs.seal(writer, self.hasher.hash(key))
+    }
+
+    /// The blobs that nothing names any more.
+    pub(in crate::engine) fn dead_blobs(&self) -> Vec<u128> {
+        self.blobs.take_dead(|owner| self.holds(owner))
+    }
+
+    /// Finds, at an attach, what names each blob.
+    pub(in crate::engine) fn find_blobs(&self) {
+        self.blobs.find_owners(|hash, name| {
+            let names = |word: Word| {
+                let guard = self.log.segment(word.segment());
+                let record = guard.get().and_then(|segment| segment.record(word.offset()));
+                let blob = record.and_then(|record| record.blob());
+                if blob.is_some_and(|blob| blob.name == name) { Probe::Match } else { Probe::Other }
+            };
+            self.index.find(hash, names).entry.map(|(_, word)| word)
+        });
+    }
+
+    /// Whether the index holds this very word.
+    fn holds(&self, (hash, word): Owner) -> bool {
+        self.slot_of(hash, word).is_some() || {
+            // It may just move along its chain.
+            let locked = self.index.lock(hash);
+            let there = self.slot_of(hash, word).is_some();
+            self.note_wiped(locked.wiped());
+            there
+        }
+    }
+
+    /// Evicts the coldest blob, if all of them take more than `beyond` bytes. `false` if none was evicted. Its space comes
+    /// back with the next checkpoint.
+    pub(in crate::engine) fn evict_a_blob(&self, beyond: u64) -> bool {
+        self.dead_blobs();
+        let (alive, _) = self.blobs.bytes();
+        if alive <= beyond {
+            return false;
+        }
+        let clock = self.index.recency();
+        let owners = self.blobs.evictable();
+        let coldest = owners
+            .iter()
+            .filter_map(|(name, (hash, word))| Some((*name, self.slot_of(*hash, *word)?, word.age())))
+            .max_by_key(|(_, slot, age)| (self.hints.get(*slot).age(clock), Reverse(*age)));
+        let Some((coldest, ..)) = coldest else { return false };
+        let evicted = owners
+            .iter()
+            .filter(|(name, (hash, word))| {
+                *name == coldest && self.slot_of(*hash, *word).is_some_and(|slot| self.evict(slot, *word))
+            })
+            .count();
+        self.counters.add(Counter::Evicted, evicted as u64);
+        self.tell_once(&self.told_of_bytes, "max_bytes");
+        self.dead_blobs();
+        true
+    }
+}

@@ -1,0 +1,96 @@
+//! Blobs as programs see them: values that are written and read piece by piece.
+
+use std::sync::{Arc, Weak};
+
+use super::{BlobWriter, CHUNK, OpenBlob, Pin};
+use crate::engine::Engine;
+use crate::engine::attach::Attached;
+use crate::engine::index::Word;
+use crate::entry::{Change, Codec, Condition, Expiry, Pieces, Soft, Spool};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Reads a blob from wherever it is asked to, a chunk at a time, each of which is verified.
+pub(crate) struct BlobSource {
+    blob: OpenBlob,
+    chunk: Vec<u8>,
+    /// The number of the chunk that is in `chunk`.
+    number: Option<u64>,
+    /// Told of damage.
+    engine: Weak<Engine>,
+    owner: (u64, Word),
+}
+
+impl BlobSource {
+    pub(crate) fn new(blob: OpenBlob, engine: Weak<Engine>, owner: (u64, Word)) -> Self {
+        Self { blob, chunk: Vec::new(), number: None, engine, owner }
+    }
+}
+
+impl Pieces for BlobSource {
+    fn read_at(&mut self, at: u64, into: &mut [u8]) -> Result<usize> {
+        if at >= self.blob.len() {
+            return Ok(0);
+        }
+        let number = at / CHUNK as u64;
+        if self.number != Some(number) {
+            self.number = None;
+            let read = self.blob.read_chunk(number, &mut self.chunk);
+            let is_sound = read.map_err(|e| Error::new(ErrorKind::Io, "read").with_source(e))?;
+            if !is_sound {
+                if let Some(engine) = self.engine.upgrade() {
+                    engine.drop_named(self.owner);
+                }
+                let why =
+                    format!("the bytes from {} on are not those that were stored", number * CHUNK as u64);
+                return Err(Error::new(ErrorKind::Damaged, "read").with_source(why));
+            }
+            self.number = Some(number);
+        }
+        let rest = self.chunk.get((at % CHUNK as u64) as usize..).unwrap_or_default();
+        let len = rest.len().min(into.len());
+        into[..len].copy_from_slice(&rest[..len]);
+        Ok(len)
+    }
+}
+
+/// A value on its way into a directory: in memory while it is small, in a blob from then on. Keeps the directory
+/// attached.
+pub(crate) struct Spooled {
+    attached: Arc<Attached>,
+    small: Vec<u8>,
+    large: Option<BlobWriter>,
+}
+
+impl Spooled {
+    pub(crate) fn new(attached: Arc<Attached>) -> Self {
+        Self { attached, small: Vec::new(), large: None }
+    }
+}
+
+impl Spool for Spooled {
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        if self.large.is_none() {
+            if !self.attached.is_large(self.small.len() + bytes.len()) {
+                self.small.extend_from_slice(bytes);
+                return Ok(());
+            }
+            let mut writer = self.attached.blobs.create()?;
+            self.attached.write_blob(&mut writer, &self.small)?;
+            self.small = Vec::new();
+            self.large = Some(writer);
+        }
+        match &mut self.large {
+            Some(writer) => self.attached.write_blob(writer, bytes),
+            None => Ok(()),
+        }
+    }
+
+    fn commit(self: Box<Self>, key: &str, expires_at: Expiry) -> Result<()> {
+        let Self { attached, small, large } = *self;
+        let blob: Option<Pin<'_>> =
+            large.map(|writer| attached.seal_blob(writer, key.as_bytes())).transpose()?;
+        let change = Change::Store { value: &small, codec: Codec::Raw, expires_at, soft: Soft::default() };
+        attached.commit_with(key.as_bytes(), Condition::Always, change, blob)?;
+        Ok(())
+    }
+}
