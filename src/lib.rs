@@ -49,10 +49,11 @@
 //! | | kept in | for |
 //! |---|---|---|
 //! | [`Cache::open`] | a directory | production |
+//! | `Builder::sled` | a [sled](https://docs.rs/sled/0.34.7) tree (feature `sled`) | programs that keep their data in sled |
 //! | [`Cache::in_memory`] | this process | tests, and what need not stay |
 //! | [`Cache::dummy`] | nowhere | development |
 //!
-//! [`Builder`] has the options of all three.
+//! [`Builder`] has the options of all of them.
 //!
 //! In async code on tokio, `AsyncCache` (feature `async`) has the same calls for any of them.
 //!
@@ -61,7 +62,8 @@
 //! | feature | default | what it brings | what it costs |
 //! |---|---|---|---|
 //! | `test-util` | no | a clock that stands still until it is told to move (`ManualClock`), and temporary caches (`testing::TempCache`), for the tests of programs | nothing |
-//! | `async` | no | [`AsyncCache`], for programs on tokio | tokio (its runtime only) |
+//! | `async` | no | `AsyncCache`, for programs on tokio | tokio (its runtime only) |
+//! | `sled` | no | `Builder::sled`, for entries in a sled tree | sled and what it needs: 12 crates |
 //! | `cli` | no | the command line tool `keepwarm` | clap, serde_json |
 //! | `failpoints` | no | named points in the code where a test can inject an error; never for production | fail |
 

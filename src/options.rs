@@ -47,7 +47,7 @@ pub enum Eviction {
     /// others. How many pays is learned from the entries that are asked for again soon after they went.
     ///
     /// Keeps what is popular while much passes by that is asked for once: scans, crawlers, long tails. On
-    /// recorded traffic it has up to 26 points more hits than [`Lru`](Eviction::Lru), and at worst half a point fewer (see
+    /// recorded traffic it has up to 26 points more hits than [`Lru`](Eviction::Lru), and nowhere 0.3 fewer (see
     /// `docs/benchmarks.md`). Costs 6 bytes of memory for each of `max_entries`, at most 32 MiB; what was learned is
     /// forgotten when the directory is closed, the counts of uses are not.
     Adaptive,

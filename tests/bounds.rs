@@ -108,7 +108,7 @@ fn in_pieces(cache: &Cache, key: &str, value: &[u8], timeout: Timeout) -> keepwa
             return Err(*e.into_inner().unwrap().downcast::<keepwarm::Error>().unwrap());
         }
     }
-    if value.len() % 5 == 0 { Ok(()) } else { writer.commit() }
+    if value.len().is_multiple_of(5) { Ok(()) } else { writer.commit() }
 }
 
 /// The blocks of `path` and, if it is a directory, of all in it. What has gone since it was listed has none.

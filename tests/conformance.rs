@@ -79,6 +79,20 @@ fn replay_operations(answer: impl Fn(&Cache, &ManualClock, &Value) -> Value) {
 
 #[test]
 fn culling_leaves_as_many_as_djangos_does() {
+    replay_culling(|cache, key, value| cache.set(key, &value, Timeout::Default).unwrap());
+}
+
+#[cfg(feature = "async")]
+#[test]
+fn async_culling_leaves_as_many_as_djangos_does() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    replay_culling(|cache, key, value| {
+        let cache = cache.clone().into_async();
+        runtime.block_on(cache.set(key, &value, Timeout::Default)).unwrap();
+    });
+}
+
+fn replay_culling(set: impl Fn(&Cache, &str, u64)) {
     let cases = recordings("culling.jsonl");
     for_each_backend(|make| {
         let mut sets = 0;
@@ -91,7 +105,7 @@ fn culling_leaves_as_many_as_djangos_does() {
                 .open()
                 .unwrap();
             for n in 0..count(&case["sets"]) {
-                cache.set(&format!("key {n}"), &n, Timeout::Default).unwrap();
+                set(&cache, &format!("key {n}"), n);
                 assert!(cache.len() <= count(&case["max_entries"]), "{case}");
                 sets += 1;
             }

@@ -48,6 +48,11 @@ fn index_open() {
 }
 
 #[test]
+fn snapshot_open() {
+    replay("snapshot_open", keepwarm::fuzzing::snapshot_open);
+}
+
+#[test]
 fn operations() {
     replay("operations", operations::operations);
 }

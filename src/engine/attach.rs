@@ -159,7 +159,11 @@ impl Attached {
                 let base = match (other, newest, least) {
                     _ if options.salvage => Base::Salvage,
                     (Closed::OtherSize(words, header), ..) => Base::Closed(words, header),
-                    (_, Some((file, header)), _) => Base::Snapshot(file, header),
+                    (_, Some((file, header)), _) => {
+                        // Whoever wrote it may have been killed before it was synced, and the other one is overwritten next.
+                        file::sync(&file).map_err(|e| Error::io("sync a snapshot in", &directory.path, e))?;
+                        Base::Snapshot(file, header)
+                    }
                     (_, None, Some(0)) => Base::Empty,
                     (_, None, None) if untouched || segments.is_empty() => Base::Empty,
                     (_, None, _) => {

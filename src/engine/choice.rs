@@ -270,7 +270,7 @@ mod tests {
             (on_trial(1, 0), 4),
             (proven, 90),
         ];
-        let choice = ages(Eviction::Adaptive, &there).choose(3, 10);
+        let choice = ages(Eviction::Adaptive, &there).choose(3, 8);
         assert_eq!(choice.fate(on_trial(9, 0), NOW), Fate::Goes);
         assert_eq!(choice.fate(on_trial(8, 2), NOW), Fate::Becomes(on_trial(8, 2).proven(0)));
         assert_eq!(choice.fate(on_trial(7, 1), NOW), Fate::AtTheEdge(0));

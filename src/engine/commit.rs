@@ -64,7 +64,7 @@ struct Wanted<'a> {
 
 /// A record that waits for its stamp.
 struct Written<'a> {
-    reservation: super::log::Reservation,
+    reservation: super::tail::Reservation,
     prepared: Prepared,
     /// The blob that is named again, where an entry moves.
     pin: Option<Pin<'a>>,
@@ -250,7 +250,7 @@ impl Engine {
     /// to see to it that the change does not stay.
     fn sync_if_asked(
         &self,
-        reservation: super::log::Reservation,
+        reservation: super::tail::Reservation,
         take_back: impl FnOnce(&Segment, u32),
     ) -> Result<()> {
         if !self.syncs_each_write() {

@@ -104,7 +104,7 @@ impl Engine {
 
     /// Evicts `count` entries, those that the policy chooses. Says how many it did.
     pub(super) fn evict_coldest(&self, count: u64) -> u64 {
-        self.evict_coldest_of(0..self.index.geometry().buckets, |_| count)
+        self.evict_coldest_of(0..self.index.buckets_in_use(), |_| count)
     }
 
     /// Evicts as many of the entries in `buckets` as `count` says of how many there are.
@@ -118,7 +118,7 @@ impl Engine {
         let choice = ages.choose(count(seen), share);
         let mut evicted = 0;
         // Of one age, what was written first goes first.
-        let mut at_the_edge: [Vec<(Reverse<u32>, u64, Slot, Word)>; 2] = Default::default();
+        let mut at_the_edge = [const { Vec::new() }; 2];
         for (slot, word) in self.index.entries(buckets) {
             let hint = self.hints.get(slot);
             match choice.fate(hint, now) {
@@ -155,7 +155,7 @@ impl Engine {
         const BUCKETS: u32 = 256;
         /// The part of them that goes: so little that they are soon as many again, so much that it seldom happens.
         const PART: u64 = 64;
-        let buckets = self.index.geometry().buckets;
+        let buckets = self.index.buckets_in_use();
         for _ in 0..=buckets / BUCKETS {
             let start = self.next_few.fetch_add(BUCKETS, Ordering::Relaxed) % buckets;
             let few = start..start.saturating_add(BUCKETS).min(buckets);

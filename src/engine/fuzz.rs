@@ -3,11 +3,13 @@
 #![expect(clippy::panic, reason = "this is how a fuzz target says what it found")]
 use std::path::Path;
 
+use super::attach::Attached;
 use super::index;
 use super::record::{self, Place, Record};
 use super::segment::{self, Opened, Segment, SpaceInUse};
-use super::state;
-use crate::options::Limits;
+use super::{snapshot, state};
+use crate::error::Result;
+use crate::options::{Limits, Options};
 
 /// A record that begins with this where its check goes is given the one that fits.
 const TO_BE_FITTED: [u8; 4] = *b"fit!";
@@ -96,6 +98,41 @@ pub(crate) fn change_index(file: &mut [u8], bytes: &[u8], fit: bool) {
     for (word, chunk) in words.iter().zip(file.chunks_exact_mut(8)) {
         chunk.copy_from_slice(&word.to_le_bytes());
     }
+}
+
+/// Changes bytes of a snapshot as `bytes` say, and makes its checks fit if asked to.
+///
+/// Each change takes 4 bytes: what to do, the place, and the byte or, times eight, the distance to another place.
+pub(crate) fn change_snapshot(file: &mut [u8], bytes: &[u8], fit: bool) {
+    let places: Vec<usize> = (0..256.min(file.len())).chain(4096..file.len()).collect();
+    for change in bytes.chunks_exact(4).filter(|_| !places.is_empty()) {
+        let place = usize::from(u16::from_le_bytes([change[1], change[2]]));
+        let at = places[place % places.len()];
+        match change[0] % 4 {
+            0 => file[at] = change[3],
+            1 => file[at] ^= change[3],
+            2 => file[at] = file[at].wrapping_add(change[3]),
+            // Eight bytes of another place, a word perhaps.
+            _ => {
+                let from = at.saturating_sub(usize::from(change[3]) * 8);
+                let len = 8.min(file.len() - at);
+                file.copy_within(from..from + len, at);
+            }
+        }
+    }
+    if fit {
+        snapshot::fit_checks(file);
+    }
+}
+
+/// Takes a snapshot of the directory at `path`, which this process has open.
+pub(crate) fn take_snapshot(path: &Path) -> Result<()> {
+    Attached::open(path, &Options::default())?.checkpoint()
+}
+
+/// A `state` that says that the directory was not closed.
+pub(crate) fn state_not_closed(limits: Limits) -> Vec<u8> {
+    state::not_closed(limits)
 }
 
 /// A `state` that says that the directory was closed with this index.

@@ -49,7 +49,8 @@ impl Hint {
 
     /// The same for an entry that is proven, with so many uses to its credit.
     pub(crate) fn proven(self, uses: u8) -> Self {
-        Self(self.0 & !USES | PROVEN | u64::from(uses.min(MOST_USES)) * ONE_USE)
+        let uses = u64::from(uses.min(MOST_USES)) * ONE_USE;
+        Self(self.0 & !USES | PROVEN | uses)
     }
 
     /// The same, with the uses of the entry that `before` was for, and one more.

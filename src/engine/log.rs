@@ -16,17 +16,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwapOption, Guard};
 
-use super::index::{Index, MAX_OFFSET, SegmentState};
+use super::index::{Index, SegmentState};
 use super::layout;
 use super::record::{self, Draft};
 use super::segment::{self, Account, Segment, SpaceInUse};
+use super::tail::{Reservation, Tail};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::file::{self, HeldDirectory};
 use crate::sys::step;
-
-/// A segment that is appended to is filled with zeros this far ahead of its tail, in the writing call: stores into pages
-/// that a `pwrite` made are several times cheaper than those that fault on an unwritten extent.
-const ZERO_AHEAD: u32 = 64 << 10;
 
 /// A hold on a segment for the length of a call.
 pub(crate) struct SegmentGuard {
@@ -61,70 +58,12 @@ pub(crate) struct Log {
     emptied: Mutex<BTreeMap<u32, Arc<Segment>>>,
     /// Bytes that were reserved, ever.
     appended: AtomicU64,
-    /// The highest id that there was when the log was opened.
-    first: u32,
-}
-
-/// A segment that is appended to.
-struct Tail {
-    segment: Arc<Segment>,
-    end: u32,
-    zeroed: u32,
-    /// All records before this place were finished when somebody last looked.
-    drained: u32,
-}
-
-/// Space for one record in a segment that is appended to.
-pub(crate) struct Reservation {
-    pub(crate) segment: Arc<Segment>,
-    pub(crate) offset: u32,
-    pub(crate) len: u32,
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        self.segment.finish();
-    }
+    /// Where the log ends, as segment and place, while there is no active segment: a later life may go on there.
+    end: Mutex<(u32, u32)>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Tail {
-    fn new(segment: Arc<Segment>, end: u32) -> Self {
-        Self { segment, end, zeroed: end, drained: end }
-    }
-
-    fn has_room(&self, len: u32) -> bool {
-        // Behind a large record a segment may go on beyond what an entry word reaches.
-        let reachable = u64::from(self.end) < MAX_OFFSET;
-        reachable && u64::from(self.end) + u64::from(len) <= self.segment.len() && !self.segment.has_failed()
-    }
-
-    /// The place before which everything is finished.
-    fn drained(&mut self) -> u32 {
-        if self.segment.is_drained() {
-            self.drained = self.end;
-        }
-        self.drained
-    }
-
-    /// Space for a record of `len` bytes, for which there is room.
-    fn reserve(&mut self, len: u32, index: &Index) -> Result<Reservation> {
-        let offset = self.end;
-        let end = offset + len;
-        if end > self.zeroed {
-            let ahead = end.saturating_add(ZERO_AHEAD).min(self.segment.len() as u32);
-            self.segment.zero(self.zeroed, ahead)?;
-            self.zeroed = ahead;
-        }
-        self.drained();
-        self.segment.begin(offset, len);
-        self.end = end;
-        index.set_segment_tail(self.segment.id, end);
-        Ok(Reservation { segment: self.segment.clone(), offset, len })
-    }
 }
 
 impl Log {
@@ -154,14 +93,10 @@ impl Log {
             sealed: Mutex::new(BTreeMap::new()),
             emptied: Mutex::new(BTreeMap::new()),
             appended: AtomicU64::new(0),
-            first: segments.last().map_or(0, |newest| newest.id),
+            end: Mutex::new(segments.last().map_or((0, 0), |newest| (newest.id, end.unwrap_or(u32::MAX)))),
         };
         for segment in segments {
             let segment = Arc::new(segment);
-            if index.segment_state(segment.id).is_none() {
-                // A spare one that was removed when the index was closed, and that a power cut brought back.
-                index.set_segment(segment.id, SegmentState::Sealed);
-            }
             log.slot(segment.id).store(Some(segment.clone()));
             index.set_segment(segment.id, SegmentState::Sealed);
             lock(&log.sealed).insert(segment.id, segment);
@@ -287,10 +222,11 @@ impl Log {
     }
 
     /// Makes the next active segment, with room for a record of `len`, unless it is there. `make_room` sees to it
-    /// that so many bytes may be taken, and takes them.
+    /// that so many bytes may be taken, and takes them. `ahead`: nobody waits for it.
     pub(crate) fn provide(
         &self,
         len: u32,
+        ahead: bool,
         index: &Index,
         make_room: &dyn Fn(u64) -> Result<Account>,
         give_up: &dyn Fn() -> Result<bool>,
@@ -305,7 +241,7 @@ impl Log {
         if let Some(small) = spare.take() {
             self.discard(index, &small);
         }
-        *spare = Some(self.create(make_room(segment_len)?, index, give_up)?);
+        *spare = Some(self.create(make_room(segment_len)?, ahead, index, give_up)?);
         Ok(())
     }
 
@@ -320,6 +256,7 @@ impl Log {
     fn create(
         &self,
         account: Account,
+        zeroed: bool,
         index: &Index,
         give_up: &dyn Fn() -> Result<bool>,
     ) -> Result<Arc<Segment>> {
@@ -339,7 +276,7 @@ impl Log {
                 return Err(no_space());
             };
             let account = account.take().or_else(|| self.space.account_within(len, self.budget));
-            match Segment::create(&self.dir, id, account.ok_or_else(no_space)?) {
+            match Segment::create(&self.dir, id, account.ok_or_else(no_space)?, zeroed) {
                 Ok(segment) => {
                     // Or a power cut could take the file with all that was synced into it.
                     if let Err(e) = file::sync_dir(&self.dir) {
@@ -375,7 +312,7 @@ impl Log {
             let account = self.space.account_within(segment_len, self.budget);
             let account = account
                 .ok_or_else(|| Error::new(ErrorKind::NoSpace, "copy records in").with_path(&self.dir))?;
-            let next = self.create(account, index, &|| Ok(false))?;
+            let next = self.create(account, false, index, &|| Ok(false))?;
             if let Some(full) = copies.0.take() {
                 self.seal(index, full.segment);
             }
@@ -461,7 +398,7 @@ impl Log {
         let mut active = lock(&self.active);
         match active.as_mut() {
             Some(tail) => (tail.segment.id, tail.drained()),
-            None => (self.first, u32::MAX),
+            None => *lock(&self.end),
         }
     }
 
@@ -511,6 +448,7 @@ impl Log {
         }
         if let Some(old) = lock(&self.active).take() {
             index.set_end_of_log(old.segment.id, old.end);
+            *lock(&self.end) = (old.segment.id, old.end);
             self.seal(index, old.segment);
         }
     }
@@ -538,4 +476,27 @@ fn is_taken(error: &Error) -> bool {
     use std::error::Error as _;
     let cause = error.source().and_then(|s| s.downcast_ref::<std::io::Error>());
     cause.is_some_and(|e| e.kind() == std::io::ErrorKind::AlreadyExists)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::index::Geometry;
+
+    #[test]
+    fn a_log_that_is_closed_goes_on_where_it_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let index = Index::create(&file, Geometry::for_entries(10, 16), 1).unwrap();
+        let space = SpaceInUse::default();
+        let segment = Segment::create(dir.path(), 1, space.account(16 << 10), false).unwrap();
+        let begin = segment::HEADER_LEN as u32;
+        let log = Log::new(dir.path(), &index, 1 << 20, space, vec![segment], Some(begin)).unwrap();
+        let reserved = log.reserve(64, &index).unwrap().unwrap();
+        drop(reserved);
+        log.retire(&index);
+        // The next life appends there, and a recovery from a snapshot that was taken now must look there.
+        assert_eq!(log.position(), (1, begin + 64));
+        assert_eq!(index.end_of_log(1), Some(begin + 64));
+    }
 }

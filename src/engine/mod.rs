@@ -32,6 +32,7 @@ pub(crate) mod segment;
 mod snapshot;
 mod space;
 mod state;
+mod tail;
 mod undo;
 
 use std::path::PathBuf;

@@ -124,6 +124,8 @@ pub(super) fn recover(
     match base {
         Base::Snapshot(file, _) => {
             let path = &directory.path;
+            // Whoever wrote its header may have died before the sync, and the other file is the next to be written over.
+            file::sync(&file).map_err(|e| Error::io("sync the snapshot in", path, e))?;
             replay.load(&file, keeps_places).map_err(|e| Error::io("read the snapshot in", path, e))?;
         }
         Base::Closed(words, _) => words.into_iter().for_each(|word| replay.place(word)),

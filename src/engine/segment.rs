@@ -27,6 +27,8 @@ pub(crate) struct Segment {
     pub(crate) path: PathBuf,
     salt: u64,
     map: Map,
+    /// Whether it was all written with zeros when it was made.
+    zeroed: bool,
     /// While the segment is written to; closed when it is sealed, as a large cache has more segments than a process
     /// may have open files.
     file: Mutex<Option<Arc<File>>>,
@@ -196,18 +198,23 @@ impl Segment {
         (Self::file_name(id) == name && id != 0).then_some(id)
     }
 
-    /// Makes segment `id` in `dir`, as long as the space in `account`.
-    pub(crate) fn create(dir: &Path, id: u32, account: Account) -> Result<Self> {
+    /// Makes segment `id` in `dir`, as long as the space in `account`. `zeroed`: its pages are brought into memory now, in
+    /// large pieces, for whoever writes to them later.
+    pub(crate) fn create(dir: &Path, id: u32, account: Account, zeroed: bool) -> Result<Self> {
         let len = account.bytes;
         let path = dir.join(Self::file_name(id));
         let file = file::create(&path).map_err(|e| Error::io("create segment", &path, e))?;
         let make = |path: PathBuf| -> io::Result<Self> {
-            file::allocate(&file, len)?;
+            if zeroed {
+                file::reset(&file, len)?;
+            } else {
+                file::allocate(&file, len)?;
+            }
             let salt = random()?;
             file::write_at(&file, &header(id, salt, len), 0)?;
             step!("segment::created");
             let map = Map::new(&file, len as usize)?;
-            Ok(Self::assemble(id, path, salt, map, file, account))
+            Ok(Self { zeroed, ..Self::assemble(id, path, salt, map, file, account) })
         };
         make(path.clone()).map_err(|e| {
             // What is half made is of no use, and its space is needed. If that fails too, the next recovery
@@ -254,6 +261,7 @@ impl Segment {
             path,
             salt,
             map,
+            zeroed: false,
             file: Mutex::new(Some(Arc::new(file))),
             writes: AtomicU64::new(0),
             synced: AtomicU64::new(0),
@@ -288,6 +296,11 @@ impl Segment {
     /// Makes sure that the file has all its blocks: a copy may have holes, and a store into one can fail.
     pub(crate) fn fill_holes(&self) -> io::Result<()> {
         self.file().map_or(Ok(()), |file| file::allocate(&file, self.len()))
+    }
+
+    /// Whether its pages were all brought into memory when it was made.
+    pub(crate) fn is_zeroed(&self) -> bool {
+        self.zeroed
     }
 
     /// What the recency clock said when the segment was sealed.

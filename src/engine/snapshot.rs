@@ -291,6 +291,27 @@ fn read_block(header: &Header, number: u64, block: &[u8], visit: &mut impl FnMut
     Some(())
 }
 
+/// Gives the header and every block the check that fits.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn fit_checks(bytes: &mut [u8]) {
+    let word32 = |bytes: &[u8], at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+    if bytes.len() < HEADER_LEN as usize {
+        return;
+    }
+    let len = word32(bytes, 8) as usize;
+    if let Some(fields) = bytes.get(16..16 + len) {
+        let check = crc32fast::hash(fields).to_le_bytes();
+        bytes[12..16].copy_from_slice(&check);
+    }
+    let number = Header::decode(bytes).map_or(0, |header| header.number);
+    for (at, block) in bytes[HEADER_LEN as usize..].chunks_exact_mut(BLOCK).enumerate() {
+        if let Some(content) = block.get(4..word32(block, 4) as usize) {
+            let check = check_of(number, at as u64, content).to_le_bytes();
+            block[..4].copy_from_slice(&check);
+        }
+    }
+}
+
 fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
     let (taken, after) = rest.split_first_chunk::<N>()?;
     *rest = after;

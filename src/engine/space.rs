@@ -13,9 +13,10 @@ use super::blob::Pin;
 use super::counters::Counter;
 use super::index::{Backoff, Probe, Slot, Word};
 use super::layout;
-use super::log::{Copies, Reservation};
+use super::log::Copies;
 use super::record::{Draft, Kind, Record, Stamp};
 use super::segment::{Account, Segment};
+use super::tail::Reservation;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::step;
 
@@ -111,14 +112,14 @@ impl Engine {
             if let Some(reservation) = self.log.reserve(len, &self.index)? {
                 return Ok(reservation);
             }
-            self.provide(len)?;
+            self.provide(len, false)?;
         }
     }
 
-    /// Sees to it that the next segment is there.
-    pub(super) fn provide(&self, len: u32) -> Result<()> {
+    /// Sees to it that the next segment is there. `ahead`: nobody waits for it.
+    fn provide(&self, len: u32, ahead: bool) -> Result<()> {
         let make_room = |bytes| self.make_space(bytes);
-        self.log.provide(len, &self.index, &make_room, &|| self.give_up_oldest())
+        self.log.provide(len, ahead, &self.index, &make_room, &|| self.give_up_oldest())
     }
 
     /// What all may take, so that there is room for the segment for copies.
@@ -245,7 +246,7 @@ impl Engine {
             let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
             self.secure()?;
         }
-        if self.log.wants_spare() { self.provide(0) } else { Ok(()) }
+        if self.log.wants_spare() { self.provide(0, true) } else { Ok(()) }
     }
 
     /// Gives back what no entry names any more.

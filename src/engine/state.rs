@@ -103,6 +103,12 @@ impl State {
     }
 }
 
+/// A `state` of a directory that was not closed, in which any snapshot may count.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn not_closed(limits: Limits) -> Vec<u8> {
+    [[0; SECTOR], encode(&Sector { turn: 1, clean: None, limits, snapshot: 0 })].concat()
+}
+
 /// A `state` of a directory that was closed with an index whose header is `header`.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn closed_with(header: HeaderCopy, limits: Limits) -> Vec<u8> {

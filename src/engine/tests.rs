@@ -8,6 +8,7 @@ use super::segment::{Segment, SpaceInUse};
 use super::*;
 use crate::entry::{Change, Codec, Condition, Outcome, Soft};
 use crate::error::ErrorKind;
+use crate::options::Eviction;
 use crate::time::{Clock, ManualClock, Timestamp};
 
 fn options() -> Options {
@@ -292,7 +293,7 @@ fn a_replay_into_a_smaller_segment_table_keeps_the_newest() {
     // As if the table had been larger once.
     for (id, key) in [(5, b"old"), (places + 5, b"mid")] {
         let segment =
-            Segment::create(&dir.path().join("segments"), id, SpaceInUse::default().account(16 << 10))
+            Segment::create(&dir.path().join("segments"), id, SpaceInUse::default().account(16 << 10), false)
                 .unwrap();
         let draft = Draft { kind: Kind::Value, codec: Codec::Raw, flags: 0, key_len: 3, body_len: 3 };
         let len = draft.len().unwrap();
@@ -411,6 +412,31 @@ fn the_least_recently_used_go_at_the_bound() {
         assert!(get(&engine, &format!("{i}")).is_some(), "{i}");
     }
     assert_sound(&engine);
+}
+
+#[test]
+fn nearly_the_coldest_go_while_the_background_is_behind() {
+    for eviction in [Eviction::Lru, Eviction::Adaptive] {
+        let options = Options { max_entries: 20_000, max_bytes: 32 << 20, eviction, ..options() };
+        let dir = tempfile::tempdir().unwrap();
+        let engine = open(dir.path(), &options);
+        let behind = engine.chores.lock().unwrap();
+        let read = |numbers: std::ops::Range<u32>| {
+            numbers.filter(|i| get(&engine, &format!("{i}")).is_some()).count()
+        };
+        for i in 0..25_000 {
+            if i % 1000 == 0 {
+                assert_eq!(read(0..100.min(i)), 100.min(i) as usize, "{eviction:?}, {i}");
+            }
+            set(&engine, &format!("{i}"), b"v");
+            assert!(engine.len() <= 20_000);
+        }
+        assert!(engine.len() > 19_900, "{}", engine.len());
+        let gone = 5000 - read(100..5100);
+        assert!(gone > 4000, "{eviction:?}: {gone}");
+        drop(behind);
+        assert_sound(&engine);
+    }
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! Any bytes as operations on a cache: what a fuzzer changes is which operation comes next, on which key, with what
 //! numbers, and not how they are written down.
 
+use std::path::Path;
+use std::sync::Once;
+
 use arbitrary::{Arbitrary, Result, Unstructured};
 
 use keepwarm::Eviction;
@@ -15,6 +18,13 @@ const MOST: usize = 200;
 /// # Panics
 /// If the cache differs from the model.
 pub(crate) fn operations(bytes: &[u8]) {
+    static IN_MEMORY: Once = Once::new();
+    // Where that is possible: files and syncs are what this spends its time on.
+    IN_MEMORY.call_once(|| {
+        if Path::new("/dev/shm").is_dir() {
+            let _ = tempfile::env::override_temp_dir(Path::new("/dev/shm"));
+        }
+    });
     let mut input = Unstructured::new(bytes);
     let Ok(first) = bounds(&mut input) else { return };
     let mut ops = Vec::new();

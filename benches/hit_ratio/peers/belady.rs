@@ -46,9 +46,3 @@ impl Policy for Belady {
         false
     }
 }
-
-#[test]
-fn what_is_needed_last_goes() {
-    let requests = [1, 2, 3, 1, 2, 3, 3, 2, 1];
-    assert_eq!(super::hits(&mut Belady::new(2, &requests), &requests), "---++-++-".to_owned());
-}

@@ -63,7 +63,7 @@ impl List {
     }
 
     /// Makes a key that is in the list its first.
-    pub(crate) fn to_front(&mut self, key: u32) {
+    pub(crate) fn make_first(&mut self, key: u32) {
         self.remove(key);
         self.push_front(key);
     }

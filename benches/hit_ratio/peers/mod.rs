@@ -18,8 +18,3 @@ pub(crate) trait Policy {
     /// Looks `key` up, and takes it in if it is not there. Says whether it was there.
     fn request(&mut self, key: u32) -> bool;
 }
-
-#[cfg(test)]
-fn hits(policy: &mut impl Policy, keys: &[u32]) -> String {
-    keys.iter().map(|key| if policy.request(*key) { '+' } else { '-' }).collect()
-}

@@ -51,11 +51,3 @@ impl Policy for Sieve {
         false
     }
 }
-
-#[test]
-fn the_hand_goes_on_where_it_was() {
-    // Oldest first: 1 is visited and passed over, 2 goes; then 3, where the hand stands, although 1 is older.
-    assert_eq!(super::hits(&mut Sieve::new(3), &[1, 2, 3, 1, 4, 5, 1, 2, 4]), "---+--+--");
-    // All visited: each loses its mark, and the oldest goes.
-    assert_eq!(super::hits(&mut Sieve::new(2), &[1, 2, 1, 2, 3, 2, 1]), "--++-+-");
-}

@@ -57,6 +57,8 @@ pub(super) struct Home {
     pub(super) entries: Tree,
     tree_of_facts: Tree,
     db: Db,
+    /// sled's log.
+    log: File,
     salt: u64,
     facts: Mutex<Facts>,
     next_sequence: AtomicU64,
@@ -74,6 +76,8 @@ impl Home {
         let dir = path.join("sled");
         file::create_dir(&dir).map_err(|e| Error::io("create", &dir, e))?;
         let db = open_sled(&dir, options)?;
+        let log = dir.join("db");
+        let log = file::open(&log).map_err(|e| Error::io("open", &log, e))?;
         let tree = |name: &str| db.open_tree(name).map_err(|e| store_error("open", &dir, e));
         let (entries, tree_of_facts) = (tree("entries")?, tree("facts")?);
         let mut facts = match tree_of_facts.get(FACTS).map_err(|e| store_error("open", &dir, e))? {
@@ -94,6 +98,7 @@ impl Home {
             entries,
             tree_of_facts,
             db,
+            log,
             salt: facts.salt,
             facts: Mutex::new(facts.clone()),
             next_sequence: AtomicU64::new(first),
@@ -119,9 +124,13 @@ impl Home {
         store_error(operation, &self.path, error)
     }
 
-    /// Waits until everything that was written is on the disk.
+    /// Waits until everything that was written is on the disk, but for pages of sled's that are large enough to have
+    /// files of their own.
     pub(super) fn flush(&self) -> Result<()> {
-        self.db.flush().map(drop).map_err(|e| self.error("sync", e))
+        self.db.flush().map_err(|e| self.error("sync", e))?;
+        // On Linux sled has its pages written back and goes on: neither the file's length nor what the disk itself
+        // buffers is durable then.
+        file::sync(&self.log).map_err(|e| Error::io("sync", &self.path, e))
     }
 
     pub(super) fn generation(&self) -> u32 {

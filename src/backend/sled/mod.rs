@@ -49,6 +49,10 @@ impl SledBackend {
         }
     }
 
+    fn is_closed(&self) -> bool {
+        self.store.read().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
     /// What the store shows; nothing if it was closed and cannot be opened again.
     fn gauge<T: Default>(&self, read: impl FnOnce(&Store) -> T) -> T {
         self.with(|store| Ok(read(store))).unwrap_or_else(|error| {
@@ -80,13 +84,13 @@ impl Backend for SledBackend {
     }
 
     fn reads_take_long(&self) -> bool {
-        self.store.read().unwrap_or_else(PoisonError::into_inner).is_none()
+        self.is_closed()
     }
 
     fn commits_take_long(&self) -> bool {
         let culls = self.options.max_entries <= INLINE_CULL_ENTRIES || self.options.cull_frequency == 0;
         self.options.durability == Durability::Sync
-            || self.reads_take_long()
+            || self.is_closed()
             || (culls && self.len() >= self.options.max_entries.max(QUICK_CULL_ENTRIES))
     }
 

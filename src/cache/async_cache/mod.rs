@@ -24,8 +24,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub use iter::{AsyncIter, AsyncKeys};
 pub use lease::AsyncLease;
 
-/// Calls with a value of at least so many bytes leave the thread. Below, they take some ten microseconds at most,
-/// which is about what it costs to leave it and come back.
+/// Calls with a value of at least so many bytes leave the thread. Below, they take some tens of microseconds at
+/// most, which is about what it costs to leave it and come back.
 const LARGE_VALUE: usize = 64 << 10;
 
 /// The same cache as [`Cache`], for programs on [tokio](https://docs.rs/tokio): the same names, and the same
@@ -45,7 +45,9 @@ const LARGE_VALUE: usize = 64 << 10;
 /// page cache is fetched from the disk while the thread stands still, 0.1 ms on a good SSD to 10 ms on a disk
 /// that turns. Nobody can tell beforehand whether a page is there. Where the directory is much larger than the
 /// memory of the machine, and a pause of the worker is worse than a switch each time, call the `Cache` in
-/// `spawn_blocking`. Likewise a thread waits where a write is faster than the background makes new segments.
+/// `spawn_blocking`. Likewise a thread waits where a write is faster than the background makes new segments, and
+/// where the last handle of a directory is dropped, which closes it; [`close`](AsyncCache::close) before that
+/// leaves nothing to wait for.
 ///
 /// [`get_or_set`](AsyncCache::get_or_set) takes an async closure, which may borrow what is around it, and shares its
 /// single flights with the blocking calls of the same cache. Futures may be dropped at any time. One that was

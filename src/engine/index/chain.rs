@@ -190,24 +190,13 @@ impl Index {
     }
 
     /// The number of the chain that `slot` is in.
-    fn primary_of_slot(&self, slot: Slot) -> u32 {
+    pub(super) fn primary_of_slot(&self, slot: Slot) -> u32 {
         let number = slot.bucket();
         let primary = match self.bucket(number) {
             Some(bucket) if number >= self.geometry.primaries => bucket.control().primary(),
             _ => number,
         };
         primary.min(self.geometry.primaries - 1)
-    }
-
-    /// All that the index keeps of a hash: chain and tag. One key in 250 times as many as there are entries has the
-    /// same as another.
-    pub(crate) fn identity(&self, hash: u64) -> u64 {
-        u64::from(self.primary_of(hash)) << 32 | super::tag(hash)
-    }
-
-    /// The [`identity`](Index::identity) of the hash whose word is in `slot`.
-    pub(crate) fn identity_of_slot(&self, slot: Slot, word: Word) -> u64 {
-        u64::from(self.primary_of_slot(slot)) << 32 | word.tag()
     }
 
     pub(super) fn lock_primary(&self, primary: u32) -> Locked<'_> {

@@ -274,6 +274,23 @@ impl Index {
         ((u128::from(hash) * u128::from(self.geometry.primaries)) >> 64) as u32
     }
 
+    /// All that the index keeps of a hash: chain and tag. One key in 250 times as many as there are entries has the
+    /// same as another.
+    pub(crate) fn identity(&self, hash: u64) -> u64 {
+        u64::from(self.primary_of(hash)) << 32 | tag(hash)
+    }
+
+    /// The [`identity`](Index::identity) of the hash whose word is in `slot`.
+    pub(crate) fn identity_of_slot(&self, slot: Slot, word: Word) -> u64 {
+        u64::from(self.primary_of_slot(slot)) << 32 | word.tag()
+    }
+
+    /// How many buckets were ever in use, from the first on.
+    pub(crate) fn buckets_in_use(&self) -> u32 {
+        let next = self.words()[at::NEXT_OVERFLOW].load(Ordering::Relaxed);
+        u32::try_from(next).unwrap_or(u32::MAX).clamp(self.geometry.primaries, self.geometry.buckets)
+    }
+
     /// The generation of `clear`: entries of an older one are gone.
     pub(crate) fn generation(&self) -> u32 {
         self.words()[at::GENERATION].load(Ordering::Acquire) as u32

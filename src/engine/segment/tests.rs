@@ -11,7 +11,7 @@ struct Log {
 
 fn log() -> Log {
     let dir = tempfile::tempdir().unwrap();
-    let segment = Segment::create(dir.path(), 9, SpaceInUse::default().account(16 << 10)).unwrap();
+    let segment = Segment::create(dir.path(), 9, SpaceInUse::default().account(16 << 10), false).unwrap();
     Log { segment, tail: HEADER_LEN as u32, sequence: 0, _dir: dir }
 }
 
@@ -96,7 +96,7 @@ fn a_stored_value_is_not_taken_for_a_record() {
 fn what_is_opened_is_told_apart() {
     let dir = tempfile::tempdir().unwrap();
     let space = SpaceInUse::default();
-    let segment = Segment::create(dir.path(), 3, space.account(16 << 10)).unwrap();
+    let segment = Segment::create(dir.path(), 3, space.account(16 << 10), false).unwrap();
     let path = segment.path.clone();
     assert_eq!(space.bytes(), 16 << 10);
     drop(segment);
