@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::index::Word;
-use super::segment::{Account, SpaceInUse};
+use super::usage::{Account, SpaceInUse};
 use crate::error::{Error, Result};
 use crate::sys::file::{self as files, HeldDirectory};
 use crate::sys::step;
