@@ -34,6 +34,7 @@ mod space;
 mod state;
 mod tail;
 mod undo;
+mod usage;
 
 use std::path::PathBuf;
 use std::sync::Mutex;
