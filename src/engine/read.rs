@@ -24,10 +24,6 @@ use crate::error::{Error, ErrorKind, Result};
 /// mapped for as long as somebody holds them.
 const COPY_LIMIT: usize = 4 << 10;
 
-/// As much of a record is fetched at once, before its header says how long it is. The processor notices by itself
-/// that more is read one after the other.
-const PREFETCH: usize = 256;
-
 /// How often a read begins again because the segment it was led to has gone. Each time somebody else made
 /// progress.
 const RETRIES: usize = 64;
@@ -206,6 +202,7 @@ impl Engine {
         take: &mut impl FnMut(Source<'_>, Word) -> Result<Option<R>>,
     ) -> Result<Option<R>> {
         self.find_live(key, |word, verdict| {
+            self.log.prefetch(word);
             self.judge(word, key, self.hot.knock(word, Form::Bytes), take, verdict)
         })
     }
@@ -325,7 +322,6 @@ impl Engine {
         let Some(segment) = guard.get() else {
             return Probe::Unreadable;
         };
-        segment.prefetch(word.offset(), PREFETCH);
         let Some(record) = segment.record(word.offset()) else { return Probe::Unreadable };
         if record.key != key {
             return Probe::Other;
