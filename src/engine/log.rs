@@ -11,40 +11,24 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use arc_swap::{ArcSwapOption, Guard};
 
 use super::index::{Index, SegmentState, Word};
 use super::layout;
 use super::record::{self, Draft};
 use super::segment::{self, Segment};
+use super::table::{SegmentGuard, Table};
 use super::tail::{Reservation, Tail};
 use super::usage::{Account, SpaceInUse};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::file::{self, HeldDirectory};
-use crate::sys::{map, step};
-
-/// A hold on a segment for the length of a call.
-pub(crate) struct SegmentGuard {
-    held: Guard<Option<Arc<Segment>>>,
-    id: u32,
-}
-
-impl SegmentGuard {
-    /// The segment that was asked for, if it is there: its place may be another one's by now.
-    pub(crate) fn get(&self) -> Option<&Arc<Segment>> {
-        self.held.as_ref().filter(|segment| segment.id == self.id)
-    }
-}
+use crate::sys::step;
 
 pub(crate) struct Log {
     dir: PathBuf,
     held: HeldDirectory,
-    table: Box<[ArcSwapOption<Segment>]>,
-    /// Where in memory each of them begins, or began.
-    addresses: Box<[AtomicUsize]>,
+    table: Table,
     space: SpaceInUse,
     budget: u64,
     segment_len: u64,
@@ -80,14 +64,12 @@ impl Log {
         segments: Vec<Segment>,
         end: Option<u32>,
     ) -> Result<Self> {
-        let table = (0..index.geometry().segments).map(|_| ArcSwapOption::empty()).collect();
-        let addresses = (0..index.geometry().segments).map(|_| AtomicUsize::new(0)).collect();
+        let table = Table::new(index.geometry().segments);
         let held = HeldDirectory::open(dir).map_err(|e| Error::io("open", dir, e))?;
         let log = Self {
             dir: dir.to_owned(),
             held,
             table,
-            addresses,
             space,
             budget,
             segment_len: layout::segment_len(budget),
@@ -102,7 +84,7 @@ impl Log {
         };
         for segment in segments {
             let segment = Arc::new(segment);
-            log.enter(&segment);
+            log.table.enter(&segment);
             index.set_segment(segment.id, SegmentState::Sealed);
             lock(&log.sealed).insert(segment.id, segment);
         }
@@ -126,31 +108,14 @@ impl Log {
         }
     }
 
-    fn slot(&self, id: u32) -> &ArcSwapOption<Segment> {
-        // The length is a power of two.
-        &self.table[id as usize & (self.table.len() - 1)]
-    }
-
-    /// Puts a segment into the table.
-    fn enter(&self, segment: &Arc<Segment>) {
-        self.addresses[segment.id as usize & (self.addresses.len() - 1)]
-            .store(segment.address(), Ordering::Relaxed);
-        self.slot(segment.id).store(Some(segment.clone()));
-    }
-
-    /// Fetches the record that `word` names ahead of its use, without holding its segment: what holding it waits
-    /// for, the record need not wait for too. Where it ends says its header alone, so a small record's worth of
-    /// lines is fetched; the processor notices by itself when more is read one after the other.
+    /// Fetches the record that `word` names ahead of its use.
     pub(crate) fn prefetch(&self, word: Word) {
-        const SMALL: usize = 256;
-        let base =
-            self.addresses[word.segment() as usize & (self.addresses.len() - 1)].load(Ordering::Relaxed);
-        map::prefetch(base.wrapping_add(word.offset() as usize), SMALL);
+        self.table.prefetch(word);
     }
 
     /// Holds segment `id`, if it is there.
     pub(crate) fn segment(&self, id: u32) -> SegmentGuard {
-        SegmentGuard { held: self.slot(id).load(), id }
+        self.table.hold(id)
     }
 
     /// Bytes of all segments, those included that are unlinked and still mapped.
@@ -309,7 +274,7 @@ impl Log {
                     // A place that is free should be all zeros; what is not would make a live segment seem dead.
                     index.set_segment(id, SegmentState::Free);
                     index.set_segment(id, SegmentState::Active);
-                    self.enter(&segment);
+                    self.table.enter(&segment);
                     return Ok(segment);
                 }
                 // The disk is full before max_bytes is: what is there makes room here too.
@@ -401,7 +366,7 @@ impl Log {
     }
 
     fn forget(&self, index: &Index, id: u32) {
-        self.slot(id).store(None);
+        self.table.forget(id);
         index.set_segment(id, SegmentState::Free);
     }
 
@@ -482,7 +447,7 @@ impl Log {
         *lock(&self.copies) = None;
         lock(&self.sealed).clear();
         lock(&self.emptied).clear();
-        self.table.iter().for_each(|slot| slot.store(None));
+        self.table.clear();
     }
 }
 

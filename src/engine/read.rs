@@ -14,9 +14,9 @@ use super::blob::{BlobSource, OpenBlob};
 use super::counters::Counter;
 use super::hot::{Content, Door, Form, HotEntry};
 use super::index::{Probe, Slot, Word};
-use super::log::SegmentGuard;
 use super::record::{Kind, Record};
 use super::segment::{Pin, Segment};
+use super::table::SegmentGuard;
 use crate::entry::{Change, Condition, Decoded, Expiry, Item, SharedValue, Soft, Stored, Streamed};
 use crate::error::{Error, ErrorKind, Result};
 
