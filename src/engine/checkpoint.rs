@@ -186,7 +186,8 @@ impl Engine {
         checkpoints.appended = appended;
         checkpoints.backlog = 0;
         checkpoints.last = Instant::now();
-        self.blobs.release(&dead);
+        let still_dead = self.dead_blobs();
+        self.blobs.release(&dead.into_iter().filter(|name| still_dead.contains(name)).collect::<Vec<_>>());
         self.log.release(&self.index, &emptied)
     }
 

@@ -17,9 +17,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::index::{Index, SegmentState, Word};
 use super::layout;
 use super::record::{self, Draft};
-use super::segment::{self, Account, Segment, SpaceInUse};
-use super::table::{SegmentGuard, SegmentTable};
+use super::segment::{self, Segment};
+use super::table::{SegmentGuard, Table};
 use super::tail::{Reservation, Tail};
+use super::usage::{Account, SpaceInUse};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::file::{self, HeldDirectory};
 use crate::sys::step;
@@ -27,7 +28,7 @@ use crate::sys::step;
 pub(crate) struct Log {
     dir: PathBuf,
     held: HeldDirectory,
-    table: SegmentTable,
+    table: Table,
     space: SpaceInUse,
     budget: u64,
     segment_len: u64,
@@ -63,11 +64,12 @@ impl Log {
         segments: Vec<Segment>,
         end: Option<u32>,
     ) -> Result<Self> {
+        let table = Table::new(index.geometry().segments);
         let held = HeldDirectory::open(dir).map_err(|e| Error::io("open", dir, e))?;
         let log = Self {
             dir: dir.to_owned(),
             held,
-            table: SegmentTable::new(index.geometry().segments),
+            table,
             space,
             budget,
             segment_len: layout::segment_len(budget),
@@ -113,7 +115,7 @@ impl Log {
 
     /// Holds segment `id`, if it is there.
     pub(crate) fn segment(&self, id: u32) -> SegmentGuard {
-        self.table.get(id)
+        self.table.hold(id)
     }
 
     /// Bytes of all segments, those included that are unlinked and still mapped.
@@ -364,7 +366,7 @@ impl Log {
     }
 
     fn forget(&self, index: &Index, id: u32) {
-        self.table.remove(id);
+        self.table.forget(id);
         index.set_segment(id, SegmentState::Free);
     }
 

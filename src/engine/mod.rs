@@ -35,6 +35,7 @@ mod state;
 mod table;
 mod tail;
 mod undo;
+mod usage;
 
 use std::path::PathBuf;
 use std::sync::Mutex;

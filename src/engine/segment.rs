@@ -9,10 +9,11 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex};
 
 use super::index::MAX_OFFSET;
 use super::record::{self, Draft, Place, Prepared, Record, Stamp};
+use super::usage::{Account, SpaceInUse};
 use crate::error::{Error, Result};
 use crate::sys::map::Map;
 use crate::sys::{file, step};
@@ -53,19 +54,6 @@ struct SharedSync {
     done: Mutex<u64>,
 }
 
-/// The bytes of all segments of an engine, those included that are unlinked and still mapped.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct SpaceInUse(Arc<Usage>);
-
-#[derive(Debug, Default)]
-pub(crate) struct Usage {
-    bytes: AtomicU64,
-    /// Syncs under way, each of which keeps its segment until it is done.
-    syncs: AtomicU64,
-    /// Of `bytes`, those of segments of which the program holds values.
-    pinned: Mutex<u64>,
-}
-
 /// A segment that stays mapped as long as this lives, since the program holds a value in it.
 pub(crate) struct Pin(Arc<Segment>);
 
@@ -81,99 +69,8 @@ impl Drop for Pin {
     fn drop(&mut self) {
         let mut pinned = self.0.account.space.pinned();
         if self.0.pins.fetch_sub(1, Ordering::Relaxed) == 1 {
-            *pinned -= self.0.account.bytes;
+            *pinned -= self.0.account.bytes();
         }
-    }
-}
-
-/// A sync under way.
-struct Syncing<'a>(&'a Usage);
-
-impl Drop for Syncing<'_> {
-    fn drop(&mut self) {
-        self.0.syncs.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-impl SpaceInUse {
-    /// The same count, for as long as anything is counted in it.
-    pub(crate) fn downgrade(&self) -> Weak<Usage> {
-        Arc::downgrade(&self.0)
-    }
-
-    pub(crate) fn upgrade(count: &Weak<Usage>) -> Option<Self> {
-        count.upgrade().map(Self)
-    }
-
-    pub(crate) fn bytes(&self) -> u64 {
-        self.0.bytes.load(Ordering::Acquire)
-    }
-
-    /// Of them, the bytes of segments of which the program holds values.
-    pub(crate) fn pinned_bytes(&self) -> u64 {
-        *self.pinned()
-    }
-
-    fn pinned(&self) -> MutexGuard<'_, u64> {
-        self.0.pinned.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// Whether a sync keeps a segment that might be gone otherwise.
-    pub(crate) fn is_syncing(&self) -> bool {
-        self.0.syncs.load(Ordering::Acquire) > 0
-    }
-
-    fn syncing(&self) -> Syncing<'_> {
-        self.0.syncs.fetch_add(1, Ordering::AcqRel);
-        Syncing(&self.0)
-    }
-
-    pub(crate) fn account(&self, bytes: u64) -> Account {
-        self.0.bytes.fetch_add(bytes, Ordering::AcqRel);
-        Account { space: self.clone(), bytes }
-    }
-
-    /// The same, unless more than `most` bytes would be in use then.
-    pub(crate) fn account_within(&self, bytes: u64, most: u64) -> Option<Account> {
-        let add = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= most);
-        self.0.bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).ok()?;
-        Some(Account { space: self.clone(), bytes })
-    }
-}
-
-/// Bytes that are counted for as long as this lives.
-#[derive(Debug)]
-pub(crate) struct Account {
-    space: SpaceInUse,
-    bytes: u64,
-}
-
-impl Account {
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
-    /// Counts from now on what `other`, of the same space, counted.
-    pub(crate) fn absorb(&mut self, mut other: Self) {
-        self.bytes += std::mem::take(&mut other.bytes);
-    }
-
-    /// Leaves nothing here; what is returned counts it.
-    pub(crate) fn take(&mut self) -> Self {
-        Self { space: self.space.clone(), bytes: std::mem::take(&mut self.bytes) }
-    }
-
-    /// Counts no more than `bytes`.
-    pub(crate) fn shrink_to(&mut self, bytes: u64) {
-        let over = self.bytes.saturating_sub(bytes);
-        self.bytes -= over;
-        self.space.0.bytes.fetch_sub(over, Ordering::AcqRel);
-    }
-}
-
-impl Drop for Account {
-    fn drop(&mut self) {
-        self.space.0.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 
@@ -201,7 +98,7 @@ impl Segment {
     /// Makes segment `id` in `dir`, as long as the space in `account`. `zeroed`: its pages are brought into memory now, in
     /// large pieces, for whoever writes to them later.
     pub(crate) fn create(dir: &Path, id: u32, account: Account, zeroed: bool) -> Result<Self> {
-        let len = account.bytes;
+        let len = account.bytes();
         let path = dir.join(Self::file_name(id));
         let file = file::create(&path).map_err(|e| Error::io("create segment", &path, e))?;
         let make = |path: PathBuf| -> io::Result<Self> {
@@ -281,7 +178,7 @@ impl Segment {
     pub(crate) fn pin(self: &Arc<Self>, most: u64) -> Option<Pin> {
         let mut pinned = self.account.space.pinned();
         if self.pins.load(Ordering::Relaxed) == 0 {
-            *pinned = Some(*pinned + self.account.bytes).filter(|bytes| *bytes <= most)?;
+            *pinned = Some(*pinned + self.account.bytes()).filter(|bytes| *bytes <= most)?;
         }
         self.pins.fetch_add(1, Ordering::Relaxed);
         drop(pinned);

@@ -15,8 +15,9 @@ use super::index::{Backoff, Probe, Slot, Word};
 use super::layout;
 use super::log::Copies;
 use super::record::{Draft, Kind, Record, Stamp};
-use super::segment::{Account, Segment};
+use super::segment::Segment;
 use super::tail::Reservation;
+use super::usage::Account;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::step;
 

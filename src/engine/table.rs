@@ -1,4 +1,4 @@
-//! The segments that are open, by their ids: held for the length of a call, and prefetched without being held.
+//! The segments by their ids, for readers: looked up without a lock, held without a shared write.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,51 +22,50 @@ impl SegmentGuard {
     }
 }
 
-/// A place for each segment of the index's table, whose length is a power of two.
-pub(crate) struct SegmentTable(Box<[Place]>);
-
-#[derive(Default)]
-struct Place {
-    segment: ArcSwapOption<Segment>,
-    /// Where in memory the segment begins, or the one before it began.
-    address: AtomicUsize,
+/// A place for each segment, by the low bits of its id.
+pub(super) struct Table {
+    segments: Box<[ArcSwapOption<Segment>]>,
+    /// Where in memory each of them begins, or began.
+    addresses: Box<[AtomicUsize]>,
 }
 
-impl SegmentTable {
-    pub(crate) fn new(places: u32) -> Self {
-        Self((0..places).map(|_| Place::default()).collect())
+impl Table {
+    /// `places` is a power of two.
+    pub(super) fn new(places: u32) -> Self {
+        Self {
+            segments: (0..places).map(|_| ArcSwapOption::empty()).collect(),
+            addresses: (0..places).map(|_| AtomicUsize::new(0)).collect(),
+        }
     }
 
-    fn place(&self, id: u32) -> &Place {
-        &self.0[id as usize & (self.0.len() - 1)]
+    fn place(&self, id: u32) -> usize {
+        id as usize & (self.segments.len() - 1)
     }
 
-    pub(crate) fn enter(&self, segment: &Arc<Segment>) {
+    pub(super) fn enter(&self, segment: &Arc<Segment>) {
         let place = self.place(segment.id);
-        place.address.store(segment.address(), Ordering::Relaxed);
-        place.segment.store(Some(segment.clone()));
+        self.addresses[place].store(segment.address(), Ordering::Relaxed);
+        self.segments[place].store(Some(segment.clone()));
     }
 
-    pub(crate) fn remove(&self, id: u32) {
-        self.place(id).segment.store(None);
+    pub(super) fn hold(&self, id: u32) -> SegmentGuard {
+        SegmentGuard { held: self.segments[self.place(id)].load(), id }
     }
 
-    pub(crate) fn clear(&self) {
-        self.0.iter().for_each(|place| place.segment.store(None));
+    pub(super) fn forget(&self, id: u32) {
+        self.segments[self.place(id)].store(None);
     }
 
-    /// Holds segment `id`, if it is there.
-    pub(crate) fn get(&self, id: u32) -> SegmentGuard {
-        SegmentGuard { held: self.place(id).segment.load(), id }
+    pub(super) fn clear(&self) {
+        self.segments.iter().for_each(|place| place.store(None));
     }
 
-    /// Fetches the record that `word` names ahead of its use, without holding its segment: that takes an atomic
-    /// operation, which would wait for what was loaded before and make the record wait for it. Only its header says
-    /// where a record ends, so a small one's worth of lines is fetched; the processor notices by itself that more is
-    /// read one after the other.
-    pub(crate) fn prefetch(&self, word: Word) {
+    /// Fetches the record that `word` names ahead of its use, without holding its segment: what holding it waits
+    /// for, the record need not wait for too. Where it ends says its header alone, so a small record's worth of
+    /// lines is fetched; the processor notices by itself when more is read one after the other.
+    pub(super) fn prefetch(&self, word: Word) {
         const SMALL: usize = 256;
-        let base = self.place(word.segment()).address.load(Ordering::Relaxed);
+        let base = self.addresses[self.place(word.segment())].load(Ordering::Relaxed);
         map::prefetch(base.wrapping_add(word.offset() as usize), SMALL);
     }
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::record::{Draft, Kind, Stamp};
-use super::segment::{Segment, SpaceInUse};
+use super::segment::Segment;
+use super::usage::SpaceInUse;
 use super::*;
 use crate::entry::{Change, Codec, Condition, Outcome, Soft};
 use crate::error::ErrorKind;

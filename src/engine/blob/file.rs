@@ -20,7 +20,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::engine::segment::{self, Account};
+use crate::engine::segment;
+use crate::engine::usage::Account;
 use crate::error::{Error, Result};
 use crate::sys::map::Map;
 use crate::sys::{file, step};

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::index::Word;
-use super::segment::{Account, SpaceInUse};
+use super::usage::{Account, SpaceInUse};
 use crate::error::{Error, Result};
 use crate::sys::file::{self as files, HeldDirectory};
 use crate::sys::step;
@@ -26,6 +26,9 @@ pub(crate) use file::{BlobRef, BlobWriter, OpenBlob};
 pub(crate) use stream::{BlobSource, Spooled};
 
 use file::{CHUNK, Named, file_name, hashes, is_none_of_ours, named, space_for};
+
+/// A blob that was touched more often than this is not asked about each of its records for ever.
+const MOST_OWNERS: usize = 16;
 
 /// The word of a record that names a blob, and the hash of its key.
 pub(crate) type Owner = (u64, Word);
@@ -43,7 +46,7 @@ struct Blob {
     hashes: Vec<u64>,
     owners: Vec<Owner>,
     pins: u32,
-    /// Nothing names it any more, and nothing ever will.
+    /// Nothing named it when somebody last looked.
     is_dead: bool,
 }
 
@@ -193,9 +196,12 @@ impl Blobs {
     pub(crate) fn take_dead(&self, names: impl Fn(Owner) -> bool) -> Vec<u128> {
         let mut dead = Vec::new();
         for (name, blob) in &mut *self.lock() {
-            if blob.pins == 0 && !blob.is_dead {
-                blob.owners.retain(|owner| names(*owner));
-                blob.is_dead = blob.owners.is_empty();
+            if blob.pins == 0 {
+                // Each time anew: a write that cannot be synced is taken back, and what it replaced is named again.
+                blob.is_dead = !blob.owners.iter().any(|owner| names(*owner));
+                if blob.owners.len() > MOST_OWNERS && !blob.is_dead {
+                    blob.owners.retain(|owner| names(*owner));
+                }
             }
             if blob.is_dead {
                 dead.push(*name);
