@@ -65,7 +65,7 @@ pub(crate) fn run(plan: &Plan, size: Size, results: &mut Results) {
             .map(|which| course.load(plan, which, &course.shuffled, Workload::LoadShuffled, results))
             .collect();
         if round == 0 && plan.wants(Workload::Disk) {
-            racers.iter().for_each(|racer| course.space(racer, "disk after load", results));
+            racers.iter().for_each(|racer| course.space(plan, racer, "disk after load", results));
         }
         course.rates(plan, &racers, round, results);
         if plan.wants(Workload::Latency) {
@@ -186,7 +186,7 @@ impl Course {
                 let ids = workload::shuffled(self.size.entries, version);
                 set_all(&*racer.store, &self.values, &ids, version);
             }
-            self.space(&racer, "disk after overwriting three times", results);
+            self.space(plan, &racer, "disk after overwriting three times", results);
             let lost = self.shuffled.iter().filter(|id| !get_one(&*racer.store, &self.values, **id)).count();
             assert_eq!(lost, 0, "{} lost entries within its bounds", which.name());
         }
@@ -194,11 +194,13 @@ impl Course {
     }
 
     /// The disk that is used for as many bytes of keys and values.
-    fn space(&self, racer: &Racer, metric: &str, results: &mut Results) {
+    fn space(&self, plan: &Plan, racer: &Racer, metric: &str, results: &mut Results) {
         if racer.which.is_persistent() {
             racer.store.flush();
             // What is given back in the background is given back within about a second.
-            std::thread::sleep(GIVING_BACK);
+            if plan.settles {
+                std::thread::sleep(GIVING_BACK);
+            }
             let times = disk_bytes(racer.dir.path()) as f64 / self.size.bytes() as f64;
             results.add(self.size.name, metric, racer.which, times);
         }
