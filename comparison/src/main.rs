@@ -91,6 +91,14 @@ impl Args {
     }
 }
 
+impl Args {
+    fn keep(&self, results: &Results) {
+        if let Some(file) = &self.save {
+            results.write(file);
+        }
+    }
+}
+
 fn or_all<T: Clone>(chosen: &[T], all: Vec<T>) -> Vec<T> {
     if chosen.is_empty() { all } else { chosen.to_vec() }
 }
@@ -100,17 +108,17 @@ fn main() {
     if let Some(task) = &args.child {
         return task.run();
     }
-    let results = args.show.as_deref().map_or_else(|| measure(&args.plan()), Results::read);
-    if let Some(file) = &args.save {
-        results.write(file);
-    }
+    let results =
+        args.show.as_deref().map_or_else(|| measure(&args.plan(), |so_far| args.keep(so_far)), Results::read);
+    args.keep(&results);
     println!("{}", report::tables(&results));
     if args.write_docs {
         write_docs(&results);
     }
 }
 
-fn measure(plan: &Plan) -> Results {
+/// Measures all that `plan` wants; `keep` is shown what there is in between.
+fn measure(plan: &Plan, keep: impl Fn(&Results)) -> Results {
     let started = Instant::now();
     let mut results = Results::new(plan.rounds, plan.scale);
     let of_stores = |w: &Workload| {
@@ -119,6 +127,8 @@ fn measure(plan: &Plan) -> Results {
     if plan.workloads.iter().any(of_stores) {
         for size in &plan.sizes {
             race::run(plan, *size, &mut results);
+            // What was measured stays if something goes wrong later.
+            keep(&results);
         }
     }
     child::run(plan, &mut results);

@@ -20,7 +20,7 @@ const BATCH: usize = 128;
 /// Calls that are timed one by one, in each round.
 const TIMED: u32 = 100_000;
 /// Loading is measured for so long. What is left then goes in by so many bytes at a time, as fast as the engine can.
-const LOADING: Duration = Duration::from_secs(4);
+const LOADING: Duration = Duration::from_secs(2);
 const AT_ONCE: usize = 16 << 20;
 /// How long the background has before the disk is looked at.
 const GIVING_BACK: Duration = Duration::from_millis(1500);

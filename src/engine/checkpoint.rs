@@ -154,7 +154,7 @@ impl Engine {
         let io_error = |e| Error::io("write", &path, e);
         let file = &files[which];
         if file.metadata().map_err(io_error)?.len() != geometry.snapshot_bytes() {
-            file::reset(file, geometry.snapshot_bytes()).map_err(io_error)?;
+            file::reset(file, geometry.snapshot_bytes(), file::HUGE_PIECES).map_err(io_error)?;
         }
         let mut writer = Writer::new(file, next).map_err(io_error)?;
         let mut packed = Packed::default();

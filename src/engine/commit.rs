@@ -328,6 +328,7 @@ impl Engine {
     fn look(&self, hash: u64, key: &[u8]) -> Seen {
         let mut header = None;
         let found = self.index.find(hash, |word| {
+            self.log.prefetch(word);
             let guard = self.log.segment(word.segment());
             let Some(segment) = guard.get() else {
                 return Probe::Unreadable;

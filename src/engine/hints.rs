@@ -102,7 +102,7 @@ pub(crate) struct Hints(Map);
 
 impl Hints {
     pub(crate) fn create(file: &File, geometry: Geometry) -> io::Result<Self> {
-        file::reset(file, geometry.hint_bytes())?;
+        file::reset(file, geometry.hint_bytes(), file::HUGE_PIECES)?;
         Map::new(file, geometry.hint_bytes() as usize).map(Self)
     }
 

@@ -14,35 +14,21 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use arc_swap::{ArcSwapOption, Guard};
-
-use super::index::{Index, SegmentState};
+use super::index::{Index, SegmentState, Word};
 use super::layout;
 use super::record::{self, Draft};
 use super::segment::{self, Segment};
+use super::table::{SegmentGuard, Table};
 use super::tail::{Reservation, Tail};
 use super::usage::{Account, SpaceInUse};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::file::{self, HeldDirectory};
 use crate::sys::step;
 
-/// A hold on a segment for the length of a call.
-pub(crate) struct SegmentGuard {
-    held: Guard<Option<Arc<Segment>>>,
-    id: u32,
-}
-
-impl SegmentGuard {
-    /// The segment that was asked for, if it is there: its place may be another one's by now.
-    pub(crate) fn get(&self) -> Option<&Arc<Segment>> {
-        self.held.as_ref().filter(|segment| segment.id == self.id)
-    }
-}
-
 pub(crate) struct Log {
     dir: PathBuf,
     held: HeldDirectory,
-    table: Box<[ArcSwapOption<Segment>]>,
+    table: Table,
     space: SpaceInUse,
     budget: u64,
     segment_len: u64,
@@ -78,7 +64,7 @@ impl Log {
         segments: Vec<Segment>,
         end: Option<u32>,
     ) -> Result<Self> {
-        let table = (0..index.geometry().segments).map(|_| ArcSwapOption::empty()).collect();
+        let table = Table::new(index.geometry().segments);
         let held = HeldDirectory::open(dir).map_err(|e| Error::io("open", dir, e))?;
         let log = Self {
             dir: dir.to_owned(),
@@ -98,7 +84,7 @@ impl Log {
         };
         for segment in segments {
             let segment = Arc::new(segment);
-            log.slot(segment.id).store(Some(segment.clone()));
+            log.table.enter(&segment);
             index.set_segment(segment.id, SegmentState::Sealed);
             lock(&log.sealed).insert(segment.id, segment);
         }
@@ -122,14 +108,14 @@ impl Log {
         }
     }
 
-    fn slot(&self, id: u32) -> &ArcSwapOption<Segment> {
-        // The length is a power of two.
-        &self.table[id as usize & (self.table.len() - 1)]
+    /// Fetches the record that `word` names ahead of its use.
+    pub(crate) fn prefetch(&self, word: Word) {
+        self.table.prefetch(word);
     }
 
     /// Holds segment `id`, if it is there.
     pub(crate) fn segment(&self, id: u32) -> SegmentGuard {
-        SegmentGuard { held: self.slot(id).load(), id }
+        self.table.hold(id)
     }
 
     /// Bytes of all segments, those included that are unlinked and still mapped.
@@ -288,7 +274,7 @@ impl Log {
                     // A place that is free should be all zeros; what is not would make a live segment seem dead.
                     index.set_segment(id, SegmentState::Free);
                     index.set_segment(id, SegmentState::Active);
-                    self.slot(id).store(Some(segment.clone()));
+                    self.table.enter(&segment);
                     return Ok(segment);
                 }
                 // The disk is full before max_bytes is: what is there makes room here too.
@@ -380,7 +366,7 @@ impl Log {
     }
 
     fn forget(&self, index: &Index, id: u32) {
-        self.slot(id).store(None);
+        self.table.forget(id);
         index.set_segment(id, SegmentState::Free);
     }
 
@@ -461,7 +447,7 @@ impl Log {
         *lock(&self.copies) = None;
         lock(&self.sealed).clear();
         lock(&self.emptied).clear();
-        self.table.iter().for_each(|slot| slot.store(None));
+        self.table.clear();
     }
 }
 

@@ -32,6 +32,7 @@ pub(crate) mod segment;
 mod snapshot;
 mod space;
 mod state;
+mod table;
 mod tail;
 mod undo;
 mod usage;

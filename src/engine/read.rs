@@ -14,19 +14,15 @@ use super::blob::{BlobSource, OpenBlob};
 use super::counters::Counter;
 use super::hot::{Content, Door, Form, HotEntry};
 use super::index::{Probe, Slot, Word};
-use super::log::SegmentGuard;
 use super::record::{Kind, Record};
 use super::segment::{Pin, Segment};
+use super::table::SegmentGuard;
 use crate::entry::{Change, Condition, Decoded, Expiry, Item, SharedValue, Soft, Stored, Streamed};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Values up to this many bytes are copied; larger ones are handed out where they lie, and keep their segment
 /// mapped for as long as somebody holds them.
 const COPY_LIMIT: usize = 4 << 10;
-
-/// As much of a record is fetched at once, before its header says how long it is. The processor notices by itself
-/// that more is read one after the other.
-const PREFETCH: usize = 256;
 
 /// How often a read begins again because the segment it was led to has gone. Each time somebody else made
 /// progress.
@@ -206,6 +202,7 @@ impl Engine {
         take: &mut impl FnMut(Source<'_>, Word) -> Result<Option<R>>,
     ) -> Result<Option<R>> {
         self.find_live(key, |word, verdict| {
+            self.log.prefetch(word);
             self.judge(word, key, self.hot.knock(word, Form::Bytes), take, verdict)
         })
     }
@@ -325,7 +322,6 @@ impl Engine {
         let Some(segment) = guard.get() else {
             return Probe::Unreadable;
         };
-        segment.prefetch(word.offset(), PREFETCH);
         let Some(record) = segment.record(word.offset()) else { return Probe::Unreadable };
         if record.key != key {
             return Probe::Other;

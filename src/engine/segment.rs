@@ -103,7 +103,7 @@ impl Segment {
         let file = file::create(&path).map_err(|e| Error::io("create segment", &path, e))?;
         let make = |path: PathBuf| -> io::Result<Self> {
             if zeroed {
-                file::reset(&file, len)?;
+                file::reset(&file, len, file::SMALL_PIECES)?;
             } else {
                 file::allocate(&file, len)?;
             }
@@ -215,10 +215,9 @@ impl Segment {
         Place { salt: self.salt, offset }
     }
 
-    /// Fetches the first `len` bytes of the record at `offset` ahead of their use. Where its body begins and ends is known
-    /// only when its header is there, which would make a miss of the caches wait for the one before.
-    pub(crate) fn prefetch(&self, offset: u32, len: usize) {
-        self.map.prefetch_range(offset as usize, len);
+    /// Where in memory it begins.
+    pub(crate) fn address(&self) -> usize {
+        self.map.address()
     }
 
     /// The record at `offset`, if there is one whose header and key are sound.

@@ -45,7 +45,7 @@ impl State {
     /// Reads the newer of the two sectors that are whole. None at all means: not closed.
     pub(crate) fn open(file: File) -> io::Result<Self> {
         if file.metadata()?.len() != FILE_LEN {
-            file::reset(&file, FILE_LEN)?;
+            file::reset(&file, FILE_LEN, file::SMALL_PIECES)?;
         }
         let mut state = Self { file, turn: 0, clean: None, limits: None, snapshot: 0 };
         for number in 0..2 {

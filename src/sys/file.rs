@@ -86,22 +86,24 @@ pub(crate) fn allocate(file: &File, len: u64) -> io::Result<()> {
     }
 }
 
-/// A kernel with large folios maps what was written in one piece of this size, at a multiple of it, as one page of the
-/// processor's: one entry of its TLB in place of 512, and one fault.
-const HUGE_PAGE: u64 = 2 << 20;
+/// A kernel with large folios keeps what was written in one piece together. In pieces of this size, at multiples of it,
+/// a file is mapped with the processor's huge pages: one entry of its TLB in place of 512, and one fault. But whatever
+/// changes in a piece after it was synced, the next sync writes all of it.
+pub(crate) const HUGE_PIECES: u64 = 2 << 20;
+/// For what is synced again and again.
+pub(crate) const SMALL_PIECES: u64 = 64 << 10;
 
-/// Gives the file `len` bytes of zeros that are really there. They are written, as stores into a map find such pages
-/// several times faster than those of an extent that was only allocated; and in pieces as large as a huge page.
-pub(crate) fn reset(file: &File, len: u64) -> io::Result<()> {
-    let zeros = vec![0; len.min(HUGE_PAGE) as usize];
-    tell!(Emptying(inode(file)));
+/// Gives the file `len` bytes of zeros that are really there. They are written, in pieces of this size: stores into a map
+/// find such pages several times faster than those of an extent that was only allocated.
+pub(crate) fn reset(file: &File, len: u64, piece: u64) -> io::Result<()> {
+    let zeros = vec![0; len.min(piece) as usize];
     file.set_len(len)?;
     allocate(file, len).inspect_err(|_| {
         // A full disk gives what it has before it refuses; that must not stay taken.
         let _ = file.set_len(0);
     })?;
-    for at in (0..len).step_by(HUGE_PAGE as usize) {
-        write_at(file, &zeros[..(len - at).min(HUGE_PAGE) as usize], at)?;
+    for at in (0..len).step_by(piece as usize) {
+        write_at(file, &zeros[..(len - at).min(piece) as usize], at)?;
     }
     Ok(())
 }

@@ -105,24 +105,16 @@ impl Map {
         fits
     }
 
-    /// Asks the processor to fetch the `len` bytes at `offset`, as far as they are mapped, ahead of their use: lines
-    /// that are asked for together arrive together.
-    pub(crate) fn prefetch_range(&self, offset: usize, len: usize) {
-        /// Of a cache line.
-        const LINE: usize = 64;
-        (offset..offset + len).step_by(LINE).for_each(|at| self.prefetch(at));
+    /// Where in memory the mapping begins, for [`prefetch`].
+    pub(crate) fn address(&self) -> usize {
+        self.raw.as_ptr().addr()
     }
 
     /// Asks the processor to fetch the cache line at `offset`, which will be needed soon. Costs next to nothing.
     pub(crate) fn prefetch(&self, offset: usize) {
-        #[cfg(target_arch = "x86_64")]
         if offset < self.len() {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: a prefetch has no effect that a program can see; the address is within the mapping.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.raw.as_ptr().add(offset).cast()) };
+            prefetch(self.address() + offset, 1);
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = offset;
     }
 
     /// Writes every changed page to disk and waits for it.
@@ -132,6 +124,24 @@ impl Map {
         self.raw.flush()?;
         tell!(Synced(self.inode));
         Ok(())
+    }
+}
+
+/// Asks the processor to fetch the cache lines of the `len` bytes at `address`, ahead of their use: lines that are asked
+/// for together arrive together. Nothing happens where nothing is mapped.
+pub(crate) fn prefetch(address: usize, len: usize) {
+    /// Of a cache line.
+    const LINE: usize = 64;
+    for at in (0..len).step_by(LINE) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let line = std::ptr::without_provenance(address.wrapping_add(at));
+            // SAFETY: a prefetch is a hint. It reads nothing that a program can see, and does not fault.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (address, at);
     }
 }
 

@@ -197,7 +197,7 @@ pub(crate) struct Index {
 impl Index {
     /// Makes the index anew in `file`, empty: all zeros but for its geometry.
     pub(crate) fn create(file: &File, geometry: Geometry, owner: u32) -> io::Result<Self> {
-        crate::sys::file::reset(file, geometry.index_bytes())?;
+        crate::sys::file::reset(file, geometry.index_bytes(), crate::sys::file::HUGE_PIECES)?;
         let index = Self::map(file, geometry, owner)?;
         for (word, value) in [
             (at::PRIMARIES, u64::from(geometry.primaries)),
