@@ -45,11 +45,11 @@ fn rounds(tight: bool, share: u64) -> Verdict {
     const LOG_BYTES: u64 = 24 << 20;
     let rounds = std::env::var("KEEPWARM_KILL_ROUNDS").map_or(ROUNDS, |n| n.parse().unwrap()) * share / 4;
     let mut rng = Rng::new(rng::seed());
-    let mut witness = Witness::new();
+    let mut witness = Witness::new(tempfile::tempdir().unwrap());
     let (mut acknowledged, mut without, mut untouched) = (0, 0, 0);
     for round in 0..rounds {
         if !tight && log_bytes(&witness.dir()) > LOG_BYTES || rng.below(20) == 0 {
-            witness = Witness::new();
+            witness = Witness::new(tempfile::tempdir().unwrap());
         }
         let plan = Plan {
             seed: rng.next(),

@@ -81,7 +81,13 @@ impl Plan {
             400..470 => Operation::Add(value(), nonce),
             470..540 => Operation::Swap(value(), nonce),
             540..690 => Operation::Delete(value()),
-            690..740 => Operation::Touch(value()),
+            690..730 => Operation::Touch(value()),
+            730..740 => {
+                let key = value();
+                // One so large that it is a file of its own.
+                let large = (0..).map(|n| nonce ^ n << 40).find(|n| self::value(&key, *n).len() > 10_000);
+                Operation::Move(key, large.unwrap())
+            }
             740..970 => {
                 Operation::Incr(format!("{thread} counter {}", rng.below(10)), rng.below(9) as i64 - 2)
             }
@@ -102,6 +108,8 @@ pub(crate) enum Operation {
     Swap(String, u64),
     Delete(String),
     Touch(String),
+    /// Stores a large value, moves it to another version and back.
+    Move(String, u64),
     Incr(String, i64),
     Clear,
     Flush,
@@ -117,6 +125,7 @@ impl Operation {
             | Self::Swap(key, _)
             | Self::Delete(key)
             | Self::Touch(key)
+            | Self::Move(key, _)
             | Self::Incr(key, _) => {
                 vec![key.clone()]
             }
@@ -130,7 +139,7 @@ fn value(key: &str, nonce: u64) -> Vec<u8> {
     let mut rng = Rng::new(nonce);
     let len = match rng.below(20) {
         0 => rng.below(40_000),
-        1..4 => rng.below(5000),
+        1..8 => rng.below(8000),
         _ => rng.below(200),
     };
     let mut bytes = nonce.to_le_bytes().to_vec();
@@ -219,6 +228,15 @@ fn perform(cache: &Cache, operation: &Operation) -> keepwarm::Result<i64> {
             i64::from(matches!(cache.compare_and_swap(key, token, &new, Timeout::Default)?, Swap::Stored(_)))
         }
         Operation::Delete(key) => i64::from(cache.delete(key)?),
+        Operation::Move(key, nonce) => {
+            cache.set_bytes(key, &value(key, *nonce), Timeout::Default)?;
+            let moved = cache.incr_version(key, 1).and_then(|_| cache.with_version(2).decr_version(key, 1));
+            match moved {
+                // Evicted meanwhile.
+                Err(e) if e.kind() == keepwarm::ErrorKind::NotFound => 0,
+                moved => moved?,
+            }
+        }
         Operation::Touch(key) => i64::from(cache.touch(key, Duration::from_secs(100_000))?),
         Operation::Incr(key, delta) => cache.incr_or_init(key, *delta, 0, Timeout::Never)?,
         Operation::Clear => cache.clear().map(|()| 0)?,
@@ -254,8 +272,8 @@ pub(crate) struct Witness {
 }
 
 impl Witness {
-    pub(crate) fn new() -> Self {
-        Self { home: tempfile::tempdir().unwrap(), possible: BTreeMap::new() }
+    pub(crate) fn new(home: TempDir) -> Self {
+        Self { home, possible: BTreeMap::new() }
     }
 
     pub(crate) fn dir(&self) -> PathBuf {
@@ -339,6 +357,7 @@ impl Witness {
             Operation::Add(key, nonce) | Operation::Swap(key, nonce) if result == 1 => {
                 put(key, Content::Value(*nonce));
             }
+            Operation::Move(key, nonce) => put(key, Content::Value(*nonce)),
             Operation::Delete(key) => put(key, Content::Nothing),
             Operation::Incr(key, delta) => {
                 let sums = self.sums(plan, key, *delta);
@@ -364,6 +383,9 @@ impl Witness {
                     outcomes.push(Content::Value(*nonce));
                 }
                 Operation::Swap(k, nonce) if k == key => outcomes.push(Content::Value(*nonce)),
+                Operation::Move(k, nonce) if k == key => {
+                    outcomes.extend([Content::Value(*nonce), Content::Nothing]);
+                }
                 Operation::Delete(k) if k == key => outcomes.push(Content::Nothing),
                 Operation::Incr(k, delta) if k == key => {
                     outcomes.extend(self.sums(plan, key, *delta).into_iter().map(Content::Count));
