@@ -1,0 +1,251 @@
+//! Bounds on bytes, and how space comes back.
+
+use super::*;
+
+/// Whether `dir` has files of segments with these ids.
+fn has_segments(dir: &Path, ids: &[u32]) -> bool {
+    ids.iter().any(|id| dir.join("segments").join(Segment::file_name(*id)).exists())
+}
+
+#[test]
+fn what_is_dead_gives_its_space_back_and_a_removal_waits_for_a_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = || Options { max_entries: 5000, max_bytes: 8 << 20, ..options() };
+    let engine = open(dir.path(), &options());
+    (0..4000).for_each(|i| set(&engine, &format!("{i}"), &[7; 1000]));
+    let (full, ids) = (engine.bytes(), engine.log.ids());
+    (0..4000).filter(|i| i % 10 != 0).for_each(|i| assert!(delete(&engine, &format!("{i}"))));
+    // Nobody writes between two looks.
+    engine.maintain().unwrap();
+    engine.maintain().unwrap();
+    assert!(engine.bytes() < full / 2, "{} of {full}", engine.bytes());
+    assert!(engine.stats().copied_bytes > 0);
+    assert!(ids.iter().any(|id| !has_segments(dir.path(), &[*id])));
+    let holds = |engine: &Engine| {
+        for i in 0..4000 {
+            assert_eq!(get(engine, &format!("{i}")).is_some(), i % 10 == 0, "{i}");
+        }
+        assert_sound(engine);
+    };
+    holds(&engine);
+    holds(&open(kill(dir.path()).path(), &options()));
+    drop(engine);
+    holds(&open(dir.path(), &options()));
+}
+
+#[test]
+fn what_is_overwritten_all_the_time_takes_little_space() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &Options { max_bytes: 2 << 20, ..options() });
+    let mut numbers = 1u64;
+    for i in 0..2000 {
+        numbers = numbers.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        // Most are overwritten soon; a few stay among them.
+        let key = if i % 16 == 0 { i } else { (numbers >> 40) % 8 };
+        set(&engine, &format!("{key}"), &vec![7; (numbers >> 33) as usize % 1500]);
+        if i % 20 == 0 {
+            engine.maintain().unwrap();
+        }
+    }
+    let stats = engine.stats();
+    assert!(stats.copied_bytes > 0 && stats.evicted == 0, "{stats:?}");
+    assert_sound(&engine);
+}
+
+#[test]
+fn what_was_used_since_is_copied_and_few_bytes_are() {
+    let options = Options { max_entries: 10_000, max_bytes: 4 << 20, ..options() };
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options);
+    let hot = || (0..2000).step_by(100);
+    for i in 0..40_000 {
+        set(&engine, &format!("{i}"), &[7; 1000]);
+        // A few are used again and again.
+        if i % 10 == 0 {
+            hot().for_each(|hot| drop(get(&engine, &format!("{hot}"))));
+        }
+    }
+    let kept = hot().filter(|hot| get(&engine, &format!("{hot}")).is_some()).count();
+    assert_eq!(kept, 20, "of those that are always used");
+    let stats = engine.stats();
+    let amplification = (stats.written_bytes + stats.copied_bytes) as f64 / stats.written_bytes as f64;
+    assert!(amplification <= 1.3, "{amplification}");
+    assert_sound(&engine);
+}
+
+#[test]
+fn bytes_stay_within_their_bound_and_the_newest_stay() {
+    let options = Options { max_entries: 100_000, max_bytes: 1 << 20, ..options() };
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options);
+    let value = vec![7; 1000];
+    for i in 0..20_000 {
+        set(&engine, &format!("{i}"), &value);
+        assert!(engine.bytes() <= options.max_bytes);
+    }
+    assert!(get(&engine, "19999").is_some() && get(&engine, "19800").is_some());
+    assert!(get(&engine, "0").is_none());
+    assert!(engine.len() > 400, "{}", engine.len());
+    assert_sound(&engine);
+    let killed = kill(dir.path());
+    let after = open(killed.path(), &options);
+    assert!(get(&after, "19999").is_some());
+    assert_sound(&after);
+}
+
+#[test]
+fn a_cache_of_many_segments_takes_few_open_files() {
+    let options = Options { max_entries: 100_000, max_bytes: 2 << 20, ..options() };
+    let dir = tempfile::tempdir().unwrap();
+    let opened = || {
+        let files = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        files.filter(|f| std::fs::read_link(f.path()).is_ok_and(|to| to.starts_with(dir.path()))).count()
+    };
+    // The directory, locks, state, the active segment and the next one, and for moments one each that is being
+    // synced, sealed, or given up.
+    const FEW: usize = 10;
+    let mut engine = open(dir.path(), &options);
+    for _ in 0..2 {
+        (0..3000).for_each(|i| set(&engine, &format!("{i}"), &[7; 1000]));
+        assert!(engine.log.ids().len() > 20 && opened() <= FEW, "{}", opened());
+        drop(engine);
+        engine = open(dir.path(), &options);
+        assert!(engine.log.ids().len() > 20 && opened() <= FEW, "{}", opened());
+        engine.flush().unwrap();
+    }
+    assert!(get(&engine, "2999").is_some());
+    assert_sound(&engine);
+}
+
+#[test]
+fn a_large_value_fits_or_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    let large = vec![3; 600_000];
+    set(&engine, "a", b"small");
+    set(&engine, "large", &large);
+    set(&engine, "b", b"small");
+    assert_eq!(get(&engine, "large").unwrap(), large);
+    let too_large = vec![3; 2 << 20];
+    let change =
+        Change::Store { value: &too_large, codec: Codec::Raw, expires_at: None, soft: Soft::default() };
+    let error = engine.commit(b"large", Condition::Always, change).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ValueTooLarge);
+    assert_eq!(get(&engine, "large").unwrap(), large);
+    assert_eq!(get(&open(kill(dir.path()).path(), &options()), "large").unwrap(), large);
+}
+
+#[test]
+fn what_is_set_after_a_value_beyond_the_reach_of_a_word_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { max_bytes: 192 << 20, ..options() };
+    let engine = open(dir.path(), &options);
+    let huge = vec![1; index::MAX_OFFSET as usize + 100];
+    set(&engine, "huge", &huge);
+    (0..60).for_each(|i| set(&engine, &format!("{i}"), b"v"));
+    let holds = |engine: &Engine| {
+        assert!(get(engine, "huge").unwrap() == huge);
+        assert!((0..60).all(|i| get(engine, &format!("{i}")).is_some()));
+        assert_sound(engine);
+    };
+    holds(&engine);
+    holds(&open(kill(dir.path()).path(), &options));
+}
+
+#[test]
+fn the_largest_value_fits_again_and_again_while_others_read_and_sync() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &Options { max_bytes: 4 << 20, ..options() });
+    let largest = vec![7; engine.log.max_record_len() as usize - 64];
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    engine.flush().unwrap();
+                    engine.read(b"0", |_| std::thread::sleep(Duration::from_millis(1))).unwrap();
+                }
+            });
+        }
+        let change =
+            Change::Store { value: &largest, codec: Codec::Raw, expires_at: None, soft: Soft::default() };
+        let refused = (0..300).find_map(|i: u32| {
+            engine.commit(format!("{}", i % 3).as_bytes(), Condition::Always, change).err()
+        });
+        done.store(true, Ordering::Relaxed);
+        assert!(refused.is_none(), "{refused:?}");
+    });
+    assert!(get(&engine, "2").unwrap() == largest);
+}
+
+#[test]
+fn shared_bytes_outlive_their_segment() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &Options { max_bytes: 1 << 20, ..options() });
+    let value = vec![9; 8000];
+    set(&engine, "held", &value);
+    let held = engine.read(b"held", |source| source.into_stored()).unwrap().unwrap();
+    for i in 0..1000 {
+        set(&engine, &format!("{i}"), &value);
+    }
+    assert_eq!(get(&engine, "held"), None);
+    assert_eq!(held.value, value);
+    drop(engine);
+    assert_eq!(held.value, value);
+}
+
+#[test]
+fn values_that_are_held_keep_a_part_of_the_log_at_most() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &Options { max_bytes: 1 << 20, ..options() });
+    let mut held = Vec::new();
+    for i in 0..1000u32 {
+        let value = vec![i as u8; 8000];
+        set(&engine, "key", &value);
+        let stored = engine.read(b"key", |source| source.into_stored()).unwrap().unwrap();
+        assert_eq!(stored.value, value);
+        held.push(stored.value);
+        assert!(engine.stats().pinned_bytes <= engine.log.budget() / 8);
+    }
+    assert!(engine.stats().pinned_bytes > 0, "some are handed out where they lie");
+    assert!(held.iter().enumerate().all(|(i, value)| *value == vec![i as u8; 8000]));
+    drop(held);
+    assert_eq!(engine.stats().pinned_bytes, 0);
+}
+
+#[test]
+fn a_wrong_count_of_live_bytes_costs_no_entry() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    (0..900).for_each(|i| set(&engine, &format!("{i}"), &[1; 1000]));
+    assert!(engine.log.ids().len() > 5);
+    for id in engine.log.ids() {
+        engine.index.add_live_bytes(id, -1_000_000_000);
+    }
+    engine.maintain().unwrap();
+    assert_eq!((engine.len(), engine.stats().evicted), (900, 0));
+    drop(engine);
+    let engine = open(dir.path(), &options());
+    set(&engine, "one more", b"v");
+    engine.maintain().unwrap();
+    assert_eq!(engine.len(), 901);
+}
+
+#[test]
+fn a_storm_of_expiries_is_over_at_once_and_gives_its_space_back() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let many =
+        Options { max_entries: 30_000, max_bytes: 32 << 20, clock: Arc::new(clock.clone()), ..options() };
+    let engine = open(dir.path(), &many);
+    let end = Some(Timestamp::from_millis(clock.now().as_millis() + 60_000));
+    (0..20_000).for_each(|i| drop(set_until(&engine, &format!("{i}"), &[7; 500], end)));
+    (0..100).for_each(|i| set(&engine, &format!("stays {i}"), &[7; 500]));
+    let full = engine.bytes();
+    clock.advance(Duration::from_secs(61));
+    engine.maintain().unwrap();
+    engine.maintain().unwrap();
+    assert_eq!((engine.len(), engine.stats().expired), (100, 20_000));
+    assert!(engine.bytes() + (8 << 20) < full, "{} of {full}", engine.bytes());
+    assert!((0..100).all(|i| get(&engine, &format!("stays {i}")).is_some()));
+    assert_sound(&engine);
+}
