@@ -217,14 +217,14 @@ impl Attached {
             told_of_bytes: AtomicBool::new(false),
         });
         engine.find_blobs();
-        if wants_checkpoint {
-            engine.checkpoint()?;
-        }
         if !is_closed && engine.culls_inline() {
             // A write beside a clear may have left a word that does not count. Where the bound is exact, so is the count.
             engine.count_again();
         }
         engine.keep_entries()?;
+        if wants_checkpoint {
+            engine.checkpoint()?;
+        }
         drop(engine.make_space(0)?);
         let maintenance = Some(Maintenance::start(engine.clone())?);
         step!("attach::ready");
@@ -275,12 +275,19 @@ impl Drop for Attached {
     }
 }
 
+/// A file with a higher id was planted: after it there would be no ids left.
+const HIGHEST_SEGMENT: u32 = u32::MAX - (1 << 24);
+
 /// Opens all segments, oldest first. What was begun and has nothing in it goes; what is not ours stays, unread.
 fn open_segments(directory: &Directory, space: &SpaceInUse) -> Result<Vec<Segment>> {
     let mut files: Vec<_> = directory.segment_files()?.collect();
     files.sort_unstable();
     let mut segments = Vec::new();
     for (id, path) in files {
+        if id > HIGHEST_SEGMENT {
+            tracing::warn!(path = %path.display(), "no segment has such an id; it is passed over");
+            continue;
+        }
         match Segment::open(&path, id, space)? {
             Opened::Segment(segment) => {
                 // Only the newest may be written to again.

@@ -34,6 +34,9 @@ const LOG_FOR_SNAPSHOT: u64 = 4;
 /// or after this time if anything was written at all.
 const PERIOD: Duration = Duration::from_secs(30);
 
+/// How often a checkpoint begins again because somebody clears the cache.
+const SWEEPS: usize = 8;
+
 /// The names of the two files.
 const NAMES: [&str; 2] = ["snapshot.a", "snapshot.b"];
 
@@ -139,14 +142,23 @@ impl Engine {
         let busy = || Error::new(ErrorKind::Busy, "checkpoint").with_path(&self.dir);
         let geometry = self.index.geometry();
         let (emptied, dead) = (self.log.emptied_ids(), self.dead_blobs());
-        // Words of older generations do not count, so there may be more than the snapshot has room for.
-        if self.swept.load(Ordering::Acquire) < self.index.generation() {
-            self.reap_all();
-        }
         let appended = self.log.appended();
-        let (segment, from) = self.log.position();
-        let sequence = self.index.last_sequence() + 1;
-        let generation = self.index.settled_generation().ok_or_else(busy)?;
+        let mut begin = None;
+        for _ in 0..SWEEPS {
+            // Words of older generations do not count, and there may be more of them than the snapshot has room for.
+            if self.swept.load(Ordering::Acquire) < self.index.generation() {
+                self.reap_all();
+            }
+            let place = self.log.position();
+            let sequence = self.index.last_sequence() + 1;
+            let generation = self.index.settled_generation().ok_or_else(busy)?;
+            begin = Some((place, sequence, generation))
+                .filter(|_| self.swept.load(Ordering::Acquire) >= generation);
+            if begin.is_some() {
+                break;
+            }
+        }
+        let ((segment, from), sequence, generation) = begin.ok_or_else(busy)?;
         step!("checkpoint::begun");
         let next = *number + 1;
         let which = (next % 2) as usize;
@@ -168,7 +180,8 @@ impl Engine {
             writer.segment(id, self.index.live_bytes(id)).map_err(io_error)?;
         }
         writer.finish().map_err(io_error)?;
-        self.flush()?;
+        // What is emptied need not be: no word names it, and what it has is older than the snapshot.
+        self.sync_segments(self.log.named())?;
         let header = Header {
             sequence,
             generation,
@@ -179,7 +192,11 @@ impl Engine {
             primaries: geometry.primaries,
             ..Header::default()
         };
-        writer.commit(header).map_err(io_error)?;
+        if let Err(e) = writer.commit(header) {
+            // Its header may count after all. So the next attempt is another snapshot, in the same file.
+            *number = next + 1;
+            return Err(io_error(e));
+        }
         *number = next;
         state.set_snapshot(next, self.options.limits()).map_err(|e| self.state_error(e))?;
         step!("checkpoint::counted");
@@ -188,7 +205,8 @@ impl Engine {
         checkpoints.last = Instant::now();
         let still_dead = self.dead_blobs();
         self.blobs.release(&dead.into_iter().filter(|name| still_dead.contains(name)).collect::<Vec<_>>());
-        self.log.release(&self.index, &emptied)
+        self.log.release(&self.index, &emptied);
+        Ok(())
     }
 
     fn state_error(&self, error: std::io::Error) -> Error {

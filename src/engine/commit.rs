@@ -320,7 +320,7 @@ impl Engine {
             let guard = self.log.segment(current.word.segment());
             let record = guard.get().and_then(|segment| segment.record(current.word.offset()));
             let blob = record.and_then(|record| record.blob());
-            current.len as usize + blob.map_or(0, |blob| blob.len as usize)
+            (current.len as usize).saturating_add(blob.map_or(0, |blob| blob.len as usize))
         })
     }
 

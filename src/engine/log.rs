@@ -329,9 +329,11 @@ impl Log {
 
     /// Says that no entry names `segment` any more. Its file goes with the next checkpoint that begins.
     pub(crate) fn set_emptied(&self, index: &Index, segment: &Arc<Segment>) {
-        if lock(&self.sealed).remove(&segment.id).is_some() {
+        if self.is_sealed(segment.id) {
             index.set_segment(segment.id, SegmentState::Emptied);
+            // In this order: whoever syncs all segments finds it in one place or the other.
             lock(&self.emptied).insert(segment.id, segment.clone());
+            lock(&self.sealed).remove(&segment.id);
             step!("log::emptied");
         }
     }
@@ -345,16 +347,19 @@ impl Log {
         lock(&self.emptied).keys().copied().collect()
     }
 
-    /// Removes emptied segments. A checkpoint that began after they were emptied is on the disk.
-    pub(crate) fn release(&self, index: &Index, ids: &[u32]) -> Result<()> {
+    /// Removes emptied segments. A checkpoint that began after they were emptied is on the disk. What cannot be removed
+    /// stays, and counts.
+    pub(crate) fn release(&self, index: &Index, ids: &[u32]) {
         for id in ids {
             let Some(segment) = lock(&self.emptied).get(id).cloned() else { continue };
-            self.remove_file(&segment).map_err(|e| Error::io("remove", &segment.path, e))?;
+            if let Err(error) = self.remove_file(&segment) {
+                tracing::warn!(path = %segment.path.display(), %error, "cannot remove a segment");
+                continue;
+            }
             step!("log::removed");
             lock(&self.emptied).remove(id);
             self.forget(index, *id);
         }
-        Ok(())
     }
 
     /// Takes a segment that was never written to out of the table and off the disk.

@@ -90,26 +90,32 @@ impl Engine {
             Durability::Buffered | Durability::Sync => None,
         };
         let (mut next_pass, mut next_sync) = (Instant::now(), Instant::now());
+        let pause = interval.map_or(INTERVAL, |i| i.min(INTERVAL));
+        // Whether the last round left something to do, and whether nobody wrote while there was.
+        let (mut more, mut quiet) = (false, false);
         loop {
-            let calls = self.bell.wait(interval.map_or(INTERVAL, |i| i.min(INTERVAL)));
+            let calls = self.bell.wait(if more { Duration::ZERO } else { pause });
             if calls.stop {
                 return;
             }
             step!("maintenance::woken");
+            quiet = self.is_quiet() && (quiet || !more);
+            if let Some(interval) = interval
+                && Instant::now() >= next_sync
+            {
+                warn_of("sync", self.flush());
+                next_sync = Instant::now() + interval;
+            }
             let chores = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
             let started = Instant::now();
             if calls.sweep || (started >= next_pass && self.has_expired_entries()) {
                 self.reap_all();
                 next_pass = Instant::now() + INTERVAL.max(started.elapsed() * PASS_SHARE);
             }
-            warn_of("make room", self.keep_bounds());
+            let kept = self.keep_entries().and_then(|()| self.keep_space(quiet));
+            more = *kept.as_ref().unwrap_or(&false);
+            warn_of("make room", kept.map(drop));
             drop(chores);
-            if let Some(interval) = interval
-                && started >= next_sync
-            {
-                warn_of("sync", self.flush());
-                next_sync = Instant::now() + interval;
-            }
         }
     }
 
@@ -117,15 +123,10 @@ impl Engine {
     pub(crate) fn maintain(&self) -> Result<()> {
         let _chores = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
         self.reap_all();
-        self.keep_bounds()?;
-        self.give_back()
-    }
-
-    /// Brings entries and bytes within their bounds, gives back the space of segments in which nothing is alive,
-    /// and gets the next segment ready.
-    pub(super) fn keep_bounds(&self) -> Result<()> {
         self.keep_entries()?;
-        self.keep_space()
+        let quiet = self.is_quiet();
+        while self.keep_space(quiet)? {}
+        self.give_back()
     }
 
     /// Brings the entries within their bound.

@@ -113,8 +113,14 @@ impl Engine {
 
     /// Waits until every acknowledged write is on the disk.
     pub(crate) fn flush(&self) -> Result<()> {
+        // Emptied segments too: their tombstones count until the next checkpoint.
+        self.sync_segments(self.log.ids())
+    }
+
+    /// Waits until everything that was stamped in these segments is on the disk.
+    fn sync_segments(&self, ids: Vec<u32>) -> Result<()> {
         let mut flushed = Ok(());
-        for id in self.log.named() {
+        for id in ids {
             if let Some(segment) = self.log.segment(id).get() {
                 // What one segment cannot do, the others still can.
                 flushed = flushed.and(segment.sync_if_dirty());

@@ -344,7 +344,7 @@ impl Segment {
 
     /// Whether all that was ever stamped is on the disk. A record is in flight until after it was stamped, so one
     /// that somebody has seen is counted.
-    fn is_synced(&self) -> bool {
+    pub(super) fn is_synced(&self) -> bool {
         self.is_drained() && self.writes.load(Ordering::Acquire) == self.synced.load(Ordering::Acquire)
     }
 

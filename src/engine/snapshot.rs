@@ -260,7 +260,7 @@ fn read_block(header: &Header, number: u64, block: &[u8], visit: &mut impl FnMut
         return None;
     }
     let (kind, mut chain) = (word32(8)?, word32(12)?);
-    let mut rest = &block[BLOCK_HEADER..used];
+    let mut rest = block.get(BLOCK_HEADER..used)?;
     match kind {
         CHAINS => {
             let (mut primary, mut overflow) = (Vec::with_capacity(7), Vec::new());
@@ -397,6 +397,20 @@ mod tests {
             file.write_all_at(&[byte[0] ^ 1], at).unwrap();
             assert_eq!(header(&file).unwrap(), None, "byte {at}");
             file.write_all_at(&byte, at).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_block_that_says_it_has_less_than_a_header_is_damaged() {
+        let (file, header) = written(100);
+        for used in [0u32, 4, 8, 15, BLOCK as u32 + 1] {
+            let mut block = vec![0; BLOCK];
+            block[4..8].copy_from_slice(&used.to_le_bytes());
+            let content = block.get(4..used as usize).unwrap_or_default();
+            let check = check_of(header.number, 0, content);
+            block[..4].copy_from_slice(&check.to_le_bytes());
+            file.write_all_at(&block, HEADER_LEN).unwrap();
+            assert!(chains_of(&file, &header).2, "{used}");
         }
     }
 

@@ -147,20 +147,29 @@ impl Engine {
         }
         let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
         let mut wait = Backoff::default();
+        // What was emptied and is still there after a checkpoint: its files cannot be removed.
+        let mut stuck = 0;
         loop {
             if let Some(account) = self.log.space().account_within(bytes, self.most_bytes()) {
                 return Ok(account);
             }
             let emptied = self.emptied_bytes();
-            let is_enough = self.log.bytes() + bytes <= self.most_bytes() + emptied;
+            let comes_back = emptied.saturating_sub(stuck);
+            let is_enough = self.log.bytes() + bytes <= self.most_bytes() + comes_back;
             if !is_enough && self.give_up_one()? {
                 continue;
             }
-            if emptied > 0 {
-                self.secure()?;
-                if self.emptied_bytes() < emptied {
+            if comes_back > 0 {
+                match self.secure() {
+                    // Somebody holds a lock of the index longer than usual.
+                    Err(e) if e.kind() == ErrorKind::Busy && !wait.is_long() => {}
+                    secured => secured?,
+                }
+                let left = self.emptied_bytes();
+                if left < emptied {
                     continue;
                 }
+                stuck = left;
             }
             // What is gone may still be held for a moment, by a read or until a sync is done.
             if !self.log.space().is_syncing() && wait.is_long() {
@@ -231,23 +240,25 @@ impl Engine {
         }
     }
 
-    /// Brings the log within its budget ahead of the writers, gives back what is dead, and takes a checkpoint if one is
-    /// due.
-    pub(super) fn keep_space(&self) -> Result<()> {
+    /// Brings the log within its budget ahead of the writers, gives back some of what is dead, and takes a checkpoint if
+    /// one is due. `quiet`: nobody writes. Says whether there is more to give back.
+    pub(super) fn keep_space(&self, quiet: bool) -> Result<bool> {
         // The next segment, and one more, so that a writer seldom waits for either.
         let wanted = 2 * self.log.segment_len();
         self.make_room_ahead(wanted)?;
-        let quiet = self.is_quiet();
-        // One at a time, as a writer may be waiting to do the same.
-        while self.compact_one(quiet) {}
+        // One segment at a time, as others may be waiting, and more than this is to be done.
+        let more = self.compact_one(quiet);
         let emptied = self.emptied_bytes();
         let wants_back =
-            emptied > 0 && (!self.is_room_for(wanted) || quiet || emptied > self.log.bytes() / 4);
+            emptied > 0 && (!self.is_room_for(wanted) || (quiet && !more) || emptied > self.log.bytes() / 4);
         if wants_back || self.is_checkpoint_due() {
             let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
             self.secure()?;
         }
-        if self.log.wants_spare() { self.provide(0, true) } else { Ok(()) }
+        if self.log.wants_spare() {
+            self.provide(0, true)?;
+        }
+        Ok(more)
     }
 
     /// Gives back what no entry names any more.
@@ -282,7 +293,7 @@ impl Engine {
     }
 
     /// Whether nothing was written since the last look.
-    fn is_quiet(&self) -> bool {
+    pub(super) fn is_quiet(&self) -> bool {
         let appended = self.log.appended();
         self.seen_appended.swap(appended, Ordering::Relaxed) == appended
     }

@@ -89,6 +89,10 @@ impl Blobs {
             let path = entry.path();
             match entry.file_name().to_str().map_or(Named::Unknown, named) {
                 Named::Blob(name) => match files::open_to_read(&path).and_then(|file| hashes(&file)) {
+                    // Whatever names it, it can be read by nobody.
+                    Ok((_, hashes)) if hashes.is_empty() => {
+                        tracing::warn!(path = %path.display(), "not a blob, or damaged; it is passed over");
+                    }
                     Ok((len, hashes)) => {
                         let account = Arc::new(space.account(len.next_multiple_of(4096)));
                         let owners = Vec::new();

@@ -302,7 +302,7 @@ impl Index {
 
     /// The sequence that was given out last.
     pub(crate) fn last_sequence(&self) -> u64 {
-        self.words()[at::SEQUENCE].load(Ordering::Relaxed).saturating_sub(1)
+        self.words()[at::SEQUENCE].load(Ordering::Acquire).saturating_sub(1)
     }
 
     /// The recency clock as the header of the index in `file` shows it, if it is one.

@@ -342,3 +342,20 @@ fn a_copy_with_holes_is_made_whole_before_it_is_written_to() {
         assert!(found.blocks() * 512 >= found.len(), "{}", path.display());
     }
 }
+
+#[test]
+fn a_much_smaller_bound_on_entries_holds_from_the_next_opening_on() {
+    for clean in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = open(dir.path(), &Options { max_entries: 9000, ..options() });
+        (0..6000).for_each(|i| set(&engine, &format!("{i}"), b"value"));
+        let killed = kill(dir.path());
+        drop(engine);
+        let dir = if clean { dir.path() } else { killed.path() };
+        let engine = open(dir, &options());
+        assert_eq!(engine.len(), 1000);
+        assert_sound(&engine);
+        drop(engine);
+        assert_eq!(open(dir, &options()).len(), 1000);
+    }
+}

@@ -238,7 +238,9 @@ fn a_storm_of_expiries_is_over_at_once_and_gives_its_space_back() {
         Options { max_entries: 30_000, max_bytes: 32 << 20, clock: Arc::new(clock.clone()), ..options() };
     let engine = open(dir.path(), &many);
     let end = Some(Timestamp::from_millis(clock.now().as_millis() + 60_000));
-    (0..20_000).for_each(|i| drop(set_until(&engine, &format!("{i}"), &[7; 500], end)));
+    for i in 0..20_000 {
+        set_until(&engine, &format!("{i}"), &[7; 500], end);
+    }
     (0..100).for_each(|i| set(&engine, &format!("stays {i}"), &[7; 500]));
     let full = engine.bytes();
     clock.advance(Duration::from_secs(61));
@@ -248,4 +250,25 @@ fn a_storm_of_expiries_is_over_at_once_and_gives_its_space_back() {
     assert!(engine.bytes() + (8 << 20) < full, "{} of {full}", engine.bytes());
     assert!((0..100).all(|i| get(&engine, &format!("stays {i}")).is_some()));
     assert_sound(&engine);
+}
+
+#[test]
+fn a_flush_covers_what_is_emptied_and_still_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let quiet = Options { durability: Durability::Buffered, max_bytes: 16 << 20, ..options() };
+    let engine = open(dir.path(), &quiet);
+    (0..900).for_each(|i| set(&engine, &format!("stays {i}"), &[7; 10_000]));
+    let mut seen = 0;
+    for _ in 0..20 {
+        (0..1000).for_each(|_| set(&engine, "key", &[7; 1000]));
+        engine.keep_space(false).unwrap();
+        seen += engine.log.emptied_bytes();
+        engine.flush().unwrap();
+        for id in engine.log.ids() {
+            if let Some(segment) = engine.log.segment(id).get() {
+                assert!(segment.is_synced(), "segment {id}");
+            }
+        }
+    }
+    assert!(seen > 0, "nothing was ever emptied");
 }
