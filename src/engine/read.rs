@@ -359,7 +359,7 @@ impl Engine {
 
     /// The same for an entry that turned out to be damaged while it was read piece by piece.
     pub(super) fn drop_named(&self, (hash, word): (u64, Word)) {
-        if let Some(slot) = self.slot_of(hash, word) {
+        if let Some(slot) = self.index.slot_of(hash, word) {
             self.drop_damaged(slot, word);
         }
     }

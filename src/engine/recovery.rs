@@ -274,8 +274,7 @@ impl Replay<'_> {
     /// Removes what is not to stay, and says how many entries there are.
     fn finish(mut self) -> u64 {
         for (hash, word) in std::mem::take(&mut self.graves) {
-            let here = |w: Word| if w == word { Probe::Match } else { Probe::Other };
-            if let Some((slot, _)) = self.index.find(hash, here).entry {
+            if let Some(slot) = self.index.slot_of(hash, word) {
                 self.remove(slot, word);
             }
         }

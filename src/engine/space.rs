@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError};
 use super::Engine;
 use super::blob::Pin;
 use super::counters::Counter;
-use super::index::{Backoff, Probe, Slot, Word};
+use super::index::{Backoff, Slot, Word};
 use super::layout;
 use super::log::Copies;
 use super::record::{Draft, Kind, Record, Stamp};
@@ -345,7 +345,7 @@ impl Engine {
         values(segment).filter_map(|(offset, record)| {
             let hash = self.hasher.hash(record.key);
             let word = Word::new(hash, segment.id, offset);
-            let slot = self.slot_of(hash, word)?;
+            let slot = self.index.slot_of(hash, word)?;
             if record.generation < self.index.generation() || self.has_passed(record.expires_at) {
                 self.reap(slot, word);
                 return None;
@@ -426,7 +426,7 @@ impl Engine {
     fn redirect(&self, copy: &Copied<'_>) -> bool {
         let locked = self.index.lock(copy.hash);
         self.note_wiped(locked.wiped());
-        let Some(slot) = self.slot_of(copy.hash, copy.from) else { return false };
+        let Some(slot) = self.index.slot_of(copy.hash, copy.from) else { return false };
         locked.set(slot, copy.to);
         drop(locked);
         step!("compact::redirected");
@@ -443,7 +443,7 @@ impl Engine {
             let word = Word::new(hash, segment.id, offset);
             let current = record.generation == self.index.generation();
             // An entry that moves along its chain at this moment is looked for again.
-            while let Some(slot) = self.slot_of(hash, word) {
+            while let Some(slot) = self.index.slot_of(hash, word) {
                 if self.evict(slot, word) {
                     evicted += u64::from(current && !self.has_passed(record.expires_at));
                     break;
@@ -460,17 +460,11 @@ impl Engine {
     fn is_alive(&self, segment: &Segment) -> bool {
         let named = values(segment).filter(|(offset, record)| {
             let hash = self.hasher.hash(record.key);
-            self.slot_of(hash, Word::new(hash, segment.id, *offset)).is_some()
+            self.index.slot_of(hash, Word::new(hash, segment.id, *offset)).is_some()
         });
         let alive = named.map(|(_, record)| u64::from(record.len)).sum();
         self.index.set_live_bytes(segment.id, alive);
         alive > 0
-    }
-
-    /// The slot that holds exactly `word`.
-    pub(super) fn slot_of(&self, hash: u64, word: Word) -> Option<Slot> {
-        let here = |w: Word| if w == word { Probe::Match } else { Probe::Other };
-        self.index.find(hash, here).entry.map(|(slot, _)| slot)
     }
 }
 

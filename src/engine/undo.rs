@@ -8,7 +8,7 @@ use std::sync::PoisonError;
 use super::Engine;
 use super::commit::Current;
 use super::hints::Hint;
-use super::index::{CountUp, Probe, SegmentState, Vacancy, Word};
+use super::index::{CountUp, SegmentState, Vacancy, Word};
 use super::segment::Segment;
 
 /// What a commit changed.
@@ -38,13 +38,12 @@ impl Engine {
         let before = published.before.filter(|current| is_there(current.word));
         let locked = self.index.lock(published.hash);
         self.note_wiped(locked.wiped());
-        let holds =
-            |word| self.index.find(published.hash, |w| if w == word { Probe::Match } else { Probe::Other });
+        let holds = |word| self.index.slot_of(published.hash, word);
         let slot = match published.word {
-            Some(word) => holds(word).entry.map(|(slot, _)| slot),
+            Some(word) => holds(word),
             // An entry that was removed counts again; if there is no room for it any more, it stays away.
             None => before.and_then(|current| {
-                let is_free = holds(current.word).entry.is_none()
+                let is_free = holds(current.word).is_none()
                     && self.index.count_up(current.generation, self.max_entries) == CountUp::Counted;
                 match is_free.then(|| locked.vacant()) {
                     Some(Ok(Vacancy { slot, moved: None })) => Some(slot),

@@ -73,10 +73,10 @@ impl Engine {
 
     /// Whether the index holds this very word.
     fn holds(&self, (hash, word): Owner) -> bool {
-        self.slot_of(hash, word).is_some() || {
+        self.index.slot_of(hash, word).is_some() || {
             // It may just move along its chain.
             let locked = self.index.lock(hash);
-            let there = self.slot_of(hash, word).is_some();
+            let there = self.index.slot_of(hash, word).is_some();
             self.note_wiped(locked.wiped());
             there
         }
@@ -94,13 +94,14 @@ impl Engine {
         let owners = self.blobs.evictable();
         let coldest = owners
             .iter()
-            .filter_map(|(name, (hash, word))| Some((*name, self.slot_of(*hash, *word)?, word.age())))
+            .filter_map(|(name, (hash, word))| Some((*name, self.index.slot_of(*hash, *word)?, word.age())))
             .max_by_key(|(_, slot, age)| (self.hints.get(*slot).age(clock), Reverse(*age)));
         let Some((coldest, ..)) = coldest else { return false };
         let evicted = owners
             .iter()
             .filter(|(name, (hash, word))| {
-                *name == coldest && self.slot_of(*hash, *word).is_some_and(|slot| self.evict(slot, *word))
+                *name == coldest
+                    && self.index.slot_of(*hash, *word).is_some_and(|slot| self.evict(slot, *word))
             })
             .count();
         self.counters.add(Counter::Evicted, evicted as u64);

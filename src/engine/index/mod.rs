@@ -291,6 +291,12 @@ impl Index {
         u32::try_from(next).unwrap_or(u32::MAX).clamp(self.geometry.primaries, self.geometry.buckets)
     }
 
+    /// The slot that holds exactly `word`, whose key has this hash.
+    pub(crate) fn slot_of(&self, hash: u64, word: Word) -> Option<Slot> {
+        let here = |w: Word| if w == word { Probe::Match } else { Probe::Other };
+        self.find(hash, here).entry.map(|(slot, _)| slot)
+    }
+
     /// The generation of `clear`: entries of an older one are gone.
     pub(crate) fn generation(&self) -> u32 {
         self.words()[at::GENERATION].load(Ordering::Acquire) as u32
