@@ -115,17 +115,17 @@ impl Workload {
     }
 }
 
-/// The bytes of disk that everything below `dir` takes.
+/// The bytes of disk that everything below `dir` takes. A file that an engine removes meanwhile takes none.
 pub(crate) fn disk_bytes(dir: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let entries = std::fs::read_dir(dir).unwrap().map(Result::unwrap);
-    entries
-        .map(|entry| {
-            let metadata = entry.metadata().unwrap();
-            let below = if metadata.is_dir() { disk_bytes(&entry.path()) } else { 0 };
-            metadata.blocks() * 512 + below
-        })
-        .sum()
+    let bytes = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => metadata.blocks() * 512 + disk_bytes(&entry.path()),
+        Ok(metadata) => metadata.blocks() * 512,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
+        Err(e) => panic!("{}: {e}", entry.path().display()),
+    };
+    entries.map(bytes).sum()
 }
 
 #[cfg(test)]
