@@ -252,6 +252,7 @@ impl Engine {
     ) -> Result<Option<R>> {
         let hash = self.hasher.hash(key);
         self.hints.prefetch(self.index.primary_of(hash));
+        self.log.keep_up();
         for _ in 0..RETRIES {
             let mut verdict = None;
             let found = self.index.find(hash, |word| judge(word, &mut verdict));

@@ -6,6 +6,7 @@
 //! them; the emptied segment stays until a checkpoint that began later has come to its end.
 
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::{Engine, SpaceTurn};
 use super::blob::Pin;
@@ -142,7 +143,9 @@ impl Engine {
             return Ok(account);
         }
         let turn = self.space_turn()?;
-        let mut wait = Backoff::default();
+        /// A process that does nothing lets go of what was removed once a second.
+        const OTHERS_LET_GO: Duration = Duration::from_secs(2);
+        let (mut wait, started) = (Backoff::default(), Instant::now());
         // What was emptied and is still there after a checkpoint: its files cannot be removed.
         let mut stuck = 0;
         loop {
@@ -170,7 +173,9 @@ impl Engine {
                 stuck = left;
             }
             // What is gone may still be held for a moment, by a read or until a sync is done.
-            if !self.log.space().is_syncing() && wait.is_long() {
+            let others_hold = self.index.segments().any(|s| s.state == SegmentState::Dropped)
+                && started.elapsed() < OTHERS_LET_GO;
+            if !self.log.space().is_syncing() && !others_hold && wait.is_long() {
                 return Err(Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir).with_source(
                     "max_bytes is taken by values that the program still holds or writes, or by files that are not \
                      ours",

@@ -59,8 +59,8 @@ mod at {
     pub(super) const MAX_ENTRIES: usize = 10;
     pub(super) const CULL_FREQUENCY: usize = 11;
     pub(super) const MAX_BYTES: usize = 12;
-    /// Entries of generations before this one have been swept.
-    pub(super) const SWEPT: usize = 13;
+    /// Counts the segments that were removed.
+    pub(super) const DROPS: usize = 13;
     /// Whether the entries must be counted again.
     pub(super) const RECOUNT: usize = 14;
     /// No entry expires before this time, in milliseconds since 1970.
@@ -73,8 +73,8 @@ mod at {
     /// The first of those that were given back, plus one; its upper half counts changes.
     pub(super) const FREE_OVERFLOW: usize = 41;
     pub(super) const NEXT_SEGMENT: usize = 48;
-    /// Counts the segments that were removed.
-    pub(super) const DROPS: usize = 49;
+    /// Entries of generations before this one have been swept.
+    pub(super) const SWEPT: usize = 49;
     /// The number of the last snapshot that was begun.
     pub(super) const SNAPSHOT: usize = 50;
     /// Bytes that sealed segments took in records, ever.

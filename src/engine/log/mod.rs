@@ -52,6 +52,8 @@ pub(crate) struct Log {
     opening: Mutex<()>,
     /// Bytes that were reserved here.
     appended: AtomicU64,
+    /// What the count of drops was when this process last let go of what was dropped.
+    drops_seen: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -74,6 +76,7 @@ impl Log {
             unsynced: Mutex::new(Vec::new()),
             opening: Mutex::new(()),
             appended: AtomicU64::new(0),
+            drops_seen: AtomicU64::new(0),
         })
     }
 
@@ -210,6 +213,7 @@ impl Log {
     /// Space for a record of `len` bytes. `None` if it needs a segment that is not there:
     /// [`provide`](Log::provide) one and ask again. The caller must not hold another reservation or a bucket lock.
     pub(crate) fn reserve(&self, len: u32) -> Result<Option<Reservation>> {
+        self.keep_up();
         let mut active = lock(&self.active);
         if !active.as_ref().is_some_and(|tail| tail.has_room(len, &self.index))
             && !self.rotate(&mut active, len)

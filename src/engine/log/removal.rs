@@ -1,6 +1,7 @@
 //! How segments go: emptied, removed with a checkpoint, dropped until all processes have let go of them.
 
 use std::io;
+use std::sync::atomic::Ordering;
 
 use super::{Log, lock};
 use crate::engine::index::SegmentState;
@@ -38,9 +39,20 @@ impl Log {
         self.free_dropped();
     }
 
+    /// Lets go of what others have dropped, if anything was since the last time. Whoever reads or writes does: the space
+    /// of a removed segment comes back when the last process has let go of it.
+    #[inline]
+    pub(crate) fn keep_up(&self) {
+        if self.drops_seen.load(Ordering::Relaxed) != self.index.drops() {
+            self.let_go_of_dropped();
+        }
+    }
+
     /// Lets go of the segments that were dropped, says so, and frees the places of those that all have let go of.
+    #[cold]
     pub(crate) fn let_go_of_dropped(&self) {
         let seen = self.index.drops();
+        self.drops_seen.store(seen, Ordering::Relaxed);
         for segment in self.index.segments_in(SegmentState::Dropped) {
             self.forget(segment.id);
         }
