@@ -7,7 +7,6 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Engine, SpaceTurn};
 use super::blob::Pin;
 use super::counters::Counter;
 use super::index::{Backoff, SegmentInfo, SegmentState, Slot, Word};
@@ -17,6 +16,7 @@ use super::record::{Draft, Kind, Record, Stamp};
 use super::segment::Segment;
 use super::tail::Reservation;
 use super::usage::Account;
+use super::{Engine, SpaceTurn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::step;
 
@@ -202,7 +202,7 @@ impl Engine {
         Ok(true)
     }
 
-    /// A checkpoint. What is in segments that the disk refused to sync is copied into others before. 
+    /// A checkpoint. What is in segments that the disk refused to sync is copied into others before.
     fn secure(&self, turn: &SpaceTurn<'_>) -> Result<()> {
         /// Each attempt may find another segment that fails.
         const ATTEMPTS: usize = 3;
