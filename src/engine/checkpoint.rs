@@ -17,11 +17,11 @@ use std::path::Path;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use super::{Engine, SpaceTurn};
 use super::directory::Directory;
 use super::index::{Geometry, HeaderCopy, Packed, SegmentState};
 use super::snapshot::{self, Header, Writer};
 use super::state::State;
+use super::{Engine, SpaceTurn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Limits;
 use crate::sys::{file, step};
@@ -49,11 +49,7 @@ pub(crate) struct Checkpoints {
 }
 
 impl Checkpoints {
-    pub(super) fn open(
-        directory: &Directory,
-        state: State,
-        geometry: Geometry,
-    ) -> Result<Self> {
+    pub(super) fn open(directory: &Directory, state: State, geometry: Geometry) -> Result<Self> {
         let mut any_new = false;
         let mut open = |name| {
             let path = directory.file(name);
@@ -183,7 +179,9 @@ impl Engine {
             }
             writer.chain(chain, &packed.primary, &packed.overflow).map_err(io_error)?;
         }
-        for segment in places.iter().filter(|s| matches!(s.state, SegmentState::Active | SegmentState::Sealed)) {
+        for segment in
+            places.iter().filter(|s| matches!(s.state, SegmentState::Active | SegmentState::Sealed))
+        {
             let is_active = segment.state == SegmentState::Active;
             let from = if is_active { segment.finished } else { snapshot::SEALED };
             writer.segment(segment.id, from, segment.live).map_err(io_error)?;

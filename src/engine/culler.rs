@@ -63,8 +63,7 @@ impl Engine {
         let Some(wanted) = options::due(self.index.count(), self.index.limits().cull_frequency) else {
             return self.clear();
         };
-        let must_reap =
-            self.has_expired_entries() || !self.index.is_swept(self.index.generation());
+        let must_reap = self.has_expired_entries() || !self.index.is_swept(self.index.generation());
         let reaped = if must_reap { self.reap_all() } else { 0 };
         if reaped < wanted && self.evict_coldest(wanted - reaped) + reaped == 0 {
             self.count_again();

@@ -29,7 +29,8 @@ impl Layout {
     pub(crate) fn new(options: &Options) -> Self {
         let max_entries = options.max_entries.min(options.max_bytes / BYTES_PER_ENTRY);
         // Large caches have room for small segments of many processes.
-        let segments = options.max_bytes / segment_len(options.max_bytes) + (options.max_bytes >> 21).min(1024);
+        let segments =
+            options.max_bytes / segment_len(options.max_bytes) + (options.max_bytes >> 21).min(1024);
         Self { max_entries, geometry: Geometry::for_entries(max_entries, segments) }
     }
 }

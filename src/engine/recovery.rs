@@ -89,7 +89,8 @@ pub(super) fn recover(
     let Inputs { directory, layout, membership, hasher, options } = inputs;
     let index_path = directory.file("index");
     let seen_recency = file::open(&index_path).ok().and_then(|file| Index::recency_in(&file)).unwrap_or(0);
-    let index = make_file(directory, "index", |file| Index::create(file, layout.geometry, membership.clone()))?;
+    let index =
+        make_file(directory, "index", |file| Index::create(file, layout.geometry, membership.clone()))?;
     segments.iter().for_each(|segment| index.enter_segment(segment.id, segment.len()));
     let header = match &base {
         Base::Snapshot(_, header) | Base::Closed(_, header) => *header,

@@ -286,7 +286,7 @@ fn read_block(header: &Header, number: u64, block: &[u8], visit: &mut impl FnMut
             while !rest.is_empty() {
                 let id = u32::from_le_bytes(take(&mut rest)?);
                 let from = u32::from_le_bytes(take(&mut rest)?);
-                    visit(Part::Segment(id, from, u64::from_le_bytes(take(&mut rest)?)));
+                visit(Part::Segment(id, from, u64::from_le_bytes(take(&mut rest)?)));
             }
         }
         _ => return None,

@@ -8,7 +8,6 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{Engine, SpaceTurn};
 use super::blob::Pin;
 use super::counters::Counter;
 use super::index::{Backoff, SegmentInfo, SegmentState, Slot, Word};
@@ -18,6 +17,7 @@ use super::record::{Draft, Kind, Record, Stamp};
 use super::segment::Segment;
 use super::tail::Reservation;
 use super::usage::Account;
+use super::{Engine, SpaceTurn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::step;
 
@@ -207,7 +207,7 @@ impl Engine {
         Ok(true)
     }
 
-    /// A checkpoint. What is in segments that the disk refused to sync is copied into others before. 
+    /// A checkpoint. What is in segments that the disk refused to sync is copied into others before.
     fn secure(&self, turn: &SpaceTurn<'_>) -> Result<()> {
         /// Each attempt may find another segment that fails.
         const ATTEMPTS: usize = 3;

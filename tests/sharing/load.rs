@@ -52,7 +52,7 @@ impl Load {
                 .cull_frequency(8)
                 .hot_bytes(100_000)
         } else {
-            builder.max_bytes(64 << 20).max_entries(20_000).hot_bytes(1 << 20)
+            builder.max_bytes(32 << 20).max_entries(20_000).hot_bytes(1 << 20)
         }
     }
 

@@ -2,6 +2,7 @@
 //! elsewhere. Only who wants to change the very same is told, after a while, that it is busy.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,8 @@ pub(crate) fn stop_at(arguments: &[String]) {
     let [dir, point, what] = arguments else { panic!("{arguments:?}") };
     let cache = builder(Path::new(dir)).open().unwrap();
     crew::ready();
-    let stopped = AtomicBool::new(false);
+    let stopped = Arc::new(AtomicBool::new(false));
+    let has_stopped = Arc::clone(&stopped);
     let stop = move || {
         if !stopped.swap(true, Ordering::SeqCst) {
             kill(Pid::this(), Signal::SIGSTOP).unwrap();
@@ -38,7 +40,13 @@ pub(crate) fn stop_at(arguments: &[String]) {
         "set" => cache.set(KEY, &2, Timeout::Never).unwrap(),
         "delete" => drop(cache.delete(KEY).unwrap()),
         "clear" => cache.clear().unwrap(),
-        "maintain" => cache.maintain().unwrap(),
+        // Until there was something to do for it, and not for another process.
+        "maintain" => {
+            while !has_stopped.load(Ordering::SeqCst) {
+                (0..1000).for_each(|_| cache.set_bytes("large", &[0; 8000], Timeout::Never).unwrap());
+                cache.maintain().unwrap();
+            }
+        }
         _ => panic!("{what}"),
     }
 }

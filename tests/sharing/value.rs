@@ -39,8 +39,8 @@ pub(crate) fn before(count: u64) -> Option<u64> {
 pub(crate) fn bytes(name: Name, large: bool) -> Vec<u8> {
     let mut rng = Rng::new(name.0);
     let words = match rng.below(100) {
-        0 if large => 1000 + rng.below(8000),
-        0..12 => rng.below(1000),
+        0 if large => rng.below(2) * 17_000 + rng.below(1000),
+        0..12 => rng.below(1200),
         _ => rng.below(25),
     };
     let first = rng.next();

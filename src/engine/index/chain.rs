@@ -268,7 +268,11 @@ impl Index {
             }
             bucket.set_control(Control::of_overflow(bucket.computed_check(), chain.primary));
         }
-        tracing::debug!(bucket = chain.primary, last = number, "a lock of a process that died was taken over");
+        tracing::debug!(
+            bucket = chain.primary,
+            last = number,
+            "a lock of a process that died was taken over"
+        );
         // It may have counted an entry that it did not publish.
         self.set_wants_recount(true);
         chain
@@ -379,7 +383,16 @@ pub(crate) struct Locked<'a> {
 
 impl<'a> Locked<'a> {
     fn new(index: &'a Index, primary: u32, bucket: Bucket<'a>, before: Control, locked: Control) -> Self {
-        Self { index, primary, bucket, before, locked, wiped: 0, lost: Cell::new(false), unlocked: Cell::new(false) }
+        Self {
+            index,
+            primary,
+            bucket,
+            before,
+            locked,
+            wiped: 0,
+            lost: Cell::new(false),
+            unlocked: Cell::new(false),
+        }
     }
 
     /// Lets go of the chain.

@@ -412,11 +412,9 @@ impl Index {
 
     pub(crate) fn set_limits(&self, limits: Limits) {
         let Limits { max_entries, cull_frequency, max_bytes } = limits;
-        for (at, value) in [
-            (at::MAX_ENTRIES, max_entries),
-            (at::CULL_FREQUENCY, cull_frequency),
-            (at::MAX_BYTES, max_bytes),
-        ] {
+        for (at, value) in
+            [(at::MAX_ENTRIES, max_entries), (at::CULL_FREQUENCY, cull_frequency), (at::MAX_BYTES, max_bytes)]
+        {
             self.words()[at].store(value, Ordering::Release);
         }
     }
@@ -491,7 +489,8 @@ impl Index {
     /// Counts `delta` more bytes of blobs.
     pub(crate) fn add_blob_bytes(&self, delta: i64) {
         let word = &self.words()[at::BLOB_BYTES];
-        let _ = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |b| Some(b.saturating_add_signed(delta)));
+        let _ =
+            word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |b| Some(b.saturating_add_signed(delta)));
     }
 
     pub(crate) fn set_recency(&self, tick: u32) {

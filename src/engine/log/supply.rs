@@ -50,7 +50,8 @@ impl Log {
                 continue;
             }
             // Nobody else changes it from here on.
-            let end = self.index.segment(id).map_or(0, |segment| segment.tail).max(segment::HEADER_LEN as u32);
+            let end =
+                self.index.segment(id).map_or(0, |segment| segment.tail).max(segment::HEADER_LEN as u32);
             let path = self.dir.join(Segment::file_name(id));
             self.table.forget(id);
             let segment = match Segment::open(&path, id, &self.space) {
