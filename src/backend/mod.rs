@@ -15,7 +15,7 @@ mod sled;
 
 use std::any::TypeId;
 
-pub(crate) use crate::engine::CheckReport;
+pub(crate) use crate::engine::{CheckReport, Claim, Claimed, Matter};
 pub(crate) use crate::entry::{
     Change, Codec, Condition, Decoded, Expiry, Item, Outcome, Pieces, SharedValue, Soft, Spool, Stats,
     Stored, Streamed,
@@ -121,6 +121,14 @@ pub(crate) trait Backend: Send + Sync {
     /// When it returns an error, the key's entry is as before, or (where an eviction came in between) gone;
     /// never an older value.
     fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome>;
+
+    /// Claims `matter` from all other processes that share the store, until the claim is dropped or the process dies.
+    /// Never waits, and never fails: where there are no others, or the environment refuses, it is a claim that nobody
+    /// sees.
+    fn claim(&self, matter: Matter<'_>) -> Claimed {
+        let _ = matter;
+        Claimed::Mine(Claim::default())
+    }
 
     /// Removes every entry.
     ///

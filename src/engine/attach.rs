@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use super::balance::Balance;
 use super::blob::Blobs;
 use super::checkpoint::{self, Checkpoints, Found};
+use super::claims::Claims;
 use super::counters::Counters;
 use super::directory::{Directory, FIRST_PROCESS};
 use super::hints::Hints;
@@ -200,6 +201,7 @@ impl Attached {
             hints,
             log,
             blobs,
+            claims: Arc::new(Claims::new(directory.path.clone(), held.id())),
             hot: Hot::new(options.hot_bytes),
             balance: (options.eviction == Eviction::Adaptive).then(|| Balance::new(layout.max_entries)),
             counters: Counters::default(),

@@ -11,6 +11,7 @@ mod blob;
 mod check;
 mod checkpoint;
 mod choice;
+mod claims;
 mod commit;
 pub(crate) mod counters;
 mod culler;
@@ -38,8 +39,8 @@ mod undo;
 mod usage;
 
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 pub(crate) use self::attach::Attached;
 use self::balance::Balance;
@@ -47,6 +48,8 @@ use self::blob::Blobs;
 pub(crate) use self::blob::Spooled;
 pub use self::check::CheckReport;
 use self::checkpoint::Checkpoints;
+use self::claims::Claims;
+pub(crate) use self::claims::{Claim, Claimed, Matter};
 use self::counters::Counters;
 use self::hints::Hints;
 use self::hot::Hot;
@@ -70,6 +73,7 @@ pub(crate) struct Engine {
     hints: Hints,
     log: Log,
     blobs: Blobs,
+    claims: Arc<Claims>,
     hot: Hot,
     /// What `Eviction::Adaptive` goes by; nothing for `Eviction::Lru`.
     balance: Option<Balance>,

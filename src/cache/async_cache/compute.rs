@@ -6,7 +6,7 @@ use std::pin::pin;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{AsyncCache, LARGE_VALUE, make};
+use super::{AsyncCache, LARGE_VALUE, make, pause};
 use crate::cache::ComputeError;
 use crate::cache::call::Call;
 use crate::cache::compute::cannot_fail;
@@ -134,9 +134,10 @@ impl AsyncCache {
     {
         let call = self.cache.call(name, key)?;
         call.check(&lifespans)?;
+        let begin = move |call: &Call<'_>| call.step(&lifespans, Caller::Future);
+        let mut step = make(&call, self.reads_here(&call), begin).await?;
         loop {
-            let step = move |call: &Call<'_>| call.step(&lifespans, Caller::Future);
-            match make(&call, self.reads_here(&call), step).await? {
+            step = match step {
                 Step::Done(value) => return Ok(value),
                 Step::Wait(ticket) => {
                     let landed = ticket.await;
@@ -144,6 +145,12 @@ impl AsyncCache {
                     if let Some(value) = make(&call, is_small, |call| Ok(call.landed(landed))).await? {
                         return Ok(value);
                     }
+                    make(&call, self.reads_here(&call), begin).await?
+                }
+                Step::Pause(queued) => {
+                    pause(queued.pause).await.map_err(|error| call.about(error))?;
+                    let resume = move |call: &Call<'_>| call.resume(&lifespans, queued);
+                    make(&call, self.reads_here(&call), resume).await?
                 }
                 Step::Compute(turn) => {
                     let value = match within(&turn.leader, f).await {
