@@ -182,7 +182,7 @@ impl Call<'_> {
             },
         };
         if lead.stale {
-            found = self.look(lifespans)?;
+            found = self.look_again(lifespans, found)?;
             if let Found::Fresh(value) = found {
                 return Ok(Step::Done(value));
             }
@@ -196,7 +196,7 @@ impl Call<'_> {
         lifespans: &Lifespans<T>,
         queued: Queued,
     ) -> Result<Step<T>> {
-        match self.look_again(lifespans)? {
+        match self.look_again(lifespans, Found::Nothing)? {
             Found::Fresh(value) => Ok(Step::Done(value)),
             found => self.take_turn(lifespans, queued.leader, found, queued.patience),
         }
@@ -215,7 +215,7 @@ impl Call<'_> {
             Claimed::Mine(claim) => {
                 // Whoever had it before may have stored the value since we looked.
                 if claim.is_seen() {
-                    found = self.look_again(lifespans)?;
+                    found = self.look_again(lifespans, found)?;
                 }
                 leader.claim = claim;
             }
@@ -235,12 +235,22 @@ impl Call<'_> {
         })
     }
 
-    /// The same as `look`, but a second miss does not count.
-    fn look_again<T: DeserializeOwned>(&self, lifespans: &Lifespans<T>) -> Result<Found<T>> {
-        match self.cache.shared.backend.weight(&self.full) {
-            0 => Ok(Found::Nothing),
-            _ => self.look(lifespans),
+    /// What is there by now. A second miss does not count.
+    fn look_again<T: DeserializeOwned>(
+        &self,
+        lifespans: &Lifespans<T>,
+        before: Found<T>,
+    ) -> Result<Found<T>> {
+        if self.cache.shared.backend.weight(&self.full) == 0 {
+            return Ok(Found::Nothing);
         }
+        // Whether it is due is up to chance as well, and that was tried.
+        if let Found::Due(due) = &before
+            && self.read(|item| item.token)? == Some(due.token)
+        {
+            return Ok(before);
+        }
+        self.look(lifespans)
     }
 
     /// The entry as a `T`, where one of another type is no error.
