@@ -301,7 +301,7 @@ impl Builder {
         self.build(Box::new(DummyBackend::default()))
     }
 
-    fn build(self, backend: Box<dyn Backend>) -> Cache {
+    pub(super) fn build(self, backend: Box<dyn Backend>) -> Cache {
         let seed = self.jitter_seed.unwrap_or_else(|| RandomState::new().hash_one(0));
         let shared = Shared {
             backend,

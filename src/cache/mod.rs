@@ -242,3 +242,6 @@ impl fmt::Debug for Cache {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

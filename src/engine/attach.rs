@@ -201,7 +201,7 @@ impl Attached {
             hints,
             log,
             blobs,
-            claims: Arc::new(Claims::new(directory.path.clone(), held.id())),
+            claims: Arc::new(Claims::new(directory.path.clone(), held.id(), hasher)),
             hot: Hot::new(options.hot_bytes),
             balance: (options.eviction == Eviction::Adaptive).then(|| Balance::new(layout.max_entries)),
             counters: Counters::default(),

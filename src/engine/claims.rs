@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Engine;
+use crate::hash::KeyHasher;
 use crate::sys::file::{self, DirectoryId};
 use crate::sys::lock;
 
@@ -94,9 +94,10 @@ impl Drop for Held {
 
 /// The claims of one engine.
 #[derive(Debug)]
-pub(super) struct Claims {
+pub(crate) struct Claims {
     dir: PathBuf,
     id: DirectoryId,
+    hasher: KeyHasher,
     epoch: u64,
     open: Mutex<Open>,
 }
@@ -108,8 +109,27 @@ struct Open {
 }
 
 impl Claims {
-    pub(super) fn new(dir: PathBuf, id: DirectoryId) -> Self {
-        Self { dir, id, epoch: EPOCH.load(Relaxed), open: Mutex::default() }
+    pub(crate) fn new(dir: PathBuf, id: DirectoryId, hasher: KeyHasher) -> Self {
+        Self { dir, id, hasher, epoch: EPOCH.load(Relaxed), open: Mutex::default() }
+    }
+
+    /// Claims `matter`, without waiting. Where the system refuses, the caller goes on as if it were alone. About two
+    /// microseconds with giving it back; more where thousands are held at once.
+    pub(crate) fn claim(self: &Arc<Self>, matter: Matter<'_>) -> Claimed {
+        self.take(self.byte(matter)).unwrap_or_else(|error| {
+            tracing::debug!(dir = %self.dir.display(), ?matter, %error, "nothing can be claimed from other processes");
+            Claimed::Mine(Claim::default())
+        })
+    }
+
+    fn byte(&self, matter: Matter<'_>) -> i64 {
+        /// The offset of a lock has 63 bits: one for the kind of matter, the others to tell those of a kind apart.
+        const LEASES: u64 = 1 << 62;
+        let (kind, number) = match matter {
+            Matter::Computing(key) => (0, self.hasher.hash(key.as_bytes())),
+            Matter::Lease(number) => (LEASES, number),
+        };
+        (kind | number & (LEASES - 1)) as i64
     }
 
     fn is_inherited(&self) -> bool {
@@ -121,7 +141,7 @@ impl Claims {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn claim(self: &Arc<Self>, byte: i64) -> io::Result<Claimed> {
+    fn take(self: &Arc<Self>, byte: i64) -> io::Result<Claimed> {
         if self.is_inherited() {
             return Ok(Claimed::Mine(Claim::default()));
         }
@@ -150,43 +170,34 @@ impl Claims {
     }
 }
 
-impl Matter<'_> {
-    fn byte(self, engine: &Engine) -> i64 {
-        /// The offset of a lock has 63 bits: one for the kind of matter, the others to tell those of a kind apart.
-        const LEASES: u64 = 1 << 62;
-        let byte = match self {
-            Self::Computing(key) => engine.hasher.hash(key.as_bytes()) & (LEASES - 1),
-            Self::Lease(number) => number | LEASES,
-        };
-        (byte & (2 * LEASES - 1)) as i64
-    }
-}
-
-impl Engine {
-    /// Claims `matter`, without waiting. Where the system refuses, the caller goes on as if it were alone. About two
-    /// microseconds with giving it back; a little more where thousands are held at once.
-    pub(crate) fn claim(&self, matter: Matter<'_>) -> Claimed {
-        self.claims.claim(matter.byte(self)).unwrap_or_else(|error| {
-            tracing::debug!(dir = %self.dir.display(), ?matter, %error, "nothing can be claimed from other processes");
-            Claimed::Mine(Claim::default())
-        })
+#[cfg(test)]
+impl Claims {
+    /// What the kernel does when the process dies.
+    pub(crate) fn die(&self) {
+        self.lock().file = None;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
 
     use tempfile::TempDir;
 
     use super::*;
 
     fn claims(dir: &TempDir) -> Arc<Claims> {
-        Arc::new(Claims::new(dir.path().to_owned(), file::directory_id(dir.path()).unwrap()))
+        at(dir.path())
     }
 
-    fn take(claims: &Arc<Claims>, byte: i64) -> Claim {
-        match claims.claim(byte).unwrap() {
+    fn at(path: &Path) -> Arc<Claims> {
+        let id = file::directory_id(path).unwrap();
+        Arc::new(Claims::new(path.to_owned(), id, KeyHasher::new(&[7; 16])))
+    }
+
+    fn mine(claims: &Arc<Claims>, byte: i64) -> Claim {
+        match claims.take(byte).unwrap() {
             Claimed::Mine(claim) => claim,
             other => panic!("{other:?}"),
         }
@@ -196,19 +207,19 @@ mod tests {
     fn one_holder_a_byte_in_a_process_and_among_processes() {
         let dir = tempfile::tempdir().unwrap();
         let (ours, theirs) = (claims(&dir), claims(&dir));
-        let claim = take(&ours, 7);
+        let claim = mine(&ours, 7);
         assert!(claim.is_seen() && !claim.is_inherited());
-        assert!(matches!(ours.claim(7).unwrap(), Claimed::Here));
-        assert!(matches!(theirs.claim(7).unwrap(), Claimed::Elsewhere));
-        let other = take(&theirs, i64::MAX);
-        assert!(matches!(ours.claim(i64::MAX).unwrap(), Claimed::Elsewhere));
+        assert!(matches!(ours.take(7).unwrap(), Claimed::Here));
+        assert!(matches!(theirs.take(7).unwrap(), Claimed::Elsewhere));
+        let other = mine(&theirs, i64::MAX);
+        assert!(matches!(ours.take(i64::MAX).unwrap(), Claimed::Elsewhere));
         drop(claim);
-        let claim = take(&theirs, 7);
+        let claim = mine(&theirs, 7);
         drop(other);
-        drop(take(&ours, i64::MAX));
+        drop(mine(&ours, i64::MAX));
         // As when the process dies: the last descriptor is closed, and nothing was given back.
-        theirs.lock().file = None;
-        drop(take(&ours, 7));
+        theirs.die();
+        drop(mine(&ours, 7));
         drop(claim);
     }
 
@@ -216,23 +227,24 @@ mod tests {
     fn a_forked_process_neither_uses_nor_gives_back_what_it_inherits() {
         let dir = tempfile::tempdir().unwrap();
         let (parents, others) = (claims(&dir), claims(&dir));
-        let claim = take(&parents, 7);
+        let claim = mine(&parents, 7);
         // What the child has of it: the same open file, and the same set.
         let file = parents.lock().file.as_ref().unwrap().try_clone().unwrap();
         let open = Mutex::new(Open { file: Some(file), held: HashSet::from([7]) });
-        let (path, id) = (parents.dir.clone(), parents.id);
-        let childs = Arc::new(Claims { dir: path, id, epoch: parents.epoch.wrapping_sub(1), open });
+        let Claims { ref dir, id, hasher, epoch, .. } = *parents;
+        let childs = Claims { dir: dir.clone(), id, hasher, epoch: epoch.wrapping_sub(1), open };
+        let childs = Arc::new(childs);
         let inherited = Claim(Some(Held { claims: childs.clone(), byte: 7 }));
         assert!(inherited.is_inherited());
         // The mutex may have been held at the fork.
         let never_unlocked = childs.lock();
         drop(inherited);
-        assert!(!take(&childs, 8).is_seen());
+        assert!(!mine(&childs, 8).is_seen());
         drop(never_unlocked);
         drop(childs);
-        assert!(matches!(others.claim(7).unwrap(), Claimed::Elsewhere));
+        assert!(matches!(others.take(7).unwrap(), Claimed::Elsewhere));
         drop(claim);
-        drop(take(&others, 7));
+        drop(mine(&others, 7));
     }
 
     #[test]
@@ -240,11 +252,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("flights");
         std::os::unix::fs::symlink(dir.path().join("elsewhere"), &path).unwrap();
-        assert!(claims(&dir).claim(1).is_err());
+        assert!(claims(&dir).take(1).is_err());
         assert!(!dir.path().join("elsewhere").exists());
         std::fs::remove_file(&path).unwrap();
         let claims = claims(&dir);
-        let _claim = take(&claims, 1);
+        let _claim = mine(&claims, 1);
         let found = std::fs::metadata(&path).unwrap();
         assert_eq!((found.permissions().mode() & 0o777, found.len()), (0o600, 0));
     }
@@ -254,10 +266,10 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("cache");
         std::fs::create_dir(&path).unwrap();
-        let claims = Arc::new(Claims::new(path.clone(), file::directory_id(&path).unwrap()));
+        let claims = at(&path);
         std::fs::rename(&path, parent.path().join("moved")).unwrap();
         std::fs::create_dir(&path).unwrap();
-        assert!(claims.claim(1).is_err());
+        assert!(claims.take(1).is_err());
         assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
     }
 }

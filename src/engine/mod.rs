@@ -48,8 +48,7 @@ use self::blob::Blobs;
 pub(crate) use self::blob::Spooled;
 pub use self::check::CheckReport;
 use self::checkpoint::Checkpoints;
-use self::claims::Claims;
-pub(crate) use self::claims::{Claim, Claimed, Matter};
+pub(crate) use self::claims::{Claim, Claimed, Claims, Matter};
 use self::counters::Counters;
 use self::hints::Hints;
 use self::hot::Hot;
@@ -103,6 +102,11 @@ pub(crate) struct Engine {
 impl Engine {
     fn has_passed(&self, expires_at: Expiry) -> bool {
         expires_at.is_some_and(|end| end <= self.options.clock.now())
+    }
+
+    /// See [`Claims::claim`].
+    pub(crate) fn claim(&self, matter: Matter<'_>) -> Claimed {
+        self.claims.claim(matter)
     }
 
     /// The number of entries, expired ones that were not reaped yet included.
