@@ -1,5 +1,5 @@
 //! What processes that share a store do for each other. Each has an open file of its own for what it claims, which is
-//! all that the kernel tells processes by; the store is in memory. (`tests/processes` does it with real ones.)
+//! all that the kernel tells processes by; the store is in memory. (`tests/single_flight.rs` has real ones.)
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};

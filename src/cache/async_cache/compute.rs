@@ -17,7 +17,7 @@ use crate::timeout::Lifespan;
 
 impl AsyncCache {
     /// As [`Cache::get_or_set`](crate::Cache::get_or_set), with a closure that gives a future. Neither has to be
-    /// `'static`. Of all who miss the key at the same time, tasks and threads, one computes.
+    /// `'static`. Of all who miss the key at the same time, tasks, threads and processes, one computes.
     ///
     /// The future of who computes may be dropped, by a timeout say: then one of the others computes its own. If
     /// nobody else waits, nothing is computed to its end.
