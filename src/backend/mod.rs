@@ -99,12 +99,11 @@ pub(crate) trait Backend: Send + Sync {
     }
 
     /// About how many bytes a call that needs the key's value has to go through; 0 if there is no entry. Looks at
-    /// no value, and does not count as a read. For callers that must not keep their thread busy, as are the next
-    /// two.
-    #[cfg_attr(not(feature = "async"), expect(dead_code, reason = "asked by AsyncCache"))]
+    /// no value, and does not count as a read.
     fn weight(&self, key: &str) -> usize;
 
-    /// Whether even the next read may take long whatever its value, as the store has to be opened again first.
+    /// Whether even the next read may take long whatever its value, as the store has to be opened again first. For
+    /// callers that must not keep their thread busy, as is the next one.
     #[cfg_attr(not(feature = "async"), expect(dead_code, reason = "asked by AsyncCache"))]
     fn reads_take_long(&self) -> bool {
         false
