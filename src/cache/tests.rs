@@ -67,8 +67,9 @@ impl Process {
 
     /// Returns when it has been waiting for somebody else: a condition, not a length of time.
     fn until_it_waits(&self) {
-        let before = self.refused.load(SeqCst);
+        let (started, before) = (Instant::now(), self.refused.load(SeqCst));
         while self.refused.load(SeqCst) < before + 3 {
+            assert!(started.elapsed() < PATIENCE, "it does not wait");
             thread::yield_now();
         }
     }

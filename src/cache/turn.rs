@@ -336,3 +336,24 @@ impl Call<'_> {
         tracing::warn!(%error, "a computed value could not be stored and is returned all the same");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_end_with_the_patience() {
+        let mut patience = Patience::new(PATIENCE);
+        let mut now = patience.since;
+        let mut pauses = Vec::new();
+        while let Some(pause) = patience.pause(now) {
+            now += pause;
+            pauses.push(pause);
+        }
+        assert_eq!(now - patience.since, PATIENCE);
+        assert_eq!(pauses[0], Duration::from_micros(50));
+        assert!(pauses[..pauses.len() - 1].is_sorted());
+        assert_eq!(pauses.iter().max(), Some(&Duration::from_millis(2)));
+        assert_eq!(patience.pause(now + PATIENCE), None);
+    }
+}
