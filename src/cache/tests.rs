@@ -3,7 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -44,11 +44,15 @@ impl Shared {
 
     /// A cache in the process that has these claims.
     fn beside(&self, claims: Arc<Claims>) -> Process {
-        let refused = Arc::default();
-        let store = Store { store: self.store.clone(), claims: claims.clone(), refused };
-        let refused = store.refused.clone();
+        let (refused, first) = (Arc::default(), Arc::default());
+        let store = Store {
+            store: self.store.clone(),
+            claims: claims.clone(),
+            refused: Arc::clone(&refused),
+            first: Arc::clone(&first),
+        };
         let cache = Builder::in_memory().clock(self.clock.clone()).build(Box::new(store));
-        Process { cache, claims, refused }
+        Process { cache, claims, refused, first }
     }
 }
 
@@ -58,9 +62,18 @@ struct Process {
     claims: Arc<Claims>,
     /// How often something was claimed that somebody else has.
     refused: Arc<AtomicUsize>,
+    first: Arc<Mutex<Option<Other>>>,
 }
 
+/// What somebody else does.
+type Other = Box<dyn FnOnce() + Send>;
+
 impl Process {
+    /// Somebody else does `other` just before this process claims something for the next time.
+    fn before_it_claims(&self, other: impl FnOnce() + Send + 'static) {
+        *self.first.lock().unwrap() = Some(Box::new(other));
+    }
+
     fn get_or_set(&self, key: &str, f: impl FnOnce() -> u32) -> u32 {
         self.cache.get_or_set(key, Timeout::Default, f).unwrap()
     }
@@ -80,10 +93,13 @@ struct Store {
     store: Arc<MemoryBackend>,
     claims: Arc<Claims>,
     refused: Arc<AtomicUsize>,
+    first: Arc<Mutex<Option<Other>>>,
 }
 
 impl Backend for Store {
     fn claim(&self, matter: Matter<'_>) -> Claimed {
+        let first = self.first.lock().unwrap().take();
+        first.into_iter().for_each(|other| other());
         let claimed = self.claims.claim(matter);
         self.refused.fetch_add(usize::from(!matches!(claimed, Claimed::Mine(_))), SeqCst);
         claimed
@@ -260,6 +276,14 @@ fn one_process_refreshes_and_the_others_are_given_what_is_stale() {
 }
 
 #[test]
+fn what_was_stored_between_look_and_claim_is_not_computed_again() {
+    let shared = Shared::new();
+    let (one, other) = (shared.process(), shared.process().cache);
+    one.before_it_claims(move || other.set("a", &1, Timeout::Never).unwrap());
+    assert_eq!(one.get_or_set("a", || 2), 1);
+}
+
+#[test]
 fn a_refresh_that_ended_between_look_and_claim_is_not_repeated() {
     let shared = Shared::new();
     let (one, other) = (shared.process(), shared.process());
@@ -352,6 +376,18 @@ fn the_lease_of_a_dead_process_is_taken_over_by_one() {
         assert_eq!(taken.load(SeqCst), 1);
         assert!(!lease.is_held().unwrap() && !lease.release().unwrap());
     }
+}
+
+#[test]
+fn a_dead_lease_that_is_something_else_by_now_is_not_taken_over() {
+    let shared = Shared::new();
+    let [dies, other, late] = [(); 3].map(|()| shared.process());
+    let _lease = dies.cache.lease("a", secs(5)).unwrap().unwrap();
+    dies.claims.die();
+    let other = other.cache;
+    late.before_it_claims(move || other.set("a", &1, Timeout::Never).unwrap());
+    assert!(late.cache.lease("a", secs(5)).unwrap().is_none());
+    assert_eq!(late.cache.get("a").unwrap(), Some(1));
 }
 
 #[test]
