@@ -62,7 +62,7 @@ impl Engine {
     pub(in crate::engine) fn find_blobs(&self) {
         self.blobs.find_owners(|hash, name| {
             let names = |word: Word| {
-                let guard = self.log.segment(word.segment());
+                let Ok(guard) = self.log.fetch(word.segment()) else { return Probe::Other };
                 let record = guard.get().and_then(|segment| segment.record(word.offset()));
                 let blob = record.and_then(|record| record.blob());
                 if blob.is_some_and(|blob| blob.name == name) { Probe::Match } else { Probe::Other }
@@ -75,7 +75,8 @@ impl Engine {
     fn holds(&self, (hash, word): Owner) -> bool {
         self.index.slot_of(hash, word).is_some() || {
             // It may just move along its chain.
-            let locked = self.index.lock(hash);
+            // Where somebody holds the chain for long, nobody can say that it is not.
+            let Ok(locked) = self.index.lock(hash) else { return true };
             let there = self.index.slot_of(hash, word).is_some();
             self.note_wiped(locked.wiped());
             there
