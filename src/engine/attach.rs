@@ -188,9 +188,11 @@ impl Attached {
     fn detach(&self) -> Result<()> {
         let io_error = |e| Error::io("close", &self.engine.dir, e);
         let engine = &*self.engine;
+        // Most of it, before others have to wait.
+        let synced = engine.log.sync_own();
         Directory::reenter(&self.locks).map_err(io_error)?;
         if Directory::is_shared(&self.locks).map_err(io_error)? {
-            let synced = engine.log.sync_own();
+            let synced = synced.and(engine.log.sync_own());
             engine.log.retire(false);
             engine.log.let_go();
             engine.index.leave();

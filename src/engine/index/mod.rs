@@ -83,6 +83,8 @@ mod at {
     pub(super) const CHECKPOINTED: usize = 52;
     /// Bytes of all blobs.
     pub(super) const BLOB_BYTES: usize = 53;
+    /// Whether a process died and nobody has looked after what it left.
+    pub(super) const DEATHS: usize = 55;
     /// The highest number that a process ever had.
     pub(super) const HIGHEST_NUMBER: usize = 54;
     pub(super) const INSERTS: usize = 56;
