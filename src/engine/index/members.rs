@@ -115,6 +115,14 @@ impl Index {
     /// # Errors
     /// `Busy` if it takes too long, so long that it must be stopped; or if the kernel refuses.
     pub(crate) fn wait_for(&self, turn: Turn) -> Result<HeldTurn<'_>> {
+        self.wait_for_turn(turn, || {})
+    }
+
+    /// The same, and does something between two looks.
+    ///
+    /// # Errors
+    /// As [`wait_for`](Index::wait_for).
+    pub(crate) fn wait_for_turn(&self, turn: Turn, between: impl Fn()) -> Result<HeldTurn<'_>> {
         let (mut wait, started) = (Backoff::default(), Instant::now());
         loop {
             if let Some(held) = self.take_turn(turn)? {
@@ -124,6 +132,7 @@ impl Index {
                 let why = "another process makes room, and does not come to its end; it may be stopped";
                 return Err(Error::new(ErrorKind::Busy, "lock the directory").with_source(why));
             }
+            between();
             wait.pause();
         }
     }
