@@ -12,6 +12,7 @@ use super::Engine;
 use super::balance::Balance;
 use super::blob::Blobs;
 use super::checkpoint::Checkpoints;
+use super::claims::Claims;
 use super::counters::Counters;
 use super::directory::Directory;
 use super::hot::Hot;
@@ -155,6 +156,7 @@ impl Attached {
             hints,
             log,
             blobs,
+            claims: Arc::new(Claims::new(directory.path.clone(), held.id(), hasher)),
             counters: Counters::default(),
             culling: Mutex::new(()),
             emptying: Mutex::new(()),

@@ -11,6 +11,7 @@ mod blob;
 mod check;
 mod checkpoint;
 mod choice;
+mod claims;
 mod commit;
 pub(crate) mod counters;
 mod culler;
@@ -48,6 +49,7 @@ use self::blob::Blobs;
 pub(crate) use self::blob::Spooled;
 pub use self::check::CheckReport;
 use self::checkpoint::Checkpoints;
+pub(crate) use self::claims::{Claim, Claimed, Claims, Matter};
 use self::counters::Counters;
 use self::hints::Hints;
 use self::hot::Hot;
@@ -68,6 +70,7 @@ pub(crate) struct Engine {
     hints: Hints,
     log: Log,
     blobs: Blobs,
+    claims: Arc<Claims>,
     hot: Hot,
     /// What `Eviction::Adaptive` goes by; nothing for `Eviction::Lru`.
     balance: Option<Balance>,
@@ -119,6 +122,11 @@ impl Engine {
 
     fn has_passed(&self, expires_at: Expiry) -> bool {
         expires_at.is_some_and(|end| end <= self.options.clock.now())
+    }
+
+    /// See [`Claims::claim`].
+    pub(crate) fn claim(&self, matter: Matter<'_>) -> Claimed {
+        self.claims.claim(matter)
     }
 
     /// The number of entries, expired ones that were not reaped yet included.
