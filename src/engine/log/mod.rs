@@ -326,8 +326,9 @@ impl Log {
             }
             return;
         }
-        if let Some(Tail { segment, .. }) = spare {
-            self.discard(segment.id);
+        if let Some(spare) = spare {
+            // One that another process left has records.
+            if spare.end as usize > segment::HEADER_LEN { self.seal(spare) } else { self.discard(spare.segment.id) }
         }
         let end = active.as_ref().map(|tail| (tail.segment.id, tail.end));
         let orphan = || self.index.orphans().last().map(|orphan| (orphan.id, orphan.tail));
