@@ -182,8 +182,12 @@ impl Engine {
         for segment in
             places.iter().filter(|s| matches!(s.state, SegmentState::Active | SegmentState::Sealed))
         {
-            let is_active = segment.state == SegmentState::Active;
-            let from = if is_active { segment.finished } else { snapshot::SEALED };
+            let from = match segment.state {
+                SegmentState::Active => segment.finished,
+                // The next life may go on with it.
+                _ if segment.tail > 0 => segment.tail,
+                _ => snapshot::SEALED,
+            };
             writer.segment(segment.id, from, segment.live).map_err(io_error)?;
         }
         writer.finish().map_err(io_error)?;

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::checker::{Did, Event, Saw};
-use crate::crew;
+use crate::crew::{self, Waits};
 use crate::value::{self, Name};
 
 /// The key that a clear stands under.
@@ -128,12 +128,11 @@ pub(crate) struct Journal {
     buffer: Option<Vec<u8>>,
     next: usize,
     open: Option<(Op, u64)>,
-    /// Where the kernel tells how long this thread waited for a processor.
-    waits: Option<File>,
+    waits: Option<Waits>,
 }
 
 impl Journal {
-    fn create(dir: &Path, thread: u32, buffer: Option<Vec<u8>>, waits: Option<File>) -> Self {
+    fn create(dir: &Path, thread: u32, buffer: Option<Vec<u8>>, waits: Option<Waits>) -> Self {
         let file = File::create_new(dir.join(thread.to_string())).unwrap();
         Self { thread, file, buffer, next: 0, open: None, waits }
     }
@@ -143,16 +142,13 @@ impl Journal {
         Self::create(dir, thread, Some(Vec::new()), None)
     }
 
-    /// One that survives a kill, and knows how long this thread waited for a processor.
+    /// One that survives a kill, and knows how long this thread, which is to use it, waited for a processor.
     pub(crate) fn in_file(dir: &Path, thread: u32) -> Self {
-        Self::create(dir, thread, None, File::open("/proc/thread-self/schedstat").ok())
+        Self::create(dir, thread, None, Some(Waits::new()))
     }
 
     fn waited(&self) -> u64 {
-        let mut text = [0; 64];
-        let read = self.waits.as_ref().and_then(|file| file.read_at(&mut text, 0).ok()).unwrap_or(0);
-        let text = std::str::from_utf8(&text[..read]).unwrap();
-        text.split_whitespace().nth(1).map_or(0, |nanos| nanos.parse().unwrap())
+        self.waits.as_ref().map_or(0, Waits::so_far)
     }
 
     /// Notes that an operation begins, and gives the name of what it writes.
