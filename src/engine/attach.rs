@@ -138,6 +138,7 @@ impl Attached {
         let space = ENGINES.space(held.id());
         let segments = open_segments(directory, &space)?;
         let blobs = Blobs::open(&directory.blobs(), &space)?;
+        blobs.recount()?;
         layout.geometry.segments = places_for(&segments, layout.geometry.segments);
         let owner = segment::random().map_err(at_state)? as u32;
         let closed =
@@ -216,7 +217,7 @@ impl Attached {
             told_of_entries: AtomicBool::new(false),
             told_of_bytes: AtomicBool::new(false),
         });
-        engine.find_blobs();
+        engine.dead_blobs();
         if !is_closed && engine.culls_inline() {
             // A write beside a clear may have left a word that does not count. Where the bound is exact, so is the count.
             engine.count_again();

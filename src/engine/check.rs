@@ -60,6 +60,7 @@ impl Engine {
                 report.problem(format!("segment {id} is not in the table"));
             }
         }
+        self.dead_blobs();
         report.blobs = self.blobs.names().len() as u64;
         for bucket in self.index.damaged_buckets() {
             report.problem(format!("bucket {bucket} of the index is damaged"));

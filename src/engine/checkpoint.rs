@@ -141,7 +141,7 @@ impl Engine {
         let Checkpoints { state, files, number, .. } = &mut *checkpoints;
         let busy = || Error::new(ErrorKind::Busy, "checkpoint").with_path(&self.dir);
         let geometry = self.index.geometry();
-        let (emptied, dead) = (self.log.emptied_ids(), self.dead_blobs());
+        let (emptied, dead) = (self.log.emptied_ids(), self.recount_blobs());
         let appended = self.log.appended();
         let mut begin = None;
         for _ in 0..SWEEPS {
@@ -203,8 +203,7 @@ impl Engine {
         checkpoints.appended = appended;
         checkpoints.backlog = 0;
         checkpoints.last = Instant::now();
-        let still_dead = self.dead_blobs();
-        self.blobs.release(&dead.into_iter().filter(|name| still_dead.contains(name)).collect::<Vec<_>>());
+        self.release_blobs(&dead);
         self.log.release(&self.index, &emptied);
         Ok(())
     }

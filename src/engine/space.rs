@@ -9,12 +9,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use super::Engine;
-use super::blob::Pin;
 use super::counters::Counter;
 use super::index::{Backoff, Slot, Word};
 use super::layout;
 use super::log::Copies;
-use super::record::{Draft, Kind, Record, Stamp};
+use super::record::{Draft, Record, Stamp};
 use super::segment::Segment;
 use super::tail::Reservation;
 use super::usage::Account;
@@ -85,14 +84,12 @@ struct Live<'a> {
 }
 
 /// A copy, which no entry names yet.
-struct Copied<'a> {
+struct Copied {
     hash: u64,
     from: Word,
     to: Word,
     len: u32,
     _reservation: Reservation,
-    /// Keeps the blob that the record names, if it does.
-    _pin: Option<Pin<'a>>,
 }
 
 impl Engine {
@@ -391,11 +388,9 @@ impl Engine {
     }
 
     /// Copies one record with all that it says. `None` if its value is damaged: then its entry goes.
-    fn copy(&self, copies: &mut Copies<'_>, entry: &Live<'_>) -> Result<Option<Copied<'_>>> {
+    fn copy(&self, copies: &mut Copies<'_>, entry: &Live<'_>) -> Result<Option<Copied>> {
         let record = &entry.record;
-        let pin = record.blob().and_then(|blob| self.blobs.pin(blob));
-        let is_whole = record.kind != Kind::Blob || pin.is_some();
-        let Some(body) = record.verified_body().filter(|_| is_whole) else {
+        let Some(body) = record.verified_body() else {
             if self.evict(entry.slot, entry.word) {
                 self.counters.one(Counter::Corrupt);
             }
@@ -416,14 +411,11 @@ impl Engine {
         target.stamp(offset, &prepared, stamp);
         let to = Word::new(entry.hash, target.id, offset);
         let (hash, from, len) = (entry.hash, entry.word, record.len);
-        if let Some(pin) = &pin {
-            pin.own((hash, to));
-        }
-        Ok(Some(Copied { hash, from, to, len, _reservation: reservation, _pin: pin }))
+        Ok(Some(Copied { hash, from, to, len, _reservation: reservation }))
     }
 
     /// Has the entry of a copied record name the copy, if it still names the original.
-    fn redirect(&self, copy: &Copied<'_>) -> bool {
+    fn redirect(&self, copy: &Copied) -> bool {
         let locked = self.index.lock(copy.hash);
         self.note_wiped(locked.wiped());
         let Some(slot) = self.index.slot_of(copy.hash, copy.from) else { return false };

@@ -10,6 +10,8 @@ pub(crate) struct SpaceInUse(Arc<Usage>);
 #[derive(Debug, Default)]
 pub(crate) struct Usage {
     bytes: AtomicU64,
+    /// Of `bytes`, those of blobs that are whole.
+    blobs: AtomicU64,
     /// Syncs under way, each of which keeps its segment until it is done.
     syncs: AtomicU64,
     /// Of `bytes`, those of segments of which the program holds values.
@@ -68,6 +70,34 @@ impl SpaceInUse {
         let add = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= most);
         self.0.bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).ok()?;
         Some(Account { space: self.clone(), bytes })
+    }
+
+    /// The bytes of all blobs that something names, or named until lately.
+    pub(crate) fn blob_bytes(&self) -> u64 {
+        self.0.blobs.load(Ordering::Acquire)
+    }
+
+    /// What `account` counted is a blob from now on, whoever made it, and counts until it is gone.
+    pub(crate) fn blob_made(&self, mut account: Account) {
+        self.0.blobs.fetch_add(std::mem::take(&mut account.bytes), Ordering::AcqRel);
+    }
+
+    /// A blob of so many bytes is gone. No more goes than is there: it may never have been counted, if whoever made it
+    /// died.
+    pub(crate) fn blob_gone(&self, bytes: u64) {
+        let less = |all: u64| Some(all.saturating_sub(bytes));
+        let counted = self.0.blobs.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).unwrap_or(0);
+        self.0.bytes.fetch_sub(bytes.min(counted), Ordering::AcqRel);
+    }
+
+    /// Puts the bytes of blobs right, unless they are not `was` any more, which they were before somebody looked what
+    /// blobs there are. The caller sees to it that none goes meanwhile.
+    pub(crate) fn set_blob_bytes(&self, was: u64, now: u64) -> bool {
+        let set = self.0.blobs.compare_exchange(was, now, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if set {
+            self.0.bytes.fetch_add(now.wrapping_sub(was), Ordering::AcqRel);
+        }
+        set
     }
 }
 
