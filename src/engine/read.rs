@@ -19,6 +19,7 @@ use super::segment::{Pin, Segment};
 use super::table::SegmentGuard;
 use crate::entry::{Change, Condition, Decoded, Expiry, Item, SharedValue, Soft, Stored, Streamed};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::step;
 
 /// Values up to this many bytes are copied; larger ones are handed out where they lie, and keep their segment
 /// mapped for as long as somebody holds them.
@@ -186,6 +187,7 @@ impl Engine {
             let Some((stored, blob)) = found else { return Ok(None) };
             let Some((blob, word)) = blob else { break (stored, None) };
             let pin = self.blobs.pin(blob)?;
+            step!("blob::pinned");
             // What nothing names any more may be about to be removed, so it is not named again.
             if pin.is_some() && self.index.slot_of(hash, word).is_some() {
                 break (stored, pin);

@@ -109,6 +109,13 @@ fn what_one_makes_the_other_finds_counts_reads_and_removes() {
     assert!(two.theirs.open_blob(reference).unwrap().is_none());
     assert!(two.theirs.pin(reference).unwrap().is_none());
     assert_eq!(two.theirs.release(&[reference.name], &two.index), 0);
+    // Opened before it was unlinked, and locked after.
+    let pin = write(&two.mine, 2);
+    let opened = File::open(two.mine.path(pin.reference.name)).unwrap();
+    two.theirs.refresh().unwrap();
+    assert_eq!(two.theirs.names(), [pin.reference.name]);
+    drop(pin);
+    assert_eq!(hold(&opened).unwrap(), Hold::Gone);
     two.theirs.recount().unwrap();
     assert!(two.theirs.names().is_empty());
     assert_eq!(two.space.bytes(), 0, "taken off once");
@@ -174,6 +181,20 @@ fn what_somebody_reads_stays_and_counts() {
         assert_eq!(two.mine.release(&[reference.name], &two.index), 1);
         assert_eq!((two.files().len(), two.space.bytes()), (0, 0));
     }
+}
+
+#[test]
+fn one_that_is_stopped_while_it_removes_keeps_no_reader_from_reading() {
+    let two = Two::new();
+    let reference = publish(&two.mine, 1, &two.index);
+    let alone = open_alone(&two.mine.path(reference.name)).unwrap();
+    assert!(matches!(alone, Alone::Yes(_)));
+    assert!(two.theirs.open_blob(reference).unwrap().is_some_and(|open| open.verify().unwrap()));
+    // But whoever names it must be sure that it stays.
+    assert_eq!(two.theirs.pin(reference).map(|_| ()).unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(two.theirs.release(&[reference.name], &two.index), 0);
+    drop(alone);
+    assert!(two.theirs.pin(reference).unwrap().is_some());
 }
 
 #[test]
