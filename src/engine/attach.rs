@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::balance::Balance;
-use super::blob::Blobs;
+use super::blob::{Blobs, Haste};
 use super::checkpoint::{self, Checkpoints, Found};
 use super::counters::Counters;
 use super::directory::{Directory, FIRST_PROCESS};
@@ -138,7 +138,7 @@ impl Attached {
         let space = ENGINES.space(held.id());
         let segments = open_segments(directory, &space)?;
         let blobs = Blobs::open(&directory.blobs(), &space)?;
-        blobs.recount()?;
+        blobs.recount(Haste::Now)?;
         layout.geometry.segments = places_for(&segments, layout.geometry.segments);
         let owner = segment::random().map_err(at_state)? as u32;
         let closed =
@@ -217,7 +217,7 @@ impl Attached {
             told_of_entries: AtomicBool::new(false),
             told_of_bytes: AtomicBool::new(false),
         });
-        engine.dead_blobs();
+        engine.dead_blobs(Haste::Later);
         if !is_closed && engine.culls_inline() {
             // A write beside a clear may have left a word that does not count. Where the bound is exact, so is the count.
             engine.count_again();

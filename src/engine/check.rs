@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::PoisonError;
 
 use super::Engine;
-use super::blob::BlobRef;
+use super::blob::{BlobRef, Haste};
 use super::record::Kind;
 
 /// What a check found. Nothing is changed by checking.
@@ -60,7 +60,7 @@ impl Engine {
                 report.problem(format!("segment {id} is not in the table"));
             }
         }
-        self.dead_blobs();
+        self.dead_blobs(Haste::Now);
         report.blobs = self.blobs.names().len() as u64;
         for bucket in self.index.damaged_buckets() {
             report.problem(format!("bucket {bucket} of the index is damaged"));

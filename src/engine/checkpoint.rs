@@ -19,6 +19,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::Engine;
+use super::blob::Haste;
 use super::directory::Directory;
 use super::index::{Geometry, HeaderCopy, Packed};
 use super::snapshot::{self, Header, Writer};
@@ -141,7 +142,7 @@ impl Engine {
         let Checkpoints { state, files, number, .. } = &mut *checkpoints;
         let busy = || Error::new(ErrorKind::Busy, "checkpoint").with_path(&self.dir);
         let geometry = self.index.geometry();
-        let (emptied, dead) = (self.log.emptied_ids(), self.recount_blobs());
+        let (emptied, dead) = (self.log.emptied_ids(), self.recount_blobs(Haste::Later));
         let appended = self.log.appended();
         let mut begin = None;
         for _ in 0..SWEEPS {

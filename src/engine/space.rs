@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use super::Engine;
+use super::blob::Haste;
 use super::counters::Counter;
 use super::index::{Backoff, Slot, Word};
 use super::layout;
@@ -132,7 +133,7 @@ impl Engine {
 
     /// The bytes of segments and blobs that no entry names any more, and which a checkpoint gives back.
     pub(super) fn emptied_bytes(&self) -> u64 {
-        self.dead_blobs();
+        self.dead_blobs(Haste::Later);
         let (_, dead) = self.blobs.bytes();
         self.log.emptied_bytes() + dead
     }

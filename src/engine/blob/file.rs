@@ -125,10 +125,11 @@ pub(super) enum Named {
 }
 
 pub(super) fn named(found: &str) -> Named {
-    let digits = |ending: &str| u128::from_str_radix(found.strip_suffix(ending)?, 16).ok();
-    match (digits(".blob"), digits(".part")) {
-        (Some(name), _) if file_name(name) == found => Named::Blob(name),
-        (_, Some(name)) if temporary_name(name) == found => Named::Temporary,
+    let Some((digits, ending)) = found.split_at_checked(32) else { return Named::Unknown };
+    let is_name = digits.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
+    match (u128::from_str_radix(digits, 16), ending) {
+        (Ok(name), ".blob") if is_name => Named::Blob(name),
+        (Ok(_), ".part") if is_name => Named::Temporary,
         _ => Named::Unknown,
     }
 }

@@ -42,7 +42,8 @@ pub(crate) use stream::{BlobSource, Spooled};
 use file::{
     Alone, CHUNK, Contents, Hold, Named, contents, file_name, hold, is_none_of_ours, named, open_alone,
 };
-use listing::Listing;
+pub(crate) use listing::Haste;
+use listing::{Listing, Names};
 
 /// The word of a record that names a blob, and the hash of its key.
 pub(crate) type Owner = (u64, Word);
@@ -173,20 +174,20 @@ impl Blobs {
         self.dir.join(file_name(name))
     }
 
-    /// Finds out which blobs there are now, whoever made or removed some. The files of writers that died are removed; what
-    /// is not ours stays. Costs a look at the directory if nothing changed for some seconds; else a listing, and a read of
-    /// each blob that is new.
+    /// Finds out which blobs there are now, whoever made or removed some, unless it is too soon for that. The files of writers
+    /// that died are removed; what is not ours stays. Costs a look at the directory if nothing changed for some seconds; else
+    /// a listing, and a read of each blob that is new.
     ///
     /// # Errors
     /// If the directory or a blob cannot be read. What was found until then is known.
-    pub(crate) fn refresh(&self) -> Result<()> {
-        self.refreshed().map(drop)
+    pub(crate) fn refresh(&self, haste: Haste) -> Result<()> {
+        self.refreshed(haste).map(drop)
     }
 
     /// The same, and counts what there is. The caller sees to it that no blob is unlinked meanwhile.
-    pub(crate) fn recount(&self) -> Result<()> {
+    pub(crate) fn recount(&self, haste: Haste) -> Result<()> {
         let was = self.space.blob_bytes();
-        let known = self.refreshed()?;
+        let Some(known) = self.refreshed(haste)? else { return Ok(()) };
         // What was made here and nothing was to name yet is counted otherwise. What others just make may be counted twice,
         // until the next time.
         let counted = known.blobs.values().filter(|blob| blob.account.is_none());
@@ -194,16 +195,22 @@ impl Blobs {
         Ok(())
     }
 
-    fn refreshed(&self) -> Result<MutexGuard<'_, Known>> {
+    /// `None` if what is known may be out of date.
+    fn refreshed(&self, haste: Haste) -> Result<Option<MutexGuard<'_, Known>>> {
         let io_error = |e| Error::io("read directory", &self.dir, e);
         let mut known = self.lock();
         let changed_at = self.held.changed_at().map_err(io_error)?;
-        if known.listing.is_needed(changed_at, Instant::now()) {
-            self.held.check_in_place().map_err(io_error)?;
-            let listed = self.list(&mut known);
-            listed.inspect_err(|_| known.listing = Listing::default())?;
+        let begun = Instant::now();
+        match known.listing.state(changed_at, haste, begun) {
+            Names::Known => {}
+            Names::Old => return Ok(None),
+            Names::Wanted => {
+                self.held.check_in_place().map_err(io_error)?;
+                self.list(&mut known).inspect_err(|_| known.listing = Listing::default())?;
+                known.listing.listed(begun, Instant::now());
+            }
         }
-        Ok(known)
+        Ok(Some(known))
     }
 
     /// While a blob is made here, it gets its name and becomes known under the same lock.

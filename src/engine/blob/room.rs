@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::io;
 
-use super::{BlobWriter, Naming, Owner, Pin};
+use super::{BlobWriter, Haste, Naming, Owner, Pin};
 use crate::engine::Engine;
 use crate::engine::counters::Counter;
 use crate::engine::index::{Probe, Word};
@@ -54,14 +54,14 @@ impl Engine {
     }
 
     /// The blobs that nothing names any more, whoever made them.
-    pub(in crate::engine) fn dead_blobs(&self) -> Vec<u128> {
-        self.warn_of_blobs(self.blobs.refresh());
+    pub(in crate::engine) fn dead_blobs(&self, haste: Haste) -> Vec<u128> {
+        self.warn_of_blobs(self.blobs.refresh(haste));
         self.blobs.take_dead(self)
     }
 
     /// The same, with their bytes counted anew: nobody else unlinks any meanwhile.
-    pub(in crate::engine) fn recount_blobs(&self) -> Vec<u128> {
-        self.warn_of_blobs(self.blobs.recount());
+    pub(in crate::engine) fn recount_blobs(&self, haste: Haste) -> Vec<u128> {
+        self.warn_of_blobs(self.blobs.recount(haste));
         self.blobs.take_dead(self)
     }
 
@@ -80,7 +80,8 @@ impl Engine {
     /// Evicts the coldest blob, if all of them take more than `beyond` bytes. `false` if none was evicted. Its space comes
     /// back with the next checkpoint.
     pub(in crate::engine) fn evict_a_blob(&self, beyond: u64) -> bool {
-        self.recount_blobs();
+        // Where there is nothing else, what others made just now counts too.
+        self.recount_blobs(if beyond == 0 { Haste::Soon } else { Haste::Later });
         let (alive, _) = self.blobs.bytes();
         if alive <= beyond {
             return false;
@@ -102,7 +103,7 @@ impl Engine {
             .count();
         self.counters.add(Counter::Evicted, evicted as u64);
         self.tell_once(&self.told_of_bytes, "max_bytes");
-        self.dead_blobs();
+        self.blobs.take_dead(self);
         true
     }
 }

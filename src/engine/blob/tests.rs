@@ -64,7 +64,7 @@ impl Two {
 
     /// What a sweep of mine finds dead.
     fn dead(&self) -> Vec<u128> {
-        self.mine.recount().unwrap();
+        self.mine.recount(Haste::Now).unwrap();
         self.mine.take_dead(&self.index)
     }
 }
@@ -112,11 +112,11 @@ fn what_one_makes_the_other_finds_counts_reads_and_removes() {
     // Opened before it was unlinked, and locked after.
     let pin = write(&two.mine, 2);
     let opened = File::open(two.mine.path(pin.reference.name)).unwrap();
-    two.theirs.refresh().unwrap();
+    two.theirs.refresh(Haste::Now).unwrap();
     assert_eq!(two.theirs.names(), [pin.reference.name]);
     drop(pin);
     assert_eq!(hold(&opened).unwrap(), Hold::Gone);
-    two.theirs.recount().unwrap();
+    two.theirs.recount(Haste::Now).unwrap();
     assert!(two.theirs.names().is_empty());
     assert_eq!(two.space.bytes(), 0, "taken off once");
 }
@@ -202,7 +202,7 @@ fn the_file_of_a_writer_goes_when_the_writer_has_died() {
     let two = Two::new();
     let mut writer = two.theirs.create().unwrap();
     writer.write(&[7; LEN], &mut 0).unwrap();
-    two.mine.refresh().unwrap();
+    two.mine.refresh(Haste::Now).unwrap();
     assert_eq!(two.files().len(), 1);
     let pin = two.theirs.seal(writer, 1).unwrap();
     assert!(two.dead().is_empty(), "its record is about to come");
@@ -215,10 +215,10 @@ fn the_file_of_a_writer_goes_when_the_writer_has_died() {
     fs::rename(writer.path(), &left).unwrap();
     let foreign = two.dir.path().join("photo.part");
     fs::write(&foreign, "somebody's").unwrap();
-    two.mine.refresh().unwrap();
+    two.mine.refresh(Haste::Now).unwrap();
     assert!(left.exists());
     drop(writer);
-    two.mine.refresh().unwrap();
+    two.mine.refresh(Haste::Now).unwrap();
     assert!(!left.exists() && foreign.exists());
 }
 
@@ -226,13 +226,13 @@ fn the_file_of_a_writer_goes_when_the_writer_has_died() {
 fn what_is_made_just_now_counts_once() {
     let two = Two::new();
     let pin = write(&two.mine, 1);
-    two.mine.recount().unwrap();
+    two.mine.recount(Haste::Now).unwrap();
     assert_eq!((two.space.bytes(), two.space.blob_bytes()), (SPACE, 0));
     // Of another process nobody can say how far it has come: rather twice than not at all.
-    two.theirs.recount().unwrap();
+    two.theirs.recount(Haste::Now).unwrap();
     assert_eq!(two.space.bytes(), 2 * SPACE);
     pin.keep();
-    two.mine.recount().unwrap();
+    two.mine.recount(Haste::Now).unwrap();
     assert_eq!((two.space.bytes(), two.space.blob_bytes()), (SPACE, SPACE));
     // Counted while somebody looked what there is: what was seen may be out of date.
     let was = two.space.blob_bytes();
@@ -307,7 +307,7 @@ fn what_is_named_is_there_while_others_move_and_remove() {
         let remover = scope.spawn(|| {
             let mut removed = 0;
             while !is_done.load(Ordering::Acquire) {
-                two.mine.recount().unwrap();
+                two.mine.recount(Haste::Now).unwrap();
                 two.mine.take_dead(&two.index);
                 // Whether it is dead or not.
                 let all: Vec<u128> = two.mine.lock().blobs.keys().copied().collect();
