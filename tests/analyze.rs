@@ -10,6 +10,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{FcntlArg, fcntl};
@@ -168,6 +169,22 @@ fn a_report_in_a_file_is_the_one_on_standard_output() {
     let printed = tree.run(&[]).report;
     assert_eq!(tree.run(&["--report", file.to_str().unwrap()]).report, "");
     assert!(fs::read_to_string(file).unwrap() == printed);
+}
+
+/// The threads of one process, and of four: whoever comes first computes, the others wait for the result.
+#[test]
+fn runs_at_the_same_time_share_the_work() {
+    let tree = Tree::new();
+    let runs: Vec<Run> = thread::scope(|scope| {
+        let run = || Run::of(tree.command().args(["--quiet", "--json-summary", "--jobs", "2"]));
+        let runs: Vec<_> = (0..4).map(|_| scope.spawn(run)).collect();
+        runs.into_iter().map(|run| run.join().unwrap()).collect()
+    });
+    let computed: Vec<usize> = runs.iter().map(|run| run.count("computed")).collect();
+    println!("of {FILES} files, four runs at the same time computed {computed:?}");
+    assert_eq!(computed.iter().sum::<usize>(), FILES, "{computed:?}");
+    assert!(runs.iter().all(|run| run.report == runs[0].report), "the reports differ");
+    tree.run(&[]).assert_counts(0, 0, FILES);
 }
 
 /// Each run is killed in the middle, for certain: it must print a line for each result that it stored, into a

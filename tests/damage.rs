@@ -312,11 +312,14 @@ impl Drop for Done<'_> {
     }
 }
 
-/// Inflicts all of it, on as many threads as there are processors, and fails if one takes forever.
+/// Inflicts all of it, on as many threads as there are processors, but not too many, and fails if one takes forever.
 fn suffer_all(original: &Original, damages: &[Damage]) {
-    const FOREVER: Duration = Duration::from_secs(20);
+    /// On a machine that does other things as well, too.
+    const FOREVER: Duration = Duration::from_secs(200);
+    /// More threads would need more memory than every machine has in `/dev/shm`.
+    const MOST_WORKERS: usize = 4;
     let (seed, tally, next) = (rng::seed(), Tally::default(), AtomicUsize::new(0));
-    let workers = std::thread::available_parallelism().map_or(2, usize::from);
+    let workers = std::thread::available_parallelism().map_or(2, usize::from).min(MOST_WORKERS);
     let at_work: Vec<Mutex<Work>> = (0..workers).map(|_| Mutex::new(Work::Idle)).collect();
     std::thread::scope(|scope| {
         for mine in &at_work {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use arc_swap::{ArcSwapOption, Guard};
 
 use super::{
-    Backend, Change, CheckReport, Condition, Decoded, Expiry, Item, Outcome, SharedValue, Spool, Stats,
-    Stored, Streamed,
+    Backend, Change, CheckReport, Claim, Claimed, Condition, Decoded, Expiry, Item, Matter, Outcome,
+    SharedValue, Spool, Stats, Stored, Streamed,
 };
 use crate::engine::{Attached, Spooled};
 use crate::error::{Error, ErrorKind, Result};
@@ -148,6 +148,16 @@ impl Backend for FileBackend {
 
     fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
         self.engine()?.get()?.commit(key.as_bytes(), condition, change)
+    }
+
+    fn claim(&self, matter: Matter<'_>) -> Claimed {
+        match self.engine().and_then(|held| Ok(held.get()?.claim(matter))) {
+            Ok(claimed) => claimed,
+            Err(error) => {
+                tracing::debug!(%error, "nothing can be claimed in a directory that cannot be opened");
+                Claimed::Mine(Claim::default())
+            }
+        }
     }
 
     fn clear(&self) -> Result<()> {

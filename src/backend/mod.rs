@@ -15,7 +15,7 @@ mod sled;
 
 use std::any::TypeId;
 
-pub(crate) use crate::engine::CheckReport;
+pub(crate) use crate::engine::{CheckReport, Claim, Claimed, Matter};
 pub(crate) use crate::entry::{
     Change, Codec, Condition, Decoded, Expiry, Item, Outcome, Pieces, SharedValue, Soft, Spool, Stats,
     Stored, Streamed,
@@ -99,12 +99,11 @@ pub(crate) trait Backend: Send + Sync {
     }
 
     /// About how many bytes a call that needs the key's value has to go through; 0 if there is no entry. Looks at
-    /// no value, and does not count as a read. For callers that must not keep their thread busy, as are the next
-    /// two.
-    #[cfg_attr(not(feature = "async"), expect(dead_code, reason = "asked by AsyncCache"))]
+    /// no value, and does not count as a read.
     fn weight(&self, key: &str) -> usize;
 
-    /// Whether even the next read may take long whatever its value, as the store has to be opened again first.
+    /// Whether even the next read may take long whatever its value, as the store has to be opened again first. For
+    /// callers that must not keep their thread busy, as is the next one.
     #[cfg_attr(not(feature = "async"), expect(dead_code, reason = "asked by AsyncCache"))]
     fn reads_take_long(&self) -> bool {
         false
@@ -121,6 +120,14 @@ pub(crate) trait Backend: Send + Sync {
     /// When it returns an error, the key's entry is as before, or (where an eviction came in between) gone;
     /// never an older value.
     fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome>;
+
+    /// Claims `matter` from all other processes that share the store, until the claim is dropped or the process dies.
+    /// Never waits, and never fails: where there are no others, or the environment refuses, it is a claim that nobody
+    /// sees.
+    fn claim(&self, matter: Matter<'_>) -> Claimed {
+        let _ = matter;
+        Claimed::Mine(Claim::default())
+    }
 
     /// Removes every entry.
     ///

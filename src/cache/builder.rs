@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::flight::Flights;
 use super::plan::Jitter;
+use super::turn::PATIENCE;
 use super::view::View;
 use super::{Cache, Shared};
 use crate::backend::{Backend, DummyBackend, FileBackend, MemoryBackend};
@@ -300,7 +301,7 @@ impl Builder {
         self.build(Box::new(DummyBackend::default()))
     }
 
-    fn build(self, backend: Box<dyn Backend>) -> Cache {
+    pub(super) fn build(self, backend: Box<dyn Backend>) -> Cache {
         let seed = self.jitter_seed.unwrap_or_else(|| RandomState::new().hash_one(0));
         let shared = Shared {
             backend,
@@ -309,6 +310,7 @@ impl Builder {
             keys: self.keys,
             jitter: Jitter::new(self.jitter, seed),
             flights: Flights::new(),
+            patience: PATIENCE,
             store_failures: AtomicU64::new(0),
             refresh_failures: AtomicU64::new(0),
         };

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::thread;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -55,12 +56,17 @@ pub(super) fn cannot_fail<T>(result: Result<T, ComputeError<Infallible>>) -> Res
 impl Cache {
     /// The value of `key`; if there is none, what `f` returns, which is stored until `timeout` has passed.
     ///
-    /// Of the threads of this process that miss the same key at the same time, one calls its closure, and
-    /// the others wait for what it returns. If it panics, the panic goes on in its thread, and one of the
-    /// others calls its own. Where some other process stores a value meanwhile, that one is returned.
+    /// Of those that miss the same key at the same time, one calls its closure, and the others wait for what it
+    /// returns: threads, and processes that share the directory. If it panics, the panic goes on in its thread,
+    /// and one of the others calls its own; so it is if its process dies, however it does. Where somebody stores
+    /// a value meanwhile, that one is returned.
+    ///
+    /// A process waits for others for 30 seconds at most and then calls its closure all the same, as whoever
+    /// computes may have been stopped. It looks at least every 2 ms or so whether the value is there.
     ///
     /// - A stored value that is not a `T` counts as missing and is replaced.
-    /// - With a timeout of zero nothing is stored; threads that wait are still given the value.
+    /// - With a timeout of zero nothing is stored; threads that wait are still given the value, other processes
+    ///   compute their own, one after the other.
     /// - Once `f` has returned, the call succeeds: if its value cannot be stored, that is logged and counted
     ///   in [`Stats::store_failures`](crate::Stats::store_failures).
     /// - Timeouts are shortened by the [jitter](crate::Builder::jitter) of the cache.
@@ -80,7 +86,8 @@ impl Cache {
     ///
     /// # Errors
     /// `Recursion` if waiting could never end: `f` asks for the key that it computes, itself or by way of
-    /// other keys and threads (a thread that `f` starts and waits for is not seen through). `InvalidKey`;
+    /// other keys and threads (a thread that `f` starts and waits for is not seen through; nor are other
+    /// processes, for which the 30 seconds end it). `InvalidKey`;
     /// `InvalidOption` for a lifespan that cannot be; `Io` if the disk refuses to be read. In all these cases
     /// `f` was not called.
     ///
@@ -190,13 +197,17 @@ impl Cache {
     ) -> Result<T, ComputeError<E>> {
         let call = self.call(name, key)?;
         call.check(&lifespans)?;
+        let mut step = call.step(&lifespans, Caller::Thread)?;
         loop {
-            match call.step(&lifespans, Caller::Thread)? {
+            step = match step {
                 Step::Done(value) => return Ok(value),
-                Step::Wait(ticket) => {
-                    if let Some(value) = call.landed(ticket.wait()) {
-                        return Ok(value);
-                    }
+                Step::Wait(ticket) => match call.landed(ticket.wait()) {
+                    Some(value) => return Ok(value),
+                    None => call.step(&lifespans, Caller::Thread)?,
+                },
+                Step::Pause(queued) => {
+                    thread::sleep(queued.pause);
+                    call.resume(&lifespans, queued)?
                 }
                 Step::Compute(turn) => {
                     let within = turn.leader.enter();

@@ -12,6 +12,12 @@
 //! very thread to go on. Such a caller computes for itself.
 //!
 //! The mutex is taken on a miss only, a few times, for a few map operations.
+//!
+//! That is within a process. Between processes that share a store the leader of a flight has the claim to compute
+//! (see [`turn`](super::turn)), and lets go of it before the flight lands.
+//!
+//! A process that was forked has the flights of its parent and none of the threads that lead them. Nothing is done
+//! about that yet.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -23,6 +29,8 @@ use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
+
+use crate::backend::Claim;
 
 static TOWER: LazyLock<Mutex<Tower>> = LazyLock::new(Mutex::default);
 
@@ -272,6 +280,8 @@ impl Drop for Ticket {
 pub(super) struct Leader {
     id: Id,
     flight: Arc<Flight>,
+    /// That no other process computes it.
+    pub(super) claim: Claim,
 }
 
 impl Flight {
@@ -292,12 +302,19 @@ impl Leader {
             has_landed: Condvar::new(),
             wakers: Mutex::default(),
         };
-        Self { id, flight: Arc::new(flight) }
+        Self { id, flight: Arc::new(flight), claim: Claim::default() }
     }
 
     /// Says that what this thread does is the computation, until the result is dropped.
     pub(super) fn enter(&self) -> Within {
         Computation(Some(self.flight.clone())).enter()
+    }
+
+    /// Whether it can do no harm to wait for a computation of this process that is not among its flights: not if
+    /// that one may wait for what this one belongs to, or for this thread.
+    pub(super) fn may_wait_for_others_here(&self) -> bool {
+        let Flight { parent, led_by, .. } = &*self.flight;
+        parent.is_none() && !led_by.must_not_wait_for(Caller::Future)
     }
 
     /// Ends the flight and hands `value` to those who wait, if anybody does.
@@ -322,6 +339,8 @@ impl Drop for Within {
 
 impl Drop for Leader {
     fn drop(&mut self) {
+        // First, or whoever leads the next flight would find it taken.
+        drop(mem::take(&mut self.claim));
         let mut tower = tower();
         // One that computes for itself alone is not among them.
         if tower.flights.get(&self.id).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {

@@ -24,6 +24,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use crate::backend::{Backend, CheckReport, Stats};
 use crate::error::Result;
@@ -80,6 +81,8 @@ struct Shared {
     keys: KeyRule,
     jitter: Jitter,
     flights: Flights,
+    /// For how long it waits for other processes that compute.
+    patience: Duration,
     store_failures: AtomicU64,
     refresh_failures: AtomicU64,
 }
@@ -239,3 +242,6 @@ impl fmt::Debug for Cache {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

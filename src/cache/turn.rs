@@ -4,12 +4,17 @@
 //! ```text
 //! look.  fresh:          that is it
 //!        stale or due:   if nobody computes the key: compute; else that is it
-//!        nothing:        if nobody computes the key: compute; else wait, then begin again
+//!        nothing:        if nobody in this process computes the key: go on; else wait, then begin again
+//!                        if no other process does: look again, compute; else pause, look, and again
 //! computed:              store it, unless somebody stored another meanwhile; hand it to those who wait
 //! failed:                what was there, if anything was; else the error, and one of those who wait computes
 //! ```
+//!
+//! Nobody tells a process that another one has computed, or died over it. So one that waits looks again after ever
+//! longer pauses. It waits for so long at most; whoever computes may have been stopped.
 
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -18,7 +23,7 @@ use serde::de::DeserializeOwned;
 use super::call::Call;
 use super::flight::{Caller, Flights, Joined, Leader, Ticket};
 use super::plan;
-use crate::backend::{Change, Codec, Condition, Expiry, Item, Outcome, Soft};
+use crate::backend::{Change, Claimed, Codec, Condition, Expiry, Item, Matter, Outcome, Soft};
 use crate::codec::{self, Encoded};
 use crate::error::{Error, ErrorKind, Result};
 use crate::time::Timestamp;
@@ -61,7 +66,43 @@ pub(super) enum Step<T> {
     Done(T),
     /// Somebody computes the key. Wait, see whether that [has landed](Call::landed), begin again.
     Wait(Ticket),
+    /// Another process computes it. Let the [pause](Queued::pause) pass, [go on](Call::resume).
+    Pause(Queued),
     Compute(Turn<T>),
+}
+
+/// A place among the processes that want to compute a key.
+pub(super) struct Queued {
+    leader: Leader,
+    patience: Patience,
+    pub(super) pause: Duration,
+}
+
+/// For how long a process waits for others that compute.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What is left of it, by the system's monotonic clock.
+struct Patience {
+    since: Instant,
+    limit: Duration,
+    pause: Duration,
+}
+
+impl Patience {
+    const FIRST_PAUSE: Duration = Duration::from_micros(50);
+    const LONGEST_PAUSE: Duration = Duration::from_millis(2);
+
+    fn new(limit: Duration) -> Self {
+        Self { since: Instant::now(), limit, pause: Self::FIRST_PAUSE }
+    }
+
+    /// How long to pause before the next look, if there is to be one.
+    fn pause(&mut self, now: Instant) -> Option<Duration> {
+        let left = self.limit.saturating_sub(now.saturating_duration_since(self.since));
+        let pause = self.pause.min(left);
+        self.pause = (self.pause * 3 / 2).min(Self::LONGEST_PAUSE);
+        (!pause.is_zero()).then_some(pause)
+    }
 }
 
 /// The right to compute, and what was there when it was given.
@@ -141,12 +182,75 @@ impl Call<'_> {
             },
         };
         if lead.stale {
-            found = self.look(lifespans)?;
+            found = self.look_again(lifespans, found)?;
             if let Found::Fresh(value) = found {
                 return Ok(Step::Done(value));
             }
         }
-        Ok(Step::Compute(Turn { leader: lead.leader, found, began: shared.clock.now() }))
+        self.take_turn(lifespans, lead.leader, found, Patience::new(shared.patience))
+    }
+
+    /// Goes on after a pause.
+    pub(super) fn resume<T: DeserializeOwned>(
+        &self,
+        lifespans: &Lifespans<T>,
+        queued: Queued,
+    ) -> Result<Step<T>> {
+        match self.look_again(lifespans, Found::Nothing)? {
+            Found::Fresh(value) => Ok(Step::Done(value)),
+            found => self.take_turn(lifespans, queued.leader, found, queued.patience),
+        }
+    }
+
+    /// Computes, unless another process does. Then the caller is given what is there, or waits.
+    fn take_turn<T: DeserializeOwned>(
+        &self,
+        lifespans: &Lifespans<T>,
+        mut leader: Leader,
+        mut found: Found<T>,
+        mut patience: Patience,
+    ) -> Result<Step<T>> {
+        let shared = &self.cache.shared;
+        match shared.backend.claim(Matter::Computing(&self.full)) {
+            Claimed::Mine(claim) => {
+                // Whoever had it before may have stored the value since we looked.
+                if claim.is_seen() {
+                    found = self.look_again(lifespans, found)?;
+                }
+                leader.claim = claim;
+            }
+            taken => {
+                if let Found::Due(due) = found {
+                    return Ok(Step::Done(due.value));
+                }
+                let may_wait = matches!(taken, Claimed::Elsewhere) || leader.may_wait_for_others_here();
+                if may_wait && let Some(pause) = patience.pause(Instant::now()) {
+                    return Ok(Step::Pause(Queued { leader, patience, pause }));
+                }
+            }
+        }
+        Ok(match found {
+            Found::Fresh(value) => Step::Done(value),
+            found => Step::Compute(Turn { leader, found, began: shared.clock.now() }),
+        })
+    }
+
+    /// What is there by now. A second miss does not count.
+    fn look_again<T: DeserializeOwned>(
+        &self,
+        lifespans: &Lifespans<T>,
+        before: Found<T>,
+    ) -> Result<Found<T>> {
+        if self.cache.shared.backend.weight(&self.full) == 0 {
+            return Ok(Found::Nothing);
+        }
+        // Whether it is due is up to chance as well, and that was tried.
+        if let Found::Due(due) = &before
+            && self.read(|item| item.token)? == Some(due.token)
+        {
+            return Ok(before);
+        }
+        self.look(lifespans)
     }
 
     /// The entry as a `T`, where one of another type is no error.
@@ -230,5 +334,26 @@ impl Call<'_> {
     pub(super) fn store_failed(&self, error: &Error) {
         self.cache.shared.store_failures.fetch_add(1, Relaxed);
         tracing::warn!(%error, "a computed value could not be stored and is returned all the same");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_end_with_the_patience() {
+        let mut patience = Patience::new(PATIENCE);
+        let mut now = patience.since;
+        let mut pauses = Vec::new();
+        while let Some(pause) = patience.pause(now) {
+            now += pause;
+            pauses.push(pause);
+        }
+        assert_eq!(now - patience.since, PATIENCE);
+        assert_eq!(pauses[0], Duration::from_micros(50));
+        assert!(pauses[..pauses.len() - 1].is_sorted());
+        assert_eq!(pauses.iter().max(), Some(&Duration::from_millis(2)));
+        assert_eq!(patience.pause(now + PATIENCE), None);
     }
 }

@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 
 use super::Engine;
 use super::blob::{BlobRef, Haste};
+use super::index::{SegmentInfo, SegmentState};
 use super::record::Kind;
 
 /// What a check found. Nothing is changed by checking.
@@ -51,14 +52,11 @@ impl Engine {
     pub(crate) fn check(&self) -> CheckReport {
         let mut report = CheckReport::default();
         let _quiet = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
-        for id in self.log.ids() {
-            let guard = self.log.segment(id);
+        for SegmentInfo { id, .. } in self.index.segments().filter(|s| s.state != SegmentState::Dropped) {
+            let Ok(guard) = self.log.fetch(id) else { continue };
             let Some(segment) = guard.get() else { continue };
             report.segments += 1;
             report.records += segment.records().count() as u64;
-            if self.index.segment_state(id).is_none() {
-                report.problem(format!("segment {id} is not in the table"));
-            }
         }
         self.dead_blobs(Haste::Now);
         report.blobs = self.blobs.names().len() as u64;
@@ -68,7 +66,7 @@ impl Engine {
         let generation = self.index.generation();
         let mut slots_of_key: HashMap<Box<[u8]>, u64> = HashMap::new();
         for (slot, word) in self.index.entries(0..self.index.geometry().buckets) {
-            let guard = self.log.segment(word.segment());
+            let Ok(guard) = self.log.fetch(word.segment()) else { continue };
             let segment = guard.get();
             let Some(record) = segment.and_then(|s| s.record(word.offset())) else {
                 report.problem(format!(

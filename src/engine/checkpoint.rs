@@ -2,28 +2,27 @@
 //! and emptied segments may go.
 //!
 //! ```text
-//! Z := the emptied segments and the dead blobs; P := where the log goes on; S := the next sequence
+//! Z := the emptied segments and the dead blobs; P := where each active segment is finished; S := the next sequence
 //! wait until no clear is under way; copy each chain at a moment when nobody has it locked
 //! write the copies; sync every segment; write the header; note in `state` that this snapshot counts
 //! remove Z
 //! ```
 //!
 //! A record with a sequence below S was published before its chain was copied, so it is in the snapshot or superseded;
-//! the others are at P or behind. Only what was emptied before S goes, and only when nothing older than this snapshot can
+//! the others are at P or behind, or in segments that are newer. Only what was emptied before S goes, and only when nothing older than this snapshot can
 //! be used any more: so no crash brings back what a removed segment superseded, and no tombstone has to be kept.
 
 use std::fs::File;
 use std::path::Path;
 use std::sync::PoisonError;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::Engine;
 use super::blob::Haste;
 use super::directory::Directory;
-use super::index::{Geometry, HeaderCopy, Packed};
+use super::index::{Geometry, HeaderCopy, Packed, SegmentState};
 use super::snapshot::{self, Header, Writer};
 use super::state::State;
+use super::{Engine, SpaceTurn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Limits;
 use crate::sys::{file, step};
@@ -41,27 +40,17 @@ const SWEEPS: usize = 8;
 /// The names of the two files.
 const NAMES: [&str; 2] = ["snapshot.a", "snapshot.b"];
 
-/// What the checkpoints of an open directory keep.
+/// What the checkpoints of an open directory keep. Processes take turns ([`Turn::Space`](super::index::Turn)).
 pub(crate) struct Checkpoints {
     state: State,
     files: [File; 2],
-    /// The last snapshot that was written whole.
-    number: u64,
-    /// What the log had taken when the last one began.
-    appended: u64,
-    /// What the log had taken since the last one when the directory was opened.
-    backlog: u64,
+    /// When this process last saw that there was one, and which that was.
     last: Instant,
+    seen: u64,
 }
 
 impl Checkpoints {
-    pub(super) fn open(
-        directory: &Directory,
-        state: State,
-        geometry: Geometry,
-        number: u64,
-        backlog: u64,
-    ) -> Result<Self> {
+    pub(super) fn open(directory: &Directory, state: State, geometry: Geometry) -> Result<Self> {
         let mut any_new = false;
         let mut open = |name| {
             let path = directory.file(name);
@@ -80,10 +69,11 @@ impl Checkpoints {
             // Before anything is written that a recovery would look for with them, and with `state`.
             file::sync_dir(&directory.path).map_err(|e| Error::io("sync", &directory.path, e))?;
         }
-        Ok(Self { state, files, number, appended: 0, backlog, last: Instant::now() })
+        Ok(Self { state, files, last: Instant::now(), seen: 0 })
     }
 
     pub(super) fn mark_clean(&mut self, header: HeaderCopy, limits: Limits) -> std::io::Result<()> {
+        self.state.refresh()?;
         self.state.mark_clean(header, limits)
     }
 }
@@ -107,7 +97,7 @@ pub(super) fn find(directory: &Directory, least: u64) -> Result<Found> {
                 untouched &= is;
                 Ok(snapshot::header(&file)?.map(|header| (file, header)))
             }),
-            Err(e) if super::attach::is_unusable(&e) => {
+            Err(e) if super::opening::is_unusable(&e) => {
                 untouched = false;
                 Ok(None)
             }
@@ -123,10 +113,22 @@ pub(super) fn find(directory: &Directory, least: u64) -> Result<Found> {
     Ok(Found { newest, untouched })
 }
 
+/// The number of the next snapshot, where `current` is the one that counts and `last` the last that was begun. What
+/// counts is not written over: an attempt that failed, whose header may be there after all, is.
+fn number_after(current: u64, last: u64) -> u64 {
+    let next = current.max(last) + 1;
+    if current > 0 && next % 2 == current % 2 { next + 1 } else { next }
+}
+
 impl Engine {
     pub(super) fn is_checkpoint_due(&self) -> bool {
-        let checkpoints = self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = self.log.appended() - checkpoints.appended + checkpoints.backlog;
+        let mut checkpoints = self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = self.index.last_snapshot();
+        if checkpoints.seen != newest {
+            // Another process took one.
+            (checkpoints.seen, checkpoints.last) = (newest, Instant::now());
+        }
+        let since = self.index.logged_since_checkpoint();
         let enough = LEAST_LOG.max(LOG_FOR_SNAPSHOT * 8 * self.index.count());
         since >= enough || (since > 0 && checkpoints.last.elapsed() >= PERIOD)
     }
@@ -137,31 +139,32 @@ impl Engine {
     /// # Errors
     /// If the disk refuses, or somebody holds a lock of the index for too long. Nothing is removed then, and the snapshot
     /// before goes on to count.
-    pub(super) fn checkpoint(&self) -> Result<()> {
+    pub(super) fn checkpoint(&self, _turn: &SpaceTurn<'_>) -> Result<()> {
         let mut checkpoints = self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
-        let Checkpoints { state, files, number, .. } = &mut *checkpoints;
+        let Checkpoints { state, files, .. } = &mut *checkpoints;
         let busy = || Error::new(ErrorKind::Busy, "checkpoint").with_path(&self.dir);
         let geometry = self.index.geometry();
         let (emptied, dead) = (self.log.emptied_ids(), self.recount_blobs(Haste::Later));
-        let appended = self.log.appended();
+        let logged = self.index.logged();
         let mut begin = None;
         for _ in 0..SWEEPS {
             // Words of older generations do not count, and there may be more of them than the snapshot has room for.
-            if self.swept.load(Ordering::Acquire) < self.index.generation() {
+            if !self.index.is_swept(self.index.generation()) {
                 self.reap_all();
             }
-            let place = self.log.position();
+            let places: Vec<_> = self.index.segments().collect();
             let sequence = self.index.last_sequence() + 1;
-            let generation = self.index.settled_generation().ok_or_else(busy)?;
-            begin = Some((place, sequence, generation))
-                .filter(|_| self.swept.load(Ordering::Acquire) >= generation);
+            let generation = self.settled_generation()?;
+            begin = Some((places, sequence, generation)).filter(|_| self.index.is_swept(generation));
             if begin.is_some() {
                 break;
             }
         }
-        let ((segment, from), sequence, generation) = begin.ok_or_else(busy)?;
+        let (places, sequence, generation) = begin.ok_or_else(busy)?;
         step!("checkpoint::begun");
-        let next = *number + 1;
+        state.refresh().map_err(|e| self.state_error(e))?;
+        let next = number_after(state.snapshot().unwrap_or(0), self.index.last_snapshot());
+        self.index.set_last_snapshot(next);
         let which = (next % 2) as usize;
         let path = self.dir.join(NAMES[which]);
         let io_error = |e| Error::io("write", &path, e);
@@ -177,39 +180,58 @@ impl Engine {
             }
             writer.chain(chain, &packed.primary, &packed.overflow).map_err(io_error)?;
         }
-        for id in self.log.ids() {
-            writer.segment(id, self.index.live_bytes(id)).map_err(io_error)?;
+        for segment in
+            places.iter().filter(|s| matches!(s.state, SegmentState::Active | SegmentState::Sealed))
+        {
+            let from = match segment.state {
+                SegmentState::Active => segment.finished,
+                // The next life may go on with it.
+                _ if segment.tail > 0 => segment.tail,
+                _ => snapshot::SEALED,
+            };
+            writer.segment(segment.id, from, segment.live).map_err(io_error)?;
         }
         writer.finish().map_err(io_error)?;
         // What is emptied need not be: no word names it, and what it has is older than the snapshot.
-        self.sync_segments(self.log.named())?;
+        self.log.sync(false)?;
         let header = Header {
             sequence,
             generation,
             recency: self.index.recency(),
             next_segment: self.index.unused_segment_id(),
-            segment,
-            from,
             primaries: geometry.primaries,
             ..Header::default()
         };
-        if let Err(e) = writer.commit(header) {
-            // Its header may count after all. So the next attempt is another snapshot, in the same file.
-            *number = next + 1;
-            return Err(io_error(e));
-        }
-        *number = next;
-        state.set_snapshot(next, self.options.limits()).map_err(|e| self.state_error(e))?;
+        writer.commit(header).map_err(io_error)?;
+        state.set_snapshot(next, self.index.limits()).map_err(|e| self.state_error(e))?;
         step!("checkpoint::counted");
-        checkpoints.appended = appended;
-        checkpoints.backlog = 0;
-        checkpoints.last = Instant::now();
+        self.index.set_checkpointed(logged);
+        (checkpoints.seen, checkpoints.last) = (next, Instant::now());
         self.release_blobs(&dead);
-        self.log.release(&self.index, &emptied);
+        self.log.release(&emptied);
         Ok(())
     }
 
-    fn state_error(&self, error: std::io::Error) -> Error {
+    pub(super) fn state_error(&self, error: std::io::Error) -> Error {
         Error::io("write", &self.dir.join(Path::new("state")), error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::number_after;
+
+    #[test]
+    fn the_snapshot_that_counts_is_never_written_over() {
+        assert_eq!(number_after(0, 0), 1);
+        assert_eq!(number_after(1, 1), 2);
+        assert_eq!(number_after(1, 2), 4, "the second failed, or died");
+        assert_eq!(number_after(4, 4), 5);
+        for current in 1..20 {
+            for last in current..30 {
+                let next = number_after(current, last);
+                assert!(next > last && next % 2 != current % 2, "{current} {last} {next}");
+            }
+        }
     }
 }

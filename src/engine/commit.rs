@@ -11,19 +11,21 @@
 //! A record is stamped under the lock and never taken back, so the log and the index always agree on which
 //! write of a key came last, and a write that failed its condition leaves only dead space.
 
-use std::sync::atomic::Ordering;
-
 use super::Engine;
 use super::blob::Pin;
 use super::counters::Counter;
 use super::hints::Hint;
-use super::index::{CountUp, Found, Locked, Probe, Slot, Vacancy, Word};
+use super::index::{Busy, ClearLock, CountUp, Found, Locked, Probe, Slot, Vacancy, Word};
 use super::record::{self, Draft, Fields, Kind, MAX_KEY_LEN, Prepared, Stamp};
 use super::segment::Segment;
+use super::tail::Reservation;
 use super::undo::Published;
 use crate::entry::{Change, Codec, Condition, Decided, Expiry, Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::step;
+
+/// The record of a `clear`.
+const CLEAR: Draft = Draft { kind: Kind::Clear, codec: Codec::Raw, flags: 0, key_len: 0, body_len: 0 };
 
 /// The key's record as the header says, expired or not.
 #[derive(Debug, Clone, Copy)]
@@ -64,7 +66,7 @@ struct Wanted<'a> {
 
 /// A record that waits for its stamp.
 struct Written {
-    reservation: super::tail::Reservation,
+    reservation: Reservation,
     prepared: Prepared,
 }
 
@@ -101,7 +103,7 @@ impl Engine {
             self.blobs.add_key(pin, hash)?;
         }
         loop {
-            let seen = self.look(hash, key);
+            let seen = self.look(hash, key)?;
             let live = self.live(&seen, self.index.generation());
             let decision = self.decide(condition, change, live, seen.found.has_lost());
             if let Decision::Return(outcome) = decision {
@@ -117,7 +119,7 @@ impl Engine {
                 blob = Some(self.store_blob(value, key)?);
                 continue;
             }
-            if is_put && !self.is_counted(&seen) && self.index.count() >= self.max_entries {
+            if is_put && !self.is_counted(&seen) && self.index.count() >= self.max_entries() {
                 self.make_room()?;
             }
             let wanted = Wanted { condition, change, blob: blob.as_ref() };
@@ -151,9 +153,9 @@ impl Engine {
             pin.keep();
         }
         step!("commit::reserved");
-        let locked = self.index.lock(hash);
+        let locked = self.index.lock(hash)?;
         self.note_wiped(locked.wiped());
-        let seen = if locked.unchanged_since(&seen.found) { seen } else { self.look(hash, key) };
+        let seen = if locked.unchanged_since(&seen.found) { seen } else { self.look(hash, key)? };
         let generation = self.index.generation();
         let live = self.live(&seen, generation);
         match self.decide(condition, change, live, locked.has_lost()) {
@@ -175,7 +177,7 @@ impl Engine {
         let token = match decision {
             Decision::Put { expires_at } => {
                 let counted = seen.current.is_some_and(|c| c.generation == generation);
-                if !counted && self.index.count_up(generation, self.max_entries) == CountUp::Full {
+                if !counted && self.index.count_up(generation, self.max_entries()) == CountUp::Full {
                     return Ok(Err(Again::Full));
                 }
                 let Some(slot) = self.slot_for(&locked, &seen) else {
@@ -210,7 +212,7 @@ impl Engine {
                 let stamp = Stamp { sequence: self.index.next_sequence(), generation, expires_at: None };
                 reservation.segment.stamp(reservation.offset, &prepared, stamp);
                 step!("commit::buried");
-                drop(locked);
+                locked.unlock()?;
                 self.sync_if_asked(reservation, |segment, offset| segment.void(offset))?;
                 return Ok(Ok(outcome));
             }
@@ -227,9 +229,9 @@ impl Engine {
                 None
             }
         };
-        drop(locked);
+        locked.unlock()?;
         if published.counted_in.is_some() {
-            self.index.count_insert(self.inserts_per_tick);
+            self.index.count_insert((self.max_entries() / 256).max(1));
             self.ring_if_crowded();
         }
         if token.is_some() {
@@ -245,17 +247,16 @@ impl Engine {
 
     /// Waits until what was stamped is on the disk, where that is asked for. If the disk refuses, `take_back` is
     /// to see to it that the change does not stay.
-    fn sync_if_asked(
-        &self,
-        reservation: super::tail::Reservation,
-        take_back: impl FnOnce(&Segment, u32),
-    ) -> Result<()> {
+    fn sync_if_asked(&self, reservation: Reservation, take_back: impl FnOnce(&Segment, u32)) -> Result<()> {
         if !self.syncs_each_write() {
             return Ok(());
         }
         let (segment, offset) = (reservation.segment.clone(), reservation.offset);
         drop(reservation);
-        segment.sync().inspect_err(|_| take_back(&segment, offset))
+        segment.sync().inspect_err(|_| {
+            self.index.set_segment_failed(segment.id);
+            take_back(&segment, offset);
+        })
     }
 
     /// Reserves space and puts key and body there. `None` if the entry whose body was to be copied has gone.
@@ -269,7 +270,7 @@ impl Engine {
         let key_len = key.len() as u32;
         let tombstone =
             (Draft { kind: Kind::Tombstone, codec: Codec::Raw, flags: 0, key_len, body_len: 0 }, &[][..]);
-        let guard = moved.map(|word| self.log.segment(word.segment()));
+        let guard = moved.map(|word| self.log.fetch(word.segment())).transpose()?;
         let (mut fields, reference) = (Fields::default(), wanted.blob.map(|pin| pin.reference.encode()));
         let (draft, body) = match (wanted.change, moved) {
             _ if matches!(decision, Decision::Remove | Decision::Bury(_)) => tombstone,
@@ -290,7 +291,7 @@ impl Engine {
                 let body = record.verified_body();
                 let Some((flags, body)) = body.and_then(|body| record::touched(record.flags, body)) else {
                     // A reader would say so too: there is no entry.
-                    if let Some((slot, _)) = self.look(self.hasher.hash(key), key).found.entry {
+                    if let Some((slot, _)) = self.look(self.hasher.hash(key), key)?.found.entry {
                         self.evict(slot, word);
                     }
                     return Ok(None);
@@ -312,7 +313,8 @@ impl Engine {
 
     /// The length of the key's record, whatever state it is in; 0 if there is none.
     pub(crate) fn weight(&self, key: &[u8]) -> usize {
-        self.look(self.hasher.hash(key), key).current.map_or(0, |current| {
+        let Ok(seen) = self.look(self.hasher.hash(key), key) else { return 0 };
+        seen.current.map_or(0, |current| {
             let guard = self.log.segment(current.word.segment());
             let record = guard.get().and_then(|segment| segment.record(current.word.offset()));
             let blob = record.and_then(|record| record.blob());
@@ -321,11 +323,20 @@ impl Engine {
     }
 
     /// Finds the key's record, whatever state it is in.
-    fn look(&self, hash: u64, key: &[u8]) -> Seen {
-        let mut header = None;
+    ///
+    /// # Errors
+    /// If the environment refuses to have a segment opened that may hold it.
+    fn look(&self, hash: u64, key: &[u8]) -> Result<Seen> {
+        let (mut header, mut refused) = (None, None);
         let found = self.index.find(hash, |word| {
             self.log.prefetch(word);
-            let guard = self.log.segment(word.segment());
+            let guard = match self.log.fetch(word.segment()) {
+                Ok(guard) => guard,
+                Err(error) => {
+                    refused = Some(error);
+                    return Probe::Match;
+                }
+            };
             let Some(segment) = guard.get() else {
                 return Probe::Unreadable;
             };
@@ -336,6 +347,9 @@ impl Engine {
             header = Some((record.sequence, record.generation, record.expires_at, record.len));
             Probe::Match
         });
+        if let Some(error) = refused {
+            return Err(error);
+        }
         let current =
             found.entry.zip(header).map(|((slot, word), (sequence, generation, expires_at, len))| Current {
                 slot,
@@ -345,7 +359,7 @@ impl Engine {
                 expires_at,
                 len,
             });
-        Seen { found, current }
+        Ok(Seen { found, current })
     }
 
     fn live(&self, seen: &Seen, generation: u32) -> Option<Current> {
@@ -387,7 +401,7 @@ impl Engine {
             return Some(current.slot);
         }
         if let Some((slot, _)) = seen.found.unreadable {
-            self.recount.store(true, Ordering::Relaxed);
+            self.index.set_wants_recount(true);
             return Some(slot);
         }
         if let Ok(Vacancy { slot, moved }) = locked.vacant() {
@@ -396,7 +410,7 @@ impl Engine {
             }
             return Some(slot);
         }
-        let sweep_first = self.culls_inline() && self.swept.load(Ordering::Acquire) < self.index.generation();
+        let sweep_first = self.culls_inline() && !self.index.is_swept(self.index.generation());
         (!sweep_first).then(|| self.slot_of_coldest(locked))
     }
 
@@ -414,7 +428,7 @@ impl Engine {
         let (_, slot, word) = coldest.unwrap_or((0, Slot::from_number(1), Word::EMPTY));
         match self.header_of(word) {
             Some((generation, _)) => self.index.count_down(generation),
-            None => self.recount.store(true, Ordering::Relaxed),
+            None => self.index.set_wants_recount(true),
         }
         locked.note_lost();
         self.counters.one(Counter::Evicted);
@@ -423,7 +437,7 @@ impl Engine {
 
     /// Generation and length of the record that `word` names.
     pub(super) fn header_of(&self, word: Word) -> Option<(u32, u32)> {
-        let guard = self.log.segment(word.segment());
+        let guard = self.log.fetch(word.segment()).ok()?;
         let segment: &Segment = guard.get()?;
         segment.record(word.offset()).map(|record| (record.generation, record.len))
     }
@@ -431,18 +445,43 @@ impl Engine {
     pub(super) fn note_wiped(&self, wiped: usize) {
         if wiped > 0 {
             self.counters.add(Counter::Corrupt, wiped as u64);
-            self.recount.store(true, Ordering::Relaxed);
+            self.index.set_wants_recount(true);
             tracing::warn!(dir = %self.dir.display(), entries = wiped, "part of the index was damaged and is wiped");
         }
     }
 
     /// Removes every entry, at once.
     pub(crate) fn clear(&self) -> Result<()> {
-        let draft = Draft { kind: Kind::Clear, codec: Codec::Raw, flags: 0, key_len: 0, body_len: 0 };
-        let reservation = self.reserve(&draft)?;
+        let reservation = self.reserve(&CLEAR)?;
+        self.clear_under(self.index.lock_clear()?, reservation)
+    }
+
+    /// Ends a clear that a process began which died, if there is one: a recovery must not be the first to heed its record.
+    pub(super) fn end_clear_of_dead(&self) -> Result<()> {
+        if !self.index.is_clearing() {
+            return Ok(());
+        }
+        let reservation = self.reserve(&CLEAR)?;
+        let lock = self.index.lock_clear()?;
+        if lock.unfinished { self.clear_under(lock, reservation) } else { Ok(()) }
+    }
+
+    /// The generation, once no `clear` is under way that took its sequence before this call.
+    pub(super) fn settled_generation(&self) -> Result<u32> {
+        if self.index.is_clearing() {
+            let lock = self.index.lock_clear()?;
+            if lock.unfinished {
+                // The caller has the turn to make room, so there must be some.
+                let reservation = self.log.reserve(self.log.len_of(&CLEAR)?)?;
+                self.clear_under(lock, reservation.ok_or(Busy)?)?;
+            }
+        }
+        Ok(self.index.generation())
+    }
+
+    fn clear_under(&self, lock: ClearLock<'_>, reservation: Reservation) -> Result<()> {
         let prepared =
-            reservation.segment.prepare(reservation.offset, reservation.len, draft, &[], [&[], &[]]);
-        let lock = self.index.lock_clear();
+            reservation.segment.prepare(reservation.offset, reservation.len, CLEAR, &[], [&[], &[]]);
         let Some(next) = self.index.generation().checked_add(1) else {
             let why = "4,294,967,295 clears are as many as a directory can have; remove it";
             return Err(Error::new(ErrorKind::Overflow, "clear").with_path(&self.dir).with_source(why));

@@ -12,15 +12,15 @@ use std::sync::atomic::Ordering;
 use super::Engine;
 use super::choice::{Ages, Fate};
 use super::counters::Counter;
-use super::index::{Slot, Word};
+use super::index::{Slot, Turn, Word};
 use crate::entry::Expiry;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::options;
 
 impl Engine {
     /// From how many entries on the background culls.
     fn crowded_at(&self) -> u64 {
-        self.max_entries - (self.max_entries / 256).max(1)
+        self.max_entries() - (self.max_entries() / 256).max(1)
     }
 
     /// Wakes the culler if the cache is nearly full and the culling is its business.
@@ -39,8 +39,16 @@ impl Engine {
             return Ok(());
         }
         let _culling = self.culling.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = match self.index.wait_for(Turn::Culling) {
+            // Who culls does not come to its end. Without it the count of what goes is not exact.
+            Err(e) if e.kind() == ErrorKind::Busy => {
+                self.evict_few();
+                return Ok(());
+            }
+            turn => turn?,
+        };
         // Somebody else may have made room while this call waited.
-        if self.index.count() >= self.max_entries {
+        if self.index.count() >= self.max_entries() {
             self.cull()?;
         }
         Ok(())
@@ -53,16 +61,16 @@ impl Engine {
         }
         self.tell_once(&self.told_of_entries, "max_entries");
         let _culling = self.culling.lock().unwrap_or_else(PoisonError::into_inner);
-        self.cull()
+        let Some(_turn) = self.index.take_turn(Turn::Culling)? else { return Ok(()) };
+        if self.index.count() >= self.crowded_at() { self.cull() } else { Ok(()) }
     }
 
     /// Removes one in `cull_frequency` entries, or all for 0. Expired ones go first and count.
     fn cull(&self) -> Result<()> {
-        let Some(wanted) = options::due(self.index.count(), self.options.cull_frequency) else {
+        let Some(wanted) = options::due(self.index.count(), self.index.limits().cull_frequency) else {
             return self.clear();
         };
-        let must_reap =
-            self.has_expired_entries() || self.swept.load(Ordering::Acquire) < self.index.generation();
+        let must_reap = self.has_expired_entries() || !self.index.is_swept(self.index.generation());
         let reaped = if must_reap { self.reap_all() } else { 0 };
         if reaped < wanted && self.evict_coldest(wanted - reaped) + reaped == 0 {
             self.count_again();
@@ -75,7 +83,7 @@ impl Engine {
         let (now, generation) = (self.options.clock.now(), self.index.generation());
         let (mut reaped, mut next) = (0, u64::MAX);
         // A commit notes its expiry after its hint is there, so either this pass or the note sees to it.
-        self.next_expiry.store(u64::MAX, Ordering::SeqCst);
+        self.index.forget_next_expiry();
         for (slot, word) in self.index.entries(0..self.index.geometry().buckets) {
             let hint = self.hints.get(slot);
             if hint.is_expired(now) || hint.is_of_other(generation) {
@@ -84,22 +92,21 @@ impl Engine {
                 next = next.min(hint.expiry_millis());
             }
         }
-        self.next_expiry.fetch_min(next, Ordering::SeqCst);
-        self.swept.fetch_max(generation, Ordering::AcqRel);
+        self.index.note_expiry(next);
+        self.index.set_swept(generation);
         reaped
     }
 
     /// Notes that an entry expires then.
     pub(super) fn note_expiry(&self, expires_at: Expiry) {
-        let Some(end) = expires_at else { return };
-        if end.as_millis() < self.next_expiry.load(Ordering::SeqCst) {
-            self.next_expiry.fetch_min(end.as_millis(), Ordering::SeqCst);
+        if let Some(end) = expires_at {
+            self.index.note_expiry(end.as_millis());
         }
     }
 
     /// Whether an entry may have expired that was not reaped.
     pub(super) fn has_expired_entries(&self) -> bool {
-        self.options.clock.now().as_millis() >= self.next_expiry.load(Ordering::SeqCst)
+        self.options.clock.now().as_millis() >= self.index.next_expiry()
     }
 
     /// Evicts `count` entries, those that the policy chooses. Says how many it did.
@@ -114,7 +121,7 @@ impl Engine {
         self.index.entries(buckets.clone()).for_each(|(slot, _)| ages.add(self.hints.get(slot), now));
         let seen = ages.total();
         // The part of the share that falls to these buckets.
-        let share = self.balance.as_ref().map_or(0, |b| b.share() * seen / self.max_entries);
+        let share = self.balance.as_ref().map_or(0, |b| b.share() * seen / self.max_entries());
         let choice = ages.choose(count(seen), share);
         let mut evicted = 0;
         // Of one age, what was written first goes first.
@@ -161,7 +168,7 @@ impl Engine {
             let few = start..start.saturating_add(BUCKETS).min(buckets);
             // Where somebody else was faster there is room as well.
             if self.evict_coldest_of(few, |seen| (seen / PART).max(1)) > 0
-                || self.index.count() < self.max_entries
+                || self.index.count() < self.max_entries()
             {
                 return;
             }

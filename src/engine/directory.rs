@@ -4,18 +4,17 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::index::MOST_PROCESSES;
 use super::meta::Meta;
 use super::segment::Segment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::file::{self, TEMPORARY_PREFIX};
 use crate::sys::lock;
 
-/// Byte of `locks` that is held while somebody attaches or detaches.
+/// Byte of `locks` that is held while somebody attaches or detaches. Those of the processes follow.
 const ATTACHING: i64 = 0;
-/// The first byte that stands for an attached process.
-pub(super) const FIRST_PROCESS: i64 = 1;
 
 /// The text that tells backup tools to pass the directory over. See <https://bford.info/cachedir/>.
 const CACHEDIR_TAG: &[u8] =
@@ -44,32 +43,52 @@ impl Directory {
         let directory = Self { path: find_or_make(path)? };
         if !directory.file("meta").try_exists().map_err(|e| Error::io("open", path, e))? {
             // What an interrupted making leaves.
-            refuse_foreign(path, &["meta", "state", "index", "hints", "segments", "blobs"])?;
+            refuse_foreign(path, &["meta", "state", "index", "hints", "segments", "blobs", "flights"])?;
         }
         Ok(directory)
     }
 
     /// The lock file, with the attach mutex held: nobody else is attaching or detaching until
-    /// [`release`](Directory::release). Refused at once if somebody is attached, even while a long recovery or
-    /// a long closing holds the mutex.
+    /// [`release`](Directory::release).
     pub(super) fn enter(&self) -> Result<File> {
-        /// Holding the mutex alone takes the making of a few small files.
-        const ATTEMPTS: u32 = 10_000;
-        const PAUSE: Duration = Duration::from_millis(1);
+        /// Whoever holds the mutex may recover a large cache, or wait for a slow disk.
+        const PATIENCE: Duration = Duration::from_secs(60);
+        const PAUSE: Duration = Duration::from_micros(200);
         let path = self.file("locks");
         let io_error = |e| Error::io("lock", &path, e);
         let (file, _) = file::open_or_create(&path).map_err(io_error)?;
-        for _ in 0..ATTEMPTS {
-            if lock::anybody_from(&file, FIRST_PROCESS).map_err(io_error)? {
-                return Err(Error::new(ErrorKind::InUse, "open").with_path(&self.path));
-            }
+        let started = Instant::now();
+        while started.elapsed() < PATIENCE {
             if lock::try_lock(&file, ATTACHING).map_err(io_error)? {
                 return Ok(file);
             }
             std::thread::sleep(PAUSE);
         }
-        let why = "another process has been opening it for ten seconds";
+        let why = "another process has been opening or closing it for a minute; it may be stopped";
         Err(Error::new(ErrorKind::Busy, "open").with_path(&self.path).with_source(why))
+    }
+
+    /// Takes the first number that no process has, and says whether any other has one. The attach mutex is held.
+    pub(super) fn number(&self, locks: &File) -> Result<(u32, bool)> {
+        let io_error = |e| Error::io("lock", &self.file("locks"), e);
+        let last = i64::from(MOST_PROCESSES);
+        let mut number = 1;
+        let is_any = lock::first_held(locks, number, last).map_err(io_error)?.is_some();
+        while number <= last {
+            // What is free up to the next one that is held may still be taken by one who looks after the dead.
+            let held = lock::first_held(locks, number, last - number + 1).map_err(io_error)?;
+            if held != Some(number) && lock::try_lock(locks, number).map_err(io_error)? {
+                return Ok((number as u32, is_any));
+            }
+            number += 1;
+        }
+        let why = format!("{MOST_PROCESSES} processes have it open, and no more can");
+        Err(Error::new(ErrorKind::Busy, "open").with_path(&self.path).with_source(why))
+    }
+
+    /// Whether a process of another number than this one is attached.
+    pub(super) fn is_shared(locks: &File) -> io::Result<bool> {
+        lock::first_held(locks, 1, i64::from(MOST_PROCESSES)).map(|held| held.is_some())
     }
 
     /// Takes the attach mutex again, to detach.

@@ -2,8 +2,6 @@
 //! entry may be back, which for a cache is no loss. Its chain is marked, so that a `delete` which comes too late
 //! for the entry keeps it from coming back.
 
-use std::sync::atomic::Ordering;
-
 use super::Engine;
 use super::counters::Counter;
 use super::hints::Hint;
@@ -19,7 +17,8 @@ impl Engine {
     fn remove(&self, slot: Slot, word: Word, comes_back: bool) -> bool {
         // Read before the lock is taken: the page may have to come from the disk.
         let header = self.header_of(word);
-        let locked = self.index.lock_slot(slot);
+        // Where somebody holds it for long, the entry stays for now.
+        let Ok(locked) = self.index.lock_slot(slot) else { return false };
         self.note_wiped(locked.wiped());
         if locked.word(slot) != word {
             return false;
@@ -31,7 +30,7 @@ impl Engine {
         match header {
             Some((generation, _)) => self.index.count_down(generation),
             // Nobody can say whether it counted. Too high a count is safe, and is put right later.
-            None => self.recount.store(true, Ordering::Relaxed),
+            None => self.index.set_wants_recount(true),
         }
         drop(locked);
         if let Some((_, len)) = header {
@@ -43,7 +42,7 @@ impl Engine {
     /// Removes the entry if its record is expired or of an older generation. Says whether an entry that
     /// counted is gone.
     pub(super) fn reap(&self, slot: Slot, word: Word) -> bool {
-        let guard = self.log.segment(word.segment());
+        let Ok(guard) = self.log.fetch(word.segment()) else { return false };
         let record = guard.get().and_then(|s| s.record(word.offset()));
         let Some(record) = record else { return false };
         let outdated = record.generation < self.index.generation();
@@ -69,7 +68,10 @@ impl Engine {
     pub(super) fn count_again(&self) {
         const ATTEMPTS: usize = 4;
         for _ in 0..ATTEMPTS {
-            let Some(before) = self.index.unlocks() else { continue };
+            let Some(before) = self.index.unlocks() else {
+                self.index.free_of_dead();
+                continue;
+            };
             let (generation, seen) = self.index.generation_and_count();
             let counted = self
                 .index
@@ -78,7 +80,7 @@ impl Engine {
                 .count();
             if self.index.unlocks() == Some(before) {
                 self.index.correct_count(generation, counted as i64 - i64::from(seen));
-                self.recount.store(false, Ordering::Relaxed);
+                self.index.set_wants_recount(false);
                 return;
             }
         }

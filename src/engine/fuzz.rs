@@ -128,7 +128,8 @@ pub(crate) fn change_snapshot(file: &mut [u8], bytes: &[u8], fit: bool) {
 
 /// Takes a snapshot of the directory at `path`, which this process has open.
 pub(crate) fn take_snapshot(path: &Path) -> Result<()> {
-    Attached::open(path, &Options::default())?.checkpoint()
+    let engine = Attached::open(path, &Options::default())?;
+    engine.checkpoint(&engine.space_turn()?)
 }
 
 /// A `state` that says that the directory was not closed.

@@ -13,7 +13,7 @@ const FIXED_BYTES: u64 = 64 << 10;
 
 /// A segment is this part of the space for segments, within the limits below.
 const SEGMENT_SHARE: u64 = 32;
-const MIN_SEGMENT: u64 = 16 << 10;
+pub(crate) const MIN_SEGMENT: u64 = 16 << 10;
 const MAX_SEGMENT: u64 = 16 << 20;
 
 /// The sizes that one set of options asks for.
@@ -26,14 +26,11 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// The clock of recency ticks once in so many inserts.
-    pub(crate) fn inserts_per_tick(&self) -> u64 {
-        (self.max_entries / 256).max(1)
-    }
-
     pub(crate) fn new(options: &Options) -> Self {
         let max_entries = options.max_entries.min(options.max_bytes / BYTES_PER_ENTRY);
-        let segments = options.max_bytes / segment_len(options.max_bytes);
+        // Large caches have room for small segments of many processes.
+        let segments =
+            options.max_bytes / segment_len(options.max_bytes) + (options.max_bytes >> 21).min(1024);
         Self { max_entries, geometry: Geometry::for_entries(max_entries, segments) }
     }
 }

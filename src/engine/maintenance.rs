@@ -1,12 +1,13 @@
 //! The background work: a thread that wakes once a second, or when somebody rings.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::Engine;
 use super::blob::Haste;
+use super::index::Turn;
+use super::opening::Settling;
 use crate::error::{Error, Result};
 use crate::options::Durability;
 use crate::sys::step;
@@ -92,6 +93,8 @@ impl Engine {
         };
         let (mut next_pass, mut next_sync) = (Instant::now(), Instant::now());
         let pause = interval.map_or(INTERVAL, |i| i.min(INTERVAL));
+        // Had until the process leaves: it looks after the directory for all.
+        let mut leadership = None;
         // Whether the last round left something to do, and whether nobody wrote while there was.
         let (mut more, mut quiet) = (false, false);
         loop {
@@ -104,8 +107,19 @@ impl Engine {
             if let Some(interval) = interval
                 && Instant::now() >= next_sync
             {
-                warn_of("sync", self.flush());
+                warn_of("sync", self.log.sync_own());
                 next_sync = Instant::now() + interval;
+            }
+            self.log.let_go_of_dropped();
+            if self.log.wants_spare() {
+                warn_of("make a segment ahead", self.provide(0, true));
+            }
+            if leadership.is_none() {
+                leadership = self.index.take_turn(Turn::Leadership).unwrap_or_default();
+            }
+            if leadership.is_none() && !calls.work && !calls.sweep {
+                more = false;
+                continue;
             }
             let chores = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
             let started = Instant::now();
@@ -113,6 +127,7 @@ impl Engine {
                 self.reap_all();
                 next_pass = Instant::now() + INTERVAL.max(started.elapsed() * PASS_SHARE);
             }
+            warn_of("end a clear", self.end_clear_of_dead());
             let kept = self.keep_entries().and_then(|()| self.keep_space(quiet));
             more = *kept.as_ref().unwrap_or(&false);
             warn_of("make room", kept.map(drop));
@@ -131,15 +146,39 @@ impl Engine {
         self.give_back()
     }
 
-    /// Brings the entries within their bound.
-    pub(super) fn keep_entries(&self) -> Result<()> {
-        if self.recount.load(Ordering::Relaxed) {
+    /// What the first process to open the directory does before others come.
+    pub(super) fn settle(&self, Settling { is_recovered, wants_checkpoint }: Settling) -> Result<()> {
+        if is_recovered && self.culls_inline() {
+            // A write beside a clear may have left a word that does not count. Where the bound is exact, so is the count.
             self.count_again();
         }
-        if self.index.count() > self.max_entries {
+        self.keep_entries()?;
+        if wants_checkpoint {
+            self.checkpoint(&self.space_turn()?)?;
+        }
+        drop(self.make_space(0)?);
+        Ok(())
+    }
+
+    /// Takes over what processes left that died: their numbers and their segments. The caller has the turn to empty segments.
+    pub(super) fn clean_up_after_dead(&self) {
+        if self.index.bury_dead() {
+            self.index.set_wants_recount(true);
+            self.log.remove_unborn();
+            // What they wrote is as durable as they promised, a little later.
+            warn_of("sync what a dead process wrote", self.log.sync(false));
+        }
+    }
+
+    /// Brings the entries within their bound.
+    pub(super) fn keep_entries(&self) -> Result<()> {
+        if self.index.wants_recount() {
+            self.count_again();
+        }
+        if self.index.count() > self.max_entries() {
             // What a clear left behind is cold and does not count: evicting it would make no room.
             self.reap_all();
-            self.evict_coldest(self.index.count().saturating_sub(self.max_entries));
+            self.evict_coldest(self.index.count().saturating_sub(self.max_entries()));
         }
         self.cull_if_crowded()
     }

@@ -11,6 +11,7 @@ mod blob;
 mod check;
 mod checkpoint;
 mod choice;
+mod claims;
 mod commit;
 pub(crate) mod counters;
 mod culler;
@@ -25,6 +26,7 @@ mod layout;
 mod log;
 mod maintenance;
 pub(crate) mod meta;
+mod opening;
 mod read;
 pub(crate) mod record;
 mod recovery;
@@ -38,8 +40,8 @@ mod undo;
 mod usage;
 
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub(crate) use self::attach::Attached;
 use self::balance::Balance;
@@ -47,10 +49,11 @@ use self::blob::Blobs;
 pub(crate) use self::blob::Spooled;
 pub use self::check::CheckReport;
 use self::checkpoint::Checkpoints;
+pub(crate) use self::claims::{Claim, Claimed, Claims, Matter};
 use self::counters::Counters;
 use self::hints::Hints;
 use self::hot::Hot;
-use self::index::Index;
+use self::index::{HeldTurn, Index, Turn};
 use self::log::Log;
 use self::maintenance::Bell;
 use crate::entry::{Expiry, Stats};
@@ -62,21 +65,19 @@ use crate::options::{Durability, INLINE_CULL_ENTRIES, Options, QUICK_CULL_ENTRIE
 pub(crate) struct Engine {
     dir: PathBuf,
     options: Options,
-    /// The bound on entries: `max_entries`, or fewer where `max_bytes` could not hold them.
-    max_entries: u64,
-    inserts_per_tick: u64,
     hasher: KeyHasher,
-    index: Index,
+    index: Arc<Index>,
     hints: Hints,
     log: Log,
     blobs: Blobs,
+    claims: Arc<Claims>,
     hot: Hot,
     /// What `Eviction::Adaptive` goes by; nothing for `Eviction::Lru`.
     balance: Option<Balance>,
     counters: Counters,
     /// Held by whoever culls, so that two inserts at the bound do not both make room.
     culling: Mutex<()>,
-    /// Held by whoever empties segments.
+    /// Held by the thread that has the process's turn to empty segments.
     emptying: Mutex<()>,
     checkpoints: Mutex<Checkpoints>,
     /// What the log had taken when the background last looked.
@@ -86,19 +87,47 @@ pub(crate) struct Engine {
     bell: Bell,
     /// The bucket at which the next insert that has to make room looks for the coldest entries.
     next_few: AtomicU32,
-    /// No entry expires before this time, in milliseconds since 1970.
-    next_expiry: AtomicU64,
-    /// Whether the entries must be counted again because something unreadable was removed.
-    recount: AtomicBool,
-    /// Entries of generations before this one have been swept from the index.
-    swept: AtomicU32,
     told_of_entries: AtomicBool,
     told_of_bytes: AtomicBool,
 }
 
+/// The right to empty segments and to take checkpoints: one thread of one process has it.
+struct SpaceTurn<'a> {
+    _turn: HeldTurn<'a>,
+    _thread: MutexGuard<'a, ()>,
+}
+
 impl Engine {
+    /// The bound on entries: `max_entries`, or fewer where `max_bytes` could not hold them.
+    fn max_entries(&self) -> u64 {
+        self.index.max_entries()
+    }
+
+    /// Waits for the turn to empty segments.
+    ///
+    /// # Errors
+    /// `Busy` if another process has it for so long that it must be stopped.
+    fn space_turn(&self) -> Result<SpaceTurn<'_>> {
+        let thread = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever has the turn may wait for this process to let go of what was removed.
+        let turn = self.index.wait_for_turn(Turn::Space, || self.log.keep_up());
+        Ok(SpaceTurn { _turn: turn.map_err(|e| e.with_path(&self.dir))?, _thread: thread })
+    }
+
+    /// The same, if no other process has it.
+    fn space_turn_now(&self) -> Result<Option<SpaceTurn<'_>>> {
+        let thread = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = self.index.take_turn(Turn::Space)?;
+        Ok(turn.map(|turn| SpaceTurn { _turn: turn, _thread: thread }))
+    }
+
     fn has_passed(&self, expires_at: Expiry) -> bool {
         expires_at.is_some_and(|end| end <= self.options.clock.now())
+    }
+
+    /// See [`Claims::claim`].
+    pub(crate) fn claim(&self, matter: Matter<'_>) -> Claimed {
+        self.claims.claim(matter)
     }
 
     /// The number of entries, expired ones that were not reaped yet included.
@@ -108,25 +137,13 @@ impl Engine {
 
     /// Whether `max_entries` is enforced in the inserting call, with exact counts.
     fn culls_inline(&self) -> bool {
-        self.max_entries <= INLINE_CULL_ENTRIES
+        self.max_entries() <= INLINE_CULL_ENTRIES
     }
 
     /// Waits until every acknowledged write is on the disk.
     pub(crate) fn flush(&self) -> Result<()> {
         // Emptied segments too: their tombstones count until the next checkpoint.
-        self.sync_segments(self.log.ids())
-    }
-
-    /// Waits until everything that was stamped in these segments is on the disk.
-    fn sync_segments(&self, ids: Vec<u32>) -> Result<()> {
-        let mut flushed = Ok(());
-        for id in ids {
-            if let Some(segment) = self.log.segment(id).get() {
-                // What one segment cannot do, the others still can.
-                flushed = flushed.and(segment.sync_if_dirty());
-            }
-        }
-        flushed
+        self.log.sync(true)
     }
 
     /// The bytes that the directory takes, counted against `max_bytes`.
@@ -146,8 +163,8 @@ impl Engine {
 
     /// Whether the next commit waits for the disk, or may have to remove many entries by itself.
     pub(crate) fn commits_take_long(&self) -> bool {
-        let culls = self.culls_inline() || self.options.cull_frequency == 0;
-        self.syncs_each_write() || (culls && self.len() >= self.max_entries.max(QUICK_CULL_ENTRIES))
+        let culls = self.culls_inline() || self.index.limits().cull_frequency == 0;
+        self.syncs_each_write() || (culls && self.len() >= self.max_entries().max(QUICK_CULL_ENTRIES))
     }
 
     fn syncs_each_write(&self) -> bool {

@@ -254,6 +254,7 @@ impl Engine {
     ) -> Result<Option<R>> {
         let hash = self.hasher.hash(key);
         self.hints.prefetch(self.index.primary_of(hash));
+        self.log.keep_up();
         for _ in 0..RETRIES {
             let mut verdict = None;
             let found = self.index.find(hash, |word| judge(word, &mut verdict));
@@ -274,9 +275,10 @@ impl Engine {
                 None => {}
             }
             if self.index.is_damaged(hash, &found) {
-                // Taking the lock wipes what does not fit its check.
-                let wiped = self.index.lock(hash).wiped();
-                self.note_wiped(wiped);
+                // Taking the lock wipes what does not fit its check. If somebody has it, they do.
+                if let Ok(locked) = self.index.lock(hash) {
+                    self.note_wiped(locked.wiped());
+                }
             }
             break;
         }
@@ -320,7 +322,13 @@ impl Engine {
                 }
             };
         }
-        let guard = self.log.segment(word.segment());
+        let guard = match self.log.fetch(word.segment()) {
+            Ok(guard) => guard,
+            Err(error) => {
+                *verdict = Some(Verdict::Failed(error));
+                return Probe::Match;
+            }
+        };
         let Some(segment) = guard.get() else {
             return Probe::Unreadable;
         };
@@ -386,16 +394,17 @@ impl Engine {
 
     /// The words of a chain, and holds on the segments that they name. While an entry's record is copied elsewhere, its
     /// segment may go.
-    fn hold_chain(&self, primary: u32) -> Vec<(SegmentGuard, Word)> {
+    fn hold_chain(&self, primary: u32) -> Result<Vec<(SegmentGuard, Word)>> {
         let mut held = Vec::new();
         for _ in 0..RETRIES {
             let words = self.index.chain_words(primary).into_iter();
-            held = words.map(|word| (self.log.segment(word.segment()), word)).collect();
+            let hold = |word: Word| Ok((self.log.fetch(word.segment())?, word));
+            held = words.map(hold).collect::<Result<_>>()?;
             if held.iter().all(|(guard, _)| guard.get().is_some()) {
                 break;
             }
         }
-        held
+        Ok(held)
     }
 
     /// Hands out the live entries of some buckets from `cursor` on, and returns where to go on. What is in blobs is
@@ -412,7 +421,7 @@ impl Engine {
         let first = u32::try_from(cursor).unwrap_or(primaries).min(primaries);
         let end = first.saturating_add(STEP).min(primaries);
         for primary in first..end {
-            for (guard, word) in self.hold_chain(primary) {
+            for (guard, word) in self.hold_chain(primary)? {
                 let Some(segment) = guard.get() else { continue };
                 let Some(record) = segment.record(word.offset()) else { continue };
                 if self.has_ended(record.generation, record.expires_at) || !record.is_entry() {

@@ -11,7 +11,7 @@ use std::fs::File;
 
 use super::directory::Directory;
 use super::hints::{Hint, Hints};
-use super::index::{Index, Probe, SegmentState, Slot, Vacancy, Word};
+use super::index::{Index, Membership, Probe, Slot, Vacancy, Word};
 use super::layout::Layout;
 use super::record::{Kind, Record};
 use super::segment::Segment;
@@ -44,7 +44,7 @@ pub(super) enum Base {
 pub(super) struct Inputs<'a> {
     pub(super) directory: &'a Directory,
     pub(super) layout: &'a Layout,
-    pub(super) owner: u32,
+    pub(super) membership: &'a Membership,
     pub(super) hasher: &'a KeyHasher,
     pub(super) options: &'a Options,
 }
@@ -62,6 +62,8 @@ struct Replay<'a> {
     hasher: &'a KeyHasher,
     segments: HashMap<u32, &'a Segment>,
     base: Header,
+    /// From where on each segment may have records that are not in the base; all of it where nothing is said.
+    looked_at: HashMap<u32, u32>,
     now: Timestamp,
     /// What the recency clock shows when all is done.
     clock: u32,
@@ -84,11 +86,12 @@ pub(super) fn recover(
     known_sequence: u64,
     base: Base,
 ) -> Result<Recovered> {
-    let Inputs { directory, layout, owner, hasher, options } = inputs;
+    let Inputs { directory, layout, membership, hasher, options } = inputs;
     let index_path = directory.file("index");
     let seen_recency = file::open(&index_path).ok().and_then(|file| Index::recency_in(&file)).unwrap_or(0);
-    let index = make_file(directory, "index", |file| Index::create(file, layout.geometry, owner))?;
-    segments.iter().for_each(|segment| index.set_segment(segment.id, SegmentState::Sealed));
+    let index =
+        make_file(directory, "index", |file| Index::create(file, layout.geometry, membership.clone()))?;
+    segments.iter().for_each(|segment| index.enter_segment(segment.id, segment.len()));
     let header = match &base {
         Base::Snapshot(_, header) | Base::Closed(_, header) => *header,
         Base::Empty | Base::Salvage => Header { sequence: 0, ..Header::default() },
@@ -111,6 +114,7 @@ pub(super) fn recover(
         hasher,
         segments: segments.iter().map(|s| (s.id, s)).collect(),
         base: header,
+        looked_at: HashMap::new(),
         now: options.clock.now(),
         clock,
         words: 0,
@@ -120,6 +124,7 @@ pub(super) fn recover(
         generation: header.generation,
         last_sequence: known_sequence.max(if header.sequence == u64::MAX { 0 } else { header.sequence }),
     };
+    let replays = !matches!(base, Base::Closed(..));
     let wants_checkpoint = matches!(base, Base::Lost | Base::Closed(..) | Base::Salvage);
     match base {
         Base::Snapshot(file, _) => {
@@ -131,11 +136,17 @@ pub(super) fn recover(
         Base::Closed(words, _) => words.into_iter().for_each(|word| replay.place(word)),
         Base::Empty | Base::Lost | Base::Salvage => {}
     }
+    let mut backlog = 0;
     // Newest first: where there is no room for all, what was written last stays.
-    for segment in segments.iter().rev().filter(|segment| segment.id >= header.segment) {
-        step!("recovery::segment");
-        replay.scan(segment);
+    for segment in segments.iter().rev().filter(|_| replays) {
+        let from = replay.looked_at.get(&segment.id).copied().unwrap_or(0);
+        if from < segment.len() as u32 {
+            step!("recovery::segment");
+            replay.scan(segment, from);
+            backlog += segment.len() - u64::from(from);
+        }
     }
+    index.add_logged(backlog);
     let entries = replay.finish();
     tracing::info!(path = %index_path.display(), entries, "the cache was not closed; it was recovered");
     Ok(Recovered { index, hints, wants_checkpoint })
@@ -172,8 +183,12 @@ impl Replay<'_> {
                 let words = primary.iter().map(|(_, word)| word).chain(overflow);
                 words.for_each(|word| self.place(*word));
             }
-            Part::Segment(id, live) if keeps_places => self.index.set_live_bytes(id, live),
-            Part::Segment(..) => {}
+            Part::Segment(id, from, live) => {
+                self.looked_at.insert(id, from);
+                if keeps_places {
+                    self.index.set_live_bytes(id, live);
+                }
+            }
             Part::Damaged => damaged += 1,
         })?;
         if self.words > 0 {
@@ -194,8 +209,7 @@ impl Replay<'_> {
     }
 
     /// Enters what a segment has that is not in the base.
-    fn scan(&mut self, segment: &Segment) {
-        let from = if segment.id == self.base.segment { self.base.from } else { 0 };
+    fn scan(&mut self, segment: &Segment, from: u32) {
         for (offset, record) in segment.records_from(from) {
             self.generation = self.generation.max(record.generation);
             self.last_sequence = self.last_sequence.max(record.sequence);
@@ -219,7 +233,8 @@ impl Replay<'_> {
             }
             _ => Probe::Other,
         });
-        let locked = self.index.lock(hash);
+        // Nobody else is attached.
+        let Ok(locked) = self.index.lock(hash) else { return };
         if self.floors.get(&locked.primary()).is_some_and(|floor| record.sequence <= *floor) {
             return;
         }
@@ -295,7 +310,9 @@ impl Replay<'_> {
     fn remove(&mut self, slot: Slot, word: Word) {
         let len = self.record(word).map_or(0, |record| record.len);
         self.index.add_live_bytes(word.segment(), -i64::from(len));
-        self.index.lock_slot(slot).clear(slot);
+        if let Ok(locked) = self.index.lock_slot(slot) {
+            locked.clear(slot);
+        }
         self.words = self.words.saturating_sub(1);
     }
 }

@@ -8,12 +8,12 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::index::MAX_OFFSET;
 use super::record::{self, Draft, Place, Prepared, Record, Stamp};
-use super::usage::{Account, SpaceInUse};
+use super::usage::SpaceInUse;
 use crate::error::{Error, Result};
 use crate::sys::map::Map;
 use crate::sys::{file, step};
@@ -38,13 +38,26 @@ pub(crate) struct Segment {
     /// What `writes` said before the last sync that succeeded.
     synced: AtomicU64,
     failed: AtomicBool,
-    /// What the recency clock said when the segment was sealed.
-    sealed_at: AtomicU32,
     /// Values in it that the program holds; changes under the lock of [`Usage::pinned`].
     pins: AtomicU64,
     sync: SharedSync,
-    /// Last, so that the bytes count until the file is unmapped and closed.
-    account: Account,
+    /// Last, so that what is counted in it counts until the file is unmapped and closed.
+    hold: Hold,
+}
+
+/// Counts the bytes of a removed segment for as long as it is mapped.
+struct Hold {
+    space: SpaceInUse,
+    bytes: AtomicU64,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let bytes = *self.bytes.get_mut();
+        if bytes > 0 {
+            self.space.let_go(bytes);
+        }
+    }
 }
 
 /// Syncs shared by those who wait for one at the same time.
@@ -67,9 +80,9 @@ impl std::ops::Deref for Pin {
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        let mut pinned = self.0.account.space.pinned();
+        let mut pinned = self.0.hold.space.pinned();
         if self.0.pins.fetch_sub(1, Ordering::Relaxed) == 1 {
-            *pinned -= self.0.account.bytes();
+            *pinned -= self.0.len();
         }
     }
 }
@@ -95,10 +108,9 @@ impl Segment {
         (Self::file_name(id) == name && id != 0).then_some(id)
     }
 
-    /// Makes segment `id` in `dir`, as long as the space in `account`. `zeroed`: its pages are brought into memory now, in
-    /// large pieces, for whoever writes to them later.
-    pub(crate) fn create(dir: &Path, id: u32, account: Account, zeroed: bool) -> Result<Self> {
-        let len = account.bytes();
+    /// Makes segment `id` of `len` bytes in `dir`. `zeroed`: its pages are brought into memory now, for whoever writes to
+    /// them later.
+    pub(crate) fn create(dir: &Path, id: u32, len: u64, zeroed: bool, space: &SpaceInUse) -> Result<Self> {
         let path = dir.join(Self::file_name(id));
         let file = file::create(&path).map_err(|e| Error::io("create segment", &path, e))?;
         let make = |path: PathBuf| -> io::Result<Self> {
@@ -111,7 +123,7 @@ impl Segment {
             file::write_at(&file, &header(id, salt, len), 0)?;
             step!("segment::created");
             let map = Map::new(&file, len as usize)?;
-            Ok(Self { zeroed, ..Self::assemble(id, path, salt, map, file, account) })
+            Ok(Self { zeroed, ..Self::assemble(id, path, salt, map, file, space) })
         };
         make(path.clone()).map_err(|e| {
             // What is half made is of no use, and its space is needed. If that fails too, the next recovery
@@ -148,11 +160,10 @@ impl Segment {
             return Ok(Opened::Foreign);
         }
         let map = Map::new(&file, stated as usize)?;
-        let account = space.account(len);
-        Ok(Opened::Segment(Self::assemble(id, path.to_owned(), salt, map, file, account)))
+        Ok(Opened::Segment(Self::assemble(id, path.to_owned(), salt, map, file, space)))
     }
 
-    fn assemble(id: u32, path: PathBuf, salt: u64, map: Map, file: File, account: Account) -> Self {
+    fn assemble(id: u32, path: PathBuf, salt: u64, map: Map, file: File, space: &SpaceInUse) -> Self {
         Self {
             id,
             path,
@@ -163,10 +174,9 @@ impl Segment {
             writes: AtomicU64::new(0),
             synced: AtomicU64::new(0),
             failed: AtomicBool::new(false),
-            sealed_at: AtomicU32::new(0),
             pins: AtomicU64::new(0),
             sync: SharedSync::default(),
-            account,
+            hold: Hold { space: space.clone(), bytes: AtomicU64::new(0) },
         }
     }
 
@@ -176,13 +186,20 @@ impl Segment {
 
     /// Keeps the segment mapped, unless segments of more than `most` bytes in all would be kept so.
     pub(crate) fn pin(self: &Arc<Self>, most: u64) -> Option<Pin> {
-        let mut pinned = self.account.space.pinned();
+        let mut pinned = self.hold.space.pinned();
         if self.pins.load(Ordering::Relaxed) == 0 {
-            *pinned = Some(*pinned + self.account.bytes()).filter(|bytes| *bytes <= most)?;
+            *pinned = Some(*pinned + self.len()).filter(|bytes| *bytes <= most)?;
         }
         self.pins.fetch_add(1, Ordering::Relaxed);
         drop(pinned);
         Some(Pin(self.clone()))
+    }
+
+    /// Says that its file is removed: its bytes count as this process's own for as long as it is mapped.
+    pub(crate) fn count_as_held(&self) {
+        if self.hold.bytes.swap(self.len(), Ordering::AcqRel) == 0 {
+            self.hold.space.hold(self.len());
+        }
     }
 
     /// The file, until it is sealed.
@@ -200,14 +217,8 @@ impl Segment {
         self.zeroed
     }
 
-    /// What the recency clock said when the segment was sealed.
-    pub(crate) fn sealed_at(&self) -> u32 {
-        self.sealed_at.load(Ordering::Relaxed)
-    }
-
-    /// Closes the file: nothing is appended any more. It stays mapped. `tick` is what the recency clock says.
-    pub(crate) fn seal(&self, tick: u32) {
-        self.sealed_at.store(tick, Ordering::Relaxed);
+    /// Closes the file: nothing is appended any more. It stays mapped.
+    pub(crate) fn seal(&self) {
         drop(self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
     }
 
@@ -378,12 +389,11 @@ impl Segment {
     /// A sync that failed is never tried again: the kernel has marked the pages as clean, and a second one
     /// would succeed with the data lost all the same.
     pub(crate) fn sync(&self) -> Result<()> {
-        let _syncing = self.account.space.syncing();
+        let _syncing = self.hold.space.syncing();
         let ticket = self.sync.asked.fetch_add(1, Ordering::AcqRel) + 1;
         let mut done = self.sync.done.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if self.has_failed() {
-            let lost = io::Error::other("an earlier sync of this segment failed");
-            return Err(Error::io("sync", &self.path, lost));
+            return Err(self.refused());
         }
         if *done >= ticket {
             return Ok(());
@@ -399,6 +409,11 @@ impl Segment {
         *done = covered;
         self.synced.store(writes, Ordering::Release);
         Ok(())
+    }
+
+    /// The error for who asks once more.
+    pub(crate) fn refused(&self) -> Error {
+        Error::io("sync", &self.path, io::Error::other("an earlier sync of this segment failed"))
     }
 
     /// [`sync`](Segment::sync), unless nothing was stamped since the last one that succeeded.

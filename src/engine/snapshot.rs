@@ -11,7 +11,7 @@
 //!       8  kind u32: chains or segments                                      12  first chain u32
 //!      16  chains:   for each primary, one after the other: mask of its slots that hold a word u8 (the highest bit:
 //!                    overflow follows), its words u64; overflow: number of words u8, words u64
-//!          segments: id u32, live bytes u64 of each
+//!          segments: id u32, place u32 from which on a recovery looks, live bytes u64 of each
 //! ```
 
 use std::fs::File;
@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::index::{Geometry, LONGEST_CHAIN, Word};
 use crate::sys::{file, step};
 
-const MAGIC: u64 = u64::from_le_bytes(*b"KWsnaps1");
+const MAGIC: u64 = u64::from_le_bytes(*b"KWsnaps2");
 const HEADER_LEN: u64 = 4096;
 /// No snapshot file is shorter.
 pub(crate) const LEAST_LEN: u64 = HEADER_LEN;
@@ -33,6 +33,8 @@ const BLOCK_HEADER: usize = 16;
 const BATCH: usize = 64;
 const CHAINS: u32 = 1;
 const SEGMENTS: u32 = 2;
+/// In a segment that took no more records when the snapshot was begun, a recovery looks from here on.
+pub(crate) const SEALED: u32 = u32::MAX;
 const OVERFLOW: u8 = 0x80;
 const _: () = assert!(BLOCK_HEADER + 2 + 8 * LONGEST_CHAIN <= BLOCK && LONGEST_CHAIN <= u8::MAX as usize);
 
@@ -47,9 +49,6 @@ pub(crate) struct Header {
     pub(crate) recency: u32,
     /// No segment had this id yet, nor a higher one.
     pub(crate) next_segment: u64,
-    /// Records with `sequence` or a higher one are in this segment from `from` on, or in segments of higher ids.
-    pub(crate) segment: u32,
-    pub(crate) from: u32,
     /// The number of chains.
     pub(crate) primaries: u32,
     pub(crate) blocks: u64,
@@ -79,7 +78,7 @@ impl Header {
 /// The bytes that one snapshot file takes: room for every entry there can be, and some more.
 pub(crate) fn file_len(geometry: Geometry) -> u64 {
     let words = u64::from(geometry.primaries) * 4;
-    let packed = words * 8 + u64::from(geometry.primaries) * 2 + u64::from(geometry.segments) * 12;
+    let packed = words * 8 + u64::from(geometry.primaries) * 2 + u64::from(geometry.segments) * 16;
     // A chain does not go over the end of a block.
     let blocks = (packed + packed / 16).div_ceil((BLOCK - BLOCK_HEADER) as u64) + 2;
     HEADER_LEN + blocks * BLOCK as u64
@@ -134,9 +133,11 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    pub(crate) fn segment(&mut self, id: u32, live_bytes: u64) -> io::Result<()> {
-        self.make_room(SEGMENTS, 0, 12)?;
+    /// A segment, and from where on records may be that are not in the words: from [`SEALED`] on, nowhere.
+    pub(crate) fn segment(&mut self, id: u32, from: u32, live_bytes: u64) -> io::Result<()> {
+        self.make_room(SEGMENTS, 0, 16)?;
         self.buffer.extend(id.to_le_bytes());
+        self.buffer.extend(from.to_le_bytes());
         self.buffer.extend(live_bytes.to_le_bytes());
         Ok(())
     }
@@ -211,8 +212,9 @@ impl<'a> Writer<'a> {
 pub(crate) enum Part<'a> {
     /// The words of a chain: those of the primary with their slots, then the others.
     Chain { number: u32, primary: &'a [(usize, Word)], overflow: &'a [Word] },
-    /// The id of a segment and the bytes in it that were alive.
-    Segment(u32, u64),
+    /// The id of a segment, from where on there may be records that are not in the words, and the bytes in it that were
+    /// alive.
+    Segment(u32, u32, u64),
     /// Something is missing here: some chains are unknown.
     Damaged,
 }
@@ -283,7 +285,8 @@ fn read_block(header: &Header, number: u64, block: &[u8], visit: &mut impl FnMut
         SEGMENTS => {
             while !rest.is_empty() {
                 let id = u32::from_le_bytes(take(&mut rest)?);
-                visit(Part::Segment(id, u64::from_le_bytes(take(&mut rest)?)));
+                let from = u32::from_le_bytes(take(&mut rest)?);
+                visit(Part::Segment(id, from, u64::from_le_bytes(take(&mut rest)?)));
             }
         }
         _ => return None,
@@ -346,7 +349,7 @@ mod tests {
             let (primary, overflow) = words(number);
             writer.chain(number, &primary, &overflow).unwrap();
         }
-        (1..=5).for_each(|id| writer.segment(id, u64::from(id) * 1000).unwrap());
+        (1..=5).for_each(|id| writer.segment(id, id + 7, u64::from(id) * 1000).unwrap());
         writer.finish().unwrap();
         let header = writer.commit(Header { sequence: 99, primaries: chains, ..Header::default() }).unwrap();
         (file, header)
@@ -361,8 +364,8 @@ mod tests {
                 assert_eq!((primary, overflow), (&there[..], &more[..]), "chain {number}");
                 good += 1;
             }
-            Part::Segment(id, live) => {
-                assert_eq!(live, u64::from(id) * 1000);
+            Part::Segment(id, from, live) => {
+                assert_eq!((from, live), (id + 7, u64::from(id) * 1000));
                 segments += 1;
             }
             Part::Damaged => damaged = true,

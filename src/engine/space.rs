@@ -6,18 +6,18 @@
 //! them; the emptied segment stays until a checkpoint that began later has come to its end.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
-use super::Engine;
 use super::blob::Haste;
 use super::counters::Counter;
-use super::index::{Backoff, Slot, Word};
+use super::index::{Backoff, SegmentInfo, SegmentState, Slot, Word};
 use super::layout;
 use super::log::Copies;
 use super::record::{Draft, Record, Stamp};
 use super::segment::Segment;
 use super::tail::Reservation;
 use super::usage::Account;
+use super::{Engine, SpaceTurn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::step;
 
@@ -27,6 +27,8 @@ const COPY_SHARE: u64 = 5;
 const IDLE_SHARE: u64 = 2;
 /// Dead bytes are left alone while they are fewer than this many segments, or than what is alive.
 const SLACK_SEGMENTS: u64 = 4;
+/// So many segments whose owners are gone are left for those who come.
+const ORPHANS: usize = 8;
 
 /// What is known of a sealed segment, for the choice of the next to be emptied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,20 +97,15 @@ struct Copied {
 
 impl Engine {
     fn candidates(&self) -> Vec<Candidate> {
-        let of = |s: &Arc<Segment>| Candidate {
-            id: s.id,
-            len: s.len(),
-            live: self.index.live_bytes(s.id),
-            failed: s.has_failed(),
-        };
-        self.log.sealed().iter().map(of).collect()
+        let of = |s: SegmentInfo| Candidate { id: s.id, len: s.len, live: s.live, failed: s.failed };
+        self.index.segments_in(SegmentState::Sealed).into_iter().map(of).collect()
     }
 
     /// Space in the log for a record of this shape.
     pub(super) fn reserve(&self, draft: &Draft) -> Result<Reservation> {
         let len = self.log.len_of(draft)?;
         loop {
-            if let Some(reservation) = self.log.reserve(len, &self.index)? {
+            if let Some(reservation) = self.log.reserve(len)? {
                 return Ok(reservation);
             }
             self.provide(len, false)?;
@@ -116,9 +113,9 @@ impl Engine {
     }
 
     /// Sees to it that the next segment is there. `ahead`: nobody waits for it.
-    fn provide(&self, len: u32, ahead: bool) -> Result<()> {
+    pub(super) fn provide(&self, len: u32, ahead: bool) -> Result<()> {
         let make_room = |bytes| self.make_space(bytes);
-        self.log.provide(len, ahead, &self.index, &make_room, &|| self.give_up_oldest())
+        self.log.provide(len, ahead, &make_room, &|| self.give_up_oldest())
     }
 
     /// What all may take, so that there is room for the segment for copies.
@@ -140,25 +137,29 @@ impl Engine {
 
     /// Makes room for `bytes` more within `max_bytes`, and takes them.
     pub(super) fn make_space(&self, bytes: u64) -> Result<Account> {
-        if let Some(account) = self.log.space().account_within(bytes, self.most_bytes()) {
+        if let Some(account) = self.log.space().account_within(bytes, self.most_bytes())? {
             return Ok(account);
         }
-        let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut wait = Backoff::default();
+        let turn = self.space_turn()?;
+        /// A process that does nothing lets go of what was removed once a second.
+        const OTHERS_LET_GO: Duration = Duration::from_secs(2);
+        let (mut wait, started) = (Backoff::default(), Instant::now());
         // What was emptied and is still there after a checkpoint: its files cannot be removed.
         let mut stuck = 0;
         loop {
-            if let Some(account) = self.log.space().account_within(bytes, self.most_bytes()) {
+            if let Some(account) = self.log.space().account_within(bytes, self.most_bytes())? {
                 return Ok(account);
             }
+            self.clean_up_after_dead();
+            self.log.free_dropped();
             let emptied = self.emptied_bytes();
             let comes_back = emptied.saturating_sub(stuck);
             let is_enough = self.log.bytes() + bytes <= self.most_bytes() + comes_back;
-            if !is_enough && self.give_up_one()? {
+            if !is_enough && self.give_up_one(&turn)? {
                 continue;
             }
             if comes_back > 0 {
-                match self.secure() {
+                match self.secure(&turn) {
                     // Somebody holds a lock of the index longer than usual.
                     Err(e) if e.kind() == ErrorKind::Busy && !wait.is_long() => {}
                     secured => secured?,
@@ -170,7 +171,9 @@ impl Engine {
                 stuck = left;
             }
             // What is gone may still be held for a moment, by a read or until a sync is done.
-            if !self.log.space().is_syncing() && wait.is_long() {
+            let others_hold = self.index.segments().any(|s| s.state == SegmentState::Dropped)
+                && started.elapsed() < OTHERS_LET_GO;
+            if !self.log.space().is_syncing() && !others_hold && wait.is_long() {
                 return Err(Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir).with_source(
                     "max_bytes is taken by values that the program still holds or writes, or by files that are not \
                      ours",
@@ -181,34 +184,34 @@ impl Engine {
     }
 
     /// Gives up blobs beyond their share of the space, else a segment, else any blob. `false` if there is nothing.
-    fn give_up_one(&self) -> Result<bool> {
+    fn give_up_one(&self, turn: &SpaceTurn<'_>) -> Result<bool> {
         let share = layout::blob_share(self.log.budget());
-        Ok(self.evict_a_blob(share) || self.empty_one()? || self.evict_a_blob(0))
+        self.log.seal_orphans(0);
+        Ok(self.evict_a_blob(share) || self.empty_one(turn)? || self.evict_a_blob(0))
     }
 
     /// Gives up the oldest segment at once, or the coldest blob, as the disk is full. `false` if there is none.
     pub(super) fn give_up_oldest(&self) -> Result<bool> {
-        let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.log.sealed().into_iter().next() {
+        let turn = self.space_turn()?;
+        self.log.seal_orphans(0);
+        match self.index.segments_in(SegmentState::Sealed).first() {
             Some(oldest) => {
-                self.evict_all(&oldest);
-                self.log.set_emptied(&self.index, &oldest);
+                self.empty(oldest.id, Way::Drop)?;
             }
             None if !self.evict_a_blob(0) => return Ok(false),
             None => {}
         }
-        self.secure()?;
+        self.secure(&turn)?;
         Ok(true)
     }
 
-    /// A checkpoint. What is in segments that the disk refused to sync is copied into others before. The caller holds
-    /// `emptying`.
-    fn secure(&self) -> Result<()> {
+    /// A checkpoint. What is in segments that the disk refused to sync is copied into others before.
+    fn secure(&self, turn: &SpaceTurn<'_>) -> Result<()> {
         /// Each attempt may find another segment that fails.
         const ATTEMPTS: usize = 3;
-        let mut done = self.checkpoint();
+        let mut done = self.checkpoint(turn);
         for _ in 0..ATTEMPTS {
-            self.log.seal_failed(&self.index);
+            self.log.seal_failed();
             let failed: Vec<_> = self.candidates().into_iter().filter(|c| c.failed).collect();
             if done.is_ok() || failed.is_empty() {
                 break;
@@ -218,17 +221,17 @@ impl Engine {
                     self.empty(id, Way::Drop)?;
                 }
             }
-            done = self.checkpoint();
+            done = self.checkpoint(turn);
         }
         done
     }
 
     /// Empties the segment that it costs least to empty. `false` if there is none.
-    fn empty_one(&self) -> Result<bool> {
+    fn empty_one(&self, turn: &SpaceTurn<'_>) -> Result<bool> {
         let Some((id, way)) = choose(&self.candidates()) else { return Ok(false) };
         let mut emptied = self.empty(id, way);
         if emptied.as_ref().is_err_and(|e| e.kind() == ErrorKind::NoSpace) && self.log.emptied_bytes() > 0 {
-            self.secure()?;
+            self.secure(turn)?;
             emptied = self.empty(id, way);
         }
         match emptied {
@@ -245,24 +248,25 @@ impl Engine {
         let wanted = 2 * self.log.segment_len();
         self.make_room_ahead(wanted)?;
         // One segment at a time, as others may be waiting, and more than this is to be done.
+        let Some(turn) = self.space_turn_now()? else { return Ok(false) };
+        self.clean_up_after_dead();
+        self.log.free_dropped();
+        self.log.seal_orphans(ORPHANS);
         let more = self.compact_one(quiet);
         let emptied = self.emptied_bytes();
         let wants_back =
             emptied > 0 && (!self.is_room_for(wanted) || (quiet && !more) || emptied > self.log.bytes() / 4);
         if wants_back || self.is_checkpoint_due() {
-            let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
-            self.secure()?;
-        }
-        if self.log.wants_spare() {
-            self.provide(0, true)?;
+            self.secure(&turn)?;
         }
         Ok(more)
     }
 
     /// Gives back what no entry names any more.
     pub(super) fn give_back(&self) -> Result<()> {
-        let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.emptied_bytes() > 0 { self.secure() } else { Ok(()) }
+        let turn = self.space_turn()?;
+        self.log.free_dropped();
+        if self.emptied_bytes() > 0 { self.secure(&turn) } else { Ok(()) }
     }
 
     /// Empties segments if there will soon be need of `wanted` bytes: so many that their removal is worth a checkpoint.
@@ -273,8 +277,8 @@ impl Engine {
             return Ok(());
         }
         loop {
-            let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
-            if self.is_room_for(batch.saturating_sub(self.emptied_bytes())) || !self.give_up_one()? {
+            let Some(turn) = self.space_turn_now()? else { return Ok(()) };
+            if self.is_room_for(batch.saturating_sub(self.emptied_bytes())) || !self.give_up_one(&turn)? {
                 return Ok(());
             }
         }
@@ -282,7 +286,6 @@ impl Engine {
 
     /// Compacts a segment in which little is alive, if much is dead. Says whether it did.
     fn compact_one(&self, quiet: bool) -> bool {
-        let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(id) = choose_idle(&self.candidates(), self.log.segment_len(), quiet) else { return false };
         self.empty(id, Way::Copy).unwrap_or_else(|error| {
             tracing::debug!(%error, segment = id, "a segment is not compacted now");
@@ -290,32 +293,36 @@ impl Engine {
         })
     }
 
-    /// Whether nothing was written since the last look.
+    /// Whether nobody wrote since the last look.
     pub(super) fn is_quiet(&self) -> bool {
-        let appended = self.log.appended();
+        let appended = self.index.logged();
         self.seen_appended.swap(appended, Ordering::Relaxed) == appended
     }
 
     /// Empties segment `id`. `false` if it was not there, or something in it could not be moved.
     fn empty(&self, id: u32, way: Way) -> Result<bool> {
-        let guard = self.log.segment(id);
-        let Some(segment) = guard.get().filter(|_| self.log.is_sealed(id)) else { return Ok(false) };
-        let segment = segment.clone();
-        drop(guard);
-        self.copy_out(&segment, &self.to_copy(&segment, way))?;
+        let Some(info) = self.index.segment(id).filter(|s| s.state == SegmentState::Sealed) else {
+            return Ok(false);
+        };
+        let Some(segment) = self.log.fetch(id)?.get().cloned() else {
+            // Its file has gone, and with it what the index names in it.
+            self.log.set_emptied(id);
+            return Ok(true);
+        };
+        self.copy_out(&segment, &self.to_copy(&segment, &info, way))?;
         if way != Way::Copy {
             self.evict_all(&segment);
         }
         // What could not be copied is still named.
         let alive = self.is_alive(&segment);
         if !alive {
-            self.log.set_emptied(&self.index, &segment);
+            self.log.set_emptied(id);
         }
         Ok(!alive)
     }
 
     /// What of a segment is to be copied.
-    fn to_copy<'a>(&'a self, segment: &'a Segment, way: Way) -> Vec<Live<'a>> {
+    fn to_copy<'a>(&'a self, segment: &'a Segment, info: &SegmentInfo, way: Way) -> Vec<Live<'a>> {
         if way == Way::Drop {
             return Vec::new();
         }
@@ -325,7 +332,7 @@ impl Engine {
         }
         let now = self.index.recency();
         let age = |entry: &Live<'_>| self.hints.get(entry.slot).age(now);
-        let age_of_segment = now.wrapping_sub(segment.sealed_at());
+        let age_of_segment = now.wrapping_sub(info.sealed_at);
         live.retain(|entry| age(entry) < age_of_segment);
         live.sort_unstable_by_key(age);
         let mut left = segment.len() / COPY_SHARE;
@@ -404,7 +411,7 @@ impl Engine {
             key_len: record.key.len() as u32,
             body_len: body.len() as u32,
         };
-        let reservation = self.log.reserve_copy(copies, record.len, &self.index)?;
+        let reservation = self.log.reserve_copy(copies, record.len)?;
         let (target, offset) = (&reservation.segment, reservation.offset);
         let prepared = target.prepare(offset, record.len, draft, record.key, [&[], body]);
         let stamp =
@@ -417,7 +424,7 @@ impl Engine {
 
     /// Has the entry of a copied record name the copy, if it still names the original.
     fn redirect(&self, copy: &Copied) -> bool {
-        let locked = self.index.lock(copy.hash);
+        let Ok(locked) = self.index.lock(copy.hash) else { return false };
         self.note_wiped(locked.wiped());
         let Some(slot) = self.index.slot_of(copy.hash, copy.from) else { return false };
         locked.set(slot, copy.to);
@@ -439,6 +446,10 @@ impl Engine {
             while let Some(slot) = self.index.slot_of(hash, word) {
                 if self.evict(slot, word) {
                     evicted += u64::from(current && !self.has_passed(record.expires_at));
+                    break;
+                }
+                if self.index.word(slot) == word {
+                    // Somebody holds its chain; the segment is not empty then, as is seen after this.
                     break;
                 }
             }

@@ -48,6 +48,13 @@ impl State {
             file::reset(&file, FILE_LEN, file::SMALL_PIECES)?;
         }
         let mut state = Self { file, turn: 0, clean: None, limits: None, snapshot: 0 };
+        state.refresh()?;
+        Ok(state)
+    }
+
+    /// Reads what other processes may have written since. Only one at a time writes.
+    pub(crate) fn refresh(&mut self) -> io::Result<()> {
+        let state = self;
         for number in 0..2 {
             let mut sector = [0; SECTOR];
             state.file.read_exact_at(&mut sector, number * SECTOR as u64)?;
@@ -58,7 +65,7 @@ impl State {
                 state.snapshot = snapshot;
             }
         }
-        Ok(state)
+        Ok(())
     }
 
     pub(crate) fn clean(&self) -> Option<&HeaderCopy> {

@@ -52,8 +52,12 @@ impl Table {
         SegmentGuard { held: self.segments[self.place(id)].load(), id }
     }
 
-    pub(super) fn forget(&self, id: u32) {
-        self.segments[self.place(id)].store(None);
+    /// Lets go of segment `id`, and returns it if it was here.
+    pub(super) fn forget(&self, id: u32) -> Option<Arc<Segment>> {
+        let place = &self.segments[self.place(id)];
+        let here = place.load_full().filter(|segment| segment.id == id)?;
+        let replaced = place.compare_and_swap(&Some(here.clone()), None);
+        replaced.as_ref().is_some_and(|segment| segment.id == id).then_some(here)
     }
 
     pub(super) fn clear(&self) {

@@ -39,18 +39,13 @@ impl Tail {
         Self { segment, end, zeroed, drained: end }
     }
 
-    pub(super) fn has_room(&self, len: u32) -> bool {
+    /// Whether there is room for a record of `len` bytes, and nobody found that the disk refuses the segment.
+    pub(super) fn has_room(&self, len: u32, index: &Index) -> bool {
         // Behind a large record a segment may go on beyond what an entry word reaches.
         let reachable = u64::from(self.end) < MAX_OFFSET;
-        reachable && u64::from(self.end) + u64::from(len) <= self.segment.len() && !self.segment.has_failed()
-    }
-
-    /// The place before which everything is finished.
-    pub(super) fn drained(&mut self) -> u32 {
-        if self.segment.is_drained() {
-            self.drained = self.end;
-        }
-        self.drained
+        reachable
+            && u64::from(self.end) + u64::from(len) <= self.segment.len()
+            && index.may_append(self.segment.id)
     }
 
     /// Space for a record of `len` bytes, for which there is room.
@@ -62,10 +57,12 @@ impl Tail {
             self.segment.zero(self.zeroed, ahead)?;
             self.zeroed = ahead;
         }
-        self.drained();
+        if self.segment.is_drained() {
+            self.drained = offset;
+        }
         self.segment.begin(offset, len);
         self.end = end;
-        index.set_segment_tail(self.segment.id, end);
+        index.set_segment_tail(self.segment.id, self.drained, end);
         Ok(Reservation { segment: self.segment.clone(), offset, len })
     }
 }

@@ -3,8 +3,6 @@
 //!
 //! Others may have seen it, or have changed the key again since; what they did stands.
 
-use std::sync::PoisonError;
-
 use super::Engine;
 use super::commit::Current;
 use super::hints::Hint;
@@ -29,14 +27,14 @@ impl Engine {
     /// Puts back what the key had before, if it still holds what was published, and takes the record out of the log.
     pub(super) fn take_back(&self, segment: &Segment, published: Published) {
         // What it had before must not be in a segment that is given up at this moment.
-        let _emptying = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
+        let Ok(_turn) = self.space_turn() else { return };
         let is_there = |word: Word| {
             self.index.segment_state(word.segment()) != Some(SegmentState::Emptied)
                 && self.header_of(word).is_some()
         };
         // Read before the lock is taken: the page may have to come from the disk.
         let before = published.before.filter(|current| is_there(current.word));
-        let locked = self.index.lock(published.hash);
+        let Ok(locked) = self.index.lock(published.hash) else { return };
         self.note_wiped(locked.wiped());
         let holds = |word| self.index.slot_of(published.hash, word);
         let slot = match published.word {
@@ -44,7 +42,7 @@ impl Engine {
             // An entry that was removed counts again; if there is no room for it any more, it stays away.
             None => before.and_then(|current| {
                 let is_free = holds(current.word).is_none()
-                    && self.index.count_up(current.generation, self.max_entries) == CountUp::Counted;
+                    && self.index.count_up(current.generation, self.max_entries()) == CountUp::Counted;
                 match is_free.then(|| locked.vacant()) {
                     Some(Ok(Vacancy { slot, moved: None })) => Some(slot),
                     Some(Ok(Vacancy { slot, moved: Some((from, to)) })) => {

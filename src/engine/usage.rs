@@ -1,21 +1,43 @@
-//! What segments and blobs take on disk: one count for a directory, which never exceeds its bound.
+//! What the directory takes on disk: one count among all processes, which never exceeds its bound.
+//!
+//! Segments count by the segment table, blobs by a count beside it. To these each process adds what it is about to
+//! take, and what it keeps of segments that are removed: the kernel gives their blocks back when the last one lets go.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-/// The bytes of all segments and blobs of an engine, those included that are unlinked and still mapped or open.
+use super::index::{Index, Turn};
+use crate::error::Result;
+
+/// The part of this process in what a directory takes.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SpaceInUse(Arc<Usage>);
 
 #[derive(Debug, Default)]
 pub(crate) struct Usage {
-    bytes: AtomicU64,
-    /// Of `bytes`, those of blobs that are whole.
-    blobs: AtomicU64,
+    own: Mutex<Own>,
     /// Syncs under way, each of which keeps its segment until it is done.
     syncs: AtomicU64,
-    /// Of `bytes`, those of segments of which the program holds values.
+    /// The bytes of segments of which the program holds values.
     pinned: Mutex<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Own {
+    /// Where others see it; `None` while the directory is closed.
+    index: Option<Arc<Index>>,
+    /// Bytes that are about to be taken.
+    claimed: u64,
+    /// Bytes of segments that are removed and still mapped here.
+    held: u64,
+}
+
+impl Own {
+    fn publish(&self) {
+        if let Some(index) = &self.index {
+            index.set_own_bytes(self.held, self.claimed);
+        }
+    }
 }
 
 /// A sync under way.
@@ -37,11 +59,28 @@ impl SpaceInUse {
         count.upgrade().map(Self)
     }
 
-    pub(crate) fn bytes(&self) -> u64 {
-        self.0.bytes.load(Ordering::Acquire)
+    fn own(&self) -> MutexGuard<'_, Own> {
+        self.0.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Of them, the bytes of segments of which the program holds values.
+    /// Shows others what this process takes, and counts with what they do, until [`detach`](SpaceInUse::detach).
+    pub(crate) fn attach(&self, index: Arc<Index>) {
+        let mut own = self.own();
+        own.index = Some(index);
+        own.publish();
+    }
+
+    pub(crate) fn detach(&self) {
+        self.own().index = None;
+    }
+
+    /// The bytes that the directory takes, those included that are unlinked and still mapped or about to be taken.
+    pub(crate) fn bytes(&self) -> u64 {
+        let own = self.own();
+        own.index.as_ref().map_or(own.claimed + own.held, |index| index.used_bytes())
+    }
+
+    /// The bytes of segments of which the program holds values.
     pub(crate) fn pinned_bytes(&self) -> u64 {
         *self.pinned()
     }
@@ -60,48 +99,86 @@ impl SpaceInUse {
         Syncing(&self.0)
     }
 
+    /// Counts bytes of a removed segment that is still mapped here.
+    pub(crate) fn hold(&self, bytes: u64) {
+        let mut own = self.own();
+        own.held += bytes;
+        own.publish();
+    }
+
+    pub(crate) fn let_go(&self, bytes: u64) {
+        let mut own = self.own();
+        own.held -= bytes;
+        own.publish();
+    }
+
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.own().held
+    }
+
+    /// Claims bytes that are to be taken whatever the bound.
     pub(crate) fn account(&self, bytes: u64) -> Account {
-        self.0.bytes.fetch_add(bytes, Ordering::AcqRel);
+        let mut own = self.own();
+        own.claimed += bytes;
+        own.publish();
         Account { space: self.clone(), bytes }
     }
 
     /// The same, unless more than `most` bytes would be in use then.
-    pub(crate) fn account_within(&self, bytes: u64, most: u64) -> Option<Account> {
-        let add = |used: u64| used.checked_add(bytes).filter(|sum| *sum <= most);
-        self.0.bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, add).ok()?;
-        Some(Account { space: self.clone(), bytes })
+    ///
+    /// # Errors
+    /// If another process that counts does not come to its end, or the kernel refuses the lock.
+    pub(crate) fn account_within(&self, bytes: u64, most: u64) -> Result<Option<Account>> {
+        let mut own = self.own();
+        let index = own.index.clone();
+        let admitted = index.as_ref().map(|index| index.wait_for(Turn::Admission)).transpose()?;
+        let used = own.index.as_ref().map_or(own.claimed + own.held, |index| index.used_bytes());
+        if used.checked_add(bytes).is_none_or(|sum| sum > most) {
+            return Ok(None);
+        }
+        own.claimed += bytes;
+        own.publish();
+        // Before this, or another could claim the same bytes.
+        drop(admitted);
+        Ok(Some(Account { space: self.clone(), bytes }))
     }
 
-    /// The bytes of all blobs that something names, or named until lately.
+    fn give_back(&self, bytes: u64) {
+        let mut own = self.own();
+        own.claimed -= bytes;
+        own.publish();
+    }
+
+    /// The bytes of all blobs that are whole, whoever made them. Nothing while the directory is closed.
     pub(crate) fn blob_bytes(&self) -> u64 {
-        self.0.blobs.load(Ordering::Acquire)
+        self.own().index.as_ref().map_or(0, |index| index.blob_bytes())
     }
 
-    /// What `account` counted is a blob from now on, whoever made it, and counts until it is gone.
-    pub(crate) fn blob_made(&self, mut account: Account) {
-        self.0.blobs.fetch_add(std::mem::take(&mut account.bytes), Ordering::AcqRel);
+    /// What `account` claimed is a blob from now on, and counts until it is gone, whoever removes it.
+    pub(crate) fn blob_made(&self, account: Account) {
+        if let Some(index) = &self.own().index {
+            // Before it is claimed no more, or another could claim the same bytes.
+            index.add_blob_bytes(account.bytes as i64);
+        }
+        drop(account);
     }
 
     /// A blob of so many bytes is gone. No more goes than is there: it may never have been counted, if whoever made it
     /// died.
     pub(crate) fn blob_gone(&self, bytes: u64) {
-        let less = |all: u64| Some(all.saturating_sub(bytes));
-        let counted = self.0.blobs.fetch_update(Ordering::AcqRel, Ordering::Acquire, less).unwrap_or(0);
-        self.0.bytes.fetch_sub(bytes.min(counted), Ordering::AcqRel);
+        if let Some(index) = &self.own().index {
+            index.add_blob_bytes(-(bytes as i64));
+        }
     }
 
     /// Puts the bytes of blobs right, unless they are not `was` any more, which they were before somebody looked what
-    /// blobs there are. The caller sees to it that none goes meanwhile.
+    /// blobs there are. The caller sees to it that none goes meanwhile. Says whether it did.
     pub(crate) fn set_blob_bytes(&self, was: u64, now: u64) -> bool {
-        let set = self.0.blobs.compare_exchange(was, now, Ordering::AcqRel, Ordering::Acquire).is_ok();
-        if set {
-            self.0.bytes.fetch_add(now.wrapping_sub(was), Ordering::AcqRel);
-        }
-        set
+        self.own().index.as_ref().is_some_and(|index| index.set_blob_bytes(was, now))
     }
 }
 
-/// Bytes that are counted for as long as this lives.
+/// Bytes that are claimed for as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Account {
     pub(crate) space: SpaceInUse,
@@ -127,12 +204,14 @@ impl Account {
     pub(crate) fn shrink_to(&mut self, bytes: u64) {
         let over = self.bytes.saturating_sub(bytes);
         self.bytes -= over;
-        self.space.0.bytes.fetch_sub(over, Ordering::AcqRel);
+        self.space.give_back(over);
     }
 }
 
 impl Drop for Account {
     fn drop(&mut self) {
-        self.space.0.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+        if self.bytes > 0 {
+            self.space.give_back(self.bytes);
+        }
     }
 }

@@ -58,11 +58,16 @@ pub(crate) fn unlock(file: &File, byte: i64) -> io::Result<()> {
     fcntl(file, FcntlArg::F_OFD_SETLK(&range(libc::F_UNLCK, byte, 1))).map(drop).map_err(io::Error::from)
 }
 
-/// Whether another open file holds any byte from `first` on.
-pub(crate) fn anybody_from(file: &File, first: i64) -> io::Result<bool> {
-    let mut query = range(libc::F_WRLCK, first, 0);
+/// Whether another open file holds byte `byte`.
+pub(crate) fn is_held(file: &File, byte: i64) -> io::Result<bool> {
+    first_held(file, byte, 1).map(|held| held.is_some())
+}
+
+/// The first of `len` bytes from `first` on that another open file holds.
+pub(crate) fn first_held(file: &File, first: i64, len: i64) -> io::Result<Option<i64>> {
+    let mut query = range(libc::F_WRLCK, first, len);
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut query))?;
-    Ok(query.l_type != libc::F_UNLCK as libc::c_short)
+    Ok((query.l_type != libc::F_UNLCK as libc::c_short).then_some(query.l_start.max(first)))
 }
 
 #[cfg(test)]
@@ -78,13 +83,15 @@ mod tests {
         let (mine, theirs) = (open(), open());
         assert!(try_lock(&mine, 1).unwrap());
         assert!(!try_lock(&theirs, 1).unwrap());
-        assert!(anybody_from(&theirs, 1).unwrap());
-        assert!(!anybody_from(&theirs, 2).unwrap());
+        assert_eq!(first_held(&theirs, 0, 100).unwrap(), Some(1));
+        assert_eq!(first_held(&theirs, 2, 100).unwrap(), None);
+        assert!(is_held(&theirs, 1).unwrap() && !is_held(&mine, 1).unwrap(), "one's own is not told");
         drop(open());
         assert!(!try_lock(&theirs, 1).unwrap());
         drop(mine);
         assert!(try_lock(&theirs, 1).unwrap());
     }
+
     #[test]
     fn who_shares_keeps_out_whoever_wants_it_alone_and_a_map_is_as_good_as_a_descriptor() {
         let dir = tempfile::tempdir().unwrap();
@@ -97,10 +104,10 @@ mod tests {
         assert!(!try_lock(&alone, 0).unwrap());
         let map = crate::sys::map::Map::to_read(&first, 8).unwrap();
         drop((first, second));
-        assert!(anybody_from(&alone, 0).unwrap(), "the map keeps the file open");
+        assert!(is_held(&alone, 0).unwrap(), "the map keeps the file open");
         assert!(!try_lock(&alone, 0).unwrap());
         drop(map);
-        assert!(!anybody_from(&alone, 0).unwrap());
+        assert!(!is_held(&alone, 0).unwrap());
         assert!(try_lock(&alone, 0).unwrap());
         assert!(!try_share(&read(), 0).unwrap());
         drop(alone);

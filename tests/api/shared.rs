@@ -373,7 +373,7 @@ fn a_value_that_calls_the_cache_when_it_is_dropped_does_no_harm() {
             MEDDLED.set(None);
             finished.send(()).unwrap();
         });
-        let ended = wait.recv_timeout(Duration::from_secs(60));
+        let ended = wait.recv_timeout(Duration::from_secs(600));
         assert_ne!(ended, Err(mpsc::RecvTimeoutError::Timeout), "a deadlock on the {name} backend");
         thread.join().unwrap();
     });

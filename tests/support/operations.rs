@@ -21,8 +21,9 @@ pub(crate) fn operations(bytes: &[u8]) {
     static IN_MEMORY: Once = Once::new();
     // Where that is possible: files and syncs are what this spends its time on.
     IN_MEMORY.call_once(|| {
-        if Path::new("/dev/shm").is_dir() {
-            let _ = tempfile::env::override_temp_dir(Path::new("/dev/shm"));
+        let memory = Path::new("/dev/shm");
+        if tempfile::tempdir_in(memory).is_ok() {
+            let _ = tempfile::env::override_temp_dir(memory);
         }
     });
     let mut input = Unstructured::new(bytes);

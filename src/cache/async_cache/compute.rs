@@ -6,7 +6,7 @@ use std::pin::pin;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{AsyncCache, LARGE_VALUE, make};
+use super::{AsyncCache, LARGE_VALUE, make, pause};
 use crate::cache::ComputeError;
 use crate::cache::call::Call;
 use crate::cache::compute::cannot_fail;
@@ -17,7 +17,7 @@ use crate::timeout::Lifespan;
 
 impl AsyncCache {
     /// As [`Cache::get_or_set`](crate::Cache::get_or_set), with a closure that gives a future. Neither has to be
-    /// `'static`. Of all who miss the key at the same time, tasks and threads, one computes.
+    /// `'static`. Of all who miss the key at the same time, tasks, threads and processes, one computes.
     ///
     /// The future of who computes may be dropped, by a timeout say: then one of the others computes its own. If
     /// nobody else waits, nothing is computed to its end.
@@ -134,9 +134,10 @@ impl AsyncCache {
     {
         let call = self.cache.call(name, key)?;
         call.check(&lifespans)?;
+        let begin = move |call: &Call<'_>| call.step(&lifespans, Caller::Future);
+        let mut step = make(&call, self.reads_here(&call), begin).await?;
         loop {
-            let step = move |call: &Call<'_>| call.step(&lifespans, Caller::Future);
-            match make(&call, self.reads_here(&call), step).await? {
+            step = match step {
                 Step::Done(value) => return Ok(value),
                 Step::Wait(ticket) => {
                     let landed = ticket.await;
@@ -144,6 +145,12 @@ impl AsyncCache {
                     if let Some(value) = make(&call, is_small, |call| Ok(call.landed(landed))).await? {
                         return Ok(value);
                     }
+                    make(&call, self.reads_here(&call), begin).await?
+                }
+                Step::Pause(queued) => {
+                    pause(queued.pause).await.map_err(|error| call.about(error))?;
+                    let resume = move |call: &Call<'_>| call.resume(&lifespans, queued);
+                    make(&call, self.reads_here(&call), resume).await?
                 }
                 Step::Compute(turn) => {
                     let value = match within(&turn.leader, f).await {

@@ -11,6 +11,8 @@ use std::fmt;
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::task::JoinError;
@@ -39,6 +41,7 @@ const LARGE_VALUE: usize = 64 << 10;
 /// - a write with [`Durability::Sync`](crate::Durability::Sync), which waits for the disk;
 /// - a write to a full cache that makes room by itself: one of 1,000 to 10,000 entries, or one with a
 ///   [`cull_frequency`](Builder::cull_frequency) of 0;
+/// - the pauses, of 2 ms at most, in which another process computes what is missing;
 /// - `open`, `flush`, `close`, `clear`, `check`, `maintain`, iteration, and any call on a directory that was closed.
 ///
 /// **A cold page blocks the worker.** A directory is read by way of mapped memory: what the kernel has not in its
@@ -117,6 +120,16 @@ async fn elsewhere<R: Send + 'static>(
         f()
     });
     joined(called.await, name)?
+}
+
+/// Lets `duration` pass on a thread that may block, and not by tokio's timer: that panics on a runtime that was built
+/// without one.
+async fn pause(duration: Duration) -> Result<()> {
+    elsewhere("wait", move || {
+        thread::sleep(duration);
+        Ok(())
+    })
+    .await
 }
 
 /// What another thread gave. A panic there goes on here.

@@ -163,7 +163,7 @@ pub(super) fn hold(file: &File) -> io::Result<Hold> {
 
 /// Whether anybody holds the file.
 pub(super) fn is_held(file: &File) -> io::Result<bool> {
-    lock::anybody_from(file, LOCK)
+    lock::is_held(file, LOCK)
 }
 
 /// What comes of wanting a file for oneself.

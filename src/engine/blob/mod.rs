@@ -54,11 +54,15 @@ pub(crate) trait Naming {
     fn holds(&self, owner: Owner) -> bool;
 
     /// The word under this hash whose record names the blob, or one that nobody can read now.
-    fn find(&self, hash: u64, name: u128) -> Option<Word>;
+    ///
+    /// # Errors
+    /// If somebody holds a lock of the index for long, or the environment refuses to let a record be read.
+    fn find(&self, hash: u64, name: u128) -> Result<Option<Word>>;
 
     /// All that are known by these hashes.
-    fn find_all(&self, hashes: &[u64], name: u128) -> Vec<Owner> {
-        hashes.iter().filter_map(|hash| Some((*hash, self.find(*hash, name)?))).collect()
+    fn find_all(&self, hashes: &[u64], name: u128) -> Result<Vec<Owner>> {
+        let find = |hash: &u64| Ok(self.find(*hash, name)?.map(|word| (*hash, word)));
+        hashes.iter().filter_map(|hash| find(hash).transpose()).collect()
     }
 }
 
@@ -106,22 +110,22 @@ impl Blob {
     }
 
     /// Looks whether anything names it, as far as is known.
-    fn look(&mut self, name: u128, index: &impl Naming) -> bool {
+    fn look(&mut self, name: u128, index: &impl Naming) -> Result<bool> {
         if self.owners.iter().any(|owner| index.holds(*owner)) {
-            return true;
+            return Ok(true);
         }
-        self.owners = index.find_all(&self.hashes, name);
-        !self.owners.is_empty()
+        self.owners = index.find_all(&self.hashes, name)?;
+        Ok(!self.owners.is_empty())
     }
 
     /// The same, with the hashes that are in its file now.
-    fn look_again(&mut self, name: u128, file: &File, index: &impl Naming) -> io::Result<bool> {
+    fn look_again(&mut self, name: u128, file: &File, index: &impl Naming) -> Result<bool> {
+        let contents = contents(file).map_err(|e| Error::new(ErrorKind::Io, "read").with_source(e))?;
         // In one that is damaged now there may have been more, but nobody can read it any more.
-        if let Some(Contents { hashes, .. }) = contents(file)?.filter(|c| c.hashes.len() > self.hashes.len())
-        {
+        if let Some(Contents { hashes, .. }) = contents.filter(|c| c.hashes.len() > self.hashes.len()) {
             self.hashes = hashes;
         }
-        self.owners = index.find_all(&self.hashes, name);
+        self.owners = index.find_all(&self.hashes, name)?;
         Ok(!self.owners.is_empty())
     }
 }
@@ -337,10 +341,10 @@ impl Blobs {
     pub(crate) fn owners_of(&self, name: u128, index: &impl Naming) -> Vec<Owner> {
         let mut known = self.lock();
         let Some(blob) = known.blobs.get_mut(&name) else { return Vec::new() };
-        let looked =
-            files::open_to_read(&self.path(name)).and_then(|file| blob.look_again(name, &file, index));
-        if let Err(error) = looked {
-            tracing::debug!(%error, "a blob cannot be read; what names it is looked up as far as is known");
+        let path = self.path(name);
+        let opened = files::open_to_read(&path).map_err(|e| Error::io("open blob", &path, e));
+        if let Err(error) = opened.and_then(|file| blob.look_again(name, &file, index)) {
+            tracing::debug!(%error, "what names a blob is known as far as it was");
         }
         blob.owners.clone()
     }
@@ -351,16 +355,15 @@ impl Blobs {
         let mut dead = Vec::new();
         for (name, blob) in &mut self.lock().blobs {
             // Each time anew: a write that cannot be synced is taken back, and what it replaced is named again.
-            blob.life = if blob.look(*name, index) {
+            let life = blob.look(*name, index).and_then(|is_named| match blob.life {
+                _ if is_named => Ok(Life::Alive),
+                Life::Dead => Ok(Life::Dead),
+                Life::Alive | Life::Kept => self.look_closer(*name, blob, index),
+            });
+            blob.life = life.unwrap_or_else(|error| {
+                tracing::debug!(%error, "whether anything names a blob cannot be seen now");
                 Life::Alive
-            } else if blob.life == Life::Dead {
-                Life::Dead
-            } else {
-                self.look_closer(*name, blob, index).unwrap_or_else(|error| {
-                    tracing::debug!(%error, "a blob that nothing seems to name cannot be looked into");
-                    Life::Kept
-                })
-            };
+            });
             if blob.life == Life::Dead {
                 dead.push(*name);
             }
@@ -369,15 +372,16 @@ impl Blobs {
     }
 
     /// What a blob is that nothing names, as far as is known.
-    fn look_closer(&self, name: u128, blob: &mut Blob, index: &impl Naming) -> io::Result<Life> {
-        let file = match files::open_to_read(&self.path(name)) {
-            Ok(file) => file,
+    fn look_closer(&self, name: u128, blob: &mut Blob, index: &impl Naming) -> Result<Life> {
+        let path = self.path(name);
+        let opened = files::open_to_read(&path).and_then(|file| Ok((file::is_held(&file)?, file)));
+        let (is_held, file) = match opened {
+            Ok(opened) => opened,
             // There is nothing to be kept.
             Err(e) if is_none_of_ours(&e) => return Ok(Life::Dead),
-            Err(e) => return Err(e),
+            Err(e) => return Err(Error::io("open blob", &path, e)),
         };
-        // In this order: whoever lets go in between has named it by then, or does not.
-        let is_held = file::is_held(&file)?;
+        // After that: whoever lets go in between has named it by then, or does not.
         Ok(match (blob.look_again(name, &file, index)?, is_held) {
             (true, _) => Life::Alive,
             (false, true) => Life::Kept,
@@ -399,7 +403,8 @@ impl Blobs {
 
     fn release_one(&self, name: u128, index: &impl Naming) -> bool {
         let path = self.path(name);
-        let alone = open_alone(&path).and_then(|alone| {
+        let opened = open_alone(&path).map_err(|e| Error::io("open blob", &path, e));
+        let alone = opened.and_then(|alone| {
             let mut known = self.lock();
             let Some(blob) = known.blobs.get_mut(&name) else { return Ok(None) };
             match alone {
@@ -424,7 +429,7 @@ impl Blobs {
             }
             Ok(None) => false,
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "cannot look into a dead blob");
+                tracing::warn!(path = %path.display(), %error, "a dead blob stays");
                 false
             }
         }

@@ -113,23 +113,34 @@ impl Naming for Engine {
         self.index.slot_of(hash, word).is_some()
     }
 
-    fn find(&self, hash: u64, name: u128) -> Option<Word> {
-        let names = |word: Word| {
-            let guard = self.log.segment(word.segment());
-            let Some(segment) = guard.get() else { return Probe::Unreadable };
-            let blob = segment.record(word.offset()).and_then(|record| record.blob());
-            if blob.is_some_and(|blob| blob.name == name) { Probe::Match } else { Probe::Other }
-        };
+    fn find(&self, hash: u64, name: u128) -> Result<Option<Word>> {
         loop {
-            let found = self.index.find(hash, names);
-            if let Some((_, word)) = found.entry.or(found.unreadable) {
-                return Some(word);
+            let mut refused = None;
+            let found = self.index.find(hash, |word| {
+                let guard = match self.log.fetch(word.segment()) {
+                    Ok(guard) => guard,
+                    Err(error) => {
+                        refused = Some(error);
+                        return Probe::Unreadable;
+                    }
+                };
+                let Some(segment) = guard.get() else { return Probe::Unreadable };
+                let blob = segment.record(word.offset()).and_then(|record| record.blob());
+                if blob.is_some_and(|blob| blob.name == name) { Probe::Match } else { Probe::Other }
+            });
+            match (found.entry, refused) {
+                (None, Some(error)) => return Err(error),
+                (entry, _) => {
+                    if let Some((_, word)) = entry.or(found.unreadable) {
+                        return Ok(Some(word));
+                    }
+                }
             }
             // It may just move along its chain.
-            let locked = self.index.lock(hash);
+            let locked = self.index.lock(hash)?;
             self.note_wiped(locked.wiped());
             if locked.unchanged_since(&found) {
-                return None;
+                return Ok(None);
             }
         }
     }

@@ -6,6 +6,7 @@ use tempfile::TempDir;
 
 use super::file::space_for;
 use super::*;
+use crate::engine::index::{Geometry, Index, Membership};
 
 /// An index without any entries but those that name blobs.
 #[derive(Default)]
@@ -31,8 +32,8 @@ impl Naming for Names {
         self.map().get(&hash).is_some_and(|(found, _)| *found == word)
     }
 
-    fn find(&self, hash: u64, name: u128) -> Option<Word> {
-        self.map().get(&hash).filter(|(_, found)| *found == name).map(|(word, _)| *word)
+    fn find(&self, hash: u64, name: u128) -> Result<Option<Word>> {
+        Ok(self.map().get(&hash).filter(|(_, found)| *found == name).map(|(word, _)| *word))
     }
 }
 
@@ -51,6 +52,9 @@ const SPACE: u64 = 102_400;
 impl Two {
     fn new() -> Self {
         let (dir, space) = (tempfile::tempdir().unwrap(), SpaceInUse::default());
+        let counts = tempfile::tempfile().unwrap();
+        let index = Index::create(&counts, Geometry::for_entries(100, 16), Membership::alone()).unwrap();
+        space.attach(Arc::new(index));
         assert_eq!(space_for(LEN as u64), SPACE);
         let open = || Blobs::open(dir.path(), &space).unwrap();
         let (mine, theirs) = (open(), open());

@@ -37,12 +37,7 @@ impl Control {
         self.0 & LOST != 0
     }
 
-    /// Whether `owner` has it locked. Nobody else can: a lock of another owner is what a damaged file says, or what
-    /// the dead left.
-    pub(super) fn is_locked_by(self, owner: u32) -> bool {
-        self.is_locked() && self.check() == owner
-    }
-
+    /// Of an unlocked word, the check; of a locked one, its owner.
     pub(super) fn check(self) -> u32 {
         (self.0 >> 32) as u32
     }

@@ -10,9 +10,11 @@
 
 use std::cell::Cell;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::bucket::{Bucket, Control, LAST_SLOT, SLOTS};
 use super::{Index, LINE, Word, at};
+use crate::error::{Error, ErrorKind};
 
 /// No chain is longer; what would make it so replaces the coldest of its entries.
 pub(super) const MAX_CHAIN: usize = 16;
@@ -70,23 +72,49 @@ pub(crate) struct Found {
     damaged: bool,
 }
 
+/// A lock that somebody else holds for long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Busy;
+
+impl From<Busy> for Error {
+    fn from(Busy: Busy) -> Self {
+        let why = "another process holds a lock of the index; it may be stopped";
+        Self::new(ErrorKind::Busy, "lock").with_source(why)
+    }
+}
+
 /// Waits longer and longer for a lock that is held for well under a microsecond, unless its holder was put
 /// off the processor.
 #[derive(Debug, Default)]
-pub(crate) struct Backoff(u32);
+pub(crate) struct Backoff {
+    pauses: u32,
+    /// When it began to sleep.
+    since: Option<Instant>,
+}
 
 impl Backoff {
-    /// Whether it has waited for about a quarter of a second.
+    /// So long nobody is put off the processor, even where many want it.
+    const LONG: Duration = Duration::from_secs(1);
+
+    /// Whether it has waited for about a second.
     pub(crate) fn is_long(&self) -> bool {
-        self.0 > 5_000
+        self.since.is_some_and(|since| since.elapsed() > Self::LONG)
+    }
+
+    /// Whether it is time to ask if the holder is alive: not before it has had time enough to let go, and seldom then.
+    pub(crate) fn asks(&self) -> bool {
+        self.pauses == 64 || (self.pauses > 64 && self.pauses.is_multiple_of(32))
     }
 
     pub(crate) fn pause(&mut self) {
-        self.0 = self.0.saturating_add(1);
-        match self.0 {
+        self.pauses = self.pauses.saturating_add(1);
+        match self.pauses {
             0..=64 => std::hint::spin_loop(),
             65..=256 => std::thread::yield_now(),
-            _ => std::thread::sleep(std::time::Duration::from_micros(50)),
+            _ => {
+                self.since.get_or_insert_with(Instant::now);
+                std::thread::sleep(Duration::from_micros(50));
+            }
         }
     }
 }
@@ -136,7 +164,7 @@ impl Index {
     /// Whether what [`find`](Index::find) saw was damaged: words that did not fit their check although nobody
     /// was changing them.
     pub(crate) fn is_damaged(&self, hash: u64, found: &Found) -> bool {
-        found.damaged && !found.control.is_locked_by(self.owner) && self.control(hash) == found.control
+        found.damaged && !found.control.is_locked() && self.control(hash) == found.control
     }
 
     /// Whether the words of a bucket do not fit its control word, or it is of another chain. A locked one has no
@@ -148,7 +176,7 @@ impl Index {
         control: Control,
         bucket: Bucket<'_>,
     ) -> bool {
-        if length == 1 && control.is_locked_by(self.owner) {
+        if length == 1 && control.is_locked() {
             return false;
         }
         control.check() != bucket.computed_check() || (length > 1 && control.primary() != primary)
@@ -170,8 +198,18 @@ impl Index {
     pub(crate) fn unlocks(&self) -> Option<u64> {
         (0..self.geometry.primaries).try_fold(0u64, |sum, primary| {
             let control = self.bucket(primary)?.control();
-            (!control.is_locked_by(self.owner)).then(|| sum.wrapping_add(control.version()))
+            (!control.is_locked()).then(|| sum.wrapping_add(control.version()))
         })
+    }
+
+    /// Takes over what the dead have locked.
+    pub(crate) fn free_of_dead(&self) {
+        for primary in 0..self.geometry.primaries {
+            let is_locked = |bucket: Bucket<'_>| bucket.control().is_locked();
+            if self.bucket(primary).is_some_and(is_locked) {
+                drop(self.lock_primary(primary));
+            }
+        }
     }
 
     /// The word in `slot` now.
@@ -180,12 +218,15 @@ impl Index {
     }
 
     /// Locks the chain of `hash`.
-    pub(crate) fn lock(&self, hash: u64) -> Locked<'_> {
+    ///
+    /// # Errors
+    /// If somebody who lives does not let go of it for about a second.
+    pub(crate) fn lock(&self, hash: u64) -> Result<Locked<'_>, Busy> {
         self.lock_primary(self.primary_of(hash))
     }
 
-    /// Locks the chain that `slot` is in.
-    pub(crate) fn lock_slot(&self, slot: Slot) -> Locked<'_> {
+    /// Locks the chain that `slot` is in, likewise.
+    pub(crate) fn lock_slot(&self, slot: Slot) -> Result<Locked<'_>, Busy> {
         self.lock_primary(self.primary_of_slot(slot))
     }
 
@@ -199,7 +240,7 @@ impl Index {
         primary.min(self.geometry.primaries - 1)
     }
 
-    pub(super) fn lock_primary(&self, primary: u32) -> Locked<'_> {
+    pub(super) fn lock_primary(&self, primary: u32) -> Result<Locked<'_>, Busy> {
         // A primary's number is below the number of buckets, by construction of both callers.
         #[expect(
             clippy::expect_used,
@@ -209,15 +250,43 @@ impl Index {
         let mut wait = Backoff::default();
         loop {
             let before = bucket.control();
-            let locked = before.locked_by(self.owner);
-            if !before.is_locked_by(self.owner) && bucket.swap_control(before, locked) {
-                let mut chain =
-                    Locked { index: self, primary, bucket, before, locked, wiped: 0, lost: Cell::new(false) };
-                chain.verify();
-                return chain;
+            let locked = before.locked_by(self.owner());
+            if !before.is_locked() {
+                if bucket.swap_control(before, locked) {
+                    let mut chain = Locked::new(self, primary, bucket, before, locked);
+                    chain.verify();
+                    return Ok(chain);
+                }
+            } else if wait.asks() && !self.is_alive(before.check()) {
+                if bucket.swap_control(before, locked) {
+                    return Ok(self.take_over(Locked::new(self, primary, bucket, before, locked)));
+                }
+            } else if wait.is_long() {
+                return Err(Busy);
             }
             wait.pause();
         }
+    }
+
+    /// Goes on with a chain whose holder died. Each change that a holder makes is one word, so the words are good as
+    /// they are, and no check says so; the checks of the overflow buckets, which come second, are made to fit.
+    fn take_over<'a>(&'a self, chain: Locked<'a>) -> Locked<'a> {
+        let (mut number, mut bucket) = (chain.primary, chain.bucket);
+        for _ in 1..MAX_CHAIN {
+            match self.next_of(bucket) {
+                Some(next) if next.1.control().primary() == chain.primary => (number, bucket) = next,
+                _ => break,
+            }
+            bucket.set_control(Control::of_overflow(bucket.computed_check(), chain.primary));
+        }
+        tracing::debug!(
+            bucket = chain.primary,
+            last = number,
+            "a lock of a process that died was taken over"
+        );
+        // It may have counted an entry that it did not publish.
+        self.set_wants_recount(true);
+        chain
     }
 
     /// An overflow bucket that no chain uses, empty: one that was given back, or a new one.
@@ -299,7 +368,7 @@ impl Index {
             .filter(|n| {
                 self.bucket(*n).is_some_and(|b| {
                     let control = b.control();
-                    let locked = *n < self.geometry.primaries && control.is_locked_by(self.owner);
+                    let locked = *n < self.geometry.primaries && control.is_locked();
                     !locked && control.check() != b.computed_check()
                 })
             })
@@ -320,9 +389,43 @@ pub(crate) struct Locked<'a> {
     wiped: usize,
     /// Whether an entry is lost that a recovery may bring back.
     lost: Cell<bool>,
+    unlocked: Cell<bool>,
 }
 
-impl Locked<'_> {
+impl<'a> Locked<'a> {
+    fn new(index: &'a Index, primary: u32, bucket: Bucket<'a>, before: Control, locked: Control) -> Self {
+        Self {
+            index,
+            primary,
+            bucket,
+            before,
+            locked,
+            wiped: 0,
+            lost: Cell::new(false),
+            unlocked: Cell::new(false),
+        }
+    }
+
+    /// Lets go of the chain.
+    ///
+    /// # Errors
+    /// If another process took the lock over meanwhile: it took this one for dead.
+    pub(crate) fn unlock(self) -> Result<(), Stolen> {
+        self.let_go()
+    }
+
+    fn let_go(&self) -> Result<(), Stolen> {
+        if self.unlocked.replace(true) {
+            return Ok(());
+        }
+        let unlocked = self.locked.unlocked(self.bucket.computed_check(), self.lost.get());
+        if self.bucket.swap_control(self.locked, unlocked) {
+            return Ok(());
+        }
+        tracing::error!(bucket = self.primary, "the lock of a bucket was taken over while it was held");
+        Err(Stolen)
+    }
+
     /// Whether nothing in the chain changed since `found`.
     pub(crate) fn unchanged_since(&self, found: &Found) -> bool {
         self.before == found.control && self.wiped == 0
@@ -476,10 +579,19 @@ impl Locked<'_> {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        let unlocked = self.locked.unlocked(self.bucket.computed_check(), self.lost.get());
-        if !self.bucket.swap_control(self.locked, unlocked) {
-            tracing::error!(bucket = self.primary, "the lock of a bucket was taken over while it was held");
-        }
+        // Who has to know has called `unlock`.
+        let _ = self.let_go();
+    }
+}
+
+/// A lock was taken over by another process while this one held it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Stolen;
+
+impl From<Stolen> for Error {
+    fn from(Stolen: Stolen) -> Self {
+        let why = "another process took this one for dead; was the lock file replaced?";
+        Self::new(ErrorKind::LockLost, "unlock").with_source(why)
     }
 }
 

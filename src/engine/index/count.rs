@@ -5,6 +5,7 @@
 
 use std::sync::atomic::Ordering;
 
+use super::chain::{Backoff, Busy};
 use super::{Index, at};
 use crate::sys::step;
 
@@ -78,17 +79,9 @@ impl Index {
         ((word >> 32) as u32, word as u32)
     }
 
-    /// The generation, once no `clear` is under way that took its sequence before this call. `None` if one does not
-    /// end within about a quarter of a second.
-    pub(crate) fn settled_generation(&self) -> Option<u32> {
-        let mut wait = super::chain::Backoff::default();
-        while self.words()[at::CLEAR_LOCK].load(Ordering::Acquire) != 0 {
-            if wait.is_long() {
-                return None;
-            }
-            wait.pause();
-        }
-        Some(self.generation())
+    /// Whether a `clear` is under way, or was when its process died.
+    pub(crate) fn is_clearing(&self) -> bool {
+        self.words()[at::CLEAR_LOCK].load(Ordering::Acquire) != 0
     }
 
     /// Begins generation `next`: every entry there is is gone, at once. The caller holds the clear lock.
@@ -99,24 +92,48 @@ impl Index {
     }
 
     /// Takes the lock that one `clear` at a time holds, and returns what gives it back.
-    pub(crate) fn lock_clear(&self) -> ClearLock<'_> {
-        let mut wait = super::chain::Backoff::default();
+    ///
+    /// # Errors
+    /// If somebody who lives does not let go of it for about a second.
+    pub(crate) fn lock_clear(&self) -> Result<ClearLock<'_>, Busy> {
+        /// The owner and the lock bit take these; above are the low bits of the generation that is to begin.
+        const GENERATION_SHIFT: u32 = 33;
         let word = &self.words()[at::CLEAR_LOCK];
-        while word
-            .compare_exchange(0, u64::from(self.owner) << 1 | 1, Ordering::AcqRel, Ordering::Relaxed)
-            .is_err()
-        {
+        let next = || u64::from(self.generation().wrapping_add(1)) << GENERATION_SHIFT;
+        let mut wait = Backoff::default();
+        loop {
+            let before = word.load(Ordering::Acquire);
+            let mine = next() | u64::from(self.owner()) << 1 | 1;
+            let is_free = before == 0 || (wait.asks() && !self.is_alive((before >> 1) as u32));
+            if is_free && word.compare_exchange(before, mine, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                // Another may have ended since this one looked which generation is next.
+                let now = (mine & ((1 << GENERATION_SHIFT) - 1)) | next();
+                word.store(now, Ordering::Release);
+                // Who died with it may have stamped its record, and a recovery must not be the first to heed that.
+                let unfinished = before != 0 && before >> GENERATION_SHIFT == next() >> GENERATION_SHIFT;
+                return Ok(ClearLock { index: self, unfinished, mine: now });
+            }
+            if wait.is_long() {
+                return Err(Busy);
+            }
             wait.pause();
         }
-        ClearLock(self)
     }
 }
 
 /// The clear lock, held.
-pub(crate) struct ClearLock<'a>(&'a Index);
+pub(crate) struct ClearLock<'a> {
+    index: &'a Index,
+    /// Whether its last holder died before its clear had come to its end: the caller is to do it, whole.
+    pub(crate) unfinished: bool,
+    mine: u64,
+}
 
 impl Drop for ClearLock<'_> {
     fn drop(&mut self) {
-        self.0.words()[at::CLEAR_LOCK].store(0, Ordering::Release);
+        let word = &self.index.words()[at::CLEAR_LOCK];
+        if word.compare_exchange(self.mine, 0, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            tracing::error!("the lock of `clear` was taken over while it was held");
+        }
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! header         the words below, hot ones on cache lines of their own
-//! attach table   one incarnation and one acknowledged drop epoch for each process
-//! segment table  four words for each segment: id and state, owner, tail, live bytes
-//! buckets        one cache line each: a control word and seven entry words
+//! attach table   four words for each process ([`members`])
+//! segment table  a cache line for each segment ([`segments`])
+//! buckets        a cache line each: a control word and seven entry words
 //! ```
 //!
 //! An entry word is `tag (10 bits) | segment id (32) | offset in units of 8 bytes (22)`. Segment ids are never
@@ -17,16 +17,21 @@
 pub(crate) mod bucket;
 mod chain;
 mod count;
+mod members;
 mod pack;
+mod segments;
 
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::bucket::Bucket;
-pub(crate) use self::chain::{Backoff, Found, LONGEST_CHAIN, Locked, Probe, Slot, Vacancy};
-pub(crate) use self::count::CountUp;
+pub(crate) use self::chain::{Backoff, Busy, Found, LONGEST_CHAIN, Locked, Probe, Slot, Vacancy};
+pub(crate) use self::count::{ClearLock, CountUp};
+pub(crate) use self::members::{HeldTurn, Membership, Turn};
 pub(crate) use self::pack::Packed;
+pub(crate) use self::segments::{SegmentInfo, SegmentState};
+use crate::options::Limits;
 use crate::sys::map::Map;
 
 /// An offset within a segment is stored in units of this many bytes.
@@ -40,7 +45,7 @@ pub(crate) const MAX_OFFSET: u64 = OFFSET_UNIT << OFFSET_BITS;
 /// Words in a cache line, and so in a bucket: a control word and the entries.
 pub(crate) const LINE: usize = 8;
 
-const MAGIC: u64 = u64::from_le_bytes(*b"KWindex1");
+const MAGIC: u64 = u64::from_le_bytes(*b"KWindex2");
 
 /// Word numbers within the header.
 mod at {
@@ -48,9 +53,18 @@ mod at {
     pub(super) const PRIMARIES: usize = 1;
     pub(super) const BUCKETS: usize = 2;
     pub(super) const SEGMENTS: usize = 3;
-    /// Read by every operation, changed by `clear` alone.
+    /// Read by every operation, changed seldom.
     pub(super) const GENERATION: usize = 8;
     pub(super) const RECENCY: usize = 9;
+    pub(super) const MAX_ENTRIES: usize = 10;
+    pub(super) const CULL_FREQUENCY: usize = 11;
+    pub(super) const MAX_BYTES: usize = 12;
+    /// Counts the segments that were removed.
+    pub(super) const DROPS: usize = 13;
+    /// Whether the entries must be counted again.
+    pub(super) const RECOUNT: usize = 14;
+    /// No entry expires before this time, in milliseconds since 1970.
+    pub(super) const NEXT_EXPIRY: usize = 15;
     pub(super) const SEQUENCE: usize = 16;
     pub(super) const COUNT: usize = 24;
     pub(super) const CLEAR_LOCK: usize = 32;
@@ -59,6 +73,20 @@ mod at {
     /// The first of those that were given back, plus one; its upper half counts changes.
     pub(super) const FREE_OVERFLOW: usize = 41;
     pub(super) const NEXT_SEGMENT: usize = 48;
+    /// Entries of generations before this one have been swept.
+    pub(super) const SWEPT: usize = 49;
+    /// The number of the last snapshot that was begun.
+    pub(super) const SNAPSHOT: usize = 50;
+    /// Bytes that sealed segments took in records, ever.
+    pub(super) const LOGGED: usize = 51;
+    /// What the log had taken when the last checkpoint began.
+    pub(super) const CHECKPOINTED: usize = 52;
+    /// Bytes of all blobs.
+    pub(super) const BLOB_BYTES: usize = 53;
+    /// Whether a process died and nobody has looked after what it left.
+    pub(super) const DEATHS: usize = 55;
+    /// The highest number that a process ever had.
+    pub(super) const HIGHEST_NUMBER: usize = 54;
     pub(super) const INSERTS: usize = 56;
     /// `id | tail << 32` of the segment to go on with, stored when the index is closed.
     pub(super) const END_OF_LOG: usize = 57;
@@ -67,9 +95,9 @@ mod at {
 pub(crate) const HEADER_WORDS: usize = 64;
 const ATTACH_AT: usize = 512;
 /// As many processes as can be attached.
-const ATTACH_ENTRIES: usize = 1024;
-const SEGMENTS_AT: usize = ATTACH_AT + ATTACH_ENTRIES * 2;
-const SEGMENT_WORDS: usize = 4;
+pub(crate) const MOST_PROCESSES: u32 = 1024;
+const MEMBER_WORDS: usize = 4;
+const SEGMENTS_AT: usize = ATTACH_AT + MOST_PROCESSES as usize * MEMBER_WORDS;
 
 /// An entry word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -118,17 +146,6 @@ fn tag(hash: u64) -> u64 {
     hash & ((1 << (64 - TAG_SHIFT)) - 1)
 }
 
-/// The state of a segment, as all processes see it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum SegmentState {
-    Free = 0,
-    Active = 1,
-    Sealed = 2,
-    Emptied = 3,
-    Failed = 4,
-}
-
 /// How large an index is; fixed when its file is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Geometry {
@@ -152,6 +169,21 @@ impl Geometry {
         Self { primaries: primaries as u32, buckets: buckets as u32, segments: segments as u32 }
     }
 
+    /// What a header says, if it is one.
+    fn stated(header: &HeaderCopy) -> Option<Self> {
+        let number = |at: usize| u32::try_from(header[at]).unwrap_or(0);
+        let stated = Self {
+            primaries: number(at::PRIMARIES),
+            buckets: number(at::BUCKETS),
+            segments: number(at::SEGMENTS),
+        };
+        let plausible = header[at::MAGIC] == MAGIC
+            && stated.primaries > 0
+            && stated.buckets > stated.primaries
+            && stated.segments.is_power_of_two();
+        plausible.then_some(stated)
+    }
+
     /// Whether an index of this geometry serves where `wanted` was asked for: it is as large, and not so much
     /// larger that it would take the space of what it is for.
     pub(crate) fn serves(&self, wanted: &Self) -> bool {
@@ -161,7 +193,7 @@ impl Geometry {
     }
 
     fn buckets_at(&self) -> usize {
-        (SEGMENTS_AT + self.segments as usize * SEGMENT_WORDS).next_multiple_of(512)
+        (SEGMENTS_AT + self.segments as usize * LINE).next_multiple_of(512)
     }
 
     pub(crate) fn index_bytes(&self) -> u64 {
@@ -186,19 +218,21 @@ impl Geometry {
 /// What the header says at one moment; stored with the clean mark.
 pub(crate) type HeaderCopy = [u64; HEADER_WORDS];
 
+#[derive(Debug)]
 pub(crate) struct Index {
     map: Map,
     geometry: Geometry,
     buckets_at: usize,
-    /// Identifies this attachment in the locks it takes. Another each time: a lock of another owner holds nobody up.
-    owner: u32,
+    /// Who this process is among those that share the index.
+    membership: Membership,
 }
 
 impl Index {
     /// Makes the index anew in `file`, empty: all zeros but for its geometry.
-    pub(crate) fn create(file: &File, geometry: Geometry, owner: u32) -> io::Result<Self> {
+    pub(crate) fn create(file: &File, geometry: Geometry, membership: Membership) -> io::Result<Self> {
         crate::sys::file::reset(file, geometry.index_bytes(), crate::sys::file::HUGE_PIECES)?;
-        let index = Self::map(file, geometry, owner)?;
+        let mut index = Self::map(file, geometry, membership)?;
+        index.enter()?;
         for (word, value) in [
             (at::PRIMARIES, u64::from(geometry.primaries)),
             (at::BUCKETS, u64::from(geometry.buckets)),
@@ -207,6 +241,7 @@ impl Index {
             (at::NEXT_OVERFLOW, u64::from(geometry.primaries)),
             (at::NEXT_SEGMENT, 1),
             (at::RECENCY, 1),
+            (at::NEXT_EXPIRY, u64::MAX),
             (at::MAGIC, MAGIC),
         ] {
             index.words()[word].store(value, Ordering::Release);
@@ -215,31 +250,46 @@ impl Index {
     }
 
     /// Maps the index that `file` holds, if it has one whose header is exactly `expected`.
-    pub(crate) fn open(file: &File, expected: &HeaderCopy, owner: u32) -> io::Result<Option<Self>> {
-        let number = |at: usize| u32::try_from(expected[at]).unwrap_or(0);
-        let geometry = Geometry {
-            primaries: number(at::PRIMARIES),
-            buckets: number(at::BUCKETS),
-            segments: number(at::SEGMENTS),
-        };
-        let plausible = expected[at::MAGIC] == MAGIC
-            && geometry.primaries > 0
-            && geometry.buckets > geometry.primaries
-            && geometry.segments.is_power_of_two()
-            && expected[at::CLEAR_LOCK] == 0
-            && expected[at::COUNT] >> 32 == expected[at::GENERATION];
-        if !plausible || file.metadata()?.len() != geometry.index_bytes() {
+    pub(crate) fn open(
+        file: &File,
+        expected: &HeaderCopy,
+        membership: Membership,
+    ) -> io::Result<Option<Self>> {
+        let plausible =
+            expected[at::CLEAR_LOCK] == 0 && expected[at::COUNT] >> 32 == expected[at::GENERATION];
+        let Some(geometry) = Geometry::stated(expected).filter(|_| plausible) else { return Ok(None) };
+        if file.metadata()?.len() != geometry.index_bytes() {
             return Ok(None);
         }
         // A copy may have holes, and a store into one can fail.
         crate::sys::file::allocate(file, geometry.index_bytes())?;
-        let index = Self::map(file, geometry, owner)?;
-        Ok((index.header_copy() == *expected).then_some(index))
+        let mut index = Self::map(file, geometry, membership)?;
+        if index.header_copy() != *expected {
+            return Ok(None);
+        }
+        index.enter()?;
+        Ok(Some(index))
     }
 
-    fn map(file: &File, geometry: Geometry, owner: u32) -> io::Result<Self> {
+    /// Maps the index that other processes are using, if `file` holds one.
+    pub(crate) fn join(file: &File, membership: Membership) -> io::Result<Option<Self>> {
+        use std::os::unix::fs::FileExt;
+        let mut bytes = [0; HEADER_WORDS * 8];
+        if let Err(e) = file.read_exact_at(&mut bytes, 0) {
+            return if e.kind() == io::ErrorKind::UnexpectedEof { Ok(None) } else { Err(e) };
+        }
+        let header = std::array::from_fn(|at| u64::from_le_bytes(std::array::from_fn(|i| bytes[at * 8 + i])));
+        let len = file.metadata()?.len();
+        let stated = Geometry::stated(&header).filter(|geometry| geometry.index_bytes() == len);
+        let Some(geometry) = stated else { return Ok(None) };
+        let mut index = Self::map(file, geometry, membership)?;
+        index.enter()?;
+        Ok(Some(index))
+    }
+
+    fn map(file: &File, geometry: Geometry, membership: Membership) -> io::Result<Self> {
         let map = Map::new(file, geometry.index_bytes() as usize)?;
-        Ok(Self { map, geometry, buckets_at: geometry.buckets_at(), owner })
+        Ok(Self { map, geometry, buckets_at: geometry.buckets_at(), membership })
     }
 
     pub(crate) fn header_copy(&self) -> HeaderCopy {
@@ -326,18 +376,6 @@ impl Index {
         self.words()[at::SEQUENCE].store(sequence, Ordering::Release);
     }
 
-    /// The next id for which the segment table has a free place, or `None` if it has none at all. Ids never
-    /// come back.
-    pub(crate) fn next_segment_id(&self) -> Option<u32> {
-        for _ in 0..self.geometry.segments {
-            let id = u32::try_from(self.words()[at::NEXT_SEGMENT].fetch_add(1, Ordering::AcqRel)).ok()?;
-            if id != 0 && self.segment_words(id)[0].load(Ordering::Acquire) == 0 {
-                return Some(id);
-            }
-        }
-        None
-    }
-
     /// No segment had this id yet, nor a higher one.
     pub(crate) fn unused_segment_id(&self) -> u64 {
         self.words()[at::NEXT_SEGMENT].load(Ordering::Acquire)
@@ -348,71 +386,115 @@ impl Index {
         self.words()[at::NEXT_SEGMENT].fetch_max(id, Ordering::AcqRel);
     }
 
-    fn segment_words(&self, id: u32) -> &[AtomicU64] {
-        let at = SEGMENTS_AT + (id & (self.geometry.segments - 1)) as usize * SEGMENT_WORDS;
-        &self.words()[at..at + SEGMENT_WORDS]
-    }
-
-    /// Says for all to see what state a segment is in. [`SegmentState::Free`] gives up its place in the table.
-    pub(crate) fn set_segment(&self, id: u32, state: SegmentState) {
-        let words = self.segment_words(id);
-        match state {
-            SegmentState::Free => words.iter().for_each(|w| w.store(0, Ordering::Release)),
-            _ => {
-                words[1].store(u64::from(self.owner), Ordering::Release);
-                words[0].store(u64::from(id) | (state as u64) << 32, Ordering::Release);
-            }
-        }
-    }
-
-    /// The state of segment `id`, `None` if the table has no such segment.
-    pub(crate) fn segment_state(&self, id: u32) -> Option<SegmentState> {
-        use SegmentState::{Active, Emptied, Failed, Free, Sealed};
-        let word = self.segment_words(id)[0].load(Ordering::Acquire);
-        if word as u32 != id {
-            return None;
-        }
-        [Free, Active, Sealed, Emptied, Failed].into_iter().find(|s| *s as u64 == word >> 32)
-    }
-
-    pub(crate) fn set_segment_tail(&self, id: u32, tail: u32) {
-        self.segment_words(id)[2].store(u64::from(tail), Ordering::Release);
-    }
-
-    /// Says where the next life goes on writing: at `tail` of segment `id`, the newest.
+    /// Says where the next life goes on writing: at `tail` of segment `id`.
     pub(crate) fn set_end_of_log(&self, id: u32, tail: u32) {
         self.words()[at::END_OF_LOG].store(u64::from(id) | u64::from(tail) << 32, Ordering::Release);
     }
 
-    /// Where to go on writing in segment `id`, if that is where the last life stopped.
-    pub(crate) fn end_of_log(&self, id: u32) -> Option<u32> {
+    /// The segment to go on with and the place in it, as the last life noted them.
+    pub(crate) fn end_of_log(&self) -> (u32, u32) {
         let word = self.words()[at::END_OF_LOG].load(Ordering::Acquire);
-        (word as u32 == id).then_some((word >> 32) as u32)
-    }
-
-    /// Counts `delta` more live bytes in segment `id`. A guide, not a promise: a crash in between loses one.
-    pub(crate) fn add_live_bytes(&self, id: u32, delta: i64) {
-        let words = self.segment_words(id);
-        if words[0].load(Ordering::Relaxed) as u32 == id {
-            words[3].fetch_add(delta as u64, Ordering::Relaxed);
-        }
-    }
-
-    /// Sets the count of live bytes in segment `id`.
-    pub(crate) fn set_live_bytes(&self, id: u32, live: u64) {
-        let words = self.segment_words(id);
-        if words[0].load(Ordering::Relaxed) as u32 == id {
-            words[3].store(live, Ordering::Relaxed);
-        }
-    }
-
-    pub(crate) fn live_bytes(&self, id: u32) -> u64 {
-        (self.segment_words(id)[3].load(Ordering::Relaxed) as i64).max(0) as u64
+        (word as u32, (word >> 32) as u32)
     }
 
     /// The recency clock.
     pub(crate) fn recency(&self) -> u32 {
         self.words()[at::RECENCY].load(Ordering::Relaxed) as u32
+    }
+
+    /// The limits that count for all processes: `max_entries`, `cull_frequency`, `max_bytes`.
+    pub(crate) fn limits(&self) -> Limits {
+        let word = |at: usize| self.words()[at].load(Ordering::Relaxed);
+        Limits {
+            max_entries: word(at::MAX_ENTRIES),
+            cull_frequency: word(at::CULL_FREQUENCY),
+            max_bytes: word(at::MAX_BYTES),
+        }
+    }
+
+    pub(crate) fn set_limits(&self, limits: Limits) {
+        let Limits { max_entries, cull_frequency, max_bytes } = limits;
+        for (at, value) in
+            [(at::MAX_ENTRIES, max_entries), (at::CULL_FREQUENCY, cull_frequency), (at::MAX_BYTES, max_bytes)]
+        {
+            self.words()[at].store(value, Ordering::Release);
+        }
+    }
+
+    /// The most entries at any time.
+    pub(crate) fn max_entries(&self) -> u64 {
+        self.words()[at::MAX_ENTRIES].load(Ordering::Relaxed)
+    }
+
+    /// Whether the entries must be counted again because something unreadable was removed, or somebody died.
+    pub(crate) fn wants_recount(&self) -> bool {
+        self.words()[at::RECOUNT].load(Ordering::Relaxed) != 0
+    }
+
+    pub(crate) fn set_wants_recount(&self, wants: bool) {
+        self.words()[at::RECOUNT].store(u64::from(wants), Ordering::Relaxed);
+    }
+
+    /// Whether entries of generations before `generation` have all been swept.
+    pub(crate) fn is_swept(&self, generation: u32) -> bool {
+        self.words()[at::SWEPT].load(Ordering::Acquire) >= u64::from(generation)
+    }
+
+    pub(crate) fn set_swept(&self, generation: u32) {
+        self.words()[at::SWEPT].fetch_max(u64::from(generation), Ordering::AcqRel);
+    }
+
+    /// No entry expires before this time, in milliseconds since 1970.
+    pub(crate) fn next_expiry(&self) -> u64 {
+        self.words()[at::NEXT_EXPIRY].load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn forget_next_expiry(&self) {
+        self.words()[at::NEXT_EXPIRY].store(u64::MAX, Ordering::SeqCst);
+    }
+
+    pub(crate) fn note_expiry(&self, millis: u64) {
+        let next = &self.words()[at::NEXT_EXPIRY];
+        if millis < next.load(Ordering::SeqCst) {
+            next.fetch_min(millis, Ordering::SeqCst);
+        }
+    }
+
+    /// The number of the last snapshot that was begun.
+    pub(crate) fn last_snapshot(&self) -> u64 {
+        self.words()[at::SNAPSHOT].load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_last_snapshot(&self, number: u64) {
+        self.words()[at::SNAPSHOT].store(number, Ordering::Release);
+    }
+
+    /// What the log has taken since the last checkpoint began.
+    pub(crate) fn logged_since_checkpoint(&self) -> u64 {
+        self.logged().wrapping_sub(self.words()[at::CHECKPOINTED].load(Ordering::Acquire))
+    }
+
+    /// Says that a checkpoint began when the log had taken so much.
+    pub(crate) fn set_checkpointed(&self, logged: u64) {
+        self.words()[at::CHECKPOINTED].store(logged, Ordering::Release);
+    }
+
+    /// The bytes of all blobs.
+    pub(crate) fn blob_bytes(&self) -> u64 {
+        self.words()[at::BLOB_BYTES].load(Ordering::Acquire)
+    }
+
+    /// Sets them, if they are still `was`. Says whether it did.
+    pub(crate) fn set_blob_bytes(&self, was: u64, now: u64) -> bool {
+        let word = &self.words()[at::BLOB_BYTES];
+        word.compare_exchange(was, now, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Counts `delta` more bytes of blobs.
+    pub(crate) fn add_blob_bytes(&self, delta: i64) {
+        let word = &self.words()[at::BLOB_BYTES];
+        let _ =
+            word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |b| Some(b.saturating_add_signed(delta)));
     }
 
     pub(crate) fn set_recency(&self, tick: u32) {

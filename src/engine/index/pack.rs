@@ -15,17 +15,20 @@ pub(crate) struct Packed {
 
 impl Index {
     /// Copies the words of chain `primary` as they are at one moment when nobody has it locked. Says whether there
-    /// was one, within about a quarter of a second.
+    /// was one, within about a second.
     pub(crate) fn pack(&self, primary: u32, packed: &mut Packed) -> bool {
         let Some(first) = self.bucket(primary) else { return false };
         let mut wait = Backoff::default();
         loop {
             let control = first.control();
-            if !control.is_locked_by(self.owner) {
+            if !control.is_locked() {
                 self.copy_chain(primary, control, first, packed);
                 if first.control() == control {
                     return true;
                 }
+            } else if wait.asks() && self.lock_primary(primary).is_err() {
+                // Its holder lives; had it died, the lock was taken over and is free now.
+                return false;
             }
             if wait.is_long() {
                 return false;
@@ -72,7 +75,7 @@ impl Index {
         }
         bucket.set_control(Control::unlocked_first(bucket.computed_check()));
         if !overflow.is_empty() {
-            let locked = self.lock_primary(primary);
+            let Ok(locked) = self.lock_primary(primary) else { return placed };
             for word in overflow.iter().filter(|word| word.is_entry()) {
                 let Ok(Vacancy { slot, .. }) = locked.vacant() else { break };
                 locked.set(slot, *word);

@@ -1,9 +1,9 @@
-use super::chain::Probe;
+use super::chain::{Probe, Stolen};
 use super::*;
 
 fn index(entries: u64) -> (Index, File) {
     let file = tempfile::tempfile().unwrap();
-    let index = Index::create(&file, Geometry::for_entries(entries, 16), 7).unwrap();
+    let index = Index::create(&file, Geometry::for_entries(entries, 16), Membership::alone()).unwrap();
     (index, file)
 }
 
@@ -16,7 +16,7 @@ fn hash(index: &Index, bucket: u64, tag: u64) -> u64 {
 }
 
 fn put(index: &Index, hash: u64, word: Word) {
-    let locked = index.lock(hash);
+    let locked = index.lock(hash).unwrap();
     let slot = locked.vacant().unwrap().slot;
     locked.set(slot, word);
 }
@@ -55,7 +55,7 @@ fn a_chain_has_an_end() {
     let hash = hash(&index, 0, 1);
     let mut placed = 0u32;
     loop {
-        let locked = index.lock(hash);
+        let locked = index.lock(hash).unwrap();
         match locked.vacant() {
             Ok(vacancy) => locked.set(vacancy.slot, Word::new(hash, placed + 1, 64)),
             Err(_) => break,
@@ -77,7 +77,7 @@ fn a_stray_write_is_noticed_by_readers_and_wiped_by_writers() {
     let found = index.find(hash, is(stray));
     assert!(index.is_damaged(hash, &found));
     assert_eq!(index.damaged_buckets(), [5]);
-    assert_eq!(index.lock(hash).wiped(), 1);
+    assert_eq!(index.lock(hash).unwrap().wiped(), 1);
     assert!(index.find(hash, is(stray)).entry.is_none());
     assert!(index.damaged_buckets().is_empty());
 }
@@ -102,9 +102,9 @@ fn an_index_is_opened_only_as_it_was_left() {
     let (index, file) = index(100);
     index.next_sequence();
     let copy = index.header_copy();
-    assert!(Index::open(&file, &copy, 1).unwrap().is_some());
+    assert!(Index::open(&file, &copy, Membership::alone()).unwrap().is_some());
     index.next_sequence();
-    assert!(Index::open(&file, &copy, 1).unwrap().is_none());
+    assert!(Index::open(&file, &copy, Membership::alone()).unwrap().is_none());
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn overflow_buckets_that_are_empty_again_serve_other_chains() {
         }
         for (hash, word) in hashes.iter().zip(&words) {
             let (slot, _) = index.find(*hash, is(*word)).entry.expect("an entry stays until it is removed");
-            index.lock(*hash).clear(slot);
+            index.lock(*hash).unwrap().clear(slot);
         }
         assert!(index.chain_words(bucket as u32).is_empty());
     }
@@ -138,14 +138,42 @@ fn a_lock_that_nobody_holds_holds_nobody_up() {
     // One flipped bit: the check still fits.
     bucket.set_control(bucket::Control(bucket.control().0 | 1));
     assert!(!index.is_damaged(hash, &index.find(hash, is(word))));
-    assert_eq!(index.lock(hash).wiped(), 0);
+    assert_eq!(index.lock(hash).unwrap().wiped(), 0);
     assert!(index.find(hash, is(word)).entry.is_some());
-    // Another owner's lock: nobody can say what it was about.
+    // The lock of one who died: what it did is good as far as it went.
     bucket.set_control(bucket.control().locked_by(8));
-    assert!(index.is_damaged(hash, &index.find(hash, is(word))));
-    assert_eq!(index.lock(hash).wiped(), 1);
-    assert!(index.find(hash, is(word)).entry.is_none());
-    assert!(index.damaged_buckets().is_empty());
+    assert!(!index.is_damaged(hash, &index.find(hash, is(word))));
+    assert_eq!(index.lock(hash).unwrap().wiped(), 0);
+    assert!(index.find(hash, is(word)).entry.is_some());
+    assert!(index.damaged_buckets().is_empty() && index.wants_recount());
+}
+
+#[test]
+fn a_lock_of_the_living_is_waited_for_and_one_that_is_stolen_is_noticed() {
+    let (index, _file) = index(100);
+    let hash = hash(&index, 5, 9);
+    let locked = index.lock(hash).unwrap();
+    assert!(matches!(index.lock(hash), Err(Busy)));
+    let bucket = index.bucket(5).unwrap();
+    bucket.set_control(bucket.control().locked_by(8));
+    assert_eq!(locked.unlock(), Err(Stolen));
+}
+
+#[test]
+fn who_takes_the_clear_lock_over_knows_whether_the_clear_was_done() {
+    let (index, _file) = index(100);
+    for begun in [false, true] {
+        let lock = index.lock_clear().unwrap();
+        assert!(!lock.unfinished);
+        if begun {
+            index.begin_generation(index.generation() + 1);
+        }
+        // Its holder is another, who died.
+        let word = &index.words()[at::CLEAR_LOCK];
+        word.store(word.load(Ordering::Relaxed) ^ 2 << 20, Ordering::Relaxed);
+        drop(lock);
+        assert_eq!(index.lock_clear().unwrap().unfinished, !begun);
+    }
 }
 
 #[test]
@@ -164,11 +192,11 @@ fn links_and_lists_that_lead_astray_are_not_followed() {
         for i in 1..=20 {
             put(&index, mine, Word::new(mine, i, 64));
         }
-        assert_eq!(index.lock(others).wiped(), 0);
+        assert_eq!(index.lock(others).unwrap().wiped(), 0);
         assert!(index.find(others, is(Word::new(others, 2, 64))).entry.is_some());
         let first = index.geometry().primaries;
         for slot in index.entries(3..4).chain(index.entries(first..index.geometry().buckets)) {
-            index.lock_slot(slot.0).clear(slot.0);
+            index.lock_slot(slot.0).unwrap().clear(slot.0);
         }
     }
     // A free list that leads to a primary, beyond the end, and to what is in use.
@@ -176,7 +204,7 @@ fn links_and_lists_that_lead_astray_are_not_followed() {
     for head in [5, u64::from(u32::MAX), u64::from(index.geometry().primaries) + 1] {
         index.words()[at::FREE_OVERFLOW].store(head, Ordering::Release);
         for i in 1..=20 {
-            let locked = index.lock(mine);
+            let locked = index.lock(mine).unwrap();
             let Ok(vacancy) = locked.vacant() else { break };
             assert!(vacancy.slot.bucket() == 3 || vacancy.slot.bucket() >= index.geometry().primaries);
             locked.set(vacancy.slot, Word::new(mine, i, 64));

@@ -11,7 +11,7 @@ struct Log {
 
 fn log() -> Log {
     let dir = tempfile::tempdir().unwrap();
-    let segment = Segment::create(dir.path(), 9, SpaceInUse::default().account(16 << 10), false).unwrap();
+    let segment = Segment::create(dir.path(), 9, 16 << 10, false, &SpaceInUse::default()).unwrap();
     Log { segment, tail: HEADER_LEN as u32, sequence: 0, _dir: dir }
 }
 
@@ -96,9 +96,11 @@ fn a_stored_value_is_not_taken_for_a_record() {
 fn what_is_opened_is_told_apart() {
     let dir = tempfile::tempdir().unwrap();
     let space = SpaceInUse::default();
-    let segment = Segment::create(dir.path(), 3, space.account(16 << 10), false).unwrap();
+    let segment = Segment::create(dir.path(), 3, 16 << 10, false, &space).unwrap();
     let path = segment.path.clone();
-    assert_eq!(space.bytes(), 16 << 10);
+    assert_eq!(space.bytes(), 0, "the table counts it");
+    segment.count_as_held();
+    assert_eq!(space.bytes(), 16 << 10, "until it is removed");
     drop(segment);
     assert_eq!(space.bytes(), 0);
     assert!(matches!(Segment::open(&path, 3, &space).unwrap(), Opened::Segment(_)));

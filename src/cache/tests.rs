@@ -1,0 +1,459 @@
+//! What processes that share a store do for each other. Each has an open file of its own for what it claims, which is
+//! all that the kernel tells processes by; the store is in memory. (`tests/single_flight.rs` has real ones.)
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Barrier, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::turn::PATIENCE;
+use super::{Builder, Cache};
+use crate::backend::{
+    Backend, Change, Claimed, Condition, Item, Matter, MemoryBackend, Outcome, Stats, Stored,
+};
+use crate::engine::Claims;
+use crate::error::Result;
+use crate::hash::KeyHasher;
+use crate::options::Options;
+use crate::sys::file;
+use crate::time::ManualClock;
+use crate::timeout::{Lifespan, Timeout};
+
+/// What processes share.
+struct Shared {
+    dir: TempDir,
+    store: Arc<MemoryBackend>,
+    clock: ManualClock,
+}
+
+impl Shared {
+    fn new() -> Self {
+        let clock = ManualClock::new();
+        let options = Options { clock: Arc::new(clock.clone()), ..Options::default() };
+        Self { dir: tempfile::tempdir().unwrap(), store: Arc::new(MemoryBackend::new(&options)), clock }
+    }
+
+    fn process(&self) -> Process {
+        let id = file::directory_id(self.dir.path()).unwrap();
+        let claims = Claims::new(self.dir.path().to_owned(), id, KeyHasher::new(&[7; 16]));
+        self.beside(Arc::new(claims))
+    }
+
+    /// A cache in the process that has these claims.
+    fn beside(&self, claims: Arc<Claims>) -> Process {
+        let (refused, first) = (Arc::default(), Arc::default());
+        let store = Store {
+            store: self.store.clone(),
+            claims: claims.clone(),
+            refused: Arc::clone(&refused),
+            first: Arc::clone(&first),
+        };
+        let cache = Builder::in_memory().clock(self.clock.clone()).build(Box::new(store));
+        Process { cache, claims, refused, first }
+    }
+}
+
+/// A process, or a cache of one.
+struct Process {
+    cache: Cache,
+    claims: Arc<Claims>,
+    /// How often something was claimed that somebody else has.
+    refused: Arc<AtomicUsize>,
+    first: Arc<Mutex<Option<Other>>>,
+}
+
+/// What somebody else does.
+type Other = Box<dyn FnOnce() + Send>;
+
+impl Process {
+    /// Somebody else does `other` just before this process claims something for the next time.
+    fn before_it_claims(&self, other: impl FnOnce() + Send + 'static) {
+        *self.first.lock().unwrap() = Some(Box::new(other));
+    }
+
+    fn get_or_set(&self, key: &str, f: impl FnOnce() -> u32) -> u32 {
+        self.cache.get_or_set(key, Timeout::Default, f).unwrap()
+    }
+
+    /// Returns when it has been waiting for somebody else: a condition, not a length of time.
+    fn until_it_waits(&self) {
+        let (started, before) = (Instant::now(), self.refused.load(SeqCst));
+        while self.refused.load(SeqCst) < before + 3 {
+            assert!(started.elapsed() < PATIENCE, "it does not wait");
+            thread::yield_now();
+        }
+    }
+}
+
+/// The store, as one process sees it.
+struct Store {
+    store: Arc<MemoryBackend>,
+    claims: Arc<Claims>,
+    refused: Arc<AtomicUsize>,
+    first: Arc<Mutex<Option<Other>>>,
+}
+
+impl Backend for Store {
+    fn claim(&self, matter: Matter<'_>) -> Claimed {
+        let first = self.first.lock().unwrap().take();
+        first.into_iter().for_each(|other| other());
+        let claimed = self.claims.claim(matter);
+        self.refused.fetch_add(usize::from(!matches!(claimed, Claimed::Mine(_))), SeqCst);
+        claimed
+    }
+
+    fn visit(&self, key: &str, visit: &mut dyn FnMut(Item<'_>)) -> Result<bool> {
+        self.store.visit(key, visit)
+    }
+
+    fn get(&self, key: &str) -> Result<Option<Stored>> {
+        self.store.get(key)
+    }
+
+    fn weight(&self, key: &str) -> usize {
+        self.store.weight(key)
+    }
+
+    fn commits_take_long(&self) -> bool {
+        false
+    }
+
+    fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
+        self.store.commit(key, condition, change)
+    }
+
+    fn clear(&self) -> Result<()> {
+        self.store.clear()
+    }
+
+    fn len(&self) -> u64 {
+        self.store.len()
+    }
+
+    fn scan(&self, cursor: u64, visit: &mut dyn FnMut(&str, Item<'_>)) -> Result<Option<u64>> {
+        self.store.scan(cursor, visit)
+    }
+
+    fn maintain(&self) -> Result<()> {
+        self.store.maintain()
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.store.flush()
+    }
+
+    fn close(&self) -> Result<()> {
+        self.store.close()
+    }
+
+    fn stats(&self) -> Stats {
+        self.store.stats()
+    }
+}
+
+fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+#[test]
+fn of_all_threads_of_all_processes_one_computes() {
+    let shared = Shared::new();
+    let processes = [(); 4].map(|()| shared.process());
+    for round in 0..50 {
+        let (start, computed) = (Barrier::new(16), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for process in processes.iter().cycle().take(16) {
+                let (start, computed) = (&start, &computed);
+                scope.spawn(move || {
+                    start.wait();
+                    let compute = || {
+                        thread::yield_now();
+                        computed.fetch_add(1, SeqCst);
+                        round
+                    };
+                    assert_eq!(process.get_or_set(&round.to_string(), compute), round);
+                });
+            }
+        });
+        assert_eq!(computed.load(SeqCst), 1, "round {round}");
+    }
+}
+
+/// One process computes, another waits for it; then `end` happens to the first one, which is given its result.
+fn while_another_waits(end: impl FnOnce(&Process) -> Option<u32> + Send) -> u32 {
+    let shared = Shared::new();
+    let (one, other) = (shared.process(), shared.process());
+    let begun = Barrier::new(2);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let compute = || {
+                begun.wait();
+                other.until_it_waits();
+                end(&one).unwrap_or_else(|| std::panic::resume_unwind(Box::new("on purpose")))
+            };
+            drop(catch_unwind(AssertUnwindSafe(|| one.get_or_set("a", compute))));
+        });
+        begun.wait();
+        other.get_or_set("a", || 2)
+    })
+}
+
+#[test]
+fn who_waits_is_given_the_value() {
+    assert_eq!(while_another_waits(|_| Some(1)), 1);
+}
+
+#[test]
+fn when_the_one_who_computes_fails_another_one_does() {
+    assert_eq!(while_another_waits(|_| None), 2);
+}
+
+#[test]
+fn when_the_process_that_computes_dies_another_one_does() {
+    let shared = Shared::new();
+    let (dies, other) = (shared.process(), shared.process());
+    let (begun, over) = (Barrier::new(2), Barrier::new(2));
+    let started = Instant::now();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            dies.get_or_set("a", || {
+                begun.wait();
+                other.until_it_waits();
+                dies.claims.die();
+                over.wait();
+                1
+            })
+        });
+        begun.wait();
+        assert_eq!(other.get_or_set("a", || 2), 2);
+        assert!(started.elapsed() < PATIENCE, "it was not told");
+        over.wait();
+    });
+}
+
+#[test]
+fn nobody_waits_for_ever() {
+    let shared = Shared::new();
+    let (stopped, mut waits) = (shared.process(), shared.process());
+    let _claim = stopped.claims.claim(Matter::Computing(":1:a"));
+    Arc::get_mut(&mut waits.cache.shared).unwrap().patience = Duration::from_millis(5);
+    assert_eq!(waits.get_or_set("a", || 2), 2);
+    assert!(waits.refused.load(SeqCst) >= 2, "it waited");
+    assert_eq!(stopped.get_or_set("a", || 1), 2);
+}
+
+#[test]
+fn where_nothing_can_be_claimed_everybody_computes() {
+    let shared = Shared::new();
+    let (one, other) = (shared.process(), shared.process());
+    std::fs::remove_dir(shared.dir.path()).unwrap();
+    let both = || one.get_or_set("a", || other.get_or_set("a", || 2) + 1);
+    assert_eq!(both(), 2, "the first to store it wins");
+    let lease = one.cache.lease("b", secs(5)).unwrap();
+    assert!(lease.is_some() && other.cache.lease("b", secs(5)).unwrap().is_none());
+}
+
+#[test]
+fn one_process_refreshes_and_the_others_are_given_what_is_stale() {
+    let shared = Shared::new();
+    let (one, other) = (shared.process(), shared.process());
+    let lifespan = Lifespan::new(secs(10)).stale_for(secs(20));
+    let ask = |process: &Process, new: u32| process.cache.get_or_set("a", lifespan, || new).unwrap();
+    assert_eq!(ask(&one, 1), 1);
+    shared.clock.advance(secs(10));
+    let refreshed = one.cache.get_or_set("a", lifespan, || {
+        assert_eq!(ask(&other, 99), 1, "at once, on this very thread");
+        2
+    });
+    assert_eq!((refreshed.unwrap(), ask(&other, 99)), (2, 2));
+    assert_eq!(other.refused.load(SeqCst), 1, "it asked once");
+    // After the end of its stale time it is waited for.
+    shared.clock.advance(secs(30));
+    assert_eq!(ask(&other, 3), 3);
+}
+
+#[test]
+fn what_was_stored_between_look_and_claim_is_not_computed_again() {
+    let shared = Shared::new();
+    let (one, other) = (shared.process(), shared.process().cache);
+    one.before_it_claims(move || other.set("a", &1, Timeout::Never).unwrap());
+    assert_eq!(one.get_or_set("a", || unreachable!("it is there")), 1);
+}
+
+#[test]
+fn a_refresh_that_ended_between_look_and_claim_is_not_repeated() {
+    let shared = Shared::new();
+    let (one, other) = (shared.process(), shared.process());
+    let lifespan = Lifespan::new(secs(10)).stale_for(secs(20));
+    one.cache.get_or_set("a", lifespan, || 1).unwrap();
+    shared.clock.advance(secs(10));
+    for _ in 0..200 {
+        // Whoever comes second finds it fresh, or stale and claimed.
+        let (start, computed) = (Barrier::new(2), AtomicUsize::new(0));
+        thread::scope(|scope| {
+            for process in [&one, &other] {
+                let (start, computed) = (&start, &computed);
+                scope.spawn(move || {
+                    start.wait();
+                    let compute = || computed.fetch_add(1, SeqCst);
+                    process.cache.get_or_set("a", lifespan, compute).unwrap();
+                });
+            }
+        });
+        assert_eq!(computed.load(SeqCst), 1);
+        shared.clock.advance(secs(10));
+    }
+}
+
+#[test]
+fn two_caches_of_one_process_wait_for_each_other_unless_one_is_within_the_other() {
+    let shared = Shared::new();
+    let one = shared.process();
+    let other = shared.beside(one.claims.clone());
+    let begun = Barrier::new(2);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            one.get_or_set("a", || {
+                begun.wait();
+                other.until_it_waits();
+                1
+            })
+        });
+        begun.wait();
+        assert_eq!(other.get_or_set("a", || 2), 1);
+    });
+    let before = other.refused.load(SeqCst);
+    assert_eq!(one.get_or_set("b", || other.get_or_set("b", || 2) + 1), 2);
+    assert_eq!(other.refused.load(SeqCst), before + 1, "it did not wait");
+}
+
+#[test]
+fn a_lease_has_one_holder_until_it_is_given_back() {
+    let shared = Shared::new();
+    let (one, other) = (shared.process(), shared.process());
+    let lease = one.cache.lease("a", secs(5)).unwrap().unwrap();
+    assert!(other.cache.lease("a", secs(5)).unwrap().is_none());
+    assert!(one.cache.lease("a", secs(5)).unwrap().is_none(), "of the same process");
+    assert!(lease.renew(secs(9)).unwrap());
+    shared.clock.advance(secs(8));
+    assert!(other.cache.lease("a", secs(5)).unwrap().is_none());
+    // On another thread, where it ends.
+    thread::scope(|scope| drop(scope.spawn(move || lease.release().unwrap()).join()));
+    let lease = other.cache.lease("a", secs(5)).unwrap().unwrap();
+    assert!(one.cache.lease("a", secs(5)).unwrap().is_none());
+    drop(lease);
+    assert!(one.cache.lease("a", secs(5)).unwrap().is_some());
+}
+
+#[test]
+fn the_lease_of_a_dead_process_is_taken_over_by_one() {
+    let shared = Shared::new();
+    let dies = shared.process();
+    let others = [(); 8].map(|()| shared.process());
+    for key in 0..50 {
+        let key = key.to_string();
+        // For ever, and renewed: its token is another one by now.
+        let lease = dies.cache.lease(&key, Duration::MAX).unwrap().unwrap();
+        assert!(lease.renew(Duration::MAX).unwrap());
+        assert!(others[0].cache.lease(&key, secs(5)).unwrap().is_none());
+        dies.claims.die();
+        let (start, end) = (Barrier::new(others.len()), Barrier::new(others.len()));
+        let taken = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for other in &others {
+                let (start, end, taken, key) = (&start, &end, &taken, &key);
+                scope.spawn(move || {
+                    start.wait();
+                    let lease = other.cache.lease(key, secs(5)).unwrap();
+                    end.wait();
+                    taken.fetch_add(usize::from(lease.is_some_and(|lease| lease.is_held().unwrap())), SeqCst);
+                });
+            }
+        });
+        assert_eq!(taken.load(SeqCst), 1);
+        assert!(!lease.is_held().unwrap() && !lease.release().unwrap());
+    }
+}
+
+#[test]
+fn a_dead_lease_that_is_something_else_by_now_is_not_taken_over() {
+    let shared = Shared::new();
+    let [dies, other, late] = [(); 3].map(|()| shared.process());
+    let _lease = dies.cache.lease("a", secs(5)).unwrap().unwrap();
+    dies.claims.die();
+    let other = other.cache;
+    late.before_it_claims(move || other.set("a", &1, Timeout::Never).unwrap());
+    assert!(late.cache.lease("a", secs(5)).unwrap().is_none());
+    assert_eq!(late.cache.get("a").unwrap(), Some(1));
+}
+
+#[test]
+fn a_lease_that_ended_while_it_was_held_is_in_nobodys_way() {
+    let shared = Shared::new();
+    let [late, dies, next] = [(); 3].map(|()| shared.process());
+    let lost = late.cache.lease("a", secs(5)).unwrap().unwrap();
+    shared.clock.advance(secs(5));
+    let held = dies.cache.lease("a", secs(5)).unwrap().unwrap();
+    assert!(!lost.renew(secs(5)).unwrap() && !lost.release().unwrap());
+    assert!(held.is_held().unwrap() && next.cache.lease("a", secs(5)).unwrap().is_none());
+    dies.claims.die();
+    assert!(next.cache.lease("a", secs(5)).unwrap().is_some());
+}
+
+#[test]
+fn what_is_no_lease_with_a_claim_is_not_taken_over() {
+    let shared = Shared::new();
+    let other = shared.process();
+    // As leases without a claim look, and values of whoever uses the cache.
+    for value in [&[1; 16][..], &[1; 24], &[0; 24], b"", b"claimed\n"] {
+        other.cache.set_bytes("a", value, Timeout::Never).unwrap();
+        assert!(other.cache.lease("a", secs(5)).unwrap().is_none());
+        assert_eq!(other.cache.get_bytes("a").unwrap().unwrap(), value);
+    }
+    // One whose holder cannot be asked about.
+    let (holder, blind) = (shared.process(), shared.process());
+    let _lease = holder.cache.lease("b", secs(5)).unwrap().unwrap();
+    std::fs::remove_file(shared.dir.path().join("flights")).unwrap();
+    std::fs::create_dir(shared.dir.path().join("flights")).unwrap();
+    assert!(blind.cache.lease("b", secs(5)).unwrap().is_none());
+}
+
+#[cfg(feature = "async")]
+#[test]
+fn futures_wait_for_other_processes_without_their_thread() {
+    use std::future::poll_fn;
+    use std::task::Poll;
+
+    // Without a timer.
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let shared = Shared::new();
+    let (one, other) = (shared.process(), shared.process());
+    let [computes, waits] = [&one, &other].map(|process| process.cache.clone().into_async());
+    runtime.block_on(async {
+        let compute = async || {
+            // The other one waits on the same thread.
+            let before = other.refused.load(SeqCst);
+            while other.refused.load(SeqCst) < before + 3 {
+                tokio::task::yield_now().await;
+            }
+            1
+        };
+        let first = computes.get_or_set("a", Timeout::Default, compute);
+        let second = waits.get_or_set("a", Timeout::Default, async || 2);
+        let (first, second) = tokio::join!(first, second);
+        assert_eq!((first.unwrap(), second.unwrap()), (1, 1));
+        // One that is dropped while it waits lets the others of its process go on.
+        let claim = one.claims.claim(Matter::Computing(":1:b"));
+        let mut dropped = Box::pin(waits.get_or_set("b", Timeout::Default, async || 3));
+        poll_fn(|context| {
+            assert!(dropped.as_mut().poll(context).is_pending());
+            Poll::Ready(())
+        })
+        .await;
+        drop((dropped, claim));
+        assert_eq!(waits.get_or_set("b", Timeout::Default, async || 4).await.unwrap(), 4);
+    });
+}

@@ -1,0 +1,264 @@
+//! The attach table: which processes share the index, and which of them are gone.
+//!
+//! A process holds a byte of the lock file for as long as it is attached, so the kernel says who is alive, in whatever
+//! container, and never a process id. The number of the byte and an incarnation, another each time, name it in the locks
+//! that it takes and the segments that it owns.
+//!
+//! Four words of a process:
+//!
+//! ```text
+//! 0  incarnation (21 bits) | attached        1  how many dropped segments it has let go of
+//! 2  bytes that it keeps of what was dropped 3  bytes that it is about to take
+//! ```
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::{ATTACH_AT, Backoff, Index, MEMBER_WORDS, MOST_PROCESSES, at};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::lock;
+
+/// The number of a process takes the low bits of an owner.
+const NUMBER_BITS: u32 = 11;
+const NUMBER: u32 = (1 << NUMBER_BITS) - 1;
+const INCARNATION: u32 = u32::MAX >> NUMBER_BITS;
+const ATTACHED: u64 = 1 << 32;
+const _: () = assert!(MOST_PROCESSES < NUMBER);
+
+/// Who this process is among those that share an index.
+#[derive(Debug, Clone)]
+pub(crate) struct Membership {
+    /// The lock file; byte n stands for the process of number n. Without one, nobody else is alive.
+    locks: Option<Arc<File>>,
+    /// 1 and up.
+    number: u32,
+    /// `incarnation | number`; what names this process.
+    owner: u32,
+}
+
+impl Membership {
+    /// The process of this `number`, whose byte of `locks` is held.
+    pub(crate) fn new(locks: Arc<File>, number: u32) -> Self {
+        Self { locks: Some(locks), number, owner: 0 }
+    }
+
+    /// The only one there is.
+    #[cfg(test)]
+    pub(crate) fn alone() -> Self {
+        Self { locks: None, number: 1, owner: 0 }
+    }
+}
+
+/// What one process at a time may do. A byte of the lock file each, behind those of the processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// Lead: look after the directory when nobody asks for it. Held for as long as a process is attached.
+    Leadership,
+    /// Empty segments, and take checkpoints.
+    Space,
+    /// Claim bytes within the bound.
+    Admission,
+    /// Cull in the inserting call.
+    Culling,
+}
+
+impl Turn {
+    fn byte(self) -> i64 {
+        i64::from(MOST_PROCESSES) + 1 + self as i64
+    }
+
+    /// How long the turn of another process is waited for: so long that only one that is stopped is not done.
+    fn patience(self) -> Duration {
+        match self {
+            Self::Leadership => Duration::ZERO,
+            // With checkpoints, which wait for the disk.
+            Self::Space => Duration::from_secs(10),
+            Self::Admission | Self::Culling => Duration::from_secs(1),
+        }
+    }
+}
+
+/// A turn among processes, had until this is dropped. Threads of one process need a lock of their own beside.
+#[derive(Debug)]
+pub(crate) struct HeldTurn<'a> {
+    locks: Option<&'a File>,
+    turn: Turn,
+}
+
+impl Drop for HeldTurn<'_> {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.locks.map(|locks| lock::unlock(locks, self.turn.byte())) {
+            tracing::error!(turn = ?self.turn, %error, "cannot let go of a lock");
+        }
+    }
+}
+
+impl Index {
+    /// Takes a turn, if no other process has it.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub(crate) fn take_turn(&self, turn: Turn) -> Result<Option<HeldTurn<'_>>> {
+        let Some(locks) = self.membership.locks.as_deref() else {
+            return Ok(Some(HeldTurn { locks: None, turn }));
+        };
+        let taken = lock::try_lock(locks, turn.byte());
+        let taken = taken.map_err(|e| Error::new(ErrorKind::Io, "lock the directory").with_source(e))?;
+        Ok(taken.then_some(HeldTurn { locks: Some(locks), turn }))
+    }
+
+    /// The same, but waits for another process.
+    ///
+    /// # Errors
+    /// `Busy` if it takes too long, so long that it must be stopped; or if the kernel refuses.
+    pub(crate) fn wait_for(&self, turn: Turn) -> Result<HeldTurn<'_>> {
+        self.wait_for_turn(turn, || {})
+    }
+
+    /// The same, and does something between two looks.
+    ///
+    /// # Errors
+    /// As [`wait_for`](Index::wait_for).
+    pub(crate) fn wait_for_turn(&self, turn: Turn, between: impl Fn()) -> Result<HeldTurn<'_>> {
+        let (mut wait, started) = (Backoff::default(), Instant::now());
+        loop {
+            if let Some(held) = self.take_turn(turn)? {
+                return Ok(held);
+            }
+            if started.elapsed() > turn.patience() {
+                let why = "another process makes room, and does not come to its end; it may be stopped";
+                return Err(Error::new(ErrorKind::Busy, "lock the directory").with_source(why));
+            }
+            between();
+            wait.pause();
+        }
+    }
+
+    fn member(&self, number: u32) -> &[AtomicU64] {
+        let at = ATTACH_AT + (number.clamp(1, MOST_PROCESSES) - 1) as usize * MEMBER_WORDS;
+        &self.words()[at..at + MEMBER_WORDS]
+    }
+
+    /// Enters this process, under an incarnation that its number has not had lately.
+    pub(super) fn enter(&mut self) -> io::Result<()> {
+        let number = self.membership.number;
+        let line = self.member(number);
+        let before = line[0].load(Ordering::Acquire);
+        if before & ATTACHED != 0 {
+            self.note_death();
+        }
+        let before = before as u32;
+        let mut incarnation = crate::engine::segment::random()? as u32 & INCARNATION;
+        if incarnation == before || incarnation == 0 {
+            incarnation = (before % INCARNATION) + 1;
+        }
+        self.words()[at::HIGHEST_NUMBER].fetch_max(u64::from(number), Ordering::AcqRel);
+        line[1].store(self.drops(), Ordering::Release);
+        line[2..].iter().for_each(|word| word.store(0, Ordering::Release));
+        line[0].store(u64::from(incarnation) | ATTACHED, Ordering::Release);
+        self.membership.owner = incarnation << NUMBER_BITS | number;
+        Ok(())
+    }
+
+    /// Takes this process out of the table: it has nothing of the directory any more.
+    pub(crate) fn leave(&self) {
+        self.member(self.membership.number)[0].fetch_and(!ATTACHED, Ordering::AcqRel);
+    }
+
+    /// What names this process in the locks that it takes.
+    pub(super) fn owner(&self) -> u32 {
+        self.membership.owner
+    }
+
+    /// Whether `owner` is this process.
+    pub(crate) fn is_own(&self, owner: u32) -> bool {
+        owner == self.owner()
+    }
+
+    /// Whether the process called `owner` is attached.
+    pub(crate) fn is_alive(&self, owner: u32) -> bool {
+        let number = owner & NUMBER;
+        if owner == self.owner() {
+            return true;
+        }
+        (1..=MOST_PROCESSES).contains(&number)
+            && self.member(number)[0].load(Ordering::Acquire) == u64::from(owner >> NUMBER_BITS) | ATTACHED
+            && self.is_held(number)
+    }
+
+    /// Whether another process holds the byte of `number`. If nobody can say, yes: what it holds must not be taken over.
+    fn is_held(&self, number: u32) -> bool {
+        let Some(locks) = self.membership.locks.as_ref().filter(|_| number != self.membership.number) else {
+            return false;
+        };
+        lock::is_held(locks, i64::from(number)).unwrap_or(true)
+    }
+
+    /// The numbers of all that are in the table.
+    fn attached(&self) -> impl Iterator<Item = u32> {
+        let highest = self.words()[at::HIGHEST_NUMBER].load(Ordering::Acquire);
+        let highest = u32::try_from(highest).unwrap_or(MOST_PROCESSES).min(MOST_PROCESSES);
+        (1..=highest).filter(|n| self.member(*n)[0].load(Ordering::Acquire) & ATTACHED != 0)
+    }
+
+    /// How many processes are attached, those included that died and were not noticed yet.
+    pub(crate) fn attached_processes(&self) -> u64 {
+        self.attached().count() as u64
+    }
+
+    fn note_death(&self) {
+        self.words()[at::DEATHS].store(1, Ordering::Release);
+    }
+
+    /// Takes the dead out of the table, and says whether any died since the last call. What they left is for the caller to
+    /// look after.
+    pub(crate) fn bury_dead(&self) -> bool {
+        let Some(locks) = &self.membership.locks else { return false };
+        for number in self.attached().filter(|number| *number != self.membership.number) {
+            // Nobody attaches under this number while its byte is held.
+            if let Ok(true) = lock::try_lock(locks, i64::from(number)) {
+                let line = self.member(number);
+                line[0].fetch_and(!ATTACHED, Ordering::AcqRel);
+                self.note_death();
+                if let Err(error) = lock::unlock(locks, i64::from(number)) {
+                    tracing::warn!(number, %error, "cannot let go of the number of a dead process");
+                }
+            }
+        }
+        self.words()[at::DEATHS].swap(0, Ordering::AcqRel) != 0
+    }
+
+    /// Says that this process has let go of all segments that were dropped before the count of drops was `seen`, except
+    /// for `held` bytes that it keeps.
+    pub(crate) fn acknowledge_drops(&self, seen: u64, held: u64) {
+        let line = self.member(self.membership.number);
+        line[2].store(held, Ordering::Release);
+        line[1].store(seen, Ordering::Release);
+    }
+
+    /// How many drops everybody has seen who is attached.
+    pub(crate) fn drops_seen_by_all(&self) -> u64 {
+        let seen = self.attached().map(|number| self.member(number)[1].load(Ordering::Acquire));
+        seen.min().unwrap_or(u64::MAX)
+    }
+
+    /// Says how many bytes this process keeps of what was dropped, and how many it is about to take.
+    pub(crate) fn set_own_bytes(&self, held: u64, claimed: u64) {
+        let line = self.member(self.membership.number);
+        line[2].store(held, Ordering::Release);
+        line[3].store(claimed, Ordering::Release);
+    }
+
+    /// The bytes in use: of all segments and blobs, and of what processes keep or are about to take.
+    pub(crate) fn used_bytes(&self) -> u64 {
+        let own = |number: u32| {
+            let line = self.member(number);
+            line[2].load(Ordering::Acquire).saturating_add(line[3].load(Ordering::Acquire))
+        };
+        let processes = self.attached().map(own).fold(0, u64::saturating_add);
+        self.segment_bytes().saturating_add(self.blob_bytes()).saturating_add(processes)
+    }
+}

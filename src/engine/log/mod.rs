@@ -1,0 +1,398 @@
+//! The log: the segments that this process appends to, and those that it has mapped.
+//!
+//! ```text
+//! unborn -> active -> sealed -> emptied -> dropped -> (free)
+//! ```
+//!
+//! Which segments there are, and in what state, is in the table of the index, for all processes alike
+//! ([`index::segments`](super::index)). Each process appends to segments of its own: to the active one, and copies of
+//! records that are to stay to another. A segment of another process is opened when a word first leads there.
+//!
+//! A segment is emptied when no entry word names it any more ([`space`](super::space)), and its file is removed after a
+//! checkpoint that began later: until then a recovery may need it. Then it is dropped, until all processes have let go
+//! of it. A segment that is active and whose owner is gone is an orphan: whoever needs a segment goes on with it.
+
+mod removal;
+mod supply;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::index::{Backoff, Index, SegmentInfo, SegmentState, Word};
+use super::layout;
+use super::record::{self, Draft};
+use super::segment::{self, Opened, Segment};
+use super::table::{SegmentGuard, Table};
+use super::tail::{Reservation, Tail};
+use super::usage::SpaceInUse;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::file::HeldDirectory;
+use crate::sys::step;
+
+pub(crate) struct Log {
+    dir: PathBuf,
+    held: HeldDirectory,
+    index: Arc<Index>,
+    table: Table,
+    space: SpaceInUse,
+    /// The most that all segments may take.
+    budget: AtomicU64,
+    active: Mutex<Option<Tail>>,
+    /// Whether the active segment is so full that the next one should be made.
+    wants_spare: AtomicBool,
+    /// The next active segment, made ahead of time. Held while one is made; never waited for with `active` held.
+    spare: Mutex<Option<Tail>>,
+    /// Where the copies go. Held by whoever copies.
+    copies: Mutex<Option<Tail>>,
+    /// What this process sealed and did not sync since.
+    unsynced: Mutex<Vec<Arc<Segment>>>,
+    /// Held while a segment of another process is opened.
+    opening: Mutex<()>,
+    /// Bytes that were reserved here.
+    appended: AtomicU64,
+    /// What the count of drops was when this process last let go of what was dropped.
+    drops_seen: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Log {
+    pub(crate) fn new(dir: &Path, index: Arc<Index>, budget: u64, space: SpaceInUse) -> Result<Self> {
+        Ok(Self {
+            dir: dir.to_owned(),
+            held: HeldDirectory::open(dir).map_err(|e| Error::io("open", dir, e))?,
+            table: Table::new(index.geometry().segments),
+            index,
+            space,
+            budget: AtomicU64::new(budget),
+            active: Mutex::new(None),
+            wants_spare: AtomicBool::new(false),
+            spare: Mutex::new(None),
+            copies: Mutex::new(None),
+            unsynced: Mutex::new(Vec::new()),
+            opening: Mutex::new(()),
+            appended: AtomicU64::new(0),
+            drops_seen: AtomicU64::new(0),
+        })
+    }
+
+    /// Enters the segments that are there, when nobody else is attached. The log goes on at `end`, a segment and a place in
+    /// it, if there is room, so that a directory that is opened again and again does not take a segment each time.
+    pub(crate) fn enter(&self, segments: Vec<Segment>, end: Option<(u32, u32)>) {
+        for segment in segments {
+            self.index.enter_segment(segment.id, segment.len());
+            let segment = Arc::new(segment);
+            self.table.enter(&segment);
+            match end.filter(|(id, end)| *id == segment.id && self.may_go_on(&segment, *end)) {
+                Some((_, end)) => *lock(&self.active) = Some(self.go_on(segment, end)),
+                None => segment.seal(),
+            }
+        }
+    }
+
+    /// Whether the log can go on at `end` of a segment.
+    fn may_go_on(&self, segment: &Segment, end: u32) -> bool {
+        let room = segment::HEADER_LEN as u64..segment.len();
+        room.contains(&u64::from(end))
+            && (end as usize).is_multiple_of(record::ALIGN)
+            && segment.len() <= self.segment_len()
+            && segment.fill_holes().is_ok()
+    }
+
+    /// Takes a sealed segment into use again, when nobody else is attached.
+    fn go_on(&self, segment: Arc<Segment>, end: u32) -> Tail {
+        self.index.set_segment_tail(segment.id, end, end);
+        self.index.move_segment(segment.id, SegmentState::Sealed, SegmentState::Active);
+        self.index.adopt_segment(segment.id, 0);
+        Tail::new(segment, end)
+    }
+
+    /// Fetches the record that `word` names ahead of its use.
+    pub(crate) fn prefetch(&self, word: Word) {
+        self.table.prefetch(word);
+    }
+
+    /// Holds segment `id`, if this process has it open.
+    pub(crate) fn segment(&self, id: u32) -> SegmentGuard {
+        self.table.hold(id)
+    }
+
+    /// Holds segment `id`, which is opened if it is another process's and there. Nothing where there is none.
+    ///
+    /// # Errors
+    /// If the environment refuses to have it opened.
+    pub(crate) fn fetch(&self, id: u32) -> Result<SegmentGuard> {
+        let here = self.table.hold(id);
+        if here.get().is_some() { Ok(here) } else { self.open(id) }
+    }
+
+    #[cold]
+    fn open(&self, id: u32) -> Result<SegmentGuard> {
+        let is_there = || {
+            use SegmentState::{Active, Emptied, Sealed};
+            matches!(self.index.segment_state(id), Some(Active | Sealed | Emptied))
+        };
+        if !is_there() {
+            return Ok(self.table.hold(id));
+        }
+        let _opening = lock(&self.opening);
+        let here = self.table.hold(id);
+        if here.get().is_some() {
+            return Ok(here);
+        }
+        drop(here);
+        let path = self.dir.join(Segment::file_name(id));
+        match Segment::open(&path, id, &self.space) {
+            Ok(Opened::Segment(segment)) => {
+                // It is kept mapped and not open, as there are more segments than a process may have open files.
+                segment.seal();
+                self.table.enter(&Arc::new(segment));
+                // Its removal may have gone unnoticed if it came since.
+                if !is_there() {
+                    self.forget(id);
+                }
+            }
+            Ok(Opened::Unborn | Opened::Foreign) => {}
+            Err(e) if is(&e, io::ErrorKind::NotFound) => {}
+            Err(e) => return Err(e),
+        }
+        Ok(self.table.hold(id))
+    }
+
+    /// Bytes of all segments and blobs, those included that are unlinked and still mapped.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.space.bytes()
+    }
+
+    pub(crate) fn space(&self) -> &SpaceInUse {
+        &self.space
+    }
+
+    /// The most that all segments may take.
+    pub(crate) fn budget(&self) -> u64 {
+        self.budget.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_budget(&self, budget: u64) {
+        self.budget.store(budget, Ordering::Relaxed);
+    }
+
+    pub(crate) fn segment_len(&self) -> u64 {
+        layout::segment_len(self.budget())
+    }
+
+    /// Bytes that were reserved here since the log was opened.
+    pub(crate) fn appended(&self) -> u64 {
+        self.appended.load(Ordering::Relaxed)
+    }
+
+    /// The longest record there may be.
+    pub(crate) fn max_record_len(&self) -> u64 {
+        layout::max_record_len(self.budget())
+    }
+
+    /// The longest value that is stored in the log itself.
+    pub(crate) fn largest_in_log(&self) -> u64 {
+        layout::largest_in_log(self.segment_len())
+    }
+
+    /// The length of a record of this shape.
+    pub(crate) fn len_of(&self, draft: &Draft) -> Result<u32> {
+        let len = draft.len().filter(|len| u64::from(*len) <= self.max_record_len());
+        len.ok_or_else(|| {
+            let most = self.max_record_len();
+            Error::new(ErrorKind::ValueTooLarge, "reserve")
+                .with_source(format!("key and value take {} bytes of at most {most}", draft.body_len))
+        })
+    }
+
+    /// Space for a record of `len` bytes. `None` if it needs a segment that is not there:
+    /// [`provide`](Log::provide) one and ask again. The caller must not hold another reservation or a bucket lock.
+    pub(crate) fn reserve(&self, len: u32) -> Result<Option<Reservation>> {
+        self.keep_up();
+        let mut active = lock(&self.active);
+        if !active.as_ref().is_some_and(|tail| tail.has_room(len, &self.index))
+            && !self.rotate(&mut active, len)
+        {
+            return Ok(None);
+        }
+        let Some(tail) = active.as_mut() else { return Ok(None) };
+        let reservation = tail.reserve(len, &self.index)?;
+        let half = tail.segment.len() / 2;
+        if u64::from(tail.end) > half && u64::from(reservation.offset) <= half {
+            self.wants_spare.store(true, Ordering::Relaxed);
+        }
+        self.appended.fetch_add(u64::from(len), Ordering::Relaxed);
+        Ok(Some(reservation))
+    }
+
+    /// Seals the active segment and begins the next one, if it is there and has room for a record of `len`.
+    fn rotate(&self, active: &mut Option<Tail>, len: u32) -> bool {
+        // Whoever makes the next one may need the active one before it is done.
+        let Ok(mut spare) = self.spare.try_lock() else { return false };
+        let Some(next) = spare.take_if(|spare| spare.has_room(len, &self.index)) else { return false };
+        step!("log::rotating");
+        if let Some(old) = active.replace(next) {
+            drain(&old.segment);
+            self.seal(old);
+        }
+        true
+    }
+
+    /// Takes no more records in a segment. All that were begun are stamped, or never will be.
+    fn seal(&self, Tail { segment, .. }: Tail) {
+        // In this order: whoever syncs what is sealed finds it in one place or the other.
+        lock(&self.unsynced).push(segment.clone());
+        self.index.seal_segment(segment.id);
+        segment.seal();
+    }
+
+    /// Whether the next active segment should be made.
+    pub(crate) fn wants_spare(&self) -> bool {
+        self.wants_spare.load(Ordering::Relaxed)
+    }
+
+    /// The right to copy records.
+    pub(crate) fn copies(&self) -> Copies<'_> {
+        Copies(lock(&self.copies))
+    }
+
+    /// Seals what is appended to and could not be synced.
+    pub(crate) fn seal_failed(&self) {
+        for tail in [&self.active, &self.copies] {
+            let failed = lock(tail).take_if(|tail| !self.index.may_append(tail.segment.id));
+            if let Some(tail) = failed {
+                drain(&tail.segment);
+                self.seal(tail);
+            }
+        }
+    }
+
+    /// Waits until everything that any process stamped is on the disk; `all`: even in segments that no entry names.
+    pub(crate) fn sync(&self, all: bool) -> Result<()> {
+        use SegmentState::{Active, Emptied, Sealed};
+        let mut flushed = Ok(());
+        for info in self.index.segments().filter(|info| !info.synced) {
+            let concerns = matches!(info.state, Active | Sealed) || (all && info.state == Emptied);
+            if concerns && let Some(segment) = self.fetch(info.id)?.get() {
+                // What one segment cannot do, the others still can.
+                flushed = flushed.and(self.sync_one(segment, &info));
+            }
+        }
+        flushed
+    }
+
+    /// Waits until everything that this process stamped is on the disk.
+    pub(crate) fn sync_own(&self) -> Result<()> {
+        let mut own: Vec<_> = lock(&self.unsynced).clone();
+        // One lock after the other: what is sealed in between was found already, or is found at the next call.
+        own.extend(lock(&self.active).as_ref().map(|tail| tail.segment.clone()));
+        own.extend(lock(&self.copies).as_ref().map(|tail| tail.segment.clone()));
+        let mut flushed = Ok(());
+        for segment in own {
+            if let Some(info) = self.index.segment(segment.id) {
+                flushed = flushed.and(self.sync_one(&segment, &info));
+            }
+        }
+        flushed
+    }
+
+    /// `info` was read before the sync begins.
+    fn sync_one(&self, segment: &Segment, info: &SegmentInfo) -> Result<()> {
+        let own = self.index.is_own(info.owner);
+        let synced = match info.failed {
+            true => Err(segment.refused()),
+            false if own => segment.sync_if_dirty(),
+            false => segment.sync(),
+        };
+        if synced.is_err() {
+            self.index.set_segment_failed(segment.id);
+        } else if info.state != SegmentState::Active {
+            self.index.set_segment_synced(segment.id);
+            lock(&self.unsynced).retain(|unsynced| unsynced.id != segment.id);
+        }
+        synced
+    }
+
+    /// Stops appending. What was appended to is left to whoever needs a segment; where this is the `last` process, it is
+    /// sealed, and where the log goes on is noted.
+    pub(crate) fn retire(&self, last: bool) {
+        let left = [&self.active, &self.copies, &self.spare].map(|tail| lock(tail).take());
+        let [active, copies, spare] = left;
+        if !last {
+            for Tail { segment, .. } in [active, copies, spare].into_iter().flatten() {
+                drain(&segment);
+                self.index.leave_segment(segment.id);
+            }
+            return;
+        }
+        // One that somebody left behind has records.
+        let (unused, spare): (Vec<_>, Vec<_>) =
+            spare.into_iter().partition(|tail| tail.end == segment::HEADER_LEN as u32);
+        unused.iter().for_each(|tail| self.discard(tail.segment.id));
+        let end = active.as_ref().map(|tail| (tail.segment.id, tail.end));
+        let orphan = || self.index.orphans().last().map(|orphan| (orphan.id, orphan.tail));
+        if let Some((id, tail)) = end.or_else(orphan) {
+            self.index.set_end_of_log(id, tail);
+        }
+        for tail in [active, copies].into_iter().flatten().chain(spare) {
+            drain(&tail.segment);
+            self.seal(tail);
+        }
+        self.seal_orphans(0);
+    }
+
+    /// Gives up all segments: after this nothing can be read or written. What programs hold stays and counts.
+    pub(crate) fn let_go(&self) {
+        for tail in [&self.active, &self.copies, &self.spare] {
+            *lock(tail) = None;
+        }
+        lock(&self.unsynced).clear();
+        self.table.clear();
+    }
+}
+
+/// Waits until all records that were begun in a segment are finished.
+fn drain(segment: &Segment) {
+    let mut wait = Backoff::default();
+    while !segment.is_drained() {
+        wait.pause();
+    }
+}
+
+/// The right to copy records, one holder at a time.
+pub(crate) struct Copies<'a>(MutexGuard<'a, Option<Tail>>);
+
+/// Whether the operating system said so.
+fn is(error: &Error, kind: io::ErrorKind) -> bool {
+    use std::error::Error as _;
+    let cause = error.source().and_then(|s| s.downcast_ref::<io::Error>());
+    cause.is_some_and(|e| e.kind() == kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::index::{Geometry, Membership};
+
+    #[test]
+    fn a_log_that_is_closed_goes_on_where_it_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        let index = Index::create(&file, Geometry::for_entries(10, 16), Membership::alone()).unwrap();
+        let index = Arc::new(index);
+        let space = SpaceInUse::default();
+        let segment = Segment::create(dir.path(), 1, 16 << 10, false, &space).unwrap();
+        let begin = segment::HEADER_LEN as u32;
+        let log = Log::new(dir.path(), index.clone(), 1 << 20, space).unwrap();
+        log.enter(vec![segment], Some((1, begin)));
+        let reserved = log.reserve(64).unwrap().unwrap();
+        drop(reserved);
+        log.retire(true);
+        assert_eq!(index.end_of_log(), (1, begin + 64));
+    }
+}

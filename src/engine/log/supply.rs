@@ -1,0 +1,185 @@
+//! Where the next segment comes from: one that an owner left behind, or a new one.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{Copies, Log, is, lock};
+use crate::engine::index::{SegmentInfo, SegmentState};
+use crate::engine::layout;
+use crate::engine::segment::{self, Opened, Segment};
+use crate::engine::tail::{Reservation, Tail};
+use crate::engine::usage::Account;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::{file, step};
+
+impl Log {
+    /// Makes the next active segment, with room for a record of `len`, unless it is there. `make_room` sees to it
+    /// that so many bytes may be taken, and takes them. `ahead`: nobody waits for it.
+    pub(crate) fn provide(
+        &self,
+        len: u32,
+        ahead: bool,
+        make_room: &dyn Fn(u64) -> Result<Account>,
+        give_up: &dyn Fn() -> Result<bool>,
+    ) -> Result<()> {
+        // A rotation that needs the spare waits for it, and segments come into use in the order of their ids.
+        let mut spare = lock(&self.spare);
+        self.wants_spare.store(false, Ordering::Relaxed);
+        if spare.as_ref().is_some_and(|spare| spare.has_room(len, &self.index)) {
+            return Ok(());
+        }
+        if let Some(small) = spare.take() {
+            // Others may need no more room than it has.
+            self.index.leave_segment(small.segment.id);
+        }
+        *spare = match self.adopt(len)? {
+            Some(orphan) => Some(orphan),
+            None => {
+                let segment = self.create(make_room(self.len_for(len))?, ahead, give_up)?;
+                Some(Tail::new(segment, segment::HEADER_LEN as u32))
+            }
+        };
+        Ok(())
+    }
+
+    /// Goes on with a segment whose owner is gone, if there is one with room for a record of `len`.
+    fn adopt(&self, len: u32) -> Result<Option<Tail>> {
+        for SegmentInfo { id, owner, .. } in self.index.orphans() {
+            if !self.index.adopt_segment(id, owner) {
+                continue;
+            }
+            // Nobody else changes it from here on.
+            let end =
+                self.index.segment(id).map_or(0, |segment| segment.tail).max(segment::HEADER_LEN as u32);
+            let path = self.dir.join(Segment::file_name(id));
+            self.table.forget(id);
+            let segment = match Segment::open(&path, id, &self.space) {
+                Ok(Opened::Segment(segment)) => Arc::new(segment),
+                Ok(_) => continue,
+                Err(e) if is(&e, io::ErrorKind::NotFound) => continue,
+                Err(e) => {
+                    self.index.leave_segment(id);
+                    return Err(e);
+                }
+            };
+            self.table.enter(&segment);
+            // What its last owner wrote may not be on the disk.
+            segment.mark_dirty();
+            let tail = Tail::new(segment.clone(), end);
+            if self.may_go_on(&segment, end) && tail.has_room(len, &self.index) {
+                step!("log::adopted");
+                self.index.set_segment_tail(id, end, end);
+                return Ok(Some(tail));
+            }
+            self.seal(tail);
+        }
+        Ok(None)
+    }
+
+    /// Seals the segments whose owners are gone, all but so many.
+    pub(crate) fn seal_orphans(&self, but: usize) {
+        for SegmentInfo { id, owner, .. } in self.index.orphans().into_iter().skip(but) {
+            if self.index.adopt_segment(id, owner) {
+                self.index.seal_segment(id);
+            }
+        }
+    }
+
+    /// Removes what the dead were making.
+    pub(crate) fn remove_unborn(&self) {
+        for SegmentInfo { id, owner, .. } in self.index.segments_in(SegmentState::Unborn) {
+            if !self.index.is_alive(owner) {
+                self.discard(id);
+            }
+        }
+    }
+
+    /// The length of a new segment that is to hold a record of `len`: the usual one, if there is room in it, and a part
+    /// of that where many processes write.
+    fn len_for(&self, len: u32) -> u64 {
+        let writers = self.index.attached_processes().max(1);
+        let fair = (self.budget() / (4 * writers)).max(1);
+        let usual = self.segment_len().min(1 << fair.ilog2()).max(layout::MIN_SEGMENT);
+        let needed = u64::from(len) + segment::HEADER_LEN as u64;
+        if needed > usual { needed.next_multiple_of(4096) } else { usual }
+    }
+
+    /// A new segment of the bytes in `account`. Where the disk or the table is full, `give_up` gives some space back, or
+    /// says that there is none.
+    fn create(
+        &self,
+        account: Account,
+        zeroed: bool,
+        give_up: &dyn Fn() -> Result<bool>,
+    ) -> Result<Arc<Segment>> {
+        let len = account.bytes();
+        let no_space = || Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir);
+        self.held.check_in_place().map_err(|e| Error::io("create segment", &self.dir, e))?;
+        // What a disk that is full takes at most: some more than the new segment needs. If that is not enough, others
+        // fill it faster than it can be emptied.
+        let mut spares = 2 * len.div_ceil(self.segment_len());
+        let mut account = Some(account);
+        loop {
+            let Some(id) = self.index.begin_segment(len) else {
+                // The table is full of small segments from a time when max_bytes was smaller.
+                if give_up()? {
+                    continue;
+                }
+                return Err(no_space());
+            };
+            // The table counts it from now on.
+            if account.take().is_none() && self.space.bytes() > self.budget() {
+                self.index.free_segment(id);
+                return Err(no_space());
+            }
+            step!("log::begun");
+            match self.make(id, len, zeroed) {
+                Ok(segment) => return Ok(segment),
+                Err(e) => {
+                    self.index.free_segment(id);
+                    match e {
+                        // The disk is full before max_bytes is: what is there makes room here too.
+                        e if e.kind() == ErrorKind::NoSpace && spares > 0 && give_up()? => spares -= 1,
+                        // A file of that name that is none of ours stays, and keeps its name.
+                        e if is(&e, io::ErrorKind::AlreadyExists) => {}
+                        e => return Err(e),
+                    }
+                }
+            }
+        }
+    }
+
+    fn make(&self, id: u32, len: u64, zeroed: bool) -> Result<Arc<Segment>> {
+        let segment = Segment::create(&self.dir, id, len, zeroed, &self.space)?;
+        // Or a power cut could take the file with all that was synced into it.
+        if let Err(e) = file::sync_dir(&self.dir) {
+            let _ = file::remove(&segment.path);
+            return Err(Error::io("sync directory", &self.dir, e));
+        }
+        let segment = Arc::new(segment);
+        let begin = segment::HEADER_LEN as u32;
+        self.index.set_segment_tail(id, begin, begin);
+        self.table.enter(&segment);
+        self.index.move_segment(id, SegmentState::Unborn, SegmentState::Active);
+        Ok(segment)
+    }
+
+    /// Space for a copy of a record, in the segment for copies, which is made if there is none with room. The guard
+    /// keeps others from copying.
+    pub(crate) fn reserve_copy(&self, copies: &mut Copies<'_>, len: u32) -> Result<Reservation> {
+        if !copies.0.as_ref().is_some_and(|tail| tail.has_room(len, &self.index)) {
+            let account = self.space.account_within(self.len_for(len), self.budget())?;
+            let account = account
+                .ok_or_else(|| Error::new(ErrorKind::NoSpace, "copy records in").with_path(&self.dir))?;
+            let next = self.create(account, false, &|| Ok(false))?;
+            if let Some(full) = copies.0.replace(Tail::new(next, segment::HEADER_LEN as u32)) {
+                self.seal(full);
+            }
+        }
+        match copies.0.as_mut() {
+            Some(tail) if tail.has_room(len, &self.index) => tail.reserve(len, &self.index),
+            _ => Err(Error::new(ErrorKind::ValueTooLarge, "copy")),
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! What an attach finds in a directory: an index that others use, one that was closed, or what a recovery makes.
+
+use std::collections::HashSet;
+use std::io;
+
+use super::checkpoint::{self, Found};
+use super::directory::Directory;
+use super::hints::Hints;
+use super::index::{Index, Membership, Word};
+use super::layout::Layout;
+use super::recovery::{self, Base, Recovered};
+use super::segment::{Opened, Segment};
+use super::snapshot::Header;
+use super::state::State;
+use super::usage::SpaceInUse;
+use crate::error::{Error, ErrorKind, Result};
+use crate::hash::KeyHasher;
+use crate::options::Options;
+use crate::sys::{file, step};
+
+/// What an attach goes by. The attach mutex is held.
+pub(super) struct Opening<'a> {
+    pub(super) directory: &'a Directory,
+    pub(super) membership: Membership,
+    pub(super) hasher: &'a KeyHasher,
+    pub(super) space: &'a SpaceInUse,
+    pub(super) options: Options,
+}
+
+/// What it begins with.
+pub(super) struct Begun {
+    pub(super) index: Index,
+    pub(super) hints: Hints,
+    /// All segments, oldest first, if this is the only process.
+    pub(super) segments: Vec<Segment>,
+    /// Where the log goes on: a segment and a place in it.
+    pub(super) end: Option<(u32, u32)>,
+    /// What the first process has to do before others come; `None` if others are there.
+    pub(super) recovered: Option<Settling>,
+}
+
+/// What is left to do once the engine is there.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Settling {
+    /// Whether the index is what a recovery made.
+    pub(super) is_recovered: bool,
+    /// Whether only a checkpoint makes this what the next recovery begins with.
+    pub(super) wants_checkpoint: bool,
+}
+
+impl Opening<'_> {
+    /// Joins the processes that have the directory open, with the limits that they have.
+    pub(super) fn join(&self) -> Result<Begun> {
+        let path = self.directory.file("index");
+        let io_error = |e| Error::io("open", &path, e);
+        let file = file::open(&path).map_err(io_error)?;
+        let index = Index::join(&file, self.membership.clone()).map_err(io_error)?;
+        let index = index.ok_or_else(|| {
+            let why = "processes have the directory open, and this is not an index that they could use";
+            Error::new(ErrorKind::Corrupt, "open").with_path(&path).with_source(why)
+        })?;
+        let hints = open_hints(self.directory, &index)?;
+        let (theirs, ours) = (index.limits(), self.options.limits());
+        if theirs != ours && !self.options.keep_limits {
+            tracing::warn!(dir = %self.directory.path.display(), ?theirs, ?ours, "other processes have the directory open; their limits count");
+        }
+        Ok(Begun { index, hints, segments: Vec::new(), end: None, recovered: None })
+    }
+
+    /// Takes a directory that nobody has open into use.
+    pub(super) fn begin(&self, mut state: State) -> Result<Begun> {
+        let Self { directory, membership, hasher, space, options } = self;
+        let at_state = |e| Error::io("open", &directory.file("state"), e);
+        let mut layout = Layout::new(options);
+        let segments = open_segments(directory, space)?;
+        layout.geometry.segments = places_for(&segments, layout.geometry.segments);
+        let closed =
+            if options.salvage { Closed::No } else { open_closed(directory, &state, &layout, membership)? };
+        let known_sequence = state.clean().map_or(0, Index::sequence_in);
+        let least = state.snapshot();
+        let Found { newest, untouched } = checkpoint::find(directory, least.unwrap_or(0))?;
+        let number = newest.as_ref().map_or(0, |(_, header)| header.number).max(least.unwrap_or(0));
+        // Durably, before anything is changed.
+        state.mark_open(options.limits()).map_err(at_state)?;
+        step!("attach::marked");
+        let (recovered, is_closed) = match closed {
+            Closed::Fits(recovered) => (recovered, true),
+            other => {
+                // Whoever was killed may have left anything unsynced, the name of the newest segment too.
+                segments.iter().for_each(Segment::mark_dirty);
+                let names = directory.segments();
+                file::sync_dir(&names).map_err(|e| Error::io("sync directory", &names, e))?;
+                let base = match (other, newest, least) {
+                    _ if options.salvage => Base::Salvage,
+                    (Closed::OtherSize(words, header), ..) => Base::Closed(words, header),
+                    (_, Some((file, header)), _) => Base::Snapshot(file, header),
+                    (_, None, Some(0)) => Base::Empty,
+                    (_, None, None) if untouched || segments.is_empty() => Base::Empty,
+                    (_, None, _) => {
+                        tracing::error!(dir = %directory.path.display(), "the snapshots are damaged; the cache starts cold");
+                        Base::Lost
+                    }
+                };
+                let inputs = recovery::Inputs { directory, layout: &layout, membership, hasher, options };
+                (recovery::recover(inputs, &segments, known_sequence, base)?, false)
+            }
+        };
+        let Recovered { index, hints, wants_checkpoint } = recovered;
+        let segments = fit_table(segments, index.geometry().segments)?;
+        let ids: HashSet<u32> = segments.iter().map(|segment| segment.id).collect();
+        index.retain_segments(|id| ids.contains(&id));
+        index.set_last_snapshot(number);
+        index.forget_next_expiry();
+        index.note_expiry(0);
+        let limits = options.limits();
+        index.set_limits(crate::options::Limits { max_entries: layout.max_entries, ..limits });
+        let end = if is_closed {
+            Some(index.end_of_log())
+        } else {
+            segments.last().map(|newest| (newest.id, newest.end(0)))
+        };
+        let highest = segments.iter().map(|s| u64::from(s.id)).max().unwrap_or(0);
+        index.raise_next_segment_id(highest + 1);
+        let recovered = Some(Settling { is_recovered: !is_closed, wants_checkpoint });
+        Ok(Begun { index, hints, segments, end, recovered })
+    }
+}
+
+/// A file with a higher id was planted: after it there would be no ids left.
+const HIGHEST_SEGMENT: u32 = u32::MAX - (1 << 24);
+
+/// Opens all segments, oldest first. What was begun and has nothing in it goes; what is not ours stays, unread.
+fn open_segments(directory: &Directory, space: &SpaceInUse) -> Result<Vec<Segment>> {
+    let mut files: Vec<_> = directory.segment_files()?.collect();
+    files.sort_unstable();
+    let mut segments = Vec::new();
+    for (id, path) in files {
+        if id > HIGHEST_SEGMENT {
+            tracing::warn!(path = %path.display(), "no segment has such an id; it is passed over");
+            continue;
+        }
+        match Segment::open(&path, id, space)? {
+            Opened::Segment(segment) => {
+                // Only the newest may be written to again.
+                segments.last().inspect(|older: &&Segment| older.seal());
+                segments.push(segment);
+            }
+            Opened::Unborn => file::remove(&path).map_err(|e| Error::io("remove", &path, e))?,
+            Opened::Foreign => {
+                tracing::warn!(path = %path.display(), "not a segment, or damaged; it is passed over");
+            }
+        }
+    }
+    Ok(segments)
+}
+
+/// How many places a table needs, at least `wanted`, so that each segment has one of its own. A table is larger than
+/// wanted only where `max_bytes` was larger once, or a file was planted.
+fn places_for(segments: &[Segment], wanted: u32) -> u32 {
+    /// No larger table is made.
+    const MOST: u32 = 1 << 16;
+    let each_has_one = |places: u32| {
+        let mut taken = HashSet::new();
+        segments.iter().all(|segment| taken.insert(segment.id & (places - 1)))
+    };
+    let mut places = wanted;
+    while places < MOST && !each_has_one(places) {
+        places *= 2;
+    }
+    places
+}
+
+/// Removes the oldest segments until those that stay have each a place of its own in a table of `places`.
+fn fit_table(mut segments: Vec<Segment>, places: u32) -> Result<Vec<Segment>> {
+    let mut taken = HashSet::new();
+    let staying = segments.iter().rev().take_while(|s| taken.insert(s.id & (places - 1))).count();
+    for segment in segments.drain(..segments.len() - staying) {
+        file::remove(&segment.path).map_err(|e| Error::io("remove", &segment.path, e))?;
+    }
+    Ok(segments)
+}
+
+/// What a directory that was closed has to go on with.
+enum Closed {
+    /// Its index and hints.
+    Fits(Recovered),
+    /// The words of an index that is too small or too large now, and what its header said.
+    OtherSize(Vec<Word>, Header),
+    /// Nothing: it was not closed, or the index is not as it was.
+    No,
+}
+
+/// The index and the hints as they were when the directory was closed, if it was, and if they still serve.
+fn open_closed(
+    directory: &Directory,
+    state: &State,
+    layout: &Layout,
+    membership: &Membership,
+) -> Result<Closed> {
+    let Some(header) = state.clean() else { return Ok(Closed::No) };
+    let index_path = directory.file("index");
+    let index = match file::open(&index_path) {
+        Ok(file) => Index::open(&file, header, membership.clone()),
+        Err(e) if is_unusable(&e) => return Ok(Closed::No),
+        Err(e) => Err(e),
+    };
+    let Some(index) = index.map_err(|e| Error::io("open", &index_path, e))? else { return Ok(Closed::No) };
+    if !index.geometry().serves(&layout.geometry) {
+        let mut words = Vec::new();
+        for chain in 0..index.geometry().primaries {
+            words.extend(index.chain_words(chain));
+        }
+        let header = Header {
+            sequence: Index::sequence_in(header),
+            generation: index.generation(),
+            recency: index.recency(),
+            next_segment: index.unused_segment_id(),
+            ..Header::default()
+        };
+        return Ok(Closed::OtherSize(words, header));
+    }
+    let hints = open_hints(directory, &index)?;
+    Ok(Closed::Fits(Recovered { index, hints, wants_checkpoint: false }))
+}
+
+/// The hints beside an index, made anew if they do not fit it.
+fn open_hints(directory: &Directory, index: &Index) -> Result<Hints> {
+    let path = directory.file("hints");
+    let hints =
+        file::open_or_create(&path).and_then(|(file, _)| match Hints::open(&file, index.geometry())? {
+            Some(hints) => Ok(hints),
+            None => Hints::create(&file, index.geometry()),
+        });
+    hints.map_err(|e| Error::io("open", &path, e))
+}
+
+/// Whether a file that can be made anew is missing or not what it should be.
+pub(super) fn is_unusable(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput | io::ErrorKind::UnexpectedEof
+    )
+}

@@ -1,0 +1,78 @@
+//! However many handles and threads a process has, it has one engine for a directory: descriptors and mappings stay
+//! as few.
+
+use std::fs;
+use std::path::Path;
+
+use keepwarm::{Builder, Cache, Timeout};
+
+use crate::crew::{self, Member, arguments};
+use crate::harness::Verdict;
+
+const HANDLES: usize = 1000;
+const THREADS: usize = 100;
+
+fn builder(dir: &Path) -> Builder {
+    Cache::builder(dir).max_entries(10_000).max_bytes(16 << 20)
+}
+
+/// The descriptors of this process, and its mappings of files in `dir`.
+fn held(dir: &Path) -> (usize, usize) {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let dir = dir.to_str().unwrap();
+    (fs::read_dir("/proc/self/fd").unwrap().count(), maps.lines().filter(|line| line.contains(dir)).count())
+}
+
+/// A process beside another: the directory.
+pub(crate) fn hold_many(arguments: &[String]) {
+    let [dir] = arguments else { panic!("{arguments:?}") };
+    let dir = Path::new(dir);
+    let cache = builder(dir).open().unwrap();
+    let work = |cache: &Cache, n: usize| {
+        cache.set(&format!("key {n}"), &n, Timeout::Never).unwrap();
+        assert_eq!(cache.get(&format!("key {n}")).unwrap(), Some(n));
+    };
+    work(&cache, 0);
+    crew::ready();
+    let before = held(dir);
+    let handles: Vec<Cache> = (0..HANDLES).map(|_| builder(dir).open().unwrap()).collect();
+    let most = std::thread::scope(|scope| {
+        let threads: Vec<_> = handles
+            .chunks(HANDLES / THREADS)
+            .enumerate()
+            .map(|(thread, handles)| {
+                scope.spawn(move || {
+                    for (n, handle) in handles.iter().enumerate() {
+                        work(handle, 1 + thread * handles.len() + n);
+                    }
+                    held(dir)
+                })
+            })
+            .collect();
+        let held = threads.into_iter().map(|thread| thread.join().unwrap());
+        held.reduce(|a, b| (a.0.max(b.0), a.1.max(b.1))).unwrap()
+    });
+    let after = held(dir);
+    drop(handles);
+    println!("{} {} {} {} {} {}", before.0, before.1, most.0, most.1, after.0, after.1);
+}
+
+pub(crate) fn do_not_grow() -> Verdict {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("cache");
+    let cache = builder(&dir).open().unwrap();
+    let mut member = Member::start("hold-many", arguments![dir.display()]);
+    assert_eq!(member.hear(), "ready");
+    member.go();
+    let said = member.finish();
+    let counts: Vec<usize> = said.split_whitespace().map(|count| crew::number(count) as usize).collect();
+    let [fds, maps, most_fds, most_maps, fds_after, maps_after] = counts[..] else { panic!("{said}") };
+    // Threads that count at the same moment each have the directory open that they count in.
+    assert!(most_fds <= fds + THREADS, "{fds} descriptors, then {most_fds}");
+    assert_eq!((most_maps, fds_after, maps_after), (maps, fds, maps), "as many as with one handle");
+    assert_eq!(cache.get("key 1000").unwrap(), Some(1000));
+    println!(
+        "{HANDLES} handles, {THREADS} threads: {fds} descriptors and {maps} mappings, as with one handle"
+    );
+    Ok(())
+}

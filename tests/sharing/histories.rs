@@ -1,0 +1,128 @@
+//! No read returns what was superseded before it began: what many processes did and saw, checked afterwards.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::checker::{self, Violation};
+use crate::crew::{self, arguments, number};
+use crate::harness::Verdict;
+use crate::history::{History, Journal};
+use crate::load::{KEYS, Load, Worker};
+use crate::rng;
+
+const PROCESSES: u32 = 4;
+const THREADS: u32 = 2;
+
+/// In the test command; at least this many in each of the two runs.
+const OPERATIONS: u64 = 100_000;
+
+/// A process: the directory, where to write down what it did, the number of its first thread, how many operations
+/// each thread does, and the load.
+pub(crate) fn work(arguments: &[String]) {
+    let [dir, journals, first, operations, load @ ..] = arguments else { panic!("{arguments:?}") };
+    let (dir, journals, load) = (Path::new(dir), Path::new(journals), Load::from_arguments(load));
+    let (first, operations) = (number(first) as u32, number(operations));
+    let cache = load.builder(dir).open().unwrap();
+    crew::ready();
+    std::thread::scope(|scope| {
+        for thread in first..first + THREADS {
+            let mut worker = Worker::new(&cache, load, thread, Journal::in_memory(journals, thread));
+            scope.spawn(move || (0..operations).for_each(|_| worker.step().unwrap()));
+        }
+    });
+    let stats = cache.stats();
+    println!("{} {} {}", stats.evicted, stats.copied_bytes, stats.expired);
+}
+
+struct Run {
+    history: History,
+    /// Over all processes: evicted, bytes copied by compaction, expired ones reaped.
+    evicted: u64,
+    copied: u64,
+    expired: u64,
+}
+
+/// Processes at work on one directory; `stale` is how many of them read through a copy of their own.
+fn run(tight: bool, operations: u64, stale: u32) -> Run {
+    let seed = rng::seed();
+    let (home, journals) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let each = operations.div_ceil(u64::from(PROCESSES * THREADS));
+    let lines = (0..PROCESSES).map(|process| {
+        let load = Load { seed, tight, closes: false, stale: process < stale };
+        let (dir, journals) = (home.path().join("cache"), journals.path());
+        let first = 1 + process * THREADS;
+        let mut line = arguments![dir.display(), journals.display(), first, each];
+        line.extend(load.to_arguments());
+        line
+    });
+    let said = crew::together("work", lines);
+    let sum =
+        |column: usize| said.iter().map(|line| number(line.split_whitespace().nth(column).unwrap())).sum();
+    let cache =
+        Load { seed, tight, closes: false, stale: false }.builder(&home.path().join("cache")).open().unwrap();
+    let report = cache.check().unwrap();
+    assert!(report.is_sound(), "{:?}", report.problems);
+    Run { history: History::read(journals.path()), evicted: sum(0), copied: sum(1), expired: sum(2) }
+}
+
+/// Checks each key.
+pub(crate) fn check(history: &History, evicts: bool) -> Result<(), (u32, Violation)> {
+    let events = history.events();
+    assert!(events.len() as u32 <= KEYS);
+    events
+        .iter()
+        .try_for_each(|(key, events)| checker::check(events, evicts).map_err(|violation| (*key, violation)))
+}
+
+/// What an operation was done how often, for people.
+pub(crate) fn counts(history: &History) -> String {
+    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
+    for (_, op) in history.ops() {
+        let told = if op.end == 0 { ", never told" } else { "" };
+        *counts.entry(format!("{:?}{told}", op.kind).to_lowercase()).or_default() += 1;
+    }
+    counts.iter().map(|(kind, n)| format!("{n} {kind}")).collect::<Vec<_>>().join(", ")
+}
+
+fn operations() -> u64 {
+    std::env::var("KEEPWARM_HISTORY_OPERATIONS").map_or(OPERATIONS, |text| number(&text) / 2)
+}
+
+fn nobody_reads_what_was_superseded_in(run: &Run, evicts: bool) {
+    if let Err((key, violation)) = check(&run.history, evicts) {
+        panic!("key {key}: {violation:#?}");
+    }
+    println!(
+        "{PROCESSES} processes of {THREADS} threads: {}; {} evicted, {} bytes copied by compaction, \
+         {} expired ones reaped; no read of what was superseded, none of what nobody stored",
+        counts(&run.history),
+        run.evicted,
+        run.copied,
+        run.expired
+    );
+}
+
+pub(crate) fn nobody_reads_what_was_superseded() -> Verdict {
+    let run = run(false, operations(), 0);
+    assert_eq!(run.evicted, 0, "the test stores more than its own bounds allow");
+    nobody_reads_what_was_superseded_in(&run, false);
+    Ok(())
+}
+
+pub(crate) fn while_entries_are_evicted() -> Verdict {
+    let run = run(true, operations(), 0);
+    assert!(run.evicted > 100 && run.copied > 0, "{} evicted, {} copied", run.evicted, run.copied);
+    nobody_reads_what_was_superseded_in(&run, true);
+    Ok(())
+}
+
+/// That the checker finds what it is there for: one process answers reads from a copy that it does not keep up to
+/// date.
+pub(crate) fn a_stale_copy_is_found() -> Verdict {
+    for tight in [false, true] {
+        let run = run(tight, 20_000, 1);
+        let (key, violation) = check(&run.history, tight).expect_err("stale reads are found");
+        println!("found: key {key}: {:?}", violation.wrong);
+    }
+    Ok(())
+}

@@ -1,0 +1,252 @@
+//! What each thread did, when, and what it was told: written down cheaply, and read back as events of each key.
+//!
+//! One file a thread, of 32 bytes an operation:
+//!
+//!     begin (8) | end, 0 until it was told (8) | kind, outcome, waited (2), key (4) | what it saw (8)
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::checker::{Did, Event, Saw};
+use crate::crew::{self, Waits};
+use crate::value::{self, Name};
+
+/// The key that a clear stands under.
+const ALL: u32 = u32::MAX;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Get,
+    Set,
+    Add,
+    Swap,
+    Touch,
+    Delete,
+    Incr,
+    Clear,
+}
+
+const KINDS: [Kind; 8] =
+    [Kind::Get, Kind::Set, Kind::Add, Kind::Swap, Kind::Touch, Kind::Delete, Kind::Incr, Kind::Clear];
+
+/// An operation.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Op {
+    pub(crate) begin: u64,
+    /// 0 if it was never told.
+    pub(crate) end: u64,
+    pub(crate) kind: Kind,
+    /// Whether it found, or did, what it was to.
+    pub(crate) yes: bool,
+    /// Of the time that it took, how much its thread was ready to run and had no processor, in units of
+    /// [`WAITED_UNIT`].
+    waited: u16,
+    pub(crate) key: u32,
+    /// A read: the value. A set: how many milliseconds the value may live, 0 for ever. A swap: the value that was to
+    /// be replaced. An increment: the result.
+    pub(crate) saw: u64,
+}
+
+/// Nanoseconds.
+const WAITED_UNIT: u64 = 1 << 16;
+const OP: usize = 32;
+
+/// What somebody read that nobody can have stored.
+pub(crate) const RUBBISH: u64 = u64::MAX;
+
+impl Op {
+    fn to_bytes(self) -> [u8; OP] {
+        let mut bytes = [0; OP];
+        bytes[..8].copy_from_slice(&self.begin.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.end.to_le_bytes());
+        bytes[16] = self.kind as u8;
+        bytes[17] = u8::from(self.yes);
+        bytes[18..20].copy_from_slice(&self.waited.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.key.to_le_bytes());
+        bytes[24..].copy_from_slice(&self.saw.to_le_bytes());
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8; OP]) -> Self {
+        let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+        Self {
+            begin: word(0),
+            end: word(8),
+            kind: KINDS[bytes[16] as usize],
+            yes: bytes[17] == 1,
+            waited: u16::from_le_bytes([bytes[18], bytes[19]]),
+            key: u32::from_le_bytes(bytes[20..24].try_into().unwrap()),
+            saw: word(24),
+        }
+    }
+
+    /// How long it took.
+    pub(crate) fn took(&self) -> u64 {
+        self.end - self.begin
+    }
+
+    /// How long it took while its thread ran or slept, and did not wait for a processor that others had.
+    pub(crate) fn took_itself(&self) -> u64 {
+        self.took().saturating_sub(u64::from(self.waited) * WAITED_UNIT)
+    }
+
+    /// What it is to the checker; a read that was never told is nothing.
+    fn event(&self, name: Name, pending_until: u64) -> Option<Event> {
+        use Did::*;
+        use Saw::*;
+        let told = self.end > 0;
+        let (saw, did) = match (self.kind, told, self.yes) {
+            (Kind::Get | Kind::Touch, false, _) => return None,
+            (Kind::Get, _, true) => (Value(self.saw), Nothing),
+            (Kind::Set, ..) => (Unknown, Wrote(name.0)),
+            (Kind::Add, false, _) | (Kind::Swap, false, _) => (Unknown, Wrote(name.0)),
+            (Kind::Add, _, true) => (Absent, Wrote(name.0)),
+            (Kind::Swap, _, true) if self.saw == 0 => (Absent, Wrote(name.0)),
+            (Kind::Swap, _, true) => (Value(self.saw), Wrote(name.0)),
+            (Kind::Swap, _, false) => return None,
+            (Kind::Touch, _, true) | (Kind::Add, _, false) => (Present, Nothing),
+            (Kind::Get | Kind::Touch, _, false) => (Absent, Nothing),
+            (Kind::Delete, false, _) | (Kind::Clear, ..) => (Unknown, Removed),
+            (Kind::Delete, _, true) => (Present, Removed),
+            (Kind::Delete, _, false) => (Absent, Nothing),
+            (Kind::Incr, false, _) => (Unknown, Counted),
+            (Kind::Incr, ..) => (value::before(self.saw).map_or(Absent, Value), Wrote(self.saw)),
+        };
+        let lives = (self.kind == Kind::Set && self.saw > 0).then(|| self.saw * 1_000_000);
+        let end = if told { self.end } else { pending_until };
+        Some(Event { begin: self.begin, end, told, saw, did, lives, by: name })
+    }
+}
+
+/// Writes down what one thread does.
+pub(crate) struct Journal {
+    thread: u32,
+    file: File,
+    /// `None`: each operation goes to the file as it begins and as it ends, so that a kill leaves it.
+    buffer: Option<Vec<u8>>,
+    next: usize,
+    open: Option<(Op, u64)>,
+    waits: Option<Waits>,
+}
+
+impl Journal {
+    fn create(dir: &Path, thread: u32, buffer: Option<Vec<u8>>, waits: Option<Waits>) -> Self {
+        let file = File::create_new(dir.join(thread.to_string())).unwrap();
+        Self { thread, file, buffer, next: 0, open: None, waits }
+    }
+
+    /// One that is written at the end.
+    pub(crate) fn in_memory(dir: &Path, thread: u32) -> Self {
+        Self::create(dir, thread, Some(Vec::new()), None)
+    }
+
+    /// One that survives a kill, and knows how long this thread, which is to use it, waited for a processor.
+    pub(crate) fn in_file(dir: &Path, thread: u32) -> Self {
+        Self::create(dir, thread, None, Some(Waits::new()))
+    }
+
+    fn waited(&self) -> u64 {
+        self.waits.as_ref().map_or(0, Waits::so_far)
+    }
+
+    /// Notes that an operation begins, and gives the name of what it writes.
+    pub(crate) fn begin(&mut self, kind: Kind, key: u32, saw: u64) -> Name {
+        assert!(self.open.is_none());
+        let key = if kind == Kind::Clear { ALL } else { key };
+        let mut op = Op { begin: 0, end: 0, kind, yes: false, waited: 0, key, saw };
+        let waited = self.waited();
+        op.begin = crew::now();
+        if self.buffer.is_none() {
+            // A page is a multiple of an operation, so a kill leaves all of it or nothing.
+            self.file.write_all_at(&op.to_bytes(), (self.next * OP) as u64).unwrap();
+        }
+        self.open = Some((op, waited));
+        Name::new(self.thread, self.next)
+    }
+
+    /// Notes that the operation that began last has ended.
+    pub(crate) fn end(&mut self, yes: bool, saw: u64) {
+        let now = crew::now();
+        let (mut op, waited) = self.open.take().unwrap();
+        op.waited = u16::try_from((self.waited() - waited) / WAITED_UNIT).unwrap_or(u16::MAX);
+        (op.end, op.yes) = (now, yes);
+        if matches!(op.kind, Kind::Get | Kind::Incr) {
+            op.saw = saw;
+        }
+        match &mut self.buffer {
+            Some(buffer) => buffer.extend(op.to_bytes()),
+            None => self.file.write_all_at(&op.to_bytes(), (self.next * OP) as u64).unwrap(),
+        }
+        self.next += 1;
+    }
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        if let Some(buffer) = &self.buffer {
+            self.file.write_all_at(buffer, 0).unwrap();
+        }
+    }
+}
+
+/// What all threads did.
+#[derive(Default)]
+pub(crate) struct History {
+    /// By thread.
+    pub(crate) threads: BTreeMap<u32, Vec<Op>>,
+    /// When the processes of threads were gone that were killed.
+    pub(crate) died: BTreeMap<u32, u64>,
+    /// From when to when everybody was dead and somebody opened the directory: what was begun and not told may take
+    /// effect then, too.
+    pub(crate) recoveries: Vec<(u64, u64)>,
+}
+
+impl History {
+    /// Reads what was written down in `dir`.
+    pub(crate) fn read(dir: &Path) -> Self {
+        let mut history = Self::default();
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path: PathBuf = entry.unwrap().path();
+            let thread = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
+            let bytes = std::fs::read(&path).unwrap();
+            let (ops, rest) = bytes.as_chunks();
+            assert!(rest.is_empty(), "{}: part of an operation", path.display());
+            history.threads.insert(thread, ops.iter().map(Op::from_bytes).collect());
+        }
+        history
+    }
+
+    pub(crate) fn ops(&self) -> impl Iterator<Item = (Name, &Op)> {
+        self.threads.iter().flat_map(|(thread, ops)| {
+            ops.iter().enumerate().map(|(index, op)| (Name::new(*thread, index), op))
+        })
+    }
+
+    /// The events of each key; a clear is one of every key.
+    pub(crate) fn events(&self) -> BTreeMap<u32, Vec<Event>> {
+        let mut keys: BTreeMap<u32, Vec<Event>> = BTreeMap::new();
+        for (name, op) in self.ops() {
+            let died = self.died.get(&(name.thread() as u32)).copied().unwrap_or(u64::MAX);
+            // A clear that was begun is completed by who takes its lock over, at the latest the next who clears.
+            let until = if op.kind == Kind::Clear { self.next_clear(died) } else { died };
+            let Some(event) = op.event(name, until) else { continue };
+            let events = keys.entry(op.key).or_default();
+            events.push(event);
+            if !event.told {
+                let later = self.recoveries.iter().filter(|(begin, _)| *begin >= died);
+                events.extend(later.map(|(begin, end)| Event { begin: *begin, end: *end, ..event }));
+            }
+        }
+        let clears = keys.remove(&ALL).unwrap_or_default();
+        keys.values_mut().for_each(|events| events.extend(&clears));
+        keys
+    }
+
+    /// When the first clear ended that began after `time`.
+    fn next_clear(&self, time: u64) -> u64 {
+        let clears = self.ops().filter(|(_, op)| op.kind == Kind::Clear && op.begin > time && op.end > 0);
+        clears.map(|(_, op)| op.end).min().unwrap_or(u64::MAX)
+    }
+}

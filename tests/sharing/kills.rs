@@ -1,0 +1,483 @@
+//! Eight processes at work in one directory, one killed with SIGKILL every few milliseconds and replaced: at random
+//! moments, and (with the feature `failpoints`) exactly at the named steps. Nothing that was acknowledged is lost,
+//! nobody reads anything wrong, nobody waits, and nothing is left behind.
+//!
+//! How long a call took is counted without the time in which its thread was ready to run and others had the processors:
+//! eight processes on a few cores wait for these longer than for each other. The kernel tells (`schedstat`).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use keepwarm::Cache;
+use tempfile::TempDir;
+
+use crate::crew::{self, Member, arguments, number};
+use crate::harness::Verdict;
+use crate::histories;
+use crate::history::{History, Journal, Kind};
+use crate::load::{KEYS, Load, Worker};
+use crate::rng::{self, Rng};
+
+const PROCESSES: usize = 8;
+/// In the test command.
+const KILLS: u64 = 1040;
+/// Kills, and then a look at everything.
+const ROUND: u64 = 200;
+/// Mean milliseconds from one kill at a random moment to the next.
+const PAUSE: u64 = 25;
+/// How long one that is to die at a named step may take to come by it.
+const PATIENCE: Duration = Duration::from_millis(700);
+/// What deaths may add to the time of a call, and what no call may take.
+const MOST_ADDED: Duration = Duration::from_millis(100);
+const MOST: Duration = Duration::from_secs(1);
+
+/// A process that works until it is dismissed or killed: the directory, where to write down what it does, the number of
+/// its thread, the step at which it kills itself (or `-`), at which time of coming by, and the load.
+pub(crate) fn live(arguments: &[String]) {
+    let [dir, journals, thread, point, nth, load @ ..] = arguments else { panic!("{arguments:?}") };
+    let (thread, load) = (number(thread) as u32, Load::from_arguments(load));
+    if point != "-" {
+        die_at(point, number(nth));
+    }
+    let dismissed = crew::dismissed();
+    let cache = load.builder(Path::new(dir)).open().unwrap();
+    let mut worker = Worker::new(&cache, load, thread, Journal::in_file(Path::new(journals), thread));
+    while !dismissed.load(std::sync::atomic::Ordering::Acquire) {
+        worker.step().unwrap();
+    }
+}
+
+#[cfg(not(feature = "failpoints"))]
+fn die_at(_: &str, _: u64) {}
+
+#[cfg(feature = "failpoints")]
+fn die_at(point: &str, nth: u64) {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    let left = AtomicU64::new(nth);
+    let die = move || {
+        if left.fetch_sub(1, Ordering::SeqCst) == 1 {
+            let me = nix::unistd::Pid::this();
+            nix::sys::signal::kill(me, nix::sys::signal::Signal::SIGKILL).unwrap();
+        }
+    };
+    fail::cfg_callback(point, die).unwrap();
+}
+
+/// The named steps of the source at which a process can be killed that shares its directory with others.
+#[cfg(feature = "failpoints")]
+fn points() -> Vec<String> {
+    // Only whoever makes a directory, is the first to open it, or the last to leave, comes by these.
+    const ALONE: [&str; 5] = ["recovery::", "sys::", "attach::marked", "detach::", "replace::"];
+    let alone = |name: &String| ALONE.iter().any(|prefix| name.starts_with(prefix));
+    crate::points::all().into_iter().filter(|name| !alone(name)).collect()
+}
+
+#[cfg(not(feature = "failpoints"))]
+fn points() -> Vec<String> {
+    Vec::new()
+}
+
+/// At random moments.
+const ANYWHERE: &str = "anywhere";
+
+/// One of the processes at work; the next takes its place.
+struct Place {
+    member: Member,
+    thread: u32,
+    point: Option<String>,
+    started: Instant,
+    dismissed: bool,
+}
+
+/// How the processes of a round end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    Killed,
+    /// By themselves, when they are told.
+    Dismissed,
+}
+
+/// A directory, and what becomes of it.
+struct Scene {
+    home: TempDir,
+    load: Load,
+    rng: Rng,
+    next_thread: u32,
+    /// Kills at each step.
+    kills: BTreeMap<String, u64>,
+}
+
+/// Some time of it, all of which is written down and checked.
+struct Act<'a> {
+    scene: &'a mut Scene,
+    ends: Ends,
+    journals: TempDir,
+    places: Vec<Place>,
+    /// When the processes were gone that were killed, by thread.
+    died: BTreeMap<u32, u64>,
+    ended: u64,
+}
+
+/// What a round came to.
+struct Round {
+    kills: u64,
+    operations: u64,
+    /// Operations that were begun and never told.
+    pending: u64,
+    /// How long calls took, in nanoseconds, the longest last: by themselves, and by the clock on the wall.
+    took_itself: Vec<u64>,
+    took: Vec<u64>,
+    /// What took longest by itself.
+    longest: Kind,
+}
+
+impl Act<'_> {
+    /// Puts a new process in a place.
+    fn start(&mut self, at: usize) {
+        let scene = &mut *self.scene;
+        let thread = scene.thread();
+        let point = if self.ends == Ends::Killed && at % 2 == 1 { scene.point() } else { None };
+        // Most steps are passed by all the time, some hardly ever.
+        let nth = [1, 1, 2, 1 + scene.rng.below(30)][scene.rng.below(4) as usize];
+        let (dir, named) = (scene.dir(), point.as_deref().unwrap_or("-"));
+        let mut line = arguments![dir.display(), self.journals.path().display(), thread, named, nth];
+        line.extend(scene.load.to_arguments());
+        let place = Place {
+            member: Member::start("live", line),
+            thread,
+            point,
+            started: Instant::now(),
+            dismissed: false,
+        };
+        match self.places.get_mut(at) {
+            Some(old) => *old = place,
+            None => self.places.push(place),
+        }
+    }
+
+    /// Notes that the process in a place is gone.
+    fn gone(&mut self, at: usize, status: ExitStatus, by_us: bool) {
+        let place = &self.places[at];
+        self.ended += 1;
+        if status.success() && place.dismissed {
+            return;
+        }
+        let killed_itself = place.point.as_deref().filter(|_| !by_us);
+        let point = killed_itself.or(by_us.then_some(ANYWHERE));
+        let kills = point.and_then(|point| self.scene.kills.get_mut(point));
+        match kills {
+            Some(kills) if status.signal() == Some(9) => *kills += 1,
+            _ => panic!("a process failed by itself: {status}"),
+        }
+        self.died.insert(place.thread, crew::now());
+    }
+
+    fn kill(&mut self, at: usize) {
+        // It may have been quicker.
+        let before = self.places[at].member.child.try_wait().unwrap();
+        let status = before.unwrap_or_else(|| self.places[at].member.kill());
+        self.gone(at, status, before.is_none());
+    }
+
+    /// One that dies by itself, if it comes by its step before long.
+    fn is_left_alone(&self, at: usize) -> bool {
+        let place = &self.places[at];
+        place.point.is_some() && place.started.elapsed() < PATIENCE
+    }
+
+    /// Whether another process is at work that nobody but this one ends. Where entries are evicted, there must always be
+    /// one: whoever opened the directory after the last of all was killed could find some again.
+    fn may_be_killed(&self, at: usize) -> bool {
+        let is_at_work = |place: &Place| self.journals.path().join(place.thread.to_string()).exists();
+        let mut others = self.places.iter().enumerate().filter(|(other, _)| *other != at);
+        !self.scene.load.tight || others.any(|(_, place)| place.point.is_none() && is_at_work(place))
+    }
+
+    /// Has `count` processes end, one after the other, and others take their places.
+    fn go_on(&mut self, count: u64) {
+        let started = Instant::now();
+        let mut next = started;
+        while self.ended < count {
+            assert!(started.elapsed() < MOST * count as u32, "only {} of {count} ended", self.ended);
+            std::thread::sleep(Duration::from_millis(1));
+            if Instant::now() >= next {
+                next += Duration::from_millis(self.scene.rng.below(2 * PAUSE + 1));
+                let at = self.scene.rng.below(PROCESSES as u64) as usize;
+                if self.ends == Ends::Dismissed {
+                    self.places[at].dismissed = true;
+                    self.places[at].member.dismiss();
+                } else if self.may_be_killed(at) && !self.is_left_alone(at) {
+                    self.kill(at);
+                    self.start(at);
+                }
+            }
+            for at in 0..self.places.len() {
+                if let Some(status) = self.places[at].member.child.try_wait().unwrap() {
+                    self.gone(at, status, false);
+                    self.start(at);
+                }
+            }
+        }
+    }
+
+    /// Has all that are left end by themselves.
+    fn dismiss(&mut self) {
+        for place in &mut self.places {
+            place.dismissed = true;
+            place.member.dismiss();
+        }
+        let deadline = Instant::now() + 10 * MOST;
+        for at in 0..self.places.len() {
+            let status = loop {
+                if let Some(status) = self.places[at].member.child.try_wait().unwrap() {
+                    break status;
+                }
+                assert!(Instant::now() < deadline, "a process does not end");
+                std::thread::sleep(Duration::from_millis(1));
+            };
+            self.gone(at, status, false);
+        }
+    }
+}
+
+impl Scene {
+    fn new(load: Load) -> Self {
+        let kills = points().into_iter().chain([ANYWHERE.to_owned()]).map(|point| (point, 0)).collect();
+        Self { home: home(), load, rng: Rng::new(load.seed), next_thread: 1, kills }
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.home.path().join("cache")
+    }
+
+    fn open(&self) -> Cache {
+        self.load.builder(&self.dir()).open().unwrap()
+    }
+
+    fn thread(&mut self) -> u32 {
+        self.next_thread += 1;
+        self.next_thread - 1
+    }
+
+    /// A step for a process to die at: any, or one that is sure to be come by, as others died at it before.
+    fn point(&mut self) -> Option<String> {
+        let any = self.rng.below(2) == 0;
+        let named = |(point, n): &(&String, &u64)| *point != ANYWHERE && (any || **n > 0);
+        let points: Vec<&String> = self.kills.iter().filter(named).map(|(point, _)| point).collect();
+        (!points.is_empty()).then(|| points[self.rng.below(points.len() as u64) as usize].clone())
+    }
+
+    /// Someone who writes down what he does himself.
+    fn witness<'a>(&mut self, cache: &'a Cache, journals: &Path) -> Worker<'a> {
+        let thread = self.thread();
+        Worker::new(cache, self.load, thread, Journal::in_file(journals, thread))
+    }
+
+    /// Has eight processes work, `count` of them end and be replaced, and looks at all that was done and seen.
+    fn round(&mut self, ends: Ends, count: u64) -> Round {
+        let journals = home();
+        // All begins with nothing there.
+        let cache = self.open();
+        self.witness(&cache, journals.path()).clear().unwrap();
+        drop(cache);
+        let tight = self.load.tight;
+        let mut act =
+            Act { scene: self, ends, journals, places: Vec::new(), died: BTreeMap::new(), ended: 0 };
+        (0..PROCESSES).for_each(|at| act.start(at));
+        act.go_on(count);
+        let mut recoveries = Vec::new();
+        let cache = if tight {
+            let cache = act.scene.open();
+            act.dismiss();
+            cache
+        } else if ends == Ends::Dismissed {
+            act.dismiss();
+            act.scene.open()
+        } else {
+            // Nobody is left, so what they left has to be recovered.
+            (0..PROCESSES).for_each(|at| act.kill(at));
+            let alone = crew::now();
+            let cache = act.scene.open();
+            recoveries.push((alone, crew::now()));
+            cache
+        };
+        let Act { journals, died, .. } = act;
+        let mut reader = self.witness(&cache, journals.path());
+        (0..KEYS).for_each(|key| reader.get(key).unwrap());
+        drop(reader);
+        let history = History { died, recoveries, ..History::read(journals.path()) };
+        self.judge(&history);
+        is_sound(&cache);
+        cache.maintain().unwrap();
+        is_sound(&cache);
+        assert!(tight || cache.stats().evicted == 0, "the test stores more than its own bounds allow");
+        Round::of(&history)
+    }
+
+    fn judge(&self, history: &History) {
+        if let Err((key, violation)) = histories::check(history, self.load.tight) {
+            panic!("key {key}: {violation:#?}\n{:?}", self.load);
+        }
+    }
+
+    /// What the directory comes to when all is cleared and nobody has it open.
+    fn footprint(&self) -> Footprint {
+        let cache = self.open();
+        cache.clear().unwrap();
+        // What is emptied goes with a checkpoint that began later.
+        for _ in 0..4 {
+            cache.maintain().unwrap();
+        }
+        is_sound(&cache);
+        cache.close().unwrap();
+        drop(cache);
+        let mut footprint = Footprint::default();
+        for entry in walkdir::WalkDir::new(self.dir()) {
+            let entry = entry.unwrap();
+            footprint.bytes += entry.metadata().unwrap().blocks() * 512;
+            match entry.path().extension() {
+                Some(segment) if segment == "seg" => footprint.segments += 1,
+                _ => footprint.others += 1,
+            }
+        }
+        let inode = fs::metadata(self.dir().join("locks")).unwrap().ino().to_string();
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        let of_ours =
+            |line: &&str| line.split_whitespace().any(|word| word.rsplit(':').next() == Some(&inode));
+        footprint.locks = locks.lines().filter(of_ours).count();
+        footprint
+    }
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Footprint {
+    segments: u64,
+    /// Other files, and directories.
+    others: u64,
+    bytes: u64,
+    /// That somebody still holds.
+    locks: usize,
+}
+
+impl Footprint {
+    /// Whether no more is left than `before`. Some segments that are made ahead, or that the dead left to who needs one next, may be there or not.
+    fn is_back_at(&self, before: &Self) -> bool {
+        const AHEAD: u64 = 5;
+        let may = AHEAD * before.bytes / before.segments;
+        self.segments <= before.segments + AHEAD
+            && self.others == before.others
+            && self.bytes <= before.bytes + may
+            && (self.locks, before.locks) == (0, 0)
+    }
+}
+
+fn is_sound(cache: &Cache) {
+    let report = cache.check().unwrap();
+    assert!(report.is_sound(), "{:?}", report.problems);
+}
+
+/// Where no sync takes any time, if there is such a place: what a kill leaves is the same.
+fn home() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    tempfile::tempdir_in(memory).or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+/// The value below which all but one in `n` are.
+fn all_but_one_in(n: usize, sorted: &[u64]) -> Duration {
+    let at = (sorted.len() - sorted.len().div_ceil(n)).min(sorted.len() - 1);
+    Duration::from_nanos(sorted[at])
+}
+
+fn worst(sorted: &[u64]) -> Duration {
+    Duration::from_nanos(*sorted.last().unwrap())
+}
+
+impl Round {
+    fn of(history: &History) -> Self {
+        let (mut took_itself, mut took, mut pending) = (Vec::new(), Vec::new(), 0);
+        for (name, op) in history.ops() {
+            if op.end > 0 {
+                took_itself.push(op.took_itself());
+                took.push(op.took());
+            } else if let Some(died) = history.died.get(&(name.thread() as u32)) {
+                // Nor may somebody have waited for long who was killed over it.
+                pending += 1;
+                took.push(died.saturating_sub(op.begin));
+            }
+        }
+        took_itself.sort_unstable();
+        took.sort_unstable();
+        let (kills, operations) = (history.died.len() as u64, took_itself.len() as u64);
+        let told = history.ops().map(|(_, op)| op).filter(|op| op.end > 0);
+        let longest = told.max_by_key(|op| op.took_itself()).unwrap().kind;
+        Self { kills, operations, pending, took_itself, took, longest }
+    }
+
+    fn times(&self) -> String {
+        let [p99, p9999] = [100, 10_000].map(|n| all_but_one_in(n, &self.took_itself));
+        format!(
+            "{} calls: 99 % within {p99:.1?}, 99.99 % within {p9999:.1?}, the longest, {:?}, {:.1?} (by the wall clock {:.1?})",
+            self.operations,
+            self.longest,
+            worst(&self.took_itself),
+            worst(&self.took)
+        )
+    }
+}
+
+pub(crate) fn the_death_of_any_harms_nobody() -> Verdict {
+    let target = std::env::var("KEEPWARM_SHARED_KILLS").map_or(KILLS, |text| number(&text));
+    let seed = rng::seed();
+    let (mut kills, mut operations, mut pending) = (0, 0, 0);
+    let mut at_points: BTreeMap<String, u64> = BTreeMap::new();
+    for tight in [false, true] {
+        // One in four kills where entries are evicted.
+        let target = if tight { target / 4 } else { target - target / 4 };
+        let load = Load { seed, tight, closes: !tight, stale: false };
+        let mut scene = Scene::new(load);
+        let control = scene.round(Ends::Dismissed, ROUND / 2);
+        let baseline = scene.footprint();
+        println!("without kills: {}", control.times());
+        let (mut longest, mut longest_wall, mut done) = (Vec::new(), Duration::ZERO, 0);
+        while done < target {
+            let round = scene.round(Ends::Killed, ROUND.min(target - done));
+            println!("{} kills: {}", round.kills, round.times());
+            longest.push(worst(&round.took_itself));
+            longest_wall = longest_wall.max(worst(&round.took));
+            done += round.kills;
+            operations += round.operations;
+            pending += round.pending;
+            let footprint = scene.footprint();
+            assert!(footprint.is_back_at(&baseline), "{footprint:?} is left, {baseline:?} was before");
+        }
+        longest.sort_unstable();
+        let (median, bound) = (longest[longest.len() / 2], worst(&control.took_itself) + MOST_ADDED);
+        assert!(
+            median <= bound,
+            "the longest call of a round takes {median:?}, without kills {:?}",
+            worst(&control.took_itself)
+        );
+        assert!(longest_wall <= MOST, "a call took {longest_wall:?}");
+        println!(
+            "the longest call of a round: {median:.1?} (median), {longest_wall:.1?} (of all, by the wall clock); left: {baseline:?}"
+        );
+        kills += done;
+        scene.kills.into_iter().for_each(|(point, n)| *at_points.entry(point).or_default() += n);
+    }
+    assert!(kills >= target, "{kills} kills");
+    let never: Vec<&String> = at_points.iter().filter(|(_, n)| **n == 0).map(|(point, _)| point).collect();
+    println!(
+        "{kills} kills among {PROCESSES} processes: {operations} operations acknowledged, 0 lost, 0 wrong, {pending} \
+         never told; kills at {at_points:?}"
+    );
+    println!("nobody died at {never:?}");
+    // What every write comes by. The rest takes chance, and is gone through by `kill_points` one by one.
+    let missed = never.iter().filter(|point| point.starts_with("commit::") && !point.ends_with("buried"));
+    assert_eq!(missed.count(), 0, "nobody died at some step of a write");
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! Many processes share one directory: what they count is exact, what they read is never stale, and neither the
+//! death of any of them nor its standing still harms the others.
+//!
+//! Longer, by the environment: `KEEPWARM_HISTORY_OPERATIONS` (10,000,000 and more), `KEEPWARM_SHARED_KILLS`
+//! (100,000 and more).
+#![cfg(test)]
+
+#[path = "../support/harness.rs"]
+mod harness;
+#[path = "../support/rng.rs"]
+mod rng;
+
+mod checker;
+mod counting;
+mod crew;
+mod descriptors;
+mod histories;
+mod history;
+mod kills;
+mod load;
+mod namespaces;
+#[cfg(feature = "failpoints")]
+#[path = "../support/points.rs"]
+mod points;
+#[cfg(feature = "failpoints")]
+mod stopped;
+mod value;
+
+use std::process::ExitCode;
+
+/// What a process can be that this program starts.
+const ROLES: &[crew::Role] = &[
+    ("count", counting::count),
+    ("add", counting::add),
+    ("work", histories::work),
+    ("live", kills::live),
+    ("contain", namespaces::contain),
+    ("count-contained", namespaces::count),
+    ("hold-many", descriptors::hold_many),
+    #[cfg(feature = "failpoints")]
+    ("stop-at", stopped::stop_at),
+];
+
+fn main() -> ExitCode {
+    if crew::play(ROLES) {
+        return ExitCode::SUCCESS;
+    }
+    harness::main(&[
+        ("the_checker_finds_each_wrong", checker::tests::each_wrong_is_found),
+        (
+            "the_checker_takes_what_can_be",
+            checker::tests::what_can_be_is_taken_and_a_planted_stale_read_is_found,
+        ),
+        ("increments_of_eight_processes_are_exact", counting::increments),
+        ("of_eight_processes_that_add_a_key_one_wins", counting::additions),
+        ("nobody_reads_what_was_superseded", histories::nobody_reads_what_was_superseded),
+        ("nobody_reads_what_was_superseded_while_entries_are_evicted", histories::while_entries_are_evicted),
+        ("reads_through_a_stale_copy_are_found", histories::a_stale_copy_is_found),
+        ("the_death_of_any_process_harms_nobody", kills::the_death_of_any_harms_nobody),
+        #[cfg(feature = "failpoints")]
+        ("a_process_that_stands_still_holds_up_its_own_bucket_alone", stopped::holds_up_its_own_bucket_alone),
+        ("containers_that_share_a_volume_count_exactly", namespaces::containers_count_exactly),
+        ("descriptors_and_mappings_do_not_grow_with_handles_and_threads", descriptors::do_not_grow),
+    ])
+}

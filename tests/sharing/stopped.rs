@@ -1,0 +1,152 @@
+//! A process that stands still (SIGSTOP) while it changes something: reads of others go on, and so do their writes
+//! elsewhere. Only who wants to change the very same is told, after a while, that it is busy.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use keepwarm::{Builder, Cache, ErrorKind, Timeout};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use crate::crew::{self, Member, arguments};
+use crate::harness::Verdict;
+
+/// How long others are held up at most.
+const MOST: Duration = Duration::from_secs(1);
+const KEY: &str = "key";
+const OTHERS: u64 = 300;
+
+fn builder(dir: &Path) -> Builder {
+    Cache::builder(dir).max_entries(100_000).max_bytes(64 << 20)
+}
+
+/// A process: the directory, the step at which it stops, and what it does: `set`, `delete`, `clear` or `maintain`.
+pub(crate) fn stop_at(arguments: &[String]) {
+    let [dir, point, what] = arguments else { panic!("{arguments:?}") };
+    let cache = builder(Path::new(dir)).open().unwrap();
+    crew::ready();
+    let stopped = Arc::new(AtomicBool::new(false));
+    let has_stopped = Arc::clone(&stopped);
+    let stop = move || {
+        if !stopped.swap(true, Ordering::SeqCst) {
+            kill(Pid::this(), Signal::SIGSTOP).unwrap();
+        }
+    };
+    fail::cfg_callback(point, stop).unwrap();
+    match what.as_str() {
+        "set" => cache.set(KEY, &2, Timeout::Never).unwrap(),
+        "delete" => drop(cache.delete(KEY).unwrap()),
+        "clear" => cache.clear().unwrap(),
+        // Until there was something to do for it, and not for another process.
+        "maintain" => {
+            while !has_stopped.load(Ordering::SeqCst) {
+                (0..1000).for_each(|_| cache.set_bytes("large", &[0; 8000], Timeout::Never).unwrap());
+                cache.maintain().unwrap();
+            }
+        }
+        _ => panic!("{what}"),
+    }
+}
+
+/// Has a process stop that does `what` at `point`, with `before` under the key. Everything else goes on, and so does
+/// what `meanwhile` does. Then the process goes on to its end, and leaves `afterwards`.
+fn stopped(
+    point: &str,
+    what: &str,
+    before: Option<i64>,
+    meanwhile: impl FnOnce(&Cache, &str),
+    afterwards: Option<i64>,
+) {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("cache");
+    let cache = builder(&dir).open().unwrap();
+    if let Some(before) = before {
+        cache.set(KEY, &before, Timeout::Never).unwrap();
+    }
+    let mut member = Member::start("stop-at", arguments![dir.display(), point, what]);
+    assert_eq!(member.hear(), "ready", "a process failed before it began");
+    member.go();
+    let pid = Pid::from_raw(member.child.id().cast_signed());
+    let status = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
+    assert_eq!(status, WaitStatus::Stopped(pid, Signal::SIGSTOP), "{what} at {point}");
+
+    let name = format!("{what} at {point}");
+    let ((), took) = crew::timed(|| {
+        for n in 0..OTHERS {
+            let other = format!("other {n}");
+            cache.set(&other, &n, Timeout::Never).unwrap();
+            assert_eq!(cache.get(&other).unwrap(), Some(n));
+            assert_eq!(cache.incr(&other, 1).unwrap(), n as i64 + 1);
+            assert!(cache.delete(&other).unwrap());
+        }
+    });
+    assert!(took < MOST, "{name}: others took {took:?}");
+    let ((), took) = crew::timed(|| meanwhile(&cache, &name));
+    assert!(took < 4 * MOST, "{name}: others were held up for {took:?}");
+    kill(pid, Signal::SIGCONT).unwrap();
+    member.finish();
+    assert_eq!(cache.get::<i64>(KEY).unwrap(), afterwards, "{name}, when it went on");
+    cache.set(KEY, &4, Timeout::Never).unwrap();
+    assert_eq!(cache.get(KEY).unwrap(), Some(4));
+    let report = cache.check().unwrap();
+    assert!(report.is_sound(), "{name}: {:?}", report.problems);
+}
+
+#[track_caller]
+fn busy<T>(name: &str, what: impl FnOnce() -> keepwarm::Result<T>) {
+    let (done, took) = crew::timed(what);
+    assert_eq!(done.err().map(|error| error.kind()), Some(ErrorKind::Busy), "{name}");
+    assert!(took < MOST, "{name}: it took {took:?} to say that it is busy");
+}
+
+fn reads(cache: &Cache, name: &str, expected: Option<i64>) {
+    let read = || (0..1000).for_each(|_| assert_eq!(cache.get::<i64>(KEY).unwrap(), expected, "{name}"));
+    let ((), took) = crew::timed(read);
+    assert!(took < MOST, "{name}: reads took {took:?}");
+}
+
+pub(crate) fn holds_up_its_own_bucket_alone() -> Verdict {
+    // It holds no lock yet.
+    let writes = |cache: &Cache, name: &str| {
+        reads(cache, name, Some(1));
+        cache.set(KEY, &3, Timeout::Never).unwrap();
+        reads(cache, name, Some(3));
+    };
+    stopped("commit::begun", "set", Some(1), writes, Some(2));
+    stopped("commit::reserved", "set", Some(1), writes, Some(2));
+    // It has the bucket locked. What the key holds before, meanwhile and afterwards:
+    for (point, what, [before, meanwhile, afterwards]) in [
+        ("commit::counted", "set", [None, None, Some(2)]),
+        ("commit::stamped", "set", [None, None, Some(2)]),
+        ("commit::stamped", "set", [Some(1), Some(1), Some(2)]),
+        ("commit::published", "set", [Some(1), Some(2), Some(2)]),
+        ("commit::stamped", "delete", [Some(1), Some(1), None]),
+        ("commit::published", "delete", [Some(1), None, None]),
+    ] {
+        let is_busy = |cache: &Cache, name: &str| {
+            reads(cache, name, meanwhile);
+            busy(name, || cache.set(KEY, &3, Timeout::Never));
+            busy(name, || cache.incr_or_init(KEY, 1, 0, Timeout::Never));
+            reads(cache, name, meanwhile);
+        };
+        stopped(point, what, before, is_busy, afterwards);
+    }
+    // A clear that stands still holds up other clears.
+    let clears_are_busy = |cache: &Cache, name: &str| {
+        reads(cache, name, Some(1));
+        busy(name, || cache.clear());
+    };
+    stopped("clear::stamped", "clear", Some(1), clears_are_busy, None);
+    // Who leads and stands still holds up what leaders do, and nobody's calls.
+    let all_goes_on = |cache: &Cache, name: &str| {
+        reads(cache, name, Some(1));
+        cache.clear().unwrap();
+        reads(cache, name, None);
+        cache.set(KEY, &3, Timeout::Never).unwrap();
+    };
+    stopped("checkpoint::begun", "maintain", Some(1), all_goes_on, Some(3));
+    Ok(())
+}
