@@ -26,10 +26,20 @@ pub(crate) enum Kind {
     Delete,
     Incr,
     Clear,
+    Compute,
 }
 
-const KINDS: [Kind; 8] =
-    [Kind::Get, Kind::Set, Kind::Add, Kind::Swap, Kind::Touch, Kind::Delete, Kind::Incr, Kind::Clear];
+const KINDS: [Kind; 9] = [
+    Kind::Get,
+    Kind::Set,
+    Kind::Add,
+    Kind::Swap,
+    Kind::Touch,
+    Kind::Delete,
+    Kind::Incr,
+    Kind::Clear,
+    Kind::Compute,
+];
 
 /// An operation.
 #[derive(Debug, Clone, Copy)]
@@ -44,7 +54,7 @@ pub(crate) struct Op {
     /// [`WAITED_UNIT`].
     waited: u16,
     pub(crate) key: u32,
-    /// A read: the value. A set: how many milliseconds the value may live, 0 for ever. A swap: the value that was to
+    /// A read or a computation: the value. A set: how many milliseconds the value may live, 0 for ever. A swap: the value that was to
     /// be replaced. An increment: the result.
     pub(crate) saw: u64,
 }
@@ -101,7 +111,9 @@ impl Op {
             (Kind::Get | Kind::Touch, false, _) => return None,
             (Kind::Get, _, true) => (Value(self.saw), Nothing),
             (Kind::Set, ..) => (Unknown, Wrote(name.0)),
-            (Kind::Add, false, _) | (Kind::Swap, false, _) => (Unknown, Wrote(name.0)),
+            (Kind::Add | Kind::Swap | Kind::Compute, false, _) => (Unknown, Wrote(name.0)),
+            (Kind::Compute, ..) if self.saw == name.0 => (Unknown, Wrote(name.0)),
+            (Kind::Compute, ..) => (Value(self.saw), Nothing),
             (Kind::Add, _, true) => (Absent, Wrote(name.0)),
             (Kind::Swap, _, true) if self.saw == 0 => (Absent, Wrote(name.0)),
             (Kind::Swap, _, true) => (Value(self.saw), Wrote(name.0)),
@@ -172,7 +184,7 @@ impl Journal {
         let (mut op, waited) = self.open.take().unwrap();
         op.waited = u16::try_from((self.waited() - waited) / WAITED_UNIT).unwrap_or(u16::MAX);
         (op.end, op.yes) = (now, yes);
-        if matches!(op.kind, Kind::Get | Kind::Incr) {
+        if matches!(op.kind, Kind::Get | Kind::Incr | Kind::Compute) {
             op.saw = saw;
         }
         match &mut self.buffer {
