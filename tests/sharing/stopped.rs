@@ -75,9 +75,17 @@ fn stopped(
 
     let name = format!("{what} at {point}");
     let ((), took) = crew::timed(|| {
+        let mut in_its_bucket = 0;
         for n in 0..OTHERS {
             let other = format!("other {n}");
-            cache.set(&other, &n, Timeout::Never).unwrap();
+            match cache.set(&other, &n, Timeout::Never) {
+                // One key in 25,000 is in the bucket of the process that stands still.
+                Err(e) if e.kind() == ErrorKind::Busy && in_its_bucket < 2 => {
+                    in_its_bucket += 1;
+                    continue;
+                }
+                set => set.unwrap(),
+            }
             assert_eq!(cache.get(&other).unwrap(), Some(n));
             assert_eq!(cache.incr(&other, 1).unwrap(), n as i64 + 1);
             assert!(cache.delete(&other).unwrap());
