@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::Engine;
 use super::balance::Balance;
-use super::blob::Blobs;
+use super::blob::{Blobs, Haste};
 use super::checkpoint::Checkpoints;
 use super::claims::Claims;
 use super::counters::Counters;
@@ -140,6 +140,10 @@ impl Attached {
         let index = Arc::new(index);
         space.attach(index.clone());
         let blobs = Blobs::open(&directory.blobs(), &space)?;
+        if !is_shared {
+            // Whoever joins others counts with what they count, and finds the blobs when it has to decide about space.
+            blobs.recount(Haste::Now)?;
+        }
         let limits = index.limits();
         let budget = layout::segment_budget(limits.max_bytes, index.geometry());
         let log = Log::new(&directory.segments(), index.clone(), budget, space)?;
@@ -168,8 +172,8 @@ impl Attached {
             told_of_entries: AtomicBool::new(false),
             told_of_bytes: AtomicBool::new(false),
         });
-        engine.find_blobs();
         if let Some(recovered) = recovered {
+            engine.dead_blobs(Haste::Later);
             engine.settle(recovered)?;
         }
         let maintenance = Some(Maintenance::start(engine.clone())?);

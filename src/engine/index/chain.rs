@@ -94,9 +94,9 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     /// So long nobody is put off the processor, even where many want it.
-    const LONG: Duration = Duration::from_secs(1);
+    const LONG: Duration = Duration::from_millis(500);
 
-    /// Whether it has waited for about a second.
+    /// Whether it has waited for about half a second.
     pub(crate) fn is_long(&self) -> bool {
         self.since.is_some_and(|since| since.elapsed() > Self::LONG)
     }
@@ -220,7 +220,7 @@ impl Index {
     /// Locks the chain of `hash`.
     ///
     /// # Errors
-    /// If somebody who lives does not let go of it for about a second.
+    /// If somebody who lives does not let go of it for about half a second.
     pub(crate) fn lock(&self, hash: u64) -> Result<Locked<'_>, Busy> {
         self.lock_primary(self.primary_of(hash))
     }

@@ -94,7 +94,7 @@ impl Index {
     /// Takes the lock that one `clear` at a time holds, and returns what gives it back.
     ///
     /// # Errors
-    /// If somebody who lives does not let go of it for about a second.
+    /// If somebody who lives does not let go of it for about half a second.
     pub(crate) fn lock_clear(&self) -> Result<ClearLock<'_>, Busy> {
         /// The owner and the lock bit take these; above are the low bits of the generation that is to begin.
         const GENERATION_SHIFT: u32 = 33;
