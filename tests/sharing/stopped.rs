@@ -23,7 +23,7 @@ const KEY: &str = "key";
 const OTHERS: u64 = 200;
 
 fn builder(dir: &Path) -> Builder {
-    Cache::builder(dir).max_entries(100_000).max_bytes(24 << 20)
+    Cache::builder(dir).max_entries(100_000).max_bytes(64 << 20)
 }
 
 /// A process: the directory, the step at which it stops, and what it does: `set`, `delete`, `clear`, `maintain` or
