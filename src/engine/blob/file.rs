@@ -230,7 +230,8 @@ impl BlobWriter {
 
 impl Drop for BlobWriter {
     fn drop(&mut self) {
-        if self.path.as_os_str().is_empty() {
+        // In a process that was forked it is the parent's, who goes on with it.
+        if self.path.as_os_str().is_empty() || !self.account.space.is_ours() {
             return;
         }
         if let Err(error) = file::remove(&self.path) {

@@ -37,7 +37,8 @@ impl Pieces for BlobSource {
             let read = self.blob.read_chunk(number, &mut self.chunk);
             let is_sound = read.map_err(|e| Error::new(ErrorKind::Io, "read").with_source(e))?;
             if !is_sound {
-                if let Some(engine) = self.engine.upgrade() {
+                // That of a process which this one was forked from is not used any more.
+                if let Some(engine) = self.engine.upgrade().filter(|engine| engine.log.space().is_ours()) {
                     engine.drop_named(self.owner);
                 }
                 let why =
@@ -65,10 +66,19 @@ impl Spooled {
     pub(crate) fn new(attached: Arc<Attached>) -> Self {
         Self { attached, small: Vec::new(), large: None }
     }
+
+    fn check_ours(&self) -> Result<()> {
+        if self.attached.is_ours() {
+            return Ok(());
+        }
+        let why = "the writer belongs to the process that this one was forked from";
+        Err(Error::new(ErrorKind::Interrupted, "write").with_source(why))
+    }
 }
 
 impl Spool for Spooled {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.check_ours()?;
         if self.large.is_none() {
             if !self.attached.is_large(self.small.len() + bytes.len()) {
                 self.small.extend_from_slice(bytes);
@@ -86,6 +96,7 @@ impl Spool for Spooled {
     }
 
     fn commit(self: Box<Self>, key: &str, expires_at: Expiry) -> Result<()> {
+        self.check_ours()?;
         let Self { attached, small, large } = *self;
         let blob: Option<Pin<'_>> =
             large.map(|writer| attached.seal_blob(writer, key.as_bytes())).transpose()?;
