@@ -285,17 +285,18 @@ pub(crate) fn space_comes_back() -> Verdict {
         }
     };
     fill(0);
-    let last = cache.get_bytes("0 599").unwrap().expect("it was just stored");
+    let mut held = cache.get_bytes("0 599").unwrap();
+    assert!(held.is_some(), "it was just stored");
     let (go_on, done) = (Line::new(), Line::new());
     let removed = || mappings(&[dir.join("segments").to_str().unwrap(), "(deleted)"]);
     let forked = child(|| {
         go_on.hear();
-        let inherited = removed();
-        assert!(inherited > 1, "what the parent has removed is mapped here");
+        let before = removed();
+        assert!(before > 1, "what the parent has removed is mapped here");
         assert_eq!(cache.get::<u8>("missing").unwrap(), None);
-        assert_eq!(removed(), 1, "but for what the program holds, of {inherited}");
-        assert_eq!(last, value);
-        drop(last.clone());
+        assert_eq!(removed(), 1, "but for what the program holds, of {before}");
+        assert_eq!(held.take().unwrap(), value);
+        assert_eq!(removed(), 0, "and now all");
         done.say(1);
     });
     (1..6).for_each(fill);
@@ -303,6 +304,6 @@ pub(crate) fn space_comes_back() -> Verdict {
     go_on.say(1);
     done.hear();
     forked.finish();
-    assert_eq!(last, value);
+    assert_eq!(held.unwrap(), value);
     Ok(())
 }

@@ -18,6 +18,15 @@ fn again_and_again(stop: &AtomicBool, call: impl Fn(u64)) {
     (0..).take_while(|_| !stop.load(Ordering::Relaxed)).for_each(call);
 }
 
+/// Has all stop that look at it, when this is over or has failed.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// What a child does, whatever the threads of its parent were doing.
 fn live(cache: &Cache, n: u64) {
     for _ in 0..TIMES {
@@ -28,7 +37,7 @@ fn live(cache: &Cache, n: u64) {
     assert_eq!(cache.get(&key).unwrap(), Some(n));
     // The parent may be computing it, and other children.
     cache.get_or_set(&format!("computed {}", n % 7), Duration::from_millis(1), || n).unwrap();
-    let lease = cache.lease(&key, Duration::from_secs(60)).unwrap().unwrap();
+    let lease = cache.lease(&format!("lease {n}"), Duration::from_secs(60)).unwrap().unwrap();
     assert!(lease.release().unwrap());
     assert!(cache.delete(&key).unwrap());
     match n % 4 {
@@ -69,6 +78,7 @@ pub(crate) fn of_everything() -> Verdict {
         for call in calls {
             scope.spawn(move || again_and_again(stop, call));
         }
+        let _stop = Stop(stop);
         for n in 0..FORKS {
             let inherited = cache.clone();
             child(|| {
@@ -77,7 +87,6 @@ pub(crate) fn of_everything() -> Verdict {
             })
             .finish();
         }
-        stop.store(true, Ordering::Relaxed);
     });
     let all = counted.load(Ordering::Relaxed) + FORKS as i64 * TIMES;
     assert_eq!(cache.get("count").unwrap(), Some(all), "increments of the parent and of all children");
