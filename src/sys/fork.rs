@@ -179,6 +179,12 @@ impl OwnFile {
         }
     }
 
+    /// Fails in a process that was forked since.
+    pub(crate) fn check_ours(&self) -> io::Result<()> {
+        let why = "it belongs to the process that this one was forked from";
+        if self.is_ours() { Ok(()) } else { Err(io::Error::new(io::ErrorKind::Interrupted, why)) }
+    }
+
     /// Whether this process has it, and not the one that it was forked from.
     pub(crate) fn is_ours(&self) -> bool {
         !self.epoch.is_over()

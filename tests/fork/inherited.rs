@@ -1,7 +1,7 @@
 //! What a child does with what it inherits.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -66,7 +66,7 @@ pub(crate) fn both_go_on() -> Verdict {
 pub(crate) fn grandchildren() -> Verdict {
     const GENERATIONS: u64 = 20;
     fn live(cache: &Cache, generation: u64, said: &Line) {
-        let count = || drop(cache.incr_or_init("count", 1, 0, Timeout::Never).unwrap());
+        let count = || cache.incr_or_init("count", 1, 0, Timeout::Never).unwrap();
         count();
         said.say(descriptors() as u64);
         if generation < GENERATIONS {
@@ -185,7 +185,7 @@ pub(crate) fn writers_and_leases_are_the_parents() -> Verdict {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
     let cache = builder(&dir).open().unwrap();
-    let large = vec![5; 1 << 20];
+    let large = vec![5; 2 << 20];
     let write = |key, value: &[u8]| {
         let mut writer = cache.writer(key, Timeout::Never).unwrap();
         writer.write_all(value).unwrap();
@@ -195,20 +195,24 @@ pub(crate) fn writers_and_leases_are_the_parents() -> Verdict {
     let dropped = write("dropped", &large);
     let [lease, released] =
         ["lease", "released"].map(|key| cache.lease(key, Duration::from_secs(600)).unwrap().unwrap());
+    cache.set_bytes("stored", &large, Timeout::Never).unwrap();
     let files = || std::fs::read_dir(dir.join("blobs")).unwrap().count();
     let before = files();
+    let mut reader = cache.reader("stored").unwrap().unwrap();
     let mut inherited = Some((writers, dropped, lease, released));
     child(|| {
         let ([small, mut large], dropped, lease, released) = inherited.take().unwrap();
-        let failed = large.write(b"more").unwrap_err();
-        let failed = failed.downcast::<Error>().unwrap();
-        assert_eq!(failed.kind(), ErrorKind::Interrupted, "{failed}");
+        let failed = [large.write(b"more").unwrap_err(), reader.read(&mut [0; 100]).unwrap_err()];
+        for failed in failed.map(|failed| failed.downcast::<Error>().unwrap()) {
+            assert_eq!(failed.kind(), ErrorKind::Interrupted, "{failed}");
+        }
         assert_eq!(small.commit().unwrap_err().kind(), ErrorKind::Interrupted);
         assert_eq!(large.commit().unwrap_err().kind(), ErrorKind::Interrupted);
         drop((dropped, lease));
         assert!(!released.release().unwrap());
         assert_eq!(files(), before);
         assert_eq!(cache.get_bytes("small").unwrap(), None);
+        assert!(cache.get_bytes("stored").unwrap().unwrap() == large);
         let mut own = cache.writer("own", Timeout::Never).unwrap();
         own.write_all(b"own").unwrap();
         own.commit().unwrap();
@@ -219,6 +223,9 @@ pub(crate) fn writers_and_leases_are_the_parents() -> Verdict {
         assert!(cache.lease(key, Duration::from_secs(600)).unwrap().is_none(), "{key} is taken");
     }
     assert!(lease.is_held().unwrap() && released.release().unwrap() && lease.release().unwrap());
+    let mut read = Vec::new();
+    reader.read_to_end(&mut read).unwrap();
+    assert!(read == large, "the parent's reader goes on");
     assert_eq!(files(), before);
     drop(dropped);
     assert_eq!(files(), before - 1, "what the parent dropped is gone");

@@ -35,10 +35,13 @@ impl Pieces for BlobSource {
         if self.number != Some(number) {
             self.number = None;
             let read = self.blob.read_chunk(number, &mut self.chunk);
-            let is_sound = read.map_err(|e| Error::new(ErrorKind::Io, "read").with_source(e))?;
+            let is_sound = read.map_err(|e| {
+                let inherited = e.kind() == std::io::ErrorKind::Interrupted;
+                let kind = if inherited { ErrorKind::Interrupted } else { ErrorKind::Io };
+                Error::new(kind, "read").with_source(e)
+            })?;
             if !is_sound {
-                // That of a process which this one was forked from is not used any more.
-                if let Some(engine) = self.engine.upgrade().filter(|engine| engine.log.space().is_ours()) {
+                if let Some(engine) = self.engine.upgrade() {
                     engine.drop_named(self.owner);
                 }
                 let why =

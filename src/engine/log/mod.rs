@@ -304,7 +304,11 @@ impl Log {
     /// `info` was read before the sync begins.
     fn sync_one(&self, segment: &Segment, info: &SegmentInfo) -> Result<()> {
         let own = self.index.is_own(info.owner);
-        let synced = if own && !info.failed { segment.sync_if_dirty() } else { segment.sync() };
+        let synced = match info.failed {
+            true => Err(segment.refused()),
+            false if own => segment.sync_if_dirty(),
+            false => segment.sync(),
+        };
         if synced.is_err() {
             self.index.set_segment_failed(segment.id);
         } else if info.state != SegmentState::Active {
@@ -326,15 +330,16 @@ impl Log {
             }
             return;
         }
-        if let Some(Tail { segment, .. }) = spare {
-            self.discard(segment.id);
-        }
+        // One that somebody left behind has records.
+        let (unused, spare): (Vec<_>, Vec<_>) =
+            spare.into_iter().partition(|tail| tail.end == segment::HEADER_LEN as u32);
+        unused.iter().for_each(|tail| self.discard(tail.segment.id));
         let end = active.as_ref().map(|tail| (tail.segment.id, tail.end));
         let orphan = || self.index.orphans().last().map(|orphan| (orphan.id, orphan.tail));
         if let Some((id, tail)) = end.or_else(orphan) {
             self.index.set_end_of_log(id, tail);
         }
-        for tail in [active, copies].into_iter().flatten() {
+        for tail in [active, copies].into_iter().flatten().chain(spare) {
             drain(&tail.segment);
             self.seal(tail);
         }
