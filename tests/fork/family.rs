@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, alarm, fork};
 
-/// How long a child may take. One that hangs is ended by SIGALRM.
+/// How long a child may take, and how long is waited for what another process says. What hangs is ended by SIGALRM.
 const SECONDS: u32 = 60;
 
 /// A child. Dropped, it is killed.
@@ -98,7 +98,10 @@ impl Line {
 
     pub(crate) fn hear(&self) -> u64 {
         let mut bytes = [0; 8];
+        // Whoever should have spoken may have failed.
+        let before = alarm::set(SECONDS);
         (&self.from).read_exact(&mut bytes).unwrap();
+        before.map_or_else(alarm::cancel, alarm::set);
         u64::from_le_bytes(bytes)
     }
 }

@@ -201,13 +201,13 @@ pub(crate) fn writers_and_leases_are_the_parents() -> Verdict {
     let mut reader = cache.reader("stored").unwrap().unwrap();
     let mut inherited = Some((writers, dropped, lease, released));
     child(|| {
-        let ([small, mut large], dropped, lease, released) = inherited.take().unwrap();
-        let failed = [large.write(b"more").unwrap_err(), reader.read(&mut [0; 100]).unwrap_err()];
+        let ([small, mut broken], dropped, lease, released) = inherited.take().unwrap();
+        let failed = [broken.write(b"more").unwrap_err(), reader.read(&mut [0; 100]).unwrap_err()];
         for failed in failed.map(|failed| failed.downcast::<Error>().unwrap()) {
             assert_eq!(failed.kind(), ErrorKind::Interrupted, "{failed}");
         }
         assert_eq!(small.commit().unwrap_err().kind(), ErrorKind::Interrupted);
-        assert_eq!(large.commit().unwrap_err().kind(), ErrorKind::Interrupted);
+        assert_eq!(broken.commit().unwrap_err().kind(), ErrorKind::Interrupted);
         drop((dropped, lease));
         assert!(!released.release().unwrap());
         assert_eq!(files(), before);
@@ -282,6 +282,8 @@ pub(crate) fn computations_are_the_parents() -> Verdict {
 }
 
 pub(crate) fn space_comes_back() -> Verdict {
+    /// Segments that the background may have in hand at the fork. They stay mapped in the child.
+    const IN_HAND: usize = 2;
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
     let cache = builder(&dir).open().unwrap();
@@ -294,22 +296,21 @@ pub(crate) fn space_comes_back() -> Verdict {
     fill(0);
     let mut held = cache.get_bytes("0 599").unwrap();
     assert!(held.is_some(), "it was just stored");
-    let (go_on, done) = (Line::new(), Line::new());
+    let go_on = Line::new();
     let removed = || mappings(&[dir.join("segments").to_str().unwrap(), "(deleted)"]);
     let forked = child(|| {
         go_on.hear();
         let before = removed();
-        assert!(before > 1, "what the parent has removed is mapped here");
+        assert!(before > 20, "what the parent has removed is mapped here: {before}");
         assert_eq!(cache.get::<u8>("missing").unwrap(), None);
-        assert_eq!(removed(), 1, "but for what the program holds, of {before}");
+        let now = removed();
+        assert!((1..=1 + IN_HAND).contains(&now), "but for what the program holds: {now} of {before}");
         assert_eq!(held.take().unwrap(), value);
-        assert_eq!(removed(), 0, "and now all");
-        done.say(1);
+        assert_eq!(removed(), now - 1, "and that, too");
     });
     (1..6).for_each(fill);
     cache.maintain().unwrap();
     go_on.say(1);
-    done.hear();
     forked.finish();
     assert_eq!(held.unwrap(), value);
     Ok(())

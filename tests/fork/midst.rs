@@ -9,7 +9,7 @@ use crate::family::child;
 use crate::harness::Verdict;
 use crate::inherited::builder;
 
-const FORKS: u64 = 400;
+const FORKS: u64 = 200;
 /// Increments of each child.
 const TIMES: i64 = 20;
 
@@ -66,7 +66,7 @@ pub(crate) fn of_everything() -> Verdict {
         cache.get_or_set(&format!("computed {}", n % 7), Duration::from_millis(1), || n).unwrap();
         drop(cache.lease("lease", Duration::from_secs(60)).unwrap());
     };
-    let look_after = |n: u64| match n % 3 {
+    let look_after = |n: u64| match n % 30 {
         0 => cache.maintain().unwrap(),
         1 => cache.flush().unwrap(),
         // The next call of any thread attaches again.
