@@ -40,10 +40,10 @@ fn live(cache: &Cache, n: u64) {
     let lease = cache.lease(&format!("lease {n}"), Duration::from_secs(60)).unwrap().unwrap();
     assert!(lease.release().unwrap());
     assert!(cache.delete(&key).unwrap());
-    match n % 4 {
-        0 => cache.flush().unwrap(),
-        1 => cache.maintain().unwrap(),
-        2 => cache.close().unwrap(),
+    match n % 40 {
+        0 => cache.maintain().unwrap(),
+        1..10 => cache.flush().unwrap(),
+        10..20 => cache.close().unwrap(),
         _ => {}
     }
 }
