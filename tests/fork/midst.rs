@@ -51,6 +51,7 @@ fn live(cache: &Cache, n: u64) {
 pub(crate) fn of_everything() -> Verdict {
     let home = tempfile::tempdir().unwrap();
     let cache = builder(&home.path().join("cache")).open().unwrap();
+    cache.set_bytes("held", &[7; 60_000], Timeout::Never).unwrap();
     let (stop, counted) = (AtomicBool::new(false), AtomicI64::new(0));
     let started = Instant::now();
     let count = |_| {
@@ -58,7 +59,10 @@ pub(crate) fn of_everything() -> Verdict {
         counted.fetch_add(1, Ordering::Relaxed);
     };
     let write = |n: u64| cache.set_bytes(&format!("value {}", n % 100), &[9; 3000], Timeout::Never).unwrap();
+    // Large enough to be handed out where it lies.
+    let held = || cache.get_bytes("held").unwrap();
     let read = |n: u64| {
+        drop(held());
         drop(cache.get_bytes(&format!("value {}", n % 100)).unwrap());
         drop(cache.get_shared::<u64>(&format!("computed {}", n % 7)).unwrap());
     };
@@ -80,10 +84,10 @@ pub(crate) fn of_everything() -> Verdict {
         }
         let _stop = Stop(stop);
         for n in 0..FORKS {
-            let inherited = cache.clone();
+            let mut bytes = held();
             child(|| {
-                live(&inherited, n);
-                drop(inherited);
+                drop(bytes.take());
+                live(&cache, n);
             })
             .finish();
         }
