@@ -229,3 +229,15 @@ impl Drop for Account {
         }
     }
 }
+
+#[cfg(test)]
+impl SpaceInUse {
+    /// What a forked process has of its parent's.
+    pub(crate) fn inherited() -> Self {
+        Self(Arc::new(Usage { epoch: Epoch::now().before(), ..Usage::default() }))
+    }
+
+    pub(crate) fn lock_own(&self) -> impl Sized + use<'_> {
+        self.own()
+    }
+}
