@@ -8,9 +8,8 @@ use super::Contender;
 use crate::workload::Key;
 
 pub(super) const SETUP: &str = "through rusqlite 0.41, which brings it along; `journal_mode = WAL`, `synchronous = NORMAL`, \
-     a page cache of 256 MiB, which
-     holds all of it, a busy timeout of a minute; a table `key BLOB PRIMARY KEY, value BLOB` `WITHOUT ROWID`, cached \
-     statements, a transaction for each call, values read where they lie";
+     a page cache of 256 MiB, which holds all of it, a busy timeout of a minute; a table `key BLOB PRIMARY KEY, value BLOB` \
+     `WITHOUT ROWID`, cached statements, a transaction for each call, values read where they lie";
 
 const SET: &str =
     "INSERT INTO entries VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
