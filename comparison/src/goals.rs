@@ -132,6 +132,6 @@ mod tests {
         results.add(processes::GROUP, &mixed, Which::Keepwarm, 5e6);
         results.add(processes::GROUP, &mixed, Which::Lmdb, 2e6);
         let text = table(&results).to_string();
-        assert!(text.contains("2 processes, against LMDB | ≥ 3 × | 2.5 × | **no** |"), "{text}");
+        assert!(text.contains("2 processes, against LMDB | ≥ 3.0 × | 2.5 × | **no** |"), "{text}");
     }
 }

@@ -66,8 +66,8 @@ pub(crate) fn run(plan: &Plan, results: &mut Results) {
         eprintln!("processes: round {} of {}", round + 1, plan.rounds);
         for traffic in Traffic::value_variants() {
             for processes in COUNTS {
+                settle(plan);
                 for (which, dir) in rotated(&loaded, round) {
-                    settle(plan);
                     let share = operations(plan, *which) / processes;
                     let seconds = together(*which, dir.path(), size, *traffic, processes, share);
                     let rate = f64::from(share * processes) / seconds;
