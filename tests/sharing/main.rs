@@ -65,6 +65,8 @@ fn main() -> ExitCode {
         ("the_death_of_any_process_harms_nobody", kills::the_death_of_any_harms_nobody),
         #[cfg(feature = "failpoints")]
         ("a_process_that_stands_still_holds_up_its_own_bucket_alone", stopped::holds_up_its_own_bucket_alone),
+        #[cfg(feature = "failpoints")]
+        ("a_process_that_stands_still_anywhere_holds_up_nobody", stopped::holds_up_nobody_wherever_it_stops),
         ("containers_that_share_a_volume_count_exactly", namespaces::containers_count_exactly),
         ("descriptors_and_mappings_do_not_grow_with_handles_and_threads", descriptors::do_not_grow),
     ])
