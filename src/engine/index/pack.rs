@@ -1,8 +1,9 @@
 //! Copying chains out of the index, one moment of each, and putting such copies into an empty one.
 
 use super::bucket::{Bucket, Control, SLOTS};
-use super::chain::{Backoff, MAX_CHAIN};
+use super::chain::MAX_CHAIN;
 use super::{Index, LINE, Vacancy, Word};
+use crate::sys::wait::Backoff;
 
 /// The words of one chain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
