@@ -12,6 +12,7 @@ mod check;
 mod checkpoint;
 mod choice;
 mod claims;
+mod clear;
 mod commit;
 pub(crate) mod counters;
 mod culler;

@@ -7,6 +7,7 @@
 
 pub(crate) mod atomic;
 pub(crate) mod file;
+pub(crate) mod fork;
 pub(crate) mod lock;
 pub(crate) mod map;
 #[cfg(feature = "failpoints")]

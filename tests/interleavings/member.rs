@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::engine::index::{CountUp, Geometry, Index, Membership, Probe, SegmentState, Turn, Word};
 use crate::sys::file::File;
+use crate::sys::fork::OwnFile;
 use crate::sys::machine::{Died, Machine, Process};
 
 /// One chain, and two buckets for it to grow by.
@@ -26,7 +27,7 @@ pub(crate) fn members(machine: &Arc<Machine>, count: u32) -> Vec<Arc<Member>> {
     let attach = |number| {
         let process = Process::new(machine, number);
         let file = File(process.clone());
-        let membership = Membership::new(Arc::new(File(process.clone())), number);
+        let membership = Membership::new(Arc::new(OwnFile(process.clone())), number);
         let index = match number {
             1 => Index::create(&file, TINY, membership).unwrap(),
             _ => Index::join(&file, membership).unwrap().expect("an index is there"),

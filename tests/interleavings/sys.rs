@@ -51,7 +51,7 @@ pub(crate) mod file {
     use std::io;
     use std::sync::Arc;
 
-    /// The file of the index and the one of the locks, as one process has them open.
+    /// The file of the index, as one process has them open.
     #[derive(Debug)]
     pub(crate) struct File(pub(crate) Arc<Process>);
 
@@ -84,8 +84,23 @@ pub(crate) mod file {
     }
 }
 
+pub(crate) mod fork {
+    use super::machine::Process;
+    use std::sync::Arc;
+
+    /// The file of the locks, as one process has it open. Nobody forks here.
+    #[derive(Debug)]
+    pub(crate) struct OwnFile(pub(crate) Arc<Process>);
+
+    impl OwnFile {
+        pub(crate) fn is_ours(&self) -> bool {
+            true
+        }
+    }
+}
+
 pub(crate) mod lock {
-    use super::file::File;
+    use super::fork::OwnFile as File;
     use std::io;
 
     pub(crate) fn try_lock(file: &File, byte: i64) -> io::Result<bool> {

@@ -17,6 +17,7 @@ mod descriptors;
 mod histories;
 mod history;
 mod kills;
+mod large;
 mod load;
 mod namespaces;
 #[cfg(feature = "failpoints")]
@@ -34,6 +35,7 @@ const ROLES: &[crew::Role] = &[
     ("add", counting::add),
     ("work", histories::work),
     ("live", kills::live),
+    ("churn", large::churn),
     ("contain", namespaces::contain),
     ("count-contained", namespaces::count),
     ("hold-many", descriptors::hold_many),
@@ -56,9 +58,15 @@ fn main() -> ExitCode {
         ("nobody_reads_what_was_superseded", histories::nobody_reads_what_was_superseded),
         ("nobody_reads_what_was_superseded_while_entries_are_evicted", histories::while_entries_are_evicted),
         ("reads_through_a_stale_copy_are_found", histories::a_stale_copy_is_found),
+        (
+            "large_values_are_whole_whoever_removes_them_and_nothing_is_left",
+            large::values_are_whole_and_nothing_is_left,
+        ),
         ("the_death_of_any_process_harms_nobody", kills::the_death_of_any_harms_nobody),
         #[cfg(feature = "failpoints")]
         ("a_process_that_stands_still_holds_up_its_own_bucket_alone", stopped::holds_up_its_own_bucket_alone),
+        #[cfg(feature = "failpoints")]
+        ("a_process_that_stands_still_anywhere_holds_up_nobody", stopped::holds_up_nobody_wherever_it_stops),
         ("containers_that_share_a_volume_count_exactly", namespaces::containers_count_exactly),
         ("descriptors_and_mappings_do_not_grow_with_handles_and_threads", descriptors::do_not_grow),
     ])

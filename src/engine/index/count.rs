@@ -3,7 +3,7 @@
 //! Counting up comes before publishing and counting down after removing, so a kill in between leaves a count
 //! that is too high, never one that lets the cache overfill.
 
-use super::chain::Busy;
+use super::lock::Busy;
 use super::{Index, at};
 use crate::sys::atomic::Ordering;
 use crate::sys::step;

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use super::{ATTACH_AT, Index, MEMBER_WORDS, MOST_PROCESSES, at};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::atomic::{AtomicU64, Ordering};
-use crate::sys::file::File;
+use crate::sys::fork::OwnFile;
 use crate::sys::lock;
 use crate::sys::wait::Backoff;
 
@@ -33,7 +33,7 @@ const _: () = assert!(MOST_PROCESSES < NUMBER);
 #[derive(Debug, Clone)]
 pub(crate) struct Membership {
     /// The lock file; byte n stands for the process of number n. Without one, nobody else is alive.
-    locks: Option<Arc<File>>,
+    locks: Option<Arc<OwnFile>>,
     /// 1 and up.
     number: u32,
     /// `incarnation | number`; what names this process.
@@ -42,7 +42,7 @@ pub(crate) struct Membership {
 
 impl Membership {
     /// The process of this `number`, whose byte of `locks` is held.
-    pub(crate) fn new(locks: Arc<File>, number: u32) -> Self {
+    pub(crate) fn new(locks: Arc<OwnFile>, number: u32) -> Self {
         Self { locks: Some(locks), number, owner: 0 }
     }
 
@@ -87,13 +87,14 @@ impl Turn {
 /// A turn among processes, had until this is dropped. Threads of one process need a lock of their own beside.
 #[derive(Debug)]
 pub(crate) struct HeldTurn<'a> {
-    locks: Option<&'a File>,
+    locks: Option<&'a OwnFile>,
     turn: Turn,
 }
 
 impl Drop for HeldTurn<'_> {
     fn drop(&mut self) {
-        if let Some(Err(error)) = self.locks.map(|locks| lock::unlock(locks, self.turn.byte())) {
+        let locks = self.locks.filter(|locks| locks.is_ours());
+        if let Some(Err(error)) = locks.map(|locks| lock::unlock(locks, self.turn.byte())) {
             tracing::error!(turn = ?self.turn, %error, "cannot let go of a lock");
         }
     }

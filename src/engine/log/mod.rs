@@ -126,6 +126,7 @@ impl Log {
     ///
     /// # Errors
     /// If the environment refuses to have it opened.
+    #[inline]
     pub(crate) fn fetch(&self, id: u32) -> Result<SegmentGuard> {
         let here = self.table.hold(id);
         if here.get().is_some() { Ok(here) } else { self.open(id) }
@@ -353,6 +354,19 @@ impl Log {
             *lock(tail) = None;
         }
         lock(&self.unsynced).clear();
+        self.table.clear();
+    }
+
+    /// The same in a process that was forked from the one whose log this is. Waits for nobody: what is locked stays.
+    pub(crate) fn let_go_after_fork(&self) {
+        for tail in [&self.active, &self.copies, &self.spare] {
+            if let Ok(mut tail) = tail.try_lock() {
+                *tail = None;
+            }
+        }
+        if let Ok(mut unsynced) = self.unsynced.try_lock() {
+            unsynced.clear();
+        }
         self.table.clear();
     }
 }
