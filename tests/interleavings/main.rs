@@ -4,9 +4,9 @@
 //! runs small scenarios in every interleaving with a bounded number of preemptions, and has each load return each value
 //! that its memory order allows. Shuttle runs a larger one in random orders, with a process that dies. `tests/protocol`
 //! is about the order of the steps with log and disk; this is about the code and its memory orders.
-#![cfg(test)]
 
 #[expect(dead_code, reason = "shuttle has the chance; only the seed is ours")]
+#[cfg(test)]
 #[path = "../support/rng.rs"]
 mod rng;
 
@@ -22,8 +22,12 @@ mod options {
     }
     pub(crate) const INLINE_CULL_ENTRIES: u64 = 10_000;
 }
+// Not under `cfg(test)`: the lints see the index as they do in the library.
 mod engine;
+#[cfg(test)]
 mod every_order;
+#[cfg(test)]
 mod member;
+#[cfg(test)]
 mod random_orders;
 mod sys;
