@@ -168,6 +168,7 @@ impl Attached {
             claims: Arc::new(Claims::new(directory.path.clone(), held.id(), hasher)),
             counters: Counters::default(),
             culling: Mutex::new(()),
+            counting: Mutex::new(()),
             emptying: Mutex::new(()),
             checkpoints: Mutex::new(checkpoints),
             seen_appended: AtomicU64::new(0),

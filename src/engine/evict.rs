@@ -2,10 +2,12 @@
 //! entry may be back, which for a cache is no loss. Its chain is marked, so that a `delete` which comes too late
 //! for the entry keeps it from coming back.
 
+use std::sync::PoisonError;
+
 use super::Engine;
 use super::counters::Counter;
 use super::hints::Hint;
-use super::index::{Slot, Word};
+use super::index::{Slot, Turn, Word};
 
 impl Engine {
     /// Empties `slot` if it still holds `word`. Says whether it did.
@@ -65,8 +67,14 @@ impl Engine {
     /// The count and the entries change under bucket locks only. So if no lock was held or taken from before the count
     /// was read until after the entries were counted, both are of one moment, and their difference is what is
     /// wrong with the count, then and later.
+    ///
+    /// One at a time does: of two who find the same thing wrong, both would correct it.
     pub(super) fn count_again(&self) {
         const ATTEMPTS: usize = 4;
+        let _counting = self.counting.lock().unwrap_or_else(PoisonError::into_inner);
+        let Ok(Some(_turn)) = self.index.take_turn(Turn::Counting) else { return };
+        // Before it counts: who asks for a recount from here on may mean what is not seen below.
+        self.index.set_wants_recount(false);
         for _ in 0..ATTEMPTS {
             let Some(before) = self.index.unlocks() else {
                 self.index.free_of_dead();
@@ -80,9 +88,9 @@ impl Engine {
                 .count();
             if self.index.unlocks() == Some(before) {
                 self.index.correct_count(generation, counted as i64 - i64::from(seen));
-                self.index.set_wants_recount(false);
                 return;
             }
         }
+        self.index.set_wants_recount(true);
     }
 }

@@ -78,6 +78,8 @@ pub(crate) struct Engine {
     counters: Counters,
     /// Held by whoever culls, so that two inserts at the bound do not both make room.
     culling: Mutex<()>,
+    /// Taken with [`Turn::Counting`], which is for processes.
+    counting: Mutex<()>,
     /// Held by the thread that has the process's turn to empty segments.
     emptying: Mutex<()>,
     checkpoints: Mutex<Checkpoints>,

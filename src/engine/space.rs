@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::blob::Haste;
 use super::counters::Counter;
-use super::index::{Backoff, SegmentInfo, SegmentState, Slot, Word};
+use super::index::{SegmentInfo, SegmentState, Slot, Word};
 use super::layout;
 use super::log::Copies;
 use super::record::{Draft, Record, Stamp};
@@ -20,6 +20,7 @@ use super::usage::Account;
 use super::{Engine, SpaceTurn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::step;
+use crate::sys::wait::Backoff;
 
 /// Of a segment that is emptied, at most one in so many bytes is copied when there is need for space.
 const COPY_SHARE: u64 = 5;

@@ -1,6 +1,7 @@
 //! File operations, each with its fail point. Nothing here follows a link that was planted in the directory.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+pub(crate) use std::fs::File;
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -51,6 +52,12 @@ pub(crate) fn create(path: &Path) -> io::Result<File> {
         .open(path)?;
     tell!(Created(path));
     Ok(file)
+}
+
+/// A file without a name.
+#[cfg(test)]
+pub(crate) fn nameless() -> io::Result<File> {
+    tempfile::tempfile()
 }
 
 /// Opens the file, or makes it if there is none. Says whether it was made.
@@ -108,6 +115,15 @@ pub(crate) fn reset(file: &File, len: u64, piece: u64) -> io::Result<()> {
         write_at(file, &zeros[..(len - at).min(piece) as usize], at)?;
     }
     Ok(())
+}
+
+/// Fills `bytes` from `offset` on.
+pub(crate) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    file.read_exact_at(bytes, offset)
+}
+
+pub(crate) fn len(file: &File) -> io::Result<u64> {
+    Ok(file.metadata()?.len())
 }
 
 pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {

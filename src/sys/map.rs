@@ -3,10 +3,11 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::AtomicU32;
 
 use memmap2::{MmapOptions, MmapRaw};
 
+use super::atomic::AtomicU64;
 use super::{fault, tell};
 
 #[cfg(target_endian = "big")]
@@ -33,6 +34,16 @@ impl Map {
     /// The same, of a file that is open to be read: only [`bytes`](Map::bytes) may be asked for.
     pub(crate) fn to_read(file: &File, len: usize) -> io::Result<Self> {
         Self::of(file, len, |options| options.map_raw_read_only(file))
+    }
+
+    /// Zeros that belong to no file.
+    #[cfg(test)]
+    pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
+        Ok(Self {
+            raw: MmapOptions::new().len(len).map_anon()?.into(),
+            #[cfg(feature = "failpoints")]
+            inode: 0,
+        })
     }
 
     fn of(

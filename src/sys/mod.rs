@@ -5,12 +5,14 @@
 //! `failpoints`), so that a test can make it return an error number, or stop the process right there. The same
 //! feature has a test told of what is synced, made and removed, so that it can simulate power cuts.
 
+pub(crate) mod atomic;
 pub(crate) mod file;
 pub(crate) mod fork;
 pub(crate) mod lock;
 pub(crate) mod map;
 #[cfg(feature = "failpoints")]
 pub mod observe;
+pub(crate) mod wait;
 
 /// A fail point of a fallible step: `return(ERRNO)` makes the enclosing function return that error.
 macro_rules! fault {

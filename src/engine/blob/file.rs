@@ -23,12 +23,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::engine::index::Backoff;
 use crate::engine::segment;
 use crate::engine::usage::Account;
 use crate::error::{Error, Result};
 use crate::sys::fork::OwnFile;
 use crate::sys::map::Map;
+use crate::sys::wait::Backoff;
 use crate::sys::{file, lock, step};
 
 const HEADER_LEN: usize = 64;

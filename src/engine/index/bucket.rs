@@ -11,9 +11,8 @@
 //! and a reader who finds that it does not fit, in a bucket that nobody has locked or changed meanwhile, knows
 //! that something else wrote there: all that the bucket says is void.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use super::{LINE, Word};
+use crate::sys::atomic::{AtomicU64, Ordering};
 
 const LOCKED: u64 = 1;
 const LOST: u64 = 2;
@@ -123,10 +122,11 @@ impl<'a> Bucket<'a> {
         SLOTS.into_iter().all(|slot| self.word(slot) == Word::EMPTY)
     }
 
-    /// The check that fits the entry words as they are.
+    /// The check that fits the entry words as they are. Whoever read one that changed sees, in the control word, that
+    /// it was locked.
     pub(super) fn computed_check(self) -> u32 {
         let sum = FACTORS.iter().zip(&self.0[1..]).fold(0u64, |sum, (factor, word)| {
-            sum.wrapping_add(word.load(Ordering::Relaxed).wrapping_mul(*factor))
+            sum.wrapping_add(word.load(Ordering::Acquire).wrapping_mul(*factor))
         });
         (sum >> 32) as u32
     }

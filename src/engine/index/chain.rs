@@ -8,11 +8,10 @@
 //! time every chain that was ever long would hold one. A reader who still walks into it misses nothing, since it
 //! was empty, and what it may find there later are words of other keys, which it compares and passes over.
 
-use std::sync::atomic::Ordering;
-
 use super::bucket::{Bucket, Control, LAST_SLOT, SLOTS};
 use super::lock::Locked;
 use super::{Index, LINE, Word, at};
+use crate::sys::atomic::Ordering;
 
 /// No chain is longer; what would make it so replaces the coldest of its entries.
 pub(super) const MAX_CHAIN: usize = 16;

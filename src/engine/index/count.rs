@@ -3,11 +3,11 @@
 //! Counting up comes before publishing and counting down after removing, so a kill in between leaves a count
 //! that is too high, never one that lets the cache overfill.
 
-use std::sync::atomic::Ordering;
-
-use super::lock::{Backoff, Busy};
+use super::lock::Busy;
 use super::{Index, at};
+use crate::sys::atomic::Ordering;
 use crate::sys::step;
+use crate::sys::wait::Backoff;
 
 /// What became of counting a new entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,9 +1,8 @@
 //! What all processes share beside the entries: the limits, what is to be done, and how far the log and the snapshots are.
 
-use std::sync::atomic::Ordering;
-
 use super::{Index, at};
 use crate::options::Limits;
+use crate::sys::atomic::Ordering;
 
 impl Index {
     /// The limits that count for all processes: `max_entries`, `cull_frequency`, `max_bytes`.

@@ -13,13 +13,14 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{ATTACH_AT, Backoff, Index, MEMBER_WORDS, MOST_PROCESSES, at};
+use super::{ATTACH_AT, Index, MEMBER_WORDS, MOST_PROCESSES, at};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::atomic::{AtomicU64, Ordering};
 use crate::sys::fork::OwnFile;
 use crate::sys::lock;
+use crate::sys::wait::Backoff;
 
 /// The number of a process takes the low bits of an owner.
 const NUMBER_BITS: u32 = 11;
@@ -63,6 +64,8 @@ pub(crate) enum Turn {
     Admission,
     /// Cull in the inserting call.
     Culling,
+    /// Count the entries again.
+    Counting,
 }
 
 impl Turn {
@@ -73,7 +76,7 @@ impl Turn {
     /// How long the turn of another process is waited for: so long that only one that is stopped is not done.
     fn patience(self) -> Duration {
         match self {
-            Self::Leadership => Duration::ZERO,
+            Self::Leadership | Self::Counting => Duration::ZERO,
             // With checkpoints, which wait for the disk.
             Self::Space => Duration::from_secs(10),
             Self::Admission | Self::Culling => Duration::from_secs(1),

@@ -23,17 +23,17 @@ mod members;
 mod pack;
 mod segments;
 
-use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::bucket::Bucket;
 pub(crate) use self::chain::{Found, LONGEST_CHAIN, Probe, Slot, Vacancy};
 pub(crate) use self::count::{ClearLock, CountUp};
-pub(crate) use self::lock::{Backoff, Busy, Locked};
+pub(crate) use self::lock::{Busy, Locked};
 pub(crate) use self::members::{HeldTurn, Membership, Turn};
 pub(crate) use self::pack::Packed;
 pub(crate) use self::segments::{SegmentInfo, SegmentState};
+use crate::sys::atomic::{AtomicU64, Ordering};
+use crate::sys::file::File;
 use crate::sys::map::Map;
 
 /// An offset within a segment is stored in units of this many bytes.
@@ -233,7 +233,19 @@ impl Index {
     /// Makes the index anew in `file`, empty: all zeros but for its geometry.
     pub(crate) fn create(file: &File, geometry: Geometry, membership: Membership) -> io::Result<Self> {
         crate::sys::file::reset(file, geometry.index_bytes(), crate::sys::file::HUGE_PIECES)?;
-        let mut index = Self::map(file, geometry, membership)?;
+        Self::fill(Self::map(file, geometry, membership)?)
+    }
+
+    /// One that nobody else will ever use.
+    #[cfg(test)]
+    pub(crate) fn in_memory(geometry: Geometry) -> io::Result<Self> {
+        let map = Map::anonymous(geometry.index_bytes() as usize)?;
+        Self::fill(Self::over(map, geometry, Membership::alone()))
+    }
+
+    /// Says in the header of `index`, which is all zeros, what it is.
+    fn fill(mut index: Self) -> io::Result<Self> {
+        let geometry = index.geometry;
         index.enter()?;
         for (word, value) in [
             (at::PRIMARIES, u64::from(geometry.primaries)),
@@ -260,7 +272,7 @@ impl Index {
         let plausible =
             expected[at::CLEAR_LOCK] == 0 && expected[at::COUNT] >> 32 == expected[at::GENERATION];
         let Some(geometry) = Geometry::stated(expected).filter(|_| plausible) else { return Ok(None) };
-        if file.metadata()?.len() != geometry.index_bytes() {
+        if crate::sys::file::len(file)? != geometry.index_bytes() {
             return Ok(None);
         }
         // A copy may have holes, and a store into one can fail.
@@ -275,13 +287,12 @@ impl Index {
 
     /// Maps the index that other processes are using, if `file` holds one.
     pub(crate) fn join(file: &File, membership: Membership) -> io::Result<Option<Self>> {
-        use std::os::unix::fs::FileExt;
         let mut bytes = [0; HEADER_WORDS * 8];
-        if let Err(e) = file.read_exact_at(&mut bytes, 0) {
+        if let Err(e) = crate::sys::file::read_at(file, &mut bytes, 0) {
             return if e.kind() == io::ErrorKind::UnexpectedEof { Ok(None) } else { Err(e) };
         }
         let header = std::array::from_fn(|at| u64::from_le_bytes(std::array::from_fn(|i| bytes[at * 8 + i])));
-        let len = file.metadata()?.len();
+        let len = crate::sys::file::len(file)?;
         let stated = Geometry::stated(&header).filter(|geometry| geometry.index_bytes() == len);
         let Some(geometry) = stated else { return Ok(None) };
         let mut index = Self::map(file, geometry, membership)?;
@@ -291,7 +302,11 @@ impl Index {
 
     fn map(file: &File, geometry: Geometry, membership: Membership) -> io::Result<Self> {
         let map = Map::new(file, geometry.index_bytes() as usize)?;
-        Ok(Self { map, geometry, buckets_at: geometry.buckets_at(), membership })
+        Ok(Self::over(map, geometry, membership))
+    }
+
+    fn over(map: Map, geometry: Geometry, membership: Membership) -> Self {
+        Self { map, geometry, buckets_at: geometry.buckets_at(), membership }
     }
 
     pub(crate) fn header_copy(&self) -> HeaderCopy {
@@ -365,10 +380,9 @@ impl Index {
 
     /// The recency clock as the header of the index in `file` shows it, if it is one.
     pub(crate) fn recency_in(file: &File) -> Option<u32> {
-        use std::os::unix::fs::FileExt;
         let word = |at: usize| {
             let mut bytes = [0; 8];
-            file.read_exact_at(&mut bytes, at as u64 * 8).ok()?;
+            crate::sys::file::read_at(file, &mut bytes, at as u64 * 8).ok()?;
             Some(u64::from_le_bytes(bytes))
         };
         (word(at::MAGIC)? == MAGIC).then(|| word(at::RECENCY)).flatten().map(|tick| tick as u32)

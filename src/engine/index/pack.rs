@@ -2,8 +2,8 @@
 
 use super::bucket::{Bucket, Control, SLOTS};
 use super::chain::MAX_CHAIN;
-use super::lock::Backoff;
 use super::{Index, LINE, Vacancy, Word};
+use crate::sys::wait::Backoff;
 
 /// The words of one chain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

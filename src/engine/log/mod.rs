@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::index::{Backoff, Index, SegmentInfo, SegmentState, Word};
+use super::index::{Index, SegmentInfo, SegmentState, Word};
 use super::layout;
 use super::record::{self, Draft};
 use super::segment::{self, Opened, Segment};
@@ -30,6 +30,7 @@ use super::usage::SpaceInUse;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::file::HeldDirectory;
 use crate::sys::step;
+use crate::sys::wait::Backoff;
 
 pub(crate) struct Log {
     dir: PathBuf,

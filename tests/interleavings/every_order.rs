@@ -1,0 +1,189 @@
+//! Small scenarios in every order, and that each notices what it is there for.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Instant;
+
+use loom::thread;
+
+use crate::engine::index::SegmentState;
+use crate::member::{Member, SEGMENT, TINY, members};
+use crate::sys::machine::{Fault, Machine, Memory};
+
+/// So often a process is put off in one run where it could have gone on: all orders of so few are tried.
+const PREEMPTIONS: usize = 2;
+/// The same, for scenarios with more steps, and with less.
+const FEWER: usize = 1;
+const MORE: usize = 3;
+
+/// Runs `scenario` in every order, and says how many there were.
+fn explore(name: &str, preemptions: usize, scenario: impl Fn() + Send + Sync + 'static) {
+    let (count, started) = (Arc::new(AtomicUsize::new(0)), Instant::now());
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.max_branches = 10_000;
+    let counted = count.clone();
+    builder.check(move || {
+        counted.fetch_add(1, Relaxed);
+        scenario();
+    });
+    let count = count.load(Relaxed);
+    assert!(count > 10, "{name}: {count} orders are none");
+    println!("{name}: {count} orders with {preemptions} preemptions, {:?}", started.elapsed());
+}
+
+/// Runs `scenario` until something does not hold in it, which has to happen.
+fn notices(name: &str, preemptions: usize, scenario: impl Fn() + Send + Sync + 'static) {
+    let found = catch_unwind(AssertUnwindSafe(|| explore(name, preemptions, scenario)));
+    assert!(found.is_err(), "{name}: not noticed");
+}
+
+fn world(fault: Fault, count: u32) -> Vec<Arc<Member>> {
+    members(&Machine::with(Memory::Loom, TINY.index_bytes() as usize, fault), count)
+}
+
+/// Has a process do something on a thread of its own.
+fn on<T: 'static>(member: &Arc<Member>, what: impl FnOnce(&Member) -> T + 'static) -> thread::JoinHandle<T> {
+    let member = member.clone();
+    thread::spawn(move || what(&member))
+}
+
+/// Key 1 has record 1; another process publishes record 2 of it.
+fn publish_against_read(fault: Fault) {
+    let world = world(fault, 2);
+    assert!(world[0].set(1, 1));
+    let writer = on(&world[1], |member| assert!(member.set(1, 2)));
+    let mut last = 0;
+    for _ in 0..2 {
+        let (record, stamp) = world[0].get(1).expect("the key is there all the time");
+        assert!([1, 2].contains(&record) && stamp >= last);
+        last = stamp;
+    }
+    writer.join().unwrap();
+    assert_eq!(world[0].get(1).unwrap().0, 2);
+    world[0].check_at_rest();
+}
+
+#[test]
+fn a_reader_sees_the_old_record_or_the_new_one_whole() {
+    explore("publish against read", PREEMPTIONS, || publish_against_read(Fault::None));
+    notices("stores that publish nothing", PREEMPTIONS, || publish_against_read(Fault::RelaxedStores));
+}
+
+/// A reader of key 1, and a copy of the chain, while another process changes key 2 beside it.
+#[test]
+fn what_changes_beside_a_key_does_not_make_it_look_damaged() {
+    explore("publish against read of a neighbour", PREEMPTIONS, || {
+        let world = world(Fault::None, 2);
+        assert!(world[0].set(1, 1));
+        assert!(world[0].set(2, 2));
+        let writer = on(&world[1], |member| assert!(member.set(2, 3)));
+        assert_eq!(world[0].get(1).unwrap().0, 1);
+        writer.join().unwrap();
+    });
+    explore("publish against a copy of the chain", PREEMPTIONS, || {
+        let world = world(Fault::None, 2);
+        assert!(world[0].set(1, 1));
+        let writer = on(&world[1], |member| assert!(member.set(1, 2)));
+        let mut packed = crate::engine::index::Packed::default();
+        assert!(world[0].index.pack(0, &mut packed));
+        assert!([1, 2].contains(&(packed.primary[0].offset() / 8)), "the copy lacks the key");
+        writer.join().unwrap();
+    });
+}
+
+fn publish_against_publish(fault: Fault) {
+    let world = world(fault, 2);
+    let other = on(&world[1], |member| member.set(1, 2));
+    let mine = world[0].set(1, 1);
+    let theirs = other.join().unwrap();
+    assert_eq!((mine, theirs), (true, true));
+    let (_, last) = world[0].get(1).unwrap();
+    assert_eq!(last, world[0].stamp(1).max(world[0].stamp(2)), "the later one is there");
+    world[0].check_at_rest();
+    assert_eq!(world[0].index.count(), 1);
+}
+
+#[test]
+fn of_two_writers_of_a_key_the_later_one_wins_and_it_is_counted_once() {
+    explore("publish against publish", PREEMPTIONS, || publish_against_publish(Fault::None));
+    notices("locks that do not lock", PREEMPTIONS, || publish_against_publish(Fault::BlindSwaps));
+}
+
+/// The one process drops a segment that the other has mapped, and puts something else in its place. The word is gone; a
+/// reader that found it before goes on with the record.
+fn drop_against_read(lets_go: bool) {
+    let world = world(Fault::None, 2);
+    world[0].set(1, 1);
+    world[0].delete(1);
+    let index = &world[0].index;
+    assert!(index.move_segment(SEGMENT, SegmentState::Active, SegmentState::Sealed));
+    assert!(index.move_segment(SEGMENT, SegmentState::Sealed, SegmentState::Emptied));
+    let dropper = on(&world[0], |member| {
+        member.index.drop_segment(SEGMENT);
+        assert!(member.keep_up(SEGMENT));
+        member.index.free_dropped(member.index.drops_seen_by_all());
+        if member.index.segment(SEGMENT).is_none() {
+            member.free(1);
+        }
+    });
+    let has_let_go = world[1].keep_up(SEGMENT) && lets_go;
+    assert!(has_let_go || !world[1].is_freed(1), "a segment was freed that is in use");
+    dropper.join().unwrap();
+}
+
+#[test]
+fn a_segment_is_freed_when_everybody_has_let_go_of_it() {
+    explore("drop of a segment against read", MORE, || drop_against_read(true));
+    notices("a process that keeps what it says it let go of", MORE, || drop_against_read(false));
+}
+
+/// Process 2 dies instead of making one more change than `changes` of those that `set` makes. Says whether it did.
+fn take_over(changes: u64, is_new: bool) {
+    let world = world(Fault::None, 2);
+    if !is_new {
+        assert!(world[0].set(1, 3));
+    }
+    world[1].process.die_after(changes);
+    let doomed = on(&world[1], |member| member.survives(|| assert!(member.set(1, 2))));
+    assert!(world[0].set(1, 1));
+    let survived = doomed.join().unwrap();
+    let (record, stamp) = world[0].get(1).expect("one of them was published");
+    let (mine, theirs) = (world[0].stamp(1), world[0].stamp(2));
+    if survived || mine > theirs {
+        assert_eq!(stamp, mine.max(theirs), "record {record}: the later one is there");
+    } else {
+        assert_ne!(record, 3, "what was acknowledged is there, or what came later");
+    }
+    world[0].check_at_rest();
+}
+
+#[test]
+fn whoever_takes_a_lock_over_goes_on_with_what_the_dead_have_published() {
+    // A lock, a count if the key is new, a sequence, a stamp, a word, an unlock.
+    for (is_new, all) in [(true, 6), (false, 5)] {
+        for changes in 0..all {
+            explore(&format!("take-over after {changes} changes, new: {is_new}"), PREEMPTIONS, move || {
+                take_over(changes, is_new);
+            });
+        }
+    }
+}
+
+/// The kernel lies: each takes the other for dead.
+fn steal(fault: Fault) {
+    let world = world(fault, 2);
+    let other = on(&world[1], |member| member.set(1, 2));
+    let mine = world[0].set(1, 1);
+    let theirs = other.join().unwrap();
+    let stolen = world[0].index.wants_recount();
+    let noticed = !mine || !theirs;
+    assert_eq!(noticed, stolen, "{mine:?} {theirs:?}");
+}
+
+#[test]
+fn a_lock_that_is_stolen_from_the_living_is_noticed_at_its_unlock() {
+    explore("a lock is stolen", FEWER, || steal(Fault::AllSeemDead));
+    notices("an unlock that does not compare", FEWER, || steal(Fault::BlindAndAllSeemDead));
+}

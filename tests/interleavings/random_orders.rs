@@ -1,0 +1,131 @@
+//! A larger scenario in many random orders: three processes do all that the index is shared for, and one dies of it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Instant;
+
+use shuttle::rand::Rng;
+use shuttle::scheduler::RandomScheduler;
+use shuttle::{Config, FailurePersistence, Runner, thread};
+
+use crate::engine::index::SegmentState;
+use crate::member::{Member, TINY, members};
+use crate::rng;
+use crate::sys::machine::{Fault, Machine, Memory};
+
+const SCHEDULES: usize = 10_000;
+const PROCESSES: u32 = 3;
+/// Calls of each process.
+const CALLS: usize = 3;
+const KEYS: u64 = 9;
+
+/// Something at random that a process does with the index.
+fn call(member: &Member, next_record: &AtomicU32) {
+    let mut random = shuttle::rand::thread_rng();
+    let key = random.gen_range(1..=KEYS);
+    match random.gen_range(0..10) {
+        0..=3 => {
+            let record = next_record.fetch_add(1, Relaxed);
+            assert!(member.set(key, record), "nobody steals");
+        }
+        4 => assert!(member.delete(key), "nobody steals"),
+        5 => clear(member),
+        6 | 7 => {
+            let first = member.get(key);
+            let second = member.get(key);
+            if let (Some((_, first)), Some((_, second))) = (first, second) {
+                assert!(first <= second, "a key went back in time");
+            }
+        }
+        8 => member.count_again(),
+        _ => segments(member),
+    }
+}
+
+fn clear(member: &Member) {
+    let lock = member.index.lock_clear().expect("nobody is stopped");
+    member.index.begin_generation(member.index.generation() + 1);
+    drop(lock);
+}
+
+/// Goes on with a segment that a process left or began, seals it, drops it, and frees what all have let go of.
+fn segments(member: &Member) {
+    let index = &member.index;
+    let id = match index.orphans().into_iter().find(|orphan| index.adopt_segment(orphan.id, orphan.owner)) {
+        Some(orphan) => orphan.id,
+        None => match index.begin_segment(4096) {
+            Some(id) => {
+                assert!(index.move_segment(id, SegmentState::Unborn, SegmentState::Active));
+                id
+            }
+            None => return,
+        },
+    };
+    assert!(index.is_own(index.segment(id).expect("it is this process's").owner));
+    index.set_segment_tail(id, 64, 64);
+    index.seal_segment(id);
+    assert!(index.move_segment(id, SegmentState::Sealed, SegmentState::Emptied), "one has it");
+    index.drop_segment(id);
+    member.keep_up(id);
+    index.free_dropped(index.drops_seen_by_all());
+}
+
+fn scenario(fault: Fault) {
+    let machine = Machine::with(Memory::Shuttle, TINY.index_bytes() as usize, fault);
+    let world = members(&machine, PROCESSES);
+    world[0].index.leave_segment(crate::member::SEGMENT);
+    let next_record = Arc::new(AtomicU32::new(1));
+    world[2].process.die_after(shuttle::rand::thread_rng().gen_range(0..60));
+    let threads: Vec<_> = world
+        .iter()
+        .map(|member| {
+            let (member, next_record) = (member.clone(), next_record.clone());
+            thread::spawn(move || {
+                member.survives(|| (0..CALLS).for_each(|_| call(&member, &next_record)));
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    let survivor = &world[0];
+    survivor.index.free_of_dead();
+    let died = survivor.index.bury_dead();
+    assert_eq!(died, world[2].process.is_dead());
+    finish_clear(survivor);
+    survivor.check_at_rest();
+    survivor.count_again();
+    assert!(!survivor.index.wants_recount());
+    survivor.check_at_rest();
+}
+
+/// Does what whoever comes after a dead process does: a clear that it began is done again.
+fn finish_clear(member: &Member) {
+    let lock = member.index.lock_clear().expect("whoever has it is dead");
+    if lock.unfinished {
+        member.index.begin_generation(member.index.generation() + 1);
+    }
+    drop(lock);
+    assert!(!member.index.is_clearing());
+}
+
+fn explore(fault: Fault) {
+    let scheduler = RandomScheduler::new_from_seed(rng::seed(), SCHEDULES);
+    let mut config = Config::new();
+    // The seed says it all; and a process that dies is not a failure.
+    config.failure_persistence = FailurePersistence::None;
+    config.silence_warnings = true;
+    Runner::new(scheduler, config).run(move || scenario(fault));
+}
+
+#[test]
+fn three_processes_of_which_one_dies_leave_a_sound_index() {
+    let started = Instant::now();
+    explore(Fault::None);
+    println!("three processes, one dies: {SCHEDULES} schedules, {:?}", started.elapsed());
+}
+
+#[test]
+fn locks_that_do_not_lock_are_noticed_in_random_orders() {
+    assert!(std::panic::catch_unwind(|| explore(Fault::BlindSwaps)).is_err());
+}

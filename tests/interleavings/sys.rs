@@ -1,0 +1,148 @@
+//! The floor that the index stands on, with the memory in the hands of loom or shuttle.
+//!
+//! A [`Machine`](machine::Machine) is what processes share: the words of the index, the records, and the lock bytes, which
+//! the kernel takes back from the dead. Each process reaches it through words of its own, so a [`Process`](machine::Process)
+//! can die at any change that it makes: from then on nothing that it does has an effect.
+
+pub(crate) mod machine;
+
+/// A place to stop at; here every change of a word is one.
+macro_rules! step {
+    ($name:literal) => {};
+}
+pub(crate) use step;
+
+pub(crate) mod atomic {
+    pub(crate) use super::machine::AtomicU64;
+    pub(crate) use std::sync::atomic::Ordering;
+}
+
+pub(crate) mod map {
+    use super::atomic::AtomicU64;
+    use super::file::File;
+    use super::machine::{Machine, Memory, Process};
+    use std::io;
+
+    #[derive(Debug)]
+    pub(crate) struct Map(Vec<AtomicU64>);
+
+    impl Map {
+        pub(crate) fn new(file: &File, len: usize) -> io::Result<Self> {
+            Ok(Self((0..len / 8).map(|at| file.0.word(at)).collect()))
+        }
+
+        pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
+            let machine = Machine::new(Memory::Plain, len);
+            Self::new(&File(Process::new(&machine, 1)), len)
+        }
+
+        pub(crate) fn words(&self) -> &[AtomicU64] {
+            &self.0
+        }
+
+        pub(crate) fn sync(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+}
+
+pub(crate) mod file {
+    use super::machine::{Machine, Memory, Process};
+    use std::io;
+    use std::sync::Arc;
+
+    /// The file of the index, as one process has them open.
+    #[derive(Debug)]
+    pub(crate) struct File(pub(crate) Arc<Process>);
+
+    pub(crate) const HUGE_PIECES: u64 = 0;
+
+    pub(crate) fn nameless() -> io::Result<File> {
+        Ok(File(Process::new(&Machine::new(Memory::Plain, 1 << 20), 1)))
+    }
+
+    /// A machine is made with zeros.
+    pub(crate) fn reset(file: &File, len: u64, _piece: u64) -> io::Result<()> {
+        file.0.set_len(len);
+        Ok(())
+    }
+
+    pub(crate) fn allocate(_: &File, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    pub(crate) fn len(file: &File) -> io::Result<u64> {
+        Ok(file.0.len())
+    }
+
+    pub(crate) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        for (i, bytes) in bytes.chunks_exact_mut(8).enumerate() {
+            let word = file.0.read(offset as usize / 8 + i);
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        Ok(())
+    }
+}
+
+pub(crate) mod fork {
+    use super::machine::Process;
+    use std::sync::Arc;
+
+    /// The file of the locks, as one process has it open. Nobody forks here.
+    #[derive(Debug)]
+    pub(crate) struct OwnFile(pub(crate) Arc<Process>);
+
+    impl OwnFile {
+        pub(crate) fn is_ours(&self) -> bool {
+            true
+        }
+    }
+}
+
+pub(crate) mod lock {
+    use super::fork::OwnFile as File;
+    use std::io;
+
+    pub(crate) fn try_lock(file: &File, byte: i64) -> io::Result<bool> {
+        Ok(file.0.try_lock(byte))
+    }
+
+    pub(crate) fn unlock(file: &File, byte: i64) -> io::Result<()> {
+        file.0.unlock(byte);
+        Ok(())
+    }
+
+    pub(crate) fn is_held(file: &File, byte: i64) -> io::Result<bool> {
+        Ok(file.0.is_held_by_another(byte))
+    }
+}
+
+pub(crate) mod wait {
+    use super::machine::{Memory, memory};
+
+    /// Lets others go on. Asks at once who is alive; nobody is stopped here, so only plain memory, where nobody else
+    /// is, makes the wait a long one.
+    #[derive(Debug, Default)]
+    pub(crate) struct Backoff {
+        pauses: u32,
+    }
+
+    impl Backoff {
+        pub(crate) fn is_long(&self) -> bool {
+            memory() == Memory::Plain && self.pauses > 100
+        }
+
+        pub(crate) fn asks(&self) -> bool {
+            true
+        }
+
+        pub(crate) fn pause(&mut self) {
+            self.pauses += 1;
+            match memory() {
+                Memory::Plain => {}
+                Memory::Loom => loom::thread::yield_now(),
+                Memory::Shuttle => shuttle::thread::yield_now(),
+            }
+        }
+    }
+}
