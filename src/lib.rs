@@ -90,6 +90,7 @@ mod error;
 pub mod fuzzing;
 mod hash;
 mod key;
+mod limits;
 mod options;
 mod sys;
 #[cfg(any(test, feature = "test-util"))]
@@ -104,6 +105,7 @@ pub use engine::CheckReport;
 pub use entry::Stats;
 pub use error::{Error, ErrorKind, Result};
 pub use key::hash_long_keys;
+pub use limits::{Limits, NewLimits};
 pub use options::{Durability, Eviction};
 #[cfg(feature = "failpoints")]
 #[doc(hidden)]

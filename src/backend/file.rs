@@ -7,8 +7,8 @@ use std::sync::Arc;
 use arc_swap::{ArcSwapOption, Guard};
 
 use super::{
-    Backend, Change, CheckReport, Claim, Claimed, Condition, Decoded, Expiry, Item, Matter, Outcome,
-    SharedValue, Spool, Stats, Stored, Streamed,
+    Backend, Change, CheckReport, Claim, Claimed, Condition, Decoded, Expiry, Item, Limits, Matter,
+    NewLimits, Outcome, SharedValue, Spool, Stats, Stored, Streamed,
 };
 use crate::engine::{Attached, Spooled};
 use crate::error::{Error, ErrorKind, Result};
@@ -39,7 +39,8 @@ impl FileBackend {
         if guard.is_some() {
             return Ok(Held::Shared(guard));
         }
-        let attached = Attached::open(&self.dir, &self.options)?;
+        // As it was left, in case it was configured.
+        let attached = Attached::open(&self.dir, &Options { keep_limits: true, ..self.options.clone() })?;
         self.attached.store(Some(attached.clone()));
         Ok(Held::Own(attached))
     }
@@ -192,6 +193,20 @@ impl Backend for FileBackend {
         let flushed = self.flush();
         drop(self.attached.swap(None));
         flushed
+    }
+
+    fn limits(&self) -> Limits {
+        match self.engine().and_then(|held| Ok(held.get()?.limits())) {
+            Ok(limits) => limits,
+            Err(error) => {
+                tracing::warn!(%error, "the directory cannot be asked for its limits");
+                self.options.limits()
+            }
+        }
+    }
+
+    fn configure(&self, new: &NewLimits) -> Result<Limits> {
+        self.engine()?.get()?.configure(new)
     }
 
     fn stats(&self) -> Stats {

@@ -21,6 +21,7 @@ pub(crate) use crate::entry::{
     Stored, Streamed,
 };
 use crate::error::Result;
+pub(crate) use crate::limits::{Limits, NewLimits};
 pub(crate) use dummy::DummyBackend;
 pub(crate) use file::FileBackend;
 pub(crate) use memory::MemoryBackend;
@@ -171,6 +172,15 @@ pub(crate) trait Backend: Send + Sync {
     /// # Errors
     /// As [`flush`](Backend::flush).
     fn close(&self) -> Result<()>;
+
+    /// The limits that count now.
+    fn limits(&self) -> Limits;
+
+    /// Changes the limits, for all that share the store, and says what counts now. They are within theirs.
+    ///
+    /// # Errors
+    /// If the environment refuses; then nothing has changed.
+    fn configure(&self, new: &NewLimits) -> Result<Limits>;
 
     /// What the store counted since it was opened.
     fn stats(&self) -> Stats;

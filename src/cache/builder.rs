@@ -14,7 +14,8 @@ use super::{Cache, Shared};
 use crate::backend::{Backend, DummyBackend, FileBackend, MemoryBackend};
 use crate::error::Result;
 use crate::key::KeyRule;
-use crate::options::{self, Durability, Eviction, Options};
+use crate::limits::invalid;
+use crate::options::{Durability, Eviction, Options};
 use crate::time::Clock;
 use crate::timeout::Timeout;
 
@@ -208,9 +209,9 @@ impl Builder {
         self
     }
 
-    /// Whether a directory that was opened before keeps the `max_entries`, `cull_frequency` and `max_bytes` it
-    /// was last opened with, in place of those given here: for tools, which should not evict what the limits
-    /// of a program allow. Default: no.
+    /// Whether a directory that was opened before keeps the `max_entries`, `cull_frequency` and `max_bytes` that it
+    /// had last, in place of those given here: for tools, which should not evict what the limits
+    /// of a program allow. While other processes have the directory open, it does in any case. Default: no.
     pub fn keep_limits(mut self, keep: bool) -> Self {
         self.options.keep_limits = keep;
         self
@@ -284,10 +285,7 @@ impl Builder {
     fn validate(&self) -> Result<()> {
         self.options.validate()?;
         if !(0.0..1.0).contains(&self.jitter) {
-            return Err(options::invalid(
-                "jitter",
-                format!("{}; from 0 to below 1 is possible", self.jitter),
-            ));
+            return Err(invalid("jitter", format!("{}; from 0 to below 1 is possible", self.jitter)));
         }
         Ok(())
     }
@@ -298,7 +296,8 @@ impl Builder {
     }
 
     pub(super) fn build_dummy(self) -> Cache {
-        self.build(Box::new(DummyBackend::default()))
+        let backend = DummyBackend::new(&self.options);
+        self.build(Box::new(backend))
     }
 
     pub(super) fn build(self, backend: Box<dyn Backend>) -> Cache {

@@ -17,7 +17,6 @@ use super::counters::Counters;
 use super::directory::Directory;
 use super::hot::Hot;
 use super::index::Membership;
-use super::layout;
 use super::log::Log;
 use super::maintenance::{Bell, Maintenance};
 use super::opening::{Begun, Opening};
@@ -140,15 +139,13 @@ impl Attached {
         let index = Arc::new(index);
         space.attach(index.clone());
         let blobs = Blobs::open(&directory.blobs(), &space)?;
-        let limits = index.limits();
-        let budget = layout::segment_budget(limits.max_bytes, index.geometry());
-        let log = Log::new(&directory.segments(), index.clone(), budget, space)?;
+        let log = Log::new(&directory.segments(), index.clone(), space)?;
         log.enter(segments, end);
         let state = file::open(&state_path).and_then(State::open).map_err(at_state)?;
         let checkpoints = Checkpoints::open(directory, state, index.geometry())?;
         let engine = Arc::new(Engine {
             dir: directory.path.clone(),
-            balance: (options.eviction == Eviction::Adaptive).then(|| Balance::new(limits.max_entries)),
+            balance: (options.eviction == Eviction::Adaptive).then(|| Balance::new(index.max_entries())),
             hot: Hot::new(options.hot_bytes),
             options,
             hasher,
@@ -210,7 +207,7 @@ impl Attached {
         engine.index.sync().map_err(io_error)?;
         step!("detach::synced");
         let mut checkpoints = engine.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
-        checkpoints.mark_clean(engine.index.header_copy(), engine.index.limits()).map_err(io_error)
+        checkpoints.mark_clean(engine.index.header_copy(), engine.index.asked_limits()).map_err(io_error)
     }
 }
 

@@ -110,6 +110,7 @@ impl Engine {
                 next_sync = Instant::now() + interval;
             }
             self.log.let_go_of_dropped();
+            self.log.seal_oversized();
             if self.log.wants_spare() {
                 warn_of("make a segment ahead", self.provide(0, true));
             }
@@ -173,12 +174,17 @@ impl Engine {
         if self.index.wants_recount() {
             self.count_again();
         }
-        if self.index.count() > self.max_entries() {
+        self.evict_beyond(self.max_entries());
+        self.cull_if_crowded()
+    }
+
+    /// Evicts as many entries as there are beyond `most`.
+    pub(super) fn evict_beyond(&self, most: u64) {
+        if self.index.count() > most {
             // What a clear left behind is cold and does not count: evicting it would make no room.
             self.reap_all();
-            self.evict_coldest(self.index.count().saturating_sub(self.max_entries()));
+            self.evict_coldest(self.index.count().saturating_sub(most));
         }
-        self.cull_if_crowded()
     }
 }
 

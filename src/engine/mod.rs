@@ -13,6 +13,7 @@ mod checkpoint;
 mod choice;
 mod claims;
 mod commit;
+mod configure;
 pub(crate) mod counters;
 mod culler;
 pub(crate) mod directory;
@@ -136,7 +137,9 @@ impl Engine {
 
     /// Whether `max_entries` is enforced in the inserting call, with exact counts.
     fn culls_inline(&self) -> bool {
+        // The limit of an index that was made for far more may have been lowered; going through all of it takes long.
         self.max_entries() <= INLINE_CULL_ENTRIES
+            && self.index.geometry().most_entries() <= 4 * INLINE_CULL_ENTRIES
     }
 
     /// Waits until every acknowledged write is on the disk.

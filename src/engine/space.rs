@@ -142,8 +142,9 @@ impl Engine {
         if let Some(account) = self.log.space().account_within(bytes, self.most_bytes())? {
             return Ok(account);
         }
+        self.log.seal_oversized();
         let turn = self.space_turn()?;
-        /// A process that does nothing lets go of what was removed once a second.
+        /// A process that does nothing lets go of what was removed, and of what is too long, once a second.
         const OTHERS_LET_GO: Duration = Duration::from_secs(2);
         let (mut wait, started) = (Backoff::default(), Instant::now());
         // What was emptied and is still there after a checkpoint: its files cannot be removed.
@@ -173,8 +174,11 @@ impl Engine {
                 stuck = left;
             }
             // What is gone may still be held for a moment, by a read or until a sync is done.
-            let others_hold = self.index.segments().any(|s| s.state == SegmentState::Dropped)
-                && started.elapsed() < OTHERS_LET_GO;
+            let others_hold = started.elapsed() < OTHERS_LET_GO
+                && self
+                    .index
+                    .segments()
+                    .any(|s| s.state == SegmentState::Dropped || self.log.is_oversized(&s));
             if !self.log.space().is_syncing() && !others_hold && wait.is_long() {
                 return Err(Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir).with_source(
                     "max_bytes is taken by values that the program still holds or writes, or by files that are not \

@@ -12,6 +12,7 @@ mod bounds;
 mod bytes;
 mod clear;
 mod compare_and_swap;
+mod configure;
 mod counters;
 mod dummy;
 mod errors;

@@ -17,6 +17,7 @@ mod descriptors;
 mod histories;
 mod history;
 mod kills;
+mod limits;
 mod load;
 mod namespaces;
 #[cfg(feature = "failpoints")]
@@ -37,6 +38,7 @@ const ROLES: &[crew::Role] = &[
     ("contain", namespaces::contain),
     ("count-contained", namespaces::count),
     ("hold-many", descriptors::hold_many),
+    ("keep-within", limits::keep_within),
     #[cfg(feature = "failpoints")]
     ("stop-at", stopped::stop_at),
 ];
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         #[cfg(feature = "failpoints")]
         ("a_process_that_stands_still_holds_up_its_own_bucket_alone", stopped::holds_up_its_own_bucket_alone),
         ("containers_that_share_a_volume_count_exactly", namespaces::containers_count_exactly),
+        ("limits_that_are_changed_count_for_all", limits::count_for_all),
         ("descriptors_and_mappings_do_not_grow_with_handles_and_threads", descriptors::do_not_grow),
     ])
 }

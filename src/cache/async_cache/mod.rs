@@ -20,7 +20,7 @@ use tokio::task::JoinError;
 use super::call::Call;
 use super::flight::Computation;
 use super::{Builder, Cache};
-use crate::backend::{CheckReport, Stats};
+use crate::backend::{CheckReport, Limits, NewLimits, Stats};
 use crate::error::{Error, ErrorKind, Result};
 
 pub use iter::{AsyncIter, AsyncKeys};
@@ -230,6 +230,20 @@ impl AsyncCache {
     /// As [`Cache::stats`].
     pub async fn stats(&self) -> Stats {
         self.gauge(Cache::stats).await
+    }
+
+    /// As [`Cache::limits`]. Of a directory that was closed, the thread waits until it is open again.
+    pub fn limits(&self) -> Limits {
+        self.cache.limits()
+    }
+
+    /// As [`Cache::configure`]. Always leaves the thread.
+    ///
+    /// # Errors
+    /// As [`Cache::configure`].
+    pub async fn configure(&self, new: &NewLimits) -> Result<Limits> {
+        let (cache, new) = (self.cache.clone(), *new);
+        elsewhere("configure", move || cache.configure(&new)).await
     }
 
     /// As [`Cache::maintain`]. Always leaves the thread.

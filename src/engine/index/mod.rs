@@ -17,6 +17,7 @@
 pub(crate) mod bucket;
 mod chain;
 mod count;
+mod limits;
 mod members;
 mod pack;
 mod segments;
@@ -31,7 +32,6 @@ pub(crate) use self::count::{ClearLock, CountUp};
 pub(crate) use self::members::{HeldTurn, Membership, Turn};
 pub(crate) use self::pack::Packed;
 pub(crate) use self::segments::{SegmentInfo, SegmentState};
-use crate::options::Limits;
 use crate::sys::map::Map;
 
 /// An offset within a segment is stored in units of this many bytes.
@@ -88,6 +88,9 @@ mod at {
     pub(super) const INSERTS: usize = 56;
     /// `id | tail << 32` of the segment to go on with, stored when the index is closed.
     pub(super) const END_OF_LOG: usize = 57;
+    /// The limits that were asked for, of which the index may hold less.
+    pub(super) const ASKED_ENTRIES: usize = 58;
+    pub(super) const ASKED_BYTES: usize = 59;
 }
 /// The words of the header that say something; the rest of its page is spare.
 pub(crate) const HEADER_WORDS: usize = 64;
@@ -144,6 +147,9 @@ fn tag(hash: u64) -> u64 {
     hash & ((1 << (64 - TAG_SHIFT)) - 1)
 }
 
+/// On average, where there are as many entries as an index is made for.
+const ENTRIES_PER_BUCKET: u64 = 4;
+
 /// How large an index is; fixed when its file is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Geometry {
@@ -160,11 +166,16 @@ impl Geometry {
     /// for it, since an overflow bucket is kept until it is empty. Where the bound on entries is exact to the
     /// last one there is an overflow bucket for each primary.
     pub(crate) fn for_entries(max_entries: u64, max_segments: u64) -> Self {
-        let primaries = max_entries.div_ceil(4).clamp(4, u64::from(u32::MAX / 2));
-        let exact = crate::options::INLINE_CULL_ENTRIES / 4;
+        let primaries = max_entries.div_ceil(ENTRIES_PER_BUCKET).clamp(4, u64::from(u32::MAX / 2));
+        let exact = crate::options::INLINE_CULL_ENTRIES / ENTRIES_PER_BUCKET;
         let buckets = primaries + primaries / 4 + primaries.min(exact) * 3 / 4 + 8;
         let segments = (max_segments * 2 + 32).next_power_of_two();
         Self { primaries: primaries as u32, buckets: buckets as u32, segments: segments as u32 }
+    }
+
+    /// The number of entries that it is made for.
+    pub(crate) fn most_entries(&self) -> u64 {
+        u64::from(self.primaries) * ENTRIES_PER_BUCKET
     }
 
     /// What a header says, if it is one.
@@ -398,30 +409,6 @@ impl Index {
     /// The recency clock.
     pub(crate) fn recency(&self) -> u32 {
         self.words()[at::RECENCY].load(Ordering::Relaxed) as u32
-    }
-
-    /// The limits that count for all processes: `max_entries`, `cull_frequency`, `max_bytes`.
-    pub(crate) fn limits(&self) -> Limits {
-        let word = |at: usize| self.words()[at].load(Ordering::Relaxed);
-        Limits {
-            max_entries: word(at::MAX_ENTRIES),
-            cull_frequency: word(at::CULL_FREQUENCY),
-            max_bytes: word(at::MAX_BYTES),
-        }
-    }
-
-    pub(crate) fn set_limits(&self, limits: Limits) {
-        let Limits { max_entries, cull_frequency, max_bytes } = limits;
-        for (at, value) in
-            [(at::MAX_ENTRIES, max_entries), (at::CULL_FREQUENCY, cull_frequency), (at::MAX_BYTES, max_bytes)]
-        {
-            self.words()[at].store(value, Ordering::Release);
-        }
-    }
-
-    /// The most entries at any time.
-    pub(crate) fn max_entries(&self) -> u64 {
-        self.words()[at::MAX_ENTRIES].load(Ordering::Relaxed)
     }
 
     /// Whether the entries must be counted again because something unreadable was removed, or somebody died.
