@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dir::copy_as_killed;
-use keepwarm::{Builder, Cache, Durability, ErrorKind, ManualClock, Swap, Timeout, Timestamp};
+use keepwarm::{Builder, Cache, Durability, ErrorKind, ManualClock, Swap, Timeout, Timestamp, Ttl};
 use serde_json::Value;
 
 const EIO: i32 = 5;
@@ -278,6 +278,40 @@ fn a_sync_that_takes_long_costs_no_entries() {
     for n in 0..300 {
         cache.set(&format!("more {n}"), &"x".repeat(1000), Timeout::Never).unwrap();
         assert!(cache.len() + 100 > before, "{} of {before} entries are left", cache.len());
+    }
+}
+
+#[test]
+fn a_large_value_that_changes_while_it_is_moved_is_moved_as_it_is_now_or_gone() {
+    let _faults = Faults::begin();
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let cache = builder(dir.path(), Durability::default(), &clock).open().unwrap();
+    let value = vec![7; 100_000];
+    let moved = cache.with_version(2);
+    type Change = fn(&Cache);
+    let deleted: Change = |cache| assert!(cache.delete("a").unwrap());
+    let touched: Change = |cache| assert!(cache.touch("a", Duration::from_secs(100)).unwrap());
+    for (change, is_there) in [(deleted, false), (touched, true)] {
+        cache.set_bytes("a", &value, Timeout::Never).unwrap();
+        let other = cache.clone();
+        // It has been found and its file is locked, and nothing else names it yet.
+        fail::cfg_callback("blob::pinned", move || {
+            fail::remove("blob::pinned");
+            change(&other);
+        })
+        .unwrap();
+        let result = cache.incr_version("a", 1);
+        cache.maintain().unwrap();
+        assert_eq!(cache.get_bytes("a").unwrap(), None);
+        if is_there {
+            assert_eq!(result.unwrap(), 2);
+            assert!(moved.get_bytes("a").unwrap().unwrap() == value);
+            assert_eq!(moved.ttl("a").unwrap(), Some(Ttl::Remaining(Duration::from_secs(100))));
+        } else {
+            assert_eq!(result.unwrap_err().kind(), ErrorKind::NotFound);
+            assert_eq!(moved.get_bytes("a").unwrap(), None);
+            assert_eq!(std::fs::read_dir(dir.path().join("blobs")).unwrap().count(), 0);
+        }
     }
 }
 

@@ -106,7 +106,10 @@ fn directory(before: Before, rng: &mut Rng, tight: bool) -> Witness {
 
 fn kill_at_every_point() -> Verdict {
     let mut rng = Rng::new(rng::seed());
-    let mut reached: BTreeMap<String, u64> = points::all().into_iter().map(|name| (name, 0)).collect();
+    // What only happens where a process that died has left something to others; tests/sharing comes by it.
+    let is_shared = |name: &String| name == "log::adopted";
+    let names = points::all().into_iter().filter(|name| !is_shared(name));
+    let mut reached: BTreeMap<String, u64> = names.map(|name| (name, 0)).collect();
     let mut reached_at = BTreeSet::new();
     let (mut rounds, mut acknowledged, mut without, mut not_reached) = (0, 0, 0, 0);
     for before in [Before::Nothing, Before::Closed, Before::Killed] {

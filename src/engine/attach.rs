@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::Engine;
 use super::balance::Balance;
-use super::blob::Blobs;
+use super::blob::{Blobs, Haste};
 use super::checkpoint::Checkpoints;
 use super::claims::Claims;
 use super::counters::Counters;
@@ -139,6 +139,10 @@ impl Attached {
         let index = Arc::new(index);
         space.attach(index.clone());
         let blobs = Blobs::open(&directory.blobs(), &space)?;
+        if !is_shared {
+            // Whoever joins others counts with what they count, and finds the blobs when it has to decide about space.
+            blobs.recount(Haste::Now)?;
+        }
         let log = Log::new(&directory.segments(), index.clone(), space)?;
         log.enter(segments, end);
         let state = file::open(&state_path).and_then(State::open).map_err(at_state)?;
@@ -165,8 +169,8 @@ impl Attached {
             told_of_entries: AtomicBool::new(false),
             told_of_bytes: AtomicBool::new(false),
         });
-        engine.find_blobs();
         if let Some(recovered) = recovered {
+            engine.dead_blobs(Haste::Later);
             engine.settle(recovered)?;
         }
         let maintenance = Some(Maintenance::start(engine.clone())?);
@@ -185,9 +189,11 @@ impl Attached {
     fn detach(&self) -> Result<()> {
         let io_error = |e| Error::io("close", &self.engine.dir, e);
         let engine = &*self.engine;
+        // Most of it, before others have to wait.
+        let synced = engine.log.sync_own();
         Directory::reenter(&self.locks).map_err(io_error)?;
         if Directory::is_shared(&self.locks).map_err(io_error)? {
-            let synced = engine.log.sync_own();
+            let synced = synced.and(engine.log.sync_own());
             engine.log.retire(false);
             engine.log.let_go();
             engine.index.leave();

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::PoisonError;
 
 use super::Engine;
-use super::blob::BlobRef;
+use super::blob::{BlobRef, Haste};
 use super::index::{SegmentInfo, SegmentState};
 use super::record::Kind;
 
@@ -58,6 +58,7 @@ impl Engine {
             report.segments += 1;
             report.records += segment.records().count() as u64;
         }
+        self.dead_blobs(Haste::Now);
         report.blobs = self.blobs.names().len() as u64;
         for bucket in self.index.damaged_buckets() {
             report.problem(format!("bucket {bucket} of the index is damaged"));

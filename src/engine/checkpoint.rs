@@ -17,6 +17,7 @@ use std::path::Path;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
+use super::blob::Haste;
 use super::directory::Directory;
 use super::index::{Geometry, HeaderCopy, Packed, SegmentState};
 use super::snapshot::{self, Header, Writer};
@@ -149,7 +150,7 @@ impl Engine {
         let Checkpoints { state, files, .. } = &mut *checkpoints;
         let busy = || Error::new(ErrorKind::Busy, "checkpoint").with_path(&self.dir);
         let geometry = self.index.geometry();
-        let (emptied, dead) = (self.log.emptied_ids(), self.dead_blobs());
+        let (emptied, dead) = (self.log.emptied_ids(), self.recount_blobs(Haste::Later));
         let logged = self.index.logged();
         let mut begin = None;
         for _ in 0..SWEEPS {
@@ -188,8 +189,12 @@ impl Engine {
         for segment in
             places.iter().filter(|s| matches!(s.state, SegmentState::Active | SegmentState::Sealed))
         {
-            let is_active = segment.state == SegmentState::Active;
-            let from = if is_active { segment.finished } else { snapshot::SEALED };
+            let from = match segment.state {
+                SegmentState::Active => segment.finished,
+                // The next life may go on with it.
+                _ if segment.tail > 0 => segment.tail,
+                _ => snapshot::SEALED,
+            };
             writer.segment(segment.id, from, segment.live).map_err(io_error)?;
         }
         writer.finish().map_err(io_error)?;
@@ -208,8 +213,7 @@ impl Engine {
         step!("checkpoint::counted");
         self.index.set_checkpointed(logged);
         (checkpoints.seen, checkpoints.last) = (next, Instant::now());
-        let still_dead = self.dead_blobs();
-        self.blobs.release(&dead.into_iter().filter(|name| still_dead.contains(name)).collect::<Vec<_>>());
+        self.release_blobs(&dead);
         self.log.release(&emptied);
         Ok(())
     }

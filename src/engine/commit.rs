@@ -65,11 +65,9 @@ struct Wanted<'a> {
 }
 
 /// A record that waits for its stamp.
-struct Written<'a> {
+struct Written {
     reservation: Reservation,
     prepared: Prepared,
-    /// The blob that is named again, where an entry moves.
-    pin: Option<Pin<'a>>,
 }
 
 /// Why an attempt under the lock has to begin again.
@@ -148,12 +146,11 @@ impl Engine {
             Change::Touch { .. } if decision != Decision::Remove => seen.current.map(|c| c.word),
             _ => None,
         };
-        let Some(Written { reservation, prepared, pin }) = self.write_body(key, wanted, decision, moved)?
-        else {
+        let Some(Written { reservation, prepared }) = self.write_body(key, wanted, decision, moved)? else {
             return Ok(Err(Again::Changed));
         };
-        if let Some(pin) = pin.as_ref().or(wanted.blob) {
-            pin.own((hash, Word::new(hash, reservation.segment.id, reservation.offset)));
+        if let Some(pin) = wanted.blob {
+            pin.keep();
         }
         step!("commit::reserved");
         let locked = self.index.lock(hash)?;
@@ -269,13 +266,12 @@ impl Engine {
         wanted: &Wanted<'_>,
         decision: Decision,
         moved: Option<Word>,
-    ) -> Result<Option<Written<'_>>> {
+    ) -> Result<Option<Written>> {
         let key_len = key.len() as u32;
         let tombstone =
             (Draft { kind: Kind::Tombstone, codec: Codec::Raw, flags: 0, key_len, body_len: 0 }, &[][..]);
         let guard = moved.map(|word| self.log.fetch(word.segment())).transpose()?;
-        let (mut fields, reference, mut pin) =
-            (Fields::default(), wanted.blob.map(|pin| pin.reference.encode()), None);
+        let (mut fields, reference) = (Fields::default(), wanted.blob.map(|pin| pin.reference.encode()));
         let (draft, body) = match (wanted.change, moved) {
             _ if matches!(decision, Decision::Remove | Decision::Bury(_)) => tombstone,
             (Change::Store { value, codec, soft, .. }, _) => {
@@ -291,8 +287,8 @@ impl Engine {
             (_, Some(word)) => {
                 let segment = guard.as_ref().and_then(|g| g.get());
                 let Some(record) = segment.and_then(|s| s.record(word.offset())) else { return Ok(None) };
-                pin = record.blob().and_then(|blob| self.blobs.pin(blob));
-                let body = record.verified_body().filter(|_| record.kind != Kind::Blob || pin.is_some());
+                // The blob that it may name is named by the one or by the other at any moment, so nobody removes it.
+                let body = record.verified_body();
                 let Some((flags, body)) = body.and_then(|body| record::touched(record.flags, body)) else {
                     // A reader would say so too: there is no entry.
                     if let Some((slot, _)) = self.look(self.hasher.hash(key), key)?.found.entry {
@@ -312,7 +308,7 @@ impl Engine {
         }
         let (segment, body) = (&reservation.segment, [fields.bytes(), body]);
         let prepared = segment.prepare(reservation.offset, reservation.len, draft, key, body);
-        Ok(Some(Written { reservation, prepared, pin }))
+        Ok(Some(Written { reservation, prepared }))
     }
 
     /// The length of the key's record, whatever state it is in; 0 if there is none.

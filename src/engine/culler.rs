@@ -14,7 +14,7 @@ use super::choice::{Ages, Fate};
 use super::counters::Counter;
 use super::index::{Slot, Turn, Word};
 use crate::entry::Expiry;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 use crate::options;
 
 impl Engine {
@@ -39,7 +39,14 @@ impl Engine {
             return Ok(());
         }
         let _culling = self.culling.lock().unwrap_or_else(PoisonError::into_inner);
-        let _turn = self.index.wait_for(Turn::Culling)?;
+        let _turn = match self.index.wait_for(Turn::Culling) {
+            // Who culls does not come to its end. Without it the count of what goes is not exact.
+            Err(e) if e.kind() == ErrorKind::Busy => {
+                self.evict_few();
+                return Ok(());
+            }
+            turn => turn?,
+        };
         // Somebody else may have made room while this call waited.
         if self.index.count() >= self.max_entries() {
             self.cull()?;

@@ -5,6 +5,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::Engine;
+use super::blob::Haste;
 use super::index::Turn;
 use super::opening::Settling;
 use crate::error::{Error, Result};
@@ -140,6 +141,7 @@ impl Engine {
         let _chores = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
         self.reap_all();
         self.keep_entries()?;
+        self.dead_blobs(Haste::Now);
         let quiet = self.is_quiet();
         while self.keep_space(quiet)? {}
         self.give_back()

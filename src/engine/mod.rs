@@ -110,8 +110,9 @@ impl Engine {
     /// `Busy` if another process has it for so long that it must be stopped.
     fn space_turn(&self) -> Result<SpaceTurn<'_>> {
         let thread = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
-        let turn = self.index.wait_for(Turn::Space).map_err(|e| e.with_path(&self.dir))?;
-        Ok(SpaceTurn { _turn: turn, _thread: thread })
+        // Whoever has the turn may wait for this process to let go of what was removed.
+        let turn = self.index.wait_for_turn(Turn::Space, || self.log.keep_up());
+        Ok(SpaceTurn { _turn: turn.map_err(|e| e.with_path(&self.dir))?, _thread: thread })
     }
 
     /// The same, if no other process has it.

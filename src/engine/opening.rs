@@ -110,7 +110,6 @@ impl Opening<'_> {
         let ids: HashSet<u32> = segments.iter().map(|segment| segment.id).collect();
         index.retain_segments(|id| ids.contains(&id));
         index.set_last_snapshot(number);
-        index.set_blob_bytes(0);
         index.forget_next_expiry();
         index.note_expiry(0);
         let asked = options.limits();

@@ -19,6 +19,7 @@ use super::segment::{Pin, Segment};
 use super::table::SegmentGuard;
 use crate::entry::{Change, Condition, Decoded, Expiry, Item, SharedValue, Soft, Stored, Streamed};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::step;
 
 /// Values up to this many bytes are copied; larger ones are handed out where they lie, and keep their segment
 /// mapped for as long as somebody holds them.
@@ -174,25 +175,26 @@ impl Engine {
     /// Gives `to` the value of `from`, with the same codec and expiry, and returns the token that `from` has. A blob
     /// is named by both then.
     pub(crate) fn copy_entry(&self, from: &[u8], to: &[u8]) -> Result<Option<u64>> {
-        let found = self.look_for(from, &mut |source, _| {
-            let blob = match &source {
-                Source::Blob { record, .. } => record.blob(),
-                _ => None,
-            };
-            Ok(Some((source.into_stored(), blob)))
-        })?;
-        let Some((Stored { value, codec, expires_at, soft, token }, blob)) = found else { return Ok(None) };
-        let pin = match blob.map(|blob| self.blobs.pin(blob)) {
-            // Gone as soon as it was found.
-            Some(None) => return Ok(None),
-            pin => pin.flatten(),
+        let hash = self.hasher.hash(from);
+        let (Stored { value, codec, expires_at, soft, token }, pin) = loop {
+            let found = self.look_for(from, &mut |source, word| {
+                let blob = match &source {
+                    Source::Blob { record, .. } => record.blob(),
+                    _ => None,
+                };
+                Ok(Some((source.into_stored(), blob.map(|blob| (blob, word)))))
+            })?;
+            let Some((stored, blob)) = found else { return Ok(None) };
+            let Some((blob, word)) = blob else { break (stored, None) };
+            let pin = self.blobs.pin(blob)?;
+            step!("blob::pinned");
+            // What nothing names any more may be about to be removed, so it is not named again.
+            if pin.is_some() && self.index.slot_of(hash, word).is_some() {
+                break (stored, pin);
+            }
         };
-        self.commit_with(
-            to,
-            Condition::Always,
-            Change::Store { value: &value, codec, expires_at, soft },
-            pin,
-        )?;
+        let change = Change::Store { value: &value, codec, expires_at, soft };
+        self.commit_with(to, Condition::Always, change, pin)?;
         Ok(Some(token))
     }
 

@@ -393,8 +393,7 @@ impl Segment {
         let ticket = self.sync.asked.fetch_add(1, Ordering::AcqRel) + 1;
         let mut done = self.sync.done.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if self.has_failed() {
-            let lost = io::Error::other("an earlier sync of this segment failed");
-            return Err(Error::io("sync", &self.path, lost));
+            return Err(self.refused());
         }
         if *done >= ticket {
             return Ok(());
@@ -410,6 +409,11 @@ impl Segment {
         *done = covered;
         self.synced.store(writes, Ordering::Release);
         Ok(())
+    }
+
+    /// The error for who asks once more.
+    pub(crate) fn refused(&self) -> Error {
+        Error::io("sync", &self.path, io::Error::other("an earlier sync of this segment failed"))
     }
 
     /// [`sync`](Segment::sync), unless nothing was stamped since the last one that succeeded.

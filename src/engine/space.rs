@@ -8,12 +8,12 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::blob::Pin;
+use super::blob::Haste;
 use super::counters::Counter;
 use super::index::{Backoff, SegmentInfo, SegmentState, Slot, Word};
 use super::layout;
 use super::log::Copies;
-use super::record::{Draft, Kind, Record, Stamp};
+use super::record::{Draft, Record, Stamp};
 use super::segment::Segment;
 use super::tail::Reservation;
 use super::usage::Account;
@@ -87,14 +87,12 @@ struct Live<'a> {
 }
 
 /// A copy, which no entry names yet.
-struct Copied<'a> {
+struct Copied {
     hash: u64,
     from: Word,
     to: Word,
     len: u32,
     _reservation: Reservation,
-    /// Keeps the blob that the record names, if it does.
-    _pin: Option<Pin<'a>>,
 }
 
 impl Engine {
@@ -132,7 +130,7 @@ impl Engine {
 
     /// The bytes of segments and blobs that no entry names any more, and which a checkpoint gives back.
     pub(super) fn emptied_bytes(&self) -> u64 {
-        self.dead_blobs();
+        self.dead_blobs(Haste::Later);
         let (_, dead) = self.blobs.bytes();
         self.log.emptied_bytes() + dead
     }
@@ -402,11 +400,9 @@ impl Engine {
     }
 
     /// Copies one record with all that it says. `None` if its value is damaged: then its entry goes.
-    fn copy(&self, copies: &mut Copies<'_>, entry: &Live<'_>) -> Result<Option<Copied<'_>>> {
+    fn copy(&self, copies: &mut Copies<'_>, entry: &Live<'_>) -> Result<Option<Copied>> {
         let record = &entry.record;
-        let pin = record.blob().and_then(|blob| self.blobs.pin(blob));
-        let is_whole = record.kind != Kind::Blob || pin.is_some();
-        let Some(body) = record.verified_body().filter(|_| is_whole) else {
+        let Some(body) = record.verified_body() else {
             if self.evict(entry.slot, entry.word) {
                 self.counters.one(Counter::Corrupt);
             }
@@ -427,14 +423,11 @@ impl Engine {
         target.stamp(offset, &prepared, stamp);
         let to = Word::new(entry.hash, target.id, offset);
         let (hash, from, len) = (entry.hash, entry.word, record.len);
-        if let Some(pin) = &pin {
-            pin.own((hash, to));
-        }
-        Ok(Some(Copied { hash, from, to, len, _reservation: reservation, _pin: pin }))
+        Ok(Some(Copied { hash, from, to, len, _reservation: reservation }))
     }
 
     /// Has the entry of a copied record name the copy, if it still names the original.
-    fn redirect(&self, copy: &Copied<'_>) -> bool {
+    fn redirect(&self, copy: &Copied) -> bool {
         let Ok(locked) = self.index.lock(copy.hash) else { return false };
         self.note_wiped(locked.wiped());
         let Some(slot) = self.index.slot_of(copy.hash, copy.from) else { return false };

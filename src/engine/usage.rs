@@ -148,6 +148,34 @@ impl SpaceInUse {
         own.claimed -= bytes;
         own.publish();
     }
+
+    /// The bytes of all blobs that are whole, whoever made them. Nothing while the directory is closed.
+    pub(crate) fn blob_bytes(&self) -> u64 {
+        self.own().index.as_ref().map_or(0, |index| index.blob_bytes())
+    }
+
+    /// What `account` claimed is a blob from now on, and counts until it is gone, whoever removes it.
+    pub(crate) fn blob_made(&self, account: Account) {
+        if let Some(index) = &self.own().index {
+            // Before it is claimed no more, or another could claim the same bytes.
+            index.add_blob_bytes(account.bytes as i64);
+        }
+        drop(account);
+    }
+
+    /// A blob of so many bytes is gone. No more goes than is there: it may never have been counted, if whoever made it
+    /// died.
+    pub(crate) fn blob_gone(&self, bytes: u64) {
+        if let Some(index) = &self.own().index {
+            index.add_blob_bytes(-(bytes as i64));
+        }
+    }
+
+    /// Puts the bytes of blobs right, unless they are not `was` any more, which they were before somebody looked what
+    /// blobs there are. The caller sees to it that none goes meanwhile. Says whether it did.
+    pub(crate) fn set_blob_bytes(&self, was: u64, now: u64) -> bool {
+        self.own().index.as_ref().is_some_and(|index| index.set_blob_bytes(was, now))
+    }
 }
 
 /// Bytes that are claimed for as long as this lives.

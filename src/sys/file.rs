@@ -1,7 +1,7 @@
 //! File operations, each with its fail point. Nothing here follows a link that was planted in the directory.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -15,21 +15,22 @@ use super::{fault, step, tell};
 
 /// Opens an existing file of the directory for reading and writing: a plain file with one name only.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
-    open_plain(path, true)
+    open_plain(path, OpenOptions::new().read(true).write(true))
 }
 
 /// The same, for reading only.
 pub(crate) fn open_to_read(path: &Path) -> io::Result<File> {
-    open_plain(path, false)
+    open_plain(path, OpenOptions::new().read(true))
 }
 
-fn open_plain(path: &Path, write: bool) -> io::Result<File> {
+/// Opens an existing file of the directory so that whatever is written is added at its end, whoever adds something too.
+pub(crate) fn open_to_append(path: &Path) -> io::Result<File> {
+    open_plain(path, OpenOptions::new().read(true).append(true))
+}
+
+fn open_plain(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     fault!("sys::open");
-    let file = OpenOptions::new()
-        .read(true)
-        .write(write)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK)
-        .open(path)?;
+    let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK).open(path)?;
     let found = file.metadata()?;
     if !found.is_file() || found.nlink() != 1 {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a plain file with a single name"));
@@ -113,6 +114,12 @@ pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()>
     file.write_all_at(bytes, offset)
 }
 
+/// Adds bytes to a file that was opened [to append](open_to_append).
+pub(crate) fn append(mut file: &File, bytes: &[u8]) -> io::Result<()> {
+    fault!("sys::write");
+    file.write_all(bytes)
+}
+
 /// Waits until the file's bytes, and what is needed to find them, are on the disk.
 pub(crate) fn sync(file: &File) -> io::Result<()> {
     fault!("sys::sync");
@@ -154,7 +161,7 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let mut temporary = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempfile_in(dir)?;
     tell!(Created(temporary.path()));
-    io::Write::write_all(&mut temporary, bytes)?;
+    temporary.write_all(bytes)?;
     sync_data(temporary.as_file())?;
     step!("replace::written");
     tell!(Renaming(temporary.path(), path));
@@ -190,7 +197,6 @@ pub(crate) fn directory_id(path: &Path) -> io::Result<DirectoryId> {
 pub(crate) struct HeldDirectory {
     path: PathBuf,
     id: DirectoryId,
-    #[expect(dead_code, reason = "its being open is what it is for")]
     file: File,
 }
 
@@ -205,6 +211,13 @@ impl HeldDirectory {
 
     pub(crate) fn id(&self) -> DirectoryId {
         self.id
+    }
+
+    /// When a name was last added to it or taken from it, in seconds and nanoseconds. What comes in the same moment of a
+    /// coarse clock does not show.
+    pub(crate) fn changed_at(&self) -> io::Result<(i64, i64)> {
+        let found = self.file.metadata()?;
+        Ok((found.mtime(), found.mtime_nsec()))
     }
 
     /// Fails if its path does not lead to it any more: it was moved or removed, and what is there now is not ours.

@@ -32,6 +32,17 @@ pub(crate) fn try_lock(file: &File, byte: i64) -> io::Result<bool> {
     }
 }
 
+/// Takes byte `byte` for this open file, which need only be open for reading, beside all others that take it so, unless
+/// somebody has it alone. Says whether it did.
+pub(crate) fn try_share(file: &File, byte: i64) -> io::Result<bool> {
+    fault!("sys::lock");
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&range(libc::F_RDLCK, byte, 1))) {
+        Ok(_) => Ok(true),
+        Err(nix::Error::EAGAIN | nix::Error::EACCES) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Takes byte `byte`, waiting for whoever has it.
 pub(crate) fn lock(file: &File, byte: i64) -> io::Result<()> {
     fault!("sys::lock");
@@ -79,5 +90,27 @@ mod tests {
         assert!(!try_lock(&theirs, 1).unwrap());
         drop(mine);
         assert!(try_lock(&theirs, 1).unwrap());
+    }
+
+    #[test]
+    fn who_shares_keeps_out_whoever_wants_it_alone_and_a_map_is_as_good_as_a_descriptor() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("locks");
+        std::fs::write(&path, [0; 8]).unwrap();
+        let read = || File::open(&path).unwrap();
+        let write = || File::options().read(true).write(true).open(&path).unwrap();
+        let (first, second, alone) = (read(), read(), write());
+        assert!(try_share(&first, 0).unwrap() && try_share(&second, 0).unwrap());
+        assert!(!try_lock(&alone, 0).unwrap());
+        let map = crate::sys::map::Map::to_read(&first, 8).unwrap();
+        drop((first, second));
+        assert!(is_held(&alone, 0).unwrap(), "the map keeps the file open");
+        assert!(!try_lock(&alone, 0).unwrap());
+        drop(map);
+        assert!(!is_held(&alone, 0).unwrap());
+        assert!(try_lock(&alone, 0).unwrap());
+        assert!(!try_share(&read(), 0).unwrap());
+        drop(alone);
+        assert!(try_share(&read(), 0).unwrap());
     }
 }

@@ -1,9 +1,12 @@
 //! Processes that work together: this program, started again in a role.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
 
@@ -28,6 +31,34 @@ pub(crate) fn play(roles: &[Role]) -> bool {
 pub(crate) fn now() -> u64 {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap();
     time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
+}
+
+/// How long this thread was ready to run while others had the processors, as the kernel tells. On a busy machine, calls
+/// wait for these longer than for each other.
+pub(crate) struct Waits(Option<File>);
+
+impl Waits {
+    /// Of the thread that makes it.
+    pub(crate) fn new() -> Self {
+        Self(File::open("/proc/thread-self/schedstat").ok())
+    }
+
+    /// Nanoseconds since the thread began; 0 where the kernel does not tell.
+    pub(crate) fn so_far(&self) -> u64 {
+        let mut text = [0; 64];
+        let read = self.0.as_ref().and_then(|file| file.read_at(&mut text, 0).ok()).unwrap_or(0);
+        let text = std::str::from_utf8(&text[..read]).unwrap();
+        text.split_whitespace().nth(1).map_or(0, number)
+    }
+}
+
+/// What `what` gives, and how long it took, without what this thread waited for a processor.
+pub(crate) fn timed<T>(what: impl FnOnce() -> T) -> (T, Duration) {
+    let waits = Waits::new();
+    let (started, before) = (Instant::now(), waits.so_far());
+    let given = what();
+    let (took, waited) = (started.elapsed(), waits.so_far() - before);
+    (given, took.saturating_sub(Duration::from_nanos(waited)))
 }
 
 /// A process in a role. Dropped, it is killed.

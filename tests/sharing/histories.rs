@@ -22,7 +22,7 @@ pub(crate) fn work(arguments: &[String]) {
     let [dir, journals, first, operations, load @ ..] = arguments else { panic!("{arguments:?}") };
     let (dir, journals, load) = (Path::new(dir), Path::new(journals), Load::from_arguments(load));
     let (first, operations) = (number(first) as u32, number(operations));
-    let cache = load.builder(dir).open().unwrap();
+    let cache = load.builder(dir, 0).open().unwrap();
     crew::ready();
     std::thread::scope(|scope| {
         for thread in first..first + THREADS {
@@ -58,8 +58,10 @@ fn run(tight: bool, operations: u64, stale: u32) -> Run {
     let said = crew::together("work", lines);
     let sum =
         |column: usize| said.iter().map(|line| number(line.split_whitespace().nth(column).unwrap())).sum();
-    let cache =
-        Load { seed, tight, closes: false, stale: false }.builder(&home.path().join("cache")).open().unwrap();
+    let cache = Load { seed, tight, closes: false, stale: false }
+        .builder(&home.path().join("cache"), 0)
+        .open()
+        .unwrap();
     let report = cache.check().unwrap();
     assert!(report.is_sound(), "{:?}", report.problems);
     Run { history: History::read(journals.path()), evicted: sum(0), copied: sum(1), expired: sum(2) }

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::checker::{Did, Event, Saw};
-use crate::crew;
+use crate::crew::{self, Waits};
 use crate::value::{self, Name};
 
 /// The key that a clear stands under.
@@ -26,10 +26,20 @@ pub(crate) enum Kind {
     Delete,
     Incr,
     Clear,
+    Compute,
 }
 
-const KINDS: [Kind; 8] =
-    [Kind::Get, Kind::Set, Kind::Add, Kind::Swap, Kind::Touch, Kind::Delete, Kind::Incr, Kind::Clear];
+const KINDS: [Kind; 9] = [
+    Kind::Get,
+    Kind::Set,
+    Kind::Add,
+    Kind::Swap,
+    Kind::Touch,
+    Kind::Delete,
+    Kind::Incr,
+    Kind::Clear,
+    Kind::Compute,
+];
 
 /// An operation.
 #[derive(Debug, Clone, Copy)]
@@ -44,7 +54,7 @@ pub(crate) struct Op {
     /// [`WAITED_UNIT`].
     waited: u16,
     pub(crate) key: u32,
-    /// A read: the value. A set: how many milliseconds the value may live, 0 for ever. A swap: the value that was to
+    /// A read or a computation: the value. A set: how many milliseconds the value may live, 0 for ever. A swap: the value that was to
     /// be replaced. An increment: the result.
     pub(crate) saw: u64,
 }
@@ -101,7 +111,9 @@ impl Op {
             (Kind::Get | Kind::Touch, false, _) => return None,
             (Kind::Get, _, true) => (Value(self.saw), Nothing),
             (Kind::Set, ..) => (Unknown, Wrote(name.0)),
-            (Kind::Add, false, _) | (Kind::Swap, false, _) => (Unknown, Wrote(name.0)),
+            (Kind::Add | Kind::Swap | Kind::Compute, false, _) => (Unknown, Wrote(name.0)),
+            (Kind::Compute, ..) if self.saw == name.0 => (Unknown, Wrote(name.0)),
+            (Kind::Compute, ..) => (Value(self.saw), Nothing),
             (Kind::Add, _, true) => (Absent, Wrote(name.0)),
             (Kind::Swap, _, true) if self.saw == 0 => (Absent, Wrote(name.0)),
             (Kind::Swap, _, true) => (Value(self.saw), Wrote(name.0)),
@@ -128,12 +140,11 @@ pub(crate) struct Journal {
     buffer: Option<Vec<u8>>,
     next: usize,
     open: Option<(Op, u64)>,
-    /// Where the kernel tells how long this thread waited for a processor.
-    waits: Option<File>,
+    waits: Option<Waits>,
 }
 
 impl Journal {
-    fn create(dir: &Path, thread: u32, buffer: Option<Vec<u8>>, waits: Option<File>) -> Self {
+    fn create(dir: &Path, thread: u32, buffer: Option<Vec<u8>>, waits: Option<Waits>) -> Self {
         let file = File::create_new(dir.join(thread.to_string())).unwrap();
         Self { thread, file, buffer, next: 0, open: None, waits }
     }
@@ -143,16 +154,13 @@ impl Journal {
         Self::create(dir, thread, Some(Vec::new()), None)
     }
 
-    /// One that survives a kill, and knows how long this thread waited for a processor.
+    /// One that survives a kill, and knows how long this thread, which is to use it, waited for a processor.
     pub(crate) fn in_file(dir: &Path, thread: u32) -> Self {
-        Self::create(dir, thread, None, File::open("/proc/thread-self/schedstat").ok())
+        Self::create(dir, thread, None, Some(Waits::new()))
     }
 
     fn waited(&self) -> u64 {
-        let mut text = [0; 64];
-        let read = self.waits.as_ref().and_then(|file| file.read_at(&mut text, 0).ok()).unwrap_or(0);
-        let text = std::str::from_utf8(&text[..read]).unwrap();
-        text.split_whitespace().nth(1).map_or(0, |nanos| nanos.parse().unwrap())
+        self.waits.as_ref().map_or(0, Waits::so_far)
     }
 
     /// Notes that an operation begins, and gives the name of what it writes.
@@ -176,7 +184,7 @@ impl Journal {
         let (mut op, waited) = self.open.take().unwrap();
         op.waited = u16::try_from((self.waited() - waited) / WAITED_UNIT).unwrap_or(u16::MAX);
         (op.end, op.yes) = (now, yes);
-        if matches!(op.kind, Kind::Get | Kind::Incr) {
+        if matches!(op.kind, Kind::Get | Kind::Incr | Kind::Compute) {
             op.saw = saw;
         }
         match &mut self.buffer {

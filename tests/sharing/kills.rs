@@ -45,7 +45,7 @@ pub(crate) fn live(arguments: &[String]) {
         die_at(point, number(nth));
     }
     let dismissed = crew::dismissed();
-    let cache = load.builder(Path::new(dir)).open().unwrap();
+    let cache = load.builder(Path::new(dir), thread).open().unwrap();
     let mut worker = Worker::new(&cache, load, thread, Journal::in_file(Path::new(journals), thread));
     while !dismissed.load(std::sync::atomic::Ordering::Acquire) {
         worker.step().unwrap();
@@ -256,7 +256,7 @@ impl Scene {
     }
 
     fn open(&self) -> Cache {
-        self.load.builder(&self.dir()).open().unwrap()
+        self.load.builder(&self.dir(), 0).open().unwrap()
     }
 
     fn thread(&mut self) -> u32 {

@@ -39,12 +39,17 @@ fn is_short_lived(key: u32) -> bool {
 }
 
 impl Load {
-    pub(crate) fn builder(&self, dir: &Path) -> Builder {
+    /// For process number `process`: what concerns it alone differs from one to the other.
+    pub(crate) fn builder(&self, dir: &Path, process: u32) -> Builder {
         let eviction = [Eviction::Lru, Eviction::Adaptive][self.seed as usize % 2];
-        let builder = Cache::builder(dir)
-            .default_timeout(Timeout::Never)
-            .eviction(eviction)
-            .durability(Durability::Interval(Duration::from_millis(500)));
+        let durability = match process % 8 {
+            1 => Durability::Buffered,
+            2 => Durability::Interval(Duration::from_millis(1)),
+            3 => Durability::Sync,
+            _ => Durability::default(),
+        };
+        let builder =
+            Cache::builder(dir).default_timeout(Timeout::Never).eviction(eviction).durability(durability);
         if self.tight {
             builder
                 .max_bytes(4 << 20)
@@ -101,6 +106,7 @@ impl<'a> Worker<'a> {
             8..16 => return self.cache.flush(),
             16..24 => return self.cache.maintain(),
             24..28 if self.load.closes => return self.cache.close(),
+            28..32 => return self.list(),
             _ => {}
         }
         let key = self.key();
@@ -117,7 +123,8 @@ impl<'a> Worker<'a> {
             45..70 => self.set(key),
             70..78 => self.delete(key),
             78..85 => self.add(key),
-            85..92 => self.swap(key),
+            85..90 => self.swap(key),
+            90..94 => self.compute(key),
             // It would make short lives long.
             _ if is_short_lived(key) => self.get(key),
             _ => self.touch(key),
@@ -202,6 +209,25 @@ impl<'a> Worker<'a> {
         let new = ByteBuf::from(self.bytes(name));
         let swapped = self.cache.compare_and_swap(&Self::name(key), token, &new, Timeout::Never)?;
         self.journal.end(matches!(swapped, Swap::Stored(_)), 0);
+        Ok(())
+    }
+
+    /// Reads, or else stores what one of those computes who ask at the same time.
+    fn compute(&mut self, key: u32) -> keepwarm::Result<()> {
+        let name = self.journal.begin(Kind::Compute, key, 0);
+        let new = || ByteBuf::from(self.bytes(name));
+        let found = self.cache.get_or_set(&Self::name(key), Timeout::Never, new)?;
+        self.journal.end(true, self.writer_of(&found));
+        Ok(())
+    }
+
+    /// Looks at the names of all that is there.
+    fn list(&self) -> keepwarm::Result<()> {
+        for key in self.cache.keys() {
+            let key = key?;
+            let number = key.strip_prefix("key ").map(|number| number.parse::<u32>());
+            assert!(matches!(number, Some(Ok(number)) if number < KEYS), "{key:?} is nobody's key");
+        }
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use keepwarm::{Builder, Cache, ErrorKind, Timeout};
 use nix::sys::signal::{Signal, kill};
@@ -74,18 +74,27 @@ fn stopped(
     assert_eq!(status, WaitStatus::Stopped(pid, Signal::SIGSTOP), "{what} at {point}");
 
     let name = format!("{what} at {point}");
-    let started = Instant::now();
-    for n in 0..OTHERS {
-        let other = format!("other {n}");
-        cache.set(&other, &n, Timeout::Never).unwrap();
-        assert_eq!(cache.get(&other).unwrap(), Some(n));
-        assert_eq!(cache.incr(&other, 1).unwrap(), n as i64 + 1);
-        assert!(cache.delete(&other).unwrap());
-    }
-    assert!(started.elapsed() < MOST, "{name}: others took {:?}", started.elapsed());
-    let started = Instant::now();
-    meanwhile(&cache, &name);
-    assert!(started.elapsed() < 4 * MOST, "{name}: others were held up for {:?}", started.elapsed());
+    let (in_its_bucket, took) = crew::timed(|| {
+        let mut in_its_bucket = 0;
+        for n in 0..OTHERS {
+            let other = format!("other {n}");
+            match cache.set(&other, &n, Timeout::Never) {
+                // One key in 25,000 is in the bucket of the process that stands still.
+                Err(e) if e.kind() == ErrorKind::Busy && in_its_bucket < 2 => {
+                    in_its_bucket += 1;
+                    continue;
+                }
+                set => set.unwrap(),
+            }
+            assert_eq!(cache.get(&other).unwrap(), Some(n));
+            assert_eq!(cache.incr(&other, 1).unwrap(), n as i64 + 1);
+            assert!(cache.delete(&other).unwrap());
+        }
+        in_its_bucket
+    });
+    assert!(took < MOST * (1 + in_its_bucket), "{name}: others took {took:?}");
+    let ((), took) = crew::timed(|| meanwhile(&cache, &name));
+    assert!(took < 4 * MOST, "{name}: others were held up for {took:?}");
     kill(pid, Signal::SIGCONT).unwrap();
     member.finish();
     assert_eq!(cache.get::<i64>(KEY).unwrap(), afterwards, "{name}, when it went on");
@@ -97,18 +106,15 @@ fn stopped(
 
 #[track_caller]
 fn busy<T>(name: &str, what: impl FnOnce() -> keepwarm::Result<T>) {
-    let started = Instant::now();
-    let kind = what().err().map(|error| error.kind());
-    assert_eq!(kind, Some(ErrorKind::Busy), "{name}");
-    assert!(started.elapsed() < MOST, "{name}: it took {:?} to say that it is busy", started.elapsed());
+    let (done, took) = crew::timed(what);
+    assert_eq!(done.err().map(|error| error.kind()), Some(ErrorKind::Busy), "{name}");
+    assert!(took < MOST, "{name}: it took {took:?} to say that it is busy");
 }
 
 fn reads(cache: &Cache, name: &str, expected: Option<i64>) {
-    let started = Instant::now();
-    for _ in 0..1000 {
-        assert_eq!(cache.get::<i64>(KEY).unwrap(), expected, "{name}");
-    }
-    assert!(started.elapsed() < MOST, "{name}: reads took {:?}", started.elapsed());
+    let read = || (0..1000).for_each(|_| assert_eq!(cache.get::<i64>(KEY).unwrap(), expected, "{name}"));
+    let ((), took) = crew::timed(read);
+    assert!(took < MOST, "{name}: reads took {took:?}");
 }
 
 pub(crate) fn holds_up_its_own_bucket_alone() -> Verdict {

@@ -10,8 +10,17 @@ pub(super) struct Store(sled::Db);
 
 impl Store {
     pub(super) fn open(dir: &Path) -> Self {
-        let config = sled::Config::new().path(dir).mode(sled::Mode::HighThroughput);
-        Self(config.flush_every_ms(Some(1000)).open().unwrap())
+        let config =
+            sled::Config::new().path(dir).mode(sled::Mode::HighThroughput).flush_every_ms(Some(1000));
+        loop {
+            match config.open() {
+                // Its threads let go of the files a little after it was dropped; until then it cannot be opened again.
+                Err(sled::Error::Io(e)) if e.to_string().starts_with("could not acquire lock") => {
+                    std::thread::yield_now();
+                }
+                opened => return Self(opened.unwrap()),
+            }
+        }
     }
 }
 

@@ -10,21 +10,25 @@
 //!
 //! It is written as a temporary file from the first chunk on, and gets its header and its name when it is whole
 //! and on the disk. After that it never changes, but for the hash of another key that is added before a record of that
-//! key names it. By the hashes a recovery finds the records that may name it.
+//! key names it. By the hashes whoever wants to know finds the records that may name it.
+//!
+//! Whoever writes the file, reads it, or is about to publish a record that names it holds byte 0 of it, beside all others
+//! who do ([`hold`]). Whoever removes it has the byte alone ([`open_alone`]).
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::engine::index::Backoff;
 use crate::engine::segment;
 use crate::engine::usage::Account;
 use crate::error::{Error, Result};
 use crate::sys::map::Map;
-use crate::sys::{file, step};
+use crate::sys::{file, lock, step};
 
 const HEADER_LEN: usize = 64;
 const MAGIC: u64 = u64::from_le_bytes(*b"KWblob_1");
@@ -115,25 +119,87 @@ fn temporary_name(name: u128) -> String {
 /// What a file in the directory of blobs is, by its name.
 pub(super) enum Named {
     Blob(u128),
-    /// Left by a writer that died.
+    /// Of one that is being written, or whose writer died.
     Temporary,
     Unknown,
 }
 
 pub(super) fn named(found: &str) -> Named {
-    let digits = |ending: &str| u128::from_str_radix(found.strip_suffix(ending)?, 16).ok();
-    match (digits(".blob"), digits(".part")) {
-        (Some(name), _) if file_name(name) == found => Named::Blob(name),
-        (_, Some(name)) if temporary_name(name) == found => Named::Temporary,
+    let Some((digits, ending)) = found.split_at_checked(32) else { return Named::Unknown };
+    let is_name = digits.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
+    match (u128::from_str_radix(digits, 16), ending) {
+        (Ok(name), ".blob") if is_name => Named::Blob(name),
+        (Ok(_), ".part") if is_name => Named::Temporary,
         _ => Named::Unknown,
     }
+}
+
+/// The byte of the file by which it is locked.
+const LOCK: i64 = 0;
+
+/// What comes of asking that a file stay.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Hold {
+    /// Nobody removes it for as long as it is open, or mapped.
+    Held,
+    /// It has been removed.
+    Gone,
+    /// Somebody is about to remove it and does not come to an end.
+    Busy,
+}
+
+/// Keeps the file from being removed, for as long as it is open. Whoever wants to remove it looks first whether anything
+/// names it, so this waits for that: microseconds, or about a quarter of a second for one who was stopped.
+pub(super) fn hold(file: &File) -> io::Result<Hold> {
+    let mut wait = Backoff::default();
+    while !lock::try_share(file, LOCK)? {
+        if wait.is_long() {
+            return Ok(Hold::Busy);
+        }
+        wait.pause();
+    }
+    Ok(if file.metadata()?.nlink() > 0 { Hold::Held } else { Hold::Gone })
+}
+
+/// Whether anybody holds the file.
+pub(super) fn is_held(file: &File) -> io::Result<bool> {
+    lock::is_held(file, LOCK)
+}
+
+/// What comes of wanting a file for oneself.
+pub(super) enum Alone {
+    /// Nobody else holds it, nor will while this is open.
+    Yes(File),
+    Held,
+    /// It has been removed, or something else is there.
+    Gone,
+}
+
+/// Opens the file at `path` to remove it, unless somebody holds it.
+pub(super) fn open_alone(path: &Path) -> io::Result<Alone> {
+    let file = match file::open(path) {
+        Ok(file) => file,
+        Err(e) if is_none_of_ours(&e) => return Ok(Alone::Gone),
+        Err(e) => return Err(e),
+    };
+    if !lock::try_lock(&file, LOCK)? {
+        return Ok(Alone::Held);
+    }
+    Ok(if file.metadata()?.nlink() > 0 { Alone::Yes(file) } else { Alone::Gone })
+}
+
+/// Makes a file that only this process holds. `None` if somebody took it for one whose writer died.
+fn create_held(path: &Path) -> io::Result<Option<File>> {
+    let file = file::create(path)?;
+    step!("blob::created");
+    Ok((hold(&file)? == Hold::Held).then_some(file))
 }
 
 /// A blob that is being written. Dropping it removes what was written.
 pub(crate) struct BlobWriter {
     dir: PathBuf,
     path: PathBuf,
-    file: File,
+    file: Arc<File>,
     reference: BlobRef,
     chunk: Vec<u8>,
     checks: Vec<u8>,
@@ -145,13 +211,15 @@ impl BlobWriter {
     /// A writer of a new blob in `dir`, with the space in `account`, which may be none.
     pub(super) fn create(dir: &Path, account: Account) -> Result<Self> {
         let random = || segment::random().map_err(|e| Error::io("create blob", dir, e));
-        let name = u128::from(random()?) << 64 | u128::from(random()?);
-        let reference = BlobRef { name, salt: random()?, len: 0 };
-        let path = dir.join(temporary_name(name));
-        let file = file::create(&path).map_err(|e| Error::io("create blob", &path, e))?;
-        step!("blob::created");
-        let (chunk, checks) = (Vec::with_capacity(CHUNK), Vec::new());
-        Ok(Self { dir: dir.to_owned(), path, file, reference, chunk, checks, account })
+        loop {
+            let name = u128::from(random()?) << 64 | u128::from(random()?);
+            let path = dir.join(temporary_name(name));
+            let made = create_held(&path).map_err(|e| Error::io("create blob", &path, e))?;
+            let Some(file) = made.map(Arc::new) else { continue };
+            let reference = BlobRef { name, salt: random()?, len: 0 };
+            let (chunk, checks) = (Vec::with_capacity(CHUNK), Vec::new());
+            return Ok(Self { dir: dir.to_owned(), path, file, reference, chunk, checks, account });
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -200,8 +268,8 @@ impl BlobWriter {
         Ok(())
     }
 
-    /// Makes the blob whole and durable, under its name. May be called again after it failed.
-    pub(super) fn seal(&mut self, hash: u64) -> Result<BlobRef> {
+    /// Makes the blob whole, and what is in it durable, for a key of this hash. Its name is none yet.
+    pub(super) fn finish(&mut self, hash: u64) -> Result<()> {
         let path = self.path.clone();
         let io_error = |e| Error::io("write blob", &path, e);
         if !self.chunk.is_empty() {
@@ -213,18 +281,18 @@ impl BlobWriter {
         step!("blob::written");
         file::sync(&self.file).map_err(|e| Error::io("sync blob", &path, e))?;
         step!("blob::synced");
-        let whole = self.dir.join(file_name(self.reference.name));
-        file::rename(&path, &whole).map_err(|e| Error::io("rename blob", &path, e))?;
-        self.path = whole;
-        step!("blob::named");
-        file::sync_dir(&self.dir).map_err(|e| Error::io("sync directory", &self.dir, e))?;
-        Ok(self.reference)
+        Ok(())
     }
 
-    /// Keeps the blob, which was sealed, and gives away its space.
-    pub(super) fn keep(mut self) -> Account {
+    /// Gives the blob its name, which the directory has to be synced for. Returns it, what holds it, and its space.
+    pub(super) fn name(mut self) -> Result<(BlobRef, Arc<File>, Account)> {
+        let whole = self.dir.join(file_name(self.reference.name));
+        file::rename(&self.path, &whole).map_err(|e| Error::io("rename blob", &self.path, e))?;
         self.path = PathBuf::new();
-        self.account.take()
+        step!("blob::named");
+        let mut account = self.account.take();
+        account.shrink_to(space_for(self.reference.len));
+        Ok((self.reference, self.file.clone(), account))
     }
 }
 
@@ -234,26 +302,22 @@ impl Drop for BlobWriter {
             return;
         }
         if let Err(error) = file::remove(&self.path) {
-            // The next to open the directory removes it.
+            // Whoever looks for it next finds that nobody holds it.
             tracing::warn!(path = %self.path.display(), %error, "cannot remove a blob that was not finished");
         }
     }
 }
 
-/// A blob that is open to be read. It can be read to its end whatever happens to its name.
+/// A blob that is open to be read. It is not removed meanwhile, so it goes on counting.
 pub(crate) struct OpenBlob {
     file: File,
     reference: BlobRef,
-    /// The space counts for as long as anybody has the blob open.
-    account: Arc<Account>,
 }
 
-/// The value of a blob, mapped.
+/// The value of a blob, mapped. The map keeps the file open, and so held.
 struct Mapped {
     map: Map,
     len: usize,
-    #[expect(dead_code, reason = "held so that the space counts")]
-    account: Arc<Account>,
 }
 
 impl AsRef<[u8]> for Mapped {
@@ -264,13 +328,17 @@ impl AsRef<[u8]> for Mapped {
 
 impl OpenBlob {
     /// Opens what is at `path`, which is to be the blob `reference`. `None` if it is something else, or damaged.
-    pub(super) fn open(path: &Path, reference: BlobRef, account: Arc<Account>) -> Result<Option<Self>> {
+    pub(super) fn open(path: &Path, reference: BlobRef) -> Result<Option<Self>> {
         let open = || -> io::Result<Option<Self>> {
             let file = match file::open_to_read(path) {
                 Ok(file) => file,
                 Err(e) if is_none_of_ours(&e) => return Ok(None),
                 Err(e) => return Err(e),
             };
+            // Where somebody was stopped who is about to remove it, it is read all the same: no reader waits for ever.
+            if hold(&file)? == Hold::Gone {
+                return Ok(None);
+            }
             let mut header = [0; HEADER_LEN];
             match file.read_exact_at(&mut header, 0) {
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
@@ -279,7 +347,7 @@ impl OpenBlob {
             let is_it = BlobRef::from_header(&header).is_some_and(|(found, _)| found == reference);
             let is_whole =
                 reference.file_len().is_some_and(|len| file.metadata().is_ok_and(|m| m.len() >= len));
-            Ok((is_it && is_whole).then_some(Self { file, reference, account }))
+            Ok((is_it && is_whole).then_some(Self { file, reference }))
         };
         open().map_err(|e| Error::io("open blob", path, e))
     }
@@ -330,7 +398,7 @@ impl OpenBlob {
             value.chunks(CHUNK).zip(checks.chunks_exact(4)).zip(0..).all(|((chunk, check), number)| {
                 check == check_of(self.reference.salt, number, chunk).to_le_bytes()
             });
-        Ok(is_sound.then(|| Bytes::from_owner(Mapped { map, len, account: self.account })))
+        Ok(is_sound.then(|| Bytes::from_owner(Mapped { map, len })))
     }
 }
 
@@ -344,40 +412,49 @@ fn hash_entry(hash: u64) -> [u8; HASH_LEN] {
     bytes
 }
 
-/// The length of the file, and the hashes of the keys that may name the blob in it. None if it is damaged.
-pub(super) fn hashes(file: &File) -> io::Result<(u64, Vec<u64>)> {
+/// What the file of a blob says of itself.
+pub(super) struct Contents {
+    /// What it takes on disk.
+    pub(super) bytes: u64,
+    /// Of the keys that may name it.
+    pub(super) hashes: Vec<u64>,
+}
+
+/// What is in the file. `None` if it is no blob, or is damaged.
+pub(super) fn contents(file: &File) -> io::Result<Option<Contents>> {
     /// More keys than this a blob is not moved through.
     const MOST: u64 = 1 << 16;
     let len = file.metadata()?.len();
     let mut header = [0; HEADER_LEN];
     if len < HEADER_LEN as u64 {
-        return Ok((len, Vec::new()));
+        return Ok(None);
     }
     file.read_exact_at(&mut header, 0)?;
-    let Some((reference, first)) = BlobRef::from_header(&header) else { return Ok((len, Vec::new())) };
-    let mut hashes = vec![first];
-    let Some(start) = reference.file_len().filter(|start| *start <= len) else {
-        return Ok((len, Vec::new()));
-    };
+    let Some((reference, first)) = BlobRef::from_header(&header) else { return Ok(None) };
+    let Some(start) = reference.file_len().filter(|start| *start <= len) else { return Ok(None) };
     let mut others = vec![0; (len - start).min(MOST * HASH_LEN as u64) as usize];
     file.read_exact_at(&mut others, start)?;
-    let sound = others.chunks_exact(HASH_LEN).filter_map(|entry| {
-        let hash = u64::from_le_bytes(entry.first_chunk().copied()?);
-        (hash_entry(hash) == entry).then_some(hash)
-    });
-    hashes.extend(sound);
-    Ok((len, hashes))
+    let (mut hashes, mut rest) = (vec![first], &others[..]);
+    while let Some(entry) = rest.first_chunk::<HASH_LEN>() {
+        let hash = entry.first_chunk().map_or(0, |hash| u64::from_le_bytes(*hash));
+        let is_one = hash_entry(hash) == *entry;
+        hashes.extend(is_one.then_some(hash));
+        // Behind one that was cut off, as on a full disk, those that were added later are not where they would be.
+        rest = &rest[if is_one { HASH_LEN } else { 1 }..];
+    }
+    Ok(Some(Contents { bytes: space_for(reference.len), hashes }))
 }
 
-/// Notes, durably, that a key of this hash is about to name the blob in the file at `path`.
+/// Notes, durably, that a key of this hash is about to name the blob in the file at `path`, which the caller holds.
 pub(super) fn add_hash(path: &Path, hash: u64) -> Result<()> {
     let add = || -> io::Result<()> {
-        let file = file::open(path)?;
-        let (len, found) = hashes(&file)?;
-        if found.contains(&hash) {
+        // Others may be adding theirs.
+        let file = file::open_to_append(path)?;
+        // Nobody gets to read a damaged one, so it need not be found.
+        if contents(&file)?.is_none_or(|contents| contents.hashes.contains(&hash)) {
             return Ok(());
         }
-        file::write_at(&file, &hash_entry(hash), len)?;
+        file::append(&file, &hash_entry(hash))?;
         step!("blob::hash_written");
         file::sync(&file)
     };
@@ -386,6 +463,7 @@ pub(super) fn add_hash(path: &Path, hash: u64) -> Result<()> {
 
 /// Whether what is there, if anything, is no blob.
 pub(super) fn is_none_of_ours(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput)
+    use io::ErrorKind::{InvalidInput, IsADirectory, NotFound};
+    matches!(error.kind(), NotFound | InvalidInput | IsADirectory)
         || error.raw_os_error() == Some(nix::libc::ELOOP)
 }

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::io;
 
-use super::{BlobWriter, Owner, Pin};
+use super::{BlobWriter, Haste, Naming, Owner, Pin};
 use crate::engine::Engine;
 use crate::engine::counters::Counter;
 use crate::engine::index::{Probe, Word};
@@ -53,61 +53,95 @@ impl Engine {
         self.blobs.seal(writer, self.hasher.hash(key))
     }
 
-    /// The blobs that nothing names any more.
-    pub(in crate::engine) fn dead_blobs(&self) -> Vec<u128> {
-        self.blobs.take_dead(|owner| self.holds(owner))
+    /// The blobs that nothing names any more, whoever made them.
+    pub(in crate::engine) fn dead_blobs(&self, haste: Haste) -> Vec<u128> {
+        self.warn_of_blobs(self.blobs.refresh(haste));
+        self.blobs.take_dead(self)
     }
 
-    /// Finds, at an attach, what names each blob.
-    pub(in crate::engine) fn find_blobs(&self) {
-        self.blobs.find_owners(|hash, name| {
-            let names = |word: Word| {
-                let Ok(guard) = self.log.fetch(word.segment()) else { return Probe::Other };
-                let record = guard.get().and_then(|segment| segment.record(word.offset()));
-                let blob = record.and_then(|record| record.blob());
-                if blob.is_some_and(|blob| blob.name == name) { Probe::Match } else { Probe::Other }
-            };
-            self.index.find(hash, names).entry.map(|(_, word)| word)
-        });
+    /// The same, with their bytes counted anew: nobody else unlinks any meanwhile.
+    pub(in crate::engine) fn recount_blobs(&self, haste: Haste) -> Vec<u128> {
+        self.warn_of_blobs(self.blobs.recount(haste));
+        self.blobs.take_dead(self)
     }
 
-    /// Whether the index holds this very word.
-    fn holds(&self, (hash, word): Owner) -> bool {
-        self.index.slot_of(hash, word).is_some() || {
-            // It may just move along its chain.
-            // Where somebody holds the chain for long, nobody can say that it is not.
-            let Ok(locked) = self.index.lock(hash) else { return true };
-            let there = self.index.slot_of(hash, word).is_some();
-            self.note_wiped(locked.wiped());
-            there
+    /// Unlinks those of the `dead` that nobody keeps and that are still dead. Since they were found dead, a checkpoint began
+    /// and came to its end.
+    pub(in crate::engine) fn release_blobs(&self, dead: &[u128]) {
+        self.blobs.release(dead, self);
+    }
+
+    fn warn_of_blobs(&self, looked: Result<()>) {
+        if let Err(error) = looked {
+            tracing::warn!(%error, "cannot see which blobs there are; those that are known are gone by");
         }
     }
 
     /// Evicts the coldest blob, if all of them take more than `beyond` bytes. `false` if none was evicted. Its space comes
     /// back with the next checkpoint.
     pub(in crate::engine) fn evict_a_blob(&self, beyond: u64) -> bool {
-        self.dead_blobs();
+        // Where there is nothing else, what others made just now counts too.
+        self.recount_blobs(if beyond == 0 { Haste::Soon } else { Haste::Later });
         let (alive, _) = self.blobs.bytes();
         if alive <= beyond {
             return false;
         }
         let clock = self.index.recency();
-        let owners = self.blobs.evictable();
-        let coldest = owners
-            .iter()
-            .filter_map(|(name, (hash, word))| Some((*name, self.index.slot_of(*hash, *word)?, word.age())))
+        let coldest = self
+            .blobs
+            .owners()
+            .into_iter()
+            .filter_map(|(name, (hash, word))| Some((name, self.index.slot_of(hash, word)?, word.age())))
             .max_by_key(|(_, slot, age)| (self.hints.get(*slot).age(clock), Reverse(*age)));
         let Some((coldest, ..)) = coldest else { return false };
+        let owners = self.blobs.owners_of(coldest, self);
         let evicted = owners
             .iter()
-            .filter(|(name, (hash, word))| {
-                *name == coldest
-                    && self.index.slot_of(*hash, *word).is_some_and(|slot| self.evict(slot, *word))
+            .filter(|(hash, word)| {
+                self.index.slot_of(*hash, *word).is_some_and(|slot| self.evict(slot, *word))
             })
             .count();
         self.counters.add(Counter::Evicted, evicted as u64);
         self.tell_once(&self.told_of_bytes, "max_bytes");
-        self.dead_blobs();
+        self.blobs.take_dead(self);
         true
+    }
+}
+
+impl Naming for Engine {
+    fn holds(&self, (hash, word): Owner) -> bool {
+        self.index.slot_of(hash, word).is_some()
+    }
+
+    fn find(&self, hash: u64, name: u128) -> Result<Option<Word>> {
+        loop {
+            let mut refused = None;
+            let found = self.index.find(hash, |word| {
+                let guard = match self.log.fetch(word.segment()) {
+                    Ok(guard) => guard,
+                    Err(error) => {
+                        refused = Some(error);
+                        return Probe::Unreadable;
+                    }
+                };
+                let Some(segment) = guard.get() else { return Probe::Unreadable };
+                let blob = segment.record(word.offset()).and_then(|record| record.blob());
+                if blob.is_some_and(|blob| blob.name == name) { Probe::Match } else { Probe::Other }
+            });
+            match (found.entry, refused) {
+                (None, Some(error)) => return Err(error),
+                (entry, _) => {
+                    if let Some((_, word)) = entry.or(found.unreadable) {
+                        return Ok(Some(word));
+                    }
+                }
+            }
+            // It may just move along its chain.
+            let locked = self.index.lock(hash)?;
+            self.note_wiped(locked.wiped());
+            if locked.unchanged_since(&found) {
+                return Ok(None);
+            }
+        }
     }
 }

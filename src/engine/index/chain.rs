@@ -10,6 +10,7 @@
 
 use std::cell::Cell;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::bucket::{Bucket, Control, LAST_SLOT, SLOTS};
 use super::{Index, LINE, Word, at};
@@ -85,25 +86,35 @@ impl From<Busy> for Error {
 /// Waits longer and longer for a lock that is held for well under a microsecond, unless its holder was put
 /// off the processor.
 #[derive(Debug, Default)]
-pub(crate) struct Backoff(u32);
+pub(crate) struct Backoff {
+    pauses: u32,
+    /// When it began to sleep.
+    since: Option<Instant>,
+}
 
 impl Backoff {
-    /// Whether it has waited for about a quarter of a second.
+    /// So long nobody is put off the processor, even where many want it.
+    const LONG: Duration = Duration::from_millis(500);
+
+    /// Whether it has waited for about half a second.
     pub(crate) fn is_long(&self) -> bool {
-        self.0 > 3_000
+        self.since.is_some_and(|since| since.elapsed() > Self::LONG)
     }
 
     /// Whether it is time to ask if the holder is alive: not before it has had time enough to let go, and seldom then.
     pub(crate) fn asks(&self) -> bool {
-        self.0 == 64 || (self.0 > 64 && self.0.is_multiple_of(32))
+        self.pauses == 64 || (self.pauses > 64 && self.pauses.is_multiple_of(32))
     }
 
     pub(crate) fn pause(&mut self) {
-        self.0 = self.0.saturating_add(1);
-        match self.0 {
+        self.pauses = self.pauses.saturating_add(1);
+        match self.pauses {
             0..=64 => std::hint::spin_loop(),
             65..=256 => std::thread::yield_now(),
-            _ => std::thread::sleep(std::time::Duration::from_micros(50)),
+            _ => {
+                self.since.get_or_insert_with(Instant::now);
+                std::thread::sleep(Duration::from_micros(50));
+            }
         }
     }
 }
@@ -209,7 +220,7 @@ impl Index {
     /// Locks the chain of `hash`.
     ///
     /// # Errors
-    /// If somebody who lives does not let go of it for about a quarter of a second.
+    /// If somebody who lives does not let go of it for about half a second.
     pub(crate) fn lock(&self, hash: u64) -> Result<Locked<'_>, Busy> {
         self.lock_primary(self.primary_of(hash))
     }

@@ -94,7 +94,7 @@ impl Index {
     /// Takes the lock that one `clear` at a time holds, and returns what gives it back.
     ///
     /// # Errors
-    /// If somebody who lives does not let go of it for about a quarter of a second.
+    /// If somebody who lives does not let go of it for about half a second.
     pub(crate) fn lock_clear(&self) -> Result<ClearLock<'_>, Busy> {
         /// The owner and the lock bit take these; above are the low bits of the generation that is to begin.
         const GENERATION_SHIFT: u32 = 33;
@@ -107,7 +107,7 @@ impl Index {
             let is_free = before == 0 || (wait.asks() && !self.is_alive((before >> 1) as u32));
             if is_free && word.compare_exchange(before, mine, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                 // Another may have ended since this one looked which generation is next.
-                let now = mine & (1 << GENERATION_SHIFT) - 1 | next();
+                let now = (mine & ((1 << GENERATION_SHIFT) - 1)) | next();
                 word.store(now, Ordering::Release);
                 // Who died with it may have stamped its record, and a recovery must not be the first to heed that.
                 let unfinished = before != 0 && before >> GENERATION_SHIFT == next() >> GENERATION_SHIFT;

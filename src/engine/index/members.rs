@@ -115,6 +115,14 @@ impl Index {
     /// # Errors
     /// `Busy` if it takes too long, so long that it must be stopped; or if the kernel refuses.
     pub(crate) fn wait_for(&self, turn: Turn) -> Result<HeldTurn<'_>> {
+        self.wait_for_turn(turn, || {})
+    }
+
+    /// The same, and does something between two looks.
+    ///
+    /// # Errors
+    /// As [`wait_for`](Index::wait_for).
+    pub(crate) fn wait_for_turn(&self, turn: Turn, between: impl Fn()) -> Result<HeldTurn<'_>> {
         let (mut wait, started) = (Backoff::default(), Instant::now());
         loop {
             if let Some(held) = self.take_turn(turn)? {
@@ -124,6 +132,7 @@ impl Index {
                 let why = "another process makes room, and does not come to its end; it may be stopped";
                 return Err(Error::new(ErrorKind::Busy, "lock the directory").with_source(why));
             }
+            between();
             wait.pause();
         }
     }
@@ -137,7 +146,11 @@ impl Index {
     pub(super) fn enter(&mut self) -> io::Result<()> {
         let number = self.membership.number;
         let line = self.member(number);
-        let before = line[0].load(Ordering::Acquire) as u32;
+        let before = line[0].load(Ordering::Acquire);
+        if before & ATTACHED != 0 {
+            self.note_death();
+        }
+        let before = before as u32;
         let mut incarnation = crate::engine::segment::random()? as u32 & INCARNATION;
         if incarnation == before || incarnation == 0 {
             incarnation = (before % INCARNATION) + 1;
@@ -196,22 +209,26 @@ impl Index {
         self.attached().count() as u64
     }
 
-    /// Takes the dead out of the table, and says whether there were any. What they left is for whoever needs it.
+    fn note_death(&self) {
+        self.words()[at::DEATHS].store(1, Ordering::Release);
+    }
+
+    /// Takes the dead out of the table, and says whether any died since the last call. What they left is for the caller to
+    /// look after.
     pub(crate) fn bury_dead(&self) -> bool {
         let Some(locks) = &self.membership.locks else { return false };
-        let mut any = false;
         for number in self.attached().filter(|number| *number != self.membership.number) {
             // Nobody attaches under this number while its byte is held.
             if let Ok(true) = lock::try_lock(locks, i64::from(number)) {
                 let line = self.member(number);
                 line[0].fetch_and(!ATTACHED, Ordering::AcqRel);
-                any = true;
+                self.note_death();
                 if let Err(error) = lock::unlock(locks, i64::from(number)) {
                     tracing::warn!(number, %error, "cannot let go of the number of a dead process");
                 }
             }
         }
-        any
+        self.words()[at::DEATHS].swap(0, Ordering::AcqRel) != 0
     }
 
     /// Says that this process has let go of all segments that were dropped before the count of drops was `seen`, except

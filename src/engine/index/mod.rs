@@ -83,6 +83,8 @@ mod at {
     pub(super) const CHECKPOINTED: usize = 52;
     /// Bytes of all blobs.
     pub(super) const BLOB_BYTES: usize = 53;
+    /// Whether a process died and nobody has looked after what it left.
+    pub(super) const DEATHS: usize = 55;
     /// The highest number that a process ever had.
     pub(super) const HIGHEST_NUMBER: usize = 54;
     pub(super) const INSERTS: usize = 56;
@@ -469,8 +471,10 @@ impl Index {
         self.words()[at::BLOB_BYTES].load(Ordering::Acquire)
     }
 
-    pub(crate) fn set_blob_bytes(&self, bytes: u64) {
-        self.words()[at::BLOB_BYTES].store(bytes, Ordering::Release);
+    /// Sets them, if they are still `was`. Says whether it did.
+    pub(crate) fn set_blob_bytes(&self, was: u64, now: u64) -> bool {
+        let word = &self.words()[at::BLOB_BYTES];
+        word.compare_exchange(was, now, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// Counts `delta` more bytes of blobs.

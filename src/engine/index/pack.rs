@@ -15,7 +15,7 @@ pub(crate) struct Packed {
 
 impl Index {
     /// Copies the words of chain `primary` as they are at one moment when nobody has it locked. Says whether there
-    /// was one, within about a quarter of a second.
+    /// was one, within about half a second.
     pub(crate) fn pack(&self, primary: u32, packed: &mut Packed) -> bool {
         let Some(first) = self.bucket(primary) else { return false };
         let mut wait = Backoff::default();

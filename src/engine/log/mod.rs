@@ -332,7 +332,11 @@ impl Log {
     /// `info` was read before the sync begins.
     fn sync_one(&self, segment: &Segment, info: &SegmentInfo) -> Result<()> {
         let own = self.index.is_own(info.owner);
-        let synced = if own && !info.failed { segment.sync_if_dirty() } else { segment.sync() };
+        let synced = match info.failed {
+            true => Err(segment.refused()),
+            false if own => segment.sync_if_dirty(),
+            false => segment.sync(),
+        };
         if synced.is_err() {
             self.index.set_segment_failed(segment.id);
         } else if info.state != SegmentState::Active {

@@ -1,0 +1,333 @@
+//! Two processes in one directory: two `Blobs` over it are as good, since a lock belongs to an open file, whoever opened it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use tempfile::TempDir;
+
+use super::file::space_for;
+use super::*;
+use crate::engine::index::{Geometry, Index, Membership};
+
+/// An index without any entries but those that name blobs.
+#[derive(Default)]
+struct Names(Mutex<HashMap<u64, (Word, u128)>>);
+
+impl Names {
+    fn map(&self) -> MutexGuard<'_, HashMap<u64, (Word, u128)>> {
+        self.0.lock().unwrap()
+    }
+
+    fn publish(&self, hash: u64, name: u128) {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        self.map().insert(hash, (Word(NEXT.fetch_add(1, Ordering::Relaxed)), name));
+    }
+
+    fn remove(&self, hash: u64) {
+        self.map().remove(&hash);
+    }
+}
+
+impl Naming for Names {
+    fn holds(&self, (hash, word): Owner) -> bool {
+        self.map().get(&hash).is_some_and(|(found, _)| *found == word)
+    }
+
+    fn find(&self, hash: u64, name: u128) -> Result<Option<Word>> {
+        Ok(self.map().get(&hash).filter(|(_, found)| *found == name).map(|(word, _)| *word))
+    }
+}
+
+struct Two {
+    dir: TempDir,
+    space: SpaceInUse,
+    index: Names,
+    mine: Blobs,
+    theirs: Blobs,
+}
+
+const LEN: usize = 100_000;
+/// What one blob takes.
+const SPACE: u64 = 102_400;
+
+impl Two {
+    fn new() -> Self {
+        let (dir, space) = (tempfile::tempdir().unwrap(), SpaceInUse::default());
+        let counts = tempfile::tempfile().unwrap();
+        let index = Index::create(&counts, Geometry::for_entries(100, 16), Membership::alone()).unwrap();
+        space.attach(Arc::new(index));
+        assert_eq!(space_for(LEN as u64), SPACE);
+        let open = || Blobs::open(dir.path(), &space).unwrap();
+        let (mine, theirs) = (open(), open());
+        Self { space, index: Names::default(), mine, theirs, dir }
+    }
+
+    fn files(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.dir.path()).unwrap();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    /// What a sweep of mine finds dead.
+    fn dead(&self) -> Vec<u128> {
+        self.mine.recount(Haste::Now).unwrap();
+        self.mine.take_dead(&self.index)
+    }
+}
+
+fn write<'a>(blobs: &'a Blobs, hash: u64) -> Pin<'a> {
+    let mut writer = blobs.create().unwrap();
+    writer.add_space(blobs.space.account(SPACE));
+    writer.write(&[7; LEN], &mut 0).unwrap();
+    blobs.seal(writer, hash).unwrap()
+}
+
+/// A blob that is named under `hash`.
+fn publish(blobs: &Blobs, hash: u64, index: &Names) -> BlobRef {
+    let pin = write(blobs, hash);
+    pin.keep();
+    index.publish(hash, pin.reference.name);
+    pin.reference
+}
+
+#[test]
+fn what_one_makes_the_other_finds_counts_reads_and_removes() {
+    let two = Two::new();
+    let reference = publish(&two.theirs, 1, &two.index);
+    assert_eq!(two.space.bytes(), SPACE);
+    let bytes = two.mine.open_blob(reference).unwrap().unwrap().load().unwrap().unwrap();
+    assert!(*bytes == [7; LEN], "without a refresh");
+    drop(bytes);
+    assert!(two.dead().is_empty());
+    assert_eq!((two.mine.names(), two.mine.bytes()), (vec![reference.name], (SPACE, 0)));
+    // A count that a process took with it when it died.
+    two.space.blob_gone(SPACE);
+    assert!(two.dead().is_empty());
+    assert_eq!((two.space.bytes(), two.space.blob_bytes()), (SPACE, SPACE));
+    // Evicted.
+    for (hash, _) in two.mine.owners_of(reference.name, &two.index) {
+        two.index.remove(hash);
+    }
+    assert_eq!(two.dead(), [reference.name]);
+    assert_eq!(two.mine.bytes(), (0, SPACE));
+    assert_eq!(two.mine.release(&[reference.name], &two.index), 1);
+    assert_eq!((two.files().len(), two.space.bytes()), (0, 0));
+    assert!(two.theirs.open_blob(reference).unwrap().is_none());
+    assert!(two.theirs.pin(reference).unwrap().is_none());
+    assert_eq!(two.theirs.release(&[reference.name], &two.index), 0);
+    // Opened before it was unlinked, and locked after.
+    let pin = write(&two.mine, 2);
+    let opened = File::open(two.mine.path(pin.reference.name)).unwrap();
+    two.theirs.refresh(Haste::Now).unwrap();
+    assert_eq!(two.theirs.names(), [pin.reference.name]);
+    drop(pin);
+    assert_eq!(hold(&opened).unwrap(), Hold::Gone);
+    two.theirs.recount(Haste::Now).unwrap();
+    assert!(two.theirs.names().is_empty());
+    assert_eq!(two.space.bytes(), 0, "taken off once");
+}
+
+#[test]
+fn what_one_believes_dead_the_other_names_again() {
+    let two = Two::new();
+    let reference = publish(&two.mine, 1, &two.index);
+    let pin = two.theirs.pin(reference).unwrap().unwrap();
+    two.index.remove(1);
+    assert!(two.dead().is_empty(), "somebody may be about to name it");
+    assert_eq!(two.mine.release(&[reference.name], &two.index), 0);
+    drop(pin);
+    assert_eq!(two.dead(), [reference.name]);
+    // Under a key of which nobody but the file says so.
+    let pin = two.theirs.pin(reference).unwrap().unwrap();
+    assert_eq!(two.mine.release(&[reference.name], &two.index), 0);
+    two.theirs.add_key(&pin, 2).unwrap();
+    pin.keep();
+    two.index.publish(2, reference.name);
+    drop(pin);
+    assert_eq!(two.mine.release(&[reference.name], &two.index), 0);
+    assert!(two.dead().is_empty());
+    assert_eq!(two.mine.owners().len(), 1);
+    assert!(two.mine.open_blob(reference).unwrap().is_some());
+    // And by a third key, while mine takes it for alive.
+    let pin = two.theirs.pin(reference).unwrap().unwrap();
+    two.theirs.add_key(&pin, 3).unwrap();
+    two.index.publish(3, reference.name);
+    two.index.remove(2);
+    drop(pin);
+    assert!(two.dead().is_empty());
+    two.index.remove(3);
+    assert_eq!(two.dead(), [reference.name]);
+    assert_eq!(two.mine.release(&[reference.name], &two.index), 1);
+    assert_eq!(two.space.bytes(), 0);
+}
+
+#[test]
+fn what_somebody_reads_stays_and_counts() {
+    let two = Two::new();
+    for is_mapped in [false, true] {
+        let reference = publish(&two.mine, 1, &two.index);
+        let open = two.theirs.open_blob(reference).unwrap().unwrap();
+        let (file, bytes) =
+            if is_mapped { (None, Some(open.load().unwrap().unwrap())) } else { (Some(open), None) };
+        two.index.remove(1);
+        for _ in 0..2 {
+            assert!(two.dead().is_empty());
+            assert_eq!(two.mine.release(&[reference.name], &two.index), 0);
+            assert_eq!((two.files().len(), two.space.bytes()), (1, SPACE));
+            assert_eq!(two.mine.bytes(), (0, 0), "neither alive nor to be had back");
+        }
+        assert!(file.is_none_or(|file| file.verify().unwrap()));
+        assert!(bytes.is_none_or(|bytes| *bytes == [7; LEN]));
+        assert_eq!(two.dead(), [reference.name]);
+        // Begun to be read after it was found dead.
+        let open = two.theirs.open_blob(reference).unwrap();
+        assert_eq!(two.mine.release(&[reference.name], &two.index), 0);
+        drop(open);
+        assert_eq!(two.dead(), [reference.name]);
+        assert_eq!(two.mine.release(&[reference.name], &two.index), 1);
+        assert_eq!((two.files().len(), two.space.bytes()), (0, 0));
+    }
+}
+
+#[test]
+fn one_that_is_stopped_while_it_removes_keeps_no_reader_from_reading() {
+    let two = Two::new();
+    let reference = publish(&two.mine, 1, &two.index);
+    let alone = open_alone(&two.mine.path(reference.name)).unwrap();
+    assert!(matches!(alone, Alone::Yes(_)));
+    assert!(two.theirs.open_blob(reference).unwrap().is_some_and(|open| open.verify().unwrap()));
+    // But whoever names it must be sure that it stays.
+    assert_eq!(two.theirs.pin(reference).map(|_| ()).unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(two.theirs.release(&[reference.name], &two.index), 0);
+    drop(alone);
+    assert!(two.theirs.pin(reference).unwrap().is_some());
+}
+
+#[test]
+fn the_file_of_a_writer_goes_when_the_writer_has_died() {
+    let two = Two::new();
+    let mut writer = two.theirs.create().unwrap();
+    writer.write(&[7; LEN], &mut 0).unwrap();
+    two.mine.refresh(Haste::Now).unwrap();
+    assert_eq!(two.files().len(), 1);
+    let pin = two.theirs.seal(writer, 1).unwrap();
+    assert!(two.dead().is_empty(), "its record is about to come");
+    drop(pin);
+    assert!(two.files().is_empty(), "no record came");
+
+    let writer = two.theirs.create().unwrap();
+    // So that it is not removed when it is dropped.
+    let left = two.dir.path().join(format!("{:032x}.part", 5));
+    fs::rename(writer.path(), &left).unwrap();
+    let foreign = two.dir.path().join("photo.part");
+    fs::write(&foreign, "somebody's").unwrap();
+    two.mine.refresh(Haste::Now).unwrap();
+    assert!(left.exists());
+    drop(writer);
+    two.mine.refresh(Haste::Now).unwrap();
+    assert!(!left.exists() && foreign.exists());
+}
+
+#[test]
+fn what_is_made_just_now_counts_once() {
+    let two = Two::new();
+    let pin = write(&two.mine, 1);
+    two.mine.recount(Haste::Now).unwrap();
+    assert_eq!((two.space.bytes(), two.space.blob_bytes()), (SPACE, 0));
+    // Of another process nobody can say how far it has come: rather twice than not at all.
+    two.theirs.recount(Haste::Now).unwrap();
+    assert_eq!(two.space.bytes(), 2 * SPACE);
+    pin.keep();
+    two.mine.recount(Haste::Now).unwrap();
+    assert_eq!((two.space.bytes(), two.space.blob_bytes()), (SPACE, SPACE));
+    // Counted while somebody looked what there is: what was seen may be out of date.
+    let was = two.space.blob_bytes();
+    write(&two.theirs, 2).keep();
+    assert!(!two.space.set_blob_bytes(was, SPACE));
+    assert_eq!(two.space.blob_bytes(), 2 * SPACE);
+}
+
+#[test]
+fn what_is_no_blob_is_passed_over_and_stays() {
+    let two = Two::new();
+    let damaged = publish(&two.theirs, 1, &two.index);
+    let paths = [two.mine.path(damaged.name), two.mine.path(5), two.mine.path(6)];
+    fs::write(&paths[0], [0; 1000]).unwrap();
+    fs::create_dir(&paths[1]).unwrap();
+    std::os::unix::fs::symlink(&paths[0], &paths[2]).unwrap();
+    for _ in 0..2 {
+        assert!(two.dead().is_empty());
+        assert_eq!(two.mine.release(&[damaged.name, 5, 6], &two.index), 0);
+        assert_eq!((two.files().len(), two.space.bytes()), (3, 0));
+    }
+    // Who knew it before it was damaged knows that it is theirs.
+    two.index.remove(1);
+    assert_eq!(two.theirs.take_dead(&two.index), [damaged.name]);
+    assert_eq!(two.theirs.release(&[damaged.name], &two.index), 1);
+    assert_eq!((two.files().len(), two.space.bytes()), (2, 0));
+}
+
+#[test]
+fn hashes_behind_one_that_was_cut_off_are_found() {
+    let two = Two::new();
+    let reference = publish(&two.mine, 1, &two.index);
+    let pin = two.mine.pin(reference).unwrap().unwrap();
+    let path = two.mine.path(reference.name);
+    for hash in 2..5 {
+        two.mine.add_key(&pin, hash).unwrap();
+        two.theirs.add_key(&pin, 10 + hash).unwrap();
+        let len = path.metadata().unwrap().len();
+        two.theirs.add_key(&pin, 100).unwrap();
+        fs::File::options().write(true).open(&path).unwrap().set_len(len + hash).unwrap();
+    }
+    let found = contents(&File::open(&path).unwrap()).unwrap().unwrap();
+    assert_eq!(found.hashes, [1, 2, 12, 3, 13, 4, 14]);
+    assert_eq!(found.bytes, SPACE);
+}
+
+/// One moves blobs from key to key, the other removes whatever it finds dead at any moment.
+#[test]
+fn what_is_named_is_there_while_others_move_and_remove() {
+    const BLOBS: u64 = 10;
+    const MOVES: u64 = 20;
+    let two = Two::new();
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let mover = scope.spawn(|| {
+            for blob in 0..BLOBS {
+                let reference = publish(&two.theirs, blob << 8, &two.index);
+                for key in (blob << 8)..(blob << 8) + MOVES {
+                    let pin = two.theirs.pin(reference).unwrap().expect("it is named");
+                    // Somebody else deletes what it is moved from.
+                    two.index.remove(key);
+                    two.theirs.add_key(&pin, key + 1).unwrap();
+                    two.index.publish(key + 1, reference.name);
+                    drop(pin);
+                    assert!(two.theirs.open_blob(reference).unwrap().is_some());
+                }
+                if blob % 2 == 0 {
+                    two.index.remove((blob << 8) + MOVES);
+                }
+            }
+        });
+        let remover = scope.spawn(|| {
+            let mut removed = 0;
+            while !is_done.load(Ordering::Acquire) {
+                two.mine.recount(Haste::Now).unwrap();
+                two.mine.take_dead(&two.index);
+                // Whether it is dead or not.
+                let all: Vec<u128> = two.mine.lock().blobs.keys().copied().collect();
+                removed += two.mine.release(&all, &two.index) as u64;
+            }
+            removed
+        });
+        let moved = mover.join();
+        is_done.store(true, Ordering::Release);
+        let removed = remover.join().unwrap();
+        moved.unwrap();
+        assert!(removed <= BLOBS / 2, "{removed} were removed");
+    });
+    let dead = two.dead();
+    two.mine.release(&dead, &two.index);
+    assert_eq!(two.files().len() as u64, BLOBS / 2);
+    assert_eq!(two.dead(), []);
+    assert_eq!(two.space.bytes(), BLOBS / 2 * SPACE);
+}
