@@ -102,7 +102,7 @@ mod timeout;
 pub use cache::{AsyncCache, AsyncIter, AsyncKeys, AsyncLease};
 pub use cache::{Builder, Cache, ComputeError, Entry, Iter, Keys, Lease, Reader, Swap, Token, Writer};
 pub use engine::CheckReport;
-pub use entry::Stats;
+pub use entry::{ProcessStats, Stats};
 pub use error::{Error, ErrorKind, Result};
 pub use key::hash_long_keys;
 pub use limits::{Limits, NewLimits};

@@ -8,7 +8,7 @@ use arc_swap::{ArcSwapOption, Guard};
 
 use super::{
     Backend, Change, CheckReport, Claim, Claimed, Condition, Decoded, Expiry, Item, Limits, Matter,
-    NewLimits, Outcome, SharedValue, Spool, Stats, Stored, Streamed,
+    NewLimits, Outcome, ProcessStats, SharedValue, Spool, Stats, Stored, Streamed,
 };
 use crate::engine::{Attached, Spooled};
 use crate::error::{Error, ErrorKind, Result};
@@ -211,6 +211,14 @@ impl Backend for FileBackend {
 
     fn stats(&self) -> Stats {
         self.gauge(|engine| engine.stats())
+    }
+
+    fn stats_of_all(&self) -> Result<Stats> {
+        self.engine()?.get()?.stats_of_all()
+    }
+
+    fn stats_by_process(&self) -> Result<Option<Vec<ProcessStats>>> {
+        self.engine()?.get()?.stats_by_process().map(Some)
     }
 
     fn check(&self) -> Result<CheckReport> {

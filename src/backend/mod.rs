@@ -17,8 +17,8 @@ use std::any::TypeId;
 
 pub(crate) use crate::engine::{CheckReport, Claim, Claimed, Matter};
 pub(crate) use crate::entry::{
-    Change, Codec, Condition, Decoded, Expiry, Item, Outcome, Pieces, SharedValue, Soft, Spool, Stats,
-    Stored, Streamed,
+    Change, Codec, Condition, Decoded, Expiry, Item, Outcome, Pieces, ProcessStats, SharedValue, Soft, Spool,
+    Stats, Stored, Streamed,
 };
 use crate::error::Result;
 pub(crate) use crate::limits::{Limits, NewLimits};
@@ -184,6 +184,22 @@ pub(crate) trait Backend: Send + Sync {
 
     /// What the store counted since it was opened.
     fn stats(&self) -> Stats;
+
+    /// What all processes that share the store counted.
+    ///
+    /// # Errors
+    /// If the environment refuses.
+    fn stats_of_all(&self) -> Result<Stats> {
+        Ok(self.stats())
+    }
+
+    /// What each process counted that shares the store, this one first. `None` where no others can.
+    ///
+    /// # Errors
+    /// If the environment refuses.
+    fn stats_by_process(&self) -> Result<Option<Vec<ProcessStats>>> {
+        Ok(None)
+    }
 
     /// Looks whether everything that the store keeps is as it should be. Reads everything, changes nothing.
     ///

@@ -304,6 +304,7 @@ impl Builder {
         let seed = self.jitter_seed.unwrap_or_else(|| RandomState::new().hash_one(0));
         let shared = Shared {
             backend,
+            opened: self.options.clock.now(),
             clock: self.options.clock,
             default_timeout: self.default_timeout,
             keys: self.keys,

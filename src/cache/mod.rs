@@ -26,10 +26,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use crate::backend::{Backend, CheckReport, Limits, NewLimits, Stats};
+use crate::backend::{Backend, CheckReport, Limits, NewLimits, ProcessStats, Stats};
 use crate::error::Result;
 use crate::key::KeyRule;
-use crate::time::Clock;
+use crate::time::{Clock, Timestamp};
 use crate::timeout::Timeout;
 
 #[cfg(feature = "async")]
@@ -77,6 +77,7 @@ pub struct Cache {
 struct Shared {
     backend: Box<dyn Backend>,
     clock: Arc<dyn Clock>,
+    opened: Timestamp,
     default_timeout: Timeout,
     keys: KeyRule,
     jitter: Jitter,
@@ -188,7 +189,49 @@ impl Cache {
     /// # Ok::<(), keepwarm::Error>(())
     /// ```
     pub fn stats(&self) -> Stats {
-        let mut stats = self.shared.backend.stats();
+        self.with_failures(self.shared.backend.stats())
+    }
+
+    /// The same over all processes that share the directory: what they have counted since one of them opened it that nobody had
+    /// open, those included that have left or were killed since. Of other processes it is at most a second or two old, and what
+    /// a killed one counted in its last second is missing. `store_failures` and `refresh_failures` are of this
+    /// `Cache` alone. Costs a read of 128 bytes for each process; of a cache that is not in a directory it is
+    /// [`stats`](Cache::stats).
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// let cache = Cache::open(dir.path())?;
+    /// cache.get::<u8>("missing")?;
+    /// assert_eq!(cache.stats_of_all()?.misses, 1);
+    /// assert_eq!(cache.stats_by_process()?[0].pid, std::process::id());
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If what the processes wrote down cannot be read.
+    pub fn stats_of_all(&self) -> Result<Stats> {
+        let stats = self.shared.backend.stats_of_all();
+        stats.map(|stats| self.with_failures(stats)).map_err(|error| call::about(error, "stats", None))
+    }
+
+    /// The same for each process that has the directory open, this one first. See [`stats_of_all`](Cache::stats_of_all).
+    ///
+    /// # Errors
+    /// As [`stats_of_all`](Cache::stats_of_all).
+    pub fn stats_by_process(&self) -> Result<Vec<ProcessStats>> {
+        let found = self.shared.backend.stats_by_process();
+        let mut processes = found.map_err(|error| call::about(error, "stats", None))?.unwrap_or_else(|| {
+            let stats = self.shared.backend.stats();
+            vec![ProcessStats { pid: std::process::id(), since: self.shared.opened, stats }]
+        });
+        if let Some(own) = processes.first_mut() {
+            own.stats = self.with_failures(own.stats);
+        }
+        Ok(processes)
+    }
+
+    fn with_failures(&self, mut stats: Stats) -> Stats {
         stats.store_failures += self.shared.store_failures.load(Relaxed);
         stats.refresh_failures += self.shared.refresh_failures.load(Relaxed);
         stats

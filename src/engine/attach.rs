@@ -20,6 +20,7 @@ use super::index::Membership;
 use super::log::Log;
 use super::maintenance::{Bell, Maintenance};
 use super::opening::{Begun, Opening};
+use super::published::Published;
 use super::state::State;
 use super::usage::{SpaceInUse, Usage};
 use crate::entry::Streamed;
@@ -147,6 +148,8 @@ impl Attached {
         log.enter(segments, end);
         let state = file::open(&state_path).and_then(State::open).map_err(at_state)?;
         let checkpoints = Checkpoints::open(directory, state, index.geometry())?;
+        let stats = directory.file("stats");
+        let published = Published::open(stats, number, index.owner(), options.clock.now(), !is_shared)?;
         let engine = Arc::new(Engine {
             dir: directory.path.clone(),
             balance: (options.eviction == Eviction::Adaptive).then(|| Balance::new(index.max_entries())),
@@ -159,6 +162,7 @@ impl Attached {
             blobs,
             claims: Arc::new(Claims::new(directory.path.clone(), held.id(), hasher)),
             counters: Counters::default(),
+            published,
             culling: Mutex::new(()),
             emptying: Mutex::new(()),
             checkpoints: Mutex::new(checkpoints),
@@ -173,6 +177,7 @@ impl Attached {
             engine.dead_blobs(Haste::Later);
             engine.settle(recovered)?;
         }
+        engine.publish_stats();
         let maintenance = Some(Maintenance::start(engine.clone())?);
         step!("attach::ready");
         Directory::release(&locks).map_err(at_locks)?;
@@ -195,6 +200,7 @@ impl Attached {
         if Directory::is_shared(&self.locks).map_err(io_error)? {
             let synced = synced.and(engine.log.sync_own());
             engine.log.retire(false);
+            engine.published.leave(&engine.stats());
             engine.log.let_go();
             engine.index.leave();
             return synced;

@@ -43,7 +43,10 @@ impl Directory {
         let directory = Self { path: find_or_make(path)? };
         if !directory.file("meta").try_exists().map_err(|e| Error::io("open", path, e))? {
             // What an interrupted making leaves.
-            refuse_foreign(path, &["meta", "state", "index", "hints", "segments", "blobs", "flights"])?;
+            refuse_foreign(
+                path,
+                &["meta", "state", "index", "hints", "segments", "blobs", "flights", "stats"],
+            )?;
         }
         Ok(directory)
     }

@@ -91,7 +91,7 @@ impl Engine {
             Durability::Interval(interval) => Some(interval),
             Durability::Buffered | Durability::Sync => None,
         };
-        let (mut next_pass, mut next_sync) = (Instant::now(), Instant::now());
+        let [mut next_pass, mut next_sync, mut next_publishing] = [Instant::now(); 3];
         let pause = interval.map_or(INTERVAL, |i| i.min(INTERVAL));
         // Had until the process leaves: it looks after the directory for all.
         let mut leadership = None;
@@ -112,6 +112,10 @@ impl Engine {
             }
             self.log.let_go_of_dropped();
             self.log.seal_oversized();
+            if Instant::now() >= next_publishing {
+                self.publish_stats();
+                next_publishing = Instant::now() + INTERVAL;
+            }
             if self.log.wants_spare() {
                 warn_of("make a segment ahead", self.provide(0, true));
             }

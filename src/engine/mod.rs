@@ -28,6 +28,7 @@ mod log;
 mod maintenance;
 pub(crate) mod meta;
 mod opening;
+mod published;
 mod read;
 pub(crate) mod record;
 mod recovery;
@@ -57,6 +58,7 @@ use self::hot::Hot;
 use self::index::{HeldTurn, Index, Turn};
 use self::log::Log;
 use self::maintenance::Bell;
+use self::published::Published;
 use crate::entry::{Expiry, Stats};
 use crate::error::Result;
 use crate::hash::KeyHasher;
@@ -76,6 +78,7 @@ pub(crate) struct Engine {
     /// What `Eviction::Adaptive` goes by; nothing for `Eviction::Lru`.
     balance: Option<Balance>,
     counters: Counters,
+    published: Published,
     /// Held by whoever culls, so that two inserts at the bound do not both make room.
     culling: Mutex<()>,
     /// Held by the thread that has the process's turn to empty segments.

@@ -23,6 +23,7 @@ mod namespaces;
 #[cfg(feature = "failpoints")]
 #[path = "../support/points.rs"]
 mod points;
+mod statistics;
 #[cfg(feature = "failpoints")]
 mod stopped;
 mod value;
@@ -39,6 +40,7 @@ const ROLES: &[crew::Role] = &[
     ("count-contained", namespaces::count),
     ("hold-many", descriptors::hold_many),
     ("keep-within", limits::keep_within),
+    ("miss", statistics::miss),
     #[cfg(feature = "failpoints")]
     ("stop-at", stopped::stop_at),
 ];
@@ -63,6 +65,7 @@ fn main() -> ExitCode {
         ("a_process_that_stands_still_holds_up_its_own_bucket_alone", stopped::holds_up_its_own_bucket_alone),
         ("containers_that_share_a_volume_count_exactly", namespaces::containers_count_exactly),
         ("limits_that_are_changed_count_for_all", limits::count_for_all),
+        ("what_processes_count_is_added_up", statistics::are_added_up),
         ("descriptors_and_mappings_do_not_grow_with_handles_and_threads", descriptors::do_not_grow),
     ])
 }

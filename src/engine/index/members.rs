@@ -169,7 +169,7 @@ impl Index {
     }
 
     /// What names this process in the locks that it takes.
-    pub(super) fn owner(&self) -> u32 {
+    pub(crate) fn owner(&self) -> u32 {
         self.membership.owner
     }
 
