@@ -41,6 +41,8 @@ pub enum ErrorKind {
     InUse,
     /// The path exists but is not a keepwarm directory, or not a directory at all.
     NotACache,
+    /// The directory is on a file system of another machine, where neither mapped files nor locks can be relied on.
+    NetworkFileSystem,
     /// The directory was written by a newer version of keepwarm. It was not touched.
     UnsupportedFormat,
     /// A file that the directory cannot be opened without is damaged.
@@ -81,6 +83,10 @@ impl ErrorKind {
             Self::NoSpace => "no space left; free some or lower max_bytes",
             Self::InUse => "another process has this directory open",
             Self::NotACache => "this is not a keepwarm directory; choose an empty or new one",
+            Self::NetworkFileSystem => {
+                "this is on a network file system; choose a local directory, or allow it with \
+                 Builder::allow_network_file_system if a single machine uses it"
+            }
             Self::UnsupportedFormat => "written by a newer version of keepwarm; upgrade to read it",
             Self::Corrupt => "the file is damaged; remove the directory to start with an empty cache",
             Self::Damaged => "part of the value is damaged",

@@ -73,6 +73,8 @@ pub(crate) struct Options {
     pub(crate) clock: Arc<dyn Clock>,
     /// Whether the limits that the directory was last opened with go before those here.
     pub(crate) keep_limits: bool,
+    /// Whether the directory may be on a network file system.
+    pub(crate) allow_network: bool,
     /// Whether the log is read whole, whatever else says which records count.
     pub(crate) salvage: bool,
 }
@@ -97,6 +99,7 @@ impl Default for Options {
             durability: Durability::default(),
             clock: Arc::new(SystemClock),
             keep_limits: false,
+            allow_network: false,
             salvage: false,
         }
     }

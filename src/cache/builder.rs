@@ -225,6 +225,15 @@ impl Builder {
         self
     }
 
+    /// Whether the directory may be on a network file system, which is refused otherwise (`NetworkFileSystem`): NFS, SMB, 9p, Ceph,
+    /// AFS, Coda, NCP, Lustre, GPFS, BeeGFS, PanFS, and sshfs and others of FUSE that are known by name. There, what one machine
+    /// stores another may see late or never, and the locks of a process that died may stay: only where a single machine ever
+    /// opens the directory is it safe, and even there the server decides what survives a power cut. Default: no.
+    pub fn allow_network_file_system(mut self, allow: bool) -> Self {
+        self.options.allow_network = allow;
+        self
+    }
+
     /// Most bytes of memory for what was used most recently, in front of the disk: bytes, and values that
     /// [`get_shared`](Cache::get_shared) decoded. A cache in memory keeps decoded values only in it. From 0 (none)
     /// to 128 TiB. Default: 64 MiB.
@@ -264,7 +273,7 @@ impl Builder {
     ///
     /// # Errors
     /// `InvalidOption`, naming the first option that is out of its limits. For a directory, why it cannot be
-    /// used: `InUse`, `NotACache`, `UnsupportedFormat`, `Corrupt`, `NoSpace` or `Io`.
+    /// used: `NotACache`, `NetworkFileSystem`, `UnsupportedFormat`, `Corrupt`, `Busy`, `NoSpace` or `Io`; on sled also `InUse`.
     pub fn open(self) -> Result<Cache> {
         self.validate()?;
         match &self.place {

@@ -94,7 +94,7 @@ impl Attached {
     /// it was opened with.
     pub(crate) fn open(path: &Path, options: &Options) -> Result<Arc<Self>> {
         options.validate()?;
-        let directory = Directory::at(path)?;
+        let directory = Directory::at(path, options)?;
         let held = HeldDirectory::open(path).map_err(|e| Error::io("open", path, e))?;
         let id = held.id();
         let (mut registry, found) = ENGINES.find(id);

@@ -8,6 +8,7 @@
 pub(crate) mod file;
 pub(crate) mod lock;
 pub(crate) mod map;
+pub(crate) mod mount;
 #[cfg(feature = "failpoints")]
 pub mod observe;
 
