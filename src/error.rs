@@ -43,7 +43,7 @@ pub enum ErrorKind {
     NotACache,
     /// The directory is on a file system of another machine, where neither mapped files nor locks can be relied on.
     NetworkFileSystem,
-    /// The directory was written by a newer version of keepwarm. It was not touched.
+    /// The directory was made by another version of keepwarm, whose format this one does not know. It was not touched.
     UnsupportedFormat,
     /// A file that the directory cannot be opened without is damaged.
     Corrupt,
@@ -87,7 +87,9 @@ impl ErrorKind {
                 "this is on a network file system; choose a local directory, or allow it with \
                  Builder::allow_network_file_system if a single machine uses it"
             }
-            Self::UnsupportedFormat => "written by a newer version of keepwarm; upgrade to read it",
+            Self::UnsupportedFormat => {
+                "made by another version of keepwarm; use that version, another directory, or remove this one"
+            }
             Self::Corrupt => "the file is damaged; remove the directory to start with an empty cache",
             Self::Damaged => "part of the value is damaged",
             Self::InvalidOption => "the option is out of its limits",

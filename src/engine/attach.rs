@@ -19,6 +19,7 @@ use super::hot::Hot;
 use super::index::Membership;
 use super::log::Log;
 use super::maintenance::{Bell, Maintenance};
+use super::meta::Meta;
 use super::opening::{Begun, Opening};
 use super::published::Published;
 use super::state::State;
@@ -122,6 +123,8 @@ impl Attached {
     }
 
     fn attach(directory: &Directory, held: HeldDirectory, options: &Options) -> Result<Self> {
+        // What is not understood is not touched.
+        Meta::read(&directory.file("meta"))?;
         let locks = Arc::new(directory.enter()?);
         let at_locks = |e| Error::io("lock", &directory.file("locks"), e);
         let meta = directory.meta()?;
