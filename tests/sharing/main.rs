@@ -19,7 +19,10 @@ mod history;
 mod kills;
 mod limits;
 mod load;
+#[path = "../support/mount.rs"]
+mod mount;
 mod namespaces;
+mod paths;
 #[cfg(feature = "failpoints")]
 #[path = "../support/points.rs"]
 mod points;
@@ -41,6 +44,8 @@ const ROLES: &[crew::Role] = &[
     ("hold-many", descriptors::hold_many),
     ("keep-within", limits::keep_within),
     ("miss", statistics::miss),
+    ("count-at", paths::count_at),
+    ("bound", paths::bound),
     #[cfg(feature = "failpoints")]
     ("stop-at", stopped::stop_at),
 ];
@@ -66,6 +71,8 @@ fn main() -> ExitCode {
         ("containers_that_share_a_volume_count_exactly", namespaces::containers_count_exactly),
         ("limits_that_are_changed_count_for_all", limits::count_for_all),
         ("what_processes_count_is_added_up", statistics::are_added_up),
+        ("by_any_path_it_is_one_directory", paths::by_any_path_it_is_one),
+        ("by_a_bind_mount_it_is_one_directory", paths::by_a_bind_mount_it_is_one),
         ("descriptors_and_mappings_do_not_grow_with_handles_and_threads", descriptors::do_not_grow),
     ])
 }
