@@ -348,7 +348,10 @@ impl Drop for Leader {
         }
         LANDINGS.fetch_add(1, Release);
         self.flight.landed.get_or_init(|| None);
-        self.flight.has_landed.notify_all();
+        // To wake is a system call, also where nobody waits. They are counted under the mutex.
+        if self.flight.waiters.load(Relaxed) > 0 {
+            self.flight.has_landed.notify_all();
+        }
         drop(tower);
         let wakers = mem::take(&mut *self.flight.wakers());
         wakers.into_values().for_each(Waker::wake);

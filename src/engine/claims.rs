@@ -113,8 +113,8 @@ impl Claims {
         Self { dir, id, hasher, epoch: EPOCH.load(Relaxed), open: Mutex::default() }
     }
 
-    /// Claims `matter`, without waiting. Where the system refuses, the caller goes on as if it were alone. About two
-    /// microseconds with giving it back; more where thousands are held at once.
+    /// Claims `matter`, without waiting. Where the system refuses, the caller goes on as if it were alone. With giving
+    /// it back two to four microseconds; more where thousands are held at once.
     pub(crate) fn claim(self: &Arc<Self>, matter: Matter<'_>) -> Claimed {
         self.take(self.byte(matter)).unwrap_or_else(|error| {
             tracing::debug!(dir = %self.dir.display(), ?matter, %error, "nothing can be claimed from other processes");

@@ -172,6 +172,8 @@ impl Engine {
             self.log.remove_unborn();
             // What they wrote is as durable as they promised, a little later.
             warn_of("sync what a dead process wrote", self.log.sync(false));
+            // A blob that was about to be counted may never be.
+            self.recount_blobs(Haste::Now);
         }
     }
 

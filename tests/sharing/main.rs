@@ -17,6 +17,7 @@ mod descriptors;
 mod histories;
 mod history;
 mod kills;
+mod large;
 mod limits;
 mod load;
 #[path = "../support/mount.rs"]
@@ -39,6 +40,7 @@ const ROLES: &[crew::Role] = &[
     ("add", counting::add),
     ("work", histories::work),
     ("live", kills::live),
+    ("churn", large::churn),
     ("contain", namespaces::contain),
     ("count-contained", namespaces::count),
     ("hold-many", descriptors::hold_many),
@@ -65,6 +67,10 @@ fn main() -> ExitCode {
         ("nobody_reads_what_was_superseded", histories::nobody_reads_what_was_superseded),
         ("nobody_reads_what_was_superseded_while_entries_are_evicted", histories::while_entries_are_evicted),
         ("reads_through_a_stale_copy_are_found", histories::a_stale_copy_is_found),
+        (
+            "large_values_are_whole_whoever_removes_them_and_nothing_is_left",
+            large::values_are_whole_and_nothing_is_left,
+        ),
         ("the_death_of_any_process_harms_nobody", kills::the_death_of_any_harms_nobody),
         #[cfg(feature = "failpoints")]
         ("a_process_that_stands_still_holds_up_its_own_bucket_alone", stopped::holds_up_its_own_bucket_alone),

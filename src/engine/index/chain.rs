@@ -8,13 +8,11 @@
 //! time every chain that was ever long would hold one. A reader who still walks into it misses nothing, since it
 //! was empty, and what it may find there later are words of other keys, which it compares and passes over.
 
-use std::cell::Cell;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
 use super::bucket::{Bucket, Control, LAST_SLOT, SLOTS};
+use super::lock::Locked;
 use super::{Index, LINE, Word, at};
-use crate::error::{Error, ErrorKind};
 
 /// No chain is longer; what would make it so replaces the coldest of its entries.
 pub(super) const MAX_CHAIN: usize = 16;
@@ -70,53 +68,6 @@ pub(crate) struct Found {
     pub(crate) unreadable: Option<(Slot, Word)>,
     /// Whether the walk saw words that do not fit their check.
     damaged: bool,
-}
-
-/// A lock that somebody else holds for long.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Busy;
-
-impl From<Busy> for Error {
-    fn from(Busy: Busy) -> Self {
-        let why = "another process holds a lock of the index; it may be stopped";
-        Self::new(ErrorKind::Busy, "lock").with_source(why)
-    }
-}
-
-/// Waits longer and longer for a lock that is held for well under a microsecond, unless its holder was put
-/// off the processor.
-#[derive(Debug, Default)]
-pub(crate) struct Backoff {
-    pauses: u32,
-    /// When it began to sleep.
-    since: Option<Instant>,
-}
-
-impl Backoff {
-    /// So long nobody is put off the processor, even where many want it.
-    const LONG: Duration = Duration::from_millis(500);
-
-    /// Whether it has waited for about half a second.
-    pub(crate) fn is_long(&self) -> bool {
-        self.since.is_some_and(|since| since.elapsed() > Self::LONG)
-    }
-
-    /// Whether it is time to ask if the holder is alive: not before it has had time enough to let go, and seldom then.
-    pub(crate) fn asks(&self) -> bool {
-        self.pauses == 64 || (self.pauses > 64 && self.pauses.is_multiple_of(32))
-    }
-
-    pub(crate) fn pause(&mut self) {
-        self.pauses = self.pauses.saturating_add(1);
-        match self.pauses {
-            0..=64 => std::hint::spin_loop(),
-            65..=256 => std::thread::yield_now(),
-            _ => {
-                self.since.get_or_insert_with(Instant::now);
-                std::thread::sleep(Duration::from_micros(50));
-            }
-        }
-    }
 }
 
 impl Found {
@@ -202,32 +153,9 @@ impl Index {
         })
     }
 
-    /// Takes over what the dead have locked.
-    pub(crate) fn free_of_dead(&self) {
-        for primary in 0..self.geometry.primaries {
-            let is_locked = |bucket: Bucket<'_>| bucket.control().is_locked();
-            if self.bucket(primary).is_some_and(is_locked) {
-                drop(self.lock_primary(primary));
-            }
-        }
-    }
-
     /// The word in `slot` now.
     pub(crate) fn word(&self, slot: Slot) -> Word {
         self.bucket(slot.bucket()).map_or(Word::EMPTY, |b| b.word(slot.within()))
-    }
-
-    /// Locks the chain of `hash`.
-    ///
-    /// # Errors
-    /// If somebody who lives does not let go of it for about half a second.
-    pub(crate) fn lock(&self, hash: u64) -> Result<Locked<'_>, Busy> {
-        self.lock_primary(self.primary_of(hash))
-    }
-
-    /// Locks the chain that `slot` is in, likewise.
-    pub(crate) fn lock_slot(&self, slot: Slot) -> Result<Locked<'_>, Busy> {
-        self.lock_primary(self.primary_of_slot(slot))
     }
 
     /// The number of the chain that `slot` is in.
@@ -238,55 +166,6 @@ impl Index {
             _ => number,
         };
         primary.min(self.geometry.primaries - 1)
-    }
-
-    pub(super) fn lock_primary(&self, primary: u32) -> Result<Locked<'_>, Busy> {
-        // A primary's number is below the number of buckets, by construction of both callers.
-        #[expect(
-            clippy::expect_used,
-            reason = "the number was scaled or clamped to the primaries just before"
-        )]
-        let bucket = self.bucket(primary).expect("a primary bucket is in the index");
-        let mut wait = Backoff::default();
-        loop {
-            let before = bucket.control();
-            let locked = before.locked_by(self.owner());
-            if !before.is_locked() {
-                if bucket.swap_control(before, locked) {
-                    let mut chain = Locked::new(self, primary, bucket, before, locked);
-                    chain.verify();
-                    return Ok(chain);
-                }
-            } else if wait.asks() && !self.is_alive(before.check()) {
-                if bucket.swap_control(before, locked) {
-                    return Ok(self.take_over(Locked::new(self, primary, bucket, before, locked)));
-                }
-            } else if wait.is_long() {
-                return Err(Busy);
-            }
-            wait.pause();
-        }
-    }
-
-    /// Goes on with a chain whose holder died. Each change that a holder makes is one word, so the words are good as
-    /// they are, and no check says so; the checks of the overflow buckets, which come second, are made to fit.
-    fn take_over<'a>(&'a self, chain: Locked<'a>) -> Locked<'a> {
-        let (mut number, mut bucket) = (chain.primary, chain.bucket);
-        for _ in 1..MAX_CHAIN {
-            match self.next_of(bucket) {
-                Some(next) if next.1.control().primary() == chain.primary => (number, bucket) = next,
-                _ => break,
-            }
-            bucket.set_control(Control::of_overflow(bucket.computed_check(), chain.primary));
-        }
-        tracing::debug!(
-            bucket = chain.primary,
-            last = number,
-            "a lock of a process that died was taken over"
-        );
-        // It may have counted an entry that it did not publish.
-        self.set_wants_recount(true);
-        chain
     }
 
     /// An overflow bucket that no chain uses, empty: one that was given back, or a new one.
@@ -376,56 +255,7 @@ impl Index {
     }
 }
 
-/// A chain whose lock is held. Dropping it unlocks.
-///
-/// While one is alive: no system call, no allocation, no code of users, no other lock.
-pub(crate) struct Locked<'a> {
-    index: &'a Index,
-    primary: u32,
-    bucket: Bucket<'a>,
-    before: Control,
-    locked: Control,
-    /// Entries that were wiped because their bucket was damaged.
-    wiped: usize,
-    /// Whether an entry is lost that a recovery may bring back.
-    lost: Cell<bool>,
-    unlocked: Cell<bool>,
-}
-
-impl<'a> Locked<'a> {
-    fn new(index: &'a Index, primary: u32, bucket: Bucket<'a>, before: Control, locked: Control) -> Self {
-        Self {
-            index,
-            primary,
-            bucket,
-            before,
-            locked,
-            wiped: 0,
-            lost: Cell::new(false),
-            unlocked: Cell::new(false),
-        }
-    }
-
-    /// Lets go of the chain.
-    ///
-    /// # Errors
-    /// If another process took the lock over meanwhile: it took this one for dead.
-    pub(crate) fn unlock(self) -> Result<(), Stolen> {
-        self.let_go()
-    }
-
-    fn let_go(&self) -> Result<(), Stolen> {
-        if self.unlocked.replace(true) {
-            return Ok(());
-        }
-        let unlocked = self.locked.unlocked(self.bucket.computed_check(), self.lost.get());
-        if self.bucket.swap_control(self.locked, unlocked) {
-            return Ok(());
-        }
-        tracing::error!(bucket = self.primary, "the lock of a bucket was taken over while it was held");
-        Err(Stolen)
-    }
-
+impl Locked<'_> {
     /// Whether nothing in the chain changed since `found`.
     pub(crate) fn unchanged_since(&self, found: &Found) -> bool {
         self.before == found.control && self.wiped == 0
@@ -549,7 +379,7 @@ impl<'a> Locked<'a> {
     }
 
     /// Empties what does not fit its check: nothing that it says can be believed.
-    fn verify(&mut self) {
+    pub(super) fn verify(&mut self) {
         let (mut number, mut bucket) = (self.primary, self.bucket);
         let mut before = number;
         for length in 1..=MAX_CHAIN {
@@ -574,24 +404,6 @@ impl<'a> Locked<'a> {
                 None => return,
             }
         }
-    }
-}
-
-impl Drop for Locked<'_> {
-    fn drop(&mut self) {
-        // Who has to know has called `unlock`.
-        let _ = self.let_go();
-    }
-}
-
-/// A lock was taken over by another process while this one held it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Stolen;
-
-impl From<Stolen> for Error {
-    fn from(Stolen: Stolen) -> Self {
-        let why = "another process took this one for dead; was the lock file replaced?";
-        Self::new(ErrorKind::LockLost, "unlock").with_source(why)
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::chain::{Backoff, Busy};
+use super::lock::{Backoff, Busy};
 use super::{Index, at};
 use crate::sys::step;
 

@@ -17,7 +17,9 @@
 pub(crate) mod bucket;
 mod chain;
 mod count;
+mod header;
 mod limits;
+mod lock;
 mod members;
 mod pack;
 mod segments;
@@ -27,8 +29,9 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::bucket::Bucket;
-pub(crate) use self::chain::{Backoff, Busy, Found, LONGEST_CHAIN, Locked, Probe, Slot, Vacancy};
+pub(crate) use self::chain::{Found, LONGEST_CHAIN, Probe, Slot, Vacancy};
 pub(crate) use self::count::{ClearLock, CountUp};
+pub(crate) use self::lock::{Backoff, Busy, Locked};
 pub(crate) use self::members::{HeldTurn, Membership, Turn};
 pub(crate) use self::pack::Packed;
 pub(crate) use self::segments::{SegmentInfo, SegmentState};
@@ -411,77 +414,6 @@ impl Index {
     /// The recency clock.
     pub(crate) fn recency(&self) -> u32 {
         self.words()[at::RECENCY].load(Ordering::Relaxed) as u32
-    }
-
-    /// Whether the entries must be counted again because something unreadable was removed, or somebody died.
-    pub(crate) fn wants_recount(&self) -> bool {
-        self.words()[at::RECOUNT].load(Ordering::Relaxed) != 0
-    }
-
-    pub(crate) fn set_wants_recount(&self, wants: bool) {
-        self.words()[at::RECOUNT].store(u64::from(wants), Ordering::Relaxed);
-    }
-
-    /// Whether entries of generations before `generation` have all been swept.
-    pub(crate) fn is_swept(&self, generation: u32) -> bool {
-        self.words()[at::SWEPT].load(Ordering::Acquire) >= u64::from(generation)
-    }
-
-    pub(crate) fn set_swept(&self, generation: u32) {
-        self.words()[at::SWEPT].fetch_max(u64::from(generation), Ordering::AcqRel);
-    }
-
-    /// No entry expires before this time, in milliseconds since 1970.
-    pub(crate) fn next_expiry(&self) -> u64 {
-        self.words()[at::NEXT_EXPIRY].load(Ordering::SeqCst)
-    }
-
-    pub(crate) fn forget_next_expiry(&self) {
-        self.words()[at::NEXT_EXPIRY].store(u64::MAX, Ordering::SeqCst);
-    }
-
-    pub(crate) fn note_expiry(&self, millis: u64) {
-        let next = &self.words()[at::NEXT_EXPIRY];
-        if millis < next.load(Ordering::SeqCst) {
-            next.fetch_min(millis, Ordering::SeqCst);
-        }
-    }
-
-    /// The number of the last snapshot that was begun.
-    pub(crate) fn last_snapshot(&self) -> u64 {
-        self.words()[at::SNAPSHOT].load(Ordering::Acquire)
-    }
-
-    pub(crate) fn set_last_snapshot(&self, number: u64) {
-        self.words()[at::SNAPSHOT].store(number, Ordering::Release);
-    }
-
-    /// What the log has taken since the last checkpoint began.
-    pub(crate) fn logged_since_checkpoint(&self) -> u64 {
-        self.logged().wrapping_sub(self.words()[at::CHECKPOINTED].load(Ordering::Acquire))
-    }
-
-    /// Says that a checkpoint began when the log had taken so much.
-    pub(crate) fn set_checkpointed(&self, logged: u64) {
-        self.words()[at::CHECKPOINTED].store(logged, Ordering::Release);
-    }
-
-    /// The bytes of all blobs.
-    pub(crate) fn blob_bytes(&self) -> u64 {
-        self.words()[at::BLOB_BYTES].load(Ordering::Acquire)
-    }
-
-    /// Sets them, if they are still `was`. Says whether it did.
-    pub(crate) fn set_blob_bytes(&self, was: u64, now: u64) -> bool {
-        let word = &self.words()[at::BLOB_BYTES];
-        word.compare_exchange(was, now, Ordering::AcqRel, Ordering::Acquire).is_ok()
-    }
-
-    /// Counts `delta` more bytes of blobs.
-    pub(crate) fn add_blob_bytes(&self, delta: i64) {
-        let word = &self.words()[at::BLOB_BYTES];
-        let _ =
-            word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |b| Some(b.saturating_add_signed(delta)));
     }
 
     pub(crate) fn set_recency(&self, tick: u32) {

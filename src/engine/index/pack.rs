@@ -1,7 +1,8 @@
 //! Copying chains out of the index, one moment of each, and putting such copies into an empty one.
 
 use super::bucket::{Bucket, Control, SLOTS};
-use super::chain::{Backoff, MAX_CHAIN};
+use super::chain::MAX_CHAIN;
+use super::lock::Backoff;
 use super::{Index, LINE, Vacancy, Word};
 
 /// The words of one chain.

@@ -1,4 +1,5 @@
-use super::chain::{Probe, Stolen};
+use super::chain::Probe;
+use super::lock::Stolen;
 use super::*;
 
 fn index(entries: u64) -> (Index, File) {
