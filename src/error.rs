@@ -67,6 +67,8 @@ pub enum ErrorKind {
     Overflow,
     /// `get_or_set` was called for a key from within its own closure.
     Recursion,
+    /// The cache was opened to be read only.
+    ReadOnly,
     /// A lock was not released in time by another process, which is stopped perhaps. Try again.
     Busy,
     /// Another process took a lock of this one over while it was held, taking it for dead. What the call did may have
@@ -101,6 +103,7 @@ impl ErrorKind {
             Self::NotAnInteger => "the entry is not a 64-bit integer",
             Self::Overflow => "the result does not fit into 64 bits",
             Self::Recursion => "the closure asked for the key that it is computing",
+            Self::ReadOnly => "the cache was opened to be read only",
             Self::Busy => "a lock was not released in time; try again",
             Self::LockLost => "a lock was taken over by another process while it was held",
             Self::Interrupted => "the operation was interrupted",

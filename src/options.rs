@@ -73,6 +73,8 @@ pub(crate) struct Options {
     pub(crate) clock: Arc<dyn Clock>,
     /// Whether the limits that the directory was last opened with go before those here.
     pub(crate) keep_limits: bool,
+    /// Whether nothing is to be changed, and no directory made.
+    pub(crate) read_only: bool,
     /// Whether the directory may be on a network file system.
     pub(crate) allow_network: bool,
     /// Whether the log is read whole, whatever else says which records count.
@@ -99,6 +101,7 @@ impl Default for Options {
             durability: Durability::default(),
             clock: Arc::new(SystemClock),
             keep_limits: false,
+            read_only: false,
             allow_network: false,
             salvage: false,
         }

@@ -28,10 +28,27 @@ impl FileBackend {
     /// # Errors
     /// If the environment refuses, somebody else has it open, or it is not ours.
     pub(crate) fn open(dir: &Path, options: &Options) -> Result<Self> {
-        let attached = Attached::open(dir, options)?;
+        let attached = Self::attach(dir, options)?;
         // So that a later change of the working directory does not matter.
         let dir = std::path::absolute(dir).map_err(|e| Error::io("open", dir, e))?;
         Ok(Self { dir, options: options.clone(), attached: ArcSwapOption::new(Some(attached)) })
+    }
+
+    fn attach(dir: &Path, options: &Options) -> Result<Arc<Attached>> {
+        if options.read_only {
+            // None is made, and an empty directory is left empty.
+            std::fs::metadata(dir.join("meta")).map_err(|e| Error::io("open", dir, e))?;
+            return Attached::open(dir, &Options { keep_limits: true, ..options.clone() });
+        }
+        Attached::open(dir, options)
+    }
+
+    /// The engine, for a call that changes something.
+    fn engine_to_write(&self) -> Result<Held> {
+        if self.options.read_only {
+            return Err(Error::new(ErrorKind::ReadOnly, "change"));
+        }
+        self.engine()
     }
 
     fn engine(&self) -> Result<Held> {
@@ -40,7 +57,7 @@ impl FileBackend {
             return Ok(Held::Shared(guard));
         }
         // As it was left, in case it was configured.
-        let attached = Attached::open(&self.dir, &Options { keep_limits: true, ..self.options.clone() })?;
+        let attached = Self::attach(&self.dir, &Options { keep_limits: true, ..self.options.clone() })?;
         self.attached.store(Some(attached.clone()));
         Ok(Held::Own(attached))
     }
@@ -126,12 +143,12 @@ impl Backend for FileBackend {
     }
 
     fn spool(&self) -> Result<Option<Box<dyn Spool>>> {
-        let attached = self.engine()?.into_attached()?;
+        let attached = self.engine_to_write()?.into_attached()?;
         Ok(Some(Box::new(Spooled::new(attached))))
     }
 
     fn copy(&self, from: &str, to: &str) -> Result<Option<u64>> {
-        self.engine()?.get()?.copy_entry(from.as_bytes(), to.as_bytes())
+        self.engine_to_write()?.get()?.copy_entry(from.as_bytes(), to.as_bytes())
     }
 
     fn weight(&self, key: &str) -> usize {
@@ -148,7 +165,7 @@ impl Backend for FileBackend {
     }
 
     fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
-        self.engine()?.get()?.commit(key.as_bytes(), condition, change)
+        self.engine_to_write()?.get()?.commit(key.as_bytes(), condition, change)
     }
 
     fn claim(&self, matter: Matter<'_>) -> Claimed {
@@ -162,7 +179,7 @@ impl Backend for FileBackend {
     }
 
     fn clear(&self) -> Result<()> {
-        self.engine()?.get()?.clear()
+        self.engine_to_write()?.get()?.clear()
     }
 
     fn len(&self) -> u64 {
@@ -206,7 +223,7 @@ impl Backend for FileBackend {
     }
 
     fn configure(&self, new: &NewLimits) -> Result<Limits> {
-        self.engine()?.get()?.configure(new)
+        self.engine_to_write()?.get()?.configure(new)
     }
 
     fn stats(&self) -> Stats {

@@ -225,6 +225,30 @@ impl Builder {
         self
     }
 
+    /// Whether the cache can be read and not changed, for tools and for whoever must not touch what belongs to others: every call that
+    /// would change an entry or a limit is the error `ReadOnly`, and `get_or_set` computes and does not store. The directory
+    /// must be there and have a cache in it, and keeps its limits. Only for a directory of [`Builder::new`].
+    ///
+    /// The process is one of those that share the directory all the same: it takes part in locking and looking after it, and
+    /// leaves it closed. So it needs permission to write to it, and a file system that can be written to. Default: no.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, ErrorKind, Timeout};
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = dir.path().join("cache");
+    /// assert!(Cache::builder(&dir).read_only(true).open().is_err(), "there is none, and none is made");
+    /// Cache::open(&dir)?.set("a", &1, Timeout::Never)?;
+    ///
+    /// let cache = Cache::builder(&dir).read_only(true).open()?;
+    /// assert_eq!(cache.get::<i32>("a")?, Some(1));
+    /// assert_eq!(cache.delete("a").unwrap_err().kind(), ErrorKind::ReadOnly);
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    pub fn read_only(mut self, read_only: bool) -> Self {
+        self.options.read_only = read_only;
+        self
+    }
+
     /// Whether the directory may be on a network file system, which is refused otherwise (`NetworkFileSystem`): NFS, SMB, 9p, Ceph,
     /// AFS, Coda, NCP, Lustre, GPFS, BeeGFS, PanFS, and sshfs and others of FUSE that are known by name. There, what one machine
     /// stores another may see late or never, and the locks of a process that died may stay: only where a single machine ever
@@ -293,6 +317,12 @@ impl Builder {
 
     fn validate(&self) -> Result<()> {
         self.options.validate()?;
+        if self.options.read_only && !matches!(self.place, Place::Directory(_)) {
+            return Err(invalid(
+                "read_only",
+                "only a directory of keepwarm's own can be opened so".to_owned(),
+            ));
+        }
         if !(0.0..1.0).contains(&self.jitter) {
             return Err(invalid("jitter", format!("{}; from 0 to below 1 is possible", self.jitter)));
         }

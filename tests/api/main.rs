@@ -25,6 +25,7 @@ mod leases;
 mod many;
 mod negative_entries;
 mod options;
+mod read_only;
 mod shared;
 mod single_flight;
 mod soft_expiry;
