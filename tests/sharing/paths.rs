@@ -29,8 +29,8 @@ fn is_one(paths: &[PathBuf]) {
     }
     for cache in &caches {
         assert_eq!(cache.stats().commits, caches[0].stats().commits, "one engine");
-        for n in 0..paths.len() {
-            assert_eq!(cache.get::<usize>(&n.to_string()).unwrap(), Some(n), "{:?}", paths[n]);
+        for (n, path) in paths.iter().enumerate() {
+            assert_eq!(cache.get::<usize>(&n.to_string()).unwrap(), Some(n), "{path:?}");
         }
     }
     assert_eq!(caches[0].stats_by_process().unwrap().len(), 1);
