@@ -247,6 +247,7 @@ impl Engine {
 
     /// Waits until what was stamped is on the disk, where that is asked for. If the disk refuses, `take_back` is
     /// to see to it that the change does not stay.
+    #[inline]
     fn sync_if_asked(&self, reservation: Reservation, take_back: impl FnOnce(&Segment, u32)) -> Result<()> {
         if !self.syncs_each_write() {
             return Ok(());

@@ -51,18 +51,32 @@ pub(crate) fn containers_count_exactly() -> Verdict {
     };
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
-    let start =
-        |_| Member::spawn(&mut contained(flags, &crew::command("contain", arguments![dir.display()])));
-    let mut containers: Vec<Member> = (0..2).map(start).collect();
-    for container in &mut containers {
-        assert_eq!(container.hear(), "ready", "a container failed before it began");
-    }
-    containers.iter_mut().for_each(Member::go);
-    let ids: Vec<String> = containers.into_iter().map(Member::finish).collect();
+    let start = || {
+        let command = crew::command("contain", arguments![dir.display()]);
+        let mut containers = [(); 2].map(|()| Member::spawn(&mut contained(flags, &command)));
+        for container in &mut containers {
+            assert_eq!(container.hear(), "ready", "a container failed before it began");
+        }
+        containers.iter_mut().for_each(Member::go);
+        containers
+    };
+    let ids = start().map(Member::finish);
     assert_eq!(ids[0].split_whitespace().count(), 1 + PROCESSES);
     assert!(ids.iter().all(|ids| ids.starts_with("1 ")), "each is the first of its container: {ids:?}");
-    let count = Cache::open(&dir).unwrap().get::<u64>(COUNTER).unwrap();
-    assert_eq!(count, Some(2 * PROCESSES as u64 * TIMES));
+    let each = PROCESSES as u64 * TIMES;
+    let cache = Cache::open(&dir).unwrap();
+    let count = || cache.get::<u64>(COUNTER).unwrap().unwrap();
+    assert_eq!(count(), 2 * each);
+
+    // One of them is killed as a whole: the other counts on, from its processes' own numbers of the same name.
+    let [mut killed, other] = start();
+    while count() < 2 * each + TIMES / 10 {
+        std::thread::yield_now();
+    }
+    killed.kill();
+    other.finish();
+    assert!((3 * each..4 * each).contains(&count()), "{} of {}", count(), 4 * each);
+    cache.clear().unwrap();
     println!("2 containers × {PROCESSES} processes × {TIMES} increments, process ids {ids:?}: exact");
     Ok(())
 }

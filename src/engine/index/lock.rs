@@ -163,10 +163,12 @@ impl<'a> Locked<'a> {
     ///
     /// # Errors
     /// If another process took the lock over meanwhile: it took this one for dead.
+    #[inline]
     pub(crate) fn unlock(self) -> Result<(), Stolen> {
         self.let_go()
     }
 
+    #[inline]
     fn let_go(&self) -> Result<(), Stolen> {
         if self.unlocked.replace(true) {
             return Ok(());

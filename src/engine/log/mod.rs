@@ -125,6 +125,7 @@ impl Log {
     ///
     /// # Errors
     /// If the environment refuses to have it opened.
+    #[inline]
     pub(crate) fn fetch(&self, id: u32) -> Result<SegmentGuard> {
         let here = self.table.hold(id);
         if here.get().is_some() { Ok(here) } else { self.open(id) }
