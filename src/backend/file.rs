@@ -18,7 +18,7 @@ use crate::options::Options;
 pub(crate) struct FileBackend {
     dir: PathBuf,
     options: Options,
-    /// Empty between a `close` and the next call.
+    /// Empty between a `close` and the next call. In a process that was forked since, it is the parent's.
     attached: ArcSwapOption<Attached>,
 }
 
@@ -52,14 +52,32 @@ impl FileBackend {
     }
 
     fn engine(&self) -> Result<Held> {
-        let guard = self.attached.load();
-        if guard.is_some() {
-            return Ok(Held::Shared(guard));
+        match self.attached() {
+            Some(guard) => Ok(Held::Shared(guard)),
+            None => self.attach_again(),
         }
+    }
+
+    /// What this process is attached to.
+    #[inline]
+    fn attached(&self) -> Option<Guard<Option<Arc<Attached>>>> {
+        let guard = self.attached.load();
+        guard.as_ref().is_some_and(|attached| attached.is_ours()).then_some(guard)
+    }
+
+    #[cold]
+    fn attach_again(&self) -> Result<Held> {
         // As it was left, in case it was configured.
-        let attached = Self::attach(&self.dir, &Options { keep_limits: true, ..self.options.clone() })?;
-        self.attached.store(Some(attached.clone()));
+        let options = Options { keep_limits: true, ..self.options.clone() };
+        let attached = Self::attach(&self.dir, &options)?;
+        self.replace(Some(attached.clone()));
         Ok(Held::Own(attached))
+    }
+
+    fn replace(&self, attached: Option<Arc<Attached>>) {
+        if let Some(inherited) = self.attached.swap(attached).filter(|before| !before.is_ours()) {
+            Attached::forget(inherited);
+        }
     }
 }
 
@@ -153,15 +171,15 @@ impl Backend for FileBackend {
 
     fn weight(&self, key: &str) -> usize {
         // Without opening anything: `reads_take_long` has that said.
-        self.attached.load().as_ref().map_or(0, |engine| engine.weight(key.as_bytes()))
+        self.attached().map_or(0, |guard| guard.as_ref().map_or(0, |engine| engine.weight(key.as_bytes())))
     }
 
     fn reads_take_long(&self) -> bool {
-        self.attached.load().is_none()
+        self.attached().is_none()
     }
 
     fn commits_take_long(&self) -> bool {
-        self.attached.load().as_ref().is_none_or(|engine| engine.commits_take_long())
+        self.attached().is_none_or(|guard| guard.as_ref().is_none_or(|engine| engine.commits_take_long()))
     }
 
     fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
@@ -199,16 +217,16 @@ impl Backend for FileBackend {
     }
 
     fn flush(&self) -> Result<()> {
-        match &*self.attached.load() {
-            Some(attached) => attached.flush(),
+        match self.attached().as_deref() {
+            Some(Some(attached)) => attached.flush(),
             // Another thread may be closing what this one wrote to.
-            None => Attached::flush_at(&self.dir),
+            _ => Attached::flush_at(&self.dir),
         }
     }
 
     fn close(&self) -> Result<()> {
         let flushed = self.flush();
-        drop(self.attached.swap(None));
+        self.replace(None);
         flushed
     }
 

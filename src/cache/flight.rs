@@ -16,8 +16,9 @@
 //! That is within a process. Between processes that share a store the leader of a flight has the claim to compute
 //! (see [`turn`](super::turn)), and lets go of it before the flight lands.
 //!
-//! A process that was forked has the flights of its parent and none of the threads that lead them. Nothing is done
-//! about that yet.
+//! A process that was forked has none of the threads that lead and await the flights of its parent, and one of them may
+//! have had the mutex. So it begins with no flights and a mutex of its own. What its one thread has of the parent's, a
+//! computation or a place among those who wait, is let go of without a lock.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -25,14 +26,15 @@ use std::mem;
 use std::pin::Pin;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 
 use crate::backend::Claim;
+use crate::sys::fork::{EachEpoch, Epoch};
 
-static TOWER: LazyLock<Mutex<Tower>> = LazyLock::new(Mutex::default);
+static TOWER: EachEpoch<Mutex<Tower>> = EachEpoch::new();
 
 #[derive(Default)]
 struct Tower {
@@ -54,6 +56,7 @@ type Id = (u64, Box<str>);
 
 struct Flight {
     number: u64,
+    epoch: Epoch,
     led_by: Caller,
     /// The computation that asked for this one.
     parent: Option<Arc<Flight>>,
@@ -88,7 +91,7 @@ impl Caller {
 
 fn tower() -> MutexGuard<'static, Tower> {
     // No code of a caller's runs under the mutex, so a panic cannot have left it half changed.
-    TOWER.lock().unwrap_or_else(PoisonError::into_inner)
+    TOWER.get().lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The computation that this thread is in, if it is in one (none while the thread ends).
@@ -230,13 +233,14 @@ impl Ticket {
     /// oneself.
     pub(super) fn wait(self) -> Option<Bytes> {
         let mut tower = tower();
-        loop {
+        while !self.flight.epoch.is_over() {
             if let Some(value) = self.flight.landed.get() {
                 drop(tower);
                 return value.clone();
             }
             tower = self.flight.has_landed.wait(tower).unwrap_or_else(PoisonError::into_inner);
         }
+        None
     }
 }
 
@@ -244,6 +248,9 @@ impl Future for Ticket {
     type Output = Option<Bytes>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.flight.epoch.is_over() {
+            return Poll::Ready(None);
+        }
         let mut wakers = self.flight.wakers();
         // Looked at under the mutex, which whoever wakes takes after the landing.
         match self.flight.landed.get() {
@@ -260,6 +267,9 @@ impl Future for Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
+        if self.flight.epoch.is_over() {
+            return;
+        }
         self.flight.waiters.fetch_sub(1, Relaxed);
         let waker = self.flight.wakers().remove(&self.number);
         drop(waker);
@@ -295,6 +305,7 @@ impl Leader {
     fn new(id: Id, parent: Option<Arc<Flight>>, led_by: Caller) -> Self {
         let flight = Flight {
             number: next_number(),
+            epoch: Epoch::now(),
             led_by,
             parent,
             waiters: AtomicU64::new(0),
@@ -341,6 +352,9 @@ impl Drop for Leader {
     fn drop(&mut self) {
         // First, or whoever leads the next flight would find it taken.
         drop(mem::take(&mut self.claim));
+        if self.flight.epoch.is_over() {
+            return;
+        }
         let mut tower = tower();
         // One that computes for itself alone is not among them.
         if tower.flights.get(&self.id).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {

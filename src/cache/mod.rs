@@ -48,7 +48,8 @@ use view::View;
 /// A cache: typed values under string keys, each until its timeout or until room is needed.
 ///
 /// Cheap to clone (three reference counts); clones and views share entries, counters and limits, and may be
-/// used from any number of threads at once. Nothing needs to be closed.
+/// used from any number of threads at once. Nothing needs to be closed. After a `fork`, a cache in a directory works in
+/// the child as in the parent.
 ///
 /// A key is stored as `prefix:version:key`. [`with_prefix`](Cache::with_prefix) and
 /// [`with_version`](Cache::with_version) give views on the same cache under another prefix or version. As in

@@ -79,6 +79,9 @@ impl Cache {
 
 /// A value on its way into the cache; see [`Cache::writer`].
 ///
+/// It belongs to the process that began it: in one that was forked from that, it fails with `Interrupted` where the
+/// cache is in a directory, and dropping it does nothing.
+///
 /// An error of [`write`](Write::write) holds an [`Error`] that says why; after one, the writer is of no use any more, and
 /// [`commit`](Writer::commit) fails.
 #[must_use = "nothing is stored unless it is committed"]
@@ -154,6 +157,8 @@ impl fmt::Debug for Writer {
 }
 
 /// A value that is read piece by piece; see [`Cache::reader`].
+///
+/// In a process that was forked since, a large one fails with `Interrupted`: read it with another.
 ///
 /// An error of [`read`](Read::read) holds an [`Error`]: of the kind `Damaged` if what is on the disk is not what was
 /// stored. Then the entry is gone for whoever asks for it next.

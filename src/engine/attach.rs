@@ -2,7 +2,6 @@
 //! inode, so that opening again is cheap whatever path leads there.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
@@ -29,12 +28,13 @@ use crate::error::{Error, Result};
 use crate::hash::KeyHasher;
 use crate::options::{Eviction, Options};
 use crate::sys::file::{self, DirectoryId, HeldDirectory};
+use crate::sys::fork::{self, EachEpoch, Epoch, OwnFile};
 use crate::sys::{lock, step};
 
 /// The engines of this process.
-static ENGINES: Registry =
-    Registry { engines: Mutex::new(None), gone: Condvar::new(), spaces: Mutex::new(Vec::new()) };
+static ENGINES: EachEpoch<Registry> = EachEpoch::new();
 
+#[derive(Default)]
 struct Registry {
     engines: Mutex<Engines>,
     /// Rung when an engine has detached.
@@ -44,14 +44,14 @@ struct Registry {
     spaces: Mutex<Vec<(DirectoryId, Weak<Usage>)>>,
 }
 
-type Engines = Option<HashMap<DirectoryId, Weak<Attached>>>;
+type Engines = HashMap<DirectoryId, Weak<Attached>>;
 
 impl Registry {
     /// The engine of a directory, if there is one: one that is detaching is waited for until it is gone.
     fn find(&self, id: DirectoryId) -> (MutexGuard<'_, Engines>, Option<Arc<Attached>>) {
         let mut engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            match engines.as_ref().and_then(|engines| engines.get(&id)).map(Weak::upgrade) {
+            match engines.get(&id).map(Weak::upgrade) {
                 Some(None) => engines = self.gone.wait(engines).unwrap_or_else(PoisonError::into_inner),
                 found => return (engines, found.flatten()),
             }
@@ -72,14 +72,18 @@ impl Registry {
 
 /// A directory that this process is attached to. Dropping the last one detaches: everything is made durable and
 /// the directory marked clean.
+///
+/// In a process that was forked from the one that attached, it is of no use ([`is_ours`](Attached::is_ours)): its
+/// descriptors are closed, its locks may be held by threads that are not there, and the attachment is the parent's.
 pub(crate) struct Attached {
     engine: Arc<Engine>,
     maintenance: Option<Maintenance>,
-    locks: Arc<File>,
+    locks: Arc<OwnFile>,
     /// The byte of `locks` that stands for this process.
     number: u32,
     /// Held, so that a directory made after this one was removed is not taken for it.
     held: HeldDirectory,
+    epoch: Epoch,
 }
 
 impl std::ops::Deref for Attached {
@@ -98,13 +102,13 @@ impl Attached {
         let directory = Directory::at(path, options)?;
         let held = HeldDirectory::open(path).map_err(|e| Error::io("open", path, e))?;
         let id = held.id();
-        let (mut registry, found) = ENGINES.find(id);
+        let (mut engines, found) = ENGINES.get().find(id);
         if let Some(attached) = found {
             return Ok(attached);
         }
         // Held while attaching: another thread that opens the directory waits and shares the engine.
         let attached = Arc::new(Self::attach(&directory, held, options)?);
-        registry.get_or_insert_default().insert(id, Arc::downgrade(&attached));
+        engines.insert(id, Arc::downgrade(&attached));
         Ok(attached)
     }
 
@@ -116,7 +120,7 @@ impl Attached {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(Error::io("sync", path, e)),
         };
-        let (engines, found) = ENGINES.find(id);
+        let (engines, found) = ENGINES.get().find(id);
         // Detaching, which dropping it may be, takes the lock.
         drop(engines);
         found.map_or(Ok(()), |attached| attached.flush())
@@ -125,6 +129,7 @@ impl Attached {
     fn attach(directory: &Directory, held: HeldDirectory, options: &Options) -> Result<Self> {
         // What is not understood is not touched.
         Meta::read(&directory.file("meta"))?;
+        fork::watch().map_err(|e| Error::io("open", &directory.path, e))?;
         let locks = Arc::new(directory.enter()?);
         let at_locks = |e| Error::io("lock", &directory.file("locks"), e);
         let meta = directory.meta()?;
@@ -135,7 +140,7 @@ impl Attached {
         let state = file::open_or_create(&state_path).and_then(|(f, _)| State::open(f)).map_err(at_state)?;
         let hasher = KeyHasher::new(&meta.hash_key);
         let options = options.for_limits(state.limits());
-        let space = ENGINES.space(held.id());
+        let space = ENGINES.get().space(held.id());
         let opening = Opening { directory, membership, hasher: &hasher, space: &space, options };
         let Begun { index, hints, segments, end, recovered } =
             if is_shared { opening.join()? } else { opening.begin(state)? };
@@ -184,7 +189,22 @@ impl Attached {
         let maintenance = Some(Maintenance::start(engine.clone())?);
         step!("attach::ready");
         Directory::release(&locks).map_err(at_locks)?;
-        Ok(Self { engine, maintenance, locks, number, held })
+        Ok(Self { engine, maintenance, locks, number, held, epoch: Epoch::now() })
+    }
+
+    /// Whether this process attached, and not the one that it was forked from.
+    #[inline]
+    pub(crate) fn is_ours(&self) -> bool {
+        !self.epoch.is_over()
+    }
+
+    /// Lets go of the segments that are mapped, so that the space of those that are removed comes back: all that a forked
+    /// process does with what its parent attached. Takes no lock, and frees nothing else: what another thread of the
+    /// parent had locked may be half changed.
+    pub(crate) fn forget(attached: Arc<Self>) {
+        debug_assert!(!attached.is_ours());
+        attached.engine.log.let_go_after_fork();
+        std::mem::forget(attached);
     }
 
     /// The live entry of `key`, to be read piece by piece if it is large.
@@ -228,6 +248,11 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
+        if !self.is_ours() {
+            self.engine.log.let_go_after_fork();
+            std::mem::forget((self.engine.clone(), self.maintenance.take()));
+            return;
+        }
         drop(self.maintenance.take());
         if let Err(error) = self.detach() {
             // Nothing is lost: the next to open replays the log.
@@ -241,8 +266,8 @@ impl Drop for Attached {
         {
             tracing::warn!(%error, "cannot unlock the directory before its file is closed");
         }
-        let mut registry = ENGINES.engines.lock().unwrap_or_else(PoisonError::into_inner);
-        registry.get_or_insert_default().remove(&self.held.id());
-        ENGINES.gone.notify_all();
+        let registry = ENGINES.get();
+        registry.engines.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.held.id());
+        registry.gone.notify_all();
     }
 }

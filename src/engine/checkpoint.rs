@@ -25,6 +25,7 @@ use super::state::State;
 use super::{Engine, SpaceTurn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::Limits;
+use crate::sys::fork::OwnFile;
 use crate::sys::{file, step};
 
 /// A checkpoint is due when the log has taken so many bytes since the last one,
@@ -43,7 +44,7 @@ const NAMES: [&str; 2] = ["snapshot.a", "snapshot.b"];
 /// What the checkpoints of an open directory keep. Processes take turns ([`Turn::Space`](super::index::Turn)).
 pub(crate) struct Checkpoints {
     state: State,
-    files: [File; 2],
+    files: [OwnFile; 2],
     /// When this process last saw that there was one, and which that was.
     last: Instant,
     seen: u64,
@@ -64,7 +65,7 @@ impl Checkpoints {
             opened.map_err(|e| Error::io("open", &path, e))
         };
         let [a, b] = NAMES;
-        let files = [open(a)?, open(b)?];
+        let files = [open(a)?, open(b)?].map(OwnFile::new);
         if any_new {
             // Before anything is written that a recovery would look for with them, and with `state`.
             file::sync_dir(&directory.path).map_err(|e| Error::io("sync", &directory.path, e))?;

@@ -10,30 +10,18 @@
 //!
 //! A process that was forked shares the open file with its parent: it would hold what the parent holds, and keep it
 //! when the parent is dead; what it locks would not be kept from the parent, and what it unlocks would be the parent's.
-//! So what was opened before a fork is of no use to the child. It calls [`forget_after_fork`] first of all, and closes
-//! the descriptor, which takes nothing from the parent; from then on nothing is claimed or given back through it, nor
-//! is its mutex, which another thread of the parent may have held.
+//! So the descriptor is closed in the child first of all ([`OwnFile`]), which takes nothing from the parent, and what was
+//! claimed before is left alone, as is the mutex, which another thread of the parent may have held.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::hash::KeyHasher;
 use crate::sys::file::{self, DirectoryId};
+use crate::sys::fork::{Epoch, OwnFile};
 use crate::sys::lock;
-
-/// How many forks lie between the first process and this one.
-static EPOCH: AtomicU64 = AtomicU64::new(0);
-
-/// Says, in a process that was just forked, that everything claimed until now is its parent's. May be called in a
-/// handler of `pthread_atfork`: it is one atomic addition.
-#[expect(dead_code, reason = "for the handler of forks, which is not there yet")]
-pub(crate) fn forget_after_fork() {
-    EPOCH.fetch_add(1, Relaxed);
-}
 
 /// What can be claimed.
 #[derive(Debug, Clone, Copy)]
@@ -98,19 +86,19 @@ pub(crate) struct Claims {
     dir: PathBuf,
     id: DirectoryId,
     hasher: KeyHasher,
-    epoch: u64,
+    epoch: Epoch,
     open: Mutex<Open>,
 }
 
 #[derive(Debug, Default)]
 struct Open {
-    file: Option<File>,
+    file: Option<OwnFile>,
     held: HashSet<i64>,
 }
 
 impl Claims {
     pub(crate) fn new(dir: PathBuf, id: DirectoryId, hasher: KeyHasher) -> Self {
-        Self { dir, id, hasher, epoch: EPOCH.load(Relaxed), open: Mutex::default() }
+        Self { dir, id, hasher, epoch: Epoch::now(), open: Mutex::default() }
     }
 
     /// Claims `matter`, without waiting. Where the system refuses, the caller goes on as if it were alone. With giving
@@ -133,7 +121,7 @@ impl Claims {
     }
 
     fn is_inherited(&self) -> bool {
-        self.epoch != EPOCH.load(Relaxed)
+        self.epoch.is_over()
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
@@ -161,12 +149,13 @@ impl Claims {
         Ok(Claimed::Mine(Claim(Some(Held { claims: self.clone(), byte }))))
     }
 
-    fn open_file(&self) -> io::Result<File> {
+    fn open_file(&self) -> io::Result<OwnFile> {
         // What was put in the place of our directory is not ours to make files in.
         if file::directory_id(&self.dir)? != self.id {
             return Err(io::ErrorKind::NotFound.into());
         }
-        file::open_or_create(&self.dir.join("flights")).map(|(file, _)| file)
+        let path = self.dir.join("flights");
+        OwnFile::to_lock(|| file::open_or_create(&path).map(|(file, _)| file))
     }
 }
 
@@ -230,9 +219,9 @@ mod tests {
         let claim = mine(&parents, 7);
         // What the child has of it: the same open file, and the same set.
         let file = parents.lock().file.as_ref().unwrap().try_clone().unwrap();
-        let open = Mutex::new(Open { file: Some(file), held: HashSet::from([7]) });
+        let open = Mutex::new(Open { file: Some(OwnFile::new(file)), held: HashSet::from([7]) });
         let Claims { ref dir, id, hasher, epoch, .. } = *parents;
-        let childs = Claims { dir: dir.clone(), id, hasher, epoch: epoch.wrapping_sub(1), open };
+        let childs = Claims { dir: dir.clone(), id, hasher, epoch: epoch.before(), open };
         let childs = Arc::new(childs);
         let inherited = Claim(Some(Held { claims: childs.clone(), byte: 7 }));
         assert!(inherited.is_inherited());

@@ -12,6 +12,7 @@ use super::segment::Segment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
 use crate::sys::file::{self, TEMPORARY_PREFIX};
+use crate::sys::fork::OwnFile;
 use crate::sys::{lock, mount};
 
 /// Byte of `locks` that is held while somebody attaches or detaches. Those of the processes follow.
@@ -55,13 +56,14 @@ impl Directory {
 
     /// The lock file, with the attach mutex held: nobody else is attaching or detaching until
     /// [`release`](Directory::release).
-    pub(super) fn enter(&self) -> Result<File> {
+    pub(super) fn enter(&self) -> Result<OwnFile> {
         /// Whoever holds the mutex may recover a large cache, or wait for a slow disk.
         const PATIENCE: Duration = Duration::from_secs(60);
         const PAUSE: Duration = Duration::from_micros(200);
         let path = self.file("locks");
         let io_error = |e| Error::io("lock", &path, e);
-        let (file, _) = file::open_or_create(&path).map_err(io_error)?;
+        let open = || file::open_or_create(&path).map(|(file, _)| file);
+        let file = OwnFile::to_lock(open).map_err(io_error)?;
         let started = Instant::now();
         while started.elapsed() < PATIENCE {
             if lock::try_lock(&file, ATTACHING).map_err(io_error)? {

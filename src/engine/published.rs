@@ -9,7 +9,6 @@
 //! What a process that was killed counted stays where it is, and goes to number 0 when its number is given out again.
 //! Whoever attaches or leaves holds the attach mutex, so one at a time changes number 0.
 
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -18,6 +17,7 @@ use super::Engine;
 use crate::entry::{ProcessStats, Stats};
 use crate::error::{Error, Result};
 use crate::sys::file;
+use crate::sys::fork::OwnFile;
 use crate::time::Timestamp;
 
 const WORDS: usize = 16;
@@ -30,7 +30,7 @@ type Line = [u64; WORDS];
 /// The file, and the line in it that is this process's.
 pub(super) struct Published {
     path: PathBuf,
-    file: File,
+    file: OwnFile,
     number: u32,
     owner: u32,
     started: Timestamp,
@@ -51,7 +51,7 @@ impl Published {
         if is_first {
             file.set_len(0).map_err(io_error)?;
         }
-        let published = Self { path, file, number, owner, started };
+        let published = Self { path, file: OwnFile::new(file), number, owner, started };
         if !is_first {
             published.bury();
         }

@@ -15,6 +15,7 @@ use super::index::MAX_OFFSET;
 use super::record::{self, Draft, Place, Prepared, Record, Stamp};
 use super::usage::SpaceInUse;
 use crate::error::{Error, Result};
+use crate::sys::fork::OwnFile;
 use crate::sys::map::Map;
 use crate::sys::{file, step};
 
@@ -32,7 +33,7 @@ pub(crate) struct Segment {
     zeroed: bool,
     /// While the segment is written to; closed when it is sealed, as a large cache has more segments than a process
     /// may have open files.
-    file: Mutex<Option<Arc<File>>>,
+    file: Mutex<Option<Arc<OwnFile>>>,
     /// Reservations that were not finished yet (low half), and those that were (high half).
     writes: AtomicU64,
     /// What `writes` said before the last sync that succeeded.
@@ -80,6 +81,9 @@ impl std::ops::Deref for Pin {
 
 impl Drop for Pin {
     fn drop(&mut self) {
+        if !self.0.hold.space.is_ours() {
+            return;
+        }
         let mut pinned = self.0.hold.space.pinned();
         if self.0.pins.fetch_sub(1, Ordering::Relaxed) == 1 {
             *pinned -= self.0.len();
@@ -170,7 +174,7 @@ impl Segment {
             salt,
             map,
             zeroed: false,
-            file: Mutex::new(Some(Arc::new(file))),
+            file: Mutex::new(Some(Arc::new(OwnFile::new(file)))),
             writes: AtomicU64::new(0),
             synced: AtomicU64::new(0),
             failed: AtomicBool::new(false),
@@ -203,7 +207,7 @@ impl Segment {
     }
 
     /// The file, until it is sealed.
-    fn file(&self) -> Option<Arc<File>> {
+    fn file(&self) -> Option<Arc<OwnFile>> {
         self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 

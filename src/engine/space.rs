@@ -143,7 +143,7 @@ impl Engine {
         self.log.seal_oversized();
         let turn = self.space_turn()?;
         /// A process that does nothing lets go of what was removed, and of what is too long, once a second.
-        const OTHERS_LET_GO: Duration = Duration::from_secs(2);
+        const OTHERS_LET_GO: Duration = Duration::from_secs(5);
         let (mut wait, started) = (Backoff::default(), Instant::now());
         // What was emptied and is still there after a checkpoint: its files cannot be removed.
         let mut stuck = 0;

@@ -14,6 +14,7 @@ use std::os::unix::fs::FileExt;
 
 use super::index::{HEADER_WORDS, HeaderCopy};
 use crate::limits::Limits;
+use crate::sys::fork::OwnFile;
 use crate::sys::{file, step};
 
 const SECTOR: usize = 1024;
@@ -25,7 +26,7 @@ const CHECKED: usize = (LIMITS_AT + 4) * 8;
 const _: () = assert!(CHECKED + 4 <= SECTOR);
 
 pub(crate) struct State {
-    file: File,
+    file: OwnFile,
     turn: u64,
     /// The index's header when the directory was closed; `None` if it was not.
     clean: Option<HeaderCopy>,
@@ -47,7 +48,7 @@ impl State {
         if file.metadata()?.len() != FILE_LEN {
             file::reset(&file, FILE_LEN, file::SMALL_PIECES)?;
         }
-        let mut state = Self { file, turn: 0, clean: None, limits: None, snapshot: 0 };
+        let mut state = Self { file: OwnFile::new(file), turn: 0, clean: None, limits: None, snapshot: 0 };
         state.refresh()?;
         Ok(state)
     }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::index::{Index, Turn};
 use crate::error::Result;
+use crate::sys::fork::Epoch;
 
 /// The part of this process in what a directory takes.
 #[derive(Debug, Clone, Default)]
@@ -15,6 +16,7 @@ pub(crate) struct SpaceInUse(Arc<Usage>);
 
 #[derive(Debug, Default)]
 pub(crate) struct Usage {
+    epoch: Epoch,
     own: Mutex<Own>,
     /// Syncs under way, each of which keeps its segment until it is done.
     syncs: AtomicU64,
@@ -57,6 +59,12 @@ impl SpaceInUse {
 
     pub(crate) fn upgrade(count: &Weak<Usage>) -> Option<Self> {
         count.upgrade().map(Self)
+    }
+
+    /// Whether it is this process's, and not that of the one that it was forked from: then nothing is counted or given back
+    /// any more, and no lock taken.
+    pub(crate) fn is_ours(&self) -> bool {
+        !self.0.epoch.is_over()
     }
 
     fn own(&self) -> MutexGuard<'_, Own> {
@@ -107,6 +115,9 @@ impl SpaceInUse {
     }
 
     pub(crate) fn let_go(&self, bytes: u64) {
+        if !self.is_ours() {
+            return;
+        }
         let mut own = self.own();
         own.held -= bytes;
         own.publish();
@@ -144,6 +155,9 @@ impl SpaceInUse {
     }
 
     fn give_back(&self, bytes: u64) {
+        if !self.is_ours() {
+            return;
+        }
         let mut own = self.own();
         own.claimed -= bytes;
         own.publish();
@@ -213,5 +227,17 @@ impl Drop for Account {
         if self.bytes > 0 {
             self.space.give_back(self.bytes);
         }
+    }
+}
+
+#[cfg(test)]
+impl SpaceInUse {
+    /// What a forked process has of its parent's.
+    pub(crate) fn inherited() -> Self {
+        Self(Arc::new(Usage { epoch: Epoch::now().before(), ..Usage::default() }))
+    }
+
+    pub(crate) fn lock_own(&self) -> impl Sized + use<'_> {
+        self.own()
     }
 }

@@ -9,6 +9,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
 use nix::unistd::{AccessFlags, eaccess};
 
+use super::fork::OwnFile;
 #[cfg(feature = "failpoints")]
 use super::observe::inode;
 use super::{fault, step, tell};
@@ -197,7 +198,7 @@ pub(crate) fn directory_id(path: &Path) -> io::Result<DirectoryId> {
 pub(crate) struct HeldDirectory {
     path: PathBuf,
     id: DirectoryId,
-    file: File,
+    file: OwnFile,
 }
 
 impl HeldDirectory {
@@ -206,7 +207,7 @@ impl HeldDirectory {
             OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_CLOEXEC).open(path)?;
         let found = file.metadata()?;
         let id = DirectoryId { device: found.dev(), inode: found.ino() };
-        Ok(Self { path: path.to_owned(), id, file })
+        Ok(Self { path: path.to_owned(), id, file: OwnFile::new(file) })
     }
 
     pub(crate) fn id(&self) -> DirectoryId {

@@ -6,6 +6,7 @@
 //! feature has a test told of what is synced, made and removed, so that it can simulate power cuts.
 
 pub(crate) mod file;
+pub(crate) mod fork;
 pub(crate) mod lock;
 pub(crate) mod map;
 pub(crate) mod mount;

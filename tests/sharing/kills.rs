@@ -70,7 +70,7 @@ fn die_at(point: &str, nth: u64) {
 
 /// The named steps of the source at which a process can be killed that shares its directory with others.
 #[cfg(feature = "failpoints")]
-fn points() -> Vec<String> {
+pub(crate) fn points() -> Vec<String> {
     // Only whoever makes a directory, is the first to open it, or the last to leave, comes by these.
     const ALONE: [&str; 5] = ["recovery::", "sys::", "attach::marked", "detach::", "replace::"];
     let alone = |name: &String| ALONE.iter().any(|prefix| name.starts_with(prefix));
@@ -382,7 +382,7 @@ fn is_sound(cache: &Cache) {
 }
 
 /// Where no sync takes any time, if there is such a place: what a kill leaves is the same.
-fn home() -> TempDir {
+pub(crate) fn home() -> TempDir {
     let memory = Path::new("/dev/shm");
     tempfile::tempdir_in(memory).or_else(|_| tempfile::tempdir()).unwrap()
 }

@@ -74,6 +74,8 @@ fn main() -> ExitCode {
         ("the_death_of_any_process_harms_nobody", kills::the_death_of_any_harms_nobody),
         #[cfg(feature = "failpoints")]
         ("a_process_that_stands_still_holds_up_its_own_bucket_alone", stopped::holds_up_its_own_bucket_alone),
+        #[cfg(feature = "failpoints")]
+        ("a_process_that_stands_still_anywhere_holds_up_nobody", stopped::holds_up_nobody_wherever_it_stops),
         ("containers_that_share_a_volume_count_exactly", namespaces::containers_count_exactly),
         ("limits_that_are_changed_count_for_all", limits::count_for_all),
         ("what_processes_count_is_added_up", statistics::are_added_up),

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use keepwarm::{Builder, Cache, ErrorKind, Timeout};
 use nix::sys::signal::{Signal, kill};
@@ -13,17 +13,21 @@ use nix::unistd::Pid;
 
 use crate::crew::{self, Member, arguments};
 use crate::harness::Verdict;
+use crate::kills;
 
 /// How long others are held up at most.
 const MOST: Duration = Duration::from_secs(1);
+/// How long a process tries to come by a step at which it is to stop.
+const REACH: Duration = Duration::from_millis(1500);
 const KEY: &str = "key";
-const OTHERS: u64 = 300;
+const OTHERS: u64 = 200;
 
 fn builder(dir: &Path) -> Builder {
     Cache::builder(dir).max_entries(100_000).max_bytes(64 << 20)
 }
 
-/// A process: the directory, the step at which it stops, and what it does: `set`, `delete`, `clear` or `maintain`.
+/// A process: the directory, the step at which it stops, and what it does: `set`, `delete`, `clear`, `maintain` or
+/// `everything`.
 pub(crate) fn stop_at(arguments: &[String]) {
     let [dir, point, what] = arguments else { panic!("{arguments:?}") };
     let cache = builder(Path::new(dir)).open().unwrap();
@@ -47,7 +51,32 @@ pub(crate) fn stop_at(arguments: &[String]) {
                 cache.maintain().unwrap();
             }
         }
+        "everything" => everything(&cache, &has_stopped),
         _ => panic!("{what}"),
+    }
+}
+
+/// Comes by as many steps as there are, until it was stopped, or this takes too long.
+fn everything(cache: &Cache, has_stopped: &AtomicBool) {
+    let started = Instant::now();
+    for round in 0u64.. {
+        for n in 0..400 {
+            cache.set_bytes("overwritten", &[0; 8000], Timeout::Never).unwrap();
+            if n % 20 == 0 {
+                cache.set(&format!("stays {}", n % 100), &round, Timeout::Never).unwrap();
+            }
+        }
+        cache.set_bytes("blob", &[0; 700_000], Timeout::Never).unwrap();
+        cache.incr_version("blob", 1).unwrap();
+        cache.with_version(2).delete("blob").unwrap();
+        cache.maintain().unwrap();
+        if round % 4 == 3 {
+            cache.clear().unwrap();
+            cache.close().unwrap();
+        }
+        if has_stopped.load(Ordering::SeqCst) || started.elapsed() > REACH {
+            return;
+        }
     }
 }
 
@@ -60,7 +89,7 @@ fn stopped(
     meanwhile: impl FnOnce(&Cache, &str),
     afterwards: Option<i64>,
 ) {
-    let home = tempfile::tempdir().unwrap();
+    let home = kills::home();
     let dir = home.path().join("cache");
     let cache = builder(&dir).open().unwrap();
     if let Some(before) = before {
@@ -74,6 +103,20 @@ fn stopped(
     assert_eq!(status, WaitStatus::Stopped(pid, Signal::SIGSTOP), "{what} at {point}");
 
     let name = format!("{what} at {point}");
+    others_go_on(&cache, &name);
+    let ((), took) = crew::timed(|| meanwhile(&cache, &name));
+    assert!(took < 4 * MOST, "{name}: others were held up for {took:?}");
+    kill(pid, Signal::SIGCONT).unwrap();
+    member.finish();
+    assert_eq!(cache.get::<i64>(KEY).unwrap(), afterwards, "{name}, when it went on");
+    cache.set(KEY, &4, Timeout::Never).unwrap();
+    assert_eq!(cache.get(KEY).unwrap(), Some(4));
+    let report = cache.check().unwrap();
+    assert!(report.is_sound(), "{name}: {:?}", report.problems);
+}
+
+/// Nothing else is held up.
+fn others_go_on(cache: &Cache, name: &str) {
     let (in_its_bucket, took) = crew::timed(|| {
         let mut in_its_bucket = 0;
         for n in 0..OTHERS {
@@ -93,15 +136,6 @@ fn stopped(
         in_its_bucket
     });
     assert!(took < MOST * (1 + in_its_bucket), "{name}: others took {took:?}");
-    let ((), took) = crew::timed(|| meanwhile(&cache, &name));
-    assert!(took < 4 * MOST, "{name}: others were held up for {took:?}");
-    kill(pid, Signal::SIGCONT).unwrap();
-    member.finish();
-    assert_eq!(cache.get::<i64>(KEY).unwrap(), afterwards, "{name}, when it went on");
-    cache.set(KEY, &4, Timeout::Never).unwrap();
-    assert_eq!(cache.get(KEY).unwrap(), Some(4));
-    let report = cache.check().unwrap();
-    assert!(report.is_sound(), "{name}: {:?}", report.problems);
 }
 
 #[track_caller]
@@ -157,5 +191,34 @@ pub(crate) fn holds_up_its_own_bucket_alone() -> Verdict {
         cache.set(KEY, &3, Timeout::Never).unwrap();
     };
     stopped("checkpoint::begun", "maintain", Some(1), all_goes_on, Some(3));
+    Ok(())
+}
+
+/// Wherever a process stops that shares its directory with others.
+pub(crate) fn holds_up_nobody_wherever_it_stops() -> Verdict {
+    let (mut stopped, mut not_reached) = (0, Vec::new());
+    for point in kills::points() {
+        let home = kills::home();
+        let dir = home.path().join("cache");
+        let cache = builder(&dir).open().unwrap();
+        let mut member = Member::start("stop-at", arguments![dir.display(), point, "everything"]);
+        assert_eq!(member.hear(), "ready", "a process failed before it began");
+        member.go();
+        let pid = Pid::from_raw(member.child.id().cast_signed());
+        match waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap() {
+            WaitStatus::Stopped(..) => {
+                others_go_on(&cache, &point);
+                kill(pid, Signal::SIGCONT).unwrap();
+                member.finish();
+                stopped += 1;
+            }
+            WaitStatus::Exited(_, 0) => not_reached.push(point.clone()),
+            other => panic!("at {point}: {other:?}"),
+        }
+        let report = cache.check().unwrap();
+        assert!(report.is_sound(), "{point}: {:?}", report.problems);
+    }
+    println!("a process stopped at {stopped} steps and held up nobody; not reached: {not_reached:?}");
+    assert!(not_reached.len() <= stopped / 3, "{not_reached:?}");
     Ok(())
 }

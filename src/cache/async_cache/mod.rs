@@ -57,6 +57,8 @@ const LARGE_VALUE: usize = 64 << 10;
 /// computing makes way for one of those who wait. A write whose future is dropped before its end may or may not
 /// take effect, and, where it had left the thread, may do so later.
 ///
+/// A runtime of tokio does not survive a `fork`, so neither does this: a child makes its own, of the inherited [`Cache`].
+///
 /// Works on runtimes with one and with many threads. Without a runtime of tokio around it everything is done where
 /// it is awaited. Typed values that are read must be `Send` and `'static`, as their decoding may leave the thread.
 ///

@@ -27,6 +27,7 @@ use crate::engine::index::Backoff;
 use crate::engine::segment;
 use crate::engine::usage::Account;
 use crate::error::{Error, Result};
+use crate::sys::fork::OwnFile;
 use crate::sys::map::Map;
 use crate::sys::{file, lock, step};
 
@@ -169,7 +170,7 @@ pub(super) fn is_held(file: &File) -> io::Result<bool> {
 /// What comes of wanting a file for oneself.
 pub(super) enum Alone {
     /// Nobody else holds it, nor will while this is open.
-    Yes(File),
+    Yes(OwnFile),
     Held,
     /// It has been removed, or something else is there.
     Gone,
@@ -177,7 +178,7 @@ pub(super) enum Alone {
 
 /// Opens the file at `path` to remove it, unless somebody holds it.
 pub(super) fn open_alone(path: &Path) -> io::Result<Alone> {
-    let file = match file::open(path) {
+    let file = match OwnFile::to_lock(|| file::open(path)) {
         Ok(file) => file,
         Err(e) if is_none_of_ours(&e) => return Ok(Alone::Gone),
         Err(e) => return Err(e),
@@ -189,8 +190,9 @@ pub(super) fn open_alone(path: &Path) -> io::Result<Alone> {
 }
 
 /// Makes a file that only this process holds. `None` if somebody took it for one whose writer died.
-fn create_held(path: &Path) -> io::Result<Option<File>> {
-    let file = file::create(path)?;
+fn create_held(path: &Path) -> io::Result<Option<OwnFile>> {
+    // Opened again where it must be, so it may be there.
+    let file = OwnFile::to_lock(|| file::open_or_create(path).map(|(file, _)| file))?;
     step!("blob::created");
     Ok((hold(&file)? == Hold::Held).then_some(file))
 }
@@ -199,7 +201,7 @@ fn create_held(path: &Path) -> io::Result<Option<File>> {
 pub(crate) struct BlobWriter {
     dir: PathBuf,
     path: PathBuf,
-    file: Arc<File>,
+    file: Arc<OwnFile>,
     reference: BlobRef,
     chunk: Vec<u8>,
     checks: Vec<u8>,
@@ -285,7 +287,7 @@ impl BlobWriter {
     }
 
     /// Gives the blob its name, which the directory has to be synced for. Returns it, what holds it, and its space.
-    pub(super) fn name(mut self) -> Result<(BlobRef, Arc<File>, Account)> {
+    pub(super) fn name(mut self) -> Result<(BlobRef, Arc<OwnFile>, Account)> {
         let whole = self.dir.join(file_name(self.reference.name));
         file::rename(&self.path, &whole).map_err(|e| Error::io("rename blob", &self.path, e))?;
         self.path = PathBuf::new();
@@ -298,7 +300,8 @@ impl BlobWriter {
 
 impl Drop for BlobWriter {
     fn drop(&mut self) {
-        if self.path.as_os_str().is_empty() {
+        // In a process that was forked it is the parent's, who goes on with it.
+        if self.path.as_os_str().is_empty() || !self.account.space.is_ours() {
             return;
         }
         if let Err(error) = file::remove(&self.path) {
@@ -310,7 +313,7 @@ impl Drop for BlobWriter {
 
 /// A blob that is open to be read. It is not removed meanwhile, so it goes on counting.
 pub(crate) struct OpenBlob {
-    file: File,
+    file: OwnFile,
     reference: BlobRef,
 }
 
@@ -330,7 +333,7 @@ impl OpenBlob {
     /// Opens what is at `path`, which is to be the blob `reference`. `None` if it is something else, or damaged.
     pub(super) fn open(path: &Path, reference: BlobRef) -> Result<Option<Self>> {
         let open = || -> io::Result<Option<Self>> {
-            let file = match file::open_to_read(path) {
+            let file = match OwnFile::to_lock(|| file::open_to_read(path)) {
                 Ok(file) => file,
                 Err(e) if is_none_of_ours(&e) => return Ok(None),
                 Err(e) => return Err(e),
@@ -358,6 +361,7 @@ impl OpenBlob {
 
     /// Reads chunk `number` into `chunk`. `false` if it is damaged.
     pub(crate) fn read_chunk(&self, number: u64, chunk: &mut Vec<u8>) -> io::Result<bool> {
+        self.file.check_ours()?;
         let start = number * CHUNK as u64;
         let len = self.len().saturating_sub(start).min(CHUNK as u64) as usize;
         chunk.resize(len, 0);

@@ -35,6 +35,7 @@ use super::index::Word;
 use super::usage::{Account, SpaceInUse};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::file::{self as files, HeldDirectory};
+use crate::sys::fork::OwnFile;
 use crate::sys::step;
 pub(crate) use file::{BlobRef, BlobWriter, OpenBlob};
 pub(crate) use stream::{BlobSource, Spooled};
@@ -135,7 +136,7 @@ pub(crate) struct Pin<'a> {
     blobs: &'a Blobs,
     pub(crate) reference: BlobRef,
     #[expect(dead_code, reason = "its being open is what it is for")]
-    file: Arc<File>,
+    file: Arc<OwnFile>,
 }
 
 impl Pin<'_> {
@@ -302,7 +303,8 @@ impl Blobs {
     /// If its file cannot be opened; [`Busy`](ErrorKind::Busy) if a process that was about to remove it was stopped.
     pub(crate) fn pin(&self, reference: BlobRef) -> Result<Option<Pin<'_>>> {
         let path = self.path(reference.name);
-        let opened = files::open_to_read(&path).and_then(|file| Ok((hold(&file)?, file)));
+        let opened =
+            OwnFile::to_lock(|| files::open_to_read(&path)).and_then(|file| Ok((hold(&file)?, file)));
         match opened {
             Ok((Hold::Held, file)) => Ok(Some(Pin { blobs: self, reference, file: Arc::new(file) })),
             Ok((Hold::Gone, _)) => Ok(None),

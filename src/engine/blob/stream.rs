@@ -35,7 +35,11 @@ impl Pieces for BlobSource {
         if self.number != Some(number) {
             self.number = None;
             let read = self.blob.read_chunk(number, &mut self.chunk);
-            let is_sound = read.map_err(|e| Error::new(ErrorKind::Io, "read").with_source(e))?;
+            let is_sound = read.map_err(|e| {
+                let inherited = e.kind() == std::io::ErrorKind::Interrupted;
+                let kind = if inherited { ErrorKind::Interrupted } else { ErrorKind::Io };
+                Error::new(kind, "read").with_source(e)
+            })?;
             if !is_sound {
                 if let Some(engine) = self.engine.upgrade() {
                     engine.drop_named(self.owner);
@@ -65,10 +69,19 @@ impl Spooled {
     pub(crate) fn new(attached: Arc<Attached>) -> Self {
         Self { attached, small: Vec::new(), large: None }
     }
+
+    fn check_ours(&self) -> Result<()> {
+        if self.attached.is_ours() {
+            return Ok(());
+        }
+        let why = "the writer belongs to the process that this one was forked from";
+        Err(Error::new(ErrorKind::Interrupted, "write").with_source(why))
+    }
 }
 
 impl Spool for Spooled {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.check_ours()?;
         if self.large.is_none() {
             if !self.attached.is_large(self.small.len() + bytes.len()) {
                 self.small.extend_from_slice(bytes);
@@ -86,6 +99,7 @@ impl Spool for Spooled {
     }
 
     fn commit(self: Box<Self>, key: &str, expires_at: Expiry) -> Result<()> {
+        self.check_ours()?;
         let Self { attached, small, large } = *self;
         let blob: Option<Pin<'_>> =
             large.map(|writer| attached.seal_blob(writer, key.as_bytes())).transpose()?;

@@ -11,7 +11,6 @@
 //! 2  bytes that it keeps of what was dropped 3  bytes that it is about to take
 //! ```
 
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use super::{ATTACH_AT, Backoff, Index, MEMBER_WORDS, MOST_PROCESSES, at};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::fork::OwnFile;
 use crate::sys::lock;
 
 /// The number of a process takes the low bits of an owner.
@@ -32,7 +32,7 @@ const _: () = assert!(MOST_PROCESSES < NUMBER);
 #[derive(Debug, Clone)]
 pub(crate) struct Membership {
     /// The lock file; byte n stands for the process of number n. Without one, nobody else is alive.
-    locks: Option<Arc<File>>,
+    locks: Option<Arc<OwnFile>>,
     /// 1 and up.
     number: u32,
     /// `incarnation | number`; what names this process.
@@ -41,7 +41,7 @@ pub(crate) struct Membership {
 
 impl Membership {
     /// The process of this `number`, whose byte of `locks` is held.
-    pub(crate) fn new(locks: Arc<File>, number: u32) -> Self {
+    pub(crate) fn new(locks: Arc<OwnFile>, number: u32) -> Self {
         Self { locks: Some(locks), number, owner: 0 }
     }
 
@@ -84,13 +84,14 @@ impl Turn {
 /// A turn among processes, had until this is dropped. Threads of one process need a lock of their own beside.
 #[derive(Debug)]
 pub(crate) struct HeldTurn<'a> {
-    locks: Option<&'a File>,
+    locks: Option<&'a OwnFile>,
     turn: Turn,
 }
 
 impl Drop for HeldTurn<'_> {
     fn drop(&mut self) {
-        if let Some(Err(error)) = self.locks.map(|locks| lock::unlock(locks, self.turn.byte())) {
+        let locks = self.locks.filter(|locks| locks.is_ours());
+        if let Some(Err(error)) = locks.map(|locks| lock::unlock(locks, self.turn.byte())) {
             tracing::error!(turn = ?self.turn, %error, "cannot let go of a lock");
         }
     }

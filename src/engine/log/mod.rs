@@ -380,6 +380,19 @@ impl Log {
         lock(&self.unsynced).clear();
         self.table.clear();
     }
+
+    /// The same in a process that was forked from the one whose log this is. Waits for nobody: what is locked stays.
+    pub(crate) fn let_go_after_fork(&self) {
+        for tail in [&self.active, &self.copies, &self.spare] {
+            if let Ok(mut tail) = tail.try_lock() {
+                *tail = None;
+            }
+        }
+        if let Ok(mut unsynced) = self.unsynced.try_lock() {
+            unsynced.clear();
+        }
+        self.table.clear();
+    }
 }
 
 /// Waits until all records that were begun in a segment are finished.

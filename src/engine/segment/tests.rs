@@ -137,3 +137,22 @@ fn a_segment_longer_than_any_is_not_ours() {
         }
     }
 }
+
+#[test]
+fn a_forked_process_lets_go_of_what_it_inherits_without_a_lock() {
+    let dir = tempfile::tempdir().unwrap();
+    let space = SpaceInUse::inherited();
+    let segment = Arc::new(Segment::create(dir.path(), 1, 16 << 10, false, &space).unwrap());
+    let pin = segment.pin(u64::MAX).unwrap();
+    segment.count_as_held();
+    let mut account = space.account(100);
+    // A thread that is not there had it.
+    let _locked = (space.lock_own(), space.pinned());
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        account.shrink_to(10);
+        drop((account, pin, segment));
+        tell.send(()).unwrap();
+    });
+    told.recv_timeout(std::time::Duration::from_secs(10)).expect("it waits for nobody");
+}
