@@ -277,10 +277,11 @@ impl Log {
 
     /// Takes no more records in segments that are longer than they should be, where all together are beyond `max_bytes`.
     pub(crate) fn seal_oversized(&self) {
-        if self.bytes() <= self.budget() {
+        let usual = self.segment_len();
+        // With the segment for copies, which is kept free.
+        if self.bytes() + usual <= self.budget() {
             return;
         }
-        let usual = self.segment_len();
         let oversized = |tail: &mut Tail| tail.segment.len() > usual;
         for tail in [&self.active, &self.copies] {
             if let Some(tail) = lock(tail).take_if(oversized) {
