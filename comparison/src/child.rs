@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 
 use crate::contender::{Bounds, Contender, Which};
 use crate::plan::{Plan, Workload};
+use crate::processes::Share;
 use crate::race::{set_all, set_one, version_of};
 use crate::results::Results;
 use crate::workload::{self, Size, Values};
@@ -34,23 +35,26 @@ pub(crate) enum Task {
         #[arg(long)]
         version: u64,
     },
+    /// One of some processes at once.
+    #[command(hide = true)]
+    Share(Share),
 }
 
 /// Which store, where, and how large.
 #[derive(Debug, Args)]
 pub(crate) struct Stage {
     #[arg(long)]
-    which: Which,
+    pub(crate) which: Which,
     #[arg(long)]
-    dir: PathBuf,
+    pub(crate) dir: PathBuf,
     #[arg(long)]
-    entries: u32,
+    pub(crate) entries: u32,
     #[arg(long)]
-    len: usize,
+    pub(crate) len: usize,
 }
 
 impl Stage {
-    fn open(&self) -> Box<dyn Contender> {
+    pub(crate) fn open(&self) -> Box<dyn Contender> {
         self.which.open(&self.dir, Bounds::roomy(self.entries))
     }
 
@@ -70,6 +74,7 @@ impl Task {
             }
             Self::Idle(stage) => idle(stage),
             Self::Write { stage, version } => write(stage, *version),
+            Self::Share(share) => share.run(),
         }
     }
 }
@@ -154,20 +159,38 @@ fn status_kilobytes(name: &str) -> u64 {
 }
 
 /// A child at work.
-struct Started(Child);
+pub(crate) struct Started(Child);
 
 impl Started {
     fn new(task: &str, which: Which, dir: &Path, size: Size, more: &[&str]) -> Self {
+        Self::waiting(task, which, dir, size, more, Stdio::inherit())
+    }
+
+    /// With a standard input to wait for.
+    pub(crate) fn waiting(
+        task: &str,
+        which: Which,
+        dir: &Path,
+        size: Size,
+        more: &[&str],
+        input: Stdio,
+    ) -> Self {
         let (entries, len) = (size.entries.to_string(), size.len.to_string());
         let name = serde_json::to_value(which).unwrap();
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args([task, "--which", name.as_str().unwrap(), "--dir"]).arg(dir);
         command.args(["--entries", &entries, "--len", &len]).args(more);
-        Self(command.stdout(Stdio::piped()).spawn().unwrap())
+        Self(command.stdin(input).stdout(Stdio::piped()).spawn().unwrap())
     }
 
-    /// The two numbers that it prints at its end.
-    fn numbers(mut self) -> [f64; 2] {
+    /// Waits for the byte that says it is ready.
+    pub(crate) fn wait_until_ready(&mut self) {
+        let out = self.0.stdout.as_mut().unwrap();
+        out.read_exact(&mut [0]).expect("a child ended before it was ready");
+    }
+
+    /// The numbers that it prints at its end.
+    pub(crate) fn numbers<const N: usize>(mut self) -> [f64; N] {
         let mut printed = String::new();
         self.0.stdout.take().unwrap().read_to_string(&mut printed).unwrap();
         assert!(self.0.wait().unwrap().success(), "a child failed");

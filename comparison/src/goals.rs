@@ -5,6 +5,7 @@ use crate::churn;
 use crate::contender::Which;
 use crate::latency::metric;
 use crate::plan::Workload;
+use crate::processes::{self, Traffic};
 use crate::report::{Table, ratio, span};
 use crate::results::Results;
 use crate::shared;
@@ -64,6 +65,10 @@ fn all(results: &Results) -> Vec<Goal> {
         let what = format!("{}, {group}, against {}", workload.name(), other.name());
         goals.push(Goal::new(what, against(group, workload, other), AtLeast(limit), ratio));
     }
+    let mixed = Traffic::Mix.metric(2);
+    let faster = results.median(processes::GROUP, &mixed, Which::Lmdb);
+    let faster = own(processes::GROUP, &mixed).zip(faster).map(|(own, theirs)| own / theirs);
+    goals.push(Goal::new(format!("{mixed}, against LMDB"), faster, AtLeast(3.0), ratio));
     let decoding = own(shared::GROUP, "get of a struct");
     let shared = own(shared::GROUP, "get_shared of a struct");
     let quicker = decoding.zip(shared).map(|(decoding, shared)| decoding / shared);
@@ -123,5 +128,10 @@ mod tests {
         results.add("100 B", name, Which::Lmdb, 2e6);
         let text = table(&results).to_string();
         assert!(text.contains("| ≥ 1.5 × | 1.5 × | yes |"), "{text}");
+        let mixed = Traffic::Mix.metric(2);
+        results.add(processes::GROUP, &mixed, Which::Keepwarm, 5e6);
+        results.add(processes::GROUP, &mixed, Which::Lmdb, 2e6);
+        let text = table(&results).to_string();
+        assert!(text.contains("2 processes, against LMDB | ≥ 3.0 × | 2.5 × | **no** |"), "{text}");
     }
 }

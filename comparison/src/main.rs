@@ -1,4 +1,5 @@
-//! keepwarm beside other engines, in one run of one process on the same workload.
+//! keepwarm beside other engines, in one run on the same workload: all in one process, and then in processes that share
+//! a directory.
 //!
 //! ```text
 //! cargo run --release -p keepwarm-comparison -- --write-docs    everything; docs/benchmarks.md and its plots
@@ -13,6 +14,7 @@ mod goals;
 mod latency;
 mod plan;
 mod plot;
+mod processes;
 mod race;
 mod report;
 mod results;
@@ -75,9 +77,11 @@ impl Args {
             _ => (1.0, 5, 250),
         };
         let chosen = |len: usize| self.only_len.is_empty() || self.only_len.contains(&len);
+        let contenders = or_all(&self.only, Which::ALL.to_vec()).into_iter();
         let sizes = Size::ALL.into_iter().filter(|size| chosen(size.len));
         Plan {
-            contenders: or_all(&self.only, Which::ALL.to_vec()),
+            contenders: contenders.clone().filter(|which| which.races()).collect(),
+            sharing: contenders.filter(|which| which.is_shared()).collect(),
             sizes: sizes
                 .map(|size| Size { entries: (f64::from(size.entries) * scale) as u32, ..size })
                 .collect(),
@@ -137,6 +141,9 @@ fn measure(plan: &Plan, keep: impl Fn(&Results)) -> Results {
     }
     if plan.wants(Workload::Shared) {
         shared::run(plan, &mut results);
+    }
+    if plan.wants(Workload::Processes) {
+        processes::run(plan, &mut results);
     }
     results.seconds = started.elapsed().as_secs();
     eprintln!("{} s in all", results.seconds);

@@ -9,7 +9,10 @@ use crate::contender::Which;
 use crate::workload::Size;
 
 pub(crate) struct Plan {
+    /// Those that race in one process.
     pub(crate) contenders: Vec<Which>,
+    /// Those whose directory processes share.
+    pub(crate) sharing: Vec<Which>,
     pub(crate) sizes: Vec<Size>,
     pub(crate) workloads: Vec<Workload>,
     /// How often everything is measured; the medians are reported.
@@ -41,18 +44,18 @@ impl Plan {
 
     /// The contenders in the order of a round, so that each is once the first.
     pub(crate) fn order(&self, round: usize) -> Vec<Which> {
-        let mut order = self.contenders.clone();
-        if !order.is_empty() {
-            let first = round % order.len();
-            order.rotate_left(first);
-        }
-        order
+        rotated(&self.contenders, round).copied().collect()
     }
 
     /// A new directory for a store.
     pub(crate) fn fresh_dir(&self) -> tempfile::TempDir {
         tempfile::Builder::new().prefix("keepwarm-comparison").tempdir_in(&self.dir).unwrap()
     }
+}
+
+/// `all` in the order of a round, so that each is once the first.
+pub(crate) fn rotated<T>(all: &[T], round: usize) -> impl Iterator<Item = &T> {
+    all.iter().cycle().skip(round % all.len().max(1)).take(all.len())
 }
 
 /// What is measured, each under the name it has in the results.
@@ -76,6 +79,7 @@ pub(crate) enum Workload {
     Churn,
     Idle,
     Shared,
+    Processes,
 }
 
 impl Workload {
@@ -111,6 +115,7 @@ impl Workload {
             Self::Churn => "churn",
             Self::Idle => "idle",
             Self::Shared => "shared",
+            Self::Processes => "processes",
         }
     }
 }
@@ -147,15 +152,16 @@ mod tests {
     fn each_contender_is_once_the_first() {
         let plan = Plan {
             contenders: Which::ALL.to_vec(),
+            sharing: Vec::new(),
             sizes: Size::ALL.to_vec(),
             workloads: Vec::new(),
-            rounds: 8,
+            rounds: 9,
             slice: Duration::ZERO,
             settles: false,
             scale: 1.0,
             dir: PathBuf::new(),
         };
-        let mut first: Vec<Which> = (0..8).map(|round| plan.order(round)[0]).collect();
+        let mut first: Vec<Which> = (0..9).map(|round| plan.order(round)[0]).collect();
         first.sort_unstable();
         assert_eq!(first, Which::ALL);
     }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use crate::contender::Which;
 use crate::latency::{PERCENTILES, metric};
 use crate::plan::Workload;
+use crate::processes;
 use crate::report::{rate, span};
 use crate::results::Results;
 use crate::workload::Size;
@@ -23,9 +24,12 @@ pub(crate) fn latency_file(group: &str) -> String {
 pub(crate) fn all(results: &Results) -> Vec<(String, String)> {
     let mut plots = Vec::new();
     for Size { name, .. } in Size::ALL {
-        plots.extend(rates(results, name).map(|svg| (rates_file(name), svg)));
+        let svg = rates(results, name, &Workload::RATES.map(|workload| workload.name().to_owned()));
+        plots.extend(svg.map(|svg| (rates_file(name), svg)));
         plots.extend(latencies(results, name).map(|svg| (latency_file(name), svg)));
     }
+    let svg = rates(results, processes::GROUP, &processes::metrics());
+    plots.extend(svg.map(|svg| (rates_file(processes::GROUP), svg)));
     plots
 }
 
@@ -39,6 +43,7 @@ fn colour(which: Which) -> &'static str {
         Which::Moka => "#cc79a7",
         Which::QuickCache => "#b8860b",
         Which::HashMap => "#888888",
+        Which::Sqlite => "#7b5ea7",
         Which::Nothing => "#bbbbbb",
     }
 }
@@ -87,33 +92,33 @@ impl Svg {
     }
 }
 
-/// A panel of bars for each workload, two side by side.
-fn rates(results: &Results, group: &str) -> Option<String> {
+/// A panel of bars for each of the rates `names`, two side by side.
+fn rates(results: &Results, group: &str, names: &[String]) -> Option<String> {
     let contenders: Vec<Which> =
         results.contenders(group).into_iter().filter(|which| *which != Which::Nothing).collect();
-    let measured = |w: &Workload| contenders.iter().any(|c| results.median(group, w.name(), *c).is_some());
-    let workloads: Vec<Workload> = Workload::RATES.into_iter().filter(measured).collect();
-    if workloads.is_empty() {
+    let measured = |name: &&String| contenders.iter().any(|c| results.median(group, name, *c).is_some());
+    let names: Vec<&String> = names.iter().filter(measured).collect();
+    if names.is_empty() {
         return None;
     }
     let (panel_width, panel_height) = (WIDTH / 2.0, LINE * (contenders.len() as f64 + 2.0));
-    let (names, numbers) = (90.0, 60.0);
+    let (titles, numbers) = (90.0, 60.0);
     let mut svg = Svg::new();
-    for (n, workload) in workloads.iter().enumerate() {
+    for (n, name) in names.iter().enumerate() {
         let (left, top) = ((n % 2) as f64 * panel_width, (n / 2) as f64 * panel_height + LINE);
-        svg.text(left + names, top, "title", &format!("{}, {group}", workload.name()));
-        let figures = contenders.iter().map(|which| results.median(group, workload.name(), *which));
+        svg.text(left + titles, top, "title", &format!("{name}, {group}"));
+        let figures = contenders.iter().map(|which| results.median(group, name, *which));
         let most = figures.clone().flatten().fold(0.0, f64::max);
         for (line, (which, figure)) in contenders.iter().zip(figures).enumerate() {
             let Some(figure) = figure else { continue };
             let y = top + LINE * (line as f64 + 1.0);
-            let width = (panel_width - names - numbers) * figure / most;
-            svg.text(left + names - 6.0, y, "end", which.name());
-            svg.bar(left + names, y - LINE * 0.65, width, colour(*which));
-            svg.text(left + names + width + 4.0, y, "", &rate(figure));
+            let width = (panel_width - titles - numbers) * figure / most;
+            svg.text(left + titles - 6.0, y, "end", which.name());
+            svg.bar(left + titles, y - LINE * 0.65, width, colour(*which));
+            svg.text(left + titles + width + 4.0, y, "", &rate(figure));
         }
     }
-    Some(svg.finish(workloads.len().div_ceil(2) as f64 * panel_height))
+    Some(svg.finish(names.len().div_ceil(2) as f64 * panel_height))
 }
 
 /// A panel of lines for get and one for set: percentiles to the right, time up, each step ten times the last.
@@ -173,10 +178,11 @@ mod tests {
         let name = Workload::GetUniform.name();
         results.add("100 B", name, Which::Keepwarm, 2e6);
         results.add("100 B", name, Which::Lmdb, 1e6);
-        let svg = rates(&results, "100 B").unwrap();
+        let names = [name.to_owned()];
+        let svg = rates(&results, "100 B", &names).unwrap();
         assert!(svg.contains("width=\"250.0\"") && svg.contains("width=\"125.0\""), "{svg}");
         assert!(svg.contains(">keepwarm<") && svg.contains(">2.00 M<"), "{svg}");
-        assert!(rates(&results, "1 KiB").is_none(), "nothing was measured there");
+        assert!(rates(&results, "1 KiB", &names).is_none(), "nothing was measured there");
     }
 
     #[test]

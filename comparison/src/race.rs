@@ -78,7 +78,7 @@ pub(crate) fn run(plan: &Plan, size: Size, results: &mut Results) {
 }
 
 /// Lets the disk finish what came before, so that it does not count against what comes next.
-fn settle(plan: &Plan) {
+pub(crate) fn settle(plan: &Plan) {
     if plan.settles {
         nix::unistd::sync();
     }
@@ -208,7 +208,7 @@ impl Course {
 }
 
 /// Whether what is under the key of `id` is its value.
-fn get_one(store: &dyn Contender, values: &Values, id: u32) -> bool {
+pub(crate) fn get_one(store: &dyn Contender, values: &Values, id: u32) -> bool {
     version_of(store, values, id).is_some()
 }
 
@@ -251,7 +251,7 @@ pub(crate) fn set_all(store: &dyn Contender, values: &Values, ids: &[u32], versi
     rate
 }
 
-fn assert_right(which: Which, wrong: u64) {
+pub(crate) fn assert_right(which: Which, wrong: u64) {
     assert!(wrong == 0 || which == Which::Nothing, "{}: {wrong} reads were wrong", which.name());
 }
 

@@ -9,6 +9,7 @@ use crate::goals;
 use crate::latency::{PERCENTILES, metric};
 use crate::plan::Workload;
 use crate::plot;
+use crate::processes;
 use crate::results::Results;
 use crate::shared;
 use crate::workload::Size;
@@ -71,8 +72,15 @@ pub(crate) fn tables(results: &Results) -> String {
             "Operations a second; in parentheses how many times as fast keepwarm is.\n\n![the same as bars](plots/{})",
             plot::rates_file(name)
         );
-        section(&format!("Rates, {name}"), &note, rates(results, name));
+        section(&format!("Rates, {name}"), &note, rates(results, name, Workload::RATES.map(Workload::name)));
     }
+    let note =
+        format!("{PROCESSES_NOTE}\n\n![the same as bars](plots/{})", plot::rates_file(processes::GROUP));
+    section(
+        "Processes that share a directory",
+        &note,
+        rates(results, processes::GROUP, processes::metrics()),
+    );
     section("After the end of the process", KILL_NOTE, ends(results));
     section("Disk, as a multiple of the bytes of keys and values", "", disk(results));
     section("Memory of a process that loaded everything", MEMORY_NOTE, memory(results));
@@ -91,6 +99,10 @@ pub(crate) fn tables(results: &Results) -> String {
     text
 }
 
+const PROCESSES_NOTE: &str = "Operations a second of all processes together, on a million entries of 100 bytes that were \
+loaded before; in parentheses how many times as fast keepwarm is. Each process has its own handle, its own draws of any \
+key, and has read before what it will ask for; all begin at the same moment with their shares of two million operations \
+(SQLite: 200,000), and the time is that of the last. Where there are more processes than cores they take turns.";
 const KILL_NOTE: &str = "A child process loads a million entries, goes on writing, half new keys, half overwriting, and \
 is killed with SIGKILL; the next ones open what it left and do the same. Of *lost* writes the call had returned. Reopening \
 is until the first entry was read; in parentheses the slowest.";
@@ -125,13 +137,14 @@ fn head(first: &str, contenders: &[Which]) -> Table {
     Table::new(std::iter::once(first).chain(contenders.iter().map(|which| which.name())))
 }
 
-fn rates(results: &Results, group: &str) -> Table {
+fn rates<T: AsRef<str>>(results: &Results, group: &str, names: impl IntoIterator<Item = T>) -> Table {
     let contenders = results.contenders(group);
     let mut table = head("", &contenders);
-    for workload in Workload::RATES {
-        let own = results.median(group, workload.name(), Which::Keepwarm);
-        table.figures(workload.name(), &contenders, |which| {
-            let theirs = results.median(group, workload.name(), which)?;
+    for name in names {
+        let name = name.as_ref();
+        let own = results.median(group, name, Which::Keepwarm);
+        table.figures(name, &contenders, |which| {
+            let theirs = results.median(group, name, which)?;
             let compared = own.filter(|_| !matches!(which, Which::Keepwarm | Which::Nothing));
             Some(rate(theirs) + &compared.map_or(String::new(), |own| format!(" ({})", ratio(own / theirs))))
         });
@@ -139,8 +152,12 @@ fn rates(results: &Results, group: &str) -> Table {
     table
 }
 
+fn racers() -> Vec<Which> {
+    Which::ALL.into_iter().filter(|which| which.races()).collect()
+}
+
 fn persistent() -> Vec<Which> {
-    Which::ALL.into_iter().filter(|which| which.is_persistent()).collect()
+    racers().into_iter().filter(|which| which.is_persistent()).collect()
 }
 
 fn ends(results: &Results) -> Table {
@@ -179,7 +196,7 @@ fn disk(results: &Results) -> Table {
 }
 
 fn memory(results: &Results) -> Table {
-    let contenders = Which::ALL;
+    let contenders = racers();
     let mut table = head("", &contenders);
     for Size { name, .. } in Size::ALL {
         table.figures(name, &contenders, |which| {
@@ -261,7 +278,9 @@ fn idle(results: &Results) -> Table {
 
 fn setups(results: &Results) -> Table {
     let mut table = Table::new(["", "version and settings"]);
-    for which in results.contenders(Size::ALL[0].name) {
+    let (racing, sharing) = (results.contenders(Size::ALL[0].name), results.contenders(processes::GROUP));
+    let measured = |which: &Which| racing.contains(which) || sharing.contains(which);
+    for which in Which::ALL.into_iter().filter(measured) {
         table.row([which.name(), which.setup()]);
     }
     table
@@ -336,7 +355,7 @@ mod tests {
         results.add("100 B", name, Which::Keepwarm, 3e6);
         results.add("100 B", name, Which::Lmdb, 2e6);
         results.add("100 B", Workload::Mix.name(), Which::Lmdb, 1e6);
-        let text = rates(&results, "100 B").to_string();
+        let text = rates(&results, "100 B", Workload::RATES.map(Workload::name)).to_string();
         assert_eq!(text.lines().count(), 4, "{text}");
         assert!(text.contains("| get, uniform | 3.00 M | 2.00 M (1.5 ×) |"), "{text}");
         assert!(text.contains("| – | 1.00 M |"), "{text}");

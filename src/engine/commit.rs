@@ -15,7 +15,7 @@ use super::Engine;
 use super::blob::Pin;
 use super::counters::Counter;
 use super::hints::Hint;
-use super::index::{Busy, ClearLock, CountUp, Found, Locked, Probe, Slot, Vacancy, Word};
+use super::index::{CountUp, Found, Locked, Probe, Slot, Vacancy, Word};
 use super::record::{self, Draft, Fields, Kind, MAX_KEY_LEN, Prepared, Stamp};
 use super::segment::Segment;
 use super::tail::Reservation;
@@ -23,9 +23,6 @@ use super::undo::Published;
 use crate::entry::{Change, Codec, Condition, Decided, Expiry, Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::step;
-
-/// The record of a `clear`.
-const CLEAR: Draft = Draft { kind: Kind::Clear, codec: Codec::Raw, flags: 0, key_len: 0, body_len: 0 };
 
 /// The key's record as the header says, expired or not.
 #[derive(Debug, Clone, Copy)]
@@ -248,7 +245,11 @@ impl Engine {
     /// Waits until what was stamped is on the disk, where that is asked for. If the disk refuses, `take_back` is
     /// to see to it that the change does not stay.
     #[inline]
-    fn sync_if_asked(&self, reservation: Reservation, take_back: impl FnOnce(&Segment, u32)) -> Result<()> {
+    pub(super) fn sync_if_asked(
+        &self,
+        reservation: Reservation,
+        take_back: impl FnOnce(&Segment, u32),
+    ) -> Result<()> {
         if !self.syncs_each_write() {
             return Ok(());
         }
@@ -449,53 +450,5 @@ impl Engine {
             self.index.set_wants_recount(true);
             tracing::warn!(dir = %self.dir.display(), entries = wiped, "part of the index was damaged and is wiped");
         }
-    }
-
-    /// Removes every entry, at once.
-    pub(crate) fn clear(&self) -> Result<()> {
-        let reservation = self.reserve(&CLEAR)?;
-        self.clear_under(self.index.lock_clear()?, reservation)
-    }
-
-    /// Ends a clear that a process began which died, if there is one: a recovery must not be the first to heed its record.
-    pub(super) fn end_clear_of_dead(&self) -> Result<()> {
-        if !self.index.is_clearing() {
-            return Ok(());
-        }
-        let reservation = self.reserve(&CLEAR)?;
-        let lock = self.index.lock_clear()?;
-        if lock.unfinished { self.clear_under(lock, reservation) } else { Ok(()) }
-    }
-
-    /// The generation, once no `clear` is under way that took its sequence before this call.
-    pub(super) fn settled_generation(&self) -> Result<u32> {
-        if self.index.is_clearing() {
-            let lock = self.index.lock_clear()?;
-            if lock.unfinished {
-                // The caller has the turn to make room, so there must be some.
-                let reservation = self.log.reserve(self.log.len_of(&CLEAR)?)?;
-                self.clear_under(lock, reservation.ok_or(Busy)?)?;
-            }
-        }
-        Ok(self.index.generation())
-    }
-
-    fn clear_under(&self, lock: ClearLock<'_>, reservation: Reservation) -> Result<()> {
-        let prepared =
-            reservation.segment.prepare(reservation.offset, reservation.len, CLEAR, &[], [&[], &[]]);
-        let Some(next) = self.index.generation().checked_add(1) else {
-            let why = "4,294,967,295 clears are as many as a directory can have; remove it";
-            return Err(Error::new(ErrorKind::Overflow, "clear").with_path(&self.dir).with_source(why));
-        };
-        let stamp = Stamp { sequence: self.index.next_sequence(), generation: next, expires_at: None };
-        reservation.segment.stamp(reservation.offset, &prepared, stamp);
-        step!("clear::stamped");
-        // Before it takes effect, as it cannot be taken back.
-        self.sync_if_asked(reservation, |segment, offset| segment.void(offset))?;
-        self.index.begin_generation(next);
-        drop(lock);
-        self.hot.clear();
-        self.bell.ring_for_sweep();
-        Ok(())
     }
 }

@@ -12,6 +12,7 @@ mod check;
 mod checkpoint;
 mod choice;
 mod claims;
+mod clear;
 mod commit;
 mod configure;
 pub(crate) mod counters;

@@ -58,7 +58,7 @@ impl Child {
 
     /// Waits until the kernel has killed it and is done with it.
     #[track_caller]
-    pub(crate) fn is_killed(mut self) {
+    pub(crate) fn see_killed(mut self) {
         let pid = self.pid.take().unwrap();
         let status = waitpid(pid, None).unwrap();
         assert_eq!(status, WaitStatus::Signaled(pid, Signal::SIGKILL, false));
@@ -67,7 +67,7 @@ impl Child {
     #[track_caller]
     pub(crate) fn kill(self) {
         kill(self.pid.unwrap(), Signal::SIGKILL).unwrap();
-        self.is_killed();
+        self.see_killed();
     }
 }
 

@@ -119,8 +119,10 @@ pub(crate) fn descriptors_stay_as_few() -> Verdict {
     Ok(())
 }
 
-/// Ways for a child to end, with what it inherited.
-const ENDINGS: &[(&str, fn(Cache))] = &[
+/// A way for a child to end, with what it inherited.
+type Ending = (&'static str, fn(Cache));
+
+const ENDINGS: &[Ending] = &[
     ("it does nothing and calls _exit", std::mem::forget),
     ("it drops what it inherited", drop),
     ("it uses it and calls _exit", |cache| {

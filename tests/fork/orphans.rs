@@ -138,7 +138,7 @@ pub(crate) fn buckets_are_taken_over() -> Verdict {
     };
     let mut parent = Parent::start(&dir, |_| {}, |_| {}, die);
     assert_eq!(parent.child_said.hear(), 1);
-    parent.process.take().unwrap().is_killed();
+    parent.process.take().unwrap().see_killed();
     let started = Instant::now();
     assert_eq!(cache.get("key").unwrap(), Some(1));
     cache.set("key", &3, Timeout::Never).unwrap();

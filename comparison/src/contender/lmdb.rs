@@ -18,8 +18,9 @@ impl Store {
     pub(super) fn open(dir: &Path) -> Self {
         let mut options = EnvOpenOptions::new();
         options.map_size(16 << 30);
-        // SAFETY: nobody else has the directory open, and nobody changes its files from outside. Without syncs
-        // the files are sound as long as the machine runs.
+        // SAFETY: whoever else has the directory open does it by these lines, on the same machine, and LMDB's lock file
+        // keeps the processes apart; nobody changes the files from outside. Without syncs they are sound as long
+        // as the machine runs.
         #[expect(unsafe_code, reason = "heed cannot know who else maps the file")]
         let env = unsafe { options.flags(EnvFlags::NO_SYNC | EnvFlags::WRITE_MAP).open(dir) }.unwrap();
         let mut txn = env.write_txn().unwrap();

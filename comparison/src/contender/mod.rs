@@ -8,6 +8,7 @@ mod nothing;
 mod quick_cache;
 mod redb;
 mod sled;
+mod sqlite;
 
 use std::path::Path;
 
@@ -63,12 +64,13 @@ pub(crate) enum Which {
     Moka,
     QuickCache,
     HashMap,
+    Sqlite,
     /// A store that does nothing: what the measuring itself costs.
     Nothing,
 }
 
 impl Which {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Keepwarm,
         Self::Lmdb,
         Self::Sled,
@@ -76,6 +78,7 @@ impl Which {
         Self::Moka,
         Self::QuickCache,
         Self::HashMap,
+        Self::Sqlite,
         Self::Nothing,
     ];
 
@@ -88,6 +91,7 @@ impl Which {
             Self::Moka => "moka",
             Self::QuickCache => "quick_cache",
             Self::HashMap => "HashMap",
+            Self::Sqlite => "SQLite",
             Self::Nothing => "(harness)",
         }
     }
@@ -102,13 +106,24 @@ impl Which {
             Self::Moka => moka::SETUP,
             Self::QuickCache => quick_cache::SETUP,
             Self::HashMap => hash_map::SETUP,
+            Self::Sqlite => sqlite::SETUP,
             Self::Nothing => nothing::SETUP,
         }
     }
 
     /// Whether it keeps what it holds in a directory.
     pub(crate) fn is_persistent(self) -> bool {
-        matches!(self, Self::Keepwarm | Self::Lmdb | Self::Sled | Self::Redb)
+        matches!(self, Self::Keepwarm | Self::Lmdb | Self::Sled | Self::Redb | Self::Sqlite)
+    }
+
+    /// Whether it takes part in the race within one process.
+    pub(crate) fn races(self) -> bool {
+        self != Self::Sqlite
+    }
+
+    /// Whether more than one process can have its directory open.
+    pub(crate) fn is_shared(self) -> bool {
+        matches!(self, Self::Keepwarm | Self::Lmdb | Self::Sqlite)
     }
 
     /// Whether it evicts at a bound.
@@ -126,6 +141,7 @@ impl Which {
             Self::Moka => Box::new(moka::Store::new(bounds)),
             Self::QuickCache => Box::new(quick_cache::Store::new(bounds)),
             Self::HashMap => Box::new(hash_map::Store::default()),
+            Self::Sqlite => Box::new(sqlite::Store::open(dir)),
             Self::Nothing => Box::new(nothing::Store::default()),
         }
     }

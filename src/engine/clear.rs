@@ -1,0 +1,62 @@
+//! `clear`: a new generation begins, and all that is older is gone at once.
+
+use super::Engine;
+use super::index::{Busy, ClearLock};
+use super::record::{Draft, Kind, Stamp};
+use super::tail::Reservation;
+use crate::entry::Codec;
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::step;
+
+/// The record of a `clear`.
+const CLEAR: Draft = Draft { kind: Kind::Clear, codec: Codec::Raw, flags: 0, key_len: 0, body_len: 0 };
+
+impl Engine {
+    /// Removes every entry, at once.
+    pub(crate) fn clear(&self) -> Result<()> {
+        let reservation = self.reserve(&CLEAR)?;
+        self.clear_under(self.index.lock_clear()?, reservation)
+    }
+
+    /// Ends a clear that a process began which died, if there is one: a recovery must not be the first to heed its record.
+    pub(super) fn end_clear_of_dead(&self) -> Result<()> {
+        if !self.index.is_clearing() {
+            return Ok(());
+        }
+        let reservation = self.reserve(&CLEAR)?;
+        let lock = self.index.lock_clear()?;
+        if lock.unfinished { self.clear_under(lock, reservation) } else { Ok(()) }
+    }
+
+    /// The generation, once no `clear` is under way that took its sequence before this call.
+    pub(super) fn settled_generation(&self) -> Result<u32> {
+        if self.index.is_clearing() {
+            let lock = self.index.lock_clear()?;
+            if lock.unfinished {
+                // The caller has the turn to make room, so there must be some.
+                let reservation = self.log.reserve(self.log.len_of(&CLEAR)?)?;
+                self.clear_under(lock, reservation.ok_or(Busy)?)?;
+            }
+        }
+        Ok(self.index.generation())
+    }
+
+    fn clear_under(&self, lock: ClearLock<'_>, reservation: Reservation) -> Result<()> {
+        let prepared =
+            reservation.segment.prepare(reservation.offset, reservation.len, CLEAR, &[], [&[], &[]]);
+        let Some(next) = self.index.generation().checked_add(1) else {
+            let why = "4,294,967,295 clears are as many as a directory can have; remove it";
+            return Err(Error::new(ErrorKind::Overflow, "clear").with_path(&self.dir).with_source(why));
+        };
+        let stamp = Stamp { sequence: self.index.next_sequence(), generation: next, expires_at: None };
+        reservation.segment.stamp(reservation.offset, &prepared, stamp);
+        step!("clear::stamped");
+        // Before it takes effect, as it cannot be taken back.
+        self.sync_if_asked(reservation, |segment, offset| segment.void(offset))?;
+        self.index.begin_generation(next);
+        drop(lock);
+        self.hot.clear();
+        self.bell.ring_for_sweep();
+        Ok(())
+    }
+}
