@@ -230,6 +230,19 @@ pub(crate) enum Outcome {
     },
 }
 
+/// What one of the processes counted that have a directory open; see
+/// [`Cache::stats_by_process`](crate::Cache::stats_by_process).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ProcessStats {
+    /// Its id, as it sees it itself. In another container it may be that of some other process.
+    pub pid: u32,
+    /// When it opened the directory.
+    pub since: Timestamp,
+    /// What it counted since. `entries` and `bytes` are those of the directory.
+    pub stats: Stats,
+}
+
 /// What a backend counted since it was opened. Counters only grow; gauges are as of now.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]

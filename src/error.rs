@@ -41,7 +41,9 @@ pub enum ErrorKind {
     InUse,
     /// The path exists but is not a keepwarm directory, or not a directory at all.
     NotACache,
-    /// The directory was written by a newer version of keepwarm. It was not touched.
+    /// The directory is on a file system of another machine, where neither mapped files nor locks can be relied on.
+    NetworkFileSystem,
+    /// The directory was made by another version of keepwarm, whose format this one does not know. It was not touched.
     UnsupportedFormat,
     /// A file that the directory cannot be opened without is damaged.
     Corrupt,
@@ -65,6 +67,8 @@ pub enum ErrorKind {
     Overflow,
     /// `get_or_set` was called for a key from within its own closure.
     Recursion,
+    /// The cache was opened to be read only.
+    ReadOnly,
     /// A lock was not released in time by another process, which is stopped perhaps. Try again.
     Busy,
     /// Another process took a lock of this one over while it was held, taking it for dead. What the call did may have
@@ -81,7 +85,13 @@ impl ErrorKind {
             Self::NoSpace => "no space left; free some or lower max_bytes",
             Self::InUse => "another process has this directory open",
             Self::NotACache => "this is not a keepwarm directory; choose an empty or new one",
-            Self::UnsupportedFormat => "written by a newer version of keepwarm; upgrade to read it",
+            Self::NetworkFileSystem => {
+                "this is on a network file system; choose a local directory, or allow it with \
+                 Builder::allow_network_file_system if a single machine uses it"
+            }
+            Self::UnsupportedFormat => {
+                "made by another version of keepwarm; use that version, another directory, or remove this one"
+            }
             Self::Corrupt => "the file is damaged; remove the directory to start with an empty cache",
             Self::Damaged => "part of the value is damaged",
             Self::InvalidOption => "the option is out of its limits",
@@ -93,6 +103,7 @@ impl ErrorKind {
             Self::NotAnInteger => "the entry is not a 64-bit integer",
             Self::Overflow => "the result does not fit into 64 bits",
             Self::Recursion => "the closure asked for the key that it is computing",
+            Self::ReadOnly => "the cache was opened to be read only",
             Self::Busy => "a lock was not released in time; try again",
             Self::LockLost => "a lock was taken over by another process while it was held",
             Self::Interrupted => "the operation was interrupted",

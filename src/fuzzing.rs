@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::cache::{Builder, Cache};
 use crate::engine;
-use crate::options::Limits;
+use crate::limits::Limits;
 use crate::timeout::Timeout;
 
 /// Decodes a record from any bytes: 8 of salt, then the record.

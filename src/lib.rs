@@ -90,6 +90,7 @@ mod error;
 pub mod fuzzing;
 mod hash;
 mod key;
+mod limits;
 mod options;
 mod sys;
 #[cfg(any(test, feature = "test-util"))]
@@ -101,9 +102,10 @@ mod timeout;
 pub use cache::{AsyncCache, AsyncIter, AsyncKeys, AsyncLease};
 pub use cache::{Builder, Cache, ComputeError, Entry, Iter, Keys, Lease, Reader, Swap, Token, Writer};
 pub use engine::CheckReport;
-pub use entry::Stats;
+pub use entry::{ProcessStats, Stats};
 pub use error::{Error, ErrorKind, Result};
 pub use key::hash_long_keys;
+pub use limits::{Limits, NewLimits};
 pub use options::{Durability, Eviction};
 #[cfg(feature = "failpoints")]
 #[doc(hidden)]

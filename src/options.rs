@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
+use crate::limits::{Limits, MAX_BYTES_LIMIT, check_max_bytes, check_max_entries, invalid, within};
 use crate::time::{Clock, SystemClock};
 
 /// When a write is on the disk, and so survives a power cut.
@@ -56,13 +57,13 @@ pub enum Eviction {
 /// The options of every backend. Which of them a backend heeds is its own affair; the limits are the same.
 #[derive(Clone)]
 pub(crate) struct Options {
-    /// Most entries at any time: 1 to [`MAX_ENTRIES_LIMIT`].
+    /// Most entries at any time: 1 to [`MAX_ENTRIES_LIMIT`](crate::limits::MAX_ENTRIES_LIMIT).
     pub(crate) max_entries: u64,
     /// An insert at the bound removes this fraction of the entries, 1 / n; 0 removes all.
     pub(crate) cull_frequency: u64,
     /// Which entries go at the bound.
     pub(crate) eviction: Eviction,
-    /// Most bytes in the store at any time: [`MAX_BYTES_LEAST`] to [`MAX_BYTES_LIMIT`].
+    /// Most bytes in the store at any time: [`MAX_BYTES_LEAST`](crate::limits::MAX_BYTES_LEAST) to [`MAX_BYTES_LIMIT`].
     pub(crate) max_bytes: u64,
     /// Most bytes of memory for the hot tier: 0 (none) to [`MAX_BYTES_LIMIT`].
     pub(crate) hot_bytes: u64,
@@ -72,24 +73,14 @@ pub(crate) struct Options {
     pub(crate) clock: Arc<dyn Clock>,
     /// Whether the limits that the directory was last opened with go before those here.
     pub(crate) keep_limits: bool,
+    /// Whether nothing is to be changed, and no directory made.
+    pub(crate) read_only: bool,
+    /// Whether the directory may be on a network file system.
+    pub(crate) allow_network: bool,
     /// Whether the log is read whole, whatever else says which records count.
     pub(crate) salvage: bool,
 }
 
-/// What a directory remembers of the options it was last opened with, for whoever opens it to look after it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Limits {
-    pub(crate) max_entries: u64,
-    pub(crate) cull_frequency: u64,
-    pub(crate) max_bytes: u64,
-}
-
-/// As many entries as an index of 32-bit slots can hold, less the two patterns with a meaning of their own.
-pub(crate) const MAX_ENTRIES_LIMIT: u64 = u32::MAX as u64 - 1;
-/// Below a mebibyte there is no room for segments.
-pub(crate) const MAX_BYTES_LEAST: u64 = 1 << 20;
-/// What an x86-64 process can map: 128 TiB.
-pub(crate) const MAX_BYTES_LIMIT: u64 = 1 << 47;
 /// Up to this many entries, an insert at the bound removes the whole fraction at once, as Django does. Above, no
 /// call is to pay for so many.
 pub(crate) const INLINE_CULL_ENTRIES: u64 = 10_000;
@@ -110,6 +101,8 @@ impl Default for Options {
             durability: Durability::default(),
             clock: Arc::new(SystemClock),
             keep_limits: false,
+            read_only: false,
+            allow_network: false,
             salvage: false,
         }
     }
@@ -146,10 +139,10 @@ impl Options {
     /// Checks every option against its limits.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`], naming the first that is out of its limits.
+    /// [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption), naming the first that is out of its limits.
     pub(crate) fn validate(&self) -> Result<()> {
-        within("max_entries", self.max_entries, 1, MAX_ENTRIES_LIMIT)?;
-        within("max_bytes", self.max_bytes, MAX_BYTES_LEAST, MAX_BYTES_LIMIT)?;
+        check_max_entries(self.max_entries)?;
+        check_max_bytes(self.max_bytes)?;
         within("hot_bytes", self.hot_bytes, 0, MAX_BYTES_LIMIT)?;
         match self.durability {
             Durability::Interval(interval) if !(INTERVAL_LEAST..=INTERVAL_LIMIT).contains(&interval) => Err(
@@ -158,19 +151,6 @@ impl Options {
             _ => Ok(()),
         }
     }
-}
-
-fn within(name: &'static str, value: u64, least: u64, most: u64) -> Result<()> {
-    if (least..=most).contains(&value) {
-        Ok(())
-    } else {
-        Err(invalid(name, format!("{value}; from {least} to {most} is possible")))
-    }
-}
-
-/// The error for an option called `name` that is out of its limits, as `why` tells.
-pub(crate) fn invalid(name: &'static str, why: String) -> Error {
-    Error::new(ErrorKind::InvalidOption, "open").with_option(name).with_source(why)
 }
 
 impl fmt::Debug for Options {
@@ -189,6 +169,8 @@ impl fmt::Debug for Options {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
+    use crate::limits::{MAX_BYTES_LEAST, MAX_ENTRIES_LIMIT};
 
     fn refused(change: impl FnOnce(&mut Options)) -> Option<&'static str> {
         let mut options = Options::default();

@@ -387,7 +387,7 @@ fn second_process() -> Verdict {
             drop(first.stdin.take());
         }
         first.wait().unwrap();
-        let cache = cache.map_or_else(|| Cache::open(&dir).unwrap(), |cache| cache);
+        let cache = cache.unwrap_or_else(|| Cache::open(&dir).unwrap());
         assert_eq!(opened(&cache), Some(round));
         cache.maintain().unwrap();
         assert_eq!(cache.check().unwrap().problems, [""; 0]);

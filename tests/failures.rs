@@ -394,3 +394,37 @@ fn an_opening_or_closing_that_fails_loses_nothing() {
     println!("{failed} openings failed");
     assert!(failed > 20);
 }
+
+#[test]
+fn a_network_file_system_is_refused_unless_it_is_allowed() {
+    let faults = Faults::begin();
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("cache");
+    let builders: &[fn(&Path) -> Builder] = &[
+        |dir| Builder::new(dir),
+        #[cfg(feature = "sled")]
+        |dir| Builder::sled(dir),
+    ];
+    for builder in builders {
+        // NFS, SMB 2, 9p.
+        for number in [0x6969_u32, 0xfe53_4d42, 0x0102_1997] {
+            faults.set("sys::file_system", &format!("return({number})"));
+            let error = builder(&dir).open().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::NetworkFileSystem);
+            assert_eq!(error.path(), Some(&*dir));
+            assert!(error.to_string().contains("allow_network_file_system"), "{error}");
+            assert!(!dir.exists(), "nothing was made");
+        }
+        builder(&dir).allow_network_file_system(true).open().unwrap().close().unwrap();
+        assert_eq!(builder(&dir).open().unwrap_err().kind(), ErrorKind::NetworkFileSystem);
+        // ext4, tmpfs, and a FUSE that is not known to be of another machine, as nothing is mounted here.
+        for number in [0xef53, 0x0102_1994, 0x6573_5546_u32] {
+            faults.set("sys::file_system", &format!("return({number})"));
+            builder(&dir).open().unwrap().set("a", &1, Timeout::Never).unwrap();
+        }
+        faults.set("sys::file_system", "return(x)");
+        assert_eq!(builder(&dir).open().unwrap_err().kind(), ErrorKind::Io);
+        faults.clear("sys::file_system");
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

@@ -2,14 +2,27 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::{Backend, Change, Condition, Item, Outcome, Stats, Stored};
+use super::{Backend, Change, Condition, Item, Limits, NewLimits, Outcome, Stats, Stored};
 use crate::error::Result;
+use crate::limits::OwnLimits;
+use crate::options::Options;
 
 /// Keeps nothing, but counts.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct DummyBackend {
+    limits: OwnLimits,
     misses: AtomicU64,
     commits: AtomicU64,
+}
+
+impl DummyBackend {
+    pub(crate) fn new(options: &Options) -> Self {
+        Self {
+            limits: OwnLimits::new(options.limits()),
+            misses: AtomicU64::default(),
+            commits: AtomicU64::default(),
+        }
+    }
 }
 
 impl Backend for DummyBackend {
@@ -64,6 +77,14 @@ impl Backend for DummyBackend {
 
     fn close(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits.get()
+    }
+
+    fn configure(&self, new: &NewLimits) -> Result<Limits> {
+        Ok(self.limits.change(new))
     }
 
     fn stats(&self) -> Stats {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use arc_swap::{ArcSwapOption, Guard};
 
 use super::{
-    Backend, Change, CheckReport, Claim, Claimed, Condition, Decoded, Expiry, Item, Matter, Outcome,
-    SharedValue, Spool, Stats, Stored, Streamed,
+    Backend, Change, CheckReport, Claim, Claimed, Condition, Decoded, Expiry, Item, Limits, Matter,
+    NewLimits, Outcome, ProcessStats, SharedValue, Spool, Stats, Stored, Streamed,
 };
 use crate::engine::{Attached, Spooled};
 use crate::error::{Error, ErrorKind, Result};
@@ -28,16 +28,33 @@ impl FileBackend {
     /// # Errors
     /// If the environment refuses, somebody else has it open, or it is not ours.
     pub(crate) fn open(dir: &Path, options: &Options) -> Result<Self> {
-        let attached = Attached::open(dir, options)?;
+        let attached = Self::attach(dir, options)?;
         // So that a later change of the working directory does not matter.
         let dir = std::path::absolute(dir).map_err(|e| Error::io("open", dir, e))?;
         Ok(Self { dir, options: options.clone(), attached: ArcSwapOption::new(Some(attached)) })
     }
 
+    fn attach(dir: &Path, options: &Options) -> Result<Arc<Attached>> {
+        if options.read_only {
+            // None is made, and an empty directory is left empty.
+            std::fs::metadata(dir.join("meta")).map_err(|e| Error::io("open", dir, e))?;
+            return Attached::open(dir, &Options { keep_limits: true, ..options.clone() });
+        }
+        Attached::open(dir, options)
+    }
+
+    /// The engine, for a call that changes something.
+    fn engine_to_write(&self) -> Result<Held> {
+        if self.options.read_only {
+            return Err(Error::new(ErrorKind::ReadOnly, "change"));
+        }
+        self.engine()
+    }
+
     fn engine(&self) -> Result<Held> {
         match self.attached() {
             Some(guard) => Ok(Held::Shared(guard)),
-            None => self.attach(),
+            None => self.attach_again(),
         }
     }
 
@@ -49,8 +66,10 @@ impl FileBackend {
     }
 
     #[cold]
-    fn attach(&self) -> Result<Held> {
-        let attached = Attached::open(&self.dir, &self.options)?;
+    fn attach_again(&self) -> Result<Held> {
+        // As it was left, in case it was configured.
+        let options = Options { keep_limits: true, ..self.options.clone() };
+        let attached = Self::attach(&self.dir, &options)?;
         self.replace(Some(attached.clone()));
         Ok(Held::Own(attached))
     }
@@ -142,12 +161,12 @@ impl Backend for FileBackend {
     }
 
     fn spool(&self) -> Result<Option<Box<dyn Spool>>> {
-        let attached = self.engine()?.into_attached()?;
+        let attached = self.engine_to_write()?.into_attached()?;
         Ok(Some(Box::new(Spooled::new(attached))))
     }
 
     fn copy(&self, from: &str, to: &str) -> Result<Option<u64>> {
-        self.engine()?.get()?.copy_entry(from.as_bytes(), to.as_bytes())
+        self.engine_to_write()?.get()?.copy_entry(from.as_bytes(), to.as_bytes())
     }
 
     fn weight(&self, key: &str) -> usize {
@@ -164,7 +183,7 @@ impl Backend for FileBackend {
     }
 
     fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
-        self.engine()?.get()?.commit(key.as_bytes(), condition, change)
+        self.engine_to_write()?.get()?.commit(key.as_bytes(), condition, change)
     }
 
     fn claim(&self, matter: Matter<'_>) -> Claimed {
@@ -178,7 +197,7 @@ impl Backend for FileBackend {
     }
 
     fn clear(&self) -> Result<()> {
-        self.engine()?.get()?.clear()
+        self.engine_to_write()?.get()?.clear()
     }
 
     fn len(&self) -> u64 {
@@ -211,8 +230,30 @@ impl Backend for FileBackend {
         flushed
     }
 
+    fn limits(&self) -> Limits {
+        match self.engine().and_then(|held| Ok(held.get()?.limits())) {
+            Ok(limits) => limits,
+            Err(error) => {
+                tracing::warn!(%error, "the directory cannot be asked for its limits");
+                self.options.limits()
+            }
+        }
+    }
+
+    fn configure(&self, new: &NewLimits) -> Result<Limits> {
+        self.engine_to_write()?.get()?.configure(new)
+    }
+
     fn stats(&self) -> Stats {
         self.gauge(|engine| engine.stats())
+    }
+
+    fn stats_of_all(&self) -> Result<Stats> {
+        self.engine()?.get()?.stats_of_all()
+    }
+
+    fn stats_by_process(&self) -> Result<Option<Vec<ProcessStats>>> {
+        self.engine()?.get()?.stats_by_process().map(Some)
     }
 
     fn check(&self) -> Result<CheckReport> {

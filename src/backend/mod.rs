@@ -17,10 +17,11 @@ use std::any::TypeId;
 
 pub(crate) use crate::engine::{CheckReport, Claim, Claimed, Matter};
 pub(crate) use crate::entry::{
-    Change, Codec, Condition, Decoded, Expiry, Item, Outcome, Pieces, SharedValue, Soft, Spool, Stats,
-    Stored, Streamed,
+    Change, Codec, Condition, Decoded, Expiry, Item, Outcome, Pieces, ProcessStats, SharedValue, Soft, Spool,
+    Stats, Stored, Streamed,
 };
 use crate::error::Result;
+pub(crate) use crate::limits::{Limits, NewLimits};
 pub(crate) use dummy::DummyBackend;
 pub(crate) use file::FileBackend;
 pub(crate) use memory::MemoryBackend;
@@ -172,8 +173,33 @@ pub(crate) trait Backend: Send + Sync {
     /// As [`flush`](Backend::flush).
     fn close(&self) -> Result<()>;
 
+    /// The limits that count now.
+    fn limits(&self) -> Limits;
+
+    /// Changes the limits, for all that share the store, and says what counts now. They are within theirs.
+    ///
+    /// # Errors
+    /// If the environment refuses; then nothing has changed.
+    fn configure(&self, new: &NewLimits) -> Result<Limits>;
+
     /// What the store counted since it was opened.
     fn stats(&self) -> Stats;
+
+    /// What all processes that share the store counted.
+    ///
+    /// # Errors
+    /// If the environment refuses.
+    fn stats_of_all(&self) -> Result<Stats> {
+        Ok(self.stats())
+    }
+
+    /// What each process counted that shares the store, this one first. `None` where no others can.
+    ///
+    /// # Errors
+    /// If the environment refuses.
+    fn stats_by_process(&self) -> Result<Option<Vec<ProcessStats>>> {
+        Ok(None)
+    }
 
     /// Looks whether everything that the store keeps is as it should be. Reads everything, changes nothing.
     ///

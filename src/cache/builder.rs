@@ -14,7 +14,8 @@ use super::{Cache, Shared};
 use crate::backend::{Backend, DummyBackend, FileBackend, MemoryBackend};
 use crate::error::Result;
 use crate::key::KeyRule;
-use crate::options::{self, Durability, Eviction, Options};
+use crate::limits::invalid;
+use crate::options::{Durability, Eviction, Options};
 use crate::time::Clock;
 use crate::timeout::Timeout;
 
@@ -208,9 +209,9 @@ impl Builder {
         self
     }
 
-    /// Whether a directory that was opened before keeps the `max_entries`, `cull_frequency` and `max_bytes` it
-    /// was last opened with, in place of those given here: for tools, which should not evict what the limits
-    /// of a program allow. Default: no.
+    /// Whether a directory that was opened before keeps the `max_entries`, `cull_frequency` and `max_bytes` that it
+    /// had last, in place of those given here: for tools, which should not evict what the limits
+    /// of a program allow. While other processes have the directory open, it does in any case. Default: no.
     pub fn keep_limits(mut self, keep: bool) -> Self {
         self.options.keep_limits = keep;
         self
@@ -221,6 +222,39 @@ impl Builder {
     /// come back with it. Costs a pass over all records; meant for one opening. Default: no.
     pub fn salvage(mut self, salvage: bool) -> Self {
         self.options.salvage = salvage;
+        self
+    }
+
+    /// Whether the cache can be read and not changed, for tools and for whoever must not touch what belongs to others: every call that
+    /// would change an entry or a limit is the error `ReadOnly`, and `get_or_set` computes and does not store. The directory
+    /// must be there and have a cache in it, and keeps its limits. Only for a directory of [`Builder::new`].
+    ///
+    /// The process is one of those that share the directory all the same: it takes part in locking and looking after it, and
+    /// leaves it closed. So it needs permission to write to it, and a file system that can be written to. Default: no.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, ErrorKind, Timeout};
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = dir.path().join("cache");
+    /// assert!(Cache::builder(&dir).read_only(true).open().is_err(), "there is none, and none is made");
+    /// Cache::open(&dir)?.set("a", &1, Timeout::Never)?;
+    ///
+    /// let cache = Cache::builder(&dir).read_only(true).open()?;
+    /// assert_eq!(cache.get::<i32>("a")?, Some(1));
+    /// assert_eq!(cache.delete("a").unwrap_err().kind(), ErrorKind::ReadOnly);
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    pub fn read_only(mut self, read_only: bool) -> Self {
+        self.options.read_only = read_only;
+        self
+    }
+
+    /// Whether the directory may be on a network file system, which is refused otherwise (`NetworkFileSystem`): NFS, SMB, 9p, Ceph,
+    /// AFS, Coda, NCP, Lustre, GPFS, BeeGFS, PanFS, and sshfs and others of FUSE that are known by name. There, what one machine
+    /// stores another may see late or never, and the locks of a process that died may stay: only where a single machine ever
+    /// opens the directory is it safe, and even there the server decides what survives a power cut. Default: no.
+    pub fn allow_network_file_system(mut self, allow: bool) -> Self {
+        self.options.allow_network = allow;
         self
     }
 
@@ -263,7 +297,7 @@ impl Builder {
     ///
     /// # Errors
     /// `InvalidOption`, naming the first option that is out of its limits. For a directory, why it cannot be
-    /// used: `InUse`, `NotACache`, `UnsupportedFormat`, `Corrupt`, `NoSpace` or `Io`.
+    /// used: `NotACache`, `NetworkFileSystem`, `UnsupportedFormat`, `Corrupt`, `Busy`, `NoSpace` or `Io`; on sled also `InUse`.
     pub fn open(self) -> Result<Cache> {
         self.validate()?;
         match &self.place {
@@ -283,11 +317,14 @@ impl Builder {
 
     fn validate(&self) -> Result<()> {
         self.options.validate()?;
-        if !(0.0..1.0).contains(&self.jitter) {
-            return Err(options::invalid(
-                "jitter",
-                format!("{}; from 0 to below 1 is possible", self.jitter),
+        if self.options.read_only && !matches!(self.place, Place::Directory(_)) {
+            return Err(invalid(
+                "read_only",
+                "only a directory of keepwarm's own can be opened so".to_owned(),
             ));
+        }
+        if !(0.0..1.0).contains(&self.jitter) {
+            return Err(invalid("jitter", format!("{}; from 0 to below 1 is possible", self.jitter)));
         }
         Ok(())
     }
@@ -298,13 +335,15 @@ impl Builder {
     }
 
     pub(super) fn build_dummy(self) -> Cache {
-        self.build(Box::new(DummyBackend::default()))
+        let backend = DummyBackend::new(&self.options);
+        self.build(Box::new(backend))
     }
 
     pub(super) fn build(self, backend: Box<dyn Backend>) -> Cache {
         let seed = self.jitter_seed.unwrap_or_else(|| RandomState::new().hash_one(0));
         let shared = Shared {
             backend,
+            opened: self.options.clock.now(),
             clock: self.options.clock,
             default_timeout: self.default_timeout,
             keys: self.keys,

@@ -26,10 +26,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use crate::backend::{Backend, CheckReport, Stats};
+use crate::backend::{Backend, CheckReport, Limits, NewLimits, ProcessStats, Stats};
 use crate::error::Result;
 use crate::key::KeyRule;
-use crate::time::Clock;
+use crate::time::{Clock, Timestamp};
 use crate::timeout::Timeout;
 
 #[cfg(feature = "async")]
@@ -78,6 +78,7 @@ pub struct Cache {
 struct Shared {
     backend: Box<dyn Backend>,
     clock: Arc<dyn Clock>,
+    opened: Timestamp,
     default_timeout: Timeout,
     keys: KeyRule,
     jitter: Jitter,
@@ -189,10 +190,90 @@ impl Cache {
     /// # Ok::<(), keepwarm::Error>(())
     /// ```
     pub fn stats(&self) -> Stats {
-        let mut stats = self.shared.backend.stats();
+        self.with_failures(self.shared.backend.stats())
+    }
+
+    /// The same over all processes that share the directory: what they have counted since one of them opened it that nobody had
+    /// open, those included that have left or were killed since. Of other processes it is at most a second or two old, and what
+    /// a killed one counted in its last second is missing. `store_failures` and `refresh_failures` are of this
+    /// `Cache` alone. Costs a read of 128 bytes for each process; of a cache that is not in a directory it is
+    /// [`stats`](Cache::stats).
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// let cache = Cache::open(dir.path())?;
+    /// cache.get::<u8>("missing")?;
+    /// assert_eq!(cache.stats_of_all()?.misses, 1);
+    /// assert_eq!(cache.stats_by_process()?[0].pid, std::process::id());
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If what the processes wrote down cannot be read.
+    pub fn stats_of_all(&self) -> Result<Stats> {
+        let stats = self.shared.backend.stats_of_all();
+        stats.map(|stats| self.with_failures(stats)).map_err(|error| call::about(error, "stats", None))
+    }
+
+    /// The same for each process that has the directory open, this one first. See [`stats_of_all`](Cache::stats_of_all).
+    ///
+    /// # Errors
+    /// As [`stats_of_all`](Cache::stats_of_all).
+    pub fn stats_by_process(&self) -> Result<Vec<ProcessStats>> {
+        let found = self.shared.backend.stats_by_process();
+        let mut processes = found.map_err(|error| call::about(error, "stats", None))?.unwrap_or_else(|| {
+            let stats = self.shared.backend.stats();
+            vec![ProcessStats { pid: std::process::id(), since: self.shared.opened, stats }]
+        });
+        if let Some(own) = processes.first_mut() {
+            own.stats = self.with_failures(own.stats);
+        }
+        Ok(processes)
+    }
+
+    fn with_failures(&self, mut stats: Stats) -> Stats {
         stats.store_failures += self.shared.store_failures.load(Relaxed);
         stats.refresh_failures += self.shared.refresh_failures.load(Relaxed);
         stats
+    }
+
+    /// The limits that count now. Cheap.
+    pub fn limits(&self) -> Limits {
+        self.shared.backend.limits()
+    }
+
+    /// Changes limits of the cache while it is open, for all processes that share its directory, at once, and returns what
+    /// counts now.
+    ///
+    /// Entries beyond a lower `max_entries` are evicted before this returns, and so is what this process can give up beyond a
+    /// lower `max_bytes`; other processes and the background do the rest within a few seconds. So a call that lowers
+    /// a limit costs a pass over the entries.
+    ///
+    /// The index of a directory is as large as the limits asked for when no process had it open. More entries than it is
+    /// made for, more bytes than its table has segments for (a GiB in any case; 16 where it was opened with one), and fewer
+    /// than it takes itself, count fully when the directory is opened the next time while no process has it open. Until
+    /// then the nearest that is possible counts, and is what is returned.
+    ///
+    /// The directory remembers what was asked for. A program that opens it while others have it open goes by their
+    /// limits; when nobody has, the options of the opening count, or, with [`keep_limits`](Builder::keep_limits), what is
+    /// remembered. A cache in memory or on sled changes its own limits, until it is dropped; a dummy just tells them.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, NewLimits, Timeout};
+    /// # let cache = Cache::in_memory();
+    /// let limits = cache.configure(&NewLimits::new().max_entries(10_000).max_bytes(64 << 20))?;
+    /// assert_eq!((limits.max_entries, limits.max_bytes), (10_000, 64 << 20));
+    /// assert_eq!(cache.limits(), limits);
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `InvalidOption`, naming the first that is out of its limits, which are those of the [`Builder`]; `Busy` if another
+    /// process is stopped while it makes room; or if the disk refuses. Nothing has changed then.
+    pub fn configure(&self, new: &NewLimits) -> Result<Limits> {
+        let configured = new.validate().and_then(|()| self.shared.backend.configure(new));
+        configured.map_err(|error| call::about(error, "configure", None))
     }
 
     /// Does now what happens in the background in time: reaps expired entries and makes room. Never needed;

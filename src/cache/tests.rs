@@ -12,7 +12,8 @@ use tempfile::TempDir;
 use super::turn::PATIENCE;
 use super::{Builder, Cache};
 use crate::backend::{
-    Backend, Change, Claimed, Condition, Item, Matter, MemoryBackend, Outcome, Stats, Stored,
+    Backend, Change, Claimed, Condition, Item, Limits, Matter, MemoryBackend, NewLimits, Outcome, Stats,
+    Stored,
 };
 use crate::engine::Claims;
 use crate::error::Result;
@@ -147,6 +148,14 @@ impl Backend for Store {
 
     fn close(&self) -> Result<()> {
         self.store.close()
+    }
+
+    fn limits(&self) -> Limits {
+        self.store.limits()
+    }
+
+    fn configure(&self, new: &NewLimits) -> Result<Limits> {
+        self.store.configure(new)
     }
 
     fn stats(&self) -> Stats {

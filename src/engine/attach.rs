@@ -16,10 +16,11 @@ use super::counters::Counters;
 use super::directory::Directory;
 use super::hot::Hot;
 use super::index::Membership;
-use super::layout;
 use super::log::Log;
 use super::maintenance::{Bell, Maintenance};
+use super::meta::Meta;
 use super::opening::{Begun, Opening};
+use super::published::Published;
 use super::state::State;
 use super::usage::{SpaceInUse, Usage};
 use crate::entry::Streamed;
@@ -98,7 +99,7 @@ impl Attached {
     /// it was opened with.
     pub(crate) fn open(path: &Path, options: &Options) -> Result<Arc<Self>> {
         options.validate()?;
-        let directory = Directory::at(path)?;
+        let directory = Directory::at(path, options)?;
         let held = HeldDirectory::open(path).map_err(|e| Error::io("open", path, e))?;
         let id = held.id();
         let (mut engines, found) = ENGINES.get().find(id);
@@ -126,6 +127,8 @@ impl Attached {
     }
 
     fn attach(directory: &Directory, held: HeldDirectory, options: &Options) -> Result<Self> {
+        // What is not understood is not touched.
+        Meta::read(&directory.file("meta"))?;
         fork::watch().map_err(|e| Error::io("open", &directory.path, e))?;
         let locks = Arc::new(directory.enter()?);
         let at_locks = |e| Error::io("lock", &directory.file("locks"), e);
@@ -149,15 +152,15 @@ impl Attached {
             // Whoever joins others counts with what they count, and finds the blobs when it has to decide about space.
             blobs.recount(Haste::Now)?;
         }
-        let limits = index.limits();
-        let budget = layout::segment_budget(limits.max_bytes, index.geometry());
-        let log = Log::new(&directory.segments(), index.clone(), budget, space)?;
+        let log = Log::new(&directory.segments(), index.clone(), space)?;
         log.enter(segments, end);
         let state = file::open(&state_path).and_then(State::open).map_err(at_state)?;
         let checkpoints = Checkpoints::open(directory, state, index.geometry())?;
+        let stats = directory.file("stats");
+        let published = Published::open(stats, number, index.owner(), options.clock.now(), !is_shared)?;
         let engine = Arc::new(Engine {
             dir: directory.path.clone(),
-            balance: (options.eviction == Eviction::Adaptive).then(|| Balance::new(limits.max_entries)),
+            balance: (options.eviction == Eviction::Adaptive).then(|| Balance::new(index.max_entries())),
             hot: Hot::new(options.hot_bytes),
             options,
             hasher,
@@ -167,6 +170,7 @@ impl Attached {
             blobs,
             claims: Arc::new(Claims::new(directory.path.clone(), held.id(), hasher)),
             counters: Counters::default(),
+            published,
             culling: Mutex::new(()),
             counting: Mutex::new(()),
             emptying: Mutex::new(()),
@@ -182,6 +186,7 @@ impl Attached {
             engine.dead_blobs(Haste::Later);
             engine.settle(recovered)?;
         }
+        engine.publish_stats();
         let maintenance = Some(Maintenance::start(engine.clone())?);
         step!("attach::ready");
         Directory::release(&locks).map_err(at_locks)?;
@@ -219,6 +224,7 @@ impl Attached {
         if Directory::is_shared(&self.locks).map_err(io_error)? {
             let synced = synced.and(engine.log.sync_own());
             engine.log.retire(false);
+            engine.published.leave(&engine.stats());
             engine.log.let_go();
             engine.index.leave();
             return synced;
@@ -237,7 +243,7 @@ impl Attached {
         engine.index.sync().map_err(io_error)?;
         step!("detach::synced");
         let mut checkpoints = engine.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
-        checkpoints.mark_clean(engine.index.header_copy(), engine.index.limits()).map_err(io_error)
+        checkpoints.mark_clean(engine.index.header_copy(), engine.index.asked_limits()).map_err(io_error)
     }
 }
 

@@ -41,8 +41,13 @@ impl Balance {
         }
     }
 
-    /// How many entries may be on trial.
-    pub(super) fn share(&self) -> u64 {
+    /// How many of so many entries may be on trial.
+    pub(super) fn share_of(&self, entries: u64) -> u64 {
+        self.share() * entries / self.max_entries
+    }
+
+    /// How many entries may be on trial, of `max_entries`.
+    fn share(&self) -> u64 {
         self.share.load(Ordering::Relaxed)
     }
 

@@ -24,7 +24,7 @@ use super::snapshot::{self, Header, Writer};
 use super::state::State;
 use super::{Engine, SpaceTurn};
 use crate::error::{Error, ErrorKind, Result};
-use crate::options::Limits;
+use crate::limits::Limits;
 use crate::sys::fork::OwnFile;
 use crate::sys::{file, step};
 
@@ -76,6 +76,12 @@ impl Checkpoints {
     pub(super) fn mark_clean(&mut self, header: HeaderCopy, limits: Limits) -> std::io::Result<()> {
         self.state.refresh()?;
         self.state.mark_clean(header, limits)
+    }
+
+    /// Has the directory remember these limits. The caller has the turn to take checkpoints.
+    pub(super) fn set_limits(&mut self, limits: Limits) -> std::io::Result<()> {
+        self.state.refresh()?;
+        self.state.mark_open(limits)
     }
 }
 
@@ -204,7 +210,7 @@ impl Engine {
             ..Header::default()
         };
         writer.commit(header).map_err(io_error)?;
-        state.set_snapshot(next, self.index.limits()).map_err(|e| self.state_error(e))?;
+        state.set_snapshot(next, self.index.asked_limits()).map_err(|e| self.state_error(e))?;
         step!("checkpoint::counted");
         self.index.set_checkpointed(logged);
         (checkpoints.seen, checkpoints.last) = (next, Instant::now());

@@ -121,7 +121,7 @@ impl Engine {
         self.index.entries(buckets.clone()).for_each(|(slot, _)| ages.add(self.hints.get(slot), now));
         let seen = ages.total();
         // The part of the share that falls to these buckets.
-        let share = self.balance.as_ref().map_or(0, |b| b.share() * seen / self.max_entries());
+        let share = self.balance.as_ref().map_or(0, |balance| balance.share_of(seen));
         let choice = ages.choose(count(seen), share);
         let mut evicted = 0;
         // Of one age, what was written first goes first.

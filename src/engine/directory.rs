@@ -10,9 +10,10 @@ use super::index::MOST_PROCESSES;
 use super::meta::Meta;
 use super::segment::Segment;
 use crate::error::{Error, ErrorKind, Result};
+use crate::options::Options;
 use crate::sys::file::{self, TEMPORARY_PREFIX};
 use crate::sys::fork::OwnFile;
-use crate::sys::lock;
+use crate::sys::{lock, mount};
 
 /// Byte of `locks` that is held while somebody attaches or detaches. Those of the processes follow.
 const ATTACHING: i64 = 0;
@@ -40,11 +41,15 @@ impl Directory {
 
     /// The directory at `path`, made if there is none. Its parent must exist. Nothing in a directory of
     /// somebody else's is touched.
-    pub(super) fn at(path: &Path) -> Result<Self> {
+    pub(super) fn at(path: &Path, options: &Options) -> Result<Self> {
+        refuse_network(path, options)?;
         let directory = Self { path: find_or_make(path)? };
         if !directory.file("meta").try_exists().map_err(|e| Error::io("open", path, e))? {
             // What an interrupted making leaves.
-            refuse_foreign(path, &["meta", "state", "index", "hints", "segments", "blobs", "flights"])?;
+            refuse_foreign(
+                path,
+                &["meta", "state", "index", "hints", "segments", "blobs", "flights", "stats"],
+            )?;
         }
         Ok(directory)
     }
@@ -160,6 +165,28 @@ impl Directory {
         let Ok(entries) = fs::read_dir(&self.path) else { return };
         for entry in entries.flatten().filter(|e| is_temporary(&e.file_name())) {
             let _ = file::remove(&entry.path());
+        }
+    }
+}
+
+/// Refuses a directory on a network file system, unless the options allow it. It need not be there yet.
+pub(crate) fn refuse_network(path: &Path, options: &Options) -> Result<()> {
+    if options.allow_network {
+        return Ok(());
+    }
+    let io_error = |e| Error::io("open", path, e);
+    let found = match mount::network_file_system(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+            mount::network_file_system(parent.unwrap_or(Path::new(".")))
+        }
+        found => found,
+    };
+    match found.map_err(io_error)? {
+        None => Ok(()),
+        Some(name) => {
+            let why = format!("it is {name}");
+            Err(Error::new(ErrorKind::NetworkFileSystem, "open").with_path(path).with_source(why))
         }
     }
 }

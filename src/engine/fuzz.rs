@@ -10,7 +10,8 @@ use super::segment::{self, Opened, Segment};
 use super::usage::SpaceInUse;
 use super::{snapshot, state};
 use crate::error::Result;
-use crate::options::{Limits, Options};
+use crate::limits::Limits;
+use crate::options::Options;
 
 /// A record that begins with this where its check goes is given the one that fits.
 const TO_BE_FITTED: [u8; 4] = *b"fit!";

@@ -2,6 +2,7 @@
 
 use super::index::Geometry;
 use super::{index, record, segment};
+use crate::limits::Limits;
 use crate::options::Options;
 
 /// No entry takes fewer bytes than this on average once its share of the index is counted, so `max_bytes`
@@ -15,12 +16,15 @@ const FIXED_BYTES: u64 = 64 << 10;
 const SEGMENT_SHARE: u64 = 32;
 pub(crate) const MIN_SEGMENT: u64 = 16 << 10;
 const MAX_SEGMENT: u64 = 16 << 20;
+/// With less there would be no room for segments to come and go.
+const LEAST_BUDGET: u64 = 16 * MIN_SEGMENT;
 
 /// The sizes that one set of options asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Layout {
     /// The bound on entries: `max_entries`, or fewer where `max_bytes` could not hold them.
     pub(crate) max_entries: u64,
+    max_bytes: u64,
     /// The index that this many entries need.
     pub(crate) geometry: Geometry,
 }
@@ -31,13 +35,31 @@ impl Layout {
         // Large caches have room for small segments of many processes.
         let segments =
             options.max_bytes / segment_len(options.max_bytes) + (options.max_bytes >> 21).min(1024);
-        Self { max_entries, geometry: Geometry::for_entries(max_entries, segments) }
+        Self {
+            max_entries,
+            max_bytes: options.max_bytes,
+            geometry: Geometry::for_entries(max_entries, segments),
+        }
+    }
+
+    /// Whether an index of this geometry can be gone on with.
+    pub(crate) fn is_served_by(&self, geometry: Geometry) -> bool {
+        geometry.serves(&self.geometry) && self.max_bytes >= fixed_bytes(geometry) + LEAST_BUDGET
     }
 }
 
-/// What `max_bytes` leaves for segments beside an index of this geometry.
-pub(crate) fn segment_budget(max_bytes: u64, geometry: Geometry) -> u64 {
-    max_bytes.saturating_sub(geometry.bytes() + FIXED_BYTES)
+/// What counts of the limits that were `asked` for with an index of this geometry: not more entries than it is made for, nor
+/// more bytes than its table can have segments for; nor so few bytes that hardly any are left beside it.
+pub(crate) fn possible(asked: Limits, geometry: Geometry) -> Limits {
+    let most = u64::from(geometry.segments) / 2 * MAX_SEGMENT;
+    let max_bytes = asked.max_bytes.min(most).max(fixed_bytes(geometry) + LEAST_BUDGET);
+    let entries = asked.max_entries.min(max_bytes / BYTES_PER_ENTRY);
+    Limits { max_entries: entries.min(geometry.most_entries()), max_bytes, ..asked }
+}
+
+/// What everything but the segments and blobs takes beside an index of this geometry.
+pub(crate) fn fixed_bytes(geometry: Geometry) -> u64 {
+    geometry.bytes() + FIXED_BYTES
 }
 
 /// The length of a segment file when `budget` bytes are there for segments.
@@ -80,11 +102,29 @@ mod tests {
 
     #[test]
     fn the_smallest_cache_still_has_room_for_segments() {
-        let options = Options { max_bytes: crate::options::MAX_BYTES_LEAST, ..Options::default() };
+        let options = Options { max_bytes: crate::limits::MAX_BYTES_LEAST, ..Options::default() };
         let layout = Layout::new(&options);
-        let budget = segment_budget(options.max_bytes, layout.geometry);
+        let budget = options.max_bytes - fixed_bytes(layout.geometry);
         assert!(budget >= options.max_bytes / 4, "{budget} of {}", options.max_bytes);
         assert!(budget / segment_len(budget) >= 16);
+    }
+
+    #[test]
+    fn what_an_index_is_made_for_is_possible_and_not_much_more() {
+        let sizes = [1 << 20, 3 << 20, 100 << 20, 1 << 30, 5 << 40, crate::limits::MAX_BYTES_LIMIT];
+        for max_bytes in sizes {
+            for max_entries in [1, 100, 9_999, 1_000_000, 3_000_000_000] {
+                let options = Options { max_entries, max_bytes, ..Options::default() };
+                let Layout { max_entries, geometry, .. } = Layout::new(&options);
+                let counts = Limits { max_entries, ..options.limits() };
+                assert_eq!(possible(options.limits(), geometry), counts);
+                let more = Limits { max_entries: u64::MAX, max_bytes: u64::MAX, ..counts };
+                let most = possible(more, geometry);
+                assert!(most.max_entries <= counts.max_entries.max(16) + 3, "{most:?} for {counts:?}");
+                let least = possible(Limits { max_entries: 1, max_bytes: 0, ..counts }, geometry);
+                assert!(least.max_entries == 1 && least.max_bytes <= max_bytes, "{least:?} for {counts:?}");
+            }
+        }
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl Engine {
             Durability::Interval(interval) => Some(interval),
             Durability::Buffered | Durability::Sync => None,
         };
-        let (mut next_pass, mut next_sync) = (Instant::now(), Instant::now());
+        let [mut next_pass, mut next_sync, mut next_publishing] = [Instant::now(); 3];
         let pause = interval.map_or(INTERVAL, |i| i.min(INTERVAL));
         // Had until the process leaves: it looks after the directory for all.
         let mut leadership = None;
@@ -111,6 +111,11 @@ impl Engine {
                 next_sync = Instant::now() + interval;
             }
             self.log.let_go_of_dropped();
+            self.log.seal_oversized();
+            if Instant::now() >= next_publishing {
+                self.publish_stats();
+                next_publishing = Instant::now() + INTERVAL;
+            }
             if self.log.wants_spare() {
                 warn_of("make a segment ahead", self.provide(0, true));
             }
@@ -177,12 +182,17 @@ impl Engine {
         if self.index.wants_recount() {
             self.count_again();
         }
-        if self.index.count() > self.max_entries() {
+        self.evict_beyond(self.max_entries());
+        self.cull_if_crowded()
+    }
+
+    /// Evicts as many entries as there are beyond `most`.
+    pub(super) fn evict_beyond(&self, most: u64) {
+        if self.index.count() > most {
             // What a clear left behind is cold and does not count: evicting it would make no room.
             self.reap_all();
-            self.evict_coldest(self.index.count().saturating_sub(self.max_entries()));
+            self.evict_coldest(self.index.count().saturating_sub(most));
         }
-        self.cull_if_crowded()
     }
 }
 

@@ -8,8 +8,9 @@ use super::segment::random;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::file;
 
-/// The format that this version writes, and the newest that it reads.
-const FORMAT: u32 = 1;
+/// The format that this version reads and writes. Another number for each change after which an older or a newer version
+/// would not understand what it finds, or what another process does that has the directory open. 1 was for one process at a time.
+const FORMAT: u32 = 2;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Meta {
@@ -50,7 +51,7 @@ impl Meta {
     fn decode(bytes: &[u8]) -> Result<Self> {
         let damaged = || Error::new(ErrorKind::Corrupt, "read");
         let body = unseal(bytes).ok_or_else(damaged)?;
-        // The format first: a newer one may have other fields.
+        // The format first: another one may have other fields.
         #[derive(Deserialize)]
         struct Format {
             format: u32,
@@ -58,7 +59,7 @@ impl Meta {
         }
         let Format { format, features } =
             rmp_serde::from_slice(body).map_err(|e| damaged().with_source(e))?;
-        if format > FORMAT || features != 0 {
+        if format != FORMAT || features != 0 {
             let why = format!("format {format}, features {features:#x}; this version knows format {FORMAT}");
             return Err(Error::new(ErrorKind::UnsupportedFormat, "open").with_source(why));
         }
@@ -73,7 +74,7 @@ pub(crate) fn fuzz(bytes: &[u8]) {
     for bytes in [bytes, &sealed] {
         match Meta::decode(bytes) {
             Ok(meta) => {
-                assert!(meta.format <= FORMAT && meta.features == 0);
+                assert!(meta.format == FORMAT && meta.features == 0);
                 let again = seal(&meta).map(|bytes| Meta::decode(&bytes).ok());
                 assert_eq!(again.ok().flatten(), Some(meta));
             }
@@ -108,7 +109,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_damage_is_noticed_and_a_newer_format_is_refused() {
+    fn any_damage_is_noticed_and_another_format_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("meta");
         assert_eq!(Meta::read(&path).unwrap(), None);
@@ -123,8 +124,42 @@ mod tests {
             std::fs::write(&path, &bytes[..at]).unwrap();
             assert_eq!(Meta::read(&path).unwrap_err().kind(), ErrorKind::Corrupt, "cut at {at}");
         }
-        let newer = Meta { format: FORMAT + 1, ..meta };
-        std::fs::write(&path, seal(&newer).unwrap()).unwrap();
-        assert_eq!(Meta::read(&path).unwrap_err().kind(), ErrorKind::UnsupportedFormat);
+        for other in [Meta { format: FORMAT + 1, ..meta.clone() }, Meta { features: 1, ..meta.clone() }] {
+            std::fs::write(&path, seal(&other).unwrap()).unwrap();
+            assert_eq!(Meta::read(&path).unwrap_err().kind(), ErrorKind::UnsupportedFormat);
+        }
+    }
+
+    #[test]
+    fn a_directory_of_another_format_is_not_touched() {
+        use std::collections::BTreeMap;
+        use std::os::unix::fs::MetadataExt;
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("cache");
+        let options = crate::options::Options { max_bytes: 1 << 20, ..Default::default() };
+        drop(crate::engine::Attached::open(&dir, &options).unwrap());
+        let path = dir.join("meta");
+        let meta = Meta::read(&path).unwrap().unwrap();
+        // As a version leaves it that knows fewer files, and did not come to its end.
+        std::fs::remove_file(dir.join("locks")).unwrap();
+        std::fs::write(dir.join(format!("{}left", file::TEMPORARY_PREFIX)), "x").unwrap();
+        for format in [1, FORMAT + 1] {
+            std::fs::write(&path, seal(&Meta { format, ..meta.clone() }).unwrap()).unwrap();
+            let state = || -> BTreeMap<_, _> {
+                let files = walkdir::WalkDir::new(&dir).into_iter().map(Result::unwrap);
+                files
+                    .map(|f| (f.path().to_owned(), f.metadata().unwrap()))
+                    .map(|(path, found)| {
+                        let bytes = found.is_file().then(|| std::fs::read(&path).unwrap());
+                        (path, (bytes, found.mtime(), found.mtime_nsec(), found.mode()))
+                    })
+                    .collect()
+            };
+            let before = state();
+            let error = crate::engine::Attached::open(&dir, &options).err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::UnsupportedFormat, "{error}");
+            assert_eq!(error.path(), Some(&*path));
+            assert!(state() == before, "format {format}");
+        }
     }
 }

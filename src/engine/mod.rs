@@ -14,6 +14,7 @@ mod choice;
 mod claims;
 mod clear;
 mod commit;
+mod configure;
 pub(crate) mod counters;
 mod culler;
 pub(crate) mod directory;
@@ -28,6 +29,7 @@ mod log;
 mod maintenance;
 pub(crate) mod meta;
 mod opening;
+mod published;
 mod read;
 pub(crate) mod record;
 mod recovery;
@@ -57,6 +59,7 @@ use self::hot::Hot;
 use self::index::{HeldTurn, Index, Turn};
 use self::log::Log;
 use self::maintenance::Bell;
+use self::published::Published;
 use crate::entry::{Expiry, Stats};
 use crate::error::Result;
 use crate::hash::KeyHasher;
@@ -76,6 +79,7 @@ pub(crate) struct Engine {
     /// What `Eviction::Adaptive` goes by; nothing for `Eviction::Lru`.
     balance: Option<Balance>,
     counters: Counters,
+    published: Published,
     /// Held by whoever culls, so that two inserts at the bound do not both make room.
     culling: Mutex<()>,
     /// Taken with [`Turn::Counting`], which is for processes.
@@ -140,7 +144,9 @@ impl Engine {
 
     /// Whether `max_entries` is enforced in the inserting call, with exact counts.
     fn culls_inline(&self) -> bool {
+        // The limit of an index that was made for far more may have been lowered; going through all of it takes long.
         self.max_entries() <= INLINE_CULL_ENTRIES
+            && self.index.geometry().most_entries() <= 4 * INLINE_CULL_ENTRIES
     }
 
     /// Waits until every acknowledged write is on the disk.

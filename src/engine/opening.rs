@@ -7,7 +7,7 @@ use super::checkpoint::{self, Found};
 use super::directory::Directory;
 use super::hints::Hints;
 use super::index::{Index, Membership, Word};
-use super::layout::Layout;
+use super::layout::{self, Layout};
 use super::recovery::{self, Base, Recovered};
 use super::segment::{Opened, Segment};
 use super::snapshot::Header;
@@ -60,7 +60,7 @@ impl Opening<'_> {
             Error::new(ErrorKind::Corrupt, "open").with_path(&path).with_source(why)
         })?;
         let hints = open_hints(self.directory, &index)?;
-        let (theirs, ours) = (index.limits(), self.options.limits());
+        let (theirs, ours) = (index.asked_limits(), self.options.limits());
         if theirs != ours && !self.options.keep_limits {
             tracing::warn!(dir = %self.directory.path.display(), ?theirs, ?ours, "other processes have the directory open; their limits count");
         }
@@ -112,8 +112,8 @@ impl Opening<'_> {
         index.set_last_snapshot(number);
         index.forget_next_expiry();
         index.note_expiry(0);
-        let limits = options.limits();
-        index.set_limits(crate::options::Limits { max_entries: layout.max_entries, ..limits });
+        let asked = options.limits();
+        index.set_limits(asked, layout::possible(asked, index.geometry()));
         let end = if is_closed {
             Some(index.end_of_log())
         } else {
@@ -205,7 +205,7 @@ fn open_closed(
         Err(e) => Err(e),
     };
     let Some(index) = index.map_err(|e| Error::io("open", &index_path, e))? else { return Ok(Closed::No) };
-    if !index.geometry().serves(&layout.geometry) {
+    if !layout.is_served_by(index.geometry()) {
         let mut words = Vec::new();
         for chain in 0..index.geometry().primaries {
             words.extend(index.chain_words(chain));

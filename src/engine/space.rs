@@ -141,10 +141,14 @@ impl Engine {
         if let Some(account) = self.log.space().account_within(bytes, self.most_bytes())? {
             return Ok(account);
         }
+        self.log.seal_oversized();
         let turn = self.space_turn()?;
-        /// A process that does nothing lets go of what was removed once a second.
+        /// A process that does nothing lets go of what was removed, and of what is too long, once a second.
         const OTHERS_LET_GO: Duration = Duration::from_secs(5);
+        /// What they let go of is there to be given up a moment later.
+        const SETTLED: Duration = Duration::from_millis(250);
         let (mut wait, started) = (Backoff::default(), Instant::now());
+        let mut last_held = started;
         // What was emptied and is still there after a checkpoint: its files cannot be removed.
         let mut stuck = 0;
         loop {
@@ -152,6 +156,7 @@ impl Engine {
                 return Ok(account);
             }
             self.clean_up_after_dead();
+            self.log.seal_oversized();
             self.log.free_dropped();
             let emptied = self.emptied_bytes();
             let comes_back = emptied.saturating_sub(stuck);
@@ -172,8 +177,11 @@ impl Engine {
                 stuck = left;
             }
             // What is gone may still be held for a moment, by a read or until a sync is done.
-            let others_hold = self.index.segments().any(|s| s.state == SegmentState::Dropped)
-                && started.elapsed() < OTHERS_LET_GO;
+            let is_going = |s: SegmentInfo| s.state == SegmentState::Dropped || self.log.is_oversized(&s);
+            if self.index.bytes_of_others() > 0 || self.index.segments().any(is_going) {
+                last_held = Instant::now();
+            }
+            let others_hold = started.elapsed() < OTHERS_LET_GO && last_held.elapsed() < SETTLED;
             if !self.log.space().is_syncing() && !others_hold && wait.is_long() {
                 return Err(Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir).with_source(
                     "max_bytes is taken by values that the program still holds or writes, or by files that are not \

@@ -13,7 +13,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::index::{HEADER_WORDS, HeaderCopy};
-use crate::options::Limits;
+use crate::limits::Limits;
 use crate::sys::fork::OwnFile;
 use crate::sys::{file, step};
 

@@ -10,6 +10,7 @@ pub(crate) mod file;
 pub(crate) mod fork;
 pub(crate) mod lock;
 pub(crate) mod map;
+pub(crate) mod mount;
 #[cfg(feature = "failpoints")]
 pub mod observe;
 pub(crate) mod wait;

@@ -13,13 +13,15 @@ mod rng;
 #[expect(dead_code, unreachable_pub, reason = "the index uses few of the errors")]
 #[path = "../../src/error.rs"]
 mod error;
-mod options {
+mod limits {
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub(crate) struct Limits {
         pub(crate) max_entries: u64,
         pub(crate) cull_frequency: u64,
         pub(crate) max_bytes: u64,
     }
+}
+mod options {
     pub(crate) const INLINE_CULL_ENTRIES: u64 = 10_000;
 }
 // Not under `cfg(test)`: the lints see the index as they do in the library.

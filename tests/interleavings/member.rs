@@ -145,7 +145,7 @@ impl Member {
     /// right, or is known to be wrong, and then it is too high.
     pub(crate) fn check_at_rest(&self) {
         self.index.free_of_dead();
-        assert_eq!(self.index.damaged_buckets(), []);
+        assert_eq!(self.index.damaged_buckets(), [0u32; 0]);
         let mut words = self.index.chain_words(0);
         let (generation, count) = self.index.generation_and_count();
         let there = words.iter().filter(|word| self.generation_of(**word) == generation).count();

@@ -52,6 +52,7 @@ impl Waits {
     }
 }
 
+#[cfg(feature = "failpoints")]
 /// What `what` gives, and how long it took, without what this thread waited for a processor.
 pub(crate) fn timed<T>(what: impl FnOnce() -> T) -> (T, Duration) {
     let waits = Waits::new();

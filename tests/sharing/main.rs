@@ -18,11 +18,16 @@ mod histories;
 mod history;
 mod kills;
 mod large;
+mod limits;
 mod load;
+#[path = "../support/mount.rs"]
+mod mount;
 mod namespaces;
+mod paths;
 #[cfg(feature = "failpoints")]
 #[path = "../support/points.rs"]
 mod points;
+mod statistics;
 #[cfg(feature = "failpoints")]
 mod stopped;
 mod value;
@@ -39,6 +44,10 @@ const ROLES: &[crew::Role] = &[
     ("contain", namespaces::contain),
     ("count-contained", namespaces::count),
     ("hold-many", descriptors::hold_many),
+    ("keep-within", limits::keep_within),
+    ("miss", statistics::miss),
+    ("count-at", paths::count_at),
+    ("bound", paths::bound),
     #[cfg(feature = "failpoints")]
     ("stop-at", stopped::stop_at),
 ];
@@ -68,6 +77,10 @@ fn main() -> ExitCode {
         #[cfg(feature = "failpoints")]
         ("a_process_that_stands_still_anywhere_holds_up_nobody", stopped::holds_up_nobody_wherever_it_stops),
         ("containers_that_share_a_volume_count_exactly", namespaces::containers_count_exactly),
+        ("limits_that_are_changed_count_for_all", limits::count_for_all),
+        ("what_processes_count_is_added_up", statistics::are_added_up),
+        ("by_any_path_it_is_one_directory", paths::by_any_path_it_is_one),
+        ("by_a_bind_mount_it_is_one_directory", paths::by_a_bind_mount_it_is_one),
         ("descriptors_and_mappings_do_not_grow_with_handles_and_threads", descriptors::do_not_grow),
     ])
 }

@@ -11,9 +11,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::{Backend, Change, Condition, Decoded, Expiry, Item, Outcome, SharedValue, Stats, Stored};
+use super::{
+    Backend, Change, Condition, Decoded, Expiry, Item, Limits, NewLimits, Outcome, SharedValue, Stats, Stored,
+};
 use crate::entry::Decided;
 use crate::error::{Error, ErrorKind, Result};
+use crate::limits::OwnLimits;
 use crate::options::{self, INLINE_CULL_ENTRIES, Options, QUICK_CULL_ENTRIES};
 use crate::time::{Clock, Timestamp};
 use table::{Content, Garbage, Node, Table, entry_bytes};
@@ -25,9 +28,7 @@ const SWEPT_PER_INSERT: usize = 4;
 const SLOTS_PER_HOLD: usize = 256;
 
 pub(crate) struct MemoryBackend {
-    max_entries: u64,
-    cull_frequency: u64,
-    max_bytes: u64,
+    limits: OwnLimits,
     hot_bytes: u64,
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
@@ -52,9 +53,7 @@ impl MemoryBackend {
             stats: Stats::default(),
         };
         Self {
-            max_entries: options.max_entries,
-            cull_frequency: options.cull_frequency,
-            max_bytes: options.max_bytes,
+            limits: OwnLimits::new(options.limits()),
             hot_bytes: options.hot_bytes,
             clock: options.clock.clone(),
             state: Mutex::new(state),
@@ -107,29 +106,28 @@ impl MemoryBackend {
         let token = state.last_token;
         garbage.extend(state.table.put(key, new, token));
         // The entry just stored is the most recently used one, and fits by itself, so it stays.
-        let mut evicted = 0;
-        while state.table.bytes() > self.max_bytes {
-            let Some(node) = state.table.pop_lru() else { break };
-            garbage.push(node);
-            evicted += 1;
-        }
-        self.count_evicted(state, evicted, "max_bytes");
+        self.keep_bytes(state, garbage);
         Some(token)
+    }
+
+    fn keep_bytes(&self, state: &mut State, garbage: &mut Garbage) {
+        let max_bytes = self.limits.get().max_bytes;
+        let evicted = state.evict_while(|table| table.bytes() > max_bytes, garbage);
+        self.count_evicted(state, evicted, "max_bytes");
     }
 
     fn make_room_for_one(&self, state: &mut State, garbage: &mut Garbage) {
         let entries = state.table.len();
-        if entries < self.max_entries {
+        let Limits { max_entries, cull_frequency, .. } = self.limits.get();
+        if entries < max_entries {
             return;
         }
-        let evicted = match options::due_inline(entries, self.cull_frequency) {
+        let evicted = match options::due_inline(entries, cull_frequency) {
             None => {
                 garbage.take_all(&mut state.table);
                 entries
             }
-            Some(due) => {
-                (0..due).map_while(|_| state.table.pop_lru()).map(|node| garbage.push(node)).count() as u64
-            }
+            Some(due) => state.evict_while(|table| table.len() > entries.saturating_sub(due), garbage),
         };
         self.count_evicted(state, evicted, "max_entries");
     }
@@ -138,10 +136,10 @@ impl MemoryBackend {
         state.stats.evicted += evicted;
         if evicted > 0 && !state.evicted_before {
             state.evicted_before = true;
+            let limits = self.limits.get();
             tracing::info!(
                 bound,
-                max_entries = self.max_entries,
-                max_bytes = self.max_bytes,
+                ?limits,
                 "the cache in memory is full and has begun to evict; this is said once"
             );
         }
@@ -149,6 +147,18 @@ impl MemoryBackend {
 }
 
 impl State {
+    /// Removes the least recently used entries while the table is too `full`, and says how many.
+    fn evict_while(&mut self, full: impl Fn(&Table) -> bool, garbage: &mut Garbage) -> u64 {
+        let mut evicted = 0;
+        while full(&self.table)
+            && let Some(node) = self.table.pop_lru()
+        {
+            garbage.push(node);
+            evicted += 1;
+        }
+        evicted
+    }
+
     /// Looks at the next `slots` slots and removes what has expired.
     fn sweep(&mut self, slots: usize, now: Timestamp, garbage: &mut Garbage) {
         for _ in 0..slots.min(self.table.slots()) {
@@ -215,8 +225,9 @@ impl Backend for MemoryBackend {
     }
 
     fn commits_take_long(&self) -> bool {
-        let culls = self.max_entries <= INLINE_CULL_ENTRIES || self.cull_frequency == 0;
-        culls && self.len() >= self.max_entries.max(QUICK_CULL_ENTRIES)
+        let Limits { max_entries, cull_frequency, .. } = self.limits.get();
+        let culls = max_entries <= INLINE_CULL_ENTRIES || cull_frequency == 0;
+        culls && self.len() >= max_entries.max(QUICK_CULL_ENTRIES)
     }
 
     fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
@@ -224,8 +235,9 @@ impl Backend for MemoryBackend {
         // Copied before anything is locked.
         let new = match change {
             Change::Store { value, codec, expires_at, soft } if !passed(expires_at, now) => {
-                if entry_bytes(key, value.len()) > self.max_bytes {
-                    let why = format!("{} bytes of at most {}", value.len(), self.max_bytes);
+                let max_bytes = self.limits.get().max_bytes;
+                if entry_bytes(key, value.len()) > max_bytes {
+                    let why = format!("{} bytes of at most {max_bytes}", value.len());
                     return Err(Error::new(ErrorKind::ValueTooLarge, "store").with_key(key).with_source(why));
                 }
                 Some(Content { value: Bytes::copy_from_slice(value), codec, expires_at, soft })
@@ -304,6 +316,21 @@ impl Backend for MemoryBackend {
 
     fn close(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits.get()
+    }
+
+    fn configure(&self, new: &NewLimits) -> Result<Limits> {
+        let mut garbage = Garbage::default();
+        let mut state = self.lock();
+        let counts = self.limits.change(new);
+        let evicted = state.evict_while(|table| table.len() > counts.max_entries, &mut garbage);
+        self.count_evicted(&mut state, evicted, "max_entries");
+        self.keep_bytes(&mut state, &mut garbage);
+        drop(state);
+        Ok(counts)
     }
 
     fn stats(&self) -> Stats {

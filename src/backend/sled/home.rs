@@ -69,6 +69,7 @@ pub(super) struct Home {
 
 impl Home {
     pub(super) fn open(path: &Path, options: &Options) -> Result<Self> {
+        directory::refuse_network(path, options)?;
         let path = directory::find_or_make(path)?;
         directory::refuse_foreign(&path, &["sled"])?;
         let locks = take(&path)?;

@@ -13,15 +13,17 @@ mod table;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::{Backend, Change, CheckReport, Condition, Item, Outcome, Stats, Stored};
+use super::{Backend, Change, CheckReport, Condition, Item, Limits, NewLimits, Outcome, Stats, Stored};
 use crate::engine::counters::Counters;
 use crate::error::{Error, Result};
+use crate::limits::OwnLimits;
 use crate::options::{Durability, INLINE_CULL_ENTRIES, Options, QUICK_CULL_ENTRIES};
 use store::Store;
 
 pub(crate) struct SledBackend {
     dir: PathBuf,
     options: Options,
+    limits: Arc<OwnLimits>,
     counters: Arc<Counters>,
     /// `None` after a `close`. Written to open and to close alone, which wait for the calls under way.
     store: RwLock<Option<Store>>,
@@ -32,8 +34,9 @@ impl SledBackend {
         // So that a later change of the working directory does not matter.
         let dir = std::path::absolute(dir).map_err(|e| Error::io("open", dir, e))?;
         let counters = Arc::new(Counters::default());
-        let store = Store::open(&dir, options, counters.clone())?;
-        Ok(Self { dir, options: options.clone(), counters, store: RwLock::new(Some(store)) })
+        let limits = Arc::new(OwnLimits::new(options.limits()));
+        let store = Store::open(&dir, options, limits.clone(), counters.clone())?;
+        Ok(Self { dir, options: options.clone(), limits, counters, store: RwLock::new(Some(store)) })
     }
 
     /// `work` with the store, opened if it was closed. No code of users may run in it.
@@ -44,7 +47,8 @@ impl SledBackend {
             }
             let mut closed = self.store.write().unwrap_or_else(PoisonError::into_inner);
             if closed.is_none() {
-                *closed = Some(Store::open(&self.dir, &self.options, self.counters.clone())?);
+                *closed =
+                    Some(Store::open(&self.dir, &self.options, self.limits.clone(), self.counters.clone())?);
             }
         }
     }
@@ -88,10 +92,11 @@ impl Backend for SledBackend {
     }
 
     fn commits_take_long(&self) -> bool {
-        let culls = self.options.max_entries <= INLINE_CULL_ENTRIES || self.options.cull_frequency == 0;
+        let Limits { max_entries, cull_frequency, .. } = self.limits.get();
+        let culls = max_entries <= INLINE_CULL_ENTRIES || cull_frequency == 0;
         self.options.durability == Durability::Sync
             || self.is_closed()
-            || (culls && self.len() >= self.options.max_entries.max(QUICK_CULL_ENTRIES))
+            || (culls && self.len() >= max_entries.max(QUICK_CULL_ENTRIES))
     }
 
     fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
@@ -129,6 +134,20 @@ impl Backend for SledBackend {
         let flushed = self.flush();
         drop(self.store.write().unwrap_or_else(PoisonError::into_inner).take());
         flushed
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits.get()
+    }
+
+    fn configure(&self, new: &NewLimits) -> Result<Limits> {
+        self.with(|store| {
+            let counts = self.limits.change(new);
+            if let Err(error) = store.keep_limits() {
+                tracing::warn!(%error, "not yet within the limits that were set");
+            }
+            Ok(counts)
+        })
     }
 
     fn stats(&self) -> Stats {

@@ -26,6 +26,7 @@ use crate::engine::counters::{Counter, Counters};
 use crate::engine::record::{Draft, Fields, Kind, MAX_KEY_LEN, Prepared, Record, Stamp, touched};
 use crate::entry::{Decided, Expiry};
 use crate::error::{Error, ErrorKind, Result};
+use crate::limits::{Limits, OwnLimits};
 use crate::options::{Durability, Options};
 
 const STRIPES: usize = 64;
@@ -35,6 +36,8 @@ pub(super) const ENTRIES_PER_HOLD: usize = 256;
 pub(super) struct Store {
     pub(super) home: Home,
     pub(super) options: Options,
+    /// Those of the backend, which may change.
+    pub(super) limits: Arc<OwnLimits>,
     pub(super) counters: Arc<Counters>,
     books: Mutex<Books>,
     stripes: [Mutex<()>; STRIPES],
@@ -51,12 +54,18 @@ pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Store {
-    pub(super) fn open(dir: &std::path::Path, options: &Options, counters: Arc<Counters>) -> Result<Self> {
+    pub(super) fn open(
+        dir: &std::path::Path,
+        options: &Options,
+        limits: Arc<OwnLimits>,
+        counters: Arc<Counters>,
+    ) -> Result<Self> {
         let home = Home::open(dir, options)?;
         let store = Self {
             books: Mutex::new(Books::new(home.generation())),
             home,
             options: options.clone(),
+            limits,
             counters,
             stripes: std::array::from_fn(|_| Mutex::new(())),
             hasher: RandomState::new(),
@@ -214,7 +223,7 @@ impl Store {
         expires_at: Expiry,
         generation: u32,
     ) -> Result<Result<u64, Again>> {
-        let (max_entries, max_bytes) = (self.options.max_entries, self.options.max_bytes);
+        let Limits { max_entries, max_bytes, .. } = self.limits.get();
         let bytes = |len: u32| (key.len() as u64) + u64::from(len);
         let Some(len) = draft.len().filter(|len| bytes(*len) <= max_bytes) else {
             let why = format!("{} bytes of at most {max_bytes}", draft.body_len);

@@ -10,6 +10,7 @@ use crate::engine::CheckReport;
 use crate::engine::counters::Counter;
 use crate::engine::record::Kind;
 use crate::error::Result;
+use crate::limits::Limits;
 use crate::options::{Durability, INLINE_CULL_ENTRIES, due_inline};
 
 /// Entries that each store looks at for expired ones, so that what nobody reads goes as well.
@@ -60,10 +61,18 @@ impl Store {
         for (key, entry) in found {
             books.table.put(&key, entry);
         }
+        drop(books);
+        self.keep_limits()
+    }
+
+    /// Evicts what is beyond the limits.
+    pub(super) fn keep_limits(&self) -> Result<()> {
+        let Limits { max_entries, max_bytes, .. } = self.limits.get();
+        let books = self.books();
         let (entries, bytes) = (books.table.len(), books.table.bytes());
         drop(books);
-        self.evict_coldest(entries.saturating_sub(self.options.max_entries))?;
-        if bytes > self.options.max_bytes { self.make_room_for_bytes(0) } else { Ok(()) }
+        self.evict_coldest(entries.saturating_sub(max_entries))?;
+        if bytes > max_bytes { self.make_room_for_bytes(0) } else { Ok(()) }
     }
 
     /// Removes every entry: they are misses at once, and their records go a few with each store.
@@ -171,11 +180,12 @@ impl Store {
         let _culling = locked(&self.culling);
         let entries = self.len();
         // Somebody else may have made room while this call waited.
-        if entries < self.options.max_entries {
+        let Limits { max_entries, cull_frequency, .. } = self.limits.get();
+        if entries < max_entries {
             return Ok(());
         }
         self.tell_once("max_entries");
-        let Some(due) = due_inline(entries, self.options.cull_frequency) else {
+        let Some(due) = due_inline(entries, cull_frequency) else {
             self.counters.add(Counter::Evicted, entries);
             return self.clear();
         };
@@ -191,7 +201,7 @@ impl Store {
     pub(super) fn make_room_for_bytes(&self, bytes: u64) -> Result<()> {
         let _culling = locked(&self.culling);
         self.tell_once("max_bytes");
-        let goal = self.options.max_bytes.saturating_sub(bytes);
+        let goal = self.limits.get().max_bytes.saturating_sub(bytes);
         let books = self.books();
         let mut over = books.table.bytes().saturating_sub(goal);
         let coldest = books.table.coldest().take_while(|(_, entry)| {

@@ -20,7 +20,7 @@ use tokio::task::JoinError;
 use super::call::Call;
 use super::flight::Computation;
 use super::{Builder, Cache};
-use crate::backend::{CheckReport, Stats};
+use crate::backend::{CheckReport, Limits, NewLimits, ProcessStats, Stats};
 use crate::error::{Error, ErrorKind, Result};
 
 pub use iter::{AsyncIter, AsyncKeys};
@@ -232,6 +232,36 @@ impl AsyncCache {
     /// As [`Cache::stats`].
     pub async fn stats(&self) -> Stats {
         self.gauge(Cache::stats).await
+    }
+
+    /// As [`Cache::stats_of_all`]. Always leaves the thread.
+    ///
+    /// # Errors
+    /// As [`Cache::stats_of_all`].
+    pub async fn stats_of_all(&self) -> Result<Stats> {
+        self.chore("stats", Cache::stats_of_all).await
+    }
+
+    /// As [`Cache::stats_by_process`]. Always leaves the thread.
+    ///
+    /// # Errors
+    /// As [`Cache::stats_of_all`].
+    pub async fn stats_by_process(&self) -> Result<Vec<ProcessStats>> {
+        self.chore("stats", Cache::stats_by_process).await
+    }
+
+    /// As [`Cache::limits`]. Of a directory that was closed, the thread waits until it is open again.
+    pub fn limits(&self) -> Limits {
+        self.cache.limits()
+    }
+
+    /// As [`Cache::configure`]. Always leaves the thread.
+    ///
+    /// # Errors
+    /// As [`Cache::configure`].
+    pub async fn configure(&self, new: &NewLimits) -> Result<Limits> {
+        let (cache, new) = (self.cache.clone(), *new);
+        elsewhere("configure", move || cache.configure(&new)).await
     }
 
     /// As [`Cache::maintain`]. Always leaves the thread.

@@ -1,34 +1,9 @@
 //! What all processes share beside the entries: the limits, what is to be done, and how far the log and the snapshots are.
 
 use super::{Index, at};
-use crate::options::Limits;
 use crate::sys::atomic::Ordering;
 
 impl Index {
-    /// The limits that count for all processes: `max_entries`, `cull_frequency`, `max_bytes`.
-    pub(crate) fn limits(&self) -> Limits {
-        let word = |at: usize| self.words()[at].load(Ordering::Relaxed);
-        Limits {
-            max_entries: word(at::MAX_ENTRIES),
-            cull_frequency: word(at::CULL_FREQUENCY),
-            max_bytes: word(at::MAX_BYTES),
-        }
-    }
-
-    pub(crate) fn set_limits(&self, limits: Limits) {
-        let Limits { max_entries, cull_frequency, max_bytes } = limits;
-        for (at, value) in
-            [(at::MAX_ENTRIES, max_entries), (at::CULL_FREQUENCY, cull_frequency), (at::MAX_BYTES, max_bytes)]
-        {
-            self.words()[at].store(value, Ordering::Release);
-        }
-    }
-
-    /// The most entries at any time.
-    pub(crate) fn max_entries(&self) -> u64 {
-        self.words()[at::MAX_ENTRIES].load(Ordering::Relaxed)
-    }
-
     /// Whether the entries must be counted again because something unreadable was removed, or somebody died.
     pub(crate) fn wants_recount(&self) -> bool {
         self.words()[at::RECOUNT].load(Ordering::Relaxed) != 0

@@ -173,7 +173,7 @@ impl Index {
     }
 
     /// What names this process in the locks that it takes.
-    pub(super) fn owner(&self) -> u32 {
+    pub(crate) fn owner(&self) -> u32 {
         self.membership.owner
     }
 
@@ -256,13 +256,20 @@ impl Index {
         line[3].store(claimed, Ordering::Release);
     }
 
+    /// What other processes keep of what was dropped, or are about to take.
+    pub(crate) fn bytes_of_others(&self) -> u64 {
+        let others = self.attached().filter(|number| *number != self.membership.number);
+        others.map(|number| self.bytes_of(number)).fold(0, u64::saturating_add)
+    }
+
+    fn bytes_of(&self, number: u32) -> u64 {
+        let line = self.member(number);
+        line[2].load(Ordering::Acquire).saturating_add(line[3].load(Ordering::Acquire))
+    }
+
     /// The bytes in use: of all segments and blobs, and of what processes keep or are about to take.
     pub(crate) fn used_bytes(&self) -> u64 {
-        let own = |number: u32| {
-            let line = self.member(number);
-            line[2].load(Ordering::Acquire).saturating_add(line[3].load(Ordering::Acquire))
-        };
-        let processes = self.attached().map(own).fold(0, u64::saturating_add);
+        let processes = self.attached().map(|number| self.bytes_of(number)).fold(0, u64::saturating_add);
         self.segment_bytes().saturating_add(self.blob_bytes()).saturating_add(processes)
     }
 }

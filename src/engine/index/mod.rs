@@ -18,6 +18,7 @@ pub(crate) mod bucket;
 mod chain;
 mod count;
 mod header;
+mod limits;
 mod lock;
 mod members;
 mod pack;
@@ -92,6 +93,9 @@ mod at {
     pub(super) const INSERTS: usize = 56;
     /// `id | tail << 32` of the segment to go on with, stored when the index is closed.
     pub(super) const END_OF_LOG: usize = 57;
+    /// The limits that were asked for, of which the index may hold less.
+    pub(super) const ASKED_ENTRIES: usize = 58;
+    pub(super) const ASKED_BYTES: usize = 59;
 }
 /// The words of the header that say something; the rest of its page is spare.
 pub(crate) const HEADER_WORDS: usize = 64;
@@ -148,6 +152,9 @@ fn tag(hash: u64) -> u64 {
     hash & ((1 << (64 - TAG_SHIFT)) - 1)
 }
 
+/// On average, where there are as many entries as an index is made for.
+const ENTRIES_PER_BUCKET: u64 = 4;
+
 /// How large an index is; fixed when its file is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Geometry {
@@ -164,11 +171,16 @@ impl Geometry {
     /// for it, since an overflow bucket is kept until it is empty. Where the bound on entries is exact to the
     /// last one there is an overflow bucket for each primary.
     pub(crate) fn for_entries(max_entries: u64, max_segments: u64) -> Self {
-        let primaries = max_entries.div_ceil(4).clamp(4, u64::from(u32::MAX / 2));
-        let exact = crate::options::INLINE_CULL_ENTRIES / 4;
+        let primaries = max_entries.div_ceil(ENTRIES_PER_BUCKET).clamp(4, u64::from(u32::MAX / 2));
+        let exact = crate::options::INLINE_CULL_ENTRIES / ENTRIES_PER_BUCKET;
         let buckets = primaries + primaries / 4 + primaries.min(exact) * 3 / 4 + 8;
         let segments = (max_segments * 2 + 32).next_power_of_two();
         Self { primaries: primaries as u32, buckets: buckets as u32, segments: segments as u32 }
+    }
+
+    /// The number of entries that it is made for.
+    pub(crate) fn most_entries(&self) -> u64 {
+        u64::from(self.primaries) * ENTRIES_PER_BUCKET
     }
 
     /// What a header says, if it is one.

@@ -38,8 +38,8 @@ pub(crate) struct Log {
     index: Arc<Index>,
     table: Table,
     space: SpaceInUse,
-    /// The most that all segments may take.
-    budget: AtomicU64,
+    /// What of `max_bytes` is not for segments.
+    fixed_bytes: u64,
     active: Mutex<Option<Tail>>,
     /// Whether the active segment is so full that the next one should be made.
     wants_spare: AtomicBool,
@@ -62,14 +62,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Log {
-    pub(crate) fn new(dir: &Path, index: Arc<Index>, budget: u64, space: SpaceInUse) -> Result<Self> {
+    pub(crate) fn new(dir: &Path, index: Arc<Index>, space: SpaceInUse) -> Result<Self> {
         Ok(Self {
             dir: dir.to_owned(),
             held: HeldDirectory::open(dir).map_err(|e| Error::io("open", dir, e))?,
             table: Table::new(index.geometry().segments),
+            fixed_bytes: layout::fixed_bytes(index.geometry()),
             index,
             space,
-            budget: AtomicU64::new(budget),
             active: Mutex::new(None),
             wants_spare: AtomicBool::new(false),
             spare: Mutex::new(None),
@@ -176,11 +176,7 @@ impl Log {
 
     /// The most that all segments may take.
     pub(crate) fn budget(&self) -> u64 {
-        self.budget.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn set_budget(&self, budget: u64) {
-        self.budget.store(budget, Ordering::Relaxed);
+        self.index.max_bytes().saturating_sub(self.fixed_bytes)
     }
 
     pub(crate) fn segment_len(&self) -> u64 {
@@ -274,6 +270,39 @@ impl Log {
         }
     }
 
+    /// Whether a segment is longer than `max_bytes`, which was lowered, has room for. While it is appended to, nobody can
+    /// give it up.
+    pub(crate) fn is_oversized(&self, segment: &SegmentInfo) -> bool {
+        segment.state == SegmentState::Active && segment.len > self.segment_len()
+    }
+
+    /// Takes no more records in segments that are longer than they should be, where all together are beyond `max_bytes`.
+    pub(crate) fn seal_oversized(&self) {
+        let usual = self.segment_len();
+        // With the segment for copies, which is kept free.
+        if self.bytes() + usual <= self.budget() {
+            return;
+        }
+        let oversized = |tail: &mut Tail| tail.segment.len() > usual;
+        for tail in [&self.active, &self.copies] {
+            if let Some(tail) = lock(tail).take_if(oversized) {
+                drain(&tail.segment);
+                self.seal(tail);
+            }
+        }
+        // Whoever makes one may be here for the room that it needs.
+        if let Ok(mut spare) = self.spare.try_lock()
+            && let Some(tail) = spare.take_if(oversized)
+        {
+            self.end_spare(tail);
+        }
+    }
+
+    /// Makes an end of a segment that was to be the next. It may be one that a process left with records in it.
+    fn end_spare(&self, spare: Tail) {
+        if spare.end > segment::HEADER_LEN as u32 { self.seal(spare) } else { self.discard(spare.segment.id) }
+    }
+
     /// Waits until everything that any process stamped is on the disk; `all`: even in segments that no entry names.
     pub(crate) fn sync(&self, all: bool) -> Result<()> {
         use SegmentState::{Active, Emptied, Sealed};
@@ -332,16 +361,13 @@ impl Log {
             }
             return;
         }
-        // One that somebody left behind has records.
-        let (unused, spare): (Vec<_>, Vec<_>) =
-            spare.into_iter().partition(|tail| tail.end == segment::HEADER_LEN as u32);
-        unused.iter().for_each(|tail| self.discard(tail.segment.id));
+        spare.into_iter().for_each(|spare| self.end_spare(spare));
         let end = active.as_ref().map(|tail| (tail.segment.id, tail.end));
         let orphan = || self.index.orphans().last().map(|orphan| (orphan.id, orphan.tail));
         if let Some((id, tail)) = end.or_else(orphan) {
             self.index.set_end_of_log(id, tail);
         }
-        for tail in [active, copies].into_iter().flatten().chain(spare) {
+        for tail in [active, copies].into_iter().flatten() {
             drain(&tail.segment);
             self.seal(tail);
         }
@@ -393,21 +419,44 @@ fn is(error: &Error, kind: io::ErrorKind) -> bool {
 mod tests {
     use super::*;
     use crate::engine::index::{Geometry, Membership};
+    use crate::options::Options;
+
+    const BEGIN: u32 = segment::HEADER_LEN as u32;
+
+    /// A log of one segment with a record in it.
+    fn log_with_a_record(dir: &Path) -> (Arc<Index>, Log) {
+        let file = tempfile::tempfile().unwrap();
+        let index = Index::create(&file, Geometry::for_entries(10, 16), Membership::alone()).unwrap();
+        let index = Arc::new(index);
+        let limits = Options { max_bytes: 2 << 20, ..Options::default() }.limits();
+        index.set_limits(limits, limits);
+        let space = SpaceInUse::default();
+        let segment = Segment::create(dir, 1, 16 << 10, false, &space).unwrap();
+        let log = Log::new(dir, index.clone(), space).unwrap();
+        log.enter(vec![segment], Some((1, BEGIN)));
+        drop(log.reserve(64).unwrap().unwrap());
+        (index, log)
+    }
 
     #[test]
     fn a_log_that_is_closed_goes_on_where_it_ended() {
         let dir = tempfile::tempdir().unwrap();
-        let file = tempfile::tempfile().unwrap();
-        let index = Index::create(&file, Geometry::for_entries(10, 16), Membership::alone()).unwrap();
-        let index = Arc::new(index);
-        let space = SpaceInUse::default();
-        let segment = Segment::create(dir.path(), 1, 16 << 10, false, &space).unwrap();
-        let begin = segment::HEADER_LEN as u32;
-        let log = Log::new(dir.path(), index.clone(), 1 << 20, space).unwrap();
-        log.enter(vec![segment], Some((1, begin)));
-        let reserved = log.reserve(64).unwrap().unwrap();
-        drop(reserved);
+        let (index, log) = log_with_a_record(dir.path());
         log.retire(true);
-        assert_eq!(index.end_of_log(), (1, begin + 64));
+        assert_eq!(index.end_of_log(), (1, BEGIN + 64));
+    }
+
+    #[test]
+    fn what_was_taken_over_to_be_written_to_next_is_not_removed_with_what_it_has() {
+        let dir = tempfile::tempdir().unwrap();
+        let (index, left) = log_with_a_record(dir.path());
+        left.retire(false);
+        let space = SpaceInUse::default();
+        space.attach(index.clone());
+        let log = Log::new(dir.path(), index.clone(), space).unwrap();
+        log.provide(0, true, &|_| panic!("there is one to go on with"), &|| Ok(false)).unwrap();
+        log.retire(true);
+        assert_eq!(index.segment_state(1), Some(SegmentState::Sealed));
+        assert!(dir.path().join(Segment::file_name(1)).exists());
     }
 }

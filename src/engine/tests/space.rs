@@ -104,9 +104,9 @@ fn bytes_stay_within_their_bound_and_the_newest_stay() {
 
 #[test]
 fn a_cache_of_many_segments_takes_few_open_files() {
-    /// Three directories, locks, state, two snapshots, and the segments that are appended to: the active one, the next
+    /// Three directories, locks, state, statistics, two snapshots, and the segments that are appended to: the active one, the next
     /// one, and the one for copies.
-    const FEW: usize = 10;
+    const FEW: usize = 11;
     let durability = Durability::Buffered;
     let options = Options { max_entries: 100_000, max_bytes: 2 << 20, durability, ..options() };
     let dir = tempfile::tempdir().unwrap();

@@ -1,0 +1,181 @@
+//! `stats`: what each process has counted, for the others to see. 128 bytes for each number of a process, written each second and
+//! when the process leaves; those of number 0 are what processes counted that have left. Nothing depends on it.
+//!
+//! ```text
+//! 0 what names the process  1 its id  2 when it came, in milliseconds since 1970  3 hot bytes  4 pinned bytes
+//! 5 to 15  the counters, in the order of `counters`
+//! ```
+//!
+//! What a process that was killed counted stays where it is, and goes to number 0 when its number is given out again.
+//! Whoever attaches or leaves holds the attach mutex, so one at a time changes number 0.
+
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use super::Engine;
+use crate::entry::{ProcessStats, Stats};
+use crate::error::{Error, Result};
+use crate::sys::file;
+use crate::sys::fork::OwnFile;
+use crate::time::Timestamp;
+
+const WORDS: usize = 16;
+const LEN: usize = WORDS * 8;
+const COUNTERS: usize = 11;
+const _: () = assert!(5 + COUNTERS == WORDS);
+
+type Line = [u64; WORDS];
+
+/// The file, and the line in it that is this process's.
+pub(super) struct Published {
+    path: PathBuf,
+    file: OwnFile,
+    number: u32,
+    owner: u32,
+    started: Timestamp,
+}
+
+impl Published {
+    /// Opens the file for the process of this `number`, called `owner`. `is_first`: nobody else is attached, and counting
+    /// begins anew.
+    pub(super) fn open(
+        path: PathBuf,
+        number: u32,
+        owner: u32,
+        started: Timestamp,
+        is_first: bool,
+    ) -> Result<Self> {
+        let io_error = |e| Error::io("open", &path, e);
+        let (file, _) = file::open_or_create(&path).map_err(io_error)?;
+        if is_first {
+            file.set_len(0).map_err(io_error)?;
+        }
+        let published = Self { path, file: OwnFile::new(file), number, owner, started };
+        if !is_first {
+            published.bury();
+        }
+        Ok(published)
+    }
+
+    /// Shows others what this process has counted so far.
+    pub(super) fn publish(&self, stats: &Stats) {
+        let mut line = [0; WORDS];
+        line[..5].copy_from_slice(&[
+            u64::from(self.owner),
+            u64::from(std::process::id()),
+            self.started.as_millis(),
+            stats.hot_bytes,
+            stats.pinned_bytes,
+        ]);
+        line[5..].copy_from_slice(&counters(&mut stats.clone()).map(|counter| *counter));
+        self.write(self.number, &line);
+    }
+
+    /// The process leaves; what it counted stays. The attach mutex is held.
+    pub(super) fn leave(&self, stats: &Stats) {
+        self.publish(stats);
+        self.bury();
+    }
+
+    /// Adds what is in the line of this number to what processes counted that have left.
+    fn bury(&self) {
+        let Ok(lines) = self.lines() else { return };
+        let Some(line) = lines.get(self.number as usize).filter(|line| line[0] != 0) else { return };
+        let mut left = lines[0];
+        left[5..].iter_mut().zip(&line[5..]).for_each(|(sum, n)| *sum = sum.saturating_add(*n));
+        // In this order: who is killed in between is not counted twice.
+        self.write(self.number, &[0; WORDS]);
+        self.write(0, &left);
+    }
+
+    fn write(&self, number: u32, line: &Line) {
+        let bytes: Vec<u8> = line.iter().flat_map(|word| word.to_le_bytes()).collect();
+        if let Err(error) = file::write_at(&self.file, &bytes, u64::from(number) * LEN as u64) {
+            tracing::debug!(path = %self.path.display(), %error, "the statistics cannot be written");
+        }
+    }
+
+    /// All lines, by number.
+    fn lines(&self) -> io::Result<Vec<Line>> {
+        /// As many as there can be.
+        const MOST: u64 = (super::index::MOST_PROCESSES as u64 + 1) * LEN as u64;
+        let mut bytes = vec![0; self.file.metadata()?.len().min(MOST) as usize];
+        self.file.read_exact_at(&mut bytes, 0)?;
+        let word = |word: &[u8]| u64::from_le_bytes(std::array::from_fn(|i| word[i]));
+        let line = |line: &[u8]| std::array::from_fn(|i| word(&line[i * 8..i * 8 + 8]));
+        Ok(bytes.chunks_exact(LEN).map(line).collect())
+    }
+}
+
+/// The counters of `stats`.
+fn counters(stats: &mut Stats) -> [&mut u64; COUNTERS] {
+    [
+        &mut stats.hits,
+        &mut stats.misses,
+        &mut stats.hot_hits,
+        &mut stats.commits,
+        &mut stats.evicted,
+        &mut stats.expired,
+        &mut stats.corrupt,
+        &mut stats.written_bytes,
+        &mut stats.copied_bytes,
+        &mut stats.store_failures,
+        &mut stats.refresh_failures,
+    ]
+}
+
+fn add(line: &Line, to: &mut Stats) {
+    counters(to).into_iter().zip(&line[5..]).for_each(|(sum, n)| *sum = sum.saturating_add(*n));
+}
+
+impl Engine {
+    /// Shows other processes what this one has counted.
+    pub(super) fn publish_stats(&self) {
+        self.published.publish(&self.stats());
+    }
+
+    /// What the lines of others say.
+    fn lines_of_others(&self) -> Result<Vec<Line>> {
+        let lines = self.published.lines();
+        let mut lines = lines.map_err(|e| Error::io("read", &self.published.path, e))?;
+        if let Some(own) = lines.get_mut(self.published.number as usize) {
+            *own = [0; WORDS];
+        }
+        Ok(lines)
+    }
+
+    /// Whether the process that a line is of is attached.
+    fn is_of_living(&self, line: &Line) -> bool {
+        u32::try_from(line[0]).is_ok_and(|owner| owner != 0 && self.index.is_alive(owner))
+    }
+
+    /// What all processes have counted since one opened the directory that nobody had open.
+    pub(crate) fn stats_of_all(&self) -> Result<Stats> {
+        let mut all = self.stats();
+        for line in self.lines_of_others()? {
+            add(&line, &mut all);
+            if self.is_of_living(&line) {
+                all.hot_bytes = all.hot_bytes.saturating_add(line[3]);
+                all.pinned_bytes = all.pinned_bytes.saturating_add(line[4]);
+            }
+        }
+        Ok(all)
+    }
+
+    /// What each process has counted that is attached; this one first.
+    pub(crate) fn stats_by_process(&self) -> Result<Vec<ProcessStats>> {
+        let stats = self.stats();
+        let own = ProcessStats { pid: std::process::id(), since: self.published.started, stats };
+        let lines = self.lines_of_others()?;
+        let others = lines.iter().filter(|line| self.is_of_living(line)).map(|line| {
+            let (entries, bytes) = (stats.entries, stats.bytes);
+            let [hot_bytes, pinned_bytes] = [line[3], line[4]];
+            let mut stats = Stats { entries, bytes, hot_bytes, pinned_bytes, ..Stats::default() };
+            add(line, &mut stats);
+            let pid = u32::try_from(line[1]).unwrap_or(0);
+            ProcessStats { pid, since: Timestamp::from_millis(line[2]), stats }
+        });
+        Ok(std::iter::once(own).chain(others).collect())
+    }
+}
