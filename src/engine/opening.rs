@@ -105,7 +105,7 @@ impl Opening<'_> {
                 (recovery::recover(inputs, &segments, known_sequence, base)?, false)
             }
         };
-        let Recovered { index, hints, wants_checkpoint } = recovered;
+        let Recovered { index, hints, wants_checkpoint, sealed } = recovered;
         let segments = fit_table(segments, index.geometry().segments)?;
         let ids: HashSet<u32> = segments.iter().map(|segment| segment.id).collect();
         index.retain_segments(|id| ids.contains(&id));
@@ -117,7 +117,9 @@ impl Opening<'_> {
         let end = if is_closed {
             Some(index.end_of_log())
         } else {
-            segments.last().map(|newest| (newest.id, newest.end(0)))
+            // Where the next recovery looks for what is new.
+            let newest = segments.last().filter(|newest| !sealed.contains(&newest.id));
+            newest.map(|newest| (newest.id, newest.end(0)))
         };
         let highest = segments.iter().map(|s| u64::from(s.id)).max().unwrap_or(0);
         index.raise_next_segment_id(highest + 1);
@@ -220,7 +222,7 @@ fn open_closed(
         return Ok(Closed::OtherSize(words, header));
     }
     let hints = open_hints(directory, &index)?;
-    Ok(Closed::Fits(Recovered { index, hints, wants_checkpoint: false }))
+    Ok(Closed::Fits(Recovered { index, hints, wants_checkpoint: false, sealed: HashSet::new() }))
 }
 
 /// The hints beside an index, made anew if they do not fit it.

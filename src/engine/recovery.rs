@@ -6,7 +6,7 @@
 //! from then on nothing older than that may enter the chain, or a deleted value could come back behind its
 //! tombstone. It may die anywhere and be repeated: it writes nothing but the index and the hints.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 
 use super::directory::Directory;
@@ -54,6 +54,8 @@ pub(super) struct Recovered {
     pub(super) hints: Hints,
     /// Whether only a checkpoint makes this what the next recovery begins with.
     pub(super) wants_checkpoint: bool,
+    /// The segments in which the next recovery would look for nothing new.
+    pub(super) sealed: HashSet<u32>,
 }
 
 struct Replay<'a> {
@@ -147,9 +149,11 @@ pub(super) fn recover(
         }
     }
     index.add_logged(backlog);
+    let sealed =
+        replay.looked_at.iter().filter(|(_, from)| **from == snapshot::SEALED).map(|(id, _)| *id).collect();
     let entries = replay.finish();
     tracing::info!(path = %index_path.display(), entries, "the cache was not closed; it was recovered");
-    Ok(Recovered { index, hints, wants_checkpoint })
+    Ok(Recovered { index, hints, wants_checkpoint, sealed })
 }
 
 /// Makes the contents of one of the files that a recovery writes. What cannot be written over (a link, a second
