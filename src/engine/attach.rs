@@ -141,6 +141,7 @@ impl Attached {
         let hasher = KeyHasher::new(&meta.hash_key);
         let options = options.for_limits(state.limits());
         let space = ENGINES.get().space(held.id());
+        let entering = Entering { locks: &locks, number, space: &space };
         let opening = Opening { directory, membership, hasher: &hasher, space: &space, options };
         let Begun { index, hints, segments, end, recovered } =
             if is_shared { opening.join()? } else { opening.begin(state)? };
@@ -152,7 +153,7 @@ impl Attached {
             // Whoever joins others counts with what they count, and finds the blobs when it has to decide about space.
             blobs.recount(Haste::Now)?;
         }
-        let log = Log::new(&directory.segments(), index.clone(), space)?;
+        let log = Log::new(&directory.segments(), index.clone(), space.clone())?;
         log.enter(segments, end);
         let state = file::open(&state_path).and_then(State::open).map_err(at_state)?;
         let checkpoints = Checkpoints::open(directory, state, index.geometry())?;
@@ -190,6 +191,7 @@ impl Attached {
         let maintenance = Some(Maintenance::start(engine.clone())?);
         step!("attach::ready");
         Directory::release(&locks).map_err(at_locks)?;
+        std::mem::forget(entering);
         Ok(Self { engine, maintenance, locks, number, held, epoch: Epoch::now() })
     }
 
@@ -244,6 +246,24 @@ impl Attached {
         step!("detach::synced");
         let mut checkpoints = engine.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
         checkpoints.mark_clean(engine.index.header_copy(), engine.index.asked_limits()).map_err(io_error)
+    }
+}
+
+/// An attach under way. If it fails, what it has taken is free again, also where a value that the program holds keeps the
+/// count of bytes, and with it the lock file.
+struct Entering<'a> {
+    locks: &'a OwnFile,
+    number: u32,
+    space: &'a SpaceInUse,
+}
+
+impl Drop for Entering<'_> {
+    fn drop(&mut self) {
+        self.space.detach();
+        let unlocked = lock::unlock(self.locks, i64::from(self.number));
+        if let Err(error) = unlocked.and_then(|()| Directory::release(self.locks)) {
+            tracing::warn!(%error, "cannot unlock the directory before its file is closed");
+        }
     }
 }
 

@@ -215,7 +215,10 @@ impl Replay<'_> {
     /// Enters what a segment has that is not in the base.
     fn scan(&mut self, segment: &Segment, from: u32) {
         for (offset, record) in segment.records_from(from) {
-            self.generation = self.generation.max(record.generation);
+            // Of an older clear the base says whether it came to its end.
+            if record.sequence >= self.base.sequence || self.base.sequence == u64::MAX {
+                self.generation = self.generation.max(record.generation);
+            }
             self.last_sequence = self.last_sequence.max(record.sequence);
             // A write that a power cut tore was never acknowledged as synced, and what was there before it may have been.
             if record.sequence >= self.base.sequence && !record.is_torn() {

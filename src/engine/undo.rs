@@ -29,7 +29,8 @@ impl Engine {
         // What it had before must not be in a segment that is given up at this moment.
         let Ok(_turn) = self.space_turn() else { return };
         let is_there = |word: Word| {
-            self.index.segment_state(word.segment()) != Some(SegmentState::Emptied)
+            use SegmentState::{Active, Sealed};
+            matches!(self.index.segment_state(word.segment()), Some(Active | Sealed))
                 && self.header_of(word).is_some()
         };
         // Read before the lock is taken: the page may have to come from the disk.

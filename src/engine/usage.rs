@@ -18,6 +18,8 @@ pub(crate) struct SpaceInUse(Arc<Usage>);
 pub(crate) struct Usage {
     epoch: Epoch,
     own: Mutex<Own>,
+    /// Held by the thread that has the turn to claim bytes, or waits for it.
+    admission: Mutex<()>,
     /// Syncs under way, each of which keeps its segment until it is done.
     syncs: AtomicU64,
     /// The bytes of segments of which the program holds values.
@@ -123,10 +125,6 @@ impl SpaceInUse {
         own.publish();
     }
 
-    pub(crate) fn held_bytes(&self) -> u64 {
-        self.own().held
-    }
-
     /// Claims bytes that are to be taken whatever the bound.
     pub(crate) fn account(&self, bytes: u64) -> Account {
         let mut own = self.own();
@@ -140,9 +138,11 @@ impl SpaceInUse {
     /// # Errors
     /// If another process that counts does not come to its end, or the kernel refuses the lock.
     pub(crate) fn account_within(&self, bytes: u64, most: u64) -> Result<Option<Account>> {
-        let mut own = self.own();
-        let index = own.index.clone();
+        // Not `own`: whoever lets go of something, a reader perhaps, does not wait for another process.
+        let _thread = self.0.admission.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = self.own().index.clone();
         let admitted = index.as_ref().map(|index| index.wait_for(Turn::Admission)).transpose()?;
+        let mut own = self.own();
         let used = own.index.as_ref().map_or(own.claimed + own.held, |index| index.used_bytes());
         if used.checked_add(bytes).is_none_or(|sum| sum > most) {
             return Ok(None);

@@ -109,7 +109,7 @@ impl Member {
     pub(crate) fn keep_up(&self, id: u32) -> bool {
         let seen = self.index.drops();
         let dropped = self.index.segment_state(id) == Some(SegmentState::Dropped);
-        self.index.acknowledge_drops(seen, 0);
+        self.index.acknowledge_drops(seen);
         dropped
     }
 

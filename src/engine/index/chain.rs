@@ -70,9 +70,10 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// Whether the chain ever lost an entry that a recovery may bring back.
+    /// Whether a recovery may bring an entry back that the chain does not have: it lost one, or somebody who may die may
+    /// have stamped one.
     pub(crate) fn has_lost(&self) -> bool {
-        self.control.has_lost()
+        self.control.has_lost() || self.control.is_locked()
     }
 }
 
@@ -257,7 +258,8 @@ impl Index {
 impl Locked<'_> {
     /// Whether nothing in the chain changed since `found`.
     pub(crate) fn unchanged_since(&self, found: &Found) -> bool {
-        self.before == found.control && self.wiped == 0
+        // Its holder may have changed it after it was looked at.
+        !found.control.is_locked() && self.before == found.control && self.wiped == 0
     }
 
     /// How many entries were wiped because something else than the engine had written over them.

@@ -9,6 +9,11 @@ use crate::sys::atomic::Ordering;
 use crate::sys::step;
 use crate::sys::wait::Backoff;
 
+/// The owner and the lock bit take so many bits of the clear lock; above are the low ones of the generation that is to
+/// begin.
+const GENERATION_SHIFT: u32 = 33;
+const OWNER: u64 = (1 << GENERATION_SHIFT) - 1;
+
 /// What became of counting a new entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CountUp {
@@ -96,8 +101,6 @@ impl Index {
     /// # Errors
     /// If somebody who lives does not let go of it for about half a second.
     pub(crate) fn lock_clear(&self) -> Result<ClearLock<'_>, Busy> {
-        /// The owner and the lock bit take these; above are the low bits of the generation that is to begin.
-        const GENERATION_SHIFT: u32 = 33;
         let word = &self.words()[at::CLEAR_LOCK];
         let next = || u64::from(self.generation().wrapping_add(1)) << GENERATION_SHIFT;
         let mut wait = Backoff::default();
@@ -107,11 +110,11 @@ impl Index {
             let is_free = before == 0 || (wait.asks() && !self.is_alive((before >> 1) as u32));
             if is_free && word.compare_exchange(before, mine, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                 // Another may have ended since this one looked which generation is next.
-                let now = (mine & ((1 << GENERATION_SHIFT) - 1)) | next();
+                let now = (mine & OWNER) | next();
                 word.store(now, Ordering::Release);
                 // Who died with it may have stamped its record, and a recovery must not be the first to heed that.
                 let unfinished = before != 0 && before >> GENERATION_SHIFT == next() >> GENERATION_SHIFT;
-                return Ok(ClearLock { index: self, unfinished, mine: now });
+                return Ok(ClearLock { index: self, unfinished, mine: now, before });
             }
             if wait.is_long() {
                 return Err(Busy);
@@ -127,12 +130,17 @@ pub(crate) struct ClearLock<'a> {
     /// Whether its last holder died before its clear had come to its end: the caller is to do it, whole.
     pub(crate) unfinished: bool,
     mine: u64,
+    /// The word of its last holder.
+    before: u64,
 }
 
 impl Drop for ClearLock<'_> {
     fn drop(&mut self) {
         let word = &self.index.words()[at::CLEAR_LOCK];
-        if word.compare_exchange(self.mine, 0, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        let is_next = u64::from(self.index.generation().wrapping_add(1)) << GENERATION_SHIFT == self.mine & !OWNER;
+        // A clear of the dead that was not done is left to whoever comes next.
+        let left = if self.unfinished && is_next { self.before } else { 0 };
+        if word.compare_exchange(self.mine, left, Ordering::AcqRel, Ordering::Relaxed).is_err() {
             tracing::error!("the lock of `clear` was taken over while it was held");
         }
     }

@@ -77,6 +77,8 @@ impl Index {
             last = number,
             "a lock of a process that died was taken over"
         );
+        // A record that it stamped and did not publish may come back with a recovery.
+        chain.lost.set(true);
         // It may have counted an entry that it did not publish.
         self.set_wants_recount(true);
         chain

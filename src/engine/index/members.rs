@@ -236,11 +236,9 @@ impl Index {
     }
 
     /// Says that this process has let go of all segments that were dropped before the count of drops was `seen`, except
-    /// for `held` bytes that it keeps.
-    pub(crate) fn acknowledge_drops(&self, seen: u64, held: u64) {
-        let line = self.member(self.membership.number);
-        line[2].store(held, Ordering::Release);
-        line[1].store(seen, Ordering::Release);
+    /// for the bytes that it has said it keeps.
+    pub(crate) fn acknowledge_drops(&self, seen: u64) {
+        self.member(self.membership.number)[1].fetch_max(seen, Ordering::AcqRel);
     }
 
     /// How many drops everybody has seen who is attached.

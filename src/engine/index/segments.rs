@@ -189,6 +189,8 @@ impl Index {
     /// Frees the place of segment `id`.
     pub(crate) fn free_segment(&self, id: u32) {
         if let Some(line) = self.line_of(id) {
+            // In this order: a new one in its place has no owner until it has its own.
+            line[1].store(0, Ordering::Release);
             line[0].store(0, Ordering::Release);
         }
     }
@@ -214,7 +216,13 @@ impl Index {
     pub(crate) fn free_dropped(&self, seen: u64) {
         for segment in self.segments().filter(|segment| segment.state == SegmentState::Dropped) {
             let Some(line) = self.line_of(segment.id) else { continue };
-            if line[4].load(Ordering::Acquire) <= seen {
+            let mut drop = line[4].load(Ordering::Acquire);
+            if drop == u64::MAX {
+                // Who removed it died before it was counted. Whoever calls this has the turn to remove.
+                drop = self.words()[at::DROPS].fetch_add(1, Ordering::AcqRel) + 1;
+                line[4].store(drop, Ordering::Release);
+            }
+            if drop <= seen {
                 self.free_segment(segment.id);
             }
         }

@@ -161,6 +161,20 @@ fn a_lock_of_the_living_is_waited_for_and_one_that_is_stolen_is_noticed() {
 }
 
 #[test]
+fn what_was_looked_at_while_a_lock_was_held_is_looked_at_again_after_its_take_over() {
+    let (index, _file) = index(100);
+    let hash = hash(&index, 5, 9);
+    let bucket = index.bucket(5).unwrap();
+    bucket.set_control(bucket.control().locked_by(8));
+    let found = index.find(hash, is(Word::EMPTY));
+    assert!(found.has_lost(), "what its holder has stamped may come back with a recovery");
+    // Its holder publishes, and dies.
+    bucket.set_word(1, Word::new(hash, 1, 64));
+    let locked = index.lock(hash).unwrap();
+    assert!(!locked.unchanged_since(&found) && locked.has_lost());
+}
+
+#[test]
 fn who_takes_the_clear_lock_over_knows_whether_the_clear_was_done() {
     let index = index(100);
     for begun in [false, true] {

@@ -364,9 +364,9 @@ impl Log {
         spare.into_iter().for_each(|spare| self.end_spare(spare));
         let end = active.as_ref().map(|tail| (tail.segment.id, tail.end));
         let orphan = || self.index.orphans().last().map(|orphan| (orphan.id, orphan.tail));
-        if let Some((id, tail)) = end.or_else(orphan) {
-            self.index.set_end_of_log(id, tail);
-        }
+        // Where there is none, the next life begins a segment of its own: what an earlier one noted is not true any more.
+        let (id, tail) = end.or_else(orphan).unwrap_or((0, 0));
+        self.index.set_end_of_log(id, tail);
         for tail in [active, copies].into_iter().flatten() {
             drain(&tail.segment);
             self.seal(tail);
@@ -444,6 +444,18 @@ mod tests {
         let (index, log) = log_with_a_record(dir.path());
         log.retire(true);
         assert_eq!(index.end_of_log(), (1, BEGIN + 64));
+    }
+
+    #[test]
+    fn where_an_earlier_life_ended_is_forgotten_when_this_one_goes_on_nowhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let (index, log) = log_with_a_record(dir.path());
+        let segment = lock(&log.active).take().unwrap();
+        index.set_end_of_log(1, BEGIN);
+        drain(&segment.segment);
+        log.seal(segment);
+        log.retire(true);
+        assert_eq!(index.end_of_log(), (0, 0), "or the next life would write over what was written since");
     }
 
     #[test]

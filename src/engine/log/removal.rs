@@ -56,7 +56,7 @@ impl Log {
         for segment in self.index.segments_in(SegmentState::Dropped) {
             self.forget(segment.id);
         }
-        self.index.acknowledge_drops(seen, self.space.held_bytes());
+        self.index.acknowledge_drops(seen);
     }
 
     /// Frees the places, and the bytes, of dropped segments that nobody has mapped any more.

@@ -53,11 +53,19 @@ impl Log {
             let end =
                 self.index.segment(id).map_or(0, |segment| segment.tail).max(segment::HEADER_LEN as u32);
             let path = self.dir.join(Segment::file_name(id));
+            // Or a reader could enter another one over it, of which nobody knows that it is written to.
+            let _opening = lock(&self.opening);
             self.table.forget(id);
             let segment = match Segment::open(&path, id, &self.space) {
                 Ok(Opened::Segment(segment)) => Arc::new(segment),
-                Ok(_) => continue,
-                Err(e) if is(&e, io::ErrorKind::NotFound) => continue,
+                Ok(_) => {
+                    self.index.seal_segment(id);
+                    continue;
+                }
+                Err(e) if is(&e, io::ErrorKind::NotFound) => {
+                    self.index.seal_segment(id);
+                    continue;
+                }
                 Err(e) => {
                     self.index.leave_segment(id);
                     return Err(e);
@@ -89,7 +97,8 @@ impl Log {
     /// Removes what the dead were making.
     pub(crate) fn remove_unborn(&self) {
         for SegmentInfo { id, owner, .. } in self.index.segments_in(SegmentState::Unborn) {
-            if !self.index.is_alive(owner) {
+            // One that has no owner yet was begun at this moment.
+            if owner != 0 && !self.index.is_alive(owner) {
                 self.discard(id);
             }
         }
@@ -160,8 +169,14 @@ impl Log {
         let segment = Arc::new(segment);
         let begin = segment::HEADER_LEN as u32;
         self.index.set_segment_tail(id, begin, begin);
+        let _opening = lock(&self.opening);
         self.table.enter(&segment);
-        self.index.move_segment(id, SegmentState::Unborn, SegmentState::Active);
+        if !self.index.move_segment(id, SegmentState::Unborn, SegmentState::Active) {
+            // Somebody took this process for dead.
+            self.table.forget(id);
+            let _ = file::remove(&segment.path);
+            return Err(Error::new(ErrorKind::LockLost, "create segment").with_path(&segment.path));
+        }
         Ok(segment)
     }
 
