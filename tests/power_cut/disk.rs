@@ -207,7 +207,8 @@ impl Disk {
                 if self.place(path).is_none() {
                     return;
                 }
-                let file = File::open(path).unwrap();
+                // A file that is being made by one who seems to have died may be removed at once.
+                let Ok(file) = File::open(path) else { return };
                 let number = file.metadata().unwrap().ino();
                 state.files.insert(number, (Memory::File(file), Synced::default()));
                 names(state, path, &|name, _| Change::Make(name, Node::File(number)));

@@ -162,7 +162,7 @@ fn a_lock_of_the_living_is_waited_for_and_one_that_is_stolen_is_noticed() {
 
 #[test]
 fn what_was_looked_at_while_a_lock_was_held_is_looked_at_again_after_its_take_over() {
-    let (index, _file) = index(100);
+    let index = index(100);
     let hash = hash(&index, 5, 9);
     let bucket = index.bucket(5).unwrap();
     bucket.set_control(bucket.control().locked_by(8));
