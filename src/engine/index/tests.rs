@@ -188,6 +188,12 @@ fn who_takes_the_clear_lock_over_knows_whether_the_clear_was_done() {
         word.store(word.load(Ordering::Relaxed) ^ 2 << 20, Ordering::Relaxed);
         drop(lock);
         assert_eq!(index.lock_clear().unwrap().unfinished, !begun);
+        if !begun {
+            // Nobody has done it yet.
+            let lock = index.lock_clear().unwrap();
+            assert!(lock.unfinished);
+            index.begin_generation(index.generation() + 1);
+        }
     }
 }
 
