@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(feature = "failpoints")]
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
@@ -52,8 +53,8 @@ impl Waits {
     }
 }
 
-#[cfg(feature = "failpoints")]
 /// What `what` gives, and how long it took, without what this thread waited for a processor.
+#[cfg(feature = "failpoints")]
 pub(crate) fn timed<T>(what: impl FnOnce() -> T) -> (T, Duration) {
     let waits = Waits::new();
     let (started, before) = (Instant::now(), waits.so_far());
