@@ -14,6 +14,7 @@ mod checker;
 mod counting;
 mod crew;
 mod descriptors;
+mod formats;
 mod histories;
 mod history;
 mod kills;
@@ -48,6 +49,7 @@ const ROLES: &[crew::Role] = &[
     ("miss", statistics::miss),
     ("count-at", paths::count_at),
     ("bound", paths::bound),
+    ("be-refused", formats::be_refused),
     #[cfg(feature = "failpoints")]
     ("stop-at", stopped::stop_at),
 ];
@@ -81,6 +83,7 @@ fn main() -> ExitCode {
         ("what_processes_count_is_added_up", statistics::are_added_up),
         ("by_any_path_it_is_one_directory", paths::by_any_path_it_is_one),
         ("by_a_bind_mount_it_is_one_directory", paths::by_a_bind_mount_it_is_one),
+        ("another_format_at_once_is_refused", formats::another_is_refused),
         ("descriptors_and_mappings_do_not_grow_with_handles_and_threads", descriptors::do_not_grow),
     ])
 }
