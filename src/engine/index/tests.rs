@@ -114,7 +114,8 @@ fn an_index_is_opened_only_as_it_was_left() {
 fn overflow_buckets_that_are_empty_again_serve_other_chains() {
     let index = index(MANY);
     let free = index.geometry().buckets - index.geometry().primaries;
-    for round in 0..free {
+    // Each takes four of them.
+    for round in 0..if cfg!(miri) { free / 3 } else { free } {
         let bucket = u64::from(round % index.geometry().primaries);
         let words: Vec<_> =
             (1..=30u32).map(|i| Word::new(hash(&index, bucket, u64::from(i)), i, 64)).collect();
