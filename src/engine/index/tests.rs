@@ -236,3 +236,17 @@ fn links_and_lists_that_lead_astray_are_not_followed() {
         assert!(index.find(others, is(Word::new(others, 2, 64))).entry.is_some());
     }
 }
+
+#[test]
+fn a_bucket_that_the_dead_did_not_come_to_link_counts_for_nothing() {
+    let index = index(100);
+    let words: Vec<_> = (1..=7).map(|i| Word::new(hash(&index, 3, i), i as u32, 64)).collect();
+    words.iter().for_each(|word| put(&index, hash(&index, 3, word.tag()), *word));
+    // As far as a chain grows before the link is stored, the check of the new bucket not yet.
+    let taken = index.geometry().primaries;
+    let bucket = index.bucket(taken).unwrap();
+    bucket.set_control(bucket::Control::of_overflow(0, 3));
+    bucket.set_word(1, index.bucket(3).unwrap().word(bucket::LAST_SLOT));
+    assert_eq!(index.entries(0..index.geometry().buckets).count(), 7);
+    assert!(index.damaged_buckets().is_empty());
+}
