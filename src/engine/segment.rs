@@ -428,6 +428,12 @@ impl Segment {
     pub(crate) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
     }
+
+    /// How often it was to be synced.
+    #[cfg(test)]
+    pub(crate) fn syncs(&self) -> u64 {
+        self.sync.asked.load(Ordering::Acquire)
+    }
 }
 
 /// A file of a segment with this salt: its header, and behind it `records`.

@@ -233,3 +233,40 @@ fn links_and_lists_that_lead_astray_are_not_followed() {
         assert!(index.find(others, is(Word::new(others, 2, 64))).entry.is_some());
     }
 }
+
+/// The line of segment `id` in the table.
+fn segment_line(index: &Index, id: u32) -> &[AtomicU64] {
+    let at = SEGMENTS_AT + (id % index.geometry().segments) as usize * LINE;
+    &index.words()[at..at + LINE]
+}
+
+#[test]
+fn a_removal_that_was_not_counted_is_counted_by_the_next_to_look() {
+    let index = index(100);
+    let id = index.begin_segment(16 << 10).unwrap();
+    for (from, to) in [
+        (SegmentState::Unborn, SegmentState::Sealed),
+        (SegmentState::Sealed, SegmentState::Emptied),
+        // As far as one who died in the midst of `drop_segment` came.
+        (SegmentState::Emptied, SegmentState::Dropped),
+    ] {
+        segment_line(&index, id)[4].store(u64::MAX, Ordering::Release);
+        assert!(index.move_segment(id, from, to));
+    }
+    let before = index.drops();
+    index.free_dropped(before);
+    assert_eq!(index.segment_state(id), Some(SegmentState::Dropped), "nobody was told of it yet");
+    assert_eq!(index.drops(), before + 1);
+    index.free_dropped(index.drops());
+    assert_eq!((index.segment_state(id), index.segment_bytes()), (None, 0));
+}
+
+#[test]
+fn the_place_of_a_segment_that_is_gone_has_no_owner() {
+    let index = index(100);
+    let id = index.begin_segment(16 << 10).unwrap();
+    assert!(index.is_own(index.segment(id).unwrap().owner));
+    index.free_segment(id);
+    // Whoever begins the next one there stores its state first.
+    assert_eq!(segment_line(&index, id)[1].load(Ordering::Acquire), 0);
+}

@@ -333,11 +333,13 @@ impl Log {
     }
 
     /// `info` was read before the sync begins.
-    fn sync_one(&self, segment: &Segment, info: &SegmentInfo) -> Result<()> {
-        let own = self.index.is_own(info.owner);
+    fn sync_one(&self, segment: &Arc<Segment>, info: &SegmentInfo) -> Result<()> {
         let synced = match info.failed {
             true => Err(segment.refused()),
-            false if own => segment.sync_if_dirty(),
+            // What others wrote, and what was written through another map, it does not know of.
+            false if self.index.is_own(info.owner) && self.is_written_through(segment) => {
+                segment.sync_if_dirty()
+            }
             false => segment.sync(),
         };
         if synced.is_err() {
@@ -347,6 +349,19 @@ impl Log {
             lock(&self.unsynced).retain(|unsynced| unsynced.id != segment.id);
         }
         synced
+    }
+
+    /// Whether this very object is the one through which this process appends, or did: what is in it is counted there.
+    fn is_written_through(&self, segment: &Arc<Segment>) -> bool {
+        let is_it =
+            |tail: &Option<Tail>| tail.as_ref().is_some_and(|tail| Arc::ptr_eq(&tail.segment, segment));
+        // Whoever makes the next one, or copies, may take long; to sync once more than needed does no harm.
+        let is_in = |tail: &Mutex<Option<Tail>>| tail.try_lock().is_ok_and(|tail| is_it(&tail));
+        // In the order in which they move.
+        is_in(&self.spare)
+            || is_in(&self.copies)
+            || is_it(&lock(&self.active))
+            || lock(&self.unsynced).iter().any(|unsynced| Arc::ptr_eq(unsynced, segment))
     }
 
     /// Stops appending. What was appended to is left to whoever needs a segment; where this is the `last` process, it is
@@ -416,59 +431,4 @@ fn is(error: &Error, kind: io::ErrorKind) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::engine::index::{Geometry, Membership};
-    use crate::options::Options;
-
-    const BEGIN: u32 = segment::HEADER_LEN as u32;
-
-    /// A log of one segment with a record in it.
-    fn log_with_a_record(dir: &Path) -> (Arc<Index>, Log) {
-        let file = tempfile::tempfile().unwrap();
-        let index = Index::create(&file, Geometry::for_entries(10, 16), Membership::alone()).unwrap();
-        let index = Arc::new(index);
-        let limits = Options { max_bytes: 2 << 20, ..Options::default() }.limits();
-        index.set_limits(limits, limits);
-        let space = SpaceInUse::default();
-        let segment = Segment::create(dir, 1, 16 << 10, false, &space).unwrap();
-        let log = Log::new(dir, index.clone(), space).unwrap();
-        log.enter(vec![segment], Some((1, BEGIN)));
-        drop(log.reserve(64).unwrap().unwrap());
-        (index, log)
-    }
-
-    #[test]
-    fn a_log_that_is_closed_goes_on_where_it_ended() {
-        let dir = tempfile::tempdir().unwrap();
-        let (index, log) = log_with_a_record(dir.path());
-        log.retire(true);
-        assert_eq!(index.end_of_log(), (1, BEGIN + 64));
-    }
-
-    #[test]
-    fn where_an_earlier_life_ended_is_forgotten_when_this_one_goes_on_nowhere() {
-        let dir = tempfile::tempdir().unwrap();
-        let (index, log) = log_with_a_record(dir.path());
-        let segment = lock(&log.active).take().unwrap();
-        index.set_end_of_log(1, BEGIN);
-        drain(&segment.segment);
-        log.seal(segment);
-        log.retire(true);
-        assert_eq!(index.end_of_log(), (0, 0), "or the next life would write over what was written since");
-    }
-
-    #[test]
-    fn what_was_taken_over_to_be_written_to_next_is_not_removed_with_what_it_has() {
-        let dir = tempfile::tempdir().unwrap();
-        let (index, left) = log_with_a_record(dir.path());
-        left.retire(false);
-        let space = SpaceInUse::default();
-        space.attach(index.clone());
-        let log = Log::new(dir.path(), index.clone(), space).unwrap();
-        log.provide(0, true, &|_| panic!("there is one to go on with"), &|| Ok(false)).unwrap();
-        log.retire(true);
-        assert_eq!(index.segment_state(1), Some(SegmentState::Sealed));
-        assert!(dir.path().join(Segment::file_name(1)).exists());
-    }
-}
+mod tests;
