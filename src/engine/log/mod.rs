@@ -294,13 +294,9 @@ impl Log {
         if let Ok(mut spare) = self.spare.try_lock()
             && let Some(tail) = spare.take_if(oversized)
         {
-            self.end_spare(tail);
+            // Even if nothing is in it: another process may have it mapped, to sync it.
+            self.seal(tail);
         }
-    }
-
-    /// Makes an end of a segment that was to be the next. It may be one that a process left with records in it.
-    fn end_spare(&self, spare: Tail) {
-        if spare.end > segment::HEADER_LEN as u32 { self.seal(spare) } else { self.discard(spare.segment.id) }
     }
 
     /// Waits until everything that any process stamped is on the disk; `all`: even in segments that no entry names.
@@ -376,7 +372,11 @@ impl Log {
             }
             return;
         }
-        spare.into_iter().for_each(|spare| self.end_spare(spare));
+        match spare {
+            Some(unused) if unused.end == segment::HEADER_LEN as u32 => self.discard(unused.segment.id),
+            // One that a process left with records in it.
+            taken_over => taken_over.into_iter().for_each(|spare| self.seal(spare)),
+        }
         let end = active.as_ref().map(|tail| (tail.segment.id, tail.end));
         let orphan = || self.index.orphans().last().map(|orphan| (orphan.id, orphan.tail));
         // Where there is none, the next life begins a segment of its own: what an earlier one noted is not true any more.
@@ -389,13 +389,14 @@ impl Log {
         self.seal_orphans(0);
     }
 
-    /// Gives up all segments: after this nothing can be read or written. What programs hold stays and counts.
+    /// Gives up all segments: after this nothing can be read or written. What the program holds stays, and counts while this
+    /// process is attached again, as others may remove it meanwhile.
     pub(crate) fn let_go(&self) {
         for tail in [&self.active, &self.copies, &self.spare] {
             *lock(tail) = None;
         }
         lock(&self.unsynced).clear();
-        self.table.clear();
+        self.table.drain().filter(|segment| segment.is_pinned()).for_each(|segment| segment.count_as_held());
     }
 
     /// The same in a process that was forked from the one whose log this is. Waits for nobody: what is locked stays.
@@ -408,7 +409,7 @@ impl Log {
         if let Ok(mut unsynced) = self.unsynced.try_lock() {
             unsynced.clear();
         }
-        self.table.clear();
+        self.table.drain().for_each(drop);
     }
 }
 

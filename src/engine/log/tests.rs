@@ -81,6 +81,25 @@ fn a_segment_that_is_opened_while_it_is_taken_over_is_mapped_once() {
 }
 
 #[test]
+fn an_unused_segment_that_is_too_long_goes_as_others_may_have_it_mapped() {
+    let dir = tempfile::tempdir().unwrap();
+    let (index, log) = log_with_a_record(dir.path());
+    log.space.attach(index.clone());
+    log.provide(1 << 10, false, &|bytes| Ok(log.space.account(bytes)), &|| Ok(false)).unwrap();
+    let unused = tail_of(&log.spare).id;
+    let asked = Options { max_bytes: 0, ..Options::default() }.limits();
+    index.set_limits(asked, asked);
+    assert!(log.is_oversized(&index.segment(unused).unwrap()));
+    log.seal_oversized();
+    assert_eq!(
+        index.segment_state(unused),
+        Some(SegmentState::Sealed),
+        "it is emptied and dropped like others"
+    );
+    assert!(dir.path().join(Segment::file_name(unused)).exists());
+}
+
+#[test]
 fn what_others_have_begun_at_this_moment_is_not_taken_for_what_the_dead_left() {
     let dir = tempfile::tempdir().unwrap();
     let (index, log) = log_with_a_record(dir.path());

@@ -212,6 +212,23 @@ fn shared_bytes_outlive_their_segment() {
 }
 
 #[test]
+fn what_is_held_over_a_close_counts_from_the_next_opening_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    set(&engine, "held", &[9; 8000]);
+    let held = engine.read(b"held", |source| source.into_stored()).unwrap().unwrap().value;
+    let len = engine.index.segments().find(|segment| segment.tail > 0).unwrap().len;
+    drop(engine);
+    let engine = open(dir.path(), &options());
+    let beside_the_table = || engine.log.bytes() - engine.index.segment_bytes();
+    // Nobody claims anything meanwhile.
+    let _quiet = engine.chores.lock().unwrap();
+    assert_eq!(beside_the_table(), len, "another process may have removed its file meanwhile");
+    drop(held);
+    assert_eq!(beside_the_table(), 0);
+}
+
+#[test]
 fn values_that_are_held_keep_a_part_of_the_log_at_most() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &Options { max_bytes: 1 << 20, ..options() });
