@@ -132,13 +132,15 @@ impl Log {
         if here.get().is_some() { Ok(here) } else { self.open(id) }
     }
 
+    /// Whether segment `id` has a file with records in it that may be opened.
+    pub(crate) fn is_there(&self, id: u32) -> bool {
+        use SegmentState::{Active, Emptied, Sealed};
+        matches!(self.index.segment_state(id), Some(Active | Sealed | Emptied))
+    }
+
     #[cold]
     fn open(&self, id: u32) -> Result<SegmentGuard> {
-        let is_there = || {
-            use SegmentState::{Active, Emptied, Sealed};
-            matches!(self.index.segment_state(id), Some(Active | Sealed | Emptied))
-        };
-        if !is_there() {
+        if !self.is_there(id) {
             return Ok(self.table.hold(id));
         }
         let _opening = lock(&self.opening);
@@ -154,7 +156,7 @@ impl Log {
                 segment.seal();
                 self.table.enter(&Arc::new(segment));
                 // Its removal may have gone unnoticed if it came since.
-                if !is_there() {
+                if !self.is_there(id) {
                     self.forget(id);
                 }
             }
@@ -429,6 +431,14 @@ fn is(error: &Error, kind: io::ErrorKind) -> bool {
     use std::error::Error as _;
     let cause = error.source().and_then(|s| s.downcast_ref::<io::Error>());
     cause.is_some_and(|e| e.kind() == kind)
+}
+
+#[cfg(test)]
+impl Log {
+    /// As if this process had not met segment `id` yet.
+    pub(crate) fn unmap(&self, id: u32) {
+        drop(self.table.forget(id));
+    }
 }
 
 #[cfg(test)]
