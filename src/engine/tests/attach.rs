@@ -1,6 +1,7 @@
 //! Attaching: what one that fails, or one that died, leaves to others.
 
 use super::*;
+use crate::entry::Streamed;
 use crate::sys::lock;
 
 #[test]
@@ -44,4 +45,31 @@ fn a_recovery_does_not_heed_the_clear_of_one_who_died_that_a_checkpoint_came_aft
     assert_eq!((get(&after, "k"), get(&after, "later")), (Some(b"v".to_vec()), Some(b"v".to_vec())));
     drop(after);
     drop(reservation);
+}
+
+#[test]
+fn a_reader_that_finds_damage_while_the_directory_is_closed_leaves_the_index_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    set(&engine, "large", &[7; 300_000]);
+    let Some(Streamed::Pieces { mut source, .. }) = engine.stream(b"large").unwrap() else { panic!() };
+    let blob = std::fs::read_dir(dir.path().join("blobs")).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&blob).unwrap();
+    bytes[200_000] ^= 1;
+    std::fs::write(&blob, bytes).unwrap();
+    // Closing waits for it.
+    let locks = std::fs::File::options().write(true).open(dir.path().join("locks")).unwrap();
+    assert!(lock::try_lock(&locks, 0).unwrap());
+    let attached = Arc::downgrade(&engine);
+    let closing = std::thread::spawn(move || drop(engine));
+    while attached.strong_count() > 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(source.read_at(200_000, &mut [0; 8]).unwrap_err().kind(), ErrorKind::Damaged);
+    lock::unlock(&locks, 0).unwrap();
+    closing.join().unwrap();
+    let engine = open(dir.path(), &options());
+    assert_eq!(engine.len(), 1);
+    assert_eq!(get(&engine, "large"), None);
+    assert_eq!(engine.len(), 0);
 }
