@@ -402,7 +402,10 @@ impl OpenBlob {
             value.chunks(CHUNK).zip(checks.chunks_exact(4)).zip(0..).all(|((chunk, check), number)| {
                 check == check_of(self.reference.salt, number, chunk).to_le_bytes()
             });
-        Ok(is_sound.then(|| Bytes::from_owner(Mapped { map, len })))
+        Ok(is_sound.then(|| {
+            self.file.leave_to_map();
+            Bytes::from_owner(Mapped { map, len })
+        }))
     }
 }
 
