@@ -354,11 +354,10 @@ impl Log {
     fn is_written_through(&self, segment: &Arc<Segment>) -> bool {
         let is_it =
             |tail: &Option<Tail>| tail.as_ref().is_some_and(|tail| Arc::ptr_eq(&tail.segment, segment));
-        // Whoever makes the next one, or copies, may take long; to sync once more than needed does no harm.
-        let is_in = |tail: &Mutex<Option<Tail>>| tail.try_lock().is_ok_and(|tail| is_it(&tail));
-        // In the order in which they move.
-        is_in(&self.spare)
-            || is_in(&self.copies)
+        // In the order in which they move. Whoever makes the next one, or copies, may take long; to sync once more than
+        // needed does no harm.
+        self.spare.try_enter().is_some_and(|tail| is_it(&tail))
+            || self.copies.try_lock().is_ok_and(|tail| is_it(&tail))
             || is_it(&lock(&self.active))
             || lock(&self.unsynced).iter().any(|unsynced| Arc::ptr_eq(unsynced, segment))
     }

@@ -19,8 +19,8 @@ fn log_with_a_record(dir: &Path) -> (Arc<Index>, Log) {
     (index, log)
 }
 
-fn tail_of(segment: &Mutex<Option<Tail>>) -> Arc<Segment> {
-    lock(segment).as_ref().unwrap().segment.clone()
+fn segment_of(tail: &Option<Tail>) -> Arc<Segment> {
+    tail.as_ref().unwrap().segment.clone()
 }
 
 /// Another map of segment 1 takes the place of the one that is in the table.
@@ -37,7 +37,7 @@ fn a_flush_believes_only_the_map_that_was_written_through() {
     let dir = tempfile::tempdir().unwrap();
     let (index, log) = log_with_a_record(dir.path());
     log.sync(true).unwrap();
-    let written = tail_of(&log.active);
+    let written = segment_of(&lock(&log.active));
     let before = written.syncs();
     log.sync(true).unwrap();
     assert_eq!((before, written.syncs()), (1, 1), "nothing was written since");
@@ -77,7 +77,7 @@ fn a_segment_that_is_opened_while_it_is_taken_over_is_mapped_once() {
         map_again(&log);
         drop(opening);
     });
-    assert!(Arc::ptr_eq(log.segment(1).get().unwrap(), &tail_of(&log.spare)));
+    assert!(Arc::ptr_eq(log.segment(1).get().unwrap(), &segment_of(&log.spare.wait())));
 }
 
 #[test]
@@ -85,8 +85,8 @@ fn an_unused_segment_that_is_too_long_goes_as_others_may_have_it_mapped() {
     let dir = tempfile::tempdir().unwrap();
     let (index, log) = log_with_a_record(dir.path());
     log.space.attach(index.clone());
-    log.provide(1 << 10, false, &|bytes| Ok(log.space.account(bytes)), &|| Ok(false)).unwrap();
-    let unused = tail_of(&log.spare).id;
+    log.provide(1 << 10, false, &|bytes| Ok(Some(log.space.account(bytes))), &|| Ok(false)).unwrap();
+    let unused = segment_of(&log.spare.wait()).id;
     let asked = Options { max_bytes: 0, ..Options::default() }.limits();
     index.set_limits(asked, asked);
     assert!(log.is_oversized(&index.segment(unused).unwrap()));
