@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use harness::Verdict;
 use rng::Rng;
-use survival::{Plan, Witness};
+use survival::{Operation, Plan, Witness};
 
 fn main() -> ExitCode {
     if survival::work_if_child(prepare) {
@@ -113,14 +113,7 @@ fn kill_at_every_point() -> Verdict {
     let mut reached_at = BTreeSet::new();
     let (mut rounds, mut acknowledged, mut without, mut not_reached) = (0, 0, 0, 0);
     for before in [Before::Nothing, Before::Closed, Before::Killed] {
-        let plan = Plan {
-            seed: rng.next(),
-            threads: 1,
-            operations: 300,
-            waits: false,
-            tight: true,
-            durability: rng.below(4),
-        };
+        let plan = plan_for_all(&mut rng);
         for (point, times) in count_points(before, plan, &mut rng) {
             let mut moments = vec![1, 1 + rng.below(times), times];
             moments.sort_unstable();
@@ -160,6 +153,26 @@ fn kill_at_every_point() -> Verdict {
         rounds - not_reached
     );
     Ok(())
+}
+
+/// A plan in which no operation is missing that leads by steps of its own.
+fn plan_for_all(rng: &mut Rng) -> Plan {
+    use Operation::{Clear, Close, Configure, Move};
+    let rare: [fn(&Operation) -> bool; 4] = [
+        |operation| matches!(operation, Clear),
+        |operation| matches!(operation, Configure(_)),
+        |operation| matches!(operation, Move(..)),
+        |operation| matches!(operation, Close),
+    ];
+    let durability = rng.below(4);
+    loop {
+        let seed = rng.next();
+        let plan = Plan { seed, threads: 1, operations: 300, waits: false, tight: true, durability };
+        let operations: Vec<_> = (0..plan.operations).map(|index| plan.operation(0, index)).collect();
+        if rare.iter().all(|is| operations.iter().any(is)) {
+            return plan;
+        }
+    }
 }
 
 /// How often a child comes by each point, at most, in some runs.
