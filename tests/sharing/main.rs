@@ -13,6 +13,7 @@ mod rng;
 mod checker;
 mod counting;
 mod crew;
+mod delays;
 mod descriptors;
 mod histories;
 mod history;
