@@ -22,6 +22,7 @@ use super::meta::Meta;
 use super::opening::{Begun, Opening};
 use super::published::Published;
 use super::state::State;
+use super::turn::Queue;
 use super::usage::{SpaceInUse, Usage};
 use crate::entry::Streamed;
 use crate::error::{Error, Result};
@@ -172,9 +173,9 @@ impl Attached {
             claims: Arc::new(Claims::new(directory.path.clone(), held.id(), hasher)),
             counters: Counters::default(),
             published,
-            culling: Mutex::new(()),
+            culling: Queue::default(),
             counting: Mutex::new(()),
-            emptying: Mutex::new(()),
+            emptying: Queue::default(),
             checkpoints: Mutex::new(checkpoints),
             seen_appended: AtomicU64::new(0),
             chores: Mutex::new(()),
@@ -220,11 +221,10 @@ impl Attached {
     fn detach(&self) -> Result<()> {
         let io_error = |e| Error::io("close", &self.engine.dir, e);
         let engine = &*self.engine;
-        // Most of it, before others have to wait.
-        let synced = engine.log.sync_own();
-        Directory::reenter(&self.locks).map_err(io_error)?;
+        // Others may wait for this process to let go of what they removed.
+        Directory::reenter(&self.locks, || engine.log.keep_up())?;
         if Directory::is_shared(&self.locks).map_err(io_error)? {
-            let synced = synced.and(engine.log.sync_own());
+            let synced = engine.log.sync_own();
             engine.log.retire(false);
             engine.published.leave(&engine.stats());
             engine.log.let_go();
@@ -273,6 +273,10 @@ impl Drop for Attached {
             self.engine.log.let_go_after_fork();
             std::mem::forget((self.engine.clone(), self.maintenance.take()));
             return;
+        }
+        // Most of it, before others have to wait, and while the background looks after what they remove.
+        if let Err(error) = self.engine.log.sync_own() {
+            tracing::debug!(%error, "cannot sync; it is tried again");
         }
         drop(self.maintenance.take());
         if let Err(error) = self.detach() {

@@ -17,12 +17,13 @@ use std::path::Path;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
+use super::Engine;
 use super::blob::Haste;
 use super::directory::Directory;
 use super::index::{Geometry, HeaderCopy, Packed, SegmentState};
 use super::snapshot::{self, Header, Writer};
 use super::state::State;
-use super::{Engine, SpaceTurn};
+use super::turn::SpaceTurn;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::Limits;
 use crate::sys::fork::OwnFile;

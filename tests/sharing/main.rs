@@ -28,6 +28,7 @@ mod paths;
 #[cfg(feature = "failpoints")]
 #[path = "../support/points.rs"]
 mod points;
+mod reclaim;
 mod statistics;
 #[cfg(feature = "failpoints")]
 mod stopped;
@@ -49,6 +50,8 @@ const ROLES: &[crew::Role] = &[
     ("miss", statistics::miss),
     ("count-at", paths::count_at),
     ("bound", paths::bound),
+    ("keep", reclaim::keep),
+    ("lead", reclaim::lead),
     #[cfg(feature = "failpoints")]
     ("stop-at", stopped::stop_at),
 ];
@@ -82,6 +85,8 @@ fn main() -> ExitCode {
         ("what_processes_count_is_added_up", statistics::are_added_up),
         ("by_any_path_it_is_one_directory", paths::by_any_path_it_is_one),
         ("by_a_bind_mount_it_is_one_directory", paths::by_a_bind_mount_it_is_one),
+        ("what_one_process_removes_all_let_go_of", reclaim::what_is_removed_is_let_go_of),
+        ("who_leads_is_followed_by_another", reclaim::who_leads_is_followed),
         ("descriptors_and_mappings_do_not_grow_with_handles_and_threads", descriptors::do_not_grow),
     ])
 }
