@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(feature = "failpoints")]
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
