@@ -7,12 +7,15 @@
 //! other one may have held what the call waited for, whether it was at work, in the background, or dying: what a killed
 //! process holds is free when it gets a processor to die on, which its killer cannot hasten.
 //!
+//! Each process is looked at some ten milliseconds apart; what a thread waited between two looks counts as one stretch.
+//!
 //! What is left is time in which those who could make it shorter ran, or slept because the engine had them sleep.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::crew::{self, Waits};
+use crate::harness::Verdict;
 use crate::history::{History, Kind, Times};
 
 /// When a thread was put off its processor: `long` nanoseconds somewhere between these two moments.
@@ -121,4 +124,16 @@ impl Delays {
             self.slowest
         )
     }
+}
+
+/// That no more is excused than one other thread waited, within the call.
+pub(crate) fn the_machine_is_blamed_for_one_wait_of_another() -> Verdict {
+    let wait = |from, to, long, thread| Wait { from, to, long, thread };
+    let waits = vec![wait(100, 400, 200, Some(1)), wait(0, 1000, 50, None), wait(350, 900, 500, Some(2))];
+    let starved = Starved { waits, ..Starved::default() };
+    assert_eq!(starved.longest(0, 1000, 3), 500);
+    assert_eq!(starved.longest(0, 400, 3), 200, "of the third, 50 are within");
+    assert_eq!(starved.longest(0, 400, 1), 50, "its own is not another's");
+    assert_eq!(starved.longest(2000, 3000, 3), 0);
+    Ok(())
 }

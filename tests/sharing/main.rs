@@ -75,6 +75,10 @@ fn main() -> ExitCode {
             "large_values_are_whole_whoever_removes_them_and_nothing_is_left",
             large::values_are_whole_and_nothing_is_left,
         ),
+        (
+            "the_machine_is_blamed_for_one_wait_of_another",
+            delays::the_machine_is_blamed_for_one_wait_of_another,
+        ),
         ("the_death_of_any_process_harms_nobody", kills::the_death_of_any_harms_nobody),
         #[cfg(feature = "failpoints")]
         ("a_process_that_stands_still_holds_up_its_own_bucket_alone", stopped::holds_up_its_own_bucket_alone),
