@@ -13,6 +13,7 @@ mod rng;
 mod checker;
 mod counting;
 mod crew;
+mod delays;
 mod descriptors;
 mod histories;
 mod history;
@@ -73,6 +74,10 @@ fn main() -> ExitCode {
         (
             "large_values_are_whole_whoever_removes_them_and_nothing_is_left",
             large::values_are_whole_and_nothing_is_left,
+        ),
+        (
+            "the_machine_is_blamed_for_one_wait_of_another",
+            delays::the_machine_is_blamed_for_one_wait_of_another,
         ),
         ("the_death_of_any_process_harms_nobody", kills::the_death_of_any_harms_nobody),
         #[cfg(feature = "failpoints")]
