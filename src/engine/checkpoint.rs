@@ -14,7 +14,7 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::blob::Haste;
@@ -99,7 +99,7 @@ pub(super) fn find(directory: &Directory, least: u64) -> Result<Found> {
     let mut untouched = true;
     for name in NAMES {
         let path = directory.file(name);
-        let found = match file::open(&path) {
+        let found = match file::open_to_read(&path) {
             Ok(file) => snapshot::is_untouched(&file).and_then(|is| {
                 untouched &= is;
                 Ok(snapshot::header(&file)?.map(|header| (file, header)))
@@ -128,8 +128,16 @@ fn number_after(current: u64, last: u64) -> u64 {
 }
 
 impl Engine {
+    /// # Errors
+    /// If this process only looks on.
+    pub(super) fn checkpoints(&self) -> Result<MutexGuard<'_, Checkpoints>> {
+        let checkpoints =
+            self.checkpoints.as_ref().ok_or_else(|| Error::new(ErrorKind::ReadOnly, "write to"))?;
+        Ok(checkpoints.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     pub(super) fn is_checkpoint_due(&self) -> bool {
-        let mut checkpoints = self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        let Ok(mut checkpoints) = self.checkpoints() else { return false };
         let newest = self.index.last_snapshot();
         if checkpoints.seen != newest {
             // Another process took one.
@@ -147,7 +155,7 @@ impl Engine {
     /// If the disk refuses, or somebody holds a lock of the index for too long. Nothing is removed then, and the snapshot
     /// before goes on to count.
     pub(super) fn checkpoint(&self, _turn: &SpaceTurn<'_>) -> Result<()> {
-        let mut checkpoints = self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut checkpoints = self.checkpoints()?;
         let Checkpoints { state, files, .. } = &mut *checkpoints;
         let busy = || Error::new(ErrorKind::Busy, "checkpoint").with_path(&self.dir);
         let geometry = self.index.geometry();

@@ -11,7 +11,7 @@ use super::meta::Meta;
 use super::segment::Segment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
-use crate::sys::file::{self, TEMPORARY_PREFIX};
+use crate::sys::file::{self, Access, TEMPORARY_PREFIX};
 use crate::sys::fork::OwnFile;
 use crate::sys::{lock, mount};
 
@@ -21,6 +21,9 @@ const ATTACHING: i64 = 0;
 /// The text that tells backup tools to pass the directory over. See <https://bford.info/cachedir/>.
 const CACHEDIR_TAG: &[u8] =
     b"Signature: 8a477f597d28d172789f06886806bc55\n# This file marks a cache directory of keepwarm.\n";
+
+/// What is made in a directory before, and beside, what a cache has in it.
+const NAMES: &[&str] = &["meta", "state", "index", "hints", "segments", "blobs", "flights", "stats"];
 
 pub(super) struct Directory {
     pub(super) path: PathBuf,
@@ -46,27 +49,38 @@ impl Directory {
         let directory = Self { path: find_or_make(path)? };
         if !directory.file("meta").try_exists().map_err(|e| Error::io("open", path, e))? {
             // What an interrupted making leaves.
-            refuse_foreign(
-                path,
-                &["meta", "state", "index", "hints", "segments", "blobs", "flights", "stats"],
-            )?;
+            refuse_foreign(path, NAMES)?;
         }
         Ok(directory)
     }
 
+    /// The directory at `path` for an onlooker, who makes nothing.
+    pub(super) fn to_look_at(path: &Path, options: &Options) -> Result<Self> {
+        refuse_network(path, options)?;
+        let path = fs::canonicalize(path).map_err(|e| Error::io("open", path, e))?;
+        Ok(Self { path })
+    }
+
     /// The lock file, with the attach mutex held: nobody else is attaching or detaching until
-    /// [`release`](Directory::release).
-    pub(super) fn enter(&self) -> Result<OwnFile> {
+    /// [`release`](Directory::release). Onlookers, who open it to read, share it.
+    pub(super) fn enter(&self, access: Access) -> Result<OwnFile> {
         /// Whoever holds the mutex may recover a large cache, or wait for a slow disk.
         const PATIENCE: Duration = Duration::from_secs(60);
         const PAUSE: Duration = Duration::from_micros(200);
         let path = self.file("locks");
         let io_error = |e| Error::io("lock", &path, e);
-        let open = || file::open_or_create(&path).map(|(file, _)| file);
+        let open = || match access {
+            Access::ToRead => file::open_to_read(&path),
+            Access::ToWrite => file::open_or_create(&path).map(|(file, _)| file),
+        };
+        let take = |file: &File| match access {
+            Access::ToRead => lock::try_share(file, ATTACHING),
+            Access::ToWrite => lock::try_lock(file, ATTACHING),
+        };
         let file = OwnFile::to_lock(open).map_err(io_error)?;
         let started = Instant::now();
         while started.elapsed() < PATIENCE {
-            if lock::try_lock(&file, ATTACHING).map_err(io_error)? {
+            if take(&file).map_err(io_error)? {
                 return Ok(file);
             }
             std::thread::sleep(PAUSE);
@@ -167,6 +181,17 @@ impl Directory {
             let _ = file::remove(&entry.path());
         }
     }
+}
+
+/// Whether this process may write to the cache directory at `dir` and all that is in it.
+pub(crate) fn may_write(dir: &Path) -> Result<bool> {
+    let names = NAMES.iter().chain(&["locks", "snapshot.a", "snapshot.b"]);
+    for path in std::iter::once(dir.to_owned()).chain(names.map(|name| dir.join(name))) {
+        if !file::may_write(&path).map_err(|e| Error::io("open", &path, e))? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Refuses a directory on a network file system, unless the options allow it. It need not be there yet.

@@ -28,6 +28,7 @@ mod layout;
 mod log;
 mod maintenance;
 pub(crate) mod meta;
+mod onlooker;
 mod opening;
 mod published;
 mod read;
@@ -41,6 +42,7 @@ mod table;
 mod tail;
 mod undo;
 mod usage;
+mod watch;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -86,7 +88,8 @@ pub(crate) struct Engine {
     counting: Mutex<()>,
     /// Held by the thread that has the process's turn to empty segments.
     emptying: Mutex<()>,
-    checkpoints: Mutex<Checkpoints>,
+    /// `None` of an [`onlooker`], who changes nothing in the directory.
+    checkpoints: Option<Mutex<Checkpoints>>,
     /// What the log had taken when the background last looked.
     seen_appended: AtomicU64,
     /// Held by the background while it works, so that a check does not see its work half done.
@@ -132,9 +135,14 @@ impl Engine {
         expires_at.is_some_and(|end| end <= self.options.clock.now())
     }
 
-    /// See [`Claims::claim`].
+    /// Whether this process only reads what is there.
+    fn looks_on(&self) -> bool {
+        self.checkpoints.is_none()
+    }
+
+    /// See [`Claims::claim`]. Nobody sees what an onlooker claims.
     pub(crate) fn claim(&self, matter: Matter<'_>) -> Claimed {
-        self.claims.claim(matter)
+        if self.looks_on() { Claimed::Mine(Claim::default()) } else { self.claims.claim(matter) }
     }
 
     /// The number of entries, expired ones that were not reaped yet included.
@@ -151,6 +159,9 @@ impl Engine {
 
     /// Waits until every acknowledged write is on the disk.
     pub(crate) fn flush(&self) -> Result<()> {
+        if self.looks_on() {
+            return Ok(());
+        }
         // Emptied segments too: their tombstones count until the next checkpoint.
         self.log.sync(true)
     }

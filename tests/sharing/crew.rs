@@ -99,6 +99,13 @@ impl Member {
         self.told.as_mut().unwrap().write_all(b"go\n").unwrap();
     }
 
+    /// Asks it something, and gives what it answers.
+    #[track_caller]
+    pub(crate) fn ask(&mut self, question: &str) -> String {
+        self.told.as_mut().unwrap().write_all(format!("{question}\n").as_bytes()).unwrap();
+        self.hear()
+    }
+
     /// Tells it to end.
     pub(crate) fn dismiss(&mut self) {
         self.told = None;

@@ -27,6 +27,7 @@ mod paths;
 #[cfg(feature = "failpoints")]
 #[path = "../support/points.rs"]
 mod points;
+mod read_only;
 mod statistics;
 #[cfg(feature = "failpoints")]
 mod stopped;
@@ -48,6 +49,8 @@ const ROLES: &[crew::Role] = &[
     ("miss", statistics::miss),
     ("count-at", paths::count_at),
     ("bound", paths::bound),
+    ("serve", read_only::serve),
+    ("see-all", read_only::see_all),
     #[cfg(feature = "failpoints")]
     ("stop-at", stopped::stop_at),
 ];
@@ -81,6 +84,11 @@ fn main() -> ExitCode {
         ("what_processes_count_is_added_up", statistics::are_added_up),
         ("by_any_path_it_is_one_directory", paths::by_any_path_it_is_one),
         ("by_a_bind_mount_it_is_one_directory", paths::by_a_bind_mount_it_is_one),
+        ("who_may_not_write_reads_what_others_write", read_only::reads_what_others_write),
+        ("who_may_not_write_reads_what_was_closed", read_only::reads_what_was_closed),
+        ("who_may_not_write_reads_what_was_left", read_only::reads_what_was_left),
+        ("who_may_not_write_lets_go_of_what_was_removed", read_only::lets_go_of_what_was_removed),
+        ("a_read_only_file_system_is_read", read_only::file_system_is_read),
         ("descriptors_and_mappings_do_not_grow_with_handles_and_threads", descriptors::do_not_grow),
     ])
 }

@@ -137,7 +137,8 @@ pub(crate) struct ClearLock<'a> {
 impl Drop for ClearLock<'_> {
     fn drop(&mut self) {
         let word = &self.index.words()[at::CLEAR_LOCK];
-        let is_next = u64::from(self.index.generation().wrapping_add(1)) << GENERATION_SHIFT == self.mine & !OWNER;
+        let is_next =
+            u64::from(self.index.generation().wrapping_add(1)) << GENERATION_SHIFT == self.mine & !OWNER;
         // A clear of the dead that was not done is left to whoever comes next.
         let left = if self.unfinished && is_next { self.before } else { 0 };
         if word.compare_exchange(self.mine, left, Ordering::AcqRel, Ordering::Relaxed).is_err() {

@@ -28,13 +28,14 @@ use super::table::{SegmentGuard, Table};
 use super::tail::{Reservation, Tail};
 use super::usage::SpaceInUse;
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::file::HeldDirectory;
+use crate::sys::file::{Access, HeldDirectory};
 use crate::sys::step;
 use crate::sys::wait::Backoff;
 
 pub(crate) struct Log {
     dir: PathBuf,
     held: HeldDirectory,
+    access: Access,
     index: Arc<Index>,
     table: Table,
     space: SpaceInUse,
@@ -62,9 +63,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Log {
-    pub(crate) fn new(dir: &Path, index: Arc<Index>, space: SpaceInUse) -> Result<Self> {
+    /// With `access` to read, nothing may be asked of it but what is there.
+    pub(crate) fn new(dir: &Path, access: Access, index: Arc<Index>, space: SpaceInUse) -> Result<Self> {
         Ok(Self {
             dir: dir.to_owned(),
+            access,
             held: HeldDirectory::open(dir).map_err(|e| Error::io("open", dir, e))?,
             table: Table::new(index.geometry().segments),
             fixed_bytes: layout::fixed_bytes(index.geometry()),
@@ -134,11 +137,7 @@ impl Log {
 
     #[cold]
     fn open(&self, id: u32) -> Result<SegmentGuard> {
-        let is_there = || {
-            use SegmentState::{Active, Emptied, Sealed};
-            matches!(self.index.segment_state(id), Some(Active | Sealed | Emptied))
-        };
-        if !is_there() {
+        if !self.is_there(id) {
             return Ok(self.table.hold(id));
         }
         let _opening = lock(&self.opening);
@@ -148,13 +147,13 @@ impl Log {
         }
         drop(here);
         let path = self.dir.join(Segment::file_name(id));
-        match Segment::open(&path, id, &self.space) {
+        match Segment::open(&path, id, self.access, &self.space) {
             Ok(Opened::Segment(segment)) => {
                 // It is kept mapped and not open, as there are more segments than a process may have open files.
                 segment.seal();
                 self.table.enter(&Arc::new(segment));
                 // Its removal may have gone unnoticed if it came since.
-                if !is_there() {
+                if !self.is_there(id) {
                     self.forget(id);
                 }
             }
@@ -163,6 +162,12 @@ impl Log {
             Err(e) => return Err(e),
         }
         Ok(self.table.hold(id))
+    }
+
+    /// Whether segment `id` has a file that words may lead to.
+    fn is_there(&self, id: u32) -> bool {
+        use SegmentState::{Active, Emptied, Sealed};
+        matches!(self.index.segment_state(id), Some(Active | Sealed | Emptied))
     }
 
     /// Bytes of all segments and blobs, those included that are unlinked and still mapped.
@@ -432,7 +437,7 @@ mod tests {
         index.set_limits(limits, limits);
         let space = SpaceInUse::default();
         let segment = Segment::create(dir, 1, 16 << 10, false, &space).unwrap();
-        let log = Log::new(dir, index.clone(), space).unwrap();
+        let log = Log::new(dir, Access::ToWrite, index.clone(), space).unwrap();
         log.enter(vec![segment], Some((1, BEGIN)));
         drop(log.reserve(64).unwrap().unwrap());
         (index, log)
@@ -465,7 +470,7 @@ mod tests {
         left.retire(false);
         let space = SpaceInUse::default();
         space.attach(index.clone());
-        let log = Log::new(dir.path(), index.clone(), space).unwrap();
+        let log = Log::new(dir.path(), Access::ToWrite, index.clone(), space).unwrap();
         log.provide(0, true, &|_| panic!("there is one to go on with"), &|| Ok(false)).unwrap();
         log.retire(true);
         assert_eq!(index.segment_state(1), Some(SegmentState::Sealed));
