@@ -7,7 +7,6 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::Engine;
 use super::balance::Balance;
 use super::blob::{Blobs, Haste};
 use super::checkpoint::Checkpoints;
@@ -25,7 +24,7 @@ use super::opening::{Begun, Opening};
 use super::published::Published;
 use super::state::State;
 use super::usage::{SpaceInUse, Usage};
-use super::watch::Watch;
+use super::{Engine, Part};
 use crate::entry::Streamed;
 use crate::error::{Error, Result};
 use crate::hash::KeyHasher;
@@ -86,8 +85,6 @@ pub(crate) struct Attached {
     pub(super) locks: Arc<OwnFile>,
     /// The byte of `locks` that stands for this process; 0 of an [onlooker](super::onlooker).
     pub(super) number: u32,
-    /// Of an onlooker: on the index in the directory.
-    pub(super) watch: Option<Watch>,
     /// Held, so that a directory made after this one was removed is not taken for it.
     pub(super) held: HeldDirectory,
     pub(super) epoch: Epoch,
@@ -166,8 +163,8 @@ impl Attached {
         let checkpoints = Checkpoints::open(directory, state, index.geometry())?;
         let stats = directory.file("stats");
         let published = Published::open(stats, number, index.owner(), options.clock.now(), !is_shared)?;
-        let checkpoints = Some(Mutex::new(checkpoints));
-        let parts = Parts { options, hasher, index, hints, log, blobs, published, checkpoints };
+        let part = Part::Member(Mutex::new(checkpoints));
+        let parts = Parts { options, hasher, index, hints, log, blobs, published, part };
         let engine = Arc::new(parts.assemble(directory, &held));
         if let Some(recovered) = recovered {
             engine.dead_blobs(Haste::Later);
@@ -178,7 +175,7 @@ impl Attached {
         step!("attach::ready");
         Directory::release(&locks).map_err(at_locks)?;
         std::mem::forget(entering);
-        Ok(Self { engine, maintenance, locks, number, watch: None, held, epoch: Epoch::now() })
+        Ok(Self { engine, maintenance, locks, number, held, epoch: Epoch::now() })
     }
 
     /// The same for an onlooker: what this process has open to write to, or else what it looks at already.
@@ -210,7 +207,7 @@ impl Attached {
     /// Whether it can be used. An onlooker has to look again where the index that it sees was given up.
     #[inline]
     pub(crate) fn is_of_use(&self) -> bool {
-        self.is_ours() && self.watch.as_ref().is_none_or(|watch| !watch.is_given_up())
+        self.is_ours() && !self.engine.is_outdated()
     }
 
     /// Whether this process attached, and not the one that it was forked from.
@@ -276,12 +273,12 @@ pub(super) struct Parts {
     pub(super) log: Log,
     pub(super) blobs: Blobs,
     pub(super) published: Published,
-    pub(super) checkpoints: Option<Mutex<Checkpoints>>,
+    pub(super) part: Part,
 }
 
 impl Parts {
     pub(super) fn assemble(self, directory: &Directory, held: &HeldDirectory) -> Engine {
-        let Self { options, hasher, index, hints, log, blobs, published, checkpoints } = self;
+        let Self { options, hasher, index, hints, log, blobs, published, part } = self;
         Engine {
             dir: directory.path.clone(),
             balance: (options.eviction == Eviction::Adaptive).then(|| Balance::new(index.max_entries())),
@@ -298,7 +295,7 @@ impl Parts {
             culling: Mutex::new(()),
             counting: Mutex::new(()),
             emptying: Mutex::new(()),
-            checkpoints,
+            part,
             seen_appended: AtomicU64::new(0),
             chores: Mutex::new(()),
             bell: Bell::default(),
@@ -336,7 +333,7 @@ impl Drop for Attached {
         }
         drop(self.maintenance.take());
         let registry = ENGINES.get();
-        if self.watch.is_some() {
+        if self.engine.looks_on() {
             self.engine.log.let_go();
             self.engine.log.space().detach();
             let mut onlookers = registry.onlookers.lock().unwrap_or_else(PoisonError::into_inner);

@@ -22,7 +22,7 @@ use super::directory::Directory;
 use super::index::{Geometry, HeaderCopy, Packed, SegmentState};
 use super::snapshot::{self, Header, Writer};
 use super::state::State;
-use super::{Engine, SpaceTurn};
+use super::{Engine, Part, SpaceTurn};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::Limits;
 use crate::sys::fork::OwnFile;
@@ -131,9 +131,10 @@ impl Engine {
     /// # Errors
     /// If this process only looks on.
     pub(super) fn checkpoints(&self) -> Result<MutexGuard<'_, Checkpoints>> {
-        let checkpoints =
-            self.checkpoints.as_ref().ok_or_else(|| Error::new(ErrorKind::ReadOnly, "write to"))?;
-        Ok(checkpoints.lock().unwrap_or_else(PoisonError::into_inner))
+        match &self.part {
+            Part::Member(checkpoints) => Ok(checkpoints.lock().unwrap_or_else(PoisonError::into_inner)),
+            Part::Onlooker(_) => Err(Error::new(ErrorKind::ReadOnly, "change").with_path(&self.dir)),
+        }
     }
 
     pub(super) fn is_checkpoint_due(&self) -> bool {

@@ -89,7 +89,7 @@ impl Engine {
     fn run(&self) {
         if self.looks_on() {
             while !self.bell.wait(INTERVAL).stop {
-                self.log.let_go_of_dropped();
+                if self.is_outdated() { self.log.let_go() } else { self.log.let_go_of_dropped() }
             }
             return;
         }

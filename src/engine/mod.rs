@@ -62,6 +62,7 @@ use self::index::{HeldTurn, Index, Turn};
 use self::log::Log;
 use self::maintenance::Bell;
 use self::published::Published;
+use self::watch::Watch;
 use crate::entry::{Expiry, Stats};
 use crate::error::Result;
 use crate::hash::KeyHasher;
@@ -88,8 +89,7 @@ pub(crate) struct Engine {
     counting: Mutex<()>,
     /// Held by the thread that has the process's turn to empty segments.
     emptying: Mutex<()>,
-    /// `None` of an [`onlooker`], who changes nothing in the directory.
-    checkpoints: Option<Mutex<Checkpoints>>,
+    part: Part,
     /// What the log had taken when the background last looked.
     seen_appended: AtomicU64,
     /// Held by the background while it works, so that a check does not see its work half done.
@@ -99,6 +99,14 @@ pub(crate) struct Engine {
     next_few: AtomicU32,
     told_of_entries: AtomicBool,
     told_of_bytes: AtomicBool,
+}
+
+/// What part this process has in the directory.
+enum Part {
+    /// It is one of those that share it.
+    Member(Mutex<Checkpoints>),
+    /// It is an [`onlooker`], who changes nothing, and watches the index in the directory.
+    Onlooker(Watch),
 }
 
 /// The right to empty segments and to take checkpoints: one thread of one process has it.
@@ -137,7 +145,13 @@ impl Engine {
 
     /// Whether this process only reads what is there.
     fn looks_on(&self) -> bool {
-        self.checkpoints.is_none()
+        matches!(self.part, Part::Onlooker(_))
+    }
+
+    /// Whether this process looks on, at an index that does not count any more.
+    #[inline]
+    fn is_outdated(&self) -> bool {
+        matches!(&self.part, Part::Onlooker(watch) if watch.is_given_up())
     }
 
     /// See [`Claims::claim`]. Nobody sees what an onlooker claims.

@@ -18,6 +18,7 @@
 
 use std::sync::Arc;
 
+use super::Part;
 use super::attach::{Attached, Parts};
 use super::blob::Blobs;
 use super::directory::Directory;
@@ -58,10 +59,10 @@ pub(super) fn attach(directory: &Directory, held: HeldDirectory, options: &Optio
     let blobs = Blobs::open(&directory.blobs(), &space)?;
     let published = Published::look(directory.file("stats"), options.clock.now())?;
     Directory::release(&locks).map_err(at_locks)?;
-    let parts =
-        Parts { options, hasher, index, hints: Hints::none(), log, blobs, published, checkpoints: None };
+    let (hints, part) = (Hints::none(), Part::Onlooker(watch));
+    let parts = Parts { options, hasher, index, hints, log, blobs, published, part };
     let engine = Arc::new(parts.assemble(directory, &held));
     let maintenance = Some(Maintenance::start(engine.clone())?);
     tracing::debug!(dir = %directory.path.display(), is_live, "the directory is looked at");
-    Ok(Attached { engine, maintenance, locks, number: 0, watch: Some(watch), held, epoch: Epoch::now() })
+    Ok(Attached { engine, maintenance, locks, number: 0, held, epoch: Epoch::now() })
 }

@@ -40,6 +40,7 @@ const ROLES: &[crew::Role] = &[
     ("count", counting::count),
     ("add", counting::add),
     ("work", histories::work),
+    ("look-on", histories::look_on),
     ("live", kills::live),
     ("churn", large::churn),
     ("contain", namespaces::contain),
@@ -69,6 +70,10 @@ fn main() -> ExitCode {
         ("of_eight_processes_that_add_a_key_one_wins", counting::additions),
         ("nobody_reads_what_was_superseded", histories::nobody_reads_what_was_superseded),
         ("nobody_reads_what_was_superseded_while_entries_are_evicted", histories::while_entries_are_evicted),
+        (
+            "who_may_not_write_reads_nothing_that_was_superseded",
+            histories::who_looks_on_reads_nothing_that_was_superseded,
+        ),
         ("reads_through_a_stale_copy_are_found", histories::a_stale_copy_is_found),
         (
             "large_values_are_whole_whoever_removes_them_and_nothing_is_left",

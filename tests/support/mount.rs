@@ -5,6 +5,9 @@ use std::process::Command;
 
 use crate::harness::Verdict;
 
+/// The commands that make `$0` read-only.
+pub(crate) const READ_ONLY: &str = "mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro \"$0\"";
+
 /// Starts this program again with `role` and `dir`, in a mount namespace of its own in which the shell commands
 /// `script` were run, with `dir` as `$0`: as root, or as a user who is root in a namespace of his own.
 pub(crate) fn run(script: &str, dir: &Path, role: &str) -> Verdict {
