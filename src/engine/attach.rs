@@ -163,7 +163,7 @@ impl Attached {
         let checkpoints = Checkpoints::open(directory, state, index.geometry())?;
         let stats = directory.file("stats");
         let published = Published::open(stats, number, index.owner(), options.clock.now(), !is_shared)?;
-        let part = Part::Member(Mutex::new(checkpoints));
+        let part = Part::Member(Box::new(Mutex::new(checkpoints)));
         let parts = Parts { options, hasher, index, hints, log, blobs, published, part };
         let engine = Arc::new(parts.assemble(directory, &held));
         if let Some(recovered) = recovered {

@@ -104,7 +104,7 @@ pub(crate) struct Engine {
 /// What part this process has in the directory.
 enum Part {
     /// It is one of those that share it.
-    Member(Mutex<Checkpoints>),
+    Member(Box<Mutex<Checkpoints>>),
     /// It is an [`onlooker`], who changes nothing, and watches the index in the directory.
     Onlooker(Watch),
 }
