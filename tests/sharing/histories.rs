@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crate::checker::{self, Violation};
 use crate::crew::{self, arguments, number};
@@ -35,18 +37,25 @@ pub(crate) fn work(arguments: &[String]) {
     println!("{} {} {}", stats.evicted, stats.copied_bytes, stats.expired);
 }
 
-/// The same of a process that may only read: where to write down what it did, the number of its first thread, how many reads
-/// each thread does, the load, and the directory.
+/// The same of a process that may only read, for as long as the others work: where to write down what it did, the number of
+/// its first thread, the load, and the directory.
 pub(crate) fn look_on(arguments: &[String]) {
-    let [journals, first, reads, load @ .., dir] = arguments else { panic!("{arguments:?}") };
+    let [journals, first, load @ .., dir] = arguments else { panic!("{arguments:?}") };
     let (journals, load) = (Path::new(journals), Load::from_arguments(load));
-    let (first, reads) = (number(first) as u32, number(reads));
+    let first = number(first) as u32;
     let cache = load.builder(Path::new(dir), 0).read_only(true).open().unwrap();
     crew::ready();
+    let dismissed = &*crew::dismissed();
     std::thread::scope(|scope| {
         for thread in first..first + THREADS {
             let mut worker = Worker::new(&cache, load, thread, Journal::in_memory(journals, thread));
-            scope.spawn(move || (0..reads).for_each(|_| worker.look().unwrap()));
+            scope.spawn(move || {
+                while !dismissed.load(Ordering::Acquire) {
+                    worker.look().unwrap();
+                    // Reads are far faster than writes, and all of them are written down.
+                    std::thread::sleep(Duration::from_micros(50));
+                }
+            });
         }
     });
     let stats = cache.stats();
@@ -85,11 +94,12 @@ fn run_seen(tight: bool, operations: u64, stale: u32, looks_on: bool) -> Result<
         let dir = home.path().join("cache");
         let load = Load { seed, tight, closes: false, stale: false };
         drop(load.builder(&dir, 0).open().unwrap());
-        let mut line = arguments![journals.path().display(), 1 + PROCESSES * THREADS, each];
+        let mut line = arguments![journals.path().display(), 1 + PROCESSES * THREADS];
         line.extend(load.to_arguments());
         let role = format!("--role look-on {}", line.join(" "));
         commands.push(mount::command(mount::READ_ONLY, &dir, &role)?);
     }
+    // Seen to their ends in this order, so that who looks on is told last.
     let said = crew::all_together(commands);
     let sum =
         |column: usize| said.iter().map(|line| number(line.split_whitespace().nth(column).unwrap())).sum();

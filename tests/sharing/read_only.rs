@@ -30,14 +30,15 @@ pub(crate) fn serve(arguments: &[String]) {
         Err(error) => return println!("{:?}", error.kind()),
     };
     println!("open");
+    let dir = Path::new(dir);
     for line in std::io::stdin().lock().lines() {
         let line = line.unwrap();
         let words: Vec<&str> = line.split(' ').collect();
-        println!("{}", answer(&cache, &words));
+        println!("{}", answer(&cache, dir, &words));
     }
 }
 
-fn answer(cache: &Cache, question: &[&str]) -> String {
+fn answer(cache: &Cache, dir: &Path, question: &[&str]) -> String {
     match question {
         ["get", key] => kind_of(cache.get::<u64>(key)),
         ["shared", key] => kind_of(cache.get_shared::<u64>(key)),
@@ -50,6 +51,14 @@ fn answer(cache: &Cache, question: &[&str]) -> String {
             )
         }
         ["iterate"] => cache.keys().map(Result::unwrap).count().to_string(),
+        ["handles"] => {
+            let descriptors = || fs::read_dir("/proc/self/fd").unwrap().count();
+            let before = descriptors();
+            let handles: Vec<_> =
+                (0..100).map(|_| Cache::builder(dir).read_only(true).open().unwrap()).collect();
+            assert!(handles.iter().all(|handle| handle.stats().hits == cache.stats().hits), "one engine");
+            (descriptors() - before).to_string()
+        }
         ["len"] => cache.len().to_string(),
         ["bytes"] => cache.stats().bytes.to_string(),
         ["processes"] => kind_of(cache.stats_by_process().map(|all| all.len())),
@@ -264,7 +273,7 @@ pub(crate) fn reads_what_was_closed() -> Verdict {
         let before = listing(&dir);
         let mut reader = way.open(&dir)?;
         sees_all(&mut reader);
-        assert_eq!(reader.ask("processes"), "1");
+        assert_eq!((reader.ask("processes"), reader.ask("handles")), ("1".into(), "0".into()));
         unchanged(&dir, &before);
         // Whoever comes later is seen.
         let mut one = process(&dir);
@@ -356,6 +365,14 @@ pub(crate) fn see_all(arguments: &[String]) {
         assert_eq!(reader.hear(), "open", "{name}");
         sees_all(&mut reader);
         reader.finish();
+        #[cfg(feature = "cli")]
+        for command in [["check", "sound"], ["get", "50"], ["ls", "large"], ["stats", "entries  101"]] {
+            let mut tool = Command::new(env!("CARGO_BIN_EXE_keepwarm"));
+            tool.arg(command[0]).arg(mount.join(name)).args((command[0] == "get").then_some("50"));
+            let said = tool.output().unwrap();
+            let told = String::from_utf8(said.stdout).unwrap();
+            assert!(said.status.success() && told.contains(command[1]), "{command:?}: {told}");
+        }
         let opened = Cache::builder(mount.join(name)).open();
         assert!(opened.is_err(), "to write");
     }
