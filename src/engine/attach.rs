@@ -23,6 +23,7 @@ use super::onlooker;
 use super::opening::{Begun, Opening};
 use super::published::Published;
 use super::state::State;
+use super::turn::Queue;
 use super::usage::{SpaceInUse, Usage};
 use super::{Engine, Part};
 use crate::entry::Streamed;
@@ -235,11 +236,10 @@ impl Attached {
     fn detach(&self) -> Result<()> {
         let io_error = |e| Error::io("close", &self.engine.dir, e);
         let engine = &*self.engine;
-        // Most of it, before others have to wait.
-        let synced = engine.log.sync_own();
-        Directory::reenter(&self.locks).map_err(io_error)?;
+        // Others may wait for this process to let go of what they removed.
+        Directory::reenter(&self.locks, || engine.log.keep_up())?;
         if Directory::is_shared(&self.locks).map_err(io_error)? {
-            let synced = synced.and(engine.log.sync_own());
+            let synced = engine.log.sync_own();
             engine.log.retire(false);
             engine.published.leave(&engine.stats());
             engine.log.let_go();
@@ -292,9 +292,9 @@ impl Parts {
             claims: Arc::new(Claims::new(directory.path.clone(), held.id(), hasher)),
             counters: Counters::default(),
             published,
-            culling: Mutex::new(()),
+            culling: Queue::default(),
             counting: Mutex::new(()),
-            emptying: Mutex::new(()),
+            emptying: Queue::default(),
             part,
             seen_appended: AtomicU64::new(0),
             chores: Mutex::new(()),
@@ -330,6 +330,10 @@ impl Drop for Attached {
             self.engine.log.let_go_after_fork();
             std::mem::forget((self.engine.clone(), self.maintenance.take()));
             return;
+        }
+        // Most of it, before others have to wait, and while the background looks after what they remove.
+        if let Err(error) = self.engine.log.sync_own() {
+            tracing::debug!(%error, "cannot sync; it is tried again");
         }
         drop(self.maintenance.take());
         let registry = ENGINES.get();

@@ -19,10 +19,12 @@ use super::index::{CountUp, Found, Locked, Probe, Slot, Vacancy, Word};
 use super::record::{self, Draft, Fields, Kind, MAX_KEY_LEN, Prepared, Stamp};
 use super::segment::Segment;
 use super::tail::Reservation;
+use super::turn;
 use super::undo::Published;
 use crate::entry::{Change, Codec, Condition, Decided, Expiry, Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::step;
+use crate::sys::wait::Backoff;
 
 /// The key's record as the header says, expired or not.
 #[derive(Debug, Clone, Copy)]
@@ -99,6 +101,7 @@ impl Engine {
         if let Some(pin) = &blob {
             self.blobs.add_key(pin, hash)?;
         }
+        let mut crowd = Backoff::default();
         loop {
             let seen = self.look(hash, key)?;
             let live = self.live(&seen, self.index.generation());
@@ -123,7 +126,12 @@ impl Engine {
             match self.attempt(hash, key, &wanted, seen, decision)? {
                 Ok(outcome) => return Ok(outcome),
                 Err(Again::Changed) => {}
-                Err(Again::Full) => self.make_room()?,
+                // Others were faster, or the count is wrong and who is to put it right is stopped.
+                Err(Again::Full) if crowd.is_long() => return Err(turn::busy("make room for an entry")),
+                Err(Again::Full) => {
+                    self.make_room()?;
+                    crowd.pause();
+                }
                 Err(Again::Unswept) => drop(self.reap_all()),
             }
         }

@@ -6,7 +6,6 @@
 
 use std::cmp::Reverse;
 use std::ops::Range;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use super::Engine;
@@ -38,14 +37,16 @@ impl Engine {
             self.evict_few();
             return Ok(());
         }
-        let _culling = self.culling.lock().unwrap_or_else(PoisonError::into_inner);
-        let _turn = match self.index.wait_for(Turn::Culling) {
+        let culling = self.culling.enter();
+        let turn = culling.as_ref().map(|_| self.culling.unless_given_up(self.index.wait_for(Turn::Culling)));
+        let _turn = match turn {
+            Some(Ok(turn)) => turn,
+            Some(Err(e)) if e.kind() != ErrorKind::Busy => return Err(e),
             // Who culls does not come to its end. Without it the count of what goes is not exact.
-            Err(e) if e.kind() == ErrorKind::Busy => {
+            Some(Err(_)) | None => {
                 self.evict_few();
                 return Ok(());
             }
-            turn => turn?,
         };
         // Somebody else may have made room while this call waited.
         if self.index.count() >= self.max_entries() {
@@ -60,7 +61,7 @@ impl Engine {
             return Ok(());
         }
         self.tell_once(&self.told_of_entries, "max_entries");
-        let _culling = self.culling.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(_culling) = self.culling.try_enter() else { return Ok(()) };
         let Some(_turn) = self.index.take_turn(Turn::Culling)? else { return Ok(()) };
         if self.index.count() >= self.crowded_at() { self.cull() } else { Ok(()) }
     }

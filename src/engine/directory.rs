@@ -66,24 +66,15 @@ impl Directory {
     pub(super) fn enter(&self, access: Access) -> Result<OwnFile> {
         /// Whoever holds the mutex may recover a large cache, or wait for a slow disk.
         const PATIENCE: Duration = Duration::from_secs(60);
-        const PAUSE: Duration = Duration::from_micros(200);
         let path = self.file("locks");
         let io_error = |e| Error::io("lock", &path, e);
         let open = || match access {
             Access::ToRead => file::open_to_read(&path),
             Access::ToWrite => file::open_or_create(&path).map(|(file, _)| file),
         };
-        let take = |file: &File| match access {
-            Access::ToRead => lock::try_share(file, ATTACHING),
-            Access::ToWrite => lock::try_lock(file, ATTACHING),
-        };
         let file = OwnFile::to_lock(open).map_err(io_error)?;
-        let started = Instant::now();
-        while started.elapsed() < PATIENCE {
-            if take(&file).map_err(io_error)? {
-                return Ok(file);
-            }
-            std::thread::sleep(PAUSE);
+        if take_mutex(&file, access, PATIENCE, || {}).map_err(io_error)? {
+            return Ok(file);
         }
         let why = "another process has been opening or closing it for a minute; it may be stopped";
         Err(Error::new(ErrorKind::Busy, "open").with_path(&self.path).with_source(why))
@@ -112,9 +103,20 @@ impl Directory {
         lock::first_held(locks, 1, i64::from(MOST_PROCESSES)).map(|held| held.is_some())
     }
 
-    /// Takes the attach mutex again, to detach.
-    pub(super) fn reenter(locks: &File) -> io::Result<()> {
-        lock::lock(locks, ATTACHING)
+    /// Takes the attach mutex again, to detach, and does something between two looks.
+    ///
+    /// # Errors
+    /// `Busy` if another process does not come to its end; or if the kernel refuses.
+    pub(super) fn reenter(locks: &File, between: impl Fn()) -> Result<()> {
+        /// This may be the end of a program.
+        const PATIENCE: Duration = Duration::from_secs(10);
+        if take_mutex(locks, Access::ToWrite, PATIENCE, between)
+            .map_err(|e| Error::new(ErrorKind::Io, "close").with_source(e))?
+        {
+            return Ok(());
+        }
+        let why = "another process has been opening or closing it for ten seconds; it may be stopped";
+        Err(Error::new(ErrorKind::Busy, "close").with_source(why))
     }
 
     pub(super) fn release(locks: &File) -> io::Result<()> {
@@ -194,6 +196,24 @@ pub(crate) fn may_write(dir: &Path) -> Result<bool> {
     Ok(true)
 }
 
+/// Takes the attach mutex, if it is free within this time.
+fn take_mutex(locks: &File, access: Access, patience: Duration, between: impl Fn()) -> io::Result<bool> {
+    const PAUSE: Duration = Duration::from_micros(200);
+    let take = || match access {
+        Access::ToRead => lock::try_share(locks, ATTACHING),
+        Access::ToWrite => lock::try_lock(locks, ATTACHING),
+    };
+    let started = Instant::now();
+    while !take()? {
+        if started.elapsed() > patience {
+            return Ok(false);
+        }
+        between();
+        std::thread::sleep(PAUSE);
+    }
+    Ok(true)
+}
+
 /// Refuses a directory on a network file system, unless the options allow it. It need not be there yet.
 pub(crate) fn refuse_network(path: &Path, options: &Options) -> Result<()> {
     if options.allow_network {
@@ -254,4 +274,27 @@ pub(crate) fn tag(dir: &Path) -> Result<()> {
 
 fn is_temporary(name: &OsStr) -> bool {
     name.to_str().is_some_and(|n| n.starts_with(TEMPORARY_PREFIX))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn the_attach_mutex_is_waited_for_and_not_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || file::open_or_create(&dir.path().join("locks")).unwrap().0;
+        let (mine, theirs) = (open(), open());
+        assert!(take_mutex(&theirs, Access::ToWrite, Duration::ZERO, || {}).unwrap());
+        assert!(!take_mutex(&mine, Access::ToWrite, Duration::ZERO, || {}).unwrap());
+        let looks = Cell::new(0);
+        let let_go = || {
+            looks.set(looks.get() + 1);
+            lock::unlock(&theirs, ATTACHING).unwrap();
+        };
+        assert!(take_mutex(&mine, Access::ToWrite, Duration::from_secs(60), let_go).unwrap());
+        assert_eq!(looks.get(), 1);
+    }
 }

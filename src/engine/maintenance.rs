@@ -103,6 +103,8 @@ impl Engine {
         let mut leadership = None;
         // Whether the last round left something to do, and whether nobody wrote while there was.
         let (mut more, mut quiet) = (false, false);
+        // Whether there was no room for the next segment.
+        let mut lacked_spare = false;
         loop {
             let calls = self.bell.wait(if more { Duration::ZERO } else { pause });
             if calls.stop {
@@ -122,13 +124,12 @@ impl Engine {
                 self.publish_stats();
                 next_publishing = Instant::now() + INTERVAL;
             }
-            if self.log.wants_spare() {
-                warn_of("make a segment ahead", self.provide(0, true));
-            }
+            let lacks_spare = (lacked_spare || self.log.wants_spare()) && !self.provide_ahead();
             if leadership.is_none() {
                 leadership = self.index.take_turn(Turn::Leadership).unwrap_or_default();
             }
-            if leadership.is_none() && !calls.work && !calls.sweep {
+            lacked_spare = lacks_spare;
+            if leadership.is_none() && !calls.work && !calls.sweep && !lacks_spare {
                 more = false;
                 continue;
             }
@@ -143,7 +144,18 @@ impl Engine {
             more = *kept.as_ref().unwrap_or(&false);
             warn_of("make room", kept.map(drop));
             drop(chores);
+            if lacks_spare {
+                lacked_spare = !self.provide_ahead();
+            }
         }
+    }
+
+    /// Makes the next segment ahead of the writers, if there is room. Says whether there is one.
+    fn provide_ahead(&self) -> bool {
+        let provided = self.provide(0, true);
+        let is_there = *provided.as_ref().unwrap_or(&false);
+        warn_of("make a segment ahead", provided.map(drop));
+        is_there
     }
 
     /// Does the background's work now, all of it.

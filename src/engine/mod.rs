@@ -18,6 +18,7 @@ mod configure;
 pub(crate) mod counters;
 mod culler;
 pub(crate) mod directory;
+mod emptying;
 mod evict;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzz;
@@ -40,13 +41,14 @@ mod space;
 mod state;
 mod table;
 mod tail;
+mod turn;
 mod undo;
 mod usage;
 mod watch;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 pub(crate) use self::attach::Attached;
 use self::balance::Balance;
@@ -58,10 +60,11 @@ pub(crate) use self::claims::{Claim, Claimed, Claims, Matter};
 use self::counters::Counters;
 use self::hints::Hints;
 use self::hot::Hot;
-use self::index::{HeldTurn, Index, Turn};
+use self::index::Index;
 use self::log::Log;
 use self::maintenance::Bell;
 use self::published::Published;
+use self::turn::Queue;
 use self::watch::Watch;
 use crate::entry::{Expiry, Stats};
 use crate::error::Result;
@@ -84,11 +87,11 @@ pub(crate) struct Engine {
     counters: Counters,
     published: Published,
     /// Held by whoever culls, so that two inserts at the bound do not both make room.
-    culling: Mutex<()>,
+    culling: Queue<()>,
     /// Taken with [`Turn::Counting`], which is for processes.
     counting: Mutex<()>,
     /// Held by the thread that has the process's turn to empty segments.
-    emptying: Mutex<()>,
+    emptying: Queue<()>,
     part: Part,
     /// What the log had taken when the background last looked.
     seen_appended: AtomicU64,
@@ -109,34 +112,10 @@ enum Part {
     Onlooker(Watch),
 }
 
-/// The right to empty segments and to take checkpoints: one thread of one process has it.
-struct SpaceTurn<'a> {
-    _turn: HeldTurn<'a>,
-    _thread: MutexGuard<'a, ()>,
-}
-
 impl Engine {
     /// The bound on entries: `max_entries`, or fewer where `max_bytes` could not hold them.
     fn max_entries(&self) -> u64 {
         self.index.max_entries()
-    }
-
-    /// Waits for the turn to empty segments.
-    ///
-    /// # Errors
-    /// `Busy` if another process has it for so long that it must be stopped.
-    fn space_turn(&self) -> Result<SpaceTurn<'_>> {
-        let thread = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
-        // Whoever has the turn may wait for this process to let go of what was removed.
-        let turn = self.index.wait_for_turn(Turn::Space, || self.log.keep_up());
-        Ok(SpaceTurn { _turn: turn.map_err(|e| e.with_path(&self.dir))?, _thread: thread })
-    }
-
-    /// The same, if no other process has it.
-    fn space_turn_now(&self) -> Result<Option<SpaceTurn<'_>>> {
-        let thread = self.emptying.lock().unwrap_or_else(PoisonError::into_inner);
-        let turn = self.index.take_turn(Turn::Space)?;
-        Ok(turn.map(|turn| SpaceTurn { _turn: turn, _thread: thread }))
     }
 
     fn has_passed(&self, expires_at: Expiry) -> bool {

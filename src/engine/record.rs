@@ -148,12 +148,12 @@ pub(crate) struct Stamp {
 }
 
 /// A record whose key and body are in place and checked, waiting for its stamp.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Prepared {
     draft: Draft,
     len: u32,
     /// The header check so far: over the key.
-    key_check: u32,
+    key_check: Hasher,
     body_check: u32,
 }
 
@@ -163,8 +163,8 @@ impl Prepared {
         Self {
             draft,
             len,
-            key_check: extend(place.header_seed(), key),
-            body_check: extend(extend(place.body_seed(), body[0]), body[1]),
+            key_check: check_over(place.header_seed(), [key]),
+            body_check: check_over(place.body_seed(), body).finalize(),
         }
     }
 
@@ -182,7 +182,7 @@ impl Prepared {
                 | u64::from(draft.codec as u8) << 28
                 | u64::from(draft.body_len) << 32,
         ];
-        (words, header_check(self.key_check, self.len, &words))
+        (words, header_check(self.key_check.clone(), self.len, &words))
     }
 
     /// The whole record, for a store that keeps each by itself.
@@ -200,19 +200,21 @@ impl Prepared {
     }
 }
 
-fn extend(check: u32, bytes: &[u8]) -> u32 {
-    let mut hasher = Hasher::new_with_initial(check);
-    hasher.update(bytes);
-    hasher.finalize()
+/// A check over parts. To begin one is to ask what the processor can do, so it is carried on, from key to header.
+fn check_over<const N: usize>(seed: u32, parts: [&[u8]; N]) -> Hasher {
+    let mut check = Hasher::new_with_initial(seed);
+    parts.into_iter().for_each(|part| check.update(part));
+    check
 }
 
-fn header_check(key_check: u32, len: u32, words: &[u64; 4]) -> u32 {
+fn header_check(mut key_check: Hasher, len: u32, words: &[u64; 4]) -> u32 {
     let mut bytes = [0; 36];
     bytes[..4].copy_from_slice(&len.to_le_bytes());
     for (chunk, word) in bytes[4..].chunks_exact_mut(8).zip(words) {
         chunk.copy_from_slice(&word.to_le_bytes());
     }
-    extend(key_check, &bytes)
+    key_check.update(&bytes);
+    key_check.finalize()
 }
 
 /// A record whose header and key passed their check.
@@ -266,7 +268,7 @@ impl<'a> Record<'a> {
         }
         let (key, rest) = rest.split_at_checked(key_len)?;
         let body = rest.get(..body_len)?;
-        if check != header_check(extend(place.header_seed(), key), len, &words) {
+        if check != header_check(check_over(place.header_seed(), [key]), len, &words) {
             return None;
         }
         Some(Self {
@@ -286,7 +288,7 @@ impl<'a> Record<'a> {
 
     /// The optional fields and the value, if they pass their check. Costs a pass over the value.
     pub(crate) fn verified_body(&self) -> Option<&'a [u8]> {
-        (extend(self.place.body_seed(), self.body) == self.body_check).then_some(self.body)
+        (check_over(self.place.body_seed(), [self.body]).finalize() == self.body_check).then_some(self.body)
     }
 
     /// Whether the body fails its check because part of it never reached the disk, as a power cut leaves it: where
@@ -360,10 +362,11 @@ pub(crate) fn fit_checks(bytes: &mut [u8], place: Place) {
     let shape = word(bytes, 32);
     let key_end = HEADER_LEN + (shape & 0xff_ffff) as usize;
     let body_end = key_end.saturating_add((shape >> 32) as usize);
-    let body_check = extend(place.body_seed(), bytes.get(key_end..body_end).unwrap_or_default());
+    let body = bytes.get(key_end..body_end).unwrap_or_default();
+    let body_check = check_over(place.body_seed(), [body]).finalize();
     bytes[28..32].copy_from_slice(&body_check.to_le_bytes());
     let words = [8, 16, 24, 32].map(|at| word(bytes, at));
-    let key_check = extend(place.header_seed(), bytes.get(HEADER_LEN..key_end).unwrap_or_default());
+    let key_check = check_over(place.header_seed(), [bytes.get(HEADER_LEN..key_end).unwrap_or_default()]);
     let check = header_check(key_check, bytes.len() as u32, &words);
     bytes[4..8].copy_from_slice(&check.to_le_bytes());
 }

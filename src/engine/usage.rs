@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::index::{Index, Turn};
+use super::turn::{self, Queue};
 use crate::error::Result;
 use crate::sys::fork::Epoch;
 
@@ -19,7 +20,7 @@ pub(crate) struct Usage {
     epoch: Epoch,
     own: Mutex<Own>,
     /// Held by the thread that has the turn to claim bytes, or waits for it.
-    admission: Mutex<()>,
+    admission: Queue<()>,
     /// Syncs under way, each of which keeps its segment until it is done.
     syncs: AtomicU64,
     /// The bytes of segments of which the program holds values.
@@ -139,9 +140,11 @@ impl SpaceInUse {
     /// If another process that counts does not come to its end, or the kernel refuses the lock.
     pub(crate) fn account_within(&self, bytes: u64, most: u64) -> Result<Option<Account>> {
         // Not `own`: whoever lets go of something, a reader perhaps, does not wait for another process.
-        let _thread = self.0.admission.lock().unwrap_or_else(PoisonError::into_inner);
+        let admission = &self.0.admission;
+        let _thread = admission.enter().ok_or_else(|| turn::busy("claim space"))?;
         let index = self.own().index.clone();
-        let admitted = index.as_ref().map(|index| index.wait_for(Turn::Admission)).transpose()?;
+        let admitted = index.as_ref().map(|index| index.wait_for(Turn::Admission)).transpose();
+        let admitted = admission.unless_given_up(admitted)?;
         let mut own = self.own();
         let used = own.index.as_ref().map_or(own.claimed + own.held, |index| index.used_bytes());
         if used.checked_add(bytes).is_none_or(|sum| sum > most) {

@@ -43,17 +43,6 @@ pub(crate) fn try_share(file: &File, byte: i64) -> io::Result<bool> {
     }
 }
 
-/// Takes byte `byte`, waiting for whoever has it.
-pub(crate) fn lock(file: &File, byte: i64) -> io::Result<()> {
-    fault!("sys::lock");
-    loop {
-        match fcntl(file, FcntlArg::F_OFD_SETLKW(&range(libc::F_WRLCK, byte, 1))) {
-            Err(nix::Error::EINTR) => {}
-            done => return done.map(drop).map_err(io::Error::from),
-        }
-    }
-}
-
 pub(crate) fn unlock(file: &File, byte: i64) -> io::Result<()> {
     fcntl(file, FcntlArg::F_OFD_SETLK(&range(libc::F_UNLCK, byte, 1))).map(drop).map_err(io::Error::from)
 }

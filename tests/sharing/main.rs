@@ -28,6 +28,7 @@ mod paths;
 #[path = "../support/points.rs"]
 mod points;
 mod read_only;
+mod reclaim;
 mod statistics;
 #[cfg(feature = "failpoints")]
 mod stopped;
@@ -52,6 +53,8 @@ const ROLES: &[crew::Role] = &[
     ("bound", paths::bound),
     ("serve", read_only::serve),
     ("see-all", read_only::see_all),
+    ("keep", reclaim::keep),
+    ("lead", reclaim::lead),
     #[cfg(feature = "failpoints")]
     ("stop-at", stopped::stop_at),
 ];
@@ -94,6 +97,8 @@ fn main() -> ExitCode {
         ("who_may_not_write_reads_what_was_left", read_only::reads_what_was_left),
         ("who_may_not_write_lets_go_of_what_was_removed", read_only::lets_go_of_what_was_removed),
         ("a_read_only_file_system_is_read", read_only::file_system_is_read),
+        ("what_one_process_removes_all_let_go_of", reclaim::what_is_removed_is_let_go_of),
+        ("who_leads_is_followed_by_another", reclaim::who_leads_is_followed),
         ("descriptors_and_mappings_do_not_grow_with_handles_and_threads", descriptors::do_not_grow),
     ])
 }

@@ -11,6 +11,7 @@
 //! 2  bytes that it keeps of what was dropped 3  bytes that it is about to take
 //! ```
 
+use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -78,7 +79,7 @@ impl Turn {
     }
 
     /// How long the turn of another process is waited for: so long that only one that is stopped is not done.
-    fn patience(self) -> Duration {
+    pub(crate) fn patience(self) -> Duration {
         match self {
             Self::Leadership | Self::Counting => Duration::ZERO,
             // With checkpoints, which wait for the disk.
@@ -87,6 +88,17 @@ impl Turn {
         }
     }
 }
+
+/// What came of waiting for a turn.
+pub(crate) enum Waited<T, I> {
+    Turn(T),
+    /// There is no need of it any more.
+    Instead(I),
+}
+
+/// Why a turn was waited for in vain.
+pub(crate) const MAY_BE_STOPPED: &str =
+    "another process makes room, and does not come to its end; it may be stopped";
 
 /// A turn among processes, had until this is dropped. Threads of one process need a lock of their own beside.
 #[derive(Debug)]
@@ -123,24 +135,35 @@ impl Index {
     /// # Errors
     /// `Busy` if it takes too long, so long that it must be stopped; or if the kernel refuses.
     pub(crate) fn wait_for(&self, turn: Turn) -> Result<HeldTurn<'_>> {
-        self.wait_for_turn(turn, || {})
+        let Waited::Turn(held) = self.wait_for_turn(turn, || Ok(None::<Infallible>))?;
+        Ok(held)
     }
 
-    /// The same, and does something between two looks.
+    /// The same, or until `instead`, which is asked about once a millisecond, says that there is no need any more.
     ///
     /// # Errors
-    /// As [`wait_for`](Index::wait_for).
-    pub(crate) fn wait_for_turn(&self, turn: Turn, between: impl Fn()) -> Result<HeldTurn<'_>> {
+    /// As [`wait_for`](Index::wait_for), or what `instead` says.
+    pub(crate) fn wait_for_turn<I>(
+        &self,
+        turn: Turn,
+        mut instead: impl FnMut() -> Result<Option<I>>,
+    ) -> Result<Waited<HeldTurn<'_>, I>> {
+        const ASKED_EVERY: Duration = Duration::from_millis(1);
         let (mut wait, started) = (Backoff::default(), Instant::now());
+        let mut asked = started;
         loop {
             if let Some(held) = self.take_turn(turn)? {
-                return Ok(held);
+                return Ok(Waited::Turn(held));
             }
             if started.elapsed() > turn.patience() {
-                let why = "another process makes room, and does not come to its end; it may be stopped";
-                return Err(Error::new(ErrorKind::Busy, "lock the directory").with_source(why));
+                return Err(Error::new(ErrorKind::Busy, "lock the directory").with_source(MAY_BE_STOPPED));
             }
-            between();
+            if asked.elapsed() > ASKED_EVERY {
+                if let Some(instead) = instead()? {
+                    return Ok(Waited::Instead(instead));
+                }
+                asked = Instant::now();
+            }
             wait.pause();
         }
     }

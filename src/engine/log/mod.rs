@@ -26,6 +26,7 @@ use super::record::{self, Draft};
 use super::segment::{self, Opened, Segment};
 use super::table::{SegmentGuard, Table};
 use super::tail::{Reservation, Tail};
+use super::turn::Queue;
 use super::usage::SpaceInUse;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::file::{Access, HeldDirectory};
@@ -45,7 +46,7 @@ pub(crate) struct Log {
     /// Whether the active segment is so full that the next one should be made.
     wants_spare: AtomicBool,
     /// The next active segment, made ahead of time. Held while one is made; never waited for with `active` held.
-    spare: Mutex<Option<Tail>>,
+    spare: Queue<Option<Tail>>,
     /// Where the copies go. Held by whoever copies.
     copies: Mutex<Option<Tail>>,
     /// What this process sealed and did not sync since.
@@ -75,7 +76,7 @@ impl Log {
             space,
             active: Mutex::new(None),
             wants_spare: AtomicBool::new(false),
-            spare: Mutex::new(None),
+            spare: Queue::default(),
             copies: Mutex::new(None),
             unsynced: Mutex::new(Vec::new()),
             opening: Mutex::new(()),
@@ -236,7 +237,7 @@ impl Log {
     /// Seals the active segment and begins the next one, if it is there and has room for a record of `len`.
     fn rotate(&self, active: &mut Option<Tail>, len: u32) -> bool {
         // Whoever makes the next one may need the active one before it is done.
-        let Ok(mut spare) = self.spare.try_lock() else { return false };
+        let Some(mut spare) = self.spare.try_enter() else { return false };
         let Some(next) = spare.take_if(|spare| spare.has_room(len, &self.index)) else { return false };
         step!("log::rotating");
         if let Some(old) = active.replace(next) {
@@ -296,7 +297,7 @@ impl Log {
             }
         }
         // Whoever makes one may be here for the room that it needs.
-        if let Ok(mut spare) = self.spare.try_lock()
+        if let Some(mut spare) = self.spare.try_enter()
             && let Some(tail) = spare.take_if(oversized)
         {
             self.end_spare(tail);
@@ -357,8 +358,8 @@ impl Log {
     /// Stops appending. What was appended to is left to whoever needs a segment; where this is the `last` process, it is
     /// sealed, and where the log goes on is noted.
     pub(crate) fn retire(&self, last: bool) {
-        let left = [&self.active, &self.copies, &self.spare].map(|tail| lock(tail).take());
-        let [active, copies, spare] = left;
+        let [active, copies] = [&self.active, &self.copies].map(|tail| lock(tail).take());
+        let spare = self.spare.wait().take();
         if !last {
             for Tail { segment, .. } in [active, copies, spare].into_iter().flatten() {
                 drain(&segment);
@@ -381,19 +382,19 @@ impl Log {
 
     /// Gives up all segments: after this nothing can be read or written. What programs hold stays and counts.
     pub(crate) fn let_go(&self) {
-        for tail in [&self.active, &self.copies, &self.spare] {
+        for tail in [&self.active, &self.copies] {
             *lock(tail) = None;
         }
+        *self.spare.wait() = None;
         lock(&self.unsynced).clear();
         self.table.clear();
     }
 
     /// The same in a process that was forked from the one whose log this is. Waits for nobody: what is locked stays.
     pub(crate) fn let_go_after_fork(&self) {
-        for tail in [&self.active, &self.copies, &self.spare] {
-            if let Ok(mut tail) = tail.try_lock() {
-                *tail = None;
-            }
+        let tails = [self.active.try_lock().ok(), self.copies.try_lock().ok(), self.spare.try_enter()];
+        for mut tail in tails.into_iter().flatten() {
+            *tail = None;
         }
         if let Ok(mut unsynced) = self.unsynced.try_lock() {
             unsynced.clear();

@@ -9,25 +9,31 @@ use crate::engine::index::{SegmentInfo, SegmentState};
 use crate::engine::layout;
 use crate::engine::segment::{self, Opened, Segment};
 use crate::engine::tail::{Reservation, Tail};
+use crate::engine::turn;
 use crate::engine::usage::Account;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::{file, step};
 
 impl Log {
     /// Makes the next active segment, with room for a record of `len`, unless it is there. `make_room` sees to it
-    /// that so many bytes may be taken, and takes them. `ahead`: nobody waits for it.
+    /// that so many bytes may be taken, and takes them, or says that there is no room now. `ahead`: nobody waits for it, and
+    /// it waits for nobody. Says whether there is a next one.
     pub(crate) fn provide(
         &self,
         len: u32,
         ahead: bool,
-        make_room: &dyn Fn(u64) -> Result<Account>,
+        make_room: &dyn Fn(u64) -> Result<Option<Account>>,
         give_up: &dyn Fn() -> Result<bool>,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         // A rotation that needs the spare waits for it, and segments come into use in the order of their ids.
-        let mut spare = lock(&self.spare);
+        let mut spare = match self.spare.try_enter() {
+            Some(spare) => spare,
+            None if ahead => return Ok(true),
+            None => self.spare.enter().ok_or_else(|| turn::busy("reserve").with_path(&self.dir))?,
+        };
         self.wants_spare.store(false, Ordering::Relaxed);
         if spare.as_ref().is_some_and(|spare| spare.has_room(len, &self.index)) {
-            return Ok(());
+            return Ok(true);
         }
         if let Some(small) = spare.take() {
             // Others may need no more room than it has.
@@ -36,11 +42,13 @@ impl Log {
         *spare = match self.adopt(len)? {
             Some(orphan) => Some(orphan),
             None => {
-                let segment = self.create(make_room(self.len_for(len))?, ahead, give_up)?;
+                let made = make_room(self.len_for(len));
+                let Some(account) = self.spare.unless_given_up(made)? else { return Ok(false) };
+                let segment = self.spare.unless_given_up(self.create(account, ahead, give_up))?;
                 Some(Tail::new(segment, segment::HEADER_LEN as u32))
             }
         };
-        Ok(())
+        Ok(true)
     }
 
     /// Goes on with a segment whose owner is gone, if there is one with room for a record of `len`.

@@ -1,0 +1,124 @@
+//! What one process removes, the others let go of within about a second, though they do nothing: the space comes back.
+//! And what a leader did is done by another as soon after its death.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use keepwarm::{Builder, Cache, Timeout};
+
+use crate::crew::{self, Member, arguments};
+use crate::harness::Verdict;
+
+const KEYS: u64 = 500;
+/// Background threads look around once a second; a busy machine may need longer.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+const SHORT: Timeout = Timeout::After(Duration::from_millis(200));
+
+fn builder(dir: &Path) -> Builder {
+    Cache::builder(dir).max_entries(10_000).max_bytes(32 << 20)
+}
+
+fn value(seed: u64) -> Vec<u8> {
+    (0..8000).map(|n: u64| (n.wrapping_mul(31) + seed) as u8).collect()
+}
+
+/// A process that reads everything, so that all segments are mapped, keeps one value or none, and does nothing then.
+pub(crate) fn keep(arguments: &[String]) {
+    let [dir, kept] = arguments else { panic!("{arguments:?}") };
+    let cache = builder(Path::new(dir)).open().unwrap();
+    for n in 0..KEYS {
+        assert_eq!(cache.get_bytes(&n.to_string()).unwrap().as_deref(), Some(&value(n)[..]));
+    }
+    let kept: Option<u64> = kept.parse().ok();
+    let held = kept.map(|n| (n, cache.get_bytes(&n.to_string()).unwrap().unwrap()));
+    crew::ready();
+    if let Some((n, held)) = held {
+        assert_eq!(held, value(n)[..], "what is held stays as it was");
+        assert_ne!(cache.get_bytes(&n.to_string()).unwrap().unwrap(), value(n)[..]);
+    }
+}
+
+/// How many removed segments a process has mapped.
+fn removed_and_mapped(process: u32) -> usize {
+    let maps = fs::read_to_string(format!("/proc/{process}/maps")).unwrap();
+    maps.lines().filter(|line| line.contains(".seg") && line.ends_with("(deleted)")).count()
+}
+
+/// The bytes that files take in `dir`, directories left out.
+fn on_disk(dir: &Path) -> u64 {
+    let files = walkdir::WalkDir::new(dir).into_iter().map(|entry| entry.unwrap().metadata().unwrap());
+    files.filter(fs::Metadata::is_file).map(|file| file.blocks() * 512).sum()
+}
+
+/// Waits until `is_so`.
+fn until(what: &str, is_so: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < PATIENCE, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+pub(crate) fn what_is_removed_is_let_go_of() -> Verdict {
+    for (kept, most_mapped) in [("nothing", 0), ("77", 1)] {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().join("cache");
+        let cache = builder(&dir).open().unwrap();
+        let fill = |seed: u64| {
+            (0..KEYS)
+                .for_each(|n| cache.set_bytes(&n.to_string(), &value(n + seed), Timeout::Never).unwrap());
+        };
+        fill(0);
+        let mut idle = Member::start("keep", arguments![dir.display(), kept]);
+        assert_eq!(idle.hear(), "ready");
+        let process = idle.child.id();
+        (1..10).for_each(fill);
+        let began = Instant::now();
+        cache.maintain().unwrap();
+        until("an idle process lets go of what others removed", || {
+            removed_and_mapped(process) <= most_mapped
+        });
+        let took = began.elapsed();
+        println!(
+            "removed and let go of in {took:?}, where an idle process keeps {kept}: {most_mapped} segments stay"
+        );
+        assert_eq!(removed_and_mapped(process), most_mapped);
+        // It counts what is kept, and nothing else that is not there.
+        let segment = fs::read_dir(dir.join("segments")).unwrap().next().unwrap().unwrap();
+        let held = most_mapped as u64 * segment.metadata().unwrap().len();
+        until("the space is free", || {
+            cache.maintain().unwrap();
+            cache.stats().bytes <= on_disk(&dir) + held
+        });
+        idle.go();
+        idle.finish();
+        assert!(cache.check().unwrap().is_sound());
+    }
+    Ok(())
+}
+
+/// The first process in a directory, which leads: says so once it has removed something that expired.
+pub(crate) fn lead(arguments: &[String]) {
+    let [dir] = arguments else { panic!("{arguments:?}") };
+    let cache = builder(Path::new(dir)).open().unwrap();
+    cache.set("short", &0, SHORT).unwrap();
+    until("a leader reaps", || cache.stats().expired == 1);
+    crew::ready();
+}
+
+pub(crate) fn who_leads_is_followed() -> Verdict {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("cache");
+    let mut leader = Member::start("lead", arguments![dir.display()]);
+    assert_eq!(leader.hear(), "ready");
+    let cache = builder(&dir).open().unwrap();
+    leader.kill();
+    let died = Instant::now();
+    cache.set("short", &0, SHORT).unwrap();
+    until("another leads", || cache.stats().expired == 1);
+    println!("{:?} after its leader's death another process had reaped", died.elapsed());
+    Ok(())
+}
