@@ -10,7 +10,7 @@ use super::{
     Backend, Change, CheckReport, Claim, Claimed, Condition, Decoded, Expiry, Item, Limits, Matter,
     NewLimits, Outcome, ProcessStats, SharedValue, Spool, Stats, Stored, Streamed,
 };
-use crate::engine::directory::may_write;
+use crate::engine::directory::{check_there, may_write};
 use crate::engine::{Attached, Spooled};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
@@ -37,8 +37,7 @@ impl FileBackend {
 
     fn attach(dir: &Path, options: &Options) -> Result<Arc<Attached>> {
         if options.read_only {
-            // None is made, and an empty directory is left empty.
-            std::fs::metadata(dir.join("meta")).map_err(|e| Error::io("open", dir, e))?;
+            check_there(dir)?;
             let options = Options { keep_limits: true, ..options.clone() };
             return if may_write(dir)? {
                 Attached::open(dir, &options)

@@ -185,6 +185,15 @@ impl Directory {
     }
 }
 
+/// Fails unless there is a cache in the directory `dir`, which is left as it is.
+pub(crate) fn check_there(dir: &Path) -> Result<()> {
+    match fs::metadata(dir.join("meta")) {
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotADirectory => Err(not_a_directory(dir)),
+        Err(e) => Err(Error::io("open", dir, e)),
+    }
+}
+
 /// Whether this process may write to the cache directory at `dir` and all that is in it.
 pub(crate) fn may_write(dir: &Path) -> Result<bool> {
     let names = NAMES.iter().chain(&["locks", "snapshot.a", "snapshot.b"]);
@@ -240,16 +249,16 @@ pub(crate) fn refuse_network(path: &Path, options: &Options) -> Result<()> {
 pub(crate) fn find_or_make(path: &Path) -> Result<PathBuf> {
     let io_error = |e| Error::io("open", path, e);
     match fs::metadata(path) {
-        Ok(found) if !found.is_dir() => {
-            return Err(Error::new(ErrorKind::NotACache, "open")
-                .with_path(path)
-                .with_source("not a directory"));
-        }
+        Ok(found) if !found.is_dir() => return Err(not_a_directory(path)),
         Ok(_) => {}
         Err(e) if e.kind() == io::ErrorKind::NotFound => drop(file::create_dir(path).map_err(io_error)?),
         Err(e) => return Err(io_error(e)),
     }
     fs::canonicalize(path).map_err(io_error)
+}
+
+fn not_a_directory(path: &Path) -> Error {
+    Error::new(ErrorKind::NotACache, "open").with_path(path).with_source("not a directory")
 }
 
 /// Refuses a directory that holds anything but these names and what every cache directory may hold.
