@@ -87,6 +87,12 @@ impl Drop for Maintenance {
 
 impl Engine {
     fn run(&self) {
+        if self.looks_on() {
+            while !self.bell.wait(INTERVAL).stop {
+                if self.is_outdated() { self.log.let_go() } else { self.log.let_go_of_dropped() }
+            }
+            return;
+        }
         let interval = match self.options.durability {
             Durability::Interval(interval) => Some(interval),
             Durability::Buffered | Durability::Sync => None,
@@ -154,6 +160,9 @@ impl Engine {
 
     /// Does the background's work now, all of it.
     pub(crate) fn maintain(&self) -> Result<()> {
+        if self.looks_on() {
+            return Ok(());
+        }
         let _chores = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
         self.reap_all();
         self.keep_entries()?;

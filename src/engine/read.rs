@@ -274,7 +274,7 @@ impl Engine {
                 Some((slot, word)) => self.drop_damaged(slot, word),
                 None => {}
             }
-            if self.index.is_damaged(hash, &found) {
+            if self.index.is_damaged(hash, &found) && !self.looks_on() {
                 // Taking the lock wipes what does not fit its check. If somebody has it, they do.
                 if let Ok(locked) = self.index.lock(hash) {
                     self.note_wiped(locked.wiped());
@@ -374,15 +374,16 @@ impl Engine {
         }
     }
 
-    /// Removes an entry that turned out to be damaged, so that it is found and counted once.
+    /// Removes an entry that turned out to be damaged, so that it is found and counted once. An onlooker cannot.
     fn drop_damaged(&self, slot: Slot, word: Word) {
-        if self.evict(slot, word) {
+        // Where it stays, whoever reads it counts it.
+        if self.looks_on() || self.evict(slot, word) {
             self.counters.one(Counter::Corrupt);
             tracing::warn!(
                 dir = %self.dir.display(),
                 segment = word.segment(),
                 offset = word.offset(),
-                "a record is damaged; its key has no entry any more"
+                "a record is damaged; its key has no value"
             );
         }
     }

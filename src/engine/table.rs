@@ -52,6 +52,11 @@ impl Table {
         SegmentGuard { held: self.segments[self.place(id)].load(), id }
     }
 
+    /// The segments that are here.
+    pub(super) fn ids(&self) -> impl Iterator<Item = u32> {
+        self.segments.iter().filter_map(|place| place.load().as_ref().map(|segment| segment.id))
+    }
+
     /// Lets go of segment `id`, and returns it if it was here.
     pub(super) fn forget(&self, id: u32) -> Option<Arc<Segment>> {
         let place = &self.segments[self.place(id)];

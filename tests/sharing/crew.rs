@@ -110,6 +110,13 @@ impl Member {
         self.told.as_mut().unwrap().write_all(b"go\n").unwrap();
     }
 
+    /// Asks it something, and gives what it answers.
+    #[track_caller]
+    pub(crate) fn ask(&mut self, question: &str) -> String {
+        self.told.as_mut().unwrap().write_all(format!("{question}\n").as_bytes()).unwrap();
+        self.hear()
+    }
+
     /// Tells it to end.
     pub(crate) fn dismiss(&mut self) {
         self.told = None;
@@ -143,7 +150,12 @@ impl Drop for Member {
 /// Starts a process for each line of arguments, lets them begin at the same moment when all are ready, and gives
 /// what each said.
 pub(crate) fn together(role: &str, arguments: impl IntoIterator<Item = Vec<String>>) -> Vec<String> {
-    let mut crew: Vec<Member> = arguments.into_iter().map(|line| Member::start(role, line)).collect();
+    all_together(arguments.into_iter().map(|line| command(role, line)))
+}
+
+/// The same of processes that these commands start.
+pub(crate) fn all_together(commands: impl IntoIterator<Item = Command>) -> Vec<String> {
+    let mut crew: Vec<Member> = commands.into_iter().map(|mut command| Member::spawn(&mut command)).collect();
     for member in &mut crew {
         assert_eq!(member.hear(), "ready", "a process failed before it began");
     }

@@ -135,6 +135,12 @@ impl<'a> Worker<'a> {
         }
     }
 
+    /// Does one read.
+    pub(crate) fn look(&mut self) -> keepwarm::Result<()> {
+        let key = self.key();
+        self.get(key)
+    }
+
     fn name(key: u32) -> String {
         format!("key {key}")
     }

@@ -284,6 +284,7 @@ impl Blobs {
     }
 
     /// The names of all that are alive, as far as is known.
+    #[cfg(test)]
     pub(crate) fn names(&self) -> Vec<u128> {
         let known = self.lock();
         known.blobs.iter().filter(|(_, blob)| blob.life == Life::Alive).map(|(name, _)| *name).collect()

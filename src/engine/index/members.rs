@@ -35,7 +35,7 @@ const _: () = assert!(MOST_PROCESSES < NUMBER);
 pub(crate) struct Membership {
     /// The lock file; byte n stands for the process of number n. Without one, nobody else is alive.
     locks: Option<Arc<OwnFile>>,
-    /// 1 and up.
+    /// 1 and up; 0 of an onlooker, who is not in the table.
     number: u32,
     /// `incarnation | number`; what names this process.
     owner: u32,
@@ -47,8 +47,12 @@ impl Membership {
         Self { locks: Some(locks), number, owner: 0 }
     }
 
+    /// One who looks on: nobody knows of it, and it changes nothing.
+    pub(crate) fn of_onlooker(locks: Arc<OwnFile>) -> Self {
+        Self { locks: Some(locks), number: 0, owner: 0 }
+    }
+
     /// The only one there is.
-    #[cfg(test)]
     pub(crate) fn alone() -> Self {
         Self { locks: None, number: 1, owner: 0 }
     }
@@ -192,7 +196,14 @@ impl Index {
 
     /// Takes this process out of the table: it has nothing of the directory any more.
     pub(crate) fn leave(&self) {
-        self.member(self.membership.number)[0].fetch_and(!ATTACHED, Ordering::AcqRel);
+        if let Some(line) = self.own_line() {
+            line[0].fetch_and(!ATTACHED, Ordering::AcqRel);
+        }
+    }
+
+    /// The line of this process, if it has one.
+    fn own_line(&self) -> Option<&[AtomicU64]> {
+        (self.membership.number != 0).then(|| self.member(self.membership.number))
     }
 
     /// What names this process in the locks that it takes.
@@ -261,7 +272,9 @@ impl Index {
     /// Says that this process has let go of all segments that were dropped before the count of drops was `seen`, except
     /// for the bytes that it has said it keeps.
     pub(crate) fn acknowledge_drops(&self, seen: u64) {
-        self.member(self.membership.number)[1].fetch_max(seen, Ordering::AcqRel);
+        if let Some(line) = self.own_line() {
+            line[1].fetch_max(seen, Ordering::AcqRel);
+        }
     }
 
     /// How many drops everybody has seen who is attached.
@@ -272,9 +285,10 @@ impl Index {
 
     /// Says how many bytes this process keeps of what was dropped, and how many it is about to take.
     pub(crate) fn set_own_bytes(&self, held: u64, claimed: u64) {
-        let line = self.member(self.membership.number);
-        line[2].store(held, Ordering::Release);
-        line[3].store(claimed, Ordering::Release);
+        if let Some(line) = self.own_line() {
+            line[2].store(held, Ordering::Release);
+            line[3].store(claimed, Ordering::Release);
+        }
     }
 
     /// What other processes keep of what was dropped, or are about to take.

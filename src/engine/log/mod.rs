@@ -29,13 +29,14 @@ use super::tail::{Reservation, Tail};
 use super::turn::Queue;
 use super::usage::SpaceInUse;
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::file::HeldDirectory;
+use crate::sys::file::{Access, HeldDirectory};
 use crate::sys::step;
 use crate::sys::wait::Backoff;
 
 pub(crate) struct Log {
     dir: PathBuf,
     held: HeldDirectory,
+    access: Access,
     index: Arc<Index>,
     table: Table,
     space: SpaceInUse,
@@ -63,9 +64,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Log {
-    pub(crate) fn new(dir: &Path, index: Arc<Index>, space: SpaceInUse) -> Result<Self> {
+    /// With `access` to read, nothing may be asked of it but what is there.
+    pub(crate) fn new(dir: &Path, access: Access, index: Arc<Index>, space: SpaceInUse) -> Result<Self> {
         Ok(Self {
             dir: dir.to_owned(),
+            access,
             held: HeldDirectory::open(dir).map_err(|e| Error::io("open", dir, e))?,
             table: Table::new(index.geometry().segments),
             fixed_bytes: layout::fixed_bytes(index.geometry()),
@@ -151,7 +154,7 @@ impl Log {
         }
         drop(here);
         let path = self.dir.join(Segment::file_name(id));
-        match Segment::open(&path, id, &self.space) {
+        match Segment::open(&path, id, self.access, &self.space) {
             Ok(Opened::Segment(segment)) => {
                 // It is kept mapped and not open, as there are more segments than a process may have open files.
                 segment.seal();

@@ -64,7 +64,7 @@ impl Log {
             // Or a reader could enter another one over it, of which nobody knows that it is written to.
             let _opening = lock(&self.opening);
             self.table.forget(id);
-            let segment = match Segment::open(&path, id, &self.space) {
+            let segment = match Segment::open(&path, id, self.access, &self.space) {
                 Ok(Opened::Segment(segment)) => Arc::new(segment),
                 Ok(_) => {
                     self.index.seal_segment(id);

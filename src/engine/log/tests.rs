@@ -13,7 +13,7 @@ fn log_with_a_record(dir: &Path) -> (Arc<Index>, Log) {
     index.set_limits(limits, limits);
     let space = SpaceInUse::default();
     let segment = Segment::create(dir, 1, 16 << 10, false, &space).unwrap();
-    let log = Log::new(dir, index.clone(), space).unwrap();
+    let log = Log::new(dir, Access::ToWrite, index.clone(), space).unwrap();
     log.enter(vec![segment], Some((1, BEGIN)));
     drop(log.reserve(64).unwrap().unwrap());
     (index, log)
@@ -26,7 +26,9 @@ fn segment_of(tail: &Option<Tail>) -> Arc<Segment> {
 /// Another map of segment 1 takes the place of the one that is in the table.
 fn map_again(log: &Log) -> Arc<Segment> {
     let path = log.dir.join(Segment::file_name(1));
-    let Opened::Segment(again) = Segment::open(&path, 1, &log.space).unwrap() else { panic!() };
+    let Opened::Segment(again) = Segment::open(&path, 1, Access::ToWrite, &log.space).unwrap() else {
+        panic!()
+    };
     let again = Arc::new(again);
     log.table.enter(&again);
     again
@@ -59,7 +61,7 @@ fn a_segment_that_is_opened_while_it_is_taken_over_is_mapped_once() {
     let dir = tempfile::tempdir().unwrap();
     let (index, left) = log_with_a_record(dir.path());
     left.retire(false);
-    let log = Log::new(dir.path(), index.clone(), SpaceInUse::default()).unwrap();
+    let log = Log::new(dir.path(), Access::ToWrite, index.clone(), SpaceInUse::default()).unwrap();
     std::thread::scope(|scope| {
         // A reader is about to enter what it opened.
         let opening = lock(&log.opening);
@@ -149,7 +151,7 @@ fn what_was_taken_over_to_be_written_to_next_is_not_removed_with_what_it_has() {
     left.retire(false);
     let space = SpaceInUse::default();
     space.attach(index.clone());
-    let log = Log::new(dir.path(), index.clone(), space).unwrap();
+    let log = Log::new(dir.path(), Access::ToWrite, index.clone(), space).unwrap();
     log.provide(0, true, &|_| panic!("there is one to go on with"), &|| Ok(false)).unwrap();
     log.retire(true);
     assert_eq!(index.segment_state(1), Some(SegmentState::Sealed));
