@@ -63,8 +63,8 @@ impl Waits {
     }
 }
 
-#[cfg(feature = "failpoints")]
 /// What `what` gives, and how long it took, without what this thread waited for a processor.
+#[cfg(feature = "failpoints")]
 pub(crate) fn timed<T>(what: impl FnOnce() -> T) -> (T, Duration) {
     let waits = Waits::new();
     let (started, before) = (Instant::now(), waits.so_far());

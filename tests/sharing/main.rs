@@ -15,6 +15,7 @@ mod counting;
 mod crew;
 mod delays;
 mod descriptors;
+mod formats;
 mod histories;
 mod history;
 mod kills;
@@ -50,6 +51,7 @@ const ROLES: &[crew::Role] = &[
     ("miss", statistics::miss),
     ("count-at", paths::count_at),
     ("bound", paths::bound),
+    ("be-refused", formats::be_refused),
     ("keep", reclaim::keep),
     ("lead", reclaim::lead),
     #[cfg(feature = "failpoints")]
@@ -89,6 +91,7 @@ fn main() -> ExitCode {
         ("what_processes_count_is_added_up", statistics::are_added_up),
         ("by_any_path_it_is_one_directory", paths::by_any_path_it_is_one),
         ("by_a_bind_mount_it_is_one_directory", paths::by_a_bind_mount_it_is_one),
+        ("another_format_at_once_is_refused", formats::another_is_refused),
         ("what_one_process_removes_all_let_go_of", reclaim::what_is_removed_is_let_go_of),
         ("who_leads_is_followed_by_another", reclaim::who_leads_is_followed),
         ("descriptors_and_mappings_do_not_grow_with_handles_and_threads", descriptors::do_not_grow),
