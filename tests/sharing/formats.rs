@@ -11,7 +11,7 @@ use crate::harness::Verdict;
 pub(crate) fn be_refused(arguments: &[String]) {
     let [dir] = arguments else { panic!("{arguments:?}") };
     crew::ready();
-    let error = Cache::open(Path::new(dir)).err().expect("it is of another format");
+    let error = Cache::open(Path::new(dir)).expect_err("it is of another format");
     assert_eq!(error.kind(), ErrorKind::UnsupportedFormat, "{error}");
     assert_eq!(error.path(), Some(&*Path::new(dir).join("meta")));
 }
