@@ -162,7 +162,7 @@ impl Backend for FileBackend {
     }
 
     fn stream(&self, key: &str) -> Result<Option<Streamed>> {
-        self.engine()?.get()?.stream(key.as_bytes())
+        self.engine()?.into_attached()?.stream(key.as_bytes())
     }
 
     fn spool(&self) -> Result<Option<Box<dyn Spool>>> {

@@ -227,8 +227,8 @@ impl Attached {
     }
 
     /// The live entry of `key`, to be read piece by piece if it is large.
-    pub(crate) fn stream(&self, key: &[u8]) -> Result<Option<Streamed>> {
-        self.engine.stream(key, &Arc::downgrade(&self.engine))
+    pub(crate) fn stream(self: &Arc<Self>, key: &[u8]) -> Result<Option<Streamed>> {
+        self.engine.stream(key, &Arc::downgrade(self))
     }
 
     /// Leaves the directory. The last process makes everything durable and says so, so that the next to open finds the index

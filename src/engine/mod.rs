@@ -193,4 +193,7 @@ impl Engine {
 }
 
 #[cfg(test)]
+#[path = "tests/publication.rs"]
+mod publication;
+#[cfg(test)]
 mod tests;

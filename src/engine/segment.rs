@@ -200,7 +200,12 @@ impl Segment {
         Some(Pin(self.clone()))
     }
 
-    /// Says that its file is removed: its bytes count as this process's own for as long as it is mapped.
+    /// Whether the program holds values in it.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pins.load(Ordering::Relaxed) > 0
+    }
+
+    /// Says that its file is removed, or may be without notice: its bytes count as this process's own for as long as it is mapped.
     pub(crate) fn count_as_held(&self) {
         if self.hold.bytes.swap(self.len(), Ordering::AcqRel) == 0 {
             self.hold.space.hold(self.len());
@@ -428,6 +433,12 @@ impl Segment {
 
     pub(crate) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
+    }
+
+    /// How often it was to be synced.
+    #[cfg(test)]
+    pub(crate) fn syncs(&self) -> u64 {
+        self.sync.asked.load(Ordering::Acquire)
     }
 }
 

@@ -65,8 +65,9 @@ impl Table {
         replaced.as_ref().is_some_and(|segment| segment.id == id).then_some(here)
     }
 
-    pub(super) fn clear(&self) {
-        self.segments.iter().for_each(|place| place.store(None));
+    /// Lets go of all segments, and returns them one by one.
+    pub(super) fn drain(&self) -> impl Iterator<Item = Arc<Segment>> {
+        self.segments.iter().filter_map(|place| place.swap(None))
     }
 
     /// Fetches the record that `word` names ahead of its use, without holding its segment: what holding it waits

@@ -13,7 +13,9 @@ mod rng;
 mod checker;
 mod counting;
 mod crew;
+mod delays;
 mod descriptors;
+mod formats;
 mod histories;
 mod history;
 mod kills;
@@ -53,6 +55,7 @@ const ROLES: &[crew::Role] = &[
     ("bound", paths::bound),
     ("serve", read_only::serve),
     ("see-all", read_only::see_all),
+    ("be-refused", formats::be_refused),
     ("keep", reclaim::keep),
     ("lead", reclaim::lead),
     #[cfg(feature = "failpoints")]
@@ -82,6 +85,10 @@ fn main() -> ExitCode {
             "large_values_are_whole_whoever_removes_them_and_nothing_is_left",
             large::values_are_whole_and_nothing_is_left,
         ),
+        (
+            "the_machine_is_blamed_for_one_wait_of_another",
+            delays::the_machine_is_blamed_for_one_wait_of_another,
+        ),
         ("the_death_of_any_process_harms_nobody", kills::the_death_of_any_harms_nobody),
         #[cfg(feature = "failpoints")]
         ("a_process_that_stands_still_holds_up_its_own_bucket_alone", stopped::holds_up_its_own_bucket_alone),
@@ -97,6 +104,7 @@ fn main() -> ExitCode {
         ("who_may_not_write_reads_what_was_left", read_only::reads_what_was_left),
         ("who_may_not_write_lets_go_of_what_was_removed", read_only::lets_go_of_what_was_removed),
         ("a_read_only_file_system_is_read", read_only::file_system_is_read),
+        ("another_format_at_once_is_refused", formats::another_is_refused),
         ("what_one_process_removes_all_let_go_of", reclaim::what_is_removed_is_let_go_of),
         ("who_leads_is_followed_by_another", reclaim::who_leads_is_followed),
         ("descriptors_and_mappings_do_not_grow_with_handles_and_threads", descriptors::do_not_grow),

@@ -303,8 +303,18 @@ impl Index {
     }
 
     /// The bytes in use: of all segments and blobs, and of what processes keep or are about to take.
+    ///
+    /// What a process has claimed becomes a segment, and a segment that goes becomes what a process keeps. So processes are
+    /// asked before and after, and the greater counts: nothing slips through on its way.
     pub(crate) fn used_bytes(&self) -> u64 {
-        let processes = self.attached().map(|number| self.bytes_of(number)).fold(0, u64::saturating_add);
-        self.segment_bytes().saturating_add(self.blob_bytes()).saturating_add(processes)
+        let before: Vec<_> = self.attached().map(|number| (number, self.bytes_of(number))).collect();
+        let mut sum = self.segment_bytes().saturating_add(self.blob_bytes());
+        let mut before = before.into_iter().peekable();
+        for number in self.attached() {
+            while before.next_if(|(other, _)| *other < number).is_some() {}
+            let was = before.next_if(|(other, _)| *other == number).map_or(0, |(_, bytes)| bytes);
+            sum = sum.saturating_add(was.max(self.bytes_of(number)));
+        }
+        sum
     }
 }

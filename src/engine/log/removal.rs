@@ -1,7 +1,7 @@
 //! How segments go: emptied, removed with a checkpoint, dropped until all processes have let go of them.
 
 use std::io;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use super::{Log, lock};
 use crate::engine::index::SegmentState;
@@ -53,6 +53,8 @@ impl Log {
     pub(crate) fn let_go_of_dropped(&self) {
         let seen = self.index.drops();
         self.drops_seen.store(seen, Ordering::Relaxed);
+        // One that another thread is opening: see `open`.
+        fence(Ordering::SeqCst);
         // An onlooker may come so late that a segment's place is free, or another's.
         for id in self.table.ids().filter(|id| !self.is_made(*id)) {
             self.forget(id);

@@ -167,7 +167,7 @@ impl Log {
         }
     }
 
-    fn make(&self, id: u32, len: u64, zeroed: bool) -> Result<Arc<Segment>> {
+    pub(super) fn make(&self, id: u32, len: u64, zeroed: bool) -> Result<Arc<Segment>> {
         let segment = Segment::create(&self.dir, id, len, zeroed, &self.space)?;
         // Or a power cut could take the file with all that was synced into it.
         if let Err(e) = file::sync_dir(&self.dir) {
