@@ -376,6 +376,20 @@ pub(crate) fn see_all(arguments: &[String]) {
         let opened = Cache::builder(mount.join(name)).open();
         assert!(opened.is_err(), "to write");
     }
+    for name in ["damaged-index", "damaged-log"] {
+        let mut reader = Member::start("serve", arguments!["read", mount.join(name).display()]);
+        assert_eq!(reader.hear(), "open", "{name}");
+        for _ in 0..2 {
+            let missed = (0..100).filter(|n| {
+                let got = reader.ask(&format!("get {n}"));
+                assert!(got == "None" || got == some(*n), "{name}: {got}");
+                got == "None"
+            });
+            assert!(missed.count() > 50, "{name}");
+        }
+        assert_ne!(reader.ask("check"), "[]", "{name}");
+        reader.finish();
+    }
     for (name, kind) in [("no-index", "Io"), ("no-index-in-it", "Corrupt"), ("empty", "Io"), ("none", "Io")] {
         let mut reader = Member::start("serve", arguments!["read", mount.join(name).display()]);
         assert_eq!(reader.hear(), kind, "{name}");
@@ -388,10 +402,20 @@ pub(crate) fn file_system_is_read() -> Verdict {
     for name in ["mount", "empty"] {
         fs::create_dir(at(name)).unwrap();
     }
-    let dirs = ["closed", "no-index", "no-index-in-it"].map(at);
+    let dirs = ["closed", "no-index", "no-index-in-it", "damaged-index", "damaged-log"].map(at);
     dirs.iter().for_each(|dir| fill(&writer(dir)));
     fs::remove_file(dirs[1].join("index")).unwrap();
     fs::write(dirs[2].join("index"), b"").unwrap();
+    let spoil = |path: &Path, from: usize| {
+        let mut bytes = fs::read(path).unwrap();
+        bytes[from..].iter_mut().filter(|byte| **byte != 0).for_each(|byte| *byte ^= 0x55);
+        fs::write(path, bytes).unwrap();
+    };
+    // Behind the table of processes: the buckets, and places of segments that there are not.
+    spoil(&dirs[3].join("index"), fs::metadata(dirs[3].join("index")).unwrap().len() as usize / 2);
+    for segment in fs::read_dir(dirs[4].join("segments")).unwrap() {
+        spoil(&segment.unwrap().path(), 64);
+    }
     let left = at("left");
     fill(&writer(&left));
     let mut one = process(&left);
@@ -399,7 +423,7 @@ pub(crate) fn file_system_is_read() -> Verdict {
         assert_eq!(one.ask(&format!("set {n} {n}")), "()");
     }
     one.kill();
-    let script = "mount -t tmpfs none \"$0/mount\" && (cd \"$0\" && cp -a closed left no-index* empty mount) \
+    let script = "mount -t tmpfs none \"$0/mount\" && (cd \"$0\" && cp -a closed left no-index* damaged* empty mount) \
         && mount -o remount,ro \"$0/mount\"";
     mount::run(script, home.path(), "--role see-all")
 }
