@@ -168,4 +168,7 @@ impl Engine {
 }
 
 #[cfg(test)]
+#[path = "tests/publication.rs"]
+mod publication;
+#[cfg(test)]
 mod tests;

@@ -162,9 +162,7 @@ mod tests {
 
     #[test]
     fn every_access_is_bounded() {
-        let file = tempfile::tempfile().unwrap();
-        file.set_len(4096).unwrap();
-        let map = Map::new(&file, 4096).unwrap();
+        let map = Map::anonymous(4096).unwrap();
         assert!(map.fill(4090, b"abcdef"));
         assert!(!map.fill(4091, b"abcdef"));
         assert!(!map.fill(usize::MAX, b"a"));
@@ -173,6 +171,43 @@ mod tests {
         assert_eq!(map.bytes(usize::MAX, 2), None);
         assert!(map.word32(4092).is_some() && map.word32(4096).is_none() && map.word32(2).is_none());
         assert_eq!(map.words().len(), 512);
+        map.prefetch(0);
+        map.prefetch(4096);
+    }
+
+    #[test]
+    fn a_file_is_as_long_as_what_is_mapped_of_it() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        let map = Map::new(&file, 4096).unwrap();
+        assert!(map.fill(0, b"seen in the file"));
+        let mut seen = [0; 4];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut seen, 0).unwrap();
+        assert_eq!(&seen, b"seen");
         assert!(Map::new(&file, 8192).is_err());
+    }
+
+    /// Plain bytes that are filled by one thread and read by another when a word says so.
+    #[test]
+    fn bytes_are_published_by_a_word() {
+        use crate::sys::atomic::Ordering;
+        let map = Map::anonymous(4096).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for at in 1..64usize {
+                    assert!(map.fill(at * 64, &[at as u8; 64]));
+                    map.words()[0].store(at as u64, Ordering::Release);
+                }
+            });
+            let mut last = 0;
+            while last < 63 {
+                let at = map.words()[0].load(Ordering::Acquire) as usize;
+                assert!(at >= last);
+                if at > 0 {
+                    assert_eq!(map.bytes(at * 64, 64), Some(&[at as u8; 64][..]));
+                }
+                last = at;
+            }
+        });
     }
 }

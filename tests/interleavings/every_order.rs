@@ -1,13 +1,14 @@
 //! Small scenarios in every order, and that each notices what it is there for.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Instant;
 
+use loom::sync::atomic::{AtomicBool, fence};
 use loom::thread;
 
 use crate::engine::index::SegmentState;
+use crate::expected::{fails, quieten};
 use crate::member::{Member, SEGMENT, TINY, members};
 use crate::sys::machine::{Fault, Machine, Memory};
 
@@ -19,6 +20,7 @@ const MORE: usize = 3;
 
 /// Runs `scenario` in every order, and says how many there were.
 fn explore(name: &str, preemptions: usize, scenario: impl Fn() + Send + Sync + 'static) {
+    quieten();
     let (count, started) = (Arc::new(AtomicUsize::new(0)), Instant::now());
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions);
@@ -35,8 +37,8 @@ fn explore(name: &str, preemptions: usize, scenario: impl Fn() + Send + Sync + '
 
 /// Runs `scenario` until something does not hold in it, which has to happen.
 fn notices(name: &str, preemptions: usize, scenario: impl Fn() + Send + Sync + 'static) {
-    let found = catch_unwind(AssertUnwindSafe(|| explore(name, preemptions, scenario)));
-    assert!(found.is_err(), "{name}: not noticed");
+    assert!(fails(|| explore(name, preemptions, scenario)), "{name}: not noticed");
+    println!("{name}: noticed");
 }
 
 fn world(fault: Fault, count: u32) -> Vec<Arc<Member>> {
@@ -111,20 +113,29 @@ fn of_two_writers_of_a_key_the_later_one_wins_and_it_is_counted_once() {
     notices("locks that do not lock", PREEMPTIONS, || publish_against_publish(Fault::BlindSwaps));
 }
 
-/// The one process drops a segment that the other has mapped, and puts something else in its place. The word is gone; a
-/// reader that found it before goes on with the record.
-fn drop_against_read(lets_go: bool) {
+/// Seals and empties the segment: no word names it any more.
+fn empty(member: &Member) {
+    let index = &member.index;
+    assert!(index.move_segment(SEGMENT, SegmentState::Active, SegmentState::Sealed));
+    assert!(index.move_segment(SEGMENT, SegmentState::Sealed, SegmentState::Emptied));
+}
+
+/// Drops the segment, and frees its place if all have let go of it. Says whether that is so.
+fn drop_and_free(member: &Member, asks: bool) -> bool {
+    member.index.drop_segment(SEGMENT);
+    assert!(member.keep_up(SEGMENT));
+    member.index.free_dropped(if asks { member.index.drops_seen_by_all() } else { u64::MAX });
+    member.index.segment(SEGMENT).is_none()
+}
+
+/// The one process drops a segment that the other has mapped, and puts something else in its place.
+fn drop_against_letting_go(lets_go: bool) {
     let world = world(Fault::None, 2);
     world[0].set(1, 1);
     world[0].delete(1);
-    let index = &world[0].index;
-    assert!(index.move_segment(SEGMENT, SegmentState::Active, SegmentState::Sealed));
-    assert!(index.move_segment(SEGMENT, SegmentState::Sealed, SegmentState::Emptied));
+    empty(&world[0]);
     let dropper = on(&world[0], |member| {
-        member.index.drop_segment(SEGMENT);
-        assert!(member.keep_up(SEGMENT));
-        member.index.free_dropped(member.index.drops_seen_by_all());
-        if member.index.segment(SEGMENT).is_none() {
+        if drop_and_free(member, true) {
             member.free(1);
         }
     });
@@ -135,8 +146,90 @@ fn drop_against_read(lets_go: bool) {
 
 #[test]
 fn a_segment_is_freed_when_everybody_has_let_go_of_it() {
-    explore("drop of a segment against read", MORE, || drop_against_read(true));
-    notices("a process that keeps what it says it let go of", MORE, || drop_against_read(false));
+    explore("drop of a segment against who lets go of it", MORE, || drop_against_letting_go(true));
+    notices("a process that keeps what it says it let go of", MORE, || drop_against_letting_go(false));
+}
+
+/// A reader has found a word. Its record is superseded, and its segment emptied, dropped and freed; a newer record comes
+/// into a segment in the same place. The reader goes on with the record it has found, until its call is over.
+fn drop_against_read(asks: bool) {
+    let world = world(Fault::None, 2);
+    assert!(world[0].set(1, 1));
+    // The other place is taken.
+    assert!(world[0].index.begin_segment(4096).is_some());
+    let remove = move |member: &Member| {
+        assert!(member.delete(1));
+        empty(member);
+        if drop_and_free(member, asks) {
+            member.free(1);
+            let next = member.index.begin_segment(4096).expect("a place is free");
+            assert!(member.index.move_segment(next, SegmentState::Unborn, SegmentState::Active));
+            assert_eq!(next % TINY.segments, SEGMENT % TINY.segments);
+            assert!(member.set_in(next, 1, 2));
+        }
+    };
+    let (reader, mut remover) = (&world[1], None);
+    reader.get_and(1, || remover = Some(on(&world[0], remove)));
+    reader.keep_up(SEGMENT);
+    reader.get(1);
+    remover.expect("it was there").join().unwrap();
+}
+
+#[test]
+fn a_reader_goes_on_with_what_it_has_found_until_its_call_is_over() {
+    explore("drop of a segment against read", FEWER, || drop_against_read(true));
+    notices("a place that is freed without asking", FEWER, || drop_against_read(false));
+}
+
+/// What is left out of opening a segment that another process made.
+#[derive(Clone, Copy, PartialEq)]
+enum LeftOut {
+    Nothing,
+    SecondLook,
+    Fences,
+}
+
+/// A thread opens a segment, another of the same process lets go of what is dropped, while a third, of another process,
+/// drops it. Whether it is mapped is the process's own affair, in memory that its threads share.
+fn open_against_drop(left_out: LeftOut) {
+    let world = world(Fault::None, 2);
+    empty(&world[0]);
+    let mapped = Arc::new(AtomicBool::new(false));
+    let fenced = move || {
+        if left_out != LeftOut::Fences {
+            fence(SeqCst);
+        }
+    };
+    let dropper = on(&world[0], |member| _ = drop_and_free(member, true));
+    let map = mapped.clone();
+    let opener = on(&world[1], move |member| {
+        let is_there = || member.index.segment_state(SEGMENT) == Some(SegmentState::Emptied);
+        if is_there() {
+            map.store(true, SeqCst);
+            fenced();
+            if left_out != LeftOut::SecondLook && !is_there() {
+                map.store(false, SeqCst);
+            }
+        }
+    });
+    let seen = world[1].index.drops();
+    let dropped = world[1].index.segment_state(SEGMENT) == Some(SegmentState::Dropped);
+    fenced();
+    if dropped && mapped.load(SeqCst) {
+        mapped.store(false, SeqCst);
+    }
+    world[1].index.acknowledge_drops(seen);
+    dropper.join().unwrap();
+    opener.join().unwrap();
+    let acknowledged = seen == world[1].index.drops();
+    assert!(!acknowledged || !mapped.load(SeqCst), "what it says it let go of is mapped");
+}
+
+#[test]
+fn a_segment_that_is_opened_while_it_is_dropped_is_let_go_of() {
+    explore("drop of a segment against its opening", PREEMPTIONS, || open_against_drop(LeftOut::Nothing));
+    notices("no second look after opening", PREEMPTIONS, || open_against_drop(LeftOut::SecondLook));
+    notices("no fences between the looks", PREEMPTIONS, || open_against_drop(LeftOut::Fences));
 }
 
 /// A process says that it keeps a segment that was dropped, and its place is freed, while another counts.

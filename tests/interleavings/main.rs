@@ -29,6 +29,8 @@ mod engine;
 #[cfg(test)]
 mod every_order;
 #[cfg(test)]
+mod expected;
+#[cfg(test)]
 mod member;
 #[cfg(test)]
 mod random_orders;

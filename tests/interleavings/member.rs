@@ -47,6 +47,11 @@ pub(crate) fn members(machine: &Arc<Machine>, count: u32) -> Vec<Arc<Member>> {
 impl Member {
     /// Publishes a record of a key. `false` if the lock was stolen meanwhile.
     pub(crate) fn set(&self, key: u64, record: u32) -> bool {
+        self.set_in(SEGMENT, key, record)
+    }
+
+    /// The same, where the record is in another segment.
+    pub(crate) fn set_in(&self, segment: u32, key: u64, record: u32) -> bool {
         let index = &self.index;
         let locked = index.lock(key).expect("nobody is stopped");
         let old = index.find(key, |_| Probe::Match).entry;
@@ -58,7 +63,7 @@ impl Member {
         let slot = old.map_or_else(|| locked.vacant().unwrap().slot, |(slot, _)| slot);
         let stamp = u64::from(generation) << 32 | index.next_sequence();
         self.process.record(record).store(stamp, Relaxed);
-        locked.set(slot, Word::new(key, SEGMENT, record * 8));
+        locked.set(slot, Word::new(key, segment, record * 8));
         locked.unlock().is_ok()
     }
 
@@ -78,7 +83,13 @@ impl Member {
 
     /// The record of a key and its stamp.
     pub(crate) fn get(&self, key: u64) -> Option<(u32, u64)> {
+        self.get_and(key, || {})
+    }
+
+    /// The same, with something done when the word is found and the record not read yet.
+    pub(crate) fn get_and(&self, key: u64, between: impl FnOnce()) -> Option<(u32, u64)> {
         let found = self.index.find(key, |_| Probe::Match);
+        between();
         let read = found.entry.map(|(_, word)| (word.offset() / 8, self.stamp(word.offset() / 8)));
         assert!(!self.index.is_damaged(key, &found), "what nobody damaged was taken for damaged");
         if let Some((record, stamp)) = read {

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+#[cfg(feature = "failpoints")]
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
@@ -43,17 +44,27 @@ impl Waits {
         Self(File::open("/proc/thread-self/schedstat").ok())
     }
 
+    /// Of any thread; `None` if it is gone, or the kernel does not tell.
+    pub(crate) fn of(process: u32, thread: u32) -> Option<u64> {
+        let file = File::open(format!("/proc/{process}/task/{thread}/schedstat")).ok()?;
+        Self::read(&file)
+    }
+
     /// Nanoseconds since the thread began; 0 where the kernel does not tell.
     pub(crate) fn so_far(&self) -> u64 {
+        self.0.as_ref().and_then(Self::read).unwrap_or(0)
+    }
+
+    fn read(file: &File) -> Option<u64> {
         let mut text = [0; 64];
-        let read = self.0.as_ref().and_then(|file| file.read_at(&mut text, 0).ok()).unwrap_or(0);
-        let text = std::str::from_utf8(&text[..read]).unwrap();
-        text.split_whitespace().nth(1).map_or(0, number)
+        let read = file.read_at(&mut text, 0).ok()?;
+        let text = std::str::from_utf8(&text[..read]).ok()?;
+        text.split_whitespace().nth(1).map(number)
     }
 }
 
-#[cfg(feature = "failpoints")]
 /// What `what` gives, and how long it took, without what this thread waited for a processor.
+#[cfg(feature = "failpoints")]
 pub(crate) fn timed<T>(what: impl FnOnce() -> T) -> (T, Duration) {
     let waits = Waits::new();
     let (started, before) = (Instant::now(), waits.so_far());

@@ -13,7 +13,9 @@ mod rng;
 mod checker;
 mod counting;
 mod crew;
+mod delays;
 mod descriptors;
+mod formats;
 mod histories;
 mod history;
 mod kills;
@@ -49,6 +51,7 @@ const ROLES: &[crew::Role] = &[
     ("miss", statistics::miss),
     ("count-at", paths::count_at),
     ("bound", paths::bound),
+    ("be-refused", formats::be_refused),
     ("keep", reclaim::keep),
     ("lead", reclaim::lead),
     #[cfg(feature = "failpoints")]
@@ -74,6 +77,10 @@ fn main() -> ExitCode {
             "large_values_are_whole_whoever_removes_them_and_nothing_is_left",
             large::values_are_whole_and_nothing_is_left,
         ),
+        (
+            "the_machine_is_blamed_for_one_wait_of_another",
+            delays::the_machine_is_blamed_for_one_wait_of_another,
+        ),
         ("the_death_of_any_process_harms_nobody", kills::the_death_of_any_harms_nobody),
         #[cfg(feature = "failpoints")]
         ("a_process_that_stands_still_holds_up_its_own_bucket_alone", stopped::holds_up_its_own_bucket_alone),
@@ -84,6 +91,7 @@ fn main() -> ExitCode {
         ("what_processes_count_is_added_up", statistics::are_added_up),
         ("by_any_path_it_is_one_directory", paths::by_any_path_it_is_one),
         ("by_a_bind_mount_it_is_one_directory", paths::by_a_bind_mount_it_is_one),
+        ("another_format_at_once_is_refused", formats::another_is_refused),
         ("what_one_process_removes_all_let_go_of", reclaim::what_is_removed_is_let_go_of),
         ("who_leads_is_followed_by_another", reclaim::who_leads_is_followed),
         ("descriptors_and_mappings_do_not_grow_with_handles_and_threads", descriptors::do_not_grow),

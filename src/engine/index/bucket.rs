@@ -144,7 +144,7 @@ mod tests {
         let check = bucket.computed_check();
         for slot in SLOTS {
             for byte in 0..8 {
-                for flip in 1..=255u64 {
+                for flip in (1..=255u64).step_by(if cfg!(miri) { 50 } else { 1 }) {
                     let before = bucket.word(slot);
                     bucket.set_word(slot, Word(before.0 ^ flip << (8 * byte)));
                     assert_ne!(bucket.computed_check(), check, "slot {slot} byte {byte} flip {flip:#x}");

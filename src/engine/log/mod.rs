@@ -17,7 +17,7 @@ mod supply;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::index::{Index, SegmentInfo, SegmentState, Word};
@@ -156,7 +156,9 @@ impl Log {
                 // It is kept mapped and not open, as there are more segments than a process may have open files.
                 segment.seal();
                 self.table.enter(&Arc::new(segment));
-                // Its removal may have gone unnoticed if it came since.
+                // Its removal may have gone unnoticed if it came since. The fence goes with the one of `let_go_of_dropped`:
+                // either this thread sees that it was dropped, or the other one that it is in the table.
+                fence(Ordering::SeqCst);
                 if !self.is_there(id) {
                     self.forget(id);
                 }

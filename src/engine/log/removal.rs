@@ -1,7 +1,7 @@
 //! How segments go: emptied, removed with a checkpoint, dropped until all processes have let go of them.
 
 use std::io;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use super::{Log, lock};
 use crate::engine::index::SegmentState;
@@ -53,9 +53,10 @@ impl Log {
     pub(crate) fn let_go_of_dropped(&self) {
         let seen = self.index.drops();
         self.drops_seen.store(seen, Ordering::Relaxed);
-        for segment in self.index.segments_in(SegmentState::Dropped) {
-            self.forget(segment.id);
-        }
+        let dropped = self.index.segments_in(SegmentState::Dropped);
+        // One that another thread is opening: see `open`.
+        fence(Ordering::SeqCst);
+        dropped.iter().for_each(|segment| self.forget(segment.id));
         self.index.acknowledge_drops(seen);
     }
 
