@@ -190,7 +190,7 @@ impl Engine {
     pub(super) fn clean_up_after_dead(&self) {
         if self.index.bury_dead() {
             self.index.set_wants_recount(true);
-            self.log.remove_unborn();
+            self.log.give_up_unborn();
             // What they wrote is as durable as they promised, a little later.
             warn_of("sync what a dead process wrote", self.log.sync(false));
             // A blob that was about to be counted may never be.

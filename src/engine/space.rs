@@ -245,8 +245,6 @@ impl Engine {
         // One segment at a time, as others may be waiting, and more than this is to be done.
         let Some(turn) = self.space_turn_now()? else { return Ok(false) };
         self.clean_up_after_dead();
-        // Once more, if the disk refused to have one removed.
-        self.log.remove_unborn();
         self.log.free_dropped();
         self.log.seal_orphans(ORPHANS);
         let more = self.compact_one(quiet);

@@ -102,12 +102,13 @@ impl Log {
         }
     }
 
-    /// Removes what the dead were making.
-    pub(crate) fn remove_unborn(&self) {
+    /// Has what the dead were making removed with the next checkpoint, and with another if the disk refuses.
+    pub(crate) fn give_up_unborn(&self) {
         for SegmentInfo { id, owner, .. } in self.index.segments_in(SegmentState::Unborn) {
-            // One that has no owner yet was begun at this moment.
+            // One that has no owner yet was begun at this moment. One whose owner has left since it was found was made whole
+            // before, and is not unborn any more.
             if owner != 0 && !self.index.is_alive(owner) {
-                self.discard(id);
+                self.index.move_segment(id, SegmentState::Unborn, SegmentState::Emptied);
             }
         }
     }

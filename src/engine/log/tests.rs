@@ -108,7 +108,7 @@ fn what_others_have_begun_at_this_moment_is_not_taken_for_what_the_dead_left() {
     let begun = index.begin_segment(16 << 10).unwrap();
     // Its owner is not noted yet.
     index.leave_segment(begun);
-    log.remove_unborn();
+    log.give_up_unborn();
     assert_eq!(index.segment_state(begun), Some(SegmentState::Unborn));
 }
 

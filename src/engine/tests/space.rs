@@ -252,7 +252,6 @@ fn values_that_are_held_keep_a_part_of_the_log_at_most() {
 fn what_one_who_died_had_begun_goes_even_if_it_could_not_at_first() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
-    let _alone = engine.chores.lock().unwrap();
     let file = |name| std::fs::File::options().read(true).write(true).open(dir.path().join(name)).unwrap();
     // One that never had the byte of its number.
     let dead = Membership::new(Arc::new(OwnFile::new(file("locks"))), 77);
@@ -260,10 +259,10 @@ fn what_one_who_died_had_begun_goes_even_if_it_could_not_at_first() {
     let path = dir.path().join("segments").join(Segment::file_name(begun));
     // It cannot be unlinked.
     std::fs::create_dir(&path).unwrap();
-    engine.keep_space(false).unwrap();
-    assert_eq!(engine.index.segment_state(begun), Some(SegmentState::Unborn));
+    engine.maintain().unwrap();
+    assert_eq!(engine.index.segment_state(begun), Some(SegmentState::Emptied));
     std::fs::remove_dir(&path).unwrap();
-    engine.keep_space(false).unwrap();
+    engine.maintain().unwrap();
     assert_eq!(engine.index.segment_state(begun), None, "its bytes count no more");
 }
 
