@@ -78,7 +78,17 @@ impl Turn {
         i64::from(MOST_PROCESSES) + 1 + self as i64
     }
 
-    /// How long the turn of another process is waited for: so long that only one that is stopped is not done.
+    /// Where it is counted how often the turn was taken, for those that are waited for.
+    fn count_at(self) -> Option<usize> {
+        match self {
+            Self::Leadership | Self::Counting => None,
+            Self::Space => Some(at::TURNS),
+            Self::Admission => Some(at::TURNS + 1),
+            Self::Culling => Some(at::TURNS + 2),
+        }
+    }
+
+    /// How long one that has the turn is waited for: so long that only one that is stopped is not done.
     pub(crate) fn patience(self) -> Duration {
         match self {
             Self::Leadership | Self::Counting => Duration::ZERO,
@@ -127,13 +137,21 @@ impl Index {
         };
         let taken = lock::try_lock(locks, turn.byte());
         let taken = taken.map_err(|e| Error::new(ErrorKind::Io, "lock the directory").with_source(e))?;
+        if taken && let Some(count) = turn.count_at() {
+            self.words()[count].fetch_add(1, Ordering::Relaxed);
+        }
         Ok(taken.then_some(HeldTurn { locks: Some(locks), turn }))
+    }
+
+    /// How often the turn was taken.
+    fn turns(&self, turn: Turn) -> u64 {
+        turn.count_at().map_or(0, |count| self.words()[count].load(Ordering::Relaxed))
     }
 
     /// The same, but waits for another process.
     ///
     /// # Errors
-    /// `Busy` if it takes too long, so long that it must be stopped; or if the kernel refuses.
+    /// `Busy` if one that has it takes so long that it must be stopped, or very many were faster; or if the kernel refuses.
     pub(crate) fn wait_for(&self, turn: Turn) -> Result<HeldTurn<'_>> {
         let Waited::Turn(held) = self.wait_for_turn(turn, || Ok(None::<Infallible>))?;
         Ok(held)
@@ -149,13 +167,21 @@ impl Index {
         mut instead: impl FnMut() -> Result<Option<I>>,
     ) -> Result<Waited<HeldTurn<'_>, I>> {
         const ASKED_EVERY: Duration = Duration::from_millis(1);
+        /// Where many wait for the turn, and each takes its time.
+        const MOST_TURNS: u32 = 6;
         let (mut wait, started) = (Backoff::default(), Instant::now());
         let mut asked = started;
+        // Whoever had it at first may be done: then nobody is stopped yet.
+        let (mut turns, mut turned) = (self.turns(turn), started);
         loop {
             if let Some(held) = self.take_turn(turn)? {
                 return Ok(Waited::Turn(held));
             }
-            if started.elapsed() > turn.patience() {
+            let now = self.turns(turn);
+            if now != turns {
+                (turns, turned) = (now, Instant::now());
+            }
+            if turned.elapsed() > turn.patience() || started.elapsed() > MOST_TURNS * turn.patience() {
                 return Err(Error::new(ErrorKind::Busy, "lock the directory").with_source(MAY_BE_STOPPED));
             }
             if asked.elapsed() > ASKED_EVERY {

@@ -98,6 +98,8 @@ mod at {
     pub(super) const ASKED_BYTES: usize = 59;
     /// How often the file was given up for another one.
     pub(super) const GIVEN_UP: usize = 60;
+    /// How often each of the turns that are waited for was taken.
+    pub(super) const TURNS: usize = 61;
 }
 /// The word of the header that [`watch`](super::watch) is about.
 pub(crate) const GIVEN_UP: usize = at::GIVEN_UP;
