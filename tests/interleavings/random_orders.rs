@@ -75,7 +75,10 @@ fn scenario(fault: Fault) {
     let machine = Machine::with(Memory::Shuttle, TINY.index_bytes() as usize, fault);
     let world = members(&machine, PROCESSES);
     world[0].index.leave_segment(crate::member::SEGMENT);
-    let next_record = Arc::new(AtomicU32::new(1));
+    // One more entry than these, and the chain grows by a bucket, which may die with it or be given back.
+    const THERE: u32 = 7;
+    (1..=THERE).for_each(|record| assert!(world[0].set(100 + u64::from(record), record)));
+    let next_record = Arc::new(AtomicU32::new(THERE + 1));
     world[2].process.die_after(shuttle::rand::thread_rng().gen_range(0..60));
     let threads: Vec<_> = world
         .iter()
@@ -93,6 +96,10 @@ fn scenario(fault: Fault) {
     survivor.index.free_of_dead();
     let died = survivor.index.bury_dead();
     assert_eq!(died, world[2].process.is_dead());
+    if died {
+        // As the engine does: it may have died after it said that it would count again.
+        survivor.index.set_wants_recount(true);
+    }
     finish_clear(survivor);
     survivor.check_at_rest();
     survivor.count_again();

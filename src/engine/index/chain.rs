@@ -253,9 +253,30 @@ impl Index {
 
     /// All entry words with their slots, one bucket after the other.
     pub(crate) fn entries(&self, buckets: std::ops::Range<u32>) -> impl Iterator<Item = (Slot, Word)> + '_ {
-        buckets.filter_map(|number| Some((number, self.bucket(number)?))).flat_map(|(number, bucket)| {
+        let linked = buckets.filter(|number| self.is_linked(*number));
+        linked.filter_map(|number| Some((number, self.bucket(number)?))).flat_map(|(number, bucket)| {
             SLOTS.map(move |slot| (Slot::new(number, slot), bucket.word(slot))).filter(|(_, w)| w.is_entry())
         })
+    }
+
+    /// Whether bucket `number` is in the chain that it says it is in. One that a process was about to link when it died is
+    /// in none, and what it holds is a copy.
+    fn is_linked(&self, number: u32) -> bool {
+        if number < self.geometry.primaries {
+            return true;
+        }
+        let Some(primary) = self.bucket(number).map(|bucket| bucket.control().primary()) else {
+            return false;
+        };
+        let mut last = self.bucket(primary).filter(|_| primary < self.geometry.primaries);
+        for _ in 1..MAX_CHAIN {
+            match last.and_then(|bucket| self.next_of(bucket)) {
+                Some((next, _)) if next == number => return true,
+                Some((_, next)) => last = Some(next),
+                None => return false,
+            }
+        }
+        false
     }
 
     /// The entry words of one primary's chain, as far as it is not damaged.
@@ -283,15 +304,18 @@ impl Index {
 
     /// Buckets whose words do not fit their check, for `check`. Meant for an index at rest.
     pub(crate) fn damaged_buckets(&self) -> Vec<u32> {
-        (0..self.geometry.buckets)
-            .filter(|n| {
-                self.bucket(*n).is_some_and(|b| {
-                    let control = b.control();
-                    let locked = *n < self.geometry.primaries && control.is_locked();
-                    !locked && control.check() != b.computed_check()
-                })
-            })
-            .collect()
+        let mut damaged = Vec::new();
+        for primary in 0..self.geometry.primaries {
+            let mut next = self.bucket(primary).map(|bucket| (primary, bucket));
+            for length in 1..=MAX_CHAIN {
+                let Some((number, bucket)) = next else { break };
+                if self.is_damaged_bucket(primary, length, bucket.control(), bucket) {
+                    damaged.push(number);
+                }
+                next = self.next_of(bucket);
+            }
+        }
+        damaged
     }
 }
 
