@@ -15,7 +15,7 @@ mod rng;
 #[path = "support/survival.rs"]
 mod survival;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitCode;
@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use harness::Verdict;
 use rng::Rng;
-use survival::{Plan, Witness};
+use survival::{Operation, Plan, Witness};
 
 fn main() -> ExitCode {
     if survival::work_if_child(prepare) {
@@ -71,7 +71,7 @@ fn prepare(arguments: &[String]) {
 const TRIES: usize = 4;
 
 /// From what a child begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 enum Before {
     Nothing,
     Closed,
@@ -104,62 +104,100 @@ fn directory(before: Before, rng: &mut Rng, tight: bool) -> Witness {
     witness
 }
 
+/// What came of the kills so far.
+#[derive(Default)]
+struct Tally {
+    /// How often somebody was killed at each point.
+    reached: BTreeMap<String, u64>,
+    rounds: u64,
+    not_reached: u64,
+    acknowledged: u64,
+    in_effect_without: u64,
+}
+
 fn kill_at_every_point() -> Verdict {
     let mut rng = Rng::new(rng::seed());
     // What only happens where a process that died has left something to others; tests/sharing comes by it.
     let is_shared = |name: &String| name == "log::adopted";
     let names = points::all().into_iter().filter(|name| !is_shared(name));
-    let mut reached: BTreeMap<String, u64> = names.map(|name| (name, 0)).collect();
-    let mut reached_at = BTreeSet::new();
-    let (mut rounds, mut acknowledged, mut without, mut not_reached) = (0, 0, 0, 0);
-    for before in [Before::Nothing, Before::Closed, Before::Killed] {
-        let plan = Plan {
-            seed: rng.next(),
-            threads: 1,
-            operations: 300,
-            waits: false,
-            tight: true,
-            durability: rng.below(4),
-        };
-        for (point, times) in count_points(before, plan, &mut rng) {
-            let mut moments = vec![1, 1 + rng.below(times), times];
-            moments.sort_unstable();
-            moments.dedup();
-            // How often something is evicted, whether the directory was closed just before the kill, or the background
-            // comes by, differs from run to run. So a moment that was not reached is tried again, unless another was.
-            for (nth, again) in
-                moments.into_iter().flat_map(|nth| (0..TRIES).map(move |again| (nth, again > 0)))
-            {
-                let is_known = reached.get(&point).is_some_and(|times| *times > 0);
-                if reached_at.contains(&(before as u8, point.clone(), nth)) || (again && is_known) {
-                    continue;
-                }
-                let mut witness = directory(before, &mut rng, plan.tight);
-                let on_a_copy = rng.below(2) == 0;
-                let ended = witness.round(plan, &[point.clone(), nth.to_string()], on_a_copy, |_, _| ());
-                match ended.status.signal() {
-                    Some(9) => {
-                        *reached.entry(point.clone()).or_default() += 1;
-                        reached_at.insert((before as u8, point.clone(), nth));
-                    }
-                    None if ended.status.success() => not_reached += 1,
-                    _ => panic!("{before:?} {point} {nth}: the child ended with {:?}", ended.status),
-                }
-                rounds += 1;
-                acknowledged += ended.acknowledged;
-                without += ended.unacknowledged_in_effect;
-            }
+    let reached = names.map(|name| (name, 0)).collect();
+    let tally = Mutex::new(Tally { reached, ..Tally::default() });
+    // Each waits for its child most of the time.
+    std::thread::scope(|scope| {
+        for before in [Before::Nothing, Before::Closed, Before::Killed] {
+            let (rng, tally) = (Rng::new(rng.next()), &tally);
+            scope.spawn(move || kill_from(before, rng, tally));
         }
-    }
+    });
+    let Tally { reached, rounds, not_reached, acknowledged, in_effect_without } = tally.into_inner().unwrap();
     let never: Vec<&String> = reached.iter().filter(|(_, n)| **n == 0).map(|(name, _)| name).collect();
     assert!(never.is_empty(), "nobody was killed at {never:?}");
     println!(
         "{} points, {} kills at them ({not_reached} more not reached): {acknowledged} operations \
-         acknowledged, 0 lost; {without} in effect without acknowledgement",
+         acknowledged, 0 lost; {in_effect_without} in effect without acknowledgement",
         reached.len(),
         rounds - not_reached
     );
     Ok(())
+}
+
+/// Kills a child at each point that one comes by which begins like that.
+fn kill_from(before: Before, mut rng: Rng, tally: &Mutex<Tally>) {
+    let plan = plan_for_all(&mut rng);
+    for (point, times) in count_points(before, plan, &mut rng) {
+        let mut moments = vec![1, 1 + rng.below(times), times];
+        moments.sort_unstable();
+        moments.dedup();
+        for nth in moments {
+            // How often something is evicted, whether the directory was closed just before the kill, or the background
+            // comes by, differs from run to run. So a moment that was not reached is tried again, unless another was.
+            for again in 0..TRIES {
+                let is_known = || tally.lock().unwrap().reached.get(&point).is_some_and(|times| *times > 0);
+                if (again > 0 && is_known()) || kill_at(before, &point, nth, plan, &mut rng, tally) {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Has a child die when it comes by a point for the n-th time, and looks at what it left. Says whether it came by.
+fn kill_at(before: Before, point: &str, nth: u64, plan: Plan, rng: &mut Rng, tally: &Mutex<Tally>) -> bool {
+    let mut witness = directory(before, rng, plan.tight);
+    let on_a_copy = rng.below(2) == 0;
+    let ended = witness.round(plan, &[point.to_owned(), nth.to_string()], on_a_copy, |_, _| ());
+    let is_killed = ended.status.signal() == Some(9);
+    let failed = !is_killed && !ended.status.success();
+    assert!(!failed, "{before:?} {point} {nth}: the child ended with {:?}", ended.status);
+    let mut tally = tally.lock().unwrap();
+    if is_killed {
+        *tally.reached.entry(point.to_owned()).or_default() += 1;
+    }
+    tally.rounds += 1;
+    tally.not_reached += u64::from(!is_killed);
+    tally.acknowledged += ended.acknowledged;
+    tally.in_effect_without += ended.unacknowledged_in_effect;
+    is_killed
+}
+
+/// A plan in which no operation is missing that leads by steps of its own.
+fn plan_for_all(rng: &mut Rng) -> Plan {
+    use Operation::{Clear, Close, Configure, Move};
+    let rare: [fn(&Operation) -> bool; 4] = [
+        |operation| matches!(operation, Clear),
+        |operation| matches!(operation, Configure(_)),
+        |operation| matches!(operation, Move(..)),
+        |operation| matches!(operation, Close),
+    ];
+    let durability = rng.below(4);
+    loop {
+        let seed = rng.next();
+        let plan = Plan { seed, threads: 1, operations: 300, waits: false, tight: true, durability };
+        let operations: Vec<_> = (0..plan.operations).map(|index| plan.operation(0, index)).collect();
+        if rare.iter().all(|is| operations.iter().any(is)) {
+            return plan;
+        }
+    }
 }
 
 /// How often a child comes by each point, at most, in some runs.

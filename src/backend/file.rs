@@ -10,6 +10,7 @@ use super::{
     Backend, Change, CheckReport, Claim, Claimed, Condition, Decoded, Expiry, Item, Limits, Matter,
     NewLimits, Outcome, ProcessStats, SharedValue, Spool, Stats, Stored, Streamed,
 };
+use crate::engine::directory::{check_there, may_write};
 use crate::engine::{Attached, Spooled};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
@@ -36,9 +37,13 @@ impl FileBackend {
 
     fn attach(dir: &Path, options: &Options) -> Result<Arc<Attached>> {
         if options.read_only {
-            // None is made, and an empty directory is left empty.
-            std::fs::metadata(dir.join("meta")).map_err(|e| Error::io("open", dir, e))?;
-            return Attached::open(dir, &Options { keep_limits: true, ..options.clone() });
+            check_there(dir)?;
+            let options = Options { keep_limits: true, ..options.clone() };
+            return if may_write(dir)? {
+                Attached::open(dir, &options)
+            } else {
+                Attached::look(dir, &options)
+            };
         }
         Attached::open(dir, options)
     }
@@ -62,7 +67,7 @@ impl FileBackend {
     #[inline]
     fn attached(&self) -> Option<Guard<Option<Arc<Attached>>>> {
         let guard = self.attached.load();
-        guard.as_ref().is_some_and(|attached| attached.is_ours()).then_some(guard)
+        guard.as_ref().is_some_and(|attached| attached.is_of_use()).then_some(guard)
     }
 
     #[cold]
@@ -157,7 +162,7 @@ impl Backend for FileBackend {
     }
 
     fn stream(&self, key: &str) -> Result<Option<Streamed>> {
-        self.engine()?.get()?.stream(key.as_bytes())
+        self.engine()?.into_attached()?.stream(key.as_bytes())
     }
 
     fn spool(&self) -> Result<Option<Box<dyn Spool>>> {

@@ -229,8 +229,21 @@ impl Builder {
     /// would change an entry or a limit is the error `ReadOnly`, and `get_or_set` computes and does not store. The directory
     /// must be there and have a cache in it, and keeps its limits. Only for a directory of [`Builder::new`].
     ///
-    /// The process is one of those that share the directory all the same: it takes part in locking and looking after it, and
-    /// leaves it closed. So it needs permission to write to it, and a file system that can be written to. Default: no.
+    /// A process that may write to the directory is one of those that share it all the same: it takes part in locking and
+    /// looking after it, and leaves it closed. One that may not, for want of permission to write to any part of it or as the
+    /// file system is mounted read-only, looks on: it changes no file, reads what others write as soon as their call has returned,
+    /// and what was closed or left by a kill. It needs to be able to read every file: keepwarm makes them for their owner alone.
+    /// Such a process
+    ///
+    /// - opens a directory that was not closed, and that nobody has open, with a recovery into its own memory: as much as `index`
+    ///   takes on disk, and as long as any recovery; `stats().bytes` is without large values then;
+    /// - does not count: not in `stats_by_process` of others, nor is what it reads kept from eviction for it, nor does anybody wait for
+    ///   it to compute a value;
+    /// - keeps removed files mapped for up to a second, and those of values in its hands longer; they are not within `max_bytes`;
+    /// - when it opens the directory waits for a process that is opening or closing it, and holds such processes up for as long
+    ///   as it takes.
+    ///
+    /// Where it finds no index to read, the error is `Io` or `Corrupt`. Default: no.
     ///
     /// ```
     /// # use keepwarm::{Cache, ErrorKind, Timeout};

@@ -31,7 +31,8 @@ use crate::timeout::Timeout;
 /// longer holds the lease, unless it asks; so a lease keeps work from being done twice most of the time,
 /// and is no proof that it never is.
 ///
-/// It belongs to the process that took it. In one that was forked from that, dropping or releasing it does nothing.
+/// It belongs to the process that took it. In one that was forked from that, dropping or releasing it does nothing, and
+/// it ends when the process that took it does.
 #[must_use = "a lease that is not kept is released at once"]
 pub struct Lease {
     pub(super) cache: Cache,

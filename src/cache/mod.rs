@@ -295,7 +295,8 @@ impl Cache {
     }
 
     /// Flushes, and gives up what the cache holds of the operating system, for all clones and views. Never
-    /// needed; the next call of any of them takes it up again.
+    /// needed; the next call of any of them takes it up again. Values that were handed out stay valid. What they keep on the
+    /// disk, if other processes remove it meanwhile, counts against `max_bytes` from that next call on only.
     ///
     /// # Errors
     /// As [`flush`](Cache::flush).

@@ -135,10 +135,10 @@ fn check(cache: &Cache, json: bool, out: &mut impl Write) -> Result<bool, Failur
     Ok(report.is_sound())
 }
 
-/// The cache that is already there: a look at a directory must not make one.
+/// The cache that is already there, be it in a place that cannot be written to: a look at a directory must not make one.
 fn existing(place: &Place, keys: Option<Keys>) -> Result<Cache, Failure> {
     existing_place(place)?;
-    Ok(builder(place, keys).open()?)
+    Ok(builder(place, keys).read_only(true).open()?)
 }
 
 fn existing_place(place: &Place) -> Result<(), Failure> {

@@ -7,28 +7,30 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::Engine;
 use super::balance::Balance;
 use super::blob::{Blobs, Haste};
 use super::checkpoint::Checkpoints;
 use super::claims::Claims;
 use super::counters::Counters;
 use super::directory::Directory;
+use super::hints::Hints;
 use super::hot::Hot;
-use super::index::Membership;
+use super::index::{Index, Membership};
 use super::log::Log;
 use super::maintenance::{Bell, Maintenance};
 use super::meta::Meta;
+use super::onlooker;
 use super::opening::{Begun, Opening};
 use super::published::Published;
 use super::state::State;
 use super::turn::Queue;
 use super::usage::{SpaceInUse, Usage};
+use super::{Engine, Part};
 use crate::entry::Streamed;
 use crate::error::{Error, Result};
 use crate::hash::KeyHasher;
 use crate::options::{Eviction, Options};
-use crate::sys::file::{self, DirectoryId, HeldDirectory};
+use crate::sys::file::{self, Access, DirectoryId, HeldDirectory};
 use crate::sys::fork::{self, EachEpoch, Epoch, OwnFile};
 use crate::sys::{lock, step};
 
@@ -38,6 +40,8 @@ static ENGINES: EachEpoch<Registry> = EachEpoch::new();
 #[derive(Default)]
 struct Registry {
     engines: Mutex<Engines>,
+    /// Those of directories that this process only looks at.
+    onlookers: Mutex<Engines>,
     /// Rung when an engine has detached.
     gone: Condvar,
     /// What counts the bytes of each directory: the same for as long as the program holds any value of it, whether
@@ -77,14 +81,14 @@ impl Registry {
 /// In a process that was forked from the one that attached, it is of no use ([`is_ours`](Attached::is_ours)): its
 /// descriptors are closed, its locks may be held by threads that are not there, and the attachment is the parent's.
 pub(crate) struct Attached {
-    engine: Arc<Engine>,
-    maintenance: Option<Maintenance>,
-    locks: Arc<OwnFile>,
-    /// The byte of `locks` that stands for this process.
-    number: u32,
+    pub(super) engine: Arc<Engine>,
+    pub(super) maintenance: Option<Maintenance>,
+    pub(super) locks: Arc<OwnFile>,
+    /// The byte of `locks` that stands for this process; 0 of an [onlooker](super::onlooker).
+    pub(super) number: u32,
     /// Held, so that a directory made after this one was removed is not taken for it.
-    held: HeldDirectory,
-    epoch: Epoch,
+    pub(super) held: HeldDirectory,
+    pub(super) epoch: Epoch,
 }
 
 impl std::ops::Deref for Attached {
@@ -131,7 +135,7 @@ impl Attached {
         // What is not understood is not touched.
         Meta::read(&directory.file("meta"))?;
         fork::watch().map_err(|e| Error::io("open", &directory.path, e))?;
-        let locks = Arc::new(directory.enter()?);
+        let locks = Arc::new(directory.enter(Access::ToWrite)?);
         let at_locks = |e| Error::io("lock", &directory.file("locks"), e);
         let meta = directory.meta()?;
         let (number, is_shared) = directory.number(&locks)?;
@@ -154,36 +158,15 @@ impl Attached {
             // Whoever joins others counts with what they count, and finds the blobs when it has to decide about space.
             blobs.recount(Haste::Now)?;
         }
-        let log = Log::new(&directory.segments(), index.clone(), space.clone())?;
+        let log = Log::new(&directory.segments(), Access::ToWrite, index.clone(), space.clone())?;
         log.enter(segments, end);
         let state = file::open(&state_path).and_then(State::open).map_err(at_state)?;
         let checkpoints = Checkpoints::open(directory, state, index.geometry())?;
         let stats = directory.file("stats");
         let published = Published::open(stats, number, index.owner(), options.clock.now(), !is_shared)?;
-        let engine = Arc::new(Engine {
-            dir: directory.path.clone(),
-            balance: (options.eviction == Eviction::Adaptive).then(|| Balance::new(index.max_entries())),
-            hot: Hot::new(options.hot_bytes),
-            options,
-            hasher,
-            index,
-            hints,
-            log,
-            blobs,
-            claims: Arc::new(Claims::new(directory.path.clone(), held.id(), hasher)),
-            counters: Counters::default(),
-            published,
-            culling: Queue::default(),
-            counting: Mutex::new(()),
-            emptying: Queue::default(),
-            checkpoints: Mutex::new(checkpoints),
-            seen_appended: AtomicU64::new(0),
-            chores: Mutex::new(()),
-            bell: Bell::default(),
-            next_few: AtomicU32::new(0),
-            told_of_entries: AtomicBool::new(false),
-            told_of_bytes: AtomicBool::new(false),
-        });
+        let part = Part::Member(Box::new(Mutex::new(checkpoints)));
+        let parts = Parts { options, hasher, index, hints, log, blobs, published, part };
+        let engine = Arc::new(parts.assemble(directory, &held));
         if let Some(recovered) = recovered {
             engine.dead_blobs(Haste::Later);
             engine.settle(recovered)?;
@@ -194,6 +177,38 @@ impl Attached {
         Directory::release(&locks).map_err(at_locks)?;
         std::mem::forget(entering);
         Ok(Self { engine, maintenance, locks, number, held, epoch: Epoch::now() })
+    }
+
+    /// The same for an onlooker: what this process has open to write to, or else what it looks at already.
+    pub(crate) fn look(path: &Path, options: &Options) -> Result<Arc<Self>> {
+        options.validate()?;
+        let directory = Directory::to_look_at(path, options)?;
+        let held = HeldDirectory::open(path).map_err(|e| Error::io("open", path, e))?;
+        let id = held.id();
+        let registry = ENGINES.get();
+        let (engines, open) = registry.find(id);
+        drop(engines);
+        if let Some(attached) = open {
+            return Ok(attached);
+        }
+        // Before the lock, which dropping it takes.
+        let found;
+        let mut onlookers = registry.onlookers.lock().unwrap_or_else(PoisonError::into_inner);
+        found = onlookers.get(&id).and_then(Weak::upgrade);
+        if let Some(attached) = &found
+            && attached.is_of_use()
+        {
+            return Ok(attached.clone());
+        }
+        let attached = Arc::new(onlooker::attach(&directory, held, options)?);
+        onlookers.insert(id, Arc::downgrade(&attached));
+        Ok(attached)
+    }
+
+    /// Whether it can be used. An onlooker has to look again where the index that it sees was given up.
+    #[inline]
+    pub(crate) fn is_of_use(&self) -> bool {
+        self.is_ours() && !self.engine.is_outdated()
     }
 
     /// Whether this process attached, and not the one that it was forked from.
@@ -212,8 +227,8 @@ impl Attached {
     }
 
     /// The live entry of `key`, to be read piece by piece if it is large.
-    pub(crate) fn stream(&self, key: &[u8]) -> Result<Option<Streamed>> {
-        self.engine.stream(key, &Arc::downgrade(&self.engine))
+    pub(crate) fn stream(self: &Arc<Self>, key: &[u8]) -> Result<Option<Streamed>> {
+        self.engine.stream(key, &Arc::downgrade(self))
     }
 
     /// Leaves the directory. The last process makes everything durable and says so, so that the next to open finds the index
@@ -244,8 +259,50 @@ impl Attached {
         engine.index.leave();
         engine.index.sync().map_err(io_error)?;
         step!("detach::synced");
-        let mut checkpoints = engine.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut checkpoints = engine.checkpoints()?;
         checkpoints.mark_clean(engine.index.header_copy(), engine.index.asked_limits()).map_err(io_error)
+    }
+}
+
+/// What an engine is made of.
+pub(super) struct Parts {
+    pub(super) options: Options,
+    pub(super) hasher: KeyHasher,
+    pub(super) index: Arc<Index>,
+    pub(super) hints: Hints,
+    pub(super) log: Log,
+    pub(super) blobs: Blobs,
+    pub(super) published: Published,
+    pub(super) part: Part,
+}
+
+impl Parts {
+    pub(super) fn assemble(self, directory: &Directory, held: &HeldDirectory) -> Engine {
+        let Self { options, hasher, index, hints, log, blobs, published, part } = self;
+        Engine {
+            dir: directory.path.clone(),
+            balance: (options.eviction == Eviction::Adaptive).then(|| Balance::new(index.max_entries())),
+            hot: Hot::new(options.hot_bytes),
+            options,
+            hasher,
+            index,
+            hints,
+            log,
+            blobs,
+            claims: Arc::new(Claims::new(directory.path.clone(), held.id(), hasher)),
+            counters: Counters::default(),
+            published,
+            culling: Queue::default(),
+            counting: Mutex::new(()),
+            emptying: Queue::default(),
+            part,
+            seen_appended: AtomicU64::new(0),
+            chores: Mutex::new(()),
+            bell: Bell::default(),
+            next_few: AtomicU32::new(0),
+            told_of_entries: AtomicBool::new(false),
+            told_of_bytes: AtomicBool::new(false),
+        }
     }
 }
 
@@ -279,6 +336,14 @@ impl Drop for Attached {
             tracing::debug!(%error, "cannot sync; it is tried again");
         }
         drop(self.maintenance.take());
+        let registry = ENGINES.get();
+        if self.engine.looks_on() {
+            self.engine.log.let_go();
+            self.engine.log.space().detach();
+            let mut onlookers = registry.onlookers.lock().unwrap_or_else(PoisonError::into_inner);
+            onlookers.retain(|_, attached| attached.strong_count() > 0);
+            return;
+        }
         if let Err(error) = self.detach() {
             // Nothing is lost: the next to open replays the log.
             tracing::warn!(%error, "the cache was not closed cleanly");
@@ -291,7 +356,6 @@ impl Drop for Attached {
         {
             tracing::warn!(%error, "cannot unlock the directory before its file is closed");
         }
-        let registry = ENGINES.get();
         registry.engines.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.held.id());
         registry.gone.notify_all();
     }

@@ -1,10 +1,10 @@
 //! Looking whether everything in the directory is as it should be.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::PoisonError;
 
 use super::Engine;
-use super::blob::{BlobRef, Haste};
+use super::blob::BlobRef;
 use super::index::{SegmentInfo, SegmentState};
 use super::record::Kind;
 
@@ -58,12 +58,11 @@ impl Engine {
             report.segments += 1;
             report.records += segment.records().count() as u64;
         }
-        self.dead_blobs(Haste::Now);
-        report.blobs = self.blobs.names().len() as u64;
         for bucket in self.index.damaged_buckets() {
             report.problem(format!("bucket {bucket} of the index is damaged"));
         }
         let generation = self.index.generation();
+        let mut blobs = HashSet::new();
         let mut slots_of_key: HashMap<Box<[u8]>, u64> = HashMap::new();
         for (slot, word) in self.index.entries(0..self.index.geometry().buckets) {
             let Ok(guard) = self.log.fetch(word.segment()) else { continue };
@@ -77,6 +76,7 @@ impl Engine {
                 ));
                 continue;
             };
+            blobs.extend(record.blob().map(|blob| blob.name));
             let key = String::from_utf8_lossy(record.key);
             if record.generation < generation {
                 report.outdated += 1;
@@ -103,6 +103,7 @@ impl Engine {
                 report.problem(format!("{key:?} has two entries"));
             }
         }
+        report.blobs = blobs.len() as u64;
         if report.entries != self.len() {
             report.problem(format!("{} entries are counted, {} are there", self.len(), report.entries));
         }

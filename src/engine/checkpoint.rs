@@ -14,16 +14,16 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Engine;
 use super::blob::Haste;
 use super::directory::Directory;
 use super::index::{Geometry, HeaderCopy, Packed, SegmentState};
 use super::snapshot::{self, Header, Writer};
 use super::state::State;
 use super::turn::SpaceTurn;
+use super::{Engine, Part};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::Limits;
 use crate::sys::fork::OwnFile;
@@ -100,7 +100,7 @@ pub(super) fn find(directory: &Directory, least: u64) -> Result<Found> {
     let mut untouched = true;
     for name in NAMES {
         let path = directory.file(name);
-        let found = match file::open(&path) {
+        let found = match file::open_to_read(&path) {
             Ok(file) => snapshot::is_untouched(&file).and_then(|is| {
                 untouched &= is;
                 Ok(snapshot::header(&file)?.map(|header| (file, header)))
@@ -129,8 +129,17 @@ fn number_after(current: u64, last: u64) -> u64 {
 }
 
 impl Engine {
+    /// # Errors
+    /// If this process only looks on.
+    pub(super) fn checkpoints(&self) -> Result<MutexGuard<'_, Checkpoints>> {
+        match &self.part {
+            Part::Member(checkpoints) => Ok(checkpoints.lock().unwrap_or_else(PoisonError::into_inner)),
+            Part::Onlooker(_) => Err(Error::new(ErrorKind::ReadOnly, "change").with_path(&self.dir)),
+        }
+    }
+
     pub(super) fn is_checkpoint_due(&self) -> bool {
-        let mut checkpoints = self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        let Ok(mut checkpoints) = self.checkpoints() else { return false };
         let newest = self.index.last_snapshot();
         if checkpoints.seen != newest {
             // Another process took one.
@@ -148,7 +157,7 @@ impl Engine {
     /// If the disk refuses, or somebody holds a lock of the index for too long. Nothing is removed then, and the snapshot
     /// before goes on to count.
     pub(super) fn checkpoint(&self, _turn: &SpaceTurn<'_>) -> Result<()> {
-        let mut checkpoints = self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut checkpoints = self.checkpoints()?;
         let Checkpoints { state, files, .. } = &mut *checkpoints;
         let busy = || Error::new(ErrorKind::Busy, "checkpoint").with_path(&self.dir);
         let geometry = self.index.geometry();

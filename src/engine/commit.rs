@@ -18,6 +18,7 @@ use super::hints::Hint;
 use super::index::{CountUp, Found, Locked, Probe, Slot, Vacancy, Word};
 use super::record::{self, Draft, Fields, Kind, MAX_KEY_LEN, Prepared, Stamp};
 use super::segment::Segment;
+use super::table::SegmentGuard;
 use super::tail::Reservation;
 use super::turn;
 use super::undo::Published;
@@ -160,7 +161,8 @@ impl Engine {
         step!("commit::reserved");
         let locked = self.index.lock(hash)?;
         self.note_wiped(locked.wiped());
-        let seen = if locked.unchanged_since(&seen.found) { seen } else { self.look(hash, key)? };
+        let seen = if locked.unchanged_since(&seen.found) { Some(seen) } else { self.look_locked(hash, key) };
+        let Some(seen) = seen else { return Ok(Err(Again::Changed)) };
         let generation = self.index.generation();
         let live = self.live(&seen, generation);
         match self.decide(condition, change, live, locked.has_lost()) {
@@ -337,10 +339,31 @@ impl Engine {
     /// # Errors
     /// If the environment refuses to have a segment opened that may hold it.
     fn look(&self, hash: u64, key: &[u8]) -> Result<Seen> {
+        self.look_through(hash, key, |id| self.log.fetch(id))
+    }
+
+    /// The same under the lock of the chain, where no file may be opened: nothing, if that is needed. A look without the lock
+    /// does it then.
+    fn look_locked(&self, hash: u64, key: &[u8]) -> Option<Seen> {
+        let mut is_all_open = true;
+        let seen = self.look_through(hash, key, |id| {
+            let guard = self.log.segment(id);
+            is_all_open &= guard.get().is_some() || !self.log.is_there(id);
+            Ok(guard)
+        });
+        seen.ok().filter(|_| is_all_open)
+    }
+
+    fn look_through(
+        &self,
+        hash: u64,
+        key: &[u8],
+        mut hold: impl FnMut(u32) -> Result<SegmentGuard>,
+    ) -> Result<Seen> {
         let (mut header, mut refused) = (None, None);
         let found = self.index.find(hash, |word| {
             self.log.prefetch(word);
-            let guard = match self.log.fetch(word.segment()) {
+            let guard = match hold(word.segment()) {
                 Ok(guard) => guard,
                 Err(error) => {
                     refused = Some(error);
@@ -436,7 +459,8 @@ impl Engine {
         });
         // A chain without room is a chain with entries.
         let (_, slot, word) = coldest.unwrap_or((0, Slot::from_number(1), Word::EMPTY));
-        match self.header_of(word) {
+        // Under the lock no file is opened.
+        match header_in(&self.log.segment(word.segment()), word) {
             Some((generation, _)) => self.index.count_down(generation),
             None => self.index.set_wants_recount(true),
         }
@@ -447,9 +471,7 @@ impl Engine {
 
     /// Generation and length of the record that `word` names.
     pub(super) fn header_of(&self, word: Word) -> Option<(u32, u32)> {
-        let guard = self.log.fetch(word.segment()).ok()?;
-        let segment: &Segment = guard.get()?;
-        segment.record(word.offset()).map(|record| (record.generation, record.len))
+        header_in(&self.log.fetch(word.segment()).ok()?, word)
     }
 
     pub(super) fn note_wiped(&self, wiped: usize) {
@@ -458,5 +480,42 @@ impl Engine {
             self.index.set_wants_recount(true);
             tracing::warn!(dir = %self.dir.display(), entries = wiped, "part of the index was damaged and is wiped");
         }
+    }
+}
+
+fn header_in(guard: &SegmentGuard, word: Word) -> Option<(u32, u32)> {
+    guard.get()?.record(word.offset()).map(|record| (record.generation, record.len))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Attached;
+    use crate::entry::Soft;
+    use crate::options::Options;
+
+    #[test]
+    fn a_segment_that_is_met_under_the_lock_is_opened_without_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options { max_entries: 1000, max_bytes: 4 << 20, ..Options::default() };
+        let engine = Attached::open(dir.path(), &options).unwrap();
+        let change =
+            |value| Change::Store { value, codec: Codec::Raw, expires_at: None, soft: Soft::default() };
+        let set = |value| engine.commit(b"k", Condition::Always, change(value)).unwrap();
+        set(b"first");
+        let hash = engine.hasher.hash(b"k");
+        let look = || engine.look(hash, b"k").unwrap();
+        let (seen, change) = (look(), change(b"third"));
+        let decision = Decision::Put { expires_at: None };
+        let wanted = Wanted { condition: Condition::Always, change, blob: None };
+        // Somebody changes it, and what they wrote is in a segment that this process has not opened yet.
+        set(b"second");
+        let id = look().current.unwrap().word.segment();
+        engine.log.unmap(id);
+        let attempt = engine.attempt(hash, b"k", &wanted, seen, decision).unwrap();
+        assert!(matches!(attempt, Err(Again::Changed)));
+        assert!(engine.log.segment(id).get().is_none(), "it was opened while the chain was locked");
+        let attempt = engine.attempt(hash, b"k", &wanted, look(), decision).unwrap();
+        assert!(matches!(attempt, Ok(Outcome::Done { existed: true, .. })));
     }
 }

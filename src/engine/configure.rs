@@ -1,8 +1,6 @@
 //! Changing the limits of a directory that is open. All processes go by those in the index's header, so the change is
 //! theirs at once; `state` keeps them for whoever opens the directory when nobody has it open.
 
-use std::sync::PoisonError;
-
 use super::Engine;
 use super::layout;
 use crate::error::Result;
@@ -26,9 +24,7 @@ impl Engine {
         let counts = layout::possible(asked, self.index.geometry());
         // Before they count, so that no insert has to make up for it.
         self.evict_beyond(counts.max_entries);
-        let mut checkpoints = self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner);
-        checkpoints.set_limits(asked).map_err(|e| self.state_error(e))?;
-        drop(checkpoints);
+        self.checkpoints()?.set_limits(asked).map_err(|e| self.state_error(e))?;
         step!("configure::written");
         self.index.set_limits(asked, counts);
         drop(turn);

@@ -11,7 +11,7 @@ use super::meta::Meta;
 use super::segment::Segment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
-use crate::sys::file::{self, TEMPORARY_PREFIX};
+use crate::sys::file::{self, Access, TEMPORARY_PREFIX};
 use crate::sys::fork::OwnFile;
 use crate::sys::{lock, mount};
 
@@ -21,6 +21,9 @@ const ATTACHING: i64 = 0;
 /// The text that tells backup tools to pass the directory over. See <https://bford.info/cachedir/>.
 const CACHEDIR_TAG: &[u8] =
     b"Signature: 8a477f597d28d172789f06886806bc55\n# This file marks a cache directory of keepwarm.\n";
+
+/// What is made in a directory before, and beside, what a cache has in it.
+const NAMES: &[&str] = &["meta", "state", "index", "hints", "segments", "blobs", "flights", "stats"];
 
 pub(super) struct Directory {
     pub(super) path: PathBuf,
@@ -46,24 +49,31 @@ impl Directory {
         let directory = Self { path: find_or_make(path)? };
         if !directory.file("meta").try_exists().map_err(|e| Error::io("open", path, e))? {
             // What an interrupted making leaves.
-            refuse_foreign(
-                path,
-                &["meta", "state", "index", "hints", "segments", "blobs", "flights", "stats"],
-            )?;
+            refuse_foreign(path, NAMES)?;
         }
         Ok(directory)
     }
 
+    /// The directory at `path` for an onlooker, who makes nothing.
+    pub(super) fn to_look_at(path: &Path, options: &Options) -> Result<Self> {
+        refuse_network(path, options)?;
+        let path = fs::canonicalize(path).map_err(|e| Error::io("open", path, e))?;
+        Ok(Self { path })
+    }
+
     /// The lock file, with the attach mutex held: nobody else is attaching or detaching until
-    /// [`release`](Directory::release).
-    pub(super) fn enter(&self) -> Result<OwnFile> {
+    /// [`release`](Directory::release). Onlookers, who open it to read, share it.
+    pub(super) fn enter(&self, access: Access) -> Result<OwnFile> {
         /// Whoever holds the mutex may recover a large cache, or wait for a slow disk.
         const PATIENCE: Duration = Duration::from_secs(60);
         let path = self.file("locks");
         let io_error = |e| Error::io("lock", &path, e);
-        let open = || file::open_or_create(&path).map(|(file, _)| file);
+        let open = || match access {
+            Access::ToRead => file::open_to_read(&path),
+            Access::ToWrite => file::open_or_create(&path).map(|(file, _)| file),
+        };
         let file = OwnFile::to_lock(open).map_err(io_error)?;
-        if take_mutex(&file, PATIENCE, || {}).map_err(io_error)? {
+        if take_mutex(&file, access, PATIENCE, || {}).map_err(io_error)? {
             return Ok(file);
         }
         let why = "another process has been opening or closing it for a minute; it may be stopped";
@@ -100,7 +110,7 @@ impl Directory {
     pub(super) fn reenter(locks: &File, between: impl Fn()) -> Result<()> {
         /// This may be the end of a program.
         const PATIENCE: Duration = Duration::from_secs(10);
-        if take_mutex(locks, PATIENCE, between)
+        if take_mutex(locks, Access::ToWrite, PATIENCE, between)
             .map_err(|e| Error::new(ErrorKind::Io, "close").with_source(e))?
         {
             return Ok(());
@@ -175,11 +185,35 @@ impl Directory {
     }
 }
 
+/// Fails unless there is a cache in the directory `dir`, which is left as it is.
+pub(crate) fn check_there(dir: &Path) -> Result<()> {
+    match fs::metadata(dir.join("meta")) {
+        Ok(_) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotADirectory => Err(not_a_directory(dir)),
+        Err(e) => Err(Error::io("open", dir, e)),
+    }
+}
+
+/// Whether this process may write to the cache directory at `dir` and all that is in it.
+pub(crate) fn may_write(dir: &Path) -> Result<bool> {
+    let names = NAMES.iter().chain(&["locks", "snapshot.a", "snapshot.b"]);
+    for path in std::iter::once(dir.to_owned()).chain(names.map(|name| dir.join(name))) {
+        if !file::may_write(&path).map_err(|e| Error::io("open", &path, e))? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Takes the attach mutex, if it is free within this time.
-fn take_mutex(locks: &File, patience: Duration, between: impl Fn()) -> io::Result<bool> {
+fn take_mutex(locks: &File, access: Access, patience: Duration, between: impl Fn()) -> io::Result<bool> {
     const PAUSE: Duration = Duration::from_micros(200);
+    let take = || match access {
+        Access::ToRead => lock::try_share(locks, ATTACHING),
+        Access::ToWrite => lock::try_lock(locks, ATTACHING),
+    };
     let started = Instant::now();
-    while !lock::try_lock(locks, ATTACHING)? {
+    while !take()? {
         if started.elapsed() > patience {
             return Ok(false);
         }
@@ -215,16 +249,16 @@ pub(crate) fn refuse_network(path: &Path, options: &Options) -> Result<()> {
 pub(crate) fn find_or_make(path: &Path) -> Result<PathBuf> {
     let io_error = |e| Error::io("open", path, e);
     match fs::metadata(path) {
-        Ok(found) if !found.is_dir() => {
-            return Err(Error::new(ErrorKind::NotACache, "open")
-                .with_path(path)
-                .with_source("not a directory"));
-        }
+        Ok(found) if !found.is_dir() => return Err(not_a_directory(path)),
         Ok(_) => {}
         Err(e) if e.kind() == io::ErrorKind::NotFound => drop(file::create_dir(path).map_err(io_error)?),
         Err(e) => return Err(io_error(e)),
     }
     fs::canonicalize(path).map_err(io_error)
+}
+
+fn not_a_directory(path: &Path) -> Error {
+    Error::new(ErrorKind::NotACache, "open").with_path(path).with_source("not a directory")
 }
 
 /// Refuses a directory that holds anything but these names and what every cache directory may hold.
@@ -262,14 +296,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let open = || file::open_or_create(&dir.path().join("locks")).unwrap().0;
         let (mine, theirs) = (open(), open());
-        assert!(take_mutex(&theirs, Duration::ZERO, || {}).unwrap());
-        assert!(!take_mutex(&mine, Duration::ZERO, || {}).unwrap());
+        assert!(take_mutex(&theirs, Access::ToWrite, Duration::ZERO, || {}).unwrap());
+        assert!(!take_mutex(&mine, Access::ToWrite, Duration::ZERO, || {}).unwrap());
         let looks = Cell::new(0);
         let let_go = || {
             looks.set(looks.get() + 1);
             lock::unlock(&theirs, ATTACHING).unwrap();
         };
-        assert!(take_mutex(&mine, Duration::from_secs(60), let_go).unwrap());
+        assert!(take_mutex(&mine, Access::ToWrite, Duration::from_secs(60), let_go).unwrap());
         assert_eq!(looks.get(), 1);
     }
 }

@@ -75,8 +75,11 @@ impl Engine {
         let Ok(Some(_turn)) = self.index.take_turn(Turn::Counting) else { return };
         // Before it counts: who asks for a recount from here on may mean what is not seen below.
         self.index.set_wants_recount(false);
+        let mut none_is_lost = false;
         for _ in 0..ATTEMPTS {
-            let Some(before) = self.index.unlocks() else {
+            // Or what the dead were about to move would count twice.
+            none_is_lost = none_is_lost || self.index.give_back_lost();
+            let Some(before) = self.index.unlocks().filter(|_| none_is_lost) else {
                 self.index.free_of_dead();
                 continue;
             };

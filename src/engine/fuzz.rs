@@ -12,6 +12,7 @@ use super::{snapshot, state};
 use crate::error::Result;
 use crate::limits::Limits;
 use crate::options::Options;
+use crate::sys::file::Access;
 
 /// A record that begins with this where its check goes is given the one that fits.
 const TO_BE_FITTED: [u8; 4] = *b"fit!";
@@ -53,7 +54,7 @@ pub(crate) fn segment_scan(path: &Path, bytes: &[u8]) {
 /// Scans the file and says how many records there are.
 fn scan(path: &Path, id: u32, bytes: &[u8]) -> usize {
     let opened = std::fs::write(path, bytes).ok().map(|()| {
-        let opened = Segment::open(path, id, &SpaceInUse::default());
+        let opened = Segment::open(path, id, Access::ToWrite, &SpaceInUse::default());
         opened.unwrap_or_else(|e| panic!("{e}"))
     });
     let Some(Opened::Segment(segment)) = opened else { return 0 };

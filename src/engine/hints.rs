@@ -98,12 +98,13 @@ impl Hint {
     }
 }
 
-pub(crate) struct Hints(Map);
+/// An onlooker has none.
+pub(crate) struct Hints(Option<Map>);
 
 impl Hints {
     pub(crate) fn create(file: &File, geometry: Geometry) -> io::Result<Self> {
         file::reset(file, geometry.hint_bytes(), file::HUGE_PIECES)?;
-        Map::new(file, geometry.hint_bytes() as usize).map(Self)
+        Map::new(file, geometry.hint_bytes() as usize).map(|map| Self(Some(map)))
     }
 
     pub(crate) fn open(file: &File, geometry: Geometry) -> io::Result<Option<Self>> {
@@ -112,16 +113,23 @@ impl Hints {
         }
         // A copy may have holes, and a store into one can fail.
         file::allocate(file, geometry.hint_bytes())?;
-        Map::new(file, geometry.hint_bytes() as usize).map(|map| Some(Self(map)))
+        Map::new(file, geometry.hint_bytes() as usize).map(|map| Some(Self(Some(map))))
+    }
+
+    /// Of no slot: what is noted is forgotten.
+    pub(crate) fn none() -> Self {
+        Self(None)
     }
 
     fn word(&self, slot: Slot) -> Option<&AtomicU64> {
-        self.0.words().get(slot.number())
+        self.0.as_ref()?.words().get(slot.number())
     }
 
     /// Fetches the hints of a bucket ahead of their use.
     pub(crate) fn prefetch(&self, bucket: u32) {
-        self.0.prefetch(bucket as usize * super::index::LINE * 8);
+        if let Some(map) = &self.0 {
+            map.prefetch(bucket as usize * super::index::LINE * 8);
+        }
     }
 
     pub(crate) fn get(&self, slot: Slot) -> Hint {

@@ -87,6 +87,12 @@ impl Drop for Maintenance {
 
 impl Engine {
     fn run(&self) {
+        if self.looks_on() {
+            while !self.bell.wait(INTERVAL).stop {
+                if self.is_outdated() { self.log.let_go() } else { self.log.let_go_of_dropped() }
+            }
+            return;
+        }
         let interval = match self.options.durability {
             Durability::Interval(interval) => Some(interval),
             Durability::Buffered | Durability::Sync => None,
@@ -154,6 +160,9 @@ impl Engine {
 
     /// Does the background's work now, all of it.
     pub(crate) fn maintain(&self) -> Result<()> {
+        if self.looks_on() {
+            return Ok(());
+        }
         let _chores = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
         self.reap_all();
         self.keep_entries()?;
@@ -181,7 +190,7 @@ impl Engine {
     pub(super) fn clean_up_after_dead(&self) {
         if self.index.bury_dead() {
             self.index.set_wants_recount(true);
-            self.log.remove_unborn();
+            self.log.give_up_unborn();
             // What they wrote is as durable as they promised, a little later.
             warn_of("sync what a dead process wrote", self.log.sync(false));
             // A blob that was about to be counted may never be.

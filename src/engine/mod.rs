@@ -29,6 +29,7 @@ mod layout;
 mod log;
 mod maintenance;
 pub(crate) mod meta;
+mod onlooker;
 mod opening;
 mod published;
 mod read;
@@ -43,6 +44,7 @@ mod tail;
 mod turn;
 mod undo;
 mod usage;
+mod watch;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -63,6 +65,7 @@ use self::log::Log;
 use self::maintenance::Bell;
 use self::published::Published;
 use self::turn::Queue;
+use self::watch::Watch;
 use crate::entry::{Expiry, Stats};
 use crate::error::Result;
 use crate::hash::KeyHasher;
@@ -89,7 +92,7 @@ pub(crate) struct Engine {
     counting: Mutex<()>,
     /// Held by the thread that has the process's turn to empty segments.
     emptying: Queue<()>,
-    checkpoints: Mutex<Checkpoints>,
+    part: Part,
     /// What the log had taken when the background last looked.
     seen_appended: AtomicU64,
     /// Held by the background while it works, so that a check does not see its work half done.
@@ -99,6 +102,14 @@ pub(crate) struct Engine {
     next_few: AtomicU32,
     told_of_entries: AtomicBool,
     told_of_bytes: AtomicBool,
+}
+
+/// What part this process has in the directory.
+enum Part {
+    /// It is one of those that share it.
+    Member(Box<Mutex<Checkpoints>>),
+    /// It is an [`onlooker`], who changes nothing, and watches the index in the directory.
+    Onlooker(Watch),
 }
 
 impl Engine {
@@ -111,9 +122,20 @@ impl Engine {
         expires_at.is_some_and(|end| end <= self.options.clock.now())
     }
 
-    /// See [`Claims::claim`].
+    /// Whether this process only reads what is there.
+    fn looks_on(&self) -> bool {
+        matches!(self.part, Part::Onlooker(_))
+    }
+
+    /// Whether this process looks on, at an index that does not count any more.
+    #[inline]
+    fn is_outdated(&self) -> bool {
+        matches!(&self.part, Part::Onlooker(watch) if watch.is_given_up())
+    }
+
+    /// See [`Claims::claim`]. Nobody sees what an onlooker claims.
     pub(crate) fn claim(&self, matter: Matter<'_>) -> Claimed {
-        self.claims.claim(matter)
+        if self.looks_on() { Claimed::Mine(Claim::default()) } else { self.claims.claim(matter) }
     }
 
     /// The number of entries, expired ones that were not reaped yet included.
@@ -130,6 +152,9 @@ impl Engine {
 
     /// Waits until every acknowledged write is on the disk.
     pub(crate) fn flush(&self) -> Result<()> {
+        if self.looks_on() {
+            return Ok(());
+        }
         // Emptied segments too: their tombstones count until the next checkpoint.
         self.log.sync(true)
     }

@@ -1,6 +1,7 @@
 //! What an attach finds in a directory: an index that others use, one that was closed, or what a recovery makes.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::io;
 
 use super::checkpoint::{self, Found};
@@ -13,10 +14,12 @@ use super::segment::{Opened, Segment};
 use super::snapshot::Header;
 use super::state::State;
 use super::usage::SpaceInUse;
+use super::watch::Watch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::KeyHasher;
 use crate::options::Options;
-use crate::sys::{file, step};
+use crate::sys::file::{self, Access};
+use crate::sys::step;
 
 /// What an attach goes by. The attach mutex is held.
 pub(super) struct Opening<'a> {
@@ -72,7 +75,7 @@ impl Opening<'_> {
         let Self { directory, membership, hasher, space, options } = self;
         let at_state = |e| Error::io("open", &directory.file("state"), e);
         let mut layout = Layout::new(options);
-        let segments = open_segments(directory, space)?;
+        let mut segments = open_segments(directory, Access::ToWrite, space)?;
         layout.geometry.segments = places_for(&segments, layout.geometry.segments);
         let closed =
             if options.salvage { Closed::No } else { open_closed(directory, &state, &layout, membership)? };
@@ -90,23 +93,20 @@ impl Opening<'_> {
                 segments.iter().for_each(Segment::mark_dirty);
                 let names = directory.segments();
                 file::sync_dir(&names).map_err(|e| Error::io("sync directory", &names, e))?;
-                let base = match (other, newest, least) {
-                    _ if options.salvage => Base::Salvage,
-                    (Closed::OtherSize(words, header), ..) => Base::Closed(words, header),
-                    (_, Some((file, header)), _) => Base::Snapshot(file, header),
-                    (_, None, Some(0)) => Base::Empty,
-                    (_, None, None) if untouched || segments.is_empty() => Base::Empty,
-                    (_, None, _) => {
-                        tracing::error!(dir = %directory.path.display(), "the snapshots are damaged; the cache starts cold");
-                        Base::Lost
-                    }
+                let base = match other {
+                    Closed::OtherSize(words, header) if !options.salvage => Base::Closed(words, header),
+                    _ => self.base(newest, least, untouched || segments.is_empty()),
                 };
-                let inputs = recovery::Inputs { directory, layout: &layout, membership, hasher, options };
+                let access = Access::ToWrite;
+                let inputs =
+                    recovery::Inputs { directory, layout: &layout, membership, hasher, options, access };
                 (recovery::recover(inputs, &segments, known_sequence, base)?, false)
             }
         };
         let Recovered { index, hints, wants_checkpoint, sealed } = recovered;
-        let segments = fit_table(segments, index.geometry().segments)?;
+        for segment in beyond_table(&mut segments, index.geometry().segments) {
+            file::remove(&segment.path).map_err(|e| Error::io("remove", &segment.path, e))?;
+        }
         let ids: HashSet<u32> = segments.iter().map(|segment| segment.id).collect();
         index.retain_segments(|id| ids.contains(&id));
         index.set_last_snapshot(number);
@@ -126,13 +126,76 @@ impl Opening<'_> {
         let recovered = Some(Settling { is_recovered: !is_closed, wants_checkpoint });
         Ok(Begun { index, hints, segments, end, recovered })
     }
+
+    /// What there is to see for an onlooker, in a directory that other processes have open, or nobody. An index that was
+    /// not closed is made anew in memory, for this process alone.
+    pub(super) fn look(&self, is_live: bool) -> Result<Seen> {
+        let Self { directory, membership, hasher, space, options } = self;
+        let path = directory.file("index");
+        let at_index = |e| Error::io("open", &path, e);
+        let file = file::open_to_read(&path).map_err(at_index)?;
+        let no_index = || Error::new(ErrorKind::Corrupt, "open").with_path(&path).with_source("not an index");
+        let watch = Watch::new(&file).map_err(|e| if is_unusable(&e) { no_index() } else { at_index(e) })?;
+        let seen = |index, segments| Seen { index, segments, watch };
+        if is_live {
+            let index = Index::look(&file, None, membership.clone()).map_err(at_index)?;
+            return Ok(seen(index.ok_or_else(no_index)?, Vec::new()));
+        }
+        let state_path = directory.file("state");
+        let state = file::open_to_read(&state_path).and_then(State::read);
+        let state = state.map_err(|e| Error::io("open", &state_path, e))?;
+        let options = options.for_limits(state.limits());
+        if let Some(header) = state.clean().filter(|_| !options.salvage)
+            && let Some(index) = Index::look(&file, Some(header), membership.clone()).map_err(at_index)?
+        {
+            return Ok(seen(index, Vec::new()));
+        }
+        let access = Access::ToRead;
+        let mut segments = open_segments(directory, access, space)?;
+        let mut layout = Layout::new(&options);
+        layout.geometry.segments = places_for(&segments, layout.geometry.segments);
+        drop(beyond_table(&mut segments, layout.geometry.segments));
+        let least = state.snapshot();
+        let Found { newest, untouched } = checkpoint::find(directory, least.unwrap_or(0))?;
+        let base = self.base(newest, least, untouched || segments.is_empty());
+        let known_sequence = state.clean().map_or(0, Index::sequence_in);
+        let inputs =
+            recovery::Inputs { directory, layout: &layout, membership, hasher, options: &options, access };
+        let Recovered { index, .. } = recovery::recover(inputs, &segments, known_sequence, base)?;
+        index.set_limits(options.limits(), layout::possible(options.limits(), index.geometry()));
+        Ok(seen(index, segments))
+    }
+
+    /// What a recovery begins with, where `newest` is the snapshot that counts and has at `least` this number, if anything is
+    /// known of that. `untouched`: no snapshot was ever written, as far as the files tell.
+    fn base(&self, newest: Option<(File, Header)>, least: Option<u64>, untouched: bool) -> Base {
+        match (newest, least) {
+            _ if self.options.salvage => Base::Salvage,
+            (Some((file, header)), _) => Base::Snapshot(file, header),
+            (None, Some(0)) => Base::Empty,
+            (None, None) if untouched => Base::Empty,
+            (None, _) => {
+                tracing::error!(dir = %self.directory.path.display(), "the snapshots are damaged; the cache starts cold");
+                Base::Lost
+            }
+        }
+    }
+}
+
+/// What an onlooker has of a directory.
+pub(super) struct Seen {
+    pub(super) index: Index,
+    /// All segments, oldest first, if the index is this process's own.
+    pub(super) segments: Vec<Segment>,
+    /// On the index in the directory.
+    pub(super) watch: Watch,
 }
 
 /// A file with a higher id was planted: after it there would be no ids left.
 const HIGHEST_SEGMENT: u32 = u32::MAX - (1 << 24);
 
-/// Opens all segments, oldest first. What was begun and has nothing in it goes; what is not ours stays, unread.
-fn open_segments(directory: &Directory, space: &SpaceInUse) -> Result<Vec<Segment>> {
+/// Opens all segments, oldest first. What was begun and has nothing in it goes, if it may; what is not ours stays, unread.
+fn open_segments(directory: &Directory, access: Access, space: &SpaceInUse) -> Result<Vec<Segment>> {
     let mut files: Vec<_> = directory.segment_files()?.collect();
     files.sort_unstable();
     let mut segments = Vec::new();
@@ -141,12 +204,13 @@ fn open_segments(directory: &Directory, space: &SpaceInUse) -> Result<Vec<Segmen
             tracing::warn!(path = %path.display(), "no segment has such an id; it is passed over");
             continue;
         }
-        match Segment::open(&path, id, space)? {
+        match Segment::open(&path, id, access, space)? {
             Opened::Segment(segment) => {
                 // Only the newest may be written to again.
                 segments.last().inspect(|older: &&Segment| older.seal());
                 segments.push(segment);
             }
+            Opened::Unborn if access == Access::ToRead => {}
             Opened::Unborn => file::remove(&path).map_err(|e| Error::io("remove", &path, e))?,
             Opened::Foreign => {
                 tracing::warn!(path = %path.display(), "not a segment, or damaged; it is passed over");
@@ -172,14 +236,11 @@ fn places_for(segments: &[Segment], wanted: u32) -> u32 {
     places
 }
 
-/// Removes the oldest segments until those that stay have each a place of its own in a table of `places`.
-fn fit_table(mut segments: Vec<Segment>, places: u32) -> Result<Vec<Segment>> {
+/// Takes the oldest segments away until those that stay have each a place of its own in a table of `places`.
+fn beyond_table(segments: &mut Vec<Segment>, places: u32) -> std::vec::Drain<'_, Segment> {
     let mut taken = HashSet::new();
     let staying = segments.iter().rev().take_while(|s| taken.insert(s.id & (places - 1))).count();
-    for segment in segments.drain(..segments.len() - staying) {
-        file::remove(&segment.path).map_err(|e| Error::io("remove", &segment.path, e))?;
-    }
-    Ok(segments)
+    segments.drain(..segments.len() - staying)
 }
 
 /// What a directory that was closed has to go on with.

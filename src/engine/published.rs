@@ -30,8 +30,10 @@ type Line = [u64; WORDS];
 /// The file, and the line in it that is this process's.
 pub(super) struct Published {
     path: PathBuf,
-    file: OwnFile,
-    number: u32,
+    /// An onlooker may find none.
+    file: Option<OwnFile>,
+    /// The line of this process; `None` of an onlooker, who shows nothing.
+    number: Option<u32>,
     owner: u32,
     started: Timestamp,
 }
@@ -51,15 +53,26 @@ impl Published {
         if is_first {
             file.set_len(0).map_err(io_error)?;
         }
-        let published = Self { path, file: OwnFile::new(file), number, owner, started };
+        let published = Self { path, file: Some(OwnFile::new(file)), number: Some(number), owner, started };
         if !is_first {
             published.bury();
         }
         Ok(published)
     }
 
+    /// Opens the file for an onlooker.
+    pub(super) fn look(path: PathBuf, started: Timestamp) -> Result<Self> {
+        let file = match file::open_to_read(&path) {
+            Ok(file) => Some(OwnFile::new(file)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(Error::io("open", &path, e)),
+        };
+        Ok(Self { path, file, number: None, owner: 0, started })
+    }
+
     /// Shows others what this process has counted so far.
     pub(super) fn publish(&self, stats: &Stats) {
+        let Some(number) = self.number else { return };
         let mut line = [0; WORDS];
         line[..5].copy_from_slice(&[
             u64::from(self.owner),
@@ -69,7 +82,7 @@ impl Published {
             stats.pinned_bytes,
         ]);
         line[5..].copy_from_slice(&counters(&mut stats.clone()).map(|counter| *counter));
-        self.write(self.number, &line);
+        self.write(number, &line);
     }
 
     /// The process leaves; what it counted stays. The attach mutex is held.
@@ -80,18 +93,19 @@ impl Published {
 
     /// Adds what is in the line of this number to what processes counted that have left.
     fn bury(&self) {
-        let Ok(lines) = self.lines() else { return };
-        let Some(line) = lines.get(self.number as usize).filter(|line| line[0] != 0) else { return };
+        let (Some(number), Ok(lines)) = (self.number, self.lines()) else { return };
+        let Some(line) = lines.get(number as usize).filter(|line| line[0] != 0) else { return };
         let mut left = lines[0];
         left[5..].iter_mut().zip(&line[5..]).for_each(|(sum, n)| *sum = sum.saturating_add(*n));
         // In this order: who is killed in between is not counted twice.
-        self.write(self.number, &[0; WORDS]);
+        self.write(number, &[0; WORDS]);
         self.write(0, &left);
     }
 
     fn write(&self, number: u32, line: &Line) {
+        let Some(file) = &self.file else { return };
         let bytes: Vec<u8> = line.iter().flat_map(|word| word.to_le_bytes()).collect();
-        if let Err(error) = file::write_at(&self.file, &bytes, u64::from(number) * LEN as u64) {
+        if let Err(error) = file::write_at(file, &bytes, u64::from(number) * LEN as u64) {
             tracing::debug!(path = %self.path.display(), %error, "the statistics cannot be written");
         }
     }
@@ -100,8 +114,9 @@ impl Published {
     fn lines(&self) -> io::Result<Vec<Line>> {
         /// As many as there can be.
         const MOST: u64 = (super::index::MOST_PROCESSES as u64 + 1) * LEN as u64;
-        let mut bytes = vec![0; self.file.metadata()?.len().min(MOST) as usize];
-        self.file.read_exact_at(&mut bytes, 0)?;
+        let Some(file) = &self.file else { return Ok(Vec::new()) };
+        let mut bytes = vec![0; file.metadata()?.len().min(MOST) as usize];
+        file.read_exact_at(&mut bytes, 0)?;
         let word = |word: &[u8]| u64::from_le_bytes(std::array::from_fn(|i| word[i]));
         let line = |line: &[u8]| std::array::from_fn(|i| word(&line[i * 8..i * 8 + 8]));
         Ok(bytes.chunks_exact(LEN).map(line).collect())
@@ -139,7 +154,7 @@ impl Engine {
     fn lines_of_others(&self) -> Result<Vec<Line>> {
         let lines = self.published.lines();
         let mut lines = lines.map_err(|e| Error::io("read", &self.published.path, e))?;
-        if let Some(own) = lines.get_mut(self.published.number as usize) {
+        if let Some(own) = self.published.number.and_then(|number| lines.get_mut(number as usize)) {
             *own = [0; WORDS];
         }
         Ok(lines)

@@ -9,7 +9,6 @@ use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 
-use super::Engine;
 use super::blob::{BlobSource, OpenBlob};
 use super::counters::Counter;
 use super::hot::{Content, Door, Form, HotEntry};
@@ -17,6 +16,7 @@ use super::index::{Probe, Slot, Word};
 use super::record::{Kind, Record};
 use super::segment::{Pin, Segment};
 use super::table::SegmentGuard;
+use super::{Attached, Engine};
 use crate::entry::{Change, Condition, Decoded, Expiry, Item, SharedValue, Soft, Stored, Streamed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::step;
@@ -157,14 +157,14 @@ impl Engine {
         self.look_for(key, &mut |source, _| Ok(Some(source.expires_at())))
     }
 
-    /// The live entry of `key`, to be read piece by piece if it is large. `engine` is this one.
-    pub(super) fn stream(&self, key: &[u8], engine: &Weak<Self>) -> Result<Option<Streamed>> {
+    /// The live entry of `key`, to be read piece by piece if it is large. `attached` is to this one.
+    pub(super) fn stream(&self, key: &[u8], attached: &Weak<Attached>) -> Result<Option<Streamed>> {
         let hash = self.hasher.hash(key);
         self.look_for(key, &mut |source, word| {
             Ok(Some(match source {
                 Source::Blob { blob, record, .. } => {
                     let (codec, len) = (record.codec, blob.len());
-                    let source = BlobSource::new(blob, engine.clone(), (hash, word));
+                    let source = BlobSource::new(blob, attached.clone(), (hash, word));
                     Streamed::Pieces { codec, len, source: Box::new(source) }
                 }
                 source => Streamed::Whole(source.into_stored()),
@@ -274,7 +274,7 @@ impl Engine {
                 Some((slot, word)) => self.drop_damaged(slot, word),
                 None => {}
             }
-            if self.index.is_damaged(hash, &found) {
+            if self.index.is_damaged(hash, &found) && !self.looks_on() {
                 // Taking the lock wipes what does not fit its check. If somebody has it, they do.
                 if let Ok(locked) = self.index.lock(hash) {
                     self.note_wiped(locked.wiped());
@@ -374,15 +374,16 @@ impl Engine {
         }
     }
 
-    /// Removes an entry that turned out to be damaged, so that it is found and counted once.
+    /// Removes an entry that turned out to be damaged, so that it is found and counted once. An onlooker cannot.
     fn drop_damaged(&self, slot: Slot, word: Word) {
-        if self.evict(slot, word) {
+        // Where it stays, whoever reads it counts it.
+        if self.looks_on() || self.evict(slot, word) {
             self.counters.one(Counter::Corrupt);
             tracing::warn!(
                 dir = %self.dir.display(),
                 segment = word.segment(),
                 offset = word.offset(),
-                "a record is damaged; its key has no entry any more"
+                "a record is damaged; its key has no value"
             );
         }
     }

@@ -8,18 +8,21 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::io;
 
 use super::directory::Directory;
 use super::hints::{Hint, Hints};
-use super::index::{Index, Membership, Probe, Slot, Vacancy, Word};
+use super::index::{Geometry, Index, Membership, Probe, Slot, Vacancy, Word};
 use super::layout::Layout;
 use super::record::{Kind, Record};
 use super::segment::Segment;
 use super::snapshot::{self, Header, Part};
+use super::watch;
 use crate::error::{Error, Result};
 use crate::hash::KeyHasher;
 use crate::options::Options;
-use crate::sys::{file, step};
+use crate::sys::file::{self, Access};
+use crate::sys::step;
 use crate::time::Timestamp;
 
 /// The next sequence after a recovery is so much higher than any that was found, so that one which was given out
@@ -47,6 +50,8 @@ pub(super) struct Inputs<'a> {
     pub(super) membership: &'a Membership,
     pub(super) hasher: &'a KeyHasher,
     pub(super) options: &'a Options,
+    /// To read: nothing is written but memory, and the index is this process's own.
+    pub(super) access: Access,
 }
 
 pub(super) struct Recovered {
@@ -88,11 +93,14 @@ pub(super) fn recover(
     known_sequence: u64,
     base: Base,
 ) -> Result<Recovered> {
-    let Inputs { directory, layout, membership, hasher, options } = inputs;
+    let Inputs { directory, layout, membership, hasher, options, access } = inputs;
     let index_path = directory.file("index");
-    let seen_recency = file::open(&index_path).ok().and_then(|file| Index::recency_in(&file)).unwrap_or(0);
-    let index =
-        make_file(directory, "index", |file| Index::create(file, layout.geometry, membership.clone()))?;
+    let old = file::open_to_read(&index_path).ok();
+    let seen_recency = old.and_then(|file| Index::recency_in(&file)).unwrap_or(0);
+    let index = match access {
+        Access::ToRead => Index::in_memory(layout.geometry).map_err(|e| Error::io("recover", &index_path, e)),
+        Access::ToWrite => make_index(directory, layout.geometry, membership),
+    }?;
     segments.iter().for_each(|segment| index.enter_segment(segment.id, segment.len()));
     let header = match &base {
         Base::Snapshot(_, header) | Base::Closed(_, header) => *header,
@@ -101,10 +109,13 @@ pub(super) fn recover(
     };
     let keeps_places = matches!(base, Base::Snapshot(..)) && header.primaries == layout.geometry.primaries;
     // What they say of words that stay where they are is still good; what is wrong is put right in time.
-    let hints = make_file(directory, "hints", |file| match Hints::open(file, layout.geometry)? {
-        Some(hints) if keeps_places => Ok(hints),
-        _ => Hints::create(file, layout.geometry),
-    })?;
+    let hints = match access {
+        Access::ToRead => Hints::none(),
+        Access::ToWrite => make_file(directory, "hints", |file| match Hints::open(file, layout.geometry)? {
+            Some(hints) if keeps_places => Ok(hints),
+            _ => Hints::create(file, layout.geometry),
+        })?,
+    };
     index.raise_next_segment_id(header.next_segment);
     // Not behind what the hints say that are kept.
     let is_plausible = seen_recency.wrapping_sub(header.recency) < 1 << 20;
@@ -131,8 +142,10 @@ pub(super) fn recover(
     match base {
         Base::Snapshot(file, _) => {
             let path = &directory.path;
-            // Whoever wrote its header may have died before the sync, and the other file is the next to be written over.
-            file::sync(&file).map_err(|e| Error::io("sync the snapshot in", path, e))?;
+            if access == Access::ToWrite {
+                // Whoever wrote its header may have died before the sync, and the other file is the next to be written over.
+                file::sync(&file).map_err(|e| Error::io("sync the snapshot in", path, e))?;
+            }
             replay.load(&file, keeps_places).map_err(|e| Error::io("read the snapshot in", path, e))?;
         }
         Base::Closed(words, _) => words.into_iter().for_each(|word| replay.place(word)),
@@ -156,13 +169,25 @@ pub(super) fn recover(
     Ok(Recovered { index, hints, wants_checkpoint, sealed })
 }
 
+/// Makes the index anew, in a file of its own: onlookers may have the one that was there mapped.
+fn make_index(directory: &Directory, geometry: Geometry, membership: &Membership) -> Result<Index> {
+    let path = directory.file("index");
+    let remove = || match file::open(&path) {
+        Ok(old) => watch::give_up(&old).and_then(|()| file::remove(&path)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(e),
+    };
+    remove().map_err(|e| Error::io("replace", &path, e))?;
+    step!("recovery::given_up");
+    let index = make_file(directory, "index", |file| Index::create(file, geometry, membership.clone()))?;
+    // What is closed with this index is found with it.
+    file::sync_dir(&directory.path).map_err(|e| Error::io("sync directory", &directory.path, e))?;
+    Ok(index)
+}
+
 /// Makes the contents of one of the files that a recovery writes. What cannot be written over (a link, a second
 /// name of a file elsewhere) is an error; it was not made by us.
-fn make_file<T>(
-    directory: &Directory,
-    name: &str,
-    fill: impl FnOnce(&std::fs::File) -> std::io::Result<T>,
-) -> Result<T> {
+fn make_file<T>(directory: &Directory, name: &str, fill: impl FnOnce(&File) -> io::Result<T>) -> Result<T> {
     let path = directory.file(name);
     let made = file::open_or_create(&path).and_then(|(file, _)| fill(&file));
     made.map_err(|e| Error::io("create", &path, e))
@@ -170,7 +195,7 @@ fn make_file<T>(
 
 impl Replay<'_> {
     /// Puts the words of a snapshot into the index: where they were, or where they belong in an index of this size.
-    fn load(&mut self, file: &File, keeps_places: bool) -> std::io::Result<()> {
+    fn load(&mut self, file: &File, keeps_places: bool) -> io::Result<()> {
         let header = self.base;
         let mut damaged = 0u64;
         let (mut here, mut more) = (Vec::new(), Vec::new());

@@ -15,6 +15,7 @@ use super::index::MAX_OFFSET;
 use super::record::{self, Draft, Place, Prepared, Record, Stamp};
 use super::usage::SpaceInUse;
 use crate::error::{Error, Result};
+use crate::sys::file::Access;
 use crate::sys::fork::OwnFile;
 use crate::sys::map::Map;
 use crate::sys::{file, step};
@@ -138,17 +139,17 @@ impl Segment {
     }
 
     /// Opens what is at `path`, which is to be segment `id`.
-    pub(crate) fn open(path: &Path, id: u32, space: &SpaceInUse) -> Result<Opened> {
-        let file = match file::open(path) {
+    pub(crate) fn open(path: &Path, id: u32, access: Access, space: &SpaceInUse) -> Result<Opened> {
+        let file = match file::open_as(path, access) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::InvalidInput => return Ok(Opened::Foreign),
             Err(e) if e.raw_os_error() == Some(nix::libc::ELOOP) => return Ok(Opened::Foreign),
             Err(e) => return Err(Error::io("open segment", path, e)),
         };
-        Self::inspect(path, id, file, space).map_err(|e| Error::io("open segment", path, e))
+        Self::inspect(path, id, file, access, space).map_err(|e| Error::io("open segment", path, e))
     }
 
-    fn inspect(path: &Path, id: u32, file: File, space: &SpaceInUse) -> io::Result<Opened> {
+    fn inspect(path: &Path, id: u32, file: File, access: Access, space: &SpaceInUse) -> io::Result<Opened> {
         use std::os::unix::fs::FileExt;
         let mut found = [0; HEADER_LEN];
         let len = file.metadata()?.len();
@@ -163,7 +164,7 @@ impl Segment {
         if found != header(id, salt, stated) || !possible.contains(&stated) {
             return Ok(Opened::Foreign);
         }
-        let map = Map::new(&file, stated as usize)?;
+        let map = Map::open(&file, stated as usize, access)?;
         Ok(Opened::Segment(Self::assemble(id, path.to_owned(), salt, map, file, space)))
     }
 
@@ -199,7 +200,12 @@ impl Segment {
         Some(Pin(self.clone()))
     }
 
-    /// Says that its file is removed: its bytes count as this process's own for as long as it is mapped.
+    /// Whether the program holds values in it.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pins.load(Ordering::Relaxed) > 0
+    }
+
+    /// Says that its file is removed, or may be without notice: its bytes count as this process's own for as long as it is mapped.
     pub(crate) fn count_as_held(&self) {
         if self.hold.bytes.swap(self.len(), Ordering::AcqRel) == 0 {
             self.hold.space.hold(self.len());
@@ -427,6 +433,12 @@ impl Segment {
 
     pub(crate) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
+    }
+
+    /// How often it was to be synced.
+    #[cfg(test)]
+    pub(crate) fn syncs(&self) -> u64 {
+        self.sync.asked.load(Ordering::Acquire)
     }
 }
 

@@ -48,9 +48,16 @@ impl State {
         if file.metadata()?.len() != FILE_LEN {
             file::reset(&file, FILE_LEN, file::SMALL_PIECES)?;
         }
+        Self::read(file)
+    }
+
+    /// The same of a file that may only be read. One that ends too early says nothing.
+    pub(crate) fn read(file: File) -> io::Result<Self> {
         let mut state = Self { file: OwnFile::new(file), turn: 0, clean: None, limits: None, snapshot: 0 };
-        state.refresh()?;
-        Ok(state)
+        match state.refresh() {
+            Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => Err(e),
+            _ => Ok(state),
+        }
     }
 
     /// Reads what other processes may have written since. Only one at a time writes.

@@ -52,6 +52,11 @@ impl Table {
         SegmentGuard { held: self.segments[self.place(id)].load(), id }
     }
 
+    /// The segments that are here.
+    pub(super) fn ids(&self) -> impl Iterator<Item = u32> {
+        self.segments.iter().filter_map(|place| place.load().as_ref().map(|segment| segment.id))
+    }
+
     /// Lets go of segment `id`, and returns it if it was here.
     pub(super) fn forget(&self, id: u32) -> Option<Arc<Segment>> {
         let place = &self.segments[self.place(id)];
@@ -60,8 +65,9 @@ impl Table {
         replaced.as_ref().is_some_and(|segment| segment.id == id).then_some(here)
     }
 
-    pub(super) fn clear(&self) {
-        self.segments.iter().for_each(|place| place.store(None));
+    /// Lets go of all segments, and returns them one by one.
+    pub(super) fn drain(&self) -> impl Iterator<Item = Arc<Segment>> {
+        self.segments.iter().filter_map(|place| place.swap(None))
     }
 
     /// Fetches the record that `word` names ahead of its use, without holding its segment: what holding it waits

@@ -87,8 +87,20 @@ impl SpaceInUse {
 
     /// The bytes that the directory takes, those included that are unlinked and still mapped or about to be taken.
     pub(crate) fn bytes(&self) -> u64 {
+        self.used(self.index().as_deref())
+    }
+
+    fn index(&self) -> Option<Arc<Index>> {
+        self.own().index.clone()
+    }
+
+    /// Without `own` for longer than a moment: readers take it, to let go of what was dropped.
+    fn used(&self, index: Option<&Index>) -> u64 {
+        if let Some(index) = index {
+            return index.used_bytes();
+        }
         let own = self.own();
-        own.index.as_ref().map_or(own.claimed + own.held, |index| index.used_bytes())
+        own.claimed + own.held
     }
 
     /// The bytes of segments of which the program holds values.
@@ -142,19 +154,16 @@ impl SpaceInUse {
         // Not `own`: whoever lets go of something, a reader perhaps, does not wait for another process.
         let admission = &self.0.admission;
         let _thread = admission.enter().ok_or_else(|| turn::busy("claim space"))?;
-        let index = self.own().index.clone();
+        let index = self.index();
         let admitted = index.as_ref().map(|index| index.wait_for(Turn::Admission)).transpose();
         let admitted = admission.unless_given_up(admitted)?;
-        let mut own = self.own();
-        let used = own.index.as_ref().map_or(own.claimed + own.held, |index| index.used_bytes());
-        if used.checked_add(bytes).is_none_or(|sum| sum > most) {
+        if self.used(index.as_deref()).checked_add(bytes).is_none_or(|sum| sum > most) {
             return Ok(None);
         }
-        own.claimed += bytes;
-        own.publish();
-        // Before this, or another could claim the same bytes.
+        let account = self.account(bytes);
+        // After that, or another could claim the same bytes.
         drop(admitted);
-        Ok(Some(Account { space: self.clone(), bytes }))
+        Ok(Some(account))
     }
 
     fn give_back(&self, bytes: u64) {

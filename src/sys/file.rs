@@ -15,6 +15,21 @@ use super::fork::OwnFile;
 use super::observe::inode;
 use super::{fault, step, tell};
 
+/// What a process may do with the files of a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    ToRead,
+    ToWrite,
+}
+
+/// Opens an existing file of the directory [to read](open_to_read) it, or [to write](open) to it as well.
+pub(crate) fn open_as(path: &Path, access: Access) -> io::Result<File> {
+    match access {
+        Access::ToRead => open_to_read(path),
+        Access::ToWrite => open(path),
+    }
+}
+
 /// Opens an existing file of the directory for reading and writing: a plain file with one name only.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     open_plain(path, OpenOptions::new().read(true).write(true))
@@ -192,6 +207,15 @@ pub(crate) const TEMPORARY_PREFIX: &str = ".keepwarm-";
 /// Fails unless names may be added to the directory and taken from it.
 pub(crate) fn check_writable(dir: &Path) -> io::Result<()> {
     eaccess(dir, AccessFlags::W_OK | AccessFlags::X_OK).map_err(io::Error::from)
+}
+
+/// Whether the process may write to the file or directory at `path`, or there is none.
+pub(crate) fn may_write(path: &Path) -> io::Result<bool> {
+    match eaccess(path, AccessFlags::W_OK) {
+        Ok(()) | Err(nix::Error::ENOENT) => Ok(true),
+        Err(nix::Error::EACCES | nix::Error::EPERM | nix::Error::EROFS) => Ok(false),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// What tells one directory from another, whatever path leads to it.

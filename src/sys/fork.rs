@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 
+use super::lock;
+
 /// How many forks lie between the first process and this one.
 static EPOCH: AtomicU64 = AtomicU64::new(0);
 /// How many forks this process made that are over, and how many threads are in the midst of one.
@@ -147,6 +149,8 @@ pub(crate) struct OwnFile {
     file: ManuallyDrop<File>,
     entry: &'static Entry,
     epoch: Epoch,
+    /// Whether closing it is to give back what is locked.
+    unlocks: bool,
 }
 
 impl OwnFile {
@@ -154,7 +158,7 @@ impl OwnFile {
     pub(crate) fn new(file: File) -> Self {
         let epoch = Epoch::now();
         let entry = enter(file.as_raw_fd());
-        Self { file: ManuallyDrop::new(file), entry, epoch }
+        Self { file: ManuallyDrop::new(file), entry, epoch, unlocks: false }
     }
 
     /// A file on which locks may be taken. It is opened again if another thread forked meanwhile: that child may have
@@ -169,7 +173,8 @@ impl OwnFile {
         let started = Instant::now();
         loop {
             let forks = FORKS.load(SeqCst);
-            let file = Self::new(open()?);
+            let mut file = Self::new(open()?);
+            file.unlocks = true;
             let any_fork = FORKING.load(SeqCst) > 0 || FORKS.load(SeqCst) != forks;
             if !any_fork || started.elapsed() > PATIENCE {
                 return Ok(file);
@@ -177,6 +182,11 @@ impl OwnFile {
             drop(file);
             std::thread::yield_now();
         }
+    }
+
+    /// Closes it, and leaves what is locked to a map of it, which keeps the file open.
+    pub(crate) fn leave_to_map(mut self) {
+        self.unlocks = false;
     }
 
     /// Fails in a process that was forked since.
@@ -204,7 +214,12 @@ impl Drop for OwnFile {
     fn drop(&mut self) {
         if self.is_ours() {
             // In this order: what is on the list is surely ours. A child that is forked in between keeps a descriptor,
-            // but no lock, as those were given back.
+            // but no lock, as those were given back before.
+            if self.unlocks
+                && let Err(error) = lock::unlock_all(&self.file)
+            {
+                tracing::warn!(%error, "cannot unlock a file before it is closed");
+            }
             self.entry.fd.store(NONE, Release);
             // SAFETY: it is not used again.
             unsafe { ManuallyDrop::drop(&mut self.file) };
@@ -261,6 +276,21 @@ mod tests {
         assert!(is_listed(again.as_raw_fd()) == 1);
         assert!(entries().count() <= length + 9, "entries of no descriptor are used again");
         assert_eq!(before.len(), 10);
+    }
+
+    #[test]
+    fn a_child_that_has_a_descriptor_which_is_being_closed_has_no_lock() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || {
+            File::options().read(true).write(true).create(true).truncate(false).open(dir.path().join("locks"))
+        };
+        let (file, other) = (OwnFile::to_lock(open).unwrap(), open().unwrap());
+        assert!(lock::try_lock(&file, 0).unwrap() && lock::try_lock(&file, i64::MAX - 1).unwrap());
+        // What a child has that was forked while it was off the list and open.
+        let childs = file.try_clone().unwrap();
+        drop(file);
+        assert!(lock::try_lock(&other, 0).unwrap() && lock::try_lock(&other, i64::MAX - 1).unwrap());
+        drop((childs, other));
     }
 
     #[test]

@@ -47,6 +47,13 @@ pub(crate) fn unlock(file: &File, byte: i64) -> io::Result<()> {
     fcntl(file, FcntlArg::F_OFD_SETLK(&range(libc::F_UNLCK, byte, 1))).map(drop).map_err(io::Error::from)
 }
 
+/// Gives back all bytes that this open file has.
+pub(crate) fn unlock_all(file: &File) -> io::Result<()> {
+    /// To the end of what can be locked.
+    const ALL: i64 = 0;
+    fcntl(file, FcntlArg::F_OFD_SETLK(&range(libc::F_UNLCK, 0, ALL))).map(drop).map_err(io::Error::from)
+}
+
 /// Whether another open file holds byte `byte`.
 pub(crate) fn is_held(file: &File, byte: i64) -> io::Result<bool> {
     first_held(file, byte, 1).map(|held| held.is_some())

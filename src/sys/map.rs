@@ -8,12 +8,13 @@ use std::sync::atomic::AtomicU32;
 use memmap2::{MmapOptions, MmapRaw};
 
 use super::atomic::AtomicU64;
+use super::file::Access;
 use super::{fault, tell};
 
 #[cfg(target_endian = "big")]
 compile_error!("keepwarm maps little-endian words and supports little-endian machines only for now");
 
-/// A file mapped for reading and writing, whole.
+/// A file mapped for reading and writing, or for reading alone.
 ///
 /// The bytes of a map are shared with other threads and processes. Two kinds of access keep that sound:
 /// atomic words ([`words`](Map::words), [`word32`](Map::word32)) for what changes, and plain bytes
@@ -31,13 +32,21 @@ impl Map {
         Self::of(file, len, |options| options.map_raw(file))
     }
 
-    /// The same, of a file that is open to be read: only [`bytes`](Map::bytes) may be asked for.
+    /// The same, of a file that is open to be read: nothing may be stored in it, neither by [`fill`](Map::fill) nor through
+    /// an atomic word.
     pub(crate) fn to_read(file: &File, len: usize) -> io::Result<Self> {
         Self::of(file, len, |options| options.map_raw_read_only(file))
     }
 
+    /// The one or the other.
+    pub(crate) fn open(file: &File, len: usize, access: Access) -> io::Result<Self> {
+        match access {
+            Access::ToRead => Self::to_read(file, len),
+            Access::ToWrite => Self::new(file, len),
+        }
+    }
+
     /// Zeros that belong to no file.
-    #[cfg(test)]
     pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
         Ok(Self {
             raw: MmapOptions::new().len(len).map_anon()?.into(),
@@ -71,9 +80,10 @@ impl Map {
 
     /// The whole map as atomic words.
     pub(crate) fn words(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping is page-aligned, lives as long as `self`, is readable and writable, and
-        // `len / 8` words lie within it. Atomics may be shared with anybody who uses atomics, and code that
-        // uses plain access (`bytes`, `fill`) touches only ranges that nobody reads or writes by words then.
+        // SAFETY: the mapping is page-aligned, lives as long as `self`, is readable, and `len / 8` words lie within it.
+        // It is writable, or whoever made it only loads from it, which is a plain load of the processor. Atomics may be
+        // shared with anybody who uses atomics, and code that uses plain access (`bytes`, `fill`) touches only ranges
+        // that nobody reads or writes by words then.
         unsafe { std::slice::from_raw_parts(self.raw.as_ptr().cast(), self.raw.len() / 8) }
     }
 

@@ -232,6 +232,32 @@ fn a_segment_that_is_opened_while_it_is_dropped_is_let_go_of() {
     notices("no fences between the looks", PREEMPTIONS, || open_against_drop(LeftOut::Fences));
 }
 
+/// A process says that it keeps a segment that was dropped, and its place is freed, while another counts.
+fn keep_against_count() {
+    let world = world(Fault::None, 2);
+    let index = &world[0].index;
+    assert!(index.move_segment(SEGMENT, SegmentState::Active, SegmentState::Sealed));
+    assert!(index.move_segment(SEGMENT, SegmentState::Sealed, SegmentState::Emptied));
+    index.drop_segment(SEGMENT);
+    assert!(world[0].keep_up(SEGMENT));
+    let bytes = index.segment(SEGMENT).unwrap().len;
+    assert_eq!(index.used_bytes(), bytes);
+    let keeper = on(&world[1], move |member| {
+        member.index.set_own_bytes(bytes, 0);
+        assert!(member.keep_up(SEGMENT));
+        member.index.free_dropped(member.index.drops_seen_by_all());
+        assert!(member.index.segment(SEGMENT).is_none());
+    });
+    assert!(world[0].index.used_bytes() >= bytes, "it is in the table, or kept");
+    keeper.join().unwrap();
+    assert_eq!(world[0].index.used_bytes(), bytes);
+}
+
+#[test]
+fn what_moves_from_the_table_to_who_keeps_it_counts_all_the_time() {
+    explore("a kept segment against a count", FEWER, keep_against_count);
+}
+
 /// Process 2 dies instead of making one more change than `changes` of those that `set` makes. Says whether it did.
 fn take_over(changes: u64, is_new: bool) {
     let world = world(Fault::None, 2);

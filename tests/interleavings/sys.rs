@@ -31,6 +31,10 @@ pub(crate) mod map {
             Ok(Self((0..len / 8).map(|at| file.0.word(at)).collect()))
         }
 
+        pub(crate) fn to_read(file: &File, len: usize) -> io::Result<Self> {
+            Self::new(file, len)
+        }
+
         pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
             let machine = Machine::new(Memory::Plain, len);
             Self::new(&File(Process::new(&machine, 1)), len)

@@ -44,12 +44,22 @@ impl Waits {
         Self(File::open("/proc/thread-self/schedstat").ok())
     }
 
+    /// Of any thread; `None` if it is gone, or the kernel does not tell.
+    pub(crate) fn of(process: u32, thread: u32) -> Option<u64> {
+        let file = File::open(format!("/proc/{process}/task/{thread}/schedstat")).ok()?;
+        Self::read(&file)
+    }
+
     /// Nanoseconds since the thread began; 0 where the kernel does not tell.
     pub(crate) fn so_far(&self) -> u64 {
+        self.0.as_ref().and_then(Self::read).unwrap_or(0)
+    }
+
+    fn read(file: &File) -> Option<u64> {
         let mut text = [0; 64];
-        let read = self.0.as_ref().and_then(|file| file.read_at(&mut text, 0).ok()).unwrap_or(0);
-        let text = std::str::from_utf8(&text[..read]).unwrap();
-        text.split_whitespace().nth(1).map_or(0, number)
+        let read = file.read_at(&mut text, 0).ok()?;
+        let text = std::str::from_utf8(&text[..read]).ok()?;
+        text.split_whitespace().nth(1).map(number)
     }
 }
 
@@ -100,6 +110,13 @@ impl Member {
         self.told.as_mut().unwrap().write_all(b"go\n").unwrap();
     }
 
+    /// Asks it something, and gives what it answers.
+    #[track_caller]
+    pub(crate) fn ask(&mut self, question: &str) -> String {
+        self.told.as_mut().unwrap().write_all(format!("{question}\n").as_bytes()).unwrap();
+        self.hear()
+    }
+
     /// Tells it to end.
     pub(crate) fn dismiss(&mut self) {
         self.told = None;
@@ -133,7 +150,12 @@ impl Drop for Member {
 /// Starts a process for each line of arguments, lets them begin at the same moment when all are ready, and gives
 /// what each said.
 pub(crate) fn together(role: &str, arguments: impl IntoIterator<Item = Vec<String>>) -> Vec<String> {
-    let mut crew: Vec<Member> = arguments.into_iter().map(|line| Member::start(role, line)).collect();
+    all_together(arguments.into_iter().map(|line| command(role, line)))
+}
+
+/// The same of processes that these commands start.
+pub(crate) fn all_together(commands: impl IntoIterator<Item = Command>) -> Vec<String> {
+    let mut crew: Vec<Member> = commands.into_iter().map(|mut command| Member::spawn(&mut command)).collect();
     for member in &mut crew {
         assert_eq!(member.hear(), "ready", "a process failed before it began");
     }

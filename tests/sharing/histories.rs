@@ -2,12 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crate::checker::{self, Violation};
 use crate::crew::{self, arguments, number};
 use crate::harness::Verdict;
 use crate::history::{History, Journal};
 use crate::load::{KEYS, Load, Worker};
+use crate::mount;
 use crate::rng;
 
 const PROCESSES: u32 = 4;
@@ -34,6 +37,32 @@ pub(crate) fn work(arguments: &[String]) {
     println!("{} {} {}", stats.evicted, stats.copied_bytes, stats.expired);
 }
 
+/// The same of a process that may only read, for as long as the others work: where to write down what it did, the number of
+/// its first thread, the load, and the directory.
+pub(crate) fn look_on(arguments: &[String]) {
+    let [journals, first, load @ .., dir] = arguments else { panic!("{arguments:?}") };
+    let (journals, load) = (Path::new(journals), Load::from_arguments(load));
+    let first = number(first) as u32;
+    let cache = load.builder(Path::new(dir), 0).read_only(true).open().unwrap();
+    crew::ready();
+    let dismissed = &*crew::dismissed();
+    std::thread::scope(|scope| {
+        for thread in first..first + THREADS {
+            let mut worker = Worker::new(&cache, load, thread, Journal::in_memory(journals, thread));
+            scope.spawn(move || {
+                while !dismissed.load(Ordering::Acquire) {
+                    worker.look().unwrap();
+                    // Reads are far faster than writes, and all of them are written down.
+                    std::thread::sleep(Duration::from_micros(50));
+                }
+            });
+        }
+    });
+    let stats = cache.stats();
+    assert!(stats.hits > 0 && stats.hot_hits > 0 && stats.corrupt == 0, "{stats:?}");
+    println!("0 0 0");
+}
+
 struct Run {
     history: History,
     /// Over all processes: evicted, bytes copied by compaction, expired ones reaped.
@@ -44,6 +73,11 @@ struct Run {
 
 /// Processes at work on one directory; `stale` is how many of them read through a copy of their own.
 fn run(tight: bool, operations: u64, stale: u32) -> Run {
+    run_seen(tight, operations, stale, false).unwrap()
+}
+
+/// The same, and whether one more process `looks_on`, which has the directory mounted read-only.
+fn run_seen(tight: bool, operations: u64, stale: u32, looks_on: bool) -> Result<Run, &'static str> {
     let seed = rng::seed();
     let (home, journals) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let each = operations.div_ceil(u64::from(PROCESSES * THREADS));
@@ -55,7 +89,18 @@ fn run(tight: bool, operations: u64, stale: u32) -> Run {
         line.extend(load.to_arguments());
         line
     });
-    let said = crew::together("work", lines);
+    let mut commands: Vec<_> = lines.map(|line| crew::command("work", line)).collect();
+    if looks_on {
+        let dir = home.path().join("cache");
+        let load = Load { seed, tight, closes: false, stale: false };
+        drop(load.builder(&dir, 0).open().unwrap());
+        let mut line = arguments![journals.path().display(), 1 + PROCESSES * THREADS];
+        line.extend(load.to_arguments());
+        let role = format!("--role look-on {}", line.join(" "));
+        commands.push(mount::command(mount::READ_ONLY, &dir, &role)?);
+    }
+    // Seen to their ends in this order, so that who looks on is told last.
+    let said = crew::all_together(commands);
     let sum =
         |column: usize| said.iter().map(|line| number(line.split_whitespace().nth(column).unwrap())).sum();
     let cache = Load { seed, tight, closes: false, stale: false }
@@ -64,7 +109,8 @@ fn run(tight: bool, operations: u64, stale: u32) -> Run {
         .unwrap();
     let report = cache.check().unwrap();
     assert!(report.is_sound(), "{:?}", report.problems);
-    Run { history: History::read(journals.path()), evicted: sum(0), copied: sum(1), expired: sum(2) }
+    let history = History::read(journals.path());
+    Ok(Run { history, evicted: sum(0), copied: sum(1), expired: sum(2) })
 }
 
 /// Checks each key.
@@ -115,6 +161,14 @@ pub(crate) fn while_entries_are_evicted() -> Verdict {
     let run = run(true, operations(), 0);
     assert!(run.evicted > 100 && run.copied > 0, "{} evicted, {} copied", run.evicted, run.copied);
     nobody_reads_what_was_superseded_in(&run, true);
+    Ok(())
+}
+
+/// Nor does a process that may not write, and that nobody knows of.
+pub(crate) fn who_looks_on_reads_nothing_that_was_superseded() -> Verdict {
+    for tight in [false, true] {
+        nobody_reads_what_was_superseded_in(&run_seen(tight, OPERATIONS / 2, 0, true)?, tight);
+    }
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //!
 //! One file a thread, of 32 bytes an operation:
 //!
-//!     begin (8) | end, 0 until it was told (8) | kind, outcome, waited (2), key (4) | what it saw (8)
+//!     begin (8) | end, 0 until it was told (8) | kind, outcome, key (2), waited (4) | what it saw (8)
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,7 +14,7 @@ use crate::crew::{self, Waits};
 use crate::value::{self, Name};
 
 /// The key that a clear stands under.
-const ALL: u32 = u32::MAX;
+const ALL: u32 = u16::MAX as u32;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -50,13 +50,28 @@ pub(crate) struct Op {
     pub(crate) kind: Kind,
     /// Whether it found, or did, what it was to.
     pub(crate) yes: bool,
-    /// Of the time that it took, how much its thread was ready to run and had no processor, in units of
-    /// [`WAITED_UNIT`].
-    waited: u16,
+    /// How long its thread was ready to run and had no processor, in units of [`WAITED_UNIT`]: while it took, or, as
+    /// long as it was not told, in all the time before it began.
+    waited: u32,
     pub(crate) key: u32,
     /// A read or a computation: the value. A set: how many milliseconds the value may live, 0 for ever. A swap: the value that was to
     /// be replaced. An increment: the result.
     pub(crate) saw: u64,
+}
+
+/// How long an operation took, in nanoseconds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Times {
+    pub(crate) end: u64,
+    pub(crate) took: u64,
+    pub(crate) itself: u64,
+}
+
+/// When a process was killed from outside, and how long its thread had waited for a processor when it was dead.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Killed {
+    pub(crate) at: u64,
+    pub(crate) waited: u64,
 }
 
 /// Nanoseconds.
@@ -73,8 +88,8 @@ impl Op {
         bytes[8..16].copy_from_slice(&self.end.to_le_bytes());
         bytes[16] = self.kind as u8;
         bytes[17] = u8::from(self.yes);
-        bytes[18..20].copy_from_slice(&self.waited.to_le_bytes());
-        bytes[20..24].copy_from_slice(&self.key.to_le_bytes());
+        bytes[18..20].copy_from_slice(&(self.key as u16).to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.waited.to_le_bytes());
         bytes[24..].copy_from_slice(&self.saw.to_le_bytes());
         bytes
     }
@@ -86,20 +101,24 @@ impl Op {
             end: word(8),
             kind: KINDS[bytes[16] as usize],
             yes: bytes[17] == 1,
-            waited: u16::from_le_bytes([bytes[18], bytes[19]]),
-            key: u32::from_le_bytes(bytes[20..24].try_into().unwrap()),
+            key: u32::from(u16::from_le_bytes([bytes[18], bytes[19]])),
+            waited: u32::from_le_bytes(bytes[20..24].try_into().unwrap()),
             saw: word(24),
         }
     }
 
-    /// How long it took.
-    pub(crate) fn took(&self) -> u64 {
-        self.end - self.begin
-    }
-
-    /// How long it took while its thread ran or slept, and did not wait for a processor that others had.
-    pub(crate) fn took_itself(&self) -> u64 {
-        self.took().saturating_sub(u64::from(self.waited) * WAITED_UNIT)
+    /// When it was told, or its process was killed from outside over it; how long it took until then; and how much of
+    /// that its thread ran or slept, and did not wait for a processor that others had. Nothing of one over which its
+    /// process killed itself.
+    pub(crate) fn times(&self, killed: Option<Killed>) -> Option<Times> {
+        let waited = u64::from(self.waited) * WAITED_UNIT;
+        let (end, waited) = match killed {
+            _ if self.end > 0 => (self.end, waited),
+            Some(Killed { at, waited: in_all }) => (at, in_all.saturating_sub(waited)),
+            None => return None,
+        };
+        let took = end.saturating_sub(self.begin);
+        Some(Times { end, took, itself: took.saturating_sub(waited) })
     }
 
     /// What it is to the checker; a read that was never told is nothing.
@@ -130,6 +149,10 @@ impl Op {
         let end = if told { self.end } else { pending_until };
         Some(Event { begin: self.begin, end, told, saw, did, lives, by: name })
     }
+}
+
+fn units(waited: u64) -> u32 {
+    u32::try_from(waited / WAITED_UNIT).unwrap_or(u32::MAX)
 }
 
 /// Writes down what one thread does.
@@ -169,6 +192,7 @@ impl Journal {
         let key = if kind == Kind::Clear { ALL } else { key };
         let mut op = Op { begin: 0, end: 0, kind, yes: false, waited: 0, key, saw };
         let waited = self.waited();
+        op.waited = units(waited);
         op.begin = crew::now();
         if self.buffer.is_none() {
             // A page is a multiple of an operation, so a kill leaves all of it or nothing.
@@ -182,7 +206,7 @@ impl Journal {
     pub(crate) fn end(&mut self, yes: bool, saw: u64) {
         let now = crew::now();
         let (mut op, waited) = self.open.take().unwrap();
-        op.waited = u16::try_from((self.waited() - waited) / WAITED_UNIT).unwrap_or(u16::MAX);
+        op.waited = units(self.waited() - waited);
         (op.end, op.yes) = (now, yes);
         if matches!(op.kind, Kind::Get | Kind::Incr | Kind::Compute) {
             op.saw = saw;
@@ -210,6 +234,8 @@ pub(crate) struct History {
     pub(crate) threads: BTreeMap<u32, Vec<Op>>,
     /// When the processes of threads were gone that were killed.
     pub(crate) died: BTreeMap<u32, u64>,
+    /// Those of them that were killed from outside.
+    pub(crate) killed: BTreeMap<u32, Killed>,
     /// From when to when everybody was dead and somebody opened the directory: what was begun and not told may take
     /// effect then, too.
     pub(crate) recoveries: Vec<(u64, u64)>,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
-use keepwarm::{Builder, Cache, Durability, Eviction, Swap, Timeout, Token};
+use keepwarm::{Builder, Cache, Durability, Eviction, NewLimits, Swap, Timeout, Token};
 use serde_bytes::ByteBuf;
 
 use crate::crew::{arguments, number};
@@ -23,6 +23,9 @@ pub(crate) struct Load {
     /// Whether reads go through a copy that is not kept up to date.
     pub(crate) stale: bool,
 }
+
+/// One entry in so many goes with a cull, or in two more.
+const CULL_FREQUENCY: u64 = 8;
 
 /// Keys whose values stay, keys whose values live a short time, and counters.
 const STAYING: u32 = 200;
@@ -54,7 +57,7 @@ impl Load {
             builder
                 .max_bytes(4 << 20)
                 .max_entries(u64::from(KEYS) * 3 / 4)
-                .cull_frequency(8)
+                .cull_frequency(CULL_FREQUENCY)
                 .hot_bytes(100_000)
         } else {
             builder.max_bytes(32 << 20).max_entries(20_000).hot_bytes(1 << 20)
@@ -107,6 +110,7 @@ impl<'a> Worker<'a> {
             16..24 => return self.cache.maintain(),
             24..28 if self.load.closes => return self.cache.close(),
             28..32 => return self.list(),
+            32..36 => return self.configure(),
             _ => {}
         }
         let key = self.key();
@@ -129,6 +133,12 @@ impl<'a> Worker<'a> {
             _ if is_short_lived(key) => self.get(key),
             _ => self.touch(key),
         }
+    }
+
+    /// Does one read.
+    pub(crate) fn look(&mut self) -> keepwarm::Result<()> {
+        let key = self.key();
+        self.get(key)
     }
 
     fn name(key: u32) -> String {
@@ -229,6 +239,12 @@ impl<'a> Worker<'a> {
             assert!(matches!(number, Some(Ok(number)) if number < KEYS), "{key:?} is nobody's key");
         }
         Ok(())
+    }
+
+    /// Has culls remove more or fewer at a time, which changes nothing of what may be seen.
+    fn configure(&mut self) -> keepwarm::Result<()> {
+        let frequency = CULL_FREQUENCY + self.rng.below(3);
+        self.cache.configure(&NewLimits::new().cull_frequency(frequency)).map(drop)
     }
 
     fn touch(&mut self, key: u32) -> keepwarm::Result<()> {

@@ -13,6 +13,7 @@ mod rng;
 mod checker;
 mod counting;
 mod crew;
+mod delays;
 mod descriptors;
 mod formats;
 mod histories;
@@ -28,6 +29,7 @@ mod paths;
 #[cfg(feature = "failpoints")]
 #[path = "../support/points.rs"]
 mod points;
+mod read_only;
 mod reclaim;
 mod statistics;
 #[cfg(feature = "failpoints")]
@@ -41,6 +43,7 @@ const ROLES: &[crew::Role] = &[
     ("count", counting::count),
     ("add", counting::add),
     ("work", histories::work),
+    ("look-on", histories::look_on),
     ("live", kills::live),
     ("churn", large::churn),
     ("contain", namespaces::contain),
@@ -50,6 +53,8 @@ const ROLES: &[crew::Role] = &[
     ("miss", statistics::miss),
     ("count-at", paths::count_at),
     ("bound", paths::bound),
+    ("serve", read_only::serve),
+    ("see-all", read_only::see_all),
     ("be-refused", formats::be_refused),
     ("keep", reclaim::keep),
     ("lead", reclaim::lead),
@@ -71,10 +76,18 @@ fn main() -> ExitCode {
         ("of_eight_processes_that_add_a_key_one_wins", counting::additions),
         ("nobody_reads_what_was_superseded", histories::nobody_reads_what_was_superseded),
         ("nobody_reads_what_was_superseded_while_entries_are_evicted", histories::while_entries_are_evicted),
+        (
+            "who_may_not_write_reads_nothing_that_was_superseded",
+            histories::who_looks_on_reads_nothing_that_was_superseded,
+        ),
         ("reads_through_a_stale_copy_are_found", histories::a_stale_copy_is_found),
         (
             "large_values_are_whole_whoever_removes_them_and_nothing_is_left",
             large::values_are_whole_and_nothing_is_left,
+        ),
+        (
+            "the_machine_is_blamed_for_one_wait_of_another",
+            delays::the_machine_is_blamed_for_one_wait_of_another,
         ),
         ("the_death_of_any_process_harms_nobody", kills::the_death_of_any_harms_nobody),
         #[cfg(feature = "failpoints")]
@@ -86,6 +99,11 @@ fn main() -> ExitCode {
         ("what_processes_count_is_added_up", statistics::are_added_up),
         ("by_any_path_it_is_one_directory", paths::by_any_path_it_is_one),
         ("by_a_bind_mount_it_is_one_directory", paths::by_a_bind_mount_it_is_one),
+        ("who_may_not_write_reads_what_others_write", read_only::reads_what_others_write),
+        ("who_may_not_write_reads_what_was_closed", read_only::reads_what_was_closed),
+        ("who_may_not_write_reads_what_was_left", read_only::reads_what_was_left),
+        ("who_may_not_write_lets_go_of_what_was_removed", read_only::lets_go_of_what_was_removed),
+        ("a_read_only_file_system_is_read", read_only::file_system_is_read),
         ("another_format_at_once_is_refused", formats::another_is_refused),
         ("what_one_process_removes_all_let_go_of", reclaim::what_is_removed_is_let_go_of),
         ("who_leads_is_followed_by_another", reclaim::who_leads_is_followed),

@@ -13,12 +13,15 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, RwLock};
 use std::time::Duration;
 
-use keepwarm::{Builder, Cache, Durability, Eviction, Swap, Timeout};
+use keepwarm::{Builder, Cache, Durability, Eviction, NewLimits, Swap, Timeout};
 use serde_bytes::ByteBuf;
 use tempfile::TempDir;
 
 use crate::dir::copy_as_killed;
 use crate::rng::Rng;
+
+/// The `cull_frequency` with which a child opens the directory.
+const FREQUENCY: u64 = 4;
 
 /// How a child works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +42,7 @@ impl Plan {
     fn builder(&self, dir: &Path) -> Builder {
         let eviction = [Eviction::Lru, Eviction::Adaptive][self.seed as usize % 2];
         let builder = Cache::builder(dir).default_timeout(Timeout::Never).eviction(eviction);
+        let builder = builder.cull_frequency(FREQUENCY);
         let builder = match self.durability {
             0 => builder.durability(Durability::Buffered),
             1 => builder.durability(Durability::Interval(Duration::from_millis(1))),
@@ -46,7 +50,7 @@ impl Plan {
             _ => builder,
         };
         if self.tight {
-            builder.max_bytes(1 << 20).max_entries(30).cull_frequency(4).hot_bytes(100_000)
+            builder.max_bytes(1 << 20).max_entries(30).hot_bytes(100_000)
         } else {
             builder.max_bytes(64 << 20).max_entries(20_000)
         }
@@ -91,7 +95,8 @@ impl Plan {
             740..970 => {
                 Operation::Incr(format!("{thread} counter {}", rng.below(10)), rng.below(9) as i64 - 2)
             }
-            970..980 => Operation::Flush,
+            970..975 => Operation::Flush,
+            975..980 if thread == 0 => Operation::Configure(3 + rng.below(3)),
             980..985 => Operation::Maintain,
             985..990 => Operation::Close,
             _ if thread == 0 => Operation::Clear,
@@ -112,6 +117,8 @@ pub(crate) enum Operation {
     Move(String, u64),
     Incr(String, i64),
     Clear,
+    /// Has a cull remove one entry in so many, which changes nothing of what is acknowledged.
+    Configure(u64),
     Flush,
     Maintain,
     Close,
@@ -240,6 +247,9 @@ fn perform(cache: &Cache, operation: &Operation) -> keepwarm::Result<i64> {
         Operation::Touch(key) => i64::from(cache.touch(key, Duration::from_secs(100_000))?),
         Operation::Incr(key, delta) => cache.incr_or_init(key, *delta, 0, Timeout::Never)?,
         Operation::Clear => cache.clear().map(|()| 0)?,
+        Operation::Configure(frequency) => {
+            cache.configure(&NewLimits::new().cull_frequency(*frequency)).map(|_| 0)?
+        }
         Operation::Flush => cache.flush().map(|()| 0)?,
         Operation::Maintain => cache.maintain().map(|()| 0)?,
         Operation::Close => cache.close().map(|()| 0)?,
@@ -269,11 +279,13 @@ pub(crate) struct Witness {
     /// What each key may hold; nothing, where it is not named. Beside what was acknowledged, that is what an
     /// operation that was not may have left, as long as the entry is evicted and may come back.
     possible: BTreeMap<String, Vec<Content>>,
+    /// What its `cull_frequency` may be.
+    frequencies: Vec<u64>,
 }
 
 impl Witness {
     pub(crate) fn new(home: TempDir) -> Self {
-        Self { home, possible: BTreeMap::new() }
+        Self { home, possible: BTreeMap::new(), frequencies: Vec::new() }
     }
 
     pub(crate) fn dir(&self) -> PathBuf {
@@ -309,6 +321,10 @@ impl Witness {
 
     fn judge(&mut self, plan: Plan, received: &[[u64; 3]], status: ExitStatus, on_a_copy: bool) -> Ended {
         let mut next = vec![0; plan.threads as usize];
+        if !received.is_empty() {
+            self.frequencies.clear();
+        }
+        self.frequencies.push(FREQUENCY);
         for [thread, index, result] in received {
             assert_eq!(*index, next[*thread as usize], "{plan:?}: thread {thread} reports in order");
             next[*thread as usize] += 1;
@@ -320,7 +336,7 @@ impl Witness {
             .map(|(thread, index)| plan.operation(thread, *index))
             .collect();
         let in_effect = if on_a_copy {
-            let copy = tempfile::tempdir().unwrap();
+            let copy = tempfile::tempdir_in(self.home.path()).unwrap();
             // Killed early, the child may not even have made it.
             if self.dir().exists() {
                 copy_as_killed(&self.dir(), copy.path());
@@ -365,6 +381,7 @@ impl Witness {
                 self.possible.insert(key.clone(), vec![Content::Count(result)]);
             }
             Operation::Clear => self.possible.clear(),
+            Operation::Configure(frequency) => self.frequencies = vec![*frequency],
             _ => {}
         }
     }
@@ -398,7 +415,18 @@ impl Witness {
 
     /// Opens the directory and compares. What was found is what the next round begins with.
     fn look(&mut self, plan: Plan, begun: &[Operation], dir: &Path) -> u64 {
-        let cache = plan.builder(dir).open().unwrap_or_else(|e| self.fail(plan, dir, &e.to_string()));
+        let opened = plan.builder(dir).keep_limits(true).open();
+        let cache = opened.unwrap_or_else(|e| self.fail(plan, dir, &e.to_string()));
+        self.frequencies.extend(begun.iter().filter_map(|operation| match operation {
+            Operation::Configure(frequency) => Some(frequency),
+            _ => None,
+        }));
+        let frequency = cache.limits().cull_frequency;
+        if !self.frequencies.contains(&frequency) {
+            let what = format!("a cull_frequency of {frequency}, not one of {:?}", self.frequencies);
+            self.fail(plan, dir, &what);
+        }
+        self.frequencies = vec![frequency];
         let found = contents(&cache);
         let report = cache.check().unwrap();
         if !report.is_sound() {

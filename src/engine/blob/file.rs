@@ -13,7 +13,8 @@
 //! key names it. By the hashes whoever wants to know finds the records that may name it.
 //!
 //! Whoever writes the file, reads it, or is about to publish a record that names it holds byte 0 of it, beside all others
-//! who do ([`hold`]). Whoever removes it has the byte alone ([`open_alone`]).
+//! who do ([`hold`]). Whoever removes it has the byte alone ([`open_alone`]). Whoever writes it has byte 1 until its bytes count
+//! as a blob's, and not as the writer's own any more.
 
 use std::fs::File;
 use std::io;
@@ -138,6 +139,9 @@ pub(super) fn named(found: &str) -> Named {
 /// The byte of the file by which it is locked.
 const LOCK: i64 = 0;
 
+/// The byte that whoever writes it has, for as long as its bytes count as the writer's own.
+const CLAIM: i64 = 1;
+
 /// What comes of asking that a file stay.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Hold {
@@ -167,6 +171,16 @@ pub(super) fn is_held(file: &File) -> io::Result<bool> {
     lock::is_held(file, LOCK)
 }
 
+/// Whether its bytes still count as those of a process that wrote it.
+pub(super) fn is_claimed(file: &File) -> io::Result<bool> {
+    lock::is_held(file, CLAIM)
+}
+
+/// Says that its bytes, which this process wrote, are to count as a blob's.
+pub(super) fn give_up_claim(file: &File) -> io::Result<()> {
+    lock::unlock(file, CLAIM)
+}
+
 /// What comes of wanting a file for oneself.
 pub(super) enum Alone {
     /// Nobody else holds it, nor will while this is open.
@@ -194,6 +208,7 @@ fn create_held(path: &Path) -> io::Result<Option<OwnFile>> {
     // Opened again where it must be, so it may be there.
     let file = OwnFile::to_lock(|| file::open_or_create(path).map(|(file, _)| file))?;
     step!("blob::created");
+    lock::try_lock(&file, CLAIM)?;
     Ok((hold(&file)? == Hold::Held).then_some(file))
 }
 
@@ -402,7 +417,10 @@ impl OpenBlob {
             value.chunks(CHUNK).zip(checks.chunks_exact(4)).zip(0..).all(|((chunk, check), number)| {
                 check == check_of(self.reference.salt, number, chunk).to_le_bytes()
             });
-        Ok(is_sound.then(|| Bytes::from_owner(Mapped { map, len })))
+        Ok(is_sound.then(|| {
+            self.file.leave_to_map();
+            Bytes::from_owner(Mapped { map, len })
+        }))
     }
 }
 

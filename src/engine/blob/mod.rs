@@ -41,7 +41,8 @@ pub(crate) use file::{BlobRef, BlobWriter, OpenBlob};
 pub(crate) use stream::{BlobSource, Spooled};
 
 use file::{
-    Alone, CHUNK, Contents, Hold, Named, contents, file_name, hold, is_none_of_ours, named, open_alone,
+    Alone, CHUNK, Contents, Hold, Named, contents, file_name, give_up_claim, hold, is_claimed,
+    is_none_of_ours, named, open_alone,
 };
 pub(crate) use listing::Haste;
 use listing::{Listing, Names};
@@ -87,6 +88,8 @@ struct Blob {
     bytes: u64,
     /// Counts it until a record is about to name it; of one that was made here.
     account: Option<Account>,
+    /// Whether another process, which wrote it, counted it as its own when somebody last looked.
+    is_claimed: bool,
     /// Of the keys that may name it, as far as is known.
     hashes: Vec<u64>,
     /// Words that named it when somebody last looked.
@@ -107,7 +110,12 @@ enum Life {
 impl Blob {
     fn new(contents: Contents, account: Option<Account>) -> Self {
         let Contents { bytes, hashes } = contents;
-        Self { bytes, account, hashes, owners: Vec::new(), life: Life::Alive }
+        Self { bytes, account, is_claimed: false, hashes, owners: Vec::new(), life: Life::Alive }
+    }
+
+    /// Whether it is counted elsewhere than with the blobs.
+    fn is_counted_apart(&self) -> bool {
+        self.account.is_some() || self.is_claimed
     }
 
     /// Looks whether anything names it, as far as is known.
@@ -135,15 +143,20 @@ impl Blob {
 pub(crate) struct Pin<'a> {
     blobs: &'a Blobs,
     pub(crate) reference: BlobRef,
-    #[expect(dead_code, reason = "its being open is what it is for")]
+    /// Open, so that it stays.
     file: Arc<OwnFile>,
 }
 
 impl Pin<'_> {
     /// Says that a record is about to name the blob, which does not go with the pin any more.
     pub(crate) fn keep(&self) {
-        let account = self.blobs.lock().blobs.get_mut(&self.reference.name).and_then(|b| b.account.take());
-        if let Some(account) = account {
+        // Locked until it is done: whoever counts what there is sees the blob on the one side or on the other.
+        let mut known = self.blobs.lock();
+        if let Some(account) = known.blobs.get_mut(&self.reference.name).and_then(|b| b.account.take()) {
+            // First: for another process it counts twice for a moment, and never not at all.
+            if let Err(error) = give_up_claim(&self.file) {
+                tracing::warn!(%error, "the bytes of a blob count as those of its writer until it is closed");
+            }
             self.blobs.space.blob_made(account);
         }
     }
@@ -192,10 +205,14 @@ impl Blobs {
     /// The same, and counts what there is. The caller sees to it that no blob is unlinked meanwhile.
     pub(crate) fn recount(&self, haste: Haste) -> Result<()> {
         let was = self.space.blob_bytes();
-        let Some(known) = self.refreshed(haste)? else { return Ok(()) };
-        // What was made here and nothing was to name yet is counted otherwise. What others just make may be counted twice,
-        // until the next time.
-        let counted = known.blobs.values().filter(|blob| blob.account.is_none());
+        let Some(mut known) = self.refreshed(haste)? else { return Ok(()) };
+        for (name, blob) in known.blobs.iter_mut().filter(|(_, blob)| blob.is_claimed) {
+            let looked = files::open_to_read(&self.path(*name)).and_then(|file| is_claimed(&file));
+            // If nobody can say: rather twice than not at all.
+            blob.is_claimed = looked.unwrap_or(false);
+        }
+        // What nothing was to name yet counts as its writer's.
+        let counted = known.blobs.values().filter(|blob| !blob.is_counted_apart());
         self.space.set_blob_bytes(was, counted.map(|blob| blob.bytes).sum());
         Ok(())
     }
@@ -237,8 +254,12 @@ impl Blobs {
                 continue;
             }
             let path = self.path(name);
-            match files::open_to_read(&path).and_then(|file| contents(&file)) {
-                Ok(Some(contents)) => drop(known.blobs.insert(name, Blob::new(contents, None))),
+            let looked =
+                files::open_to_read(&path).and_then(|file| Ok((is_claimed(&file)?, contents(&file)?)));
+            match looked {
+                Ok((is_claimed, Some(contents))) => {
+                    known.blobs.insert(name, Blob { is_claimed, ..Blob::new(contents, None) });
+                }
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 // Whatever names it, it can be read by nobody.
                 Err(e) if !is_none_of_ours(&e) => return Err(Error::io("open blob", &path, e)),
@@ -263,6 +284,7 @@ impl Blobs {
     }
 
     /// The names of all that are alive, as far as is known.
+    #[cfg(test)]
     pub(crate) fn names(&self) -> Vec<u128> {
         let known = self.lock();
         known.blobs.iter().filter(|(_, blob)| blob.life == Life::Alive).map(|(name, _)| *name).collect()

@@ -3,7 +3,6 @@
 use std::sync::{Arc, Weak};
 
 use super::{BlobWriter, CHUNK, OpenBlob, Pin};
-use crate::engine::Engine;
 use crate::engine::attach::Attached;
 use crate::engine::index::Word;
 use crate::entry::{Change, Codec, Condition, Expiry, Pieces, Soft, Spool};
@@ -15,14 +14,14 @@ pub(crate) struct BlobSource {
     chunk: Vec<u8>,
     /// The number of the chunk that is in `chunk`.
     number: Option<u64>,
-    /// Told of damage.
-    engine: Weak<Engine>,
+    /// Told of damage, as long as the directory is not being closed: after that the index is changed no more.
+    attached: Weak<Attached>,
     owner: (u64, Word),
 }
 
 impl BlobSource {
-    pub(crate) fn new(blob: OpenBlob, engine: Weak<Engine>, owner: (u64, Word)) -> Self {
-        Self { blob, chunk: Vec::new(), number: None, engine, owner }
+    pub(crate) fn new(blob: OpenBlob, attached: Weak<Attached>, owner: (u64, Word)) -> Self {
+        Self { blob, chunk: Vec::new(), number: None, attached, owner }
     }
 }
 
@@ -41,8 +40,8 @@ impl Pieces for BlobSource {
                 Error::new(kind, "read").with_source(e)
             })?;
             if !is_sound {
-                if let Some(engine) = self.engine.upgrade() {
-                    engine.drop_named(self.owner);
+                if let Some(attached) = self.attached.upgrade() {
+                    attached.drop_named(self.owner);
                 }
                 let why =
                     format!("the bytes from {} on are not those that were stored", number * CHUNK as u64);

@@ -211,6 +211,46 @@ impl Index {
         }
     }
 
+    /// Gives back the overflow buckets that are in no chain and on no list, as whoever was about to link or to list them died.
+    /// What one of them holds is a copy of a word that is in its chain. Says whether it could see them: nobody may change
+    /// anything meanwhile. One at a time does this.
+    pub(crate) fn give_back_lost(&self) -> bool {
+        let Some(before) = self.unlocks() else { return false };
+        let lost = self.lost_overflow();
+        if self.unlocks() != Some(before) {
+            return false;
+        }
+        for number in lost {
+            let first = Slot::new(number, SLOTS.start);
+            let (Some(bucket), Ok(locked)) = (self.bucket(number), self.lock_slot(first)) else { continue };
+            // Under the lock that whoever has met the copy would take to evict it.
+            SLOTS.for_each(|slot| locked.set(Slot::new(number, slot), Word::EMPTY));
+            self.give_back_overflow(number, bucket);
+        }
+        true
+    }
+
+    /// The overflow buckets that nothing leads to, if nobody changes anything meanwhile.
+    fn lost_overflow(&self) -> Vec<u32> {
+        let primaries = self.geometry.primaries;
+        let mut is_led_to = vec![false; (self.buckets_in_use() - primaries) as usize];
+        let mut note = |number: u32| {
+            let place = number.checked_sub(primaries).and_then(|at| is_led_to.get_mut(at as usize));
+            place.is_some_and(|is| !std::mem::replace(is, true))
+        };
+        for mut bucket in (0..primaries).filter_map(|primary| self.bucket(primary)) {
+            while let Some((_, next)) = self.next_of(bucket).filter(|(number, _)| note(*number)) {
+                bucket = next;
+            }
+        }
+        let mut listed = self.words()[at::FREE_OVERFLOW].load(Ordering::Acquire) as u32;
+        while let Some(number) = listed.checked_sub(1).filter(|number| note(*number)) {
+            listed = self.bucket(number).map_or(0, |bucket| bucket.control().primary());
+        }
+        let lost = is_led_to.iter().zip(primaries..).filter(|(is, _)| !**is);
+        lost.map(|(_, number)| number).collect()
+    }
+
     /// All entry words with their slots, one bucket after the other.
     pub(crate) fn entries(&self, buckets: std::ops::Range<u32>) -> impl Iterator<Item = (Slot, Word)> + '_ {
         let linked = buckets.filter(|number| self.is_linked(*number));

@@ -35,7 +35,7 @@ const _: () = assert!(MOST_PROCESSES < NUMBER);
 pub(crate) struct Membership {
     /// The lock file; byte n stands for the process of number n. Without one, nobody else is alive.
     locks: Option<Arc<OwnFile>>,
-    /// 1 and up.
+    /// 1 and up; 0 of an onlooker, who is not in the table.
     number: u32,
     /// `incarnation | number`; what names this process.
     owner: u32,
@@ -47,8 +47,12 @@ impl Membership {
         Self { locks: Some(locks), number, owner: 0 }
     }
 
+    /// One who looks on: nobody knows of it, and it changes nothing.
+    pub(crate) fn of_onlooker(locks: Arc<OwnFile>) -> Self {
+        Self { locks: Some(locks), number: 0, owner: 0 }
+    }
+
     /// The only one there is.
-    #[cfg(test)]
     pub(crate) fn alone() -> Self {
         Self { locks: None, number: 1, owner: 0 }
     }
@@ -74,7 +78,17 @@ impl Turn {
         i64::from(MOST_PROCESSES) + 1 + self as i64
     }
 
-    /// How long the turn of another process is waited for: so long that only one that is stopped is not done.
+    /// Where it is counted how often the turn was taken, for those that are waited for.
+    fn count_at(self) -> Option<usize> {
+        match self {
+            Self::Leadership | Self::Counting => None,
+            Self::Space => Some(at::TURNS),
+            Self::Admission => Some(at::TURNS + 1),
+            Self::Culling => Some(at::TURNS + 2),
+        }
+    }
+
+    /// How long one that has the turn is waited for: so long that only one that is stopped is not done.
     pub(crate) fn patience(self) -> Duration {
         match self {
             Self::Leadership | Self::Counting => Duration::ZERO,
@@ -123,13 +137,21 @@ impl Index {
         };
         let taken = lock::try_lock(locks, turn.byte());
         let taken = taken.map_err(|e| Error::new(ErrorKind::Io, "lock the directory").with_source(e))?;
+        if taken && let Some(count) = turn.count_at() {
+            self.words()[count].fetch_add(1, Ordering::Relaxed);
+        }
         Ok(taken.then_some(HeldTurn { locks: Some(locks), turn }))
+    }
+
+    /// How often the turn was taken.
+    fn turns(&self, turn: Turn) -> u64 {
+        turn.count_at().map_or(0, |count| self.words()[count].load(Ordering::Relaxed))
     }
 
     /// The same, but waits for another process.
     ///
     /// # Errors
-    /// `Busy` if it takes too long, so long that it must be stopped; or if the kernel refuses.
+    /// `Busy` if one that has it takes so long that it must be stopped, or very many were faster; or if the kernel refuses.
     pub(crate) fn wait_for(&self, turn: Turn) -> Result<HeldTurn<'_>> {
         let Waited::Turn(held) = self.wait_for_turn(turn, || Ok(None::<Infallible>))?;
         Ok(held)
@@ -145,13 +167,21 @@ impl Index {
         mut instead: impl FnMut() -> Result<Option<I>>,
     ) -> Result<Waited<HeldTurn<'_>, I>> {
         const ASKED_EVERY: Duration = Duration::from_millis(1);
+        /// Where many wait for the turn, and each takes its time.
+        const MOST_TURNS: u32 = 6;
         let (mut wait, started) = (Backoff::default(), Instant::now());
         let mut asked = started;
+        // Whoever had it at first may be done: then nobody is stopped yet.
+        let (mut turns, mut turned) = (self.turns(turn), started);
         loop {
             if let Some(held) = self.take_turn(turn)? {
                 return Ok(Waited::Turn(held));
             }
-            if started.elapsed() > turn.patience() {
+            let now = self.turns(turn);
+            if now != turns {
+                (turns, turned) = (now, Instant::now());
+            }
+            if turned.elapsed() > turn.patience() || started.elapsed() > MOST_TURNS * turn.patience() {
                 return Err(Error::new(ErrorKind::Busy, "lock the directory").with_source(MAY_BE_STOPPED));
             }
             if asked.elapsed() > ASKED_EVERY {
@@ -192,7 +222,14 @@ impl Index {
 
     /// Takes this process out of the table: it has nothing of the directory any more.
     pub(crate) fn leave(&self) {
-        self.member(self.membership.number)[0].fetch_and(!ATTACHED, Ordering::AcqRel);
+        if let Some(line) = self.own_line() {
+            line[0].fetch_and(!ATTACHED, Ordering::AcqRel);
+        }
+    }
+
+    /// The line of this process, if it has one.
+    fn own_line(&self) -> Option<&[AtomicU64]> {
+        (self.membership.number != 0).then(|| self.member(self.membership.number))
     }
 
     /// What names this process in the locks that it takes.
@@ -261,7 +298,9 @@ impl Index {
     /// Says that this process has let go of all segments that were dropped before the count of drops was `seen`, except
     /// for the bytes that it has said it keeps.
     pub(crate) fn acknowledge_drops(&self, seen: u64) {
-        self.member(self.membership.number)[1].fetch_max(seen, Ordering::AcqRel);
+        if let Some(line) = self.own_line() {
+            line[1].fetch_max(seen, Ordering::AcqRel);
+        }
     }
 
     /// How many drops everybody has seen who is attached.
@@ -272,9 +311,10 @@ impl Index {
 
     /// Says how many bytes this process keeps of what was dropped, and how many it is about to take.
     pub(crate) fn set_own_bytes(&self, held: u64, claimed: u64) {
-        let line = self.member(self.membership.number);
-        line[2].store(held, Ordering::Release);
-        line[3].store(claimed, Ordering::Release);
+        if let Some(line) = self.own_line() {
+            line[2].store(held, Ordering::Release);
+            line[3].store(claimed, Ordering::Release);
+        }
     }
 
     /// What other processes keep of what was dropped, or are about to take.
@@ -289,8 +329,18 @@ impl Index {
     }
 
     /// The bytes in use: of all segments and blobs, and of what processes keep or are about to take.
+    ///
+    /// What a process has claimed becomes a segment, and a segment that goes becomes what a process keeps. So processes are
+    /// asked before and after, and the greater counts: nothing slips through on its way.
     pub(crate) fn used_bytes(&self) -> u64 {
-        let processes = self.attached().map(|number| self.bytes_of(number)).fold(0, u64::saturating_add);
-        self.segment_bytes().saturating_add(self.blob_bytes()).saturating_add(processes)
+        let before: Vec<_> = self.attached().map(|number| (number, self.bytes_of(number))).collect();
+        let mut sum = self.segment_bytes().saturating_add(self.blob_bytes());
+        let mut before = before.into_iter().peekable();
+        for number in self.attached() {
+            while before.next_if(|(other, _)| *other < number).is_some() {}
+            let was = before.next_if(|(other, _)| *other == number).map_or(0, |(_, bytes)| bytes);
+            sum = sum.saturating_add(was.max(self.bytes_of(number)));
+        }
+        sum
     }
 }

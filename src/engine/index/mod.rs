@@ -96,7 +96,13 @@ mod at {
     /// The limits that were asked for, of which the index may hold less.
     pub(super) const ASKED_ENTRIES: usize = 58;
     pub(super) const ASKED_BYTES: usize = 59;
+    /// How often the file was given up for another one.
+    pub(super) const GIVEN_UP: usize = 60;
+    /// How often each of the turns that are waited for was taken.
+    pub(super) const TURNS: usize = 61;
 }
+/// The word of the header that [`watch`](super::watch) is about.
+pub(crate) const GIVEN_UP: usize = at::GIVEN_UP;
 /// The words of the header that say something; the rest of its page is spare.
 pub(crate) const HEADER_WORDS: usize = 64;
 const ATTACH_AT: usize = 512;
@@ -198,6 +204,17 @@ impl Geometry {
         plausible.then_some(stated)
     }
 
+    /// The same, of an index that nobody is changing.
+    fn stated_at_rest(header: &HeaderCopy) -> Option<Self> {
+        let plausible = header[at::CLEAR_LOCK] == 0 && header[at::COUNT] >> 32 == header[at::GENERATION];
+        Self::stated(header).filter(|_| plausible)
+    }
+
+    /// Whether `file` is as long as an index of this geometry.
+    fn is_of(&self, file: &File) -> bool {
+        crate::sys::file::len(file).is_ok_and(|len| len == self.index_bytes())
+    }
+
     /// Whether an index of this geometry serves where `wanted` was asked for: it is as large, and not so much
     /// larger that it would take the space of what it is for.
     pub(crate) fn serves(&self, wanted: &Self) -> bool {
@@ -232,6 +249,16 @@ impl Geometry {
 /// What the header says at one moment; stored with the clean mark.
 pub(crate) type HeaderCopy = [u64; HEADER_WORDS];
 
+/// The header of the index in `file`; zeros where it ends before.
+fn header_of(file: &File) -> io::Result<HeaderCopy> {
+    let mut bytes = [0; HEADER_WORDS * 8];
+    match crate::sys::file::read_at(file, &mut bytes, 0) {
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok([0; HEADER_WORDS]),
+        read => read?,
+    }
+    Ok(std::array::from_fn(|at| u64::from_le_bytes(std::array::from_fn(|i| bytes[at * 8 + i]))))
+}
+
 #[derive(Debug)]
 pub(crate) struct Index {
     map: Map,
@@ -249,7 +276,6 @@ impl Index {
     }
 
     /// One that nobody else will ever use.
-    #[cfg(test)]
     pub(crate) fn in_memory(geometry: Geometry) -> io::Result<Self> {
         let map = Map::anonymous(geometry.index_bytes() as usize)?;
         Self::fill(Self::over(map, geometry, Membership::alone()))
@@ -281,10 +307,8 @@ impl Index {
         expected: &HeaderCopy,
         membership: Membership,
     ) -> io::Result<Option<Self>> {
-        let plausible =
-            expected[at::CLEAR_LOCK] == 0 && expected[at::COUNT] >> 32 == expected[at::GENERATION];
-        let Some(geometry) = Geometry::stated(expected).filter(|_| plausible) else { return Ok(None) };
-        if crate::sys::file::len(file)? != geometry.index_bytes() {
+        let Some(geometry) = Geometry::stated_at_rest(expected) else { return Ok(None) };
+        if !geometry.is_of(file) {
             return Ok(None);
         }
         // A copy may have holes, and a store into one can fail.
@@ -299,17 +323,29 @@ impl Index {
 
     /// Maps the index that other processes are using, if `file` holds one.
     pub(crate) fn join(file: &File, membership: Membership) -> io::Result<Option<Self>> {
-        let mut bytes = [0; HEADER_WORDS * 8];
-        if let Err(e) = crate::sys::file::read_at(file, &mut bytes, 0) {
-            return if e.kind() == io::ErrorKind::UnexpectedEof { Ok(None) } else { Err(e) };
-        }
-        let header = std::array::from_fn(|at| u64::from_le_bytes(std::array::from_fn(|i| bytes[at * 8 + i])));
-        let len = crate::sys::file::len(file)?;
-        let stated = Geometry::stated(&header).filter(|geometry| geometry.index_bytes() == len);
-        let Some(geometry) = stated else { return Ok(None) };
+        let header = header_of(file)?;
+        let Some(geometry) = Geometry::stated(&header).filter(|g| g.is_of(file)) else { return Ok(None) };
         let mut index = Self::map(file, geometry, membership)?;
         index.enter()?;
         Ok(Some(index))
+    }
+
+    /// Maps the index that `file` holds, if it has one, to be read only: that of other processes, or one whose header is
+    /// exactly `closed`. Of its methods, those that store anything must not be called.
+    pub(crate) fn look(
+        file: &File,
+        closed: Option<&HeaderCopy>,
+        membership: Membership,
+    ) -> io::Result<Option<Self>> {
+        let header = header_of(file)?;
+        let stated = match closed {
+            Some(closed) if *closed != header => None,
+            Some(closed) => Geometry::stated_at_rest(closed),
+            None => Geometry::stated(&header),
+        };
+        let Some(geometry) = stated.filter(|g| g.is_of(file)) else { return Ok(None) };
+        let map = Map::to_read(file, geometry.index_bytes() as usize)?;
+        Ok(Some(Self::over(map, geometry, membership)))
     }
 
     fn map(file: &File, geometry: Geometry, membership: Membership) -> io::Result<Self> {
@@ -392,12 +428,8 @@ impl Index {
 
     /// The recency clock as the header of the index in `file` shows it, if it is one.
     pub(crate) fn recency_in(file: &File) -> Option<u32> {
-        let word = |at: usize| {
-            let mut bytes = [0; 8];
-            crate::sys::file::read_at(file, &mut bytes, at as u64 * 8).ok()?;
-            Some(u64::from_le_bytes(bytes))
-        };
-        (word(at::MAGIC)? == MAGIC).then(|| word(at::RECENCY)).flatten().map(|tick| tick as u32)
+        let header = header_of(file).ok()?;
+        (header[at::MAGIC] == MAGIC).then_some(header[at::RECENCY] as u32)
     }
 
     pub(crate) fn set_next_sequence(&self, sequence: u64) {

@@ -92,7 +92,7 @@ impl Index {
     /// Every segment there is, in any order.
     pub(crate) fn segments(&self) -> impl Iterator<Item = SegmentInfo> {
         let table = &self.words()[SEGMENTS_AT..SEGMENTS_AT + self.geometry.segments as usize * LINE];
-        table.chunks_exact(LINE).filter(|line| line[0].load(Ordering::Relaxed) != 0).filter_map(info)
+        table.chunks_exact(LINE).filter(|line| line[0].load(Ordering::Acquire) != 0).filter_map(info)
     }
 
     /// Those in `state`, oldest first.

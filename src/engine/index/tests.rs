@@ -237,6 +237,87 @@ fn links_and_lists_that_lead_astray_are_not_followed() {
     }
 }
 
+/// The line of segment `id` in the table.
+fn segment_line(index: &Index, id: u32) -> &[AtomicU64] {
+    let at = SEGMENTS_AT + (id % index.geometry().segments) as usize * LINE;
+    &index.words()[at..at + LINE]
+}
+
+#[test]
+fn a_removal_that_was_not_counted_is_counted_by_the_next_to_look() {
+    let index = index(100);
+    let id = index.begin_segment(16 << 10).unwrap();
+    for (from, to) in [
+        (SegmentState::Unborn, SegmentState::Sealed),
+        (SegmentState::Sealed, SegmentState::Emptied),
+        // As far as one who died in the midst of `drop_segment` came.
+        (SegmentState::Emptied, SegmentState::Dropped),
+    ] {
+        segment_line(&index, id)[4].store(u64::MAX, Ordering::Release);
+        assert!(index.move_segment(id, from, to));
+    }
+    let before = index.drops();
+    index.free_dropped(before);
+    assert_eq!(index.segment_state(id), Some(SegmentState::Dropped), "nobody was told of it yet");
+    assert_eq!(index.drops(), before + 1);
+    index.free_dropped(index.drops());
+    assert_eq!((index.segment_state(id), index.segment_bytes()), (None, 0));
+}
+
+#[test]
+fn the_place_of_a_segment_that_is_gone_has_no_owner() {
+    let index = index(100);
+    let id = index.begin_segment(16 << 10).unwrap();
+    assert!(index.is_own(index.segment(id).unwrap().owner));
+    index.free_segment(id);
+    // Whoever begins the next one there stores its state first.
+    assert_eq!(segment_line(&index, id)[1].load(Ordering::Acquire), 0);
+}
+
+#[test]
+fn buckets_that_one_who_died_was_about_to_link_serve_others() {
+    let index = index(4_000);
+    let put_all = |bucket: u64| {
+        for i in 1..=19u32 {
+            put(
+                &index,
+                hash(&index, bucket, u64::from(i)),
+                Word::new(hash(&index, bucket, u64::from(i)), i, 64),
+            );
+        }
+    };
+    put_all(3);
+    // One came as far as the copy of the word that was to move, the other took a bucket and did nothing yet.
+    let copied = Word::new(hash(&index, 3, 7), 7, 64);
+    let copy = index.words()[at::NEXT_OVERFLOW].fetch_add(2, Ordering::AcqRel) as u32;
+    let bucket = index.bucket(copy).unwrap();
+    bucket.set_word(1, copied);
+    bucket.set_control(bucket::Control::of_overflow(bucket.computed_check(), 3));
+    // What was given back is on the list, and none of them.
+    put_all(4);
+    (1..=19).for_each(|i| {
+        let hash = hash(&index, 4, i);
+        let (slot, _) = index.find(hash, |_| Probe::Match).entry.unwrap();
+        index.lock(hash).unwrap().clear(slot);
+    });
+    let used = index.buckets_in_use();
+    let all = || index.entries(0..index.geometry().buckets).count();
+    assert_eq!(all(), 19, "what is in no chain counts for nothing");
+    let locked = index.lock(hash(&index, 9, 1)).unwrap();
+    assert!(!index.give_back_lost(), "whoever has a lock may be about to link one");
+    drop(locked);
+    assert!(index.give_back_lost() && index.give_back_lost());
+    assert_eq!((all(), index.chain_words(3).len()), (19, 19));
+    assert!(index.find(hash(&index, 3, 7), is(copied)).entry.is_some());
+    // Two of them held chain 4, two were lost.
+    put_all(5);
+    put_all(6);
+    assert_eq!((index.buckets_in_use(), all()), (used, 57));
+    put_all(7);
+    assert!(index.buckets_in_use() > used);
+    assert!(index.damaged_buckets().is_empty());
+}
+
 #[test]
 fn a_bucket_that_the_dead_did_not_come_to_link_counts_for_nothing() {
     let index = index(100);

@@ -29,13 +29,14 @@ use super::tail::{Reservation, Tail};
 use super::turn::Queue;
 use super::usage::SpaceInUse;
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::file::HeldDirectory;
+use crate::sys::file::{Access, HeldDirectory};
 use crate::sys::step;
 use crate::sys::wait::Backoff;
 
 pub(crate) struct Log {
     dir: PathBuf,
     held: HeldDirectory,
+    access: Access,
     index: Arc<Index>,
     table: Table,
     space: SpaceInUse,
@@ -63,9 +64,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Log {
-    pub(crate) fn new(dir: &Path, index: Arc<Index>, space: SpaceInUse) -> Result<Self> {
+    /// With `access` to read, nothing may be asked of it but what is there.
+    pub(crate) fn new(dir: &Path, access: Access, index: Arc<Index>, space: SpaceInUse) -> Result<Self> {
         Ok(Self {
             dir: dir.to_owned(),
+            access,
             held: HeldDirectory::open(dir).map_err(|e| Error::io("open", dir, e))?,
             table: Table::new(index.geometry().segments),
             fixed_bytes: layout::fixed_bytes(index.geometry()),
@@ -133,13 +136,15 @@ impl Log {
         if here.get().is_some() { Ok(here) } else { self.open(id) }
     }
 
+    /// Whether segment `id` has a file with records in it that may be opened.
+    pub(crate) fn is_there(&self, id: u32) -> bool {
+        use SegmentState::{Active, Emptied, Sealed};
+        matches!(self.index.segment_state(id), Some(Active | Sealed | Emptied))
+    }
+
     #[cold]
     fn open(&self, id: u32) -> Result<SegmentGuard> {
-        let is_there = || {
-            use SegmentState::{Active, Emptied, Sealed};
-            matches!(self.index.segment_state(id), Some(Active | Sealed | Emptied))
-        };
-        if !is_there() {
+        if !self.is_there(id) {
             return Ok(self.table.hold(id));
         }
         let _opening = lock(&self.opening);
@@ -149,7 +154,7 @@ impl Log {
         }
         drop(here);
         let path = self.dir.join(Segment::file_name(id));
-        match Segment::open(&path, id, &self.space) {
+        match Segment::open(&path, id, self.access, &self.space) {
             Ok(Opened::Segment(segment)) => {
                 // It is kept mapped and not open, as there are more segments than a process may have open files.
                 segment.seal();
@@ -157,7 +162,7 @@ impl Log {
                 // Its removal may have gone unnoticed if it came since. The fence goes with the one of `let_go_of_dropped`:
                 // either this thread sees that it was dropped, or the other one that it is in the table.
                 fence(Ordering::SeqCst);
-                if !is_there() {
+                if !self.is_there(id) {
                     self.forget(id);
                 }
             }
@@ -297,13 +302,9 @@ impl Log {
         if let Some(mut spare) = self.spare.try_enter()
             && let Some(tail) = spare.take_if(oversized)
         {
-            self.end_spare(tail);
+            // Even if nothing is in it: another process may have it mapped, to sync it.
+            self.seal(tail);
         }
-    }
-
-    /// Makes an end of a segment that was to be the next. It may be one that a process left with records in it.
-    fn end_spare(&self, spare: Tail) {
-        if spare.end > segment::HEADER_LEN as u32 { self.seal(spare) } else { self.discard(spare.segment.id) }
     }
 
     /// Waits until everything that any process stamped is on the disk; `all`: even in segments that no entry names.
@@ -336,11 +337,13 @@ impl Log {
     }
 
     /// `info` was read before the sync begins.
-    fn sync_one(&self, segment: &Segment, info: &SegmentInfo) -> Result<()> {
-        let own = self.index.is_own(info.owner);
+    fn sync_one(&self, segment: &Arc<Segment>, info: &SegmentInfo) -> Result<()> {
         let synced = match info.failed {
             true => Err(segment.refused()),
-            false if own => segment.sync_if_dirty(),
+            // What others wrote, and what was written through another map, it does not know of.
+            false if self.index.is_own(info.owner) && self.is_written_through(segment) => {
+                segment.sync_if_dirty()
+            }
             false => segment.sync(),
         };
         if synced.is_err() {
@@ -350,6 +353,18 @@ impl Log {
             lock(&self.unsynced).retain(|unsynced| unsynced.id != segment.id);
         }
         synced
+    }
+
+    /// Whether this very object is the one through which this process appends, or did: what is in it is counted there.
+    fn is_written_through(&self, segment: &Arc<Segment>) -> bool {
+        let is_it =
+            |tail: &Option<Tail>| tail.as_ref().is_some_and(|tail| Arc::ptr_eq(&tail.segment, segment));
+        // In the order in which they move. Whoever makes the next one, or copies, may take long; to sync once more than
+        // needed does no harm.
+        self.spare.try_enter().is_some_and(|tail| is_it(&tail))
+            || self.copies.try_lock().is_ok_and(|tail| is_it(&tail))
+            || is_it(&lock(&self.active))
+            || lock(&self.unsynced).iter().any(|unsynced| Arc::ptr_eq(unsynced, segment))
     }
 
     /// Stops appending. What was appended to is left to whoever needs a segment; where this is the `last` process, it is
@@ -364,7 +379,11 @@ impl Log {
             }
             return;
         }
-        spare.into_iter().for_each(|spare| self.end_spare(spare));
+        match spare {
+            Some(unused) if unused.end == segment::HEADER_LEN as u32 => self.discard(unused.segment.id),
+            // One that a process left with records in it.
+            taken_over => taken_over.into_iter().for_each(|spare| self.seal(spare)),
+        }
         let end = active.as_ref().map(|tail| (tail.segment.id, tail.end));
         let orphan = || self.index.orphans().last().map(|orphan| (orphan.id, orphan.tail));
         // Where there is none, the next life begins a segment of its own: what an earlier one noted is not true any more.
@@ -377,14 +396,15 @@ impl Log {
         self.seal_orphans(0);
     }
 
-    /// Gives up all segments: after this nothing can be read or written. What programs hold stays and counts.
+    /// Gives up all segments: after this nothing can be read or written. What the program holds stays, and counts while this
+    /// process is attached again, as others may remove it meanwhile.
     pub(crate) fn let_go(&self) {
         for tail in [&self.active, &self.copies] {
             *lock(tail) = None;
         }
         *self.spare.wait() = None;
         lock(&self.unsynced).clear();
-        self.table.clear();
+        self.table.drain().filter(|segment| segment.is_pinned()).for_each(|segment| segment.count_as_held());
     }
 
     /// The same in a process that was forked from the one whose log this is. Waits for nobody: what is locked stays.
@@ -396,7 +416,7 @@ impl Log {
         if let Ok(mut unsynced) = self.unsynced.try_lock() {
             unsynced.clear();
         }
-        self.table.clear();
+        self.table.drain().for_each(drop);
     }
 }
 
@@ -419,59 +439,12 @@ fn is(error: &Error, kind: io::ErrorKind) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::engine::index::{Geometry, Membership};
-    use crate::options::Options;
-
-    const BEGIN: u32 = segment::HEADER_LEN as u32;
-
-    /// A log of one segment with a record in it.
-    fn log_with_a_record(dir: &Path) -> (Arc<Index>, Log) {
-        let file = tempfile::tempfile().unwrap();
-        let index = Index::create(&file, Geometry::for_entries(10, 16), Membership::alone()).unwrap();
-        let index = Arc::new(index);
-        let limits = Options { max_bytes: 2 << 20, ..Options::default() }.limits();
-        index.set_limits(limits, limits);
-        let space = SpaceInUse::default();
-        let segment = Segment::create(dir, 1, 16 << 10, false, &space).unwrap();
-        let log = Log::new(dir, index.clone(), space).unwrap();
-        log.enter(vec![segment], Some((1, BEGIN)));
-        drop(log.reserve(64).unwrap().unwrap());
-        (index, log)
-    }
-
-    #[test]
-    fn a_log_that_is_closed_goes_on_where_it_ended() {
-        let dir = tempfile::tempdir().unwrap();
-        let (index, log) = log_with_a_record(dir.path());
-        log.retire(true);
-        assert_eq!(index.end_of_log(), (1, BEGIN + 64));
-    }
-
-    #[test]
-    fn where_an_earlier_life_ended_is_forgotten_when_this_one_goes_on_nowhere() {
-        let dir = tempfile::tempdir().unwrap();
-        let (index, log) = log_with_a_record(dir.path());
-        let segment = lock(&log.active).take().unwrap();
-        index.set_end_of_log(1, BEGIN);
-        drain(&segment.segment);
-        log.seal(segment);
-        log.retire(true);
-        assert_eq!(index.end_of_log(), (0, 0), "or the next life would write over what was written since");
-    }
-
-    #[test]
-    fn what_was_taken_over_to_be_written_to_next_is_not_removed_with_what_it_has() {
-        let dir = tempfile::tempdir().unwrap();
-        let (index, left) = log_with_a_record(dir.path());
-        left.retire(false);
-        let space = SpaceInUse::default();
-        space.attach(index.clone());
-        let log = Log::new(dir.path(), index.clone(), space).unwrap();
-        log.provide(0, true, &|_| panic!("there is one to go on with"), &|| Ok(false)).unwrap();
-        log.retire(true);
-        assert_eq!(index.segment_state(1), Some(SegmentState::Sealed));
-        assert!(dir.path().join(Segment::file_name(1)).exists());
+impl Log {
+    /// As if this process had not met segment `id` yet.
+    pub(crate) fn unmap(&self, id: u32) {
+        drop(self.table.forget(id));
     }
 }
+
+#[cfg(test)]
+mod tests;

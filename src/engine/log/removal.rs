@@ -53,11 +53,18 @@ impl Log {
     pub(crate) fn let_go_of_dropped(&self) {
         let seen = self.index.drops();
         self.drops_seen.store(seen, Ordering::Relaxed);
-        let dropped = self.index.segments_in(SegmentState::Dropped);
         // One that another thread is opening: see `open`.
         fence(Ordering::SeqCst);
-        dropped.iter().for_each(|segment| self.forget(segment.id));
+        // An onlooker may come so late that a segment's place is free, or another's.
+        for id in self.table.ids().filter(|id| !self.is_made(*id)) {
+            self.forget(id);
+        }
         self.index.acknowledge_drops(seen);
+    }
+
+    /// Whether segment `id` has a file, or is about to get one.
+    fn is_made(&self, id: u32) -> bool {
+        self.is_there(id) || self.index.segment_state(id) == Some(SegmentState::Unborn)
     }
 
     /// Frees the places, and the bytes, of dropped segments that nobody has mapped any more.

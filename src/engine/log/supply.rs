@@ -64,7 +64,7 @@ impl Log {
             // Or a reader could enter another one over it, of which nobody knows that it is written to.
             let _opening = lock(&self.opening);
             self.table.forget(id);
-            let segment = match Segment::open(&path, id, &self.space) {
+            let segment = match Segment::open(&path, id, self.access, &self.space) {
                 Ok(Opened::Segment(segment)) => Arc::new(segment),
                 Ok(_) => {
                     self.index.seal_segment(id);
@@ -102,12 +102,13 @@ impl Log {
         }
     }
 
-    /// Removes what the dead were making.
-    pub(crate) fn remove_unborn(&self) {
+    /// Has what the dead were making removed with the next checkpoint, and with another if the disk refuses.
+    pub(crate) fn give_up_unborn(&self) {
         for SegmentInfo { id, owner, .. } in self.index.segments_in(SegmentState::Unborn) {
-            // One that has no owner yet was begun at this moment.
+            // One that has no owner yet was begun at this moment. One whose owner has left since it was found was made whole
+            // before, and is not unborn any more.
             if owner != 0 && !self.index.is_alive(owner) {
-                self.discard(id);
+                self.index.move_segment(id, SegmentState::Unborn, SegmentState::Emptied);
             }
         }
     }
@@ -167,7 +168,7 @@ impl Log {
         }
     }
 
-    fn make(&self, id: u32, len: u64, zeroed: bool) -> Result<Arc<Segment>> {
+    pub(super) fn make(&self, id: u32, len: u64, zeroed: bool) -> Result<Arc<Segment>> {
         let segment = Segment::create(&self.dir, id, len, zeroed, &self.space)?;
         // Or a power cut could take the file with all that was synced into it.
         if let Err(e) = file::sync_dir(&self.dir) {

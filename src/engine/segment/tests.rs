@@ -103,15 +103,24 @@ fn what_is_opened_is_told_apart() {
     assert_eq!(space.bytes(), 16 << 10, "until it is removed");
     drop(segment);
     assert_eq!(space.bytes(), 0);
-    assert!(matches!(Segment::open(&path, 3, &space).unwrap(), Opened::Segment(_)));
-    assert!(matches!(Segment::open(&path, 4, &space).unwrap(), Opened::Foreign), "another id");
+    assert!(matches!(Segment::open(&path, 3, Access::ToWrite, &space).unwrap(), Opened::Segment(_)));
+    assert!(
+        matches!(Segment::open(&path, 4, Access::ToWrite, &space).unwrap(), Opened::Foreign),
+        "another id"
+    );
     std::fs::File::options().write(true).open(&path).unwrap().set_len(8192).unwrap();
-    assert!(matches!(Segment::open(&path, 3, &space).unwrap(), Opened::Foreign), "truncated");
+    assert!(
+        matches!(Segment::open(&path, 3, Access::ToWrite, &space).unwrap(), Opened::Foreign),
+        "truncated"
+    );
     std::fs::write(&path, b"").unwrap();
-    assert!(matches!(Segment::open(&path, 3, &space).unwrap(), Opened::Unborn));
+    assert!(matches!(Segment::open(&path, 3, Access::ToWrite, &space).unwrap(), Opened::Unborn));
     for len in [1, 63, 64, 100] {
         std::fs::write(&path, &[1; 100][..len]).unwrap();
-        assert!(matches!(Segment::open(&path, 3, &space).unwrap(), Opened::Foreign), "{len}");
+        assert!(
+            matches!(Segment::open(&path, 3, Access::ToWrite, &space).unwrap(), Opened::Foreign),
+            "{len}"
+        );
     }
 }
 
@@ -130,7 +139,7 @@ fn a_segment_longer_than_any_is_not_ours() {
     for (len, ours) in [(16 << 10, true), (MAX_LEN, true), (5 << 30, false)] {
         std::fs::write(&path, header(3, 7, len)).unwrap();
         std::fs::File::options().write(true).open(&path).unwrap().set_len(len).unwrap();
-        let opened = Segment::open(&path, 3, &SpaceInUse::default()).unwrap();
+        let opened = Segment::open(&path, 3, Access::ToWrite, &SpaceInUse::default()).unwrap();
         assert_eq!(matches!(opened, Opened::Segment(_)), ours, "{len}");
         if let Opened::Segment(segment) = opened {
             assert_eq!(segment.records().count(), 0);

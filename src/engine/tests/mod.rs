@@ -12,6 +12,7 @@ use crate::error::ErrorKind;
 use crate::options::Eviction;
 use crate::time::{Clock, ManualClock, Timestamp};
 
+mod attach;
 #[path = "../../../tests/support/dir.rs"]
 mod dir;
 mod recovery;

@@ -1,7 +1,8 @@
 //! Bounds on bytes, and how space comes back.
 
 use super::*;
-use crate::engine::index::SegmentState;
+use crate::engine::index::{Membership, SegmentState};
+use crate::sys::fork::OwnFile;
 
 /// The ids of all segments that are there.
 fn ids(engine: &Engine) -> Vec<u32> {
@@ -212,6 +213,23 @@ fn shared_bytes_outlive_their_segment() {
 }
 
 #[test]
+fn what_is_held_over_a_close_counts_from_the_next_opening_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    set(&engine, "held", &[9; 8000]);
+    let held = engine.read(b"held", |source| source.into_stored()).unwrap().unwrap().value;
+    let len = engine.index.segments().find(|segment| segment.tail > 0).unwrap().len;
+    drop(engine);
+    let engine = open(dir.path(), &options());
+    let beside_the_table = || engine.log.bytes() - engine.index.segment_bytes();
+    // Nobody claims anything meanwhile.
+    let _quiet = engine.chores.lock().unwrap();
+    assert_eq!(beside_the_table(), len, "another process may have removed its file meanwhile");
+    drop(held);
+    assert_eq!(beside_the_table(), 0);
+}
+
+#[test]
 fn values_that_are_held_keep_a_part_of_the_log_at_most() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &Options { max_bytes: 1 << 20, ..options() });
@@ -228,6 +246,24 @@ fn values_that_are_held_keep_a_part_of_the_log_at_most() {
     assert!(held.iter().enumerate().all(|(i, value)| *value == vec![i as u8; 8000]));
     drop(held);
     assert_eq!(engine.stats().pinned_bytes, 0);
+}
+
+#[test]
+fn what_one_who_died_had_begun_goes_even_if_it_could_not_at_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    let file = |name| std::fs::File::options().read(true).write(true).open(dir.path().join(name)).unwrap();
+    // One that never had the byte of its number.
+    let dead = Membership::new(Arc::new(OwnFile::new(file("locks"))), 77);
+    let begun = Index::join(&file("index"), dead).unwrap().unwrap().begin_segment(1 << 20).unwrap();
+    let path = dir.path().join("segments").join(Segment::file_name(begun));
+    // It cannot be unlinked.
+    std::fs::create_dir(&path).unwrap();
+    engine.maintain().unwrap();
+    assert_eq!(engine.index.segment_state(begun), Some(SegmentState::Emptied));
+    std::fs::remove_dir(&path).unwrap();
+    engine.maintain().unwrap();
+    assert_eq!(engine.index.segment_state(begun), None, "its bytes count no more");
 }
 
 #[test]

@@ -1,0 +1,159 @@
+use super::*;
+use crate::engine::index::{Geometry, Membership};
+use crate::options::Options;
+
+const BEGIN: u32 = segment::HEADER_LEN as u32;
+
+/// A log of one segment with a record in it.
+fn log_with_a_record(dir: &Path) -> (Arc<Index>, Log) {
+    let file = tempfile::tempfile().unwrap();
+    let index = Index::create(&file, Geometry::for_entries(10, 16), Membership::alone()).unwrap();
+    let index = Arc::new(index);
+    let limits = Options { max_bytes: 2 << 20, ..Options::default() }.limits();
+    index.set_limits(limits, limits);
+    let space = SpaceInUse::default();
+    let segment = Segment::create(dir, 1, 16 << 10, false, &space).unwrap();
+    let log = Log::new(dir, Access::ToWrite, index.clone(), space).unwrap();
+    log.enter(vec![segment], Some((1, BEGIN)));
+    drop(log.reserve(64).unwrap().unwrap());
+    (index, log)
+}
+
+fn segment_of(tail: &Option<Tail>) -> Arc<Segment> {
+    tail.as_ref().unwrap().segment.clone()
+}
+
+/// Another map of segment 1 takes the place of the one that is in the table.
+fn map_again(log: &Log) -> Arc<Segment> {
+    let path = log.dir.join(Segment::file_name(1));
+    let Opened::Segment(again) = Segment::open(&path, 1, Access::ToWrite, &log.space).unwrap() else {
+        panic!()
+    };
+    let again = Arc::new(again);
+    log.table.enter(&again);
+    again
+}
+
+#[test]
+fn a_flush_believes_only_the_map_that_was_written_through() {
+    let dir = tempfile::tempdir().unwrap();
+    let (index, log) = log_with_a_record(dir.path());
+    log.sync(true).unwrap();
+    let written = segment_of(&lock(&log.active));
+    let before = written.syncs();
+    log.sync(true).unwrap();
+    assert_eq!((before, written.syncs()), (1, 1), "nothing was written since");
+    drop(log.reserve(64).unwrap().unwrap());
+    let other = map_again(&log);
+    log.sync(true).unwrap();
+    assert_eq!(other.syncs(), 1, "it knows of no write, and is not asked");
+    // What one who is gone wrote was sealed here: nobody knows what of it is on the disk.
+    log.retire(false);
+    log.seal_orphans(0);
+    assert!(index.is_own(index.segment(1).unwrap().owner));
+    log.sync(true).unwrap();
+    assert_eq!(other.syncs(), 2);
+    assert!(index.segment(1).unwrap().synced);
+}
+
+#[test]
+fn a_segment_that_is_opened_while_it_is_taken_over_is_mapped_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (index, left) = log_with_a_record(dir.path());
+    left.retire(false);
+    let log = Log::new(dir.path(), Access::ToWrite, index.clone(), SpaceInUse::default()).unwrap();
+    std::thread::scope(|scope| {
+        // A reader is about to enter what it opened.
+        let opening = lock(&log.opening);
+        let taking = scope.spawn(|| {
+            log.provide(0, true, &|_| panic!("there is one to go on with"), &|| Ok(false)).unwrap();
+        });
+        while !index.is_own(index.segment(1).unwrap().owner) {
+            std::thread::yield_now();
+        }
+        // Long enough for one who does not wait.
+        let mut wait = Backoff::default();
+        while !taking.is_finished() && !wait.is_long() {
+            wait.pause();
+        }
+        map_again(&log);
+        drop(opening);
+    });
+    assert!(Arc::ptr_eq(log.segment(1).get().unwrap(), &segment_of(&log.spare.wait())));
+}
+
+#[test]
+fn an_unused_segment_that_is_too_long_goes_as_others_may_have_it_mapped() {
+    let dir = tempfile::tempdir().unwrap();
+    let (index, log) = log_with_a_record(dir.path());
+    log.space.attach(index.clone());
+    log.provide(1 << 10, false, &|bytes| Ok(Some(log.space.account(bytes))), &|| Ok(false)).unwrap();
+    let unused = segment_of(&log.spare.wait()).id;
+    let asked = Options { max_bytes: 0, ..Options::default() }.limits();
+    index.set_limits(asked, asked);
+    assert!(log.is_oversized(&index.segment(unused).unwrap()));
+    log.seal_oversized();
+    assert_eq!(
+        index.segment_state(unused),
+        Some(SegmentState::Sealed),
+        "it is emptied and dropped like others"
+    );
+    assert!(dir.path().join(Segment::file_name(unused)).exists());
+}
+
+#[test]
+fn what_others_have_begun_at_this_moment_is_not_taken_for_what_the_dead_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let (index, log) = log_with_a_record(dir.path());
+    let begun = index.begin_segment(16 << 10).unwrap();
+    // Its owner is not noted yet.
+    index.leave_segment(begun);
+    log.give_up_unborn();
+    assert_eq!(index.segment_state(begun), Some(SegmentState::Unborn));
+}
+
+#[test]
+fn a_segment_whose_place_was_taken_away_while_it_was_made_is_not_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let (index, log) = log_with_a_record(dir.path());
+    let begun = index.begin_segment(16 << 10).unwrap();
+    index.free_segment(begun);
+    let error = log.make(begun, 16 << 10, false).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::LockLost);
+    assert!(!dir.path().join(Segment::file_name(begun)).exists(), "nothing counts it");
+    assert!(log.segment(begun).get().is_none());
+}
+
+#[test]
+fn a_log_that_is_closed_goes_on_where_it_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let (index, log) = log_with_a_record(dir.path());
+    log.retire(true);
+    assert_eq!(index.end_of_log(), (1, BEGIN + 64));
+}
+
+#[test]
+fn where_an_earlier_life_ended_is_forgotten_when_this_one_goes_on_nowhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let (index, log) = log_with_a_record(dir.path());
+    let segment = lock(&log.active).take().unwrap();
+    index.set_end_of_log(1, BEGIN);
+    drain(&segment.segment);
+    log.seal(segment);
+    log.retire(true);
+    assert_eq!(index.end_of_log(), (0, 0), "or the next life would write over what was written since");
+}
+
+#[test]
+fn what_was_taken_over_to_be_written_to_next_is_not_removed_with_what_it_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let (index, left) = log_with_a_record(dir.path());
+    left.retire(false);
+    let space = SpaceInUse::default();
+    space.attach(index.clone());
+    let log = Log::new(dir.path(), Access::ToWrite, index.clone(), space).unwrap();
+    log.provide(0, true, &|_| panic!("there is one to go on with"), &|| Ok(false)).unwrap();
+    log.retire(true);
+    assert_eq!(index.segment_state(1), Some(SegmentState::Sealed));
+    assert!(dir.path().join(Segment::file_name(1)).exists());
+}

@@ -1,0 +1,68 @@
+//! Looking on: how a process reads a directory that it may not write to, as the permissions or the file system forbid.
+//!
+//! An onlooker opens every file to read, and maps it so. It is in no table, and nobody waits for it: what a reader else
+//! leaves behind (marks of use, acknowledgements, claims, statistics) it does not. It goes by the same words as all others,
+//! and a reader takes no lock, so what it reads is as good.
+//!
+//! ```text
+//! somebody has the directory open    the index of those, mapped
+//! it was closed                      the index, mapped: whoever opens the directory later goes on with it
+//! it was not closed                  an index of its own, in memory, which a recovery makes that writes nothing else
+//! ```
+//!
+//! Which of these it is does not change while the attach mutex is shared. Later it may: processes come, and die. As long as
+//! they go on with the index that is mapped, nothing need be done. Whoever makes another one gives the old one up, which an
+//! onlooker [watches](super::watch::Watch) for at the beginning of each call; then it looks anew.
+//!
+//! A segment that was dropped stays mapped here until the next read, or the next second: its bytes count nowhere then.
+
+use std::sync::Arc;
+
+use super::Part;
+use super::attach::{Attached, Parts};
+use super::blob::Blobs;
+use super::directory::Directory;
+use super::hints::Hints;
+use super::index::Membership;
+use super::log::Log;
+use super::maintenance::Maintenance;
+use super::meta::Meta;
+use super::opening::{Opening, Seen};
+use super::published::Published;
+use super::usage::SpaceInUse;
+use crate::error::{Error, ErrorKind, Result};
+use crate::hash::KeyHasher;
+use crate::options::{Eviction, Options};
+use crate::sys::file::{Access, HeldDirectory};
+use crate::sys::fork::{self, Epoch};
+
+/// Opens what is there in `directory`, whose limits count.
+pub(super) fn attach(directory: &Directory, held: HeldDirectory, options: &Options) -> Result<Attached> {
+    let meta = directory.file("meta");
+    let no_cache = || Error::new(ErrorKind::NotACache, "open").with_path(&directory.path);
+    let hasher = KeyHasher::new(&Meta::read(&meta)?.ok_or_else(no_cache)?.hash_key);
+    fork::watch().map_err(|e| Error::io("open", &directory.path, e))?;
+    let locks = Arc::new(directory.enter(Access::ToRead)?);
+    let at_locks = |e| Error::io("lock", &directory.file("locks"), e);
+    let is_live = Directory::is_shared(&locks).map_err(at_locks)?;
+    let membership = Membership::of_onlooker(locks.clone());
+    // Not that of other engines of this process: what an onlooker keeps counts nowhere.
+    let space = SpaceInUse::default();
+    let options = Options { eviction: Eviction::Lru, ..options.clone() };
+    let opening = Opening { directory, membership, hasher: &hasher, space: &space, options };
+    let Seen { index, segments, watch } = opening.look(is_live)?;
+    let options = opening.options;
+    let index = Arc::new(index);
+    space.attach(index.clone());
+    let log = Log::new(&directory.segments(), Access::ToRead, index.clone(), space.clone())?;
+    log.enter(segments, None);
+    let blobs = Blobs::open(&directory.blobs(), &space)?;
+    let published = Published::look(directory.file("stats"), options.clock.now())?;
+    Directory::release(&locks).map_err(at_locks)?;
+    let (hints, part) = (Hints::none(), Part::Onlooker(watch));
+    let parts = Parts { options, hasher, index, hints, log, blobs, published, part };
+    let engine = Arc::new(parts.assemble(directory, &held));
+    let maintenance = Some(Maintenance::start(engine.clone())?);
+    tracing::debug!(dir = %directory.path.display(), is_live, "the directory is looked at");
+    Ok(Attached { engine, maintenance, locks, number: 0, held, epoch: Epoch::now() })
+}

@@ -1,0 +1,75 @@
+//! Attaching: what one that fails, or one that died, leaves to others.
+
+use super::*;
+use crate::entry::Streamed;
+use crate::sys::lock;
+
+#[test]
+fn an_attach_that_fails_leaves_nothing_locked_whatever_the_program_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    set(&engine, "k", &[7; 8000]);
+    // The count of its bytes, and what that holds, lives as long as the value.
+    let held = engine.read(b"k", |source| source.into_stored()).unwrap().unwrap().value;
+    assert!(engine.stats().pinned_bytes > 0);
+    drop(engine);
+    let stats = dir.path().join("stats");
+    std::fs::remove_file(&stats).unwrap();
+    std::fs::create_dir(&stats).unwrap();
+    assert!(Attached::open(dir.path(), &options()).is_err());
+    let locks = std::fs::File::options().write(true).open(dir.path().join("locks")).unwrap();
+    assert_eq!(lock::first_held(&locks, 0, 4096).unwrap(), None);
+    std::fs::remove_dir(&stats).unwrap();
+    let engine = open(dir.path(), &options());
+    assert_eq!((get(&engine, "k").unwrap(), &held[..]), (vec![7; 8000], &[7; 8000][..]));
+}
+
+#[test]
+fn a_recovery_does_not_heed_the_clear_of_one_who_died_that_a_checkpoint_came_after() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    set(&engine, "k", b"v");
+    let draft = Draft { kind: Kind::Clear, codec: Codec::Raw, flags: 0, key_len: 0, body_len: 0 };
+    // It is stamped, never finished, and its generation never begins.
+    let reservation = engine.reserve(&draft).unwrap();
+    let (segment, offset) = (&reservation.segment, reservation.offset);
+    let prepared = segment.prepare(offset, reservation.len, draft, &[], [&[], &[]]);
+    let stamp = Stamp { sequence: engine.index.next_sequence(), generation: 1, expires_at: None };
+    segment.stamp(offset, &prepared, stamp);
+    engine.checkpoint(&engine.space_turn().unwrap()).unwrap();
+    let from = engine.index.segment(segment.id).unwrap().finished;
+    assert_eq!(from, offset, "the next recovery comes by it");
+    set(&engine, "later", b"v");
+    let killed = kill(dir.path());
+    let after = open(killed.path(), &options());
+    assert_eq!((get(&after, "k"), get(&after, "later")), (Some(b"v".to_vec()), Some(b"v".to_vec())));
+    drop(after);
+    drop(reservation);
+}
+
+#[test]
+fn a_reader_that_finds_damage_while_the_directory_is_closed_leaves_the_index_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    set(&engine, "large", &[7; 300_000]);
+    let Some(Streamed::Pieces { mut source, .. }) = engine.stream(b"large").unwrap() else { panic!() };
+    let blob = std::fs::read_dir(dir.path().join("blobs")).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&blob).unwrap();
+    bytes[200_000] ^= 1;
+    std::fs::write(&blob, bytes).unwrap();
+    // Closing waits for it.
+    let locks = std::fs::File::options().write(true).open(dir.path().join("locks")).unwrap();
+    assert!(lock::try_lock(&locks, 0).unwrap());
+    let attached = Arc::downgrade(&engine);
+    let closing = std::thread::spawn(move || drop(engine));
+    while attached.strong_count() > 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(source.read_at(200_000, &mut [0; 8]).unwrap_err().kind(), ErrorKind::Damaged);
+    lock::unlock(&locks, 0).unwrap();
+    closing.join().unwrap();
+    let engine = open(dir.path(), &options());
+    assert_eq!(engine.len(), 1);
+    assert_eq!(get(&engine, "large"), None);
+    assert_eq!(engine.len(), 0);
+}
