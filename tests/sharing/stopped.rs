@@ -201,6 +201,8 @@ pub(crate) fn holds_up_nobody_wherever_it_stops() -> Verdict {
         let home = kills::home();
         let dir = home.path().join("cache");
         let cache = builder(&dir).open().unwrap();
+        // So that it has room to write: to make some, it would have to wait for the other.
+        cache.set("before", &0, Timeout::Never).unwrap();
         let mut member = Member::start("stop-at", arguments![dir.display(), point, "everything"]);
         assert_eq!(member.hear(), "ready", "a process failed before it began");
         member.go();
