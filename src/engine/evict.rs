@@ -25,7 +25,7 @@ impl Engine {
         let header = self.header_of(word);
         let locked = self.index.lock_slot(slot)?;
         self.note_wiped(locked.wiped());
-        if locked.word(slot) != word {
+        if locked.word(slot) != word || !self.index.is_reached(slot) {
             return Ok(false);
         }
         locked.clear(slot);
@@ -89,7 +89,7 @@ impl Engine {
             let (generation, seen) = self.index.generation_and_count();
             let counted = self
                 .index
-                .entries(0..self.index.geometry().buckets)
+                .reached_entries()
                 .filter(|(_, word)| self.header_of(*word).is_none_or(|(g, _)| g == generation))
                 .count();
             if self.index.unlocks() == Some(before) {
