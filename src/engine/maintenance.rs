@@ -14,6 +14,10 @@ use crate::sys::step;
 
 /// How often the thread looks around when nobody rings.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// How often it looks whether others wait for it to let go of segments that they removed, while they remove some,
+const LETTING_GO: Duration = Duration::from_millis(20);
+/// and for how long after they did.
+const STILL_REMOVING: Duration = Duration::from_secs(2);
 /// A pass over the hints may take this part of the time at most.
 const PASS_SHARE: u32 = 100;
 
@@ -29,6 +33,12 @@ struct Calls {
     work: bool,
     sweep: bool,
     stop: bool,
+}
+
+impl Calls {
+    fn is_any(self) -> bool {
+        self.work || self.sweep || self.stop
+    }
 }
 
 impl Bell {
@@ -50,13 +60,20 @@ impl Bell {
     /// Waits for a call, or for `at_most`.
     fn wait(&self, at_most: Duration) -> Calls {
         let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        let quiet = |calls: &mut Calls| !(calls.work || calls.sweep || calls.stop);
-        let waited = self.rung.wait_timeout_while(calls, at_most, quiet);
+        let waited = self.rung.wait_timeout_while(calls, at_most, |calls| !calls.is_any());
         let mut calls = waited.unwrap_or_else(PoisonError::into_inner).0;
         let found = *calls;
         *calls = Calls { stop: found.stop, ..Calls::default() };
         found
     }
+}
+
+/// What the background knows of segments being removed.
+struct Removals {
+    /// How many were when it last looked.
+    seen: u64,
+    /// It is to be expected that others go on with it until then.
+    go_on_until: Instant,
 }
 
 /// The background thread. Dropping it stops and joins it.
@@ -97,6 +114,7 @@ impl Engine {
             Durability::Interval(interval) => Some(interval),
             Durability::Buffered | Durability::Sync => None,
         };
+        let mut removals = Removals { seen: self.index.drops(), go_on_until: Instant::now() };
         let [mut next_pass, mut next_sync, mut next_publishing] = [Instant::now(); 3];
         let pause = interval.map_or(INTERVAL, |i| i.min(INTERVAL));
         // Had until the process leaves: it looks after the directory for all.
@@ -106,7 +124,7 @@ impl Engine {
         // Whether there was no room for the next segment.
         let mut lacked_spare = false;
         loop {
-            let calls = self.bell.wait(if more { Duration::ZERO } else { pause });
+            let calls = self.wait(if more { Duration::ZERO } else { pause }, &mut removals);
             if calls.stop {
                 return;
             }
@@ -146,6 +164,26 @@ impl Engine {
             drop(chores);
             if lacks_spare {
                 lacked_spare = !self.provide_ahead();
+            }
+        }
+    }
+
+    /// Waits for a call, or for `pause`, and lets go meanwhile of what others remove: they may need the space.
+    fn wait(&self, pause: Duration, removals: &mut Removals) -> Calls {
+        let started = Instant::now();
+        loop {
+            let left = pause.saturating_sub(started.elapsed());
+            let at_most = if removals.go_on_until > Instant::now() { LETTING_GO } else { left };
+            let calls = self.bell.wait(at_most.min(left));
+            self.log.keep_up();
+            let count = self.index.drops();
+            if count != removals.seen {
+                let is_shared = self.index.attached_processes() > 1;
+                let still = if is_shared { STILL_REMOVING } else { Duration::ZERO };
+                *removals = Removals { seen: count, go_on_until: Instant::now() + still };
+            }
+            if calls.is_any() || started.elapsed() >= pause {
+                return calls;
             }
         }
     }

@@ -161,7 +161,7 @@ impl Engine {
 
     /// The bytes that the directory takes, counted against `max_bytes`.
     fn bytes(&self) -> u64 {
-        self.log.bytes() + self.index.geometry().bytes()
+        self.log.space().settled_bytes() + self.index.geometry().bytes()
     }
 
     pub(crate) fn stats(&self) -> Stats {

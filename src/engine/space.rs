@@ -113,6 +113,11 @@ impl Engine {
         self.log.space().account_within(bytes, self.most_bytes())
     }
 
+    /// The bytes of segments that are removed, and which not all processes have let go of. They come back.
+    fn going_bytes(&self) -> u64 {
+        self.index.segments_in(SegmentState::Dropped).iter().map(|segment| segment.len).sum()
+    }
+
     /// Makes room for `bytes` more within `max_bytes`, and takes them.
     pub(super) fn make_space(&self, bytes: u64) -> Result<Account> {
         if let Some(account) = self.claim_room(bytes)? {
@@ -140,7 +145,7 @@ impl Engine {
             self.log.free_dropped();
             let emptied = self.emptied_bytes();
             let comes_back = emptied.saturating_sub(stuck);
-            let is_enough = self.log.bytes() + bytes <= self.most_bytes() + comes_back;
+            let is_enough = self.log.bytes() + bytes <= self.most_bytes() + comes_back + self.going_bytes();
             if !is_enough && self.give_up_one(&turn)? {
                 continue;
             }
@@ -273,7 +278,8 @@ impl Engine {
         }
         loop {
             let Some(turn) = self.space_turn_now()? else { return Ok(()) };
-            if self.is_room_for(batch.saturating_sub(self.emptied_bytes())) || !self.give_up_one(&turn)? {
+            let comes_back = self.emptied_bytes() + self.going_bytes();
+            if self.is_room_for(batch.saturating_sub(comes_back)) || !self.give_up_one(&turn)? {
                 return Ok(());
             }
         }

@@ -85,9 +85,16 @@ impl SpaceInUse {
         self.own().index = None;
     }
 
-    /// The bytes that the directory takes, those included that are unlinked and still mapped or about to be taken.
+    /// The bytes that the directory takes, those included that are unlinked and still mapped or about to be taken. What moves
+    /// from one count to another at this moment may count twice.
     pub(crate) fn bytes(&self) -> u64 {
         self.used(self.index().as_deref())
+    }
+
+    /// The same, with nothing of this process counted twice.
+    pub(crate) fn settled_bytes(&self) -> u64 {
+        let own = self.own();
+        own.index.as_ref().map_or(own.claimed + own.held, |index| index.used_bytes())
     }
 
     fn index(&self) -> Option<Arc<Index>> {
@@ -166,6 +173,22 @@ impl SpaceInUse {
         Ok(Some(account))
     }
 
+    /// Claims no more what is in `account`, if `count` sees to it that it counts elsewhere.
+    pub(crate) fn hand_over<R>(
+        &self,
+        account: &mut Option<Account>,
+        count: impl FnOnce() -> Option<R>,
+    ) -> Option<R> {
+        let mut own = self.own();
+        // In this order, or another could claim the same bytes.
+        let counted = count()?;
+        if let Some(mut account) = account.take() {
+            own.claimed -= std::mem::take(&mut account.bytes);
+            own.publish();
+        }
+        Some(counted)
+    }
+
     fn give_back(&self, bytes: u64) {
         if !self.is_ours() {
             return;
@@ -182,11 +205,9 @@ impl SpaceInUse {
 
     /// What `account` claimed is a blob from now on, and counts until it is gone, whoever removes it.
     pub(crate) fn blob_made(&self, account: Account) {
-        if let Some(index) = &self.own().index {
-            // Before it is claimed no more, or another could claim the same bytes.
-            index.add_blob_bytes(account.bytes as i64);
-        }
-        drop(account);
+        let (index, bytes) = (self.index(), account.bytes);
+        let count = || index.map(|index| index.add_blob_bytes(bytes as i64));
+        self.hand_over(&mut Some(account), count);
     }
 
     /// A blob of so many bytes is gone. No more goes than is there: it may never have been counted, if whoever made it

@@ -106,6 +106,7 @@ fn main() -> ExitCode {
         ("a_read_only_file_system_is_read", read_only::file_system_is_read),
         ("another_format_at_once_is_refused", formats::another_is_refused),
         ("what_one_process_removes_all_let_go_of", reclaim::what_is_removed_is_let_go_of),
+        ("what_is_about_to_go_counts_as_room", reclaim::what_goes_counts_as_room),
         ("who_leads_is_followed_by_another", reclaim::who_leads_is_followed),
         ("descriptors_and_mappings_do_not_grow_with_handles_and_threads", descriptors::do_not_grow),
     ])

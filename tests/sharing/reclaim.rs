@@ -100,6 +100,30 @@ pub(crate) fn what_is_removed_is_let_go_of() -> Verdict {
     Ok(())
 }
 
+/// While a process that does nothing has not let go of what was removed, nothing more is evicted for that.
+pub(crate) fn what_goes_counts_as_room() -> Verdict {
+    const FIT: u64 = 3000;
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("cache");
+    let cache = builder(&dir).open().unwrap();
+    let set = |n: u64| cache.set_bytes(&n.to_string(), &value(n), Timeout::Never).unwrap();
+    (0..KEYS).for_each(set);
+    let mut idle = Member::start("keep", arguments![dir.display(), "nothing"]);
+    assert_eq!(idle.hear(), "ready");
+    (KEYS..FIT).for_each(set);
+    let (mut least, mut most) = (u64::MAX, 0);
+    for n in FIT..4 * FIT {
+        set(n);
+        let entries = cache.stats().entries;
+        (least, most) = (least.min(entries), most.max(entries));
+    }
+    println!("a writer at max_bytes beside an idle process: {least} to {most} entries");
+    assert!(least > most / 2, "{least} of {most} entries");
+    idle.go();
+    idle.finish();
+    Ok(())
+}
+
 /// The first process in a directory, which leads: says so once it has removed something that expired.
 pub(crate) fn lead(arguments: &[String]) {
     let [dir] = arguments else { panic!("{arguments:?}") };

@@ -64,7 +64,8 @@ impl Log {
 
     /// Whether segment `id` has a file, or is about to get one.
     fn is_made(&self, id: u32) -> bool {
-        self.is_there(id) || self.index.segment_state(id) == Some(SegmentState::Unborn)
+        // Looked at once: it may be made at this moment.
+        self.index.segment_state(id).is_some_and(|state| state != SegmentState::Dropped)
     }
 
     /// Frees the places, and the bytes, of dropped segments that nobody has mapped any more.

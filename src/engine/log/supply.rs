@@ -139,15 +139,16 @@ impl Log {
         let mut spares = 2 * len.div_ceil(self.segment_len());
         let mut account = Some(account);
         loop {
-            let Some(id) = self.index.begin_segment(len) else {
+            let is_claimed = account.is_some();
+            // The table counts it from now on.
+            let Some(id) = self.space.hand_over(&mut account, || self.index.begin_segment(len)) else {
                 // The table is full of small segments from a time when max_bytes was smaller.
                 if give_up()? {
                     continue;
                 }
                 return Err(no_space());
             };
-            // The table counts it from now on.
-            if account.take().is_none() && self.space.bytes() > self.budget() {
+            if !is_claimed && self.space.bytes() > self.budget() {
                 self.index.free_segment(id);
                 return Err(no_space());
             }
