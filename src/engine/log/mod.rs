@@ -53,6 +53,8 @@ pub(crate) struct Log {
     unsynced: Mutex<Vec<Arc<Segment>>>,
     /// Held while a segment of another process is opened.
     opening: Mutex<()>,
+    /// Held while segments go that were removed, until what is kept of them counts.
+    letting_go: Mutex<()>,
     /// Bytes that were reserved here.
     appended: AtomicU64,
     /// What the count of drops was when this process last let go of what was dropped.
@@ -80,6 +82,7 @@ impl Log {
             copies: Mutex::new(None),
             unsynced: Mutex::new(Vec::new()),
             opening: Mutex::new(()),
+            letting_go: Mutex::new(()),
             appended: AtomicU64::new(0),
             drops_seen: AtomicU64::new(0),
         })
@@ -158,12 +161,13 @@ impl Log {
             Ok(Opened::Segment(segment)) => {
                 // It is kept mapped and not open, as there are more segments than a process may have open files.
                 segment.seal();
+                let letting_go = lock(&self.letting_go);
                 self.table.enter(&Arc::new(segment));
                 // Its removal may have gone unnoticed if it came since. The fence goes with the one of `let_go_of_dropped`:
                 // either this thread sees that it was dropped, or the other one that it is in the table.
                 fence(Ordering::SeqCst);
                 if !self.is_there(id) {
-                    self.forget(id);
+                    self.forget(id, &letting_go);
                 }
             }
             Ok(Opened::Unborn | Opened::Foreign) => {}

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::atomic::{Ordering, fence};
+use std::sync::{Arc, MutexGuard};
 
 use super::{Log, lock};
 use crate::engine::index::SegmentState;
@@ -51,13 +52,14 @@ impl Log {
     /// Lets go of the segments that were dropped, says so, and frees the places of those that all have let go of.
     #[cold]
     pub(crate) fn let_go_of_dropped(&self) {
+        let letting_go = lock(&self.letting_go);
         let seen = self.index.drops();
         self.drops_seen.store(seen, Ordering::Relaxed);
         // One that another thread is opening: see `open`.
         fence(Ordering::SeqCst);
         // An onlooker may come so late that a segment's place is free, or another's.
         for id in self.table.ids().filter(|id| !self.is_made(*id)) {
-            self.forget(id);
+            self.forget(id, &letting_go);
         }
         self.index.acknowledge_drops(seen);
     }
@@ -74,14 +76,14 @@ impl Log {
         self.index.free_dropped(self.index.drops_seen_by_all());
     }
 
-    /// Lets go of a segment that is removed. What the program holds of it counts as this process's own.
-    pub(super) fn forget(&self, id: u32) {
-        // In this order: what another thread finds gone from the table, and says so, counts already.
-        if let Some(segment) = self.table.hold(id).get() {
+    /// Lets go of a segment that is removed. What the program holds of it counts as this process's own, before another thread
+    /// finds that it is gone and says so.
+    pub(super) fn forget(&self, id: u32, _letting_go: &MutexGuard<'_, ()>) {
+        let Some(segment) = self.table.forget(id) else { return };
+        lock(&self.unsynced).retain(|unsynced| unsynced.id != id);
+        // What nobody else has is unmapped here and now.
+        if Arc::strong_count(&segment) > 1 {
             segment.count_as_held();
-        }
-        if self.table.forget(id).is_some() {
-            lock(&self.unsynced).retain(|unsynced| unsynced.id != id);
         }
     }
 
