@@ -389,12 +389,6 @@ impl Index {
         ((u128::from(hash) * u128::from(self.geometry.primaries)) >> 64) as u32
     }
 
-    /// The lowest hash of bucket `primary`, if there is one of that number.
-    pub(crate) fn lowest_hash(&self, primary: u32) -> Option<u64> {
-        let primaries = u128::from(self.geometry.primaries);
-        u64::try_from((u128::from(primary) << 64).div_ceil(primaries)).ok()
-    }
-
     /// All that the index keeps of a hash: chain and tag. One key in 250 times as many as there are entries has the
     /// same as another.
     pub(crate) fn identity(&self, hash: u64) -> u64 {
