@@ -64,7 +64,7 @@ impl Engine {
         let generation = self.index.generation();
         let mut blobs = HashSet::new();
         let mut slots_of_key: HashMap<Box<[u8]>, u64> = HashMap::new();
-        for (slot, word) in self.index.entries(0..self.index.geometry().buckets) {
+        for (slot, word) in self.index.reached_entries() {
             let Ok(guard) = self.log.fetch(word.segment()) else { continue };
             let segment = guard.get();
             let Some(record) = segment.and_then(|s| s.record(word.offset())) else {

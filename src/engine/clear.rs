@@ -1,7 +1,7 @@
 //! `clear`: a new generation begins, and all that is older is gone at once.
 
 use super::Engine;
-use super::index::{Busy, ClearLock};
+use super::index::ClearLock;
 use super::record::{Draft, Kind, Stamp};
 use super::tail::Reservation;
 use crate::entry::Codec;
@@ -31,11 +31,15 @@ impl Engine {
     /// The generation, once no `clear` is under way that took its sequence before this call.
     pub(super) fn settled_generation(&self) -> Result<u32> {
         if self.index.is_clearing() {
+            // The caller has the turn to make room, so nobody else makes any: what is kept free for copies serves.
+            let len = self.log.len_of(&CLEAR)?;
+            let reservation = match self.log.reserve(len)? {
+                Some(reservation) => reservation,
+                None => self.log.reserve_copy(&mut self.log.copies(), len)?,
+            };
             let lock = self.index.lock_clear()?;
             if lock.unfinished {
-                // The caller has the turn to make room, so there must be some.
-                let reservation = self.log.reserve(self.log.len_of(&CLEAR)?)?;
-                self.clear_under(lock, reservation.ok_or(Busy)?)?;
+                self.clear_under(lock, reservation)?;
             }
         }
         Ok(self.index.generation())

@@ -54,7 +54,7 @@ impl Engine {
         };
         self.copy_out(&segment, &self.to_copy(&segment, &info, way))?;
         if way != Way::Copy {
-            self.evict_all(&segment);
+            self.evict_all(&segment)?;
         }
         // What could not be copied is still named.
         let alive = self.is_alive(&segment);
@@ -129,7 +129,7 @@ impl Engine {
         step!("compact::synced");
         let mut moved = 0;
         for copy in copied {
-            if self.redirect(&copy) {
+            if self.redirect(&copy)? {
                 moved += u64::from(copy.len);
             }
         }
@@ -166,34 +166,40 @@ impl Engine {
     }
 
     /// Has the entry of a copied record name the copy, if it still names the original.
-    fn redirect(&self, copy: &Copied) -> bool {
-        let Ok(locked) = self.index.lock(copy.hash) else { return false };
+    fn redirect(&self, copy: &Copied) -> Result<bool> {
+        let locked = self.index.lock(copy.hash)?;
         self.note_wiped(locked.wiped());
-        let Some(slot) = self.index.slot_of(copy.hash, copy.from) else { return false };
+        let Some(slot) = self.index.slot_of(copy.hash, copy.from) else { return Ok(false) };
         locked.set(slot, copy.to);
         drop(locked);
         step!("compact::redirected");
         self.index.add_live_bytes(copy.from.segment(), -i64::from(copy.len));
         self.index.add_live_bytes(copy.to.segment(), i64::from(copy.len));
-        true
+        Ok(true)
     }
 
     /// Removes every entry whose record is in `segment`.
-    fn evict_all(&self, segment: &Segment) {
-        let mut evicted = 0;
-        for (offset, record) in values(segment) {
+    ///
+    /// # Errors
+    /// `Busy` at the first whose chain somebody holds for long: whoever does is stopped.
+    fn evict_all(&self, segment: &Segment) -> Result<()> {
+        let (mut evicted, mut held) = (0, Ok(()));
+        'all: for (offset, record) in values(segment) {
             let hash = self.hasher.hash(record.key);
             let word = Word::new(hash, segment.id, offset);
             let current = record.generation == self.index.generation();
             // An entry that moves along its chain at this moment is looked for again.
             while let Some(slot) = self.index.slot_of(hash, word) {
-                if self.evict(slot, word) {
-                    evicted += u64::from(current && !self.has_passed(record.expires_at));
-                    break;
-                }
-                if self.index.word(slot) == word {
-                    // Somebody holds its chain; the segment is not empty then, as is seen after this.
-                    break;
+                match self.remove(slot, word, true) {
+                    Ok(true) => {
+                        evicted += u64::from(current && !self.has_passed(record.expires_at));
+                        break;
+                    }
+                    Ok(false) => {}
+                    Err(busy) => {
+                        held = Err(busy.into());
+                        break 'all;
+                    }
                 }
             }
         }
@@ -201,6 +207,7 @@ impl Engine {
             self.counters.add(Counter::Evicted, evicted);
             self.tell_once(&self.told_of_bytes, "max_bytes");
         }
+        held
     }
 
     /// Whether the index names anything in `segment`. Puts the count of live bytes right, which is only a guide.

@@ -7,23 +7,26 @@ use std::sync::PoisonError;
 use super::Engine;
 use super::counters::Counter;
 use super::hints::Hint;
-use super::index::{Slot, Turn, Word};
+use super::index::{Busy, Slot, Turn, Word};
 
 impl Engine {
     /// Empties `slot` if it still holds `word`. Says whether it did.
     pub(super) fn evict(&self, slot: Slot, word: Word) -> bool {
-        self.remove(slot, word, true)
+        // Where somebody holds it for long, the entry stays for now.
+        self.remove(slot, word, true).unwrap_or(false)
     }
 
     /// The same, for an entry that a recovery would not bring back unless `comes_back`.
-    fn remove(&self, slot: Slot, word: Word, comes_back: bool) -> bool {
+    ///
+    /// # Errors
+    /// If somebody holds the lock of its chain for long.
+    pub(super) fn remove(&self, slot: Slot, word: Word, comes_back: bool) -> Result<bool, Busy> {
         // Read before the lock is taken: the page may have to come from the disk.
         let header = self.header_of(word);
-        // Where somebody holds it for long, the entry stays for now.
-        let Ok(locked) = self.index.lock_slot(slot) else { return false };
+        let locked = self.index.lock_slot(slot)?;
         self.note_wiped(locked.wiped());
-        if locked.word(slot) != word {
-            return false;
+        if locked.word(slot) != word || !self.index.is_reached(slot) {
+            return Ok(false);
         }
         locked.clear(slot);
         if comes_back {
@@ -38,7 +41,7 @@ impl Engine {
         if let Some((_, len)) = header {
             self.index.add_live_bytes(word.segment(), -i64::from(len));
         }
-        true
+        Ok(true)
     }
 
     /// Removes the entry if its record is expired or of an older generation. Says whether an entry that
@@ -57,7 +60,7 @@ impl Engine {
             }
             return false;
         }
-        let expired = self.remove(slot, word, false) && !outdated;
+        let expired = self.remove(slot, word, false).unwrap_or(false) && !outdated;
         self.counters.add(Counter::Expired, u64::from(expired));
         expired
     }
@@ -86,7 +89,7 @@ impl Engine {
             let (generation, seen) = self.index.generation_and_count();
             let counted = self
                 .index
-                .entries(0..self.index.geometry().buckets)
+                .reached_entries()
                 .filter(|(_, word)| self.header_of(*word).is_none_or(|(g, _)| g == generation))
                 .count();
             if self.index.unlocks() == Some(before) {

@@ -98,13 +98,13 @@ impl Hint {
     }
 }
 
-/// An onlooker has none.
-pub(crate) struct Hints(Option<Map>);
+/// An onlooker has none: a map that no slot is in.
+pub(crate) struct Hints(Map);
 
 impl Hints {
     pub(crate) fn create(file: &File, geometry: Geometry) -> io::Result<Self> {
         file::reset(file, geometry.hint_bytes(), file::HUGE_PIECES)?;
-        Map::new(file, geometry.hint_bytes() as usize).map(|map| Self(Some(map)))
+        Map::new(file, geometry.hint_bytes() as usize).map(Self)
     }
 
     pub(crate) fn open(file: &File, geometry: Geometry) -> io::Result<Option<Self>> {
@@ -113,23 +113,22 @@ impl Hints {
         }
         // A copy may have holes, and a store into one can fail.
         file::allocate(file, geometry.hint_bytes())?;
-        Map::new(file, geometry.hint_bytes() as usize).map(|map| Some(Self(Some(map))))
+        Map::new(file, geometry.hint_bytes() as usize).map(|map| Some(Self(map)))
     }
 
     /// Of no slot: what is noted is forgotten.
-    pub(crate) fn none() -> Self {
-        Self(None)
+    pub(crate) fn none() -> io::Result<Self> {
+        // The first word of a bucket is no slot's.
+        Map::anonymous(8).map(Self)
     }
 
     fn word(&self, slot: Slot) -> Option<&AtomicU64> {
-        self.0.as_ref()?.words().get(slot.number())
+        self.0.words().get(slot.number())
     }
 
     /// Fetches the hints of a bucket ahead of their use.
     pub(crate) fn prefetch(&self, bucket: u32) {
-        if let Some(map) = &self.0 {
-            map.prefetch(bucket as usize * super::index::LINE * 8);
-        }
+        self.0.prefetch(bucket as usize * super::index::LINE * 8);
     }
 
     pub(crate) fn get(&self, slot: Slot) -> Hint {

@@ -61,7 +61,8 @@ pub(super) fn attach(directory: &Directory, held: HeldDirectory, options: &Optio
     let blobs = Blobs::open(&directory.blobs(), &space)?;
     let published = Published::look(directory.file("stats"), options.clock.now())?;
     Directory::release(&locks).map_err(at_locks)?;
-    let (hints, part) = (Hints::none(), Part::Onlooker(Looking::new(watch)));
+    let hints = Hints::none().map_err(|e| Error::io("open", &directory.path, e))?;
+    let part = Part::Onlooker(Looking::new(watch));
     let parts = Parts { options, hasher, index, hints, log, blobs, published, part };
     let engine = Arc::new(parts.assemble(directory, &held));
     let maintenance = Some(Maintenance::start(engine.clone())?);

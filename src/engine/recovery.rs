@@ -110,7 +110,7 @@ pub(super) fn recover(
     let keeps_places = matches!(base, Base::Snapshot(..)) && header.primaries == layout.geometry.primaries;
     // What they say of words that stay where they are is still good; what is wrong is put right in time.
     let hints = match access {
-        Access::ToRead => Hints::none(),
+        Access::ToRead => Hints::none().map_err(|e| Error::io("open", &directory.path, e))?,
         Access::ToWrite => make_file(directory, "hints", |file| match Hints::open(file, layout.geometry)? {
             Some(hints) if keeps_places => Ok(hints),
             _ => Hints::create(file, layout.geometry),

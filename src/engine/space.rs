@@ -130,6 +130,8 @@ impl Engine {
         };
         /// What other programs hold, they may let go of soon.
         const OTHERS_LET_GO: Duration = Duration::from_secs(5);
+        /// A chain is locked for microseconds.
+        const LOCKS_ARE_FREE: Duration = Duration::from_secs(2);
         /// What they let go of is there to be given up a moment later.
         const SETTLED: Duration = Duration::from_millis(250);
         let (mut wait, started) = (Backoff::default(), Instant::now());
@@ -146,14 +148,28 @@ impl Engine {
             let emptied = self.emptied_bytes();
             let comes_back = emptied.saturating_sub(stuck);
             let is_enough = self.log.bytes() + bytes <= self.most_bytes() + comes_back + self.going_bytes();
-            if !is_enough && self.give_up_one(&turn)? {
-                continue;
+            // Whoever holds a lock of the index longer than usual has had no processor, or is stopped.
+            let is_brief = |e: &Error| e.kind() == ErrorKind::Busy && started.elapsed() < LOCKS_ARE_FREE;
+            if !is_enough {
+                match self.give_up_one(&turn) {
+                    Ok(true) => continue,
+                    Ok(false) => {}
+                    Err(e) if is_brief(&e) => {
+                        wait.pause();
+                        continue;
+                    }
+                    Err(e) => return Err(e),
+                }
             }
             if comes_back > 0 {
                 match self.secure(&turn) {
-                    // Somebody holds a lock of the index longer than usual.
-                    Err(e) if e.kind() == ErrorKind::Busy && !wait.is_long() => {}
-                    secured => secured?,
+                    Ok(()) => {}
+                    // Nothing was removed, so nothing more need be given up.
+                    Err(e) if is_brief(&e) => {
+                        wait.pause();
+                        continue;
+                    }
+                    Err(e) => return Err(e),
                 }
                 let left = self.emptied_bytes();
                 if left < emptied {
@@ -236,6 +252,8 @@ impl Engine {
         }
         match emptied {
             Ok(true) => Ok(true),
+            // Its entries cannot be removed now, nor can those of another with them.
+            Err(e) if e.kind() == ErrorKind::Busy => Err(e),
             // What cannot be copied goes: this always makes progress.
             Ok(false) | Err(_) => self.empty(id, Way::Drop),
         }

@@ -26,15 +26,15 @@ pub(super) struct Published {
 impl Engine {
     /// Puts back what the key had before, if it still holds what was published, and takes the record out of the log.
     pub(super) fn take_back(&self, segment: &Segment, published: Published) {
-        // What it had before must not be in a segment that is given up at this moment.
-        let Ok(_turn) = self.space_turn() else { return };
+        // What it had before must not be in a segment that is given up at this moment. If nobody can say, the key goes.
+        let turn = self.space_turn();
         let is_there = |word: Word| {
             use SegmentState::{Active, Sealed};
             matches!(self.index.segment_state(word.segment()), Some(Active | Sealed))
                 && self.header_of(word).is_some()
         };
         // Read before the lock is taken: the page may have to come from the disk.
-        let before = published.before.filter(|current| is_there(current.word));
+        let before = published.before.filter(|current| turn.is_ok() && is_there(current.word));
         let Ok(locked) = self.index.lock(published.hash) else { return };
         self.note_wiped(locked.wiped());
         let holds = |word| self.index.slot_of(published.hash, word);
@@ -68,7 +68,12 @@ impl Engine {
                     self.hints
                         .set(slot, Hint::new(current.expires_at, current.generation, self.index.recency()));
                 }
-                None => locked.clear(slot),
+                None => {
+                    locked.clear(slot);
+                    if published.before.is_some() {
+                        locked.note_lost();
+                    }
+                }
             }
         }
         drop(locked);

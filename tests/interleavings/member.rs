@@ -140,7 +140,7 @@ impl Member {
         let (generation, seen, counted) = match self.index.unlocks() {
             Some(before) => {
                 let (generation, seen) = self.index.generation_and_count();
-                let entries = self.index.entries(0..self.index.geometry().buckets);
+                let entries = self.index.reached_entries();
                 let counted = entries.filter(|(_, word)| self.generation_of(*word) == generation).count();
                 if self.index.unlocks() != Some(before) {
                     return self.index.set_wants_recount(true);

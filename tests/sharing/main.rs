@@ -93,6 +93,8 @@ fn main() -> ExitCode {
         #[cfg(feature = "failpoints")]
         ("a_process_that_stands_still_holds_up_its_own_bucket_alone", stopped::holds_up_its_own_bucket_alone),
         #[cfg(feature = "failpoints")]
+        ("who_needs_room_beside_a_process_that_stands_still_is_told", stopped::is_told_to_who_needs_room),
+        #[cfg(feature = "failpoints")]
         ("a_process_that_stands_still_anywhere_holds_up_nobody", stopped::holds_up_nobody_wherever_it_stops),
         ("containers_that_share_a_volume_count_exactly", namespaces::containers_count_exactly),
         ("limits_that_are_changed_count_for_all", limits::count_for_all),

@@ -194,6 +194,47 @@ pub(crate) fn holds_up_its_own_bucket_alone() -> Verdict {
     Ok(())
 }
 
+/// Who needs room while a process stands still with a chain locked, so that no checkpoint can be taken, is told within ten
+/// seconds, and evicts no more for that.
+pub(crate) fn is_told_to_who_needs_room() -> Verdict {
+    const WITHIN: Duration = Duration::from_secs(10);
+    let home = kills::home();
+    let dir = home.path().join("cache");
+    let cache = builder(&dir).max_bytes(8 << 20).open().unwrap();
+    let set = |n: u64| cache.set_bytes(&format!("large {n}"), &[7; 8000], Timeout::Never);
+    (0..400).for_each(|n| set(n).unwrap());
+    let mut member = Member::start("stop-at", arguments![dir.display(), "commit::stamped", "set"]);
+    assert_eq!(member.hear(), "ready", "a process failed before it began");
+    member.go();
+    let pid = Pid::from_raw(member.child.id().cast_signed());
+    let status = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
+    assert_eq!(status, WaitStatus::Stopped(pid, Signal::SIGSTOP));
+    let (mut most, mut told) = (0, 0);
+    for n in 400..4000 {
+        let (set, took) = crew::timed(|| set(n));
+        most = most.max(cache.stats().entries);
+        assert!(took < WITHIN, "a call took {took:?}");
+        match set {
+            // One that is for the very chain is told at once.
+            Err(e) => assert_eq!(e.kind(), ErrorKind::Busy, "{e}"),
+            Ok(()) => continue,
+        }
+        told += u64::from(took > MOST);
+        if told == 2 {
+            break;
+        }
+    }
+    let left = cache.stats().entries;
+    assert_eq!(told, 2, "{left} of {most} entries");
+    println!("who needed room was told; {left} of {most} entries are left");
+    assert!(left > most / 2, "{left} of {most} entries");
+    kill(pid, Signal::SIGCONT).unwrap();
+    member.finish();
+    (0..2000).for_each(|n| set(n).unwrap());
+    assert!(cache.check().unwrap().is_sound());
+    Ok(())
+}
+
 /// Wherever a process stops that shares its directory with others.
 pub(crate) fn holds_up_nobody_wherever_it_stops() -> Verdict {
     let (mut stopped, mut not_reached) = (0, Vec::new());
@@ -201,6 +242,8 @@ pub(crate) fn holds_up_nobody_wherever_it_stops() -> Verdict {
         let home = kills::home();
         let dir = home.path().join("cache");
         let cache = builder(&dir).open().unwrap();
+        // So that it has room to write: to make some, it would have to wait for the other.
+        cache.set("before", &0, Timeout::Never).unwrap();
         let mut member = Member::start("stop-at", arguments![dir.display(), point, "everything"]);
         assert_eq!(member.hear(), "ready", "a process failed before it began");
         member.go();

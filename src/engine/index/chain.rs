@@ -257,12 +257,23 @@ impl Index {
         lost.map(|(_, number)| number).collect()
     }
 
-    /// All entry words with their slots, one bucket after the other.
+    /// All entry words with their slots, one bucket after the other. Some may be in buckets that a process was about to link
+    /// when it died: see [`is_reached`](Index::is_reached).
     pub(crate) fn entries(&self, buckets: std::ops::Range<u32>) -> impl Iterator<Item = (Slot, Word)> + '_ {
-        let linked = buckets.filter(|number| self.is_linked(*number));
-        linked.filter_map(|number| Some((number, self.bucket(number)?))).flat_map(|(number, bucket)| {
+        buckets.filter_map(|number| Some((number, self.bucket(number)?))).flat_map(|(number, bucket)| {
             SLOTS.map(move |slot| (Slot::new(number, slot), bucket.word(slot))).filter(|(_, w)| w.is_entry())
         })
+    }
+
+    /// All entry words that a key leads to, with their slots. Costs more.
+    pub(crate) fn reached_entries(&self) -> impl Iterator<Item = (Slot, Word)> + '_ {
+        let linked = (0..self.geometry.buckets).filter(|number| self.is_linked(*number));
+        linked.flat_map(|number| self.entries(number..number + 1))
+    }
+
+    /// Whether a key may lead to what is in `slot`, whose chain is locked.
+    pub(crate) fn is_reached(&self, slot: Slot) -> bool {
+        self.is_linked(slot.bucket())
     }
 
     /// Whether bucket `number` is in the chain that it says it is in. One that a process was about to link when it died is

@@ -204,9 +204,7 @@ impl Index {
         let number = self.membership.number;
         let line = self.member(number);
         let before = line[0].load(Ordering::Acquire);
-        if before & ATTACHED != 0 {
-            self.note_death();
-        }
+        let was_attached = before & ATTACHED != 0;
         let before = before as u32;
         let mut incarnation = crate::engine::segment::random()? as u32 & INCARNATION;
         if incarnation == before || incarnation == 0 {
@@ -216,6 +214,10 @@ impl Index {
         line[1].store(self.drops(), Ordering::Release);
         line[2..].iter().for_each(|word| word.store(0, Ordering::Release));
         line[0].store(u64::from(incarnation) | ATTACHED, Ordering::Release);
+        // After that, from when on whoever had the number is seen to be dead.
+        if was_attached {
+            self.note_death();
+        }
         self.membership.owner = incarnation << NUMBER_BITS | number;
         Ok(())
     }

@@ -76,8 +76,11 @@ impl Log {
 
     /// Lets go of a segment that is removed. What the program holds of it counts as this process's own.
     pub(super) fn forget(&self, id: u32) {
-        if let Some(segment) = self.table.forget(id) {
+        // In this order: what another thread finds gone from the table, and says so, counts already.
+        if let Some(segment) = self.table.hold(id).get() {
             segment.count_as_held();
+        }
+        if self.table.forget(id).is_some() {
             lock(&self.unsynced).retain(|unsynced| unsynced.id != id);
         }
     }

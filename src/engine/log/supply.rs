@@ -29,10 +29,17 @@ impl Log {
         let mut spare = match self.spare.try_enter() {
             Some(spare) => spare,
             None if ahead => return Ok(true),
-            None => self.spare.enter().ok_or_else(|| turn::busy("reserve").with_path(&self.dir))?,
+            None => match self.spare.enter() {
+                Some(spare) => spare,
+                // Another one may have made it since.
+                None if self.spare.try_enter().is_some_and(|spare| self.serves(&spare, len)) => {
+                    return Ok(true);
+                }
+                None => return Err(turn::busy("reserve").with_path(&self.dir)),
+            },
         };
         self.wants_spare.store(false, Ordering::Relaxed);
-        if spare.as_ref().is_some_and(|spare| spare.has_room(len, &self.index)) {
+        if self.serves(&spare, len) {
             return Ok(true);
         }
         if let Some(small) = spare.take() {
@@ -49,6 +56,10 @@ impl Log {
             }
         };
         Ok(true)
+    }
+
+    fn serves(&self, spare: &Option<Tail>, len: u32) -> bool {
+        spare.as_ref().is_some_and(|spare| spare.has_room(len, &self.index))
     }
 
     /// Goes on with a segment whose owner is gone, if there is one with room for a record of `len`.
