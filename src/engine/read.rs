@@ -423,7 +423,7 @@ impl Engine {
         let first = self.index.primary_of(cursor);
         let end = first.saturating_add(STEP).min(primaries);
         // Of a larger bucket, some of which came before.
-        let is_larger = self.index.lowest_hash(first) != Some(cursor);
+        let is_larger = lowest_hash(first, primaries) != Some(cursor);
         for primary in first..end {
             for (guard, word) in self.hold_chain(primary)? {
                 let Some(segment) = guard.get() else { continue };
@@ -446,8 +446,13 @@ impl Engine {
                 }
             }
         }
-        Ok(self.index.lowest_hash(end))
+        Ok(lowest_hash(end, primaries))
     }
+}
+
+/// The lowest hash of bucket `primary` of so many, if there is one of that number: see [`Index::primary_of`](super::Index::primary_of).
+fn lowest_hash(primary: u32, primaries: u32) -> Option<u64> {
+    u64::try_from((u128::from(primary) << 64).div_ceil(u128::from(primaries))).ok()
 }
 
 /// What was taken is a hit; what could not be is damaged, or, if it has gone since the word was read, elsewhere by now.

@@ -158,12 +158,6 @@ impl Index {
         self.bucket(slot.bucket()).map_or(Word::EMPTY, |b| b.word(slot.within()))
     }
 
-    /// The lowest hash of bucket `primary`, if there is one of that number.
-    pub(crate) fn lowest_hash(&self, primary: u32) -> Option<u64> {
-        let primaries = u128::from(self.geometry.primaries);
-        u64::try_from((u128::from(primary) << 64).div_ceil(primaries)).ok()
-    }
-
     /// The number of the chain that `slot` is in.
     pub(super) fn primary_of_slot(&self, slot: Slot) -> u32 {
         let number = slot.bucket();
