@@ -76,12 +76,30 @@ enum Before {
     Nothing,
     Closed,
     Killed,
+    /// The same, and somebody looks at what was left.
+    LookedAt,
 }
 
 /// Where no sync takes any time, if there is such a place: what a kill leaves is the same.
 fn home() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     tempfile::tempdir_in(memory).or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+/// Has the index there for as long as what is returned lives, like a process that may only read.
+fn look(witness: &Witness, before: Before) -> Option<std::fs::File> {
+    matches!(before, Before::LookedAt).then(|| {
+        let index = std::fs::File::open(witness.dir().join("index")).unwrap();
+        let shared = nix::libc::flock {
+            l_type: nix::libc::F_RDLCK as _,
+            l_whence: nix::libc::SEEK_SET as _,
+            l_start: 0,
+            l_len: 1,
+            l_pid: 0,
+        };
+        nix::fcntl::fcntl(&index, nix::fcntl::FcntlArg::F_OFD_SETLK(&shared)).unwrap();
+        index
+    })
 }
 
 fn directory(before: Before, rng: &mut Rng, tight: bool) -> Witness {
@@ -93,7 +111,7 @@ fn directory(before: Before, rng: &mut Rng, tight: bool) -> Witness {
             let ended = witness.round(plan, &[], true, |_, _| ());
             assert!(ended.status.success(), "{plan:?}: the child failed by itself");
         }
-        Before::Killed => {
+        Before::Killed | Before::LookedAt => {
             let plan = Plan { operations: u64::MAX, waits: true, ..plan };
             witness.round(plan, &[], true, |child, reports| {
                 (0..300).for_each(|_| assert!(reports.next(), "the child ended by itself"));
@@ -124,7 +142,7 @@ fn kill_at_every_point() -> Verdict {
     let tally = Mutex::new(Tally { reached, ..Tally::default() });
     // Each waits for its child most of the time.
     std::thread::scope(|scope| {
-        for before in [Before::Nothing, Before::Closed, Before::Killed] {
+        for before in [Before::Nothing, Before::Closed, Before::Killed, Before::LookedAt] {
             let (rng, tally) = (Rng::new(rng.next()), &tally);
             scope.spawn(move || kill_from(before, rng, tally));
         }
@@ -164,8 +182,10 @@ fn kill_from(before: Before, mut rng: Rng, tally: &Mutex<Tally>) {
 /// Has a child die when it comes by a point for the n-th time, and looks at what it left. Says whether it came by.
 fn kill_at(before: Before, point: &str, nth: u64, plan: Plan, rng: &mut Rng, tally: &Mutex<Tally>) -> bool {
     let mut witness = directory(before, rng, plan.tight);
+    let looked_at = look(&witness, before);
     let on_a_copy = rng.below(2) == 0;
     let ended = witness.round(plan, &[point.to_owned(), nth.to_string()], on_a_copy, |_, _| ());
+    drop(looked_at);
     let is_killed = ended.status.signal() == Some(9);
     let failed = !is_killed && !ended.status.success();
     assert!(!failed, "{before:?} {point} {nth}: the child ended with {:?}", ended.status);
@@ -213,7 +233,9 @@ fn count_points(before: Before, plan: Plan, rng: &mut Rng) -> BTreeMap<String, u
 fn count_points_once(before: Before, plan: Plan, rng: &mut Rng) -> Vec<(String, u64)> {
     let counts = tempfile::NamedTempFile::new().unwrap();
     let extra = ["count".to_owned(), counts.path().to_str().unwrap().to_owned()];
-    let ended = directory(before, rng, plan.tight).round(plan, &extra, true, |_, _| ());
+    let mut witness = directory(before, rng, plan.tight);
+    let _looked_at = look(&witness, before);
+    let ended = witness.round(plan, &extra, true, |_, _| ());
     assert!(ended.status.success(), "{plan:?}: the child failed by itself");
     let text = std::fs::read_to_string(counts.path()).unwrap();
     let line = |line: &str| line.split_once(' ').map(|(name, n)| (name.to_owned(), n.parse().unwrap()));

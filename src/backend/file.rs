@@ -4,14 +4,14 @@ use std::any::TypeId;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arc_swap::{ArcSwapOption, Guard};
+use arc_swap::Guard;
 
 use super::{
     Backend, Change, CheckReport, Claim, Claimed, Condition, Decoded, Expiry, Item, Limits, Matter,
     NewLimits, Outcome, ProcessStats, SharedValue, Spool, Stats, Stored, Streamed,
 };
 use crate::engine::directory::{check_there, may_write};
-use crate::engine::{Attached, Spooled};
+use crate::engine::{Attached, Place, Spooled, empty};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
 
@@ -19,8 +19,8 @@ use crate::options::Options;
 pub(crate) struct FileBackend {
     dir: PathBuf,
     options: Options,
-    /// Empty between a `close` and the next call. In a process that was forked since, it is the parent's.
-    attached: ArcSwapOption<Attached>,
+    /// In a process that was forked since, it is the parent's.
+    attached: Arc<Place>,
 }
 
 impl FileBackend {
@@ -30,9 +30,12 @@ impl FileBackend {
     /// If the environment refuses, somebody else has it open, or it is not ours.
     pub(crate) fn open(dir: &Path, options: &Options) -> Result<Self> {
         let attached = Self::attach(dir, options)?;
+        let place = Arc::new(Place::empty());
+        attached.note_place(&place);
+        place.store(Some(attached));
         // So that a later change of the working directory does not matter.
         let dir = std::path::absolute(dir).map_err(|e| Error::io("open", dir, e))?;
-        Ok(Self { dir, options: options.clone(), attached: ArcSwapOption::new(Some(attached)) })
+        Ok(Self { dir, options: options.clone(), attached: place })
     }
 
     fn attach(dir: &Path, options: &Options) -> Result<Arc<Attached>> {
@@ -74,7 +77,10 @@ impl FileBackend {
     fn attach_again(&self) -> Result<Held> {
         // As it was left, in case it was configured.
         let options = Options { keep_limits: true, ..self.options.clone() };
+        // First: whoever makes the index that is to be looked at may lack the space which this one takes.
+        empty(&self.attached, |before| before.is_ours() && !before.is_of_use());
         let attached = Self::attach(&self.dir, &options)?;
+        attached.note_place(&self.attached);
         self.replace(Some(attached.clone()));
         Ok(Held::Own(attached))
     }

@@ -7,6 +7,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
+use arc_swap::ArcSwapOption;
+
 use super::balance::Balance;
 use super::blob::{Blobs, Haste};
 use super::checkpoint::Checkpoints;
@@ -40,8 +42,8 @@ static ENGINES: EachEpoch<Registry> = EachEpoch::new();
 #[derive(Default)]
 struct Registry {
     engines: Mutex<Engines>,
-    /// Those of directories that this process only looks at.
-    onlookers: Mutex<Engines>,
+    /// Those of directories that this process only looks at, each locked while it is attached, which may take long.
+    onlookers: Mutex<HashMap<DirectoryId, Arc<Mutex<Weak<Attached>>>>>,
     /// Rung when an engine has detached.
     gone: Condvar,
     /// What counts the bytes of each directory: the same for as long as the program holds any value of it, whether
@@ -61,6 +63,18 @@ impl Registry {
                 found => return (engines, found.flatten()),
             }
         }
+    }
+
+    /// Where the onlooker of a directory is, if there is one.
+    fn onlooker(&self, id: DirectoryId) -> Arc<Mutex<Weak<Attached>>> {
+        let mut onlookers = self.onlookers.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_in_use = |place: &Arc<Mutex<Weak<Attached>>>| {
+            // Nobody waits here: who has it locked has it.
+            Arc::strong_count(place) > 1
+                || place.lock().unwrap_or_else(PoisonError::into_inner).strong_count() > 0
+        };
+        onlookers.retain(|_, place| is_in_use(place));
+        onlookers.entry(id).or_default().clone()
     }
 
     fn space(&self, id: DirectoryId) -> SpaceInUse {
@@ -90,6 +104,9 @@ pub(crate) struct Attached {
     pub(super) held: HeldDirectory,
     pub(super) epoch: Epoch,
 }
+
+/// Where a program keeps what it is attached to. Empty between a `close` and the next call.
+pub(crate) type Place = ArcSwapOption<Attached>;
 
 impl std::ops::Deref for Attached {
     type Target = Engine;
@@ -191,17 +208,15 @@ impl Attached {
         if let Some(attached) = open {
             return Ok(attached);
         }
-        // Before the lock, which dropping it takes.
-        let found;
-        let mut onlookers = registry.onlookers.lock().unwrap_or_else(PoisonError::into_inner);
-        found = onlookers.get(&id).and_then(Weak::upgrade);
-        if let Some(attached) = &found
+        let onlooker = registry.onlooker(id);
+        let mut onlooker = onlooker.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(attached) = onlooker.upgrade()
             && attached.is_of_use()
         {
-            return Ok(attached.clone());
+            return Ok(attached);
         }
         let attached = Arc::new(onlooker::attach(&directory, held, options)?);
-        onlookers.insert(id, Arc::downgrade(&attached));
+        *onlooker = Arc::downgrade(&attached);
         Ok(attached)
     }
 
@@ -340,8 +355,6 @@ impl Drop for Attached {
         if self.engine.looks_on() {
             self.engine.log.let_go();
             self.engine.log.space().detach();
-            let mut onlookers = registry.onlookers.lock().unwrap_or_else(PoisonError::into_inner);
-            onlookers.retain(|_, attached| attached.strong_count() > 0);
             return;
         }
         if let Err(error) = self.detach() {

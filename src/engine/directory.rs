@@ -17,6 +17,9 @@ use crate::sys::{lock, mount};
 
 /// Byte of `locks` that is held while somebody attaches or detaches. Those of the processes follow.
 const ATTACHING: i64 = 0;
+/// Byte of `locks`, behind all others, that is held by whoever waits for the attach mutex to have it alone. Onlookers come
+/// by there first: however many share the mutex, one after another, he has it when those have left who were there.
+const WAITING: i64 = 2048;
 
 /// The text that tells backup tools to pass the directory over. See <https://bford.info/cachedir/>.
 const CACHEDIR_TAG: &[u8] =
@@ -209,18 +212,29 @@ pub(crate) fn may_write(dir: &Path) -> Result<bool> {
 fn take_mutex(locks: &File, access: Access, patience: Duration, between: impl Fn()) -> io::Result<bool> {
     const PAUSE: Duration = Duration::from_micros(200);
     let take = || match access {
-        Access::ToRead => lock::try_share(locks, ATTACHING),
+        Access::ToRead => {
+            let taken = Ok(lock::try_share(locks, WAITING)? && lock::try_share(locks, ATTACHING)?);
+            lock::unlock(locks, WAITING)?;
+            taken
+        }
         Access::ToWrite => lock::try_lock(locks, ATTACHING),
     };
-    let started = Instant::now();
-    while !take()? {
-        if started.elapsed() > patience {
-            return Ok(false);
+    let wait = || {
+        let started = Instant::now();
+        let mut is_seen = access == Access::ToRead;
+        while !take()? {
+            if started.elapsed() > patience {
+                return Ok(false);
+            }
+            is_seen = is_seen || lock::try_lock(locks, WAITING)?;
+            between();
+            std::thread::sleep(PAUSE);
         }
-        between();
-        std::thread::sleep(PAUSE);
-    }
-    Ok(true)
+        Ok(true)
+    };
+    let taken = wait();
+    lock::unlock(locks, WAITING)?;
+    taken
 }
 
 /// Refuses a directory on a network file system, unless the options allow it. It need not be there yet.
@@ -305,5 +319,24 @@ mod tests {
         };
         assert!(take_mutex(&mine, Access::ToWrite, Duration::from_secs(60), let_go).unwrap());
         assert_eq!(looks.get(), 1);
+    }
+
+    #[test]
+    fn who_waits_for_the_attach_mutex_is_not_kept_out_by_new_onlookers() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || file::open_or_create(&dir.path().join("locks")).unwrap().0;
+        let (mine, first, second) = (open(), open(), open());
+        let look = |locks: &File| take_mutex(locks, Access::ToRead, Duration::ZERO, || {}).unwrap();
+        assert!(look(&first) && look(&second));
+        lock::unlock(&second, ATTACHING).unwrap();
+        let let_go = || {
+            assert!(!look(&second), "somebody waits");
+            lock::unlock(&first, ATTACHING).unwrap();
+        };
+        assert!(take_mutex(&mine, Access::ToWrite, Duration::from_secs(60), let_go).unwrap());
+        assert!(!look(&second));
+        lock::unlock(&mine, ATTACHING).unwrap();
+        assert!(look(&second), "nobody waits");
+        assert_eq!(lock::first_held(&mine, WAITING, 1).unwrap(), None);
     }
 }

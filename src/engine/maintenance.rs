@@ -95,6 +95,8 @@ impl Drop for Maintenance {
     fn drop(&mut self) {
         self.engine.bell.call(|calls| calls.stop = true);
         if let Some(thread) = self.thread.take()
+            // That of an onlooker may be the one that lets go of it; it ends then.
+            && thread.thread().id() != std::thread::current().id()
             && thread.join().is_err()
         {
             tracing::error!("the maintenance thread panicked");
@@ -106,7 +108,7 @@ impl Engine {
     fn run(&self) {
         if self.looks_on() {
             while !self.bell.wait(INTERVAL).stop {
-                if self.is_outdated() { self.log.let_go() } else { self.log.let_go_of_dropped() }
+                if self.is_outdated() { self.let_go_of_outdated() } else { self.log.let_go_of_dropped() }
             }
             return;
         }

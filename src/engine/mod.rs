@@ -50,7 +50,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-pub(crate) use self::attach::Attached;
+pub(crate) use self::attach::{Attached, Place};
 use self::balance::Balance;
 use self::blob::Blobs;
 pub(crate) use self::blob::Spooled;
@@ -63,9 +63,10 @@ use self::hot::Hot;
 use self::index::Index;
 use self::log::Log;
 use self::maintenance::Bell;
+use self::onlooker::Looking;
+pub(crate) use self::onlooker::empty;
 use self::published::Published;
 use self::turn::Queue;
-use self::watch::Watch;
 use crate::entry::{Expiry, Stats};
 use crate::error::Result;
 use crate::hash::KeyHasher;
@@ -108,8 +109,8 @@ pub(crate) struct Engine {
 enum Part {
     /// It is one of those that share it.
     Member(Box<Mutex<Checkpoints>>),
-    /// It is an [`onlooker`], who changes nothing, and watches the index in the directory.
-    Onlooker(Watch),
+    /// It is an [`onlooker`], who changes nothing.
+    Onlooker(Looking),
 }
 
 impl Engine {
@@ -130,7 +131,7 @@ impl Engine {
     /// Whether this process looks on, at an index that does not count any more.
     #[inline]
     fn is_outdated(&self) -> bool {
-        matches!(&self.part, Part::Onlooker(watch) if watch.is_given_up())
+        matches!(&self.part, Part::Onlooker(looking) if looking.is_outdated())
     }
 
     /// See [`Claims::claim`]. Nobody sees what an onlooker claims.

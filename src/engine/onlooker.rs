@@ -12,14 +12,14 @@
 //!
 //! Which of these it is does not change while the attach mutex is shared. Later it may: processes come, and die. As long as
 //! they go on with the index that is mapped, nothing need be done. Whoever makes another one gives the old one up, which an
-//! onlooker [watches](super::watch::Watch) for at the beginning of each call; then it looks anew.
+//! onlooker [watches](super::watch::Watch) for at the beginning of each call; then it looks anew. What it sees of the old one
+//! it lets go of before, or within a second if it is not called: as long as it is mapped, its space is taken.
 //!
 //! A segment that was dropped stays mapped here until the next read, or the next second: its bytes count nowhere then.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use super::Part;
-use super::attach::{Attached, Parts};
+use super::attach::{Attached, Parts, Place};
 use super::blob::Blobs;
 use super::directory::Directory;
 use super::hints::Hints;
@@ -30,6 +30,8 @@ use super::meta::Meta;
 use super::opening::{Opening, Seen};
 use super::published::Published;
 use super::usage::SpaceInUse;
+use super::watch::Watch;
+use super::{Engine, Part};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::KeyHasher;
 use crate::options::{Eviction, Options};
@@ -60,10 +62,65 @@ pub(super) fn attach(directory: &Directory, held: HeldDirectory, options: &Optio
     let published = Published::look(directory.file("stats"), options.clock.now())?;
     Directory::release(&locks).map_err(at_locks)?;
     let hints = Hints::none().map_err(|e| Error::io("open", &directory.path, e))?;
-    let part = Part::Onlooker(watch);
+    let part = Part::Onlooker(Looking::new(watch));
     let parts = Parts { options, hasher, index, hints, log, blobs, published, part };
     let engine = Arc::new(parts.assemble(directory, &held));
     let maintenance = Some(Maintenance::start(engine.clone())?);
     tracing::debug!(dir = %directory.path.display(), is_live, "the directory is looked at");
     Ok(Attached { engine, maintenance, locks, number: 0, held, epoch: Epoch::now() })
+}
+
+/// What an onlooker is beside an engine.
+pub(super) struct Looking {
+    /// On the index in the directory.
+    watch: Watch,
+    /// Where the program keeps it.
+    places: Mutex<Vec<Weak<Place>>>,
+}
+
+impl Looking {
+    fn new(watch: Watch) -> Self {
+        Self { watch, places: Mutex::default() }
+    }
+
+    #[inline]
+    pub(super) fn is_outdated(&self) -> bool {
+        self.watch.is_given_up()
+    }
+
+    /// Those that are still there.
+    fn places(&self) -> Vec<Arc<Place>> {
+        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        places.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+impl Attached {
+    /// Says that this is about to be kept in `place`. An onlooker is taken out of there when it is outdated.
+    pub(crate) fn note_place(&self, place: &Arc<Place>) {
+        if let Part::Onlooker(looking) = &self.engine.part {
+            let mut places = looking.places.lock().unwrap_or_else(PoisonError::into_inner);
+            places.retain(|place| place.strong_count() > 0);
+            places.push(Arc::downgrade(place));
+        }
+    }
+}
+
+impl Engine {
+    /// Lets go of what an outdated onlooker has mapped: now, or when the calls that use it are over.
+    pub(super) fn let_go_of_outdated(&self) {
+        let Part::Onlooker(looking) = &self.part else { return };
+        for place in looking.places() {
+            empty(&place, |attached| std::ptr::eq(&raw const *attached.engine, self));
+        }
+        self.log.let_go();
+    }
+}
+
+/// Empties `place`, if what is in it is such.
+pub(crate) fn empty(place: &Place, is_such: impl FnOnce(&Attached) -> bool) {
+    let found = place.load();
+    if found.as_deref().is_some_and(is_such) {
+        drop(place.compare_and_swap(&*found, None));
+    }
 }

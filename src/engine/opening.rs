@@ -145,7 +145,8 @@ impl Opening<'_> {
         let state = file::open_to_read(&state_path).and_then(State::read);
         let state = state.map_err(|e| Error::io("open", &state_path, e))?;
         let options = options.for_limits(state.limits());
-        if let Some(header) = state.clean().filter(|_| !options.salvage)
+        // Salvaged or not: whoever opens it later goes on with this one, and it is not given up.
+        if let Some(header) = state.clean()
             && let Some(index) = Index::look(&file, Some(header), membership.clone()).map_err(at_index)?
         {
             return Ok(seen(index, Vec::new()));

@@ -116,7 +116,17 @@ impl Published {
         const MOST: u64 = (super::index::MOST_PROCESSES as u64 + 1) * LEN as u64;
         let Some(file) = &self.file else { return Ok(Vec::new()) };
         let mut bytes = vec![0; file.metadata()?.len().min(MOST) as usize];
-        file.read_exact_at(&mut bytes, 0)?;
+        // Whoever attaches as the first cuts it, perhaps meanwhile.
+        let mut filled = 0;
+        while filled < bytes.len() {
+            match file.read_at(&mut bytes[filled..], filled as u64) {
+                Ok(0) => break,
+                Ok(more) => filled += more,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        bytes.truncate(filled);
         let word = |word: &[u8]| u64::from_le_bytes(std::array::from_fn(|i| word[i]));
         let line = |line: &[u8]| std::array::from_fn(|i| word(&line[i * 8..i * 8 + 8]));
         Ok(bytes.chunks_exact(LEN).map(line).collect())

@@ -408,8 +408,9 @@ impl Engine {
         Ok(held)
     }
 
-    /// Hands out the live entries of some buckets from `cursor` on, and returns where to go on. What is in blobs is
-    /// read only `with_values`.
+    /// Hands out the live entries of some buckets whose keys have a hash of `cursor` or more, and returns where to go on:
+    /// also in an index of another size, which an onlooker may find there at the next step. What is in blobs is read only
+    /// `with_values`.
     pub(crate) fn scan(
         &self,
         cursor: u64,
@@ -419,13 +420,18 @@ impl Engine {
         /// Buckets a call.
         const STEP: u32 = 64;
         let primaries = self.index.geometry().primaries;
-        let first = u32::try_from(cursor).unwrap_or(primaries).min(primaries);
+        let first = self.index.primary_of(cursor);
         let end = first.saturating_add(STEP).min(primaries);
+        // Of a larger bucket, some of which came before.
+        let is_larger = lowest_hash(first, primaries) != Some(cursor);
         for primary in first..end {
             for (guard, word) in self.hold_chain(primary)? {
                 let Some(segment) = guard.get() else { continue };
                 let Some(record) = segment.record(word.offset()) else { continue };
                 if self.has_ended(record.generation, record.expires_at) || !record.is_entry() {
+                    continue;
+                }
+                if is_larger && primary == first && self.hasher.hash(record.key) < cursor {
                     continue;
                 }
                 if let Some(reference) = record.blob() {
@@ -440,8 +446,13 @@ impl Engine {
                 }
             }
         }
-        Ok((end < primaries).then_some(u64::from(end)))
+        Ok(lowest_hash(end, primaries))
     }
+}
+
+/// The lowest hash of bucket `primary` of so many, if there is one of that number: see [`Index::primary_of`](super::Index::primary_of).
+fn lowest_hash(primary: u32, primaries: u32) -> Option<u64> {
+    u64::try_from((u128::from(primary) << 64).div_ceil(u128::from(primaries))).ok()
 }
 
 /// What was taken is a hit; what could not be is damaged, or, if it has gone since the word was read, elsewhere by now.

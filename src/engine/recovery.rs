@@ -169,16 +169,10 @@ pub(super) fn recover(
     Ok(Recovered { index, hints, wants_checkpoint, sealed })
 }
 
-/// Makes the index anew, in a file of its own: onlookers may have the one that was there mapped.
+/// Makes the index anew; in a file of its own, if onlookers have the one that was there mapped.
 fn make_index(directory: &Directory, geometry: Geometry, membership: &Membership) -> Result<Index> {
     let path = directory.file("index");
-    let remove = || match file::open(&path) {
-        Ok(old) => watch::give_up(&old).and_then(|()| file::remove(&path)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(e),
-    };
-    remove().map_err(|e| Error::io("replace", &path, e))?;
-    step!("recovery::given_up");
+    watch::remove_if_watched(&path).map_err(|e| Error::io("replace", &path, e))?;
     let index = make_file(directory, "index", |file| Index::create(file, geometry, membership.clone()))?;
     // What is closed with this index is found with it.
     file::sync_dir(&directory.path).map_err(|e| Error::io("sync directory", &directory.path, e))?;
