@@ -210,7 +210,7 @@ fn take(dir: &Path) -> Result<File> {
 }
 
 /// Opens sled's files. sled panics over some kinds of damage; to the caller that is damage too.
-fn open_sled(dir: &Path, options: &Options) -> Result<Db> {
+pub(super) fn open_sled(dir: &Path, options: &Options) -> Result<Db> {
     let every = match options.durability {
         Durability::Interval(interval) => interval,
         Durability::Buffered | Durability::Sync => UNHURRIED,
