@@ -18,7 +18,7 @@ mod supply;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::index::{Index, SegmentInfo, SegmentState, Word};
 use super::layout;
@@ -327,12 +327,13 @@ impl Log {
 
     /// Waits until everything that this process stamped is on the disk.
     pub(crate) fn sync_own(&self) -> Result<()> {
-        let mut own: Vec<_> = lock(&self.unsynced).clone();
+        // Not held meanwhile: what is removed is to be gone, and not to wait for the syncs of others.
+        let mut own: Vec<_> = lock(&self.unsynced).iter().map(Arc::downgrade).collect();
         // One lock after the other: what is sealed in between was found already, or is found at the next call.
-        own.extend(lock(&self.active).as_ref().map(|tail| tail.segment.clone()));
-        own.extend(lock(&self.copies).as_ref().map(|tail| tail.segment.clone()));
+        own.extend(lock(&self.active).as_ref().map(|tail| Arc::downgrade(&tail.segment)));
+        own.extend(lock(&self.copies).as_ref().map(|tail| Arc::downgrade(&tail.segment)));
         let mut flushed = Ok(());
-        for segment in own {
+        for segment in own.iter().filter_map(Weak::upgrade) {
             if let Some(info) = self.index.segment(segment.id) {
                 flushed = flushed.and(self.sync_one(&segment, &info));
             }
