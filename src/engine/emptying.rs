@@ -184,22 +184,17 @@ impl Engine {
     /// `Busy` at the first whose chain somebody holds for long: whoever does is stopped.
     fn evict_all(&self, segment: &Segment) -> Result<()> {
         let (mut evicted, mut held) = (0, Ok(()));
-        'all: for (offset, record) in values(segment) {
+        for (offset, record) in values(segment) {
             let hash = self.hasher.hash(record.key);
             let word = Word::new(hash, segment.id, offset);
             let current = record.generation == self.index.generation();
-            // An entry that moves along its chain at this moment is looked for again.
-            while let Some(slot) = self.index.slot_of(hash, word) {
-                match self.remove(slot, word, true) {
-                    Ok(true) => {
-                        evicted += u64::from(current && !self.has_passed(record.expires_at));
-                        break;
-                    }
-                    Ok(false) => {}
-                    Err(busy) => {
-                        held = Err(busy.into());
-                        break 'all;
-                    }
+            match self.evict_word(hash, word) {
+                Ok(gone) => {
+                    evicted += u64::from(gone && current && !self.has_passed(record.expires_at));
+                }
+                Err(busy) => {
+                    held = Err(busy.into());
+                    break;
                 }
             }
         }

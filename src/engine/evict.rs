@@ -16,6 +16,22 @@ impl Engine {
         self.remove(slot, word, true).unwrap_or(false)
     }
 
+    /// Empties the slot of the key with this `hash` that holds `word`, wherever it moves meanwhile. Says whether it did.
+    ///
+    /// # Errors
+    /// If somebody holds the lock of its chain for long.
+    pub(super) fn evict_word(&self, hash: u64, word: Word) -> Result<bool, Busy> {
+        while let Some(slot) = self.index.slot_of(hash, word) {
+            if self.remove(slot, word, true)? {
+                return Ok(true);
+            }
+            // It moves along its chain at this moment; or its bucket says that it is in another one, which the lock of its own
+            // puts right.
+            self.note_wiped(self.index.lock(hash)?.wiped());
+        }
+        Ok(false)
+    }
+
     /// The same, for an entry that a recovery would not bring back unless `comes_back`.
     ///
     /// # Errors

@@ -203,7 +203,7 @@ impl Engine {
     fn give_up_one(&self, turn: &SpaceTurn<'_>) -> Result<bool> {
         let share = layout::blob_share(self.log.budget());
         self.log.seal_orphans(0);
-        Ok(self.evict_a_blob(share) || self.empty_one(turn)? || self.evict_a_blob(0))
+        Ok(self.evict_a_blob(share)? || self.empty_one(turn)? || self.evict_a_blob(0)?)
     }
 
     /// Gives up the oldest segment at once, or the coldest blob, as the disk is full. `false` if there is none.
@@ -214,7 +214,7 @@ impl Engine {
             Some(oldest) => {
                 self.empty(oldest.id, Way::Drop)?;
             }
-            None if !self.evict_a_blob(0) => return Ok(false),
+            None if !self.evict_a_blob(0)? => return Ok(false),
             None => {}
         }
         self.secure(&turn)?;
@@ -233,8 +233,11 @@ impl Engine {
                 break;
             }
             for Candidate { id, .. } in failed {
-                if !matches!(self.empty(id, Way::Copy), Ok(true)) {
-                    self.empty(id, Way::Drop)?;
+                match self.empty(id, Way::Copy) {
+                    Ok(true) => {}
+                    // What could be copied a moment later need not go.
+                    Err(e) if e.kind() == ErrorKind::Busy => return Err(e),
+                    Ok(false) | Err(_) => drop(self.empty(id, Way::Drop)?),
                 }
             }
             done = self.checkpoint(turn);
@@ -297,7 +300,8 @@ impl Engine {
         loop {
             let Some(turn) = self.space_turn_now()? else { return Ok(()) };
             let comes_back = self.emptied_bytes() + self.going_bytes();
-            if self.is_room_for(batch.saturating_sub(comes_back)) || !self.give_up_one(&turn)? {
+            let is_enough = self.log.bytes() + batch <= self.most_bytes() + comes_back;
+            if is_enough || !self.give_up_one(&turn)? {
                 return Ok(());
             }
         }

@@ -72,6 +72,7 @@ impl Engine {
                     locked.clear(slot);
                     if published.before.is_some() {
                         locked.note_lost();
+                        self.index.set_wants_recount(true);
                     }
                 }
             }

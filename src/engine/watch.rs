@@ -50,7 +50,8 @@ pub(crate) fn remove_if_watched(path: &Path) -> io::Result<()> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
     };
-    if lock::try_lock(&old, WATCHED)? {
+    // Nobody begins to meanwhile: the attach mutex is held.
+    if !lock::is_held(&old, WATCHED)? {
         return Ok(());
     }
     give_up(&old)?;

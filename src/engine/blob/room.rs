@@ -79,12 +79,15 @@ impl Engine {
 
     /// Evicts the coldest blob, if all of them take more than `beyond` bytes. `false` if none was evicted. Its space comes
     /// back with the next checkpoint.
-    pub(in crate::engine) fn evict_a_blob(&self, beyond: u64) -> bool {
+    ///
+    /// # Errors
+    /// `Busy` if somebody holds a chain for long that names it: whoever does is stopped.
+    pub(in crate::engine) fn evict_a_blob(&self, beyond: u64) -> Result<bool> {
         // Where there is nothing else, what others made just now counts too.
         self.recount_blobs(if beyond == 0 { Haste::Soon } else { Haste::Later });
         let (alive, _) = self.blobs.bytes();
         if alive <= beyond {
-            return false;
+            return Ok(false);
         }
         let clock = self.index.recency();
         let coldest = self
@@ -93,18 +96,15 @@ impl Engine {
             .into_iter()
             .filter_map(|(name, (hash, word))| Some((name, self.index.slot_of(hash, word)?, word.age())))
             .max_by_key(|(_, slot, age)| (self.hints.get(*slot).age(clock), Reverse(*age)));
-        let Some((coldest, ..)) = coldest else { return false };
-        let owners = self.blobs.owners_of(coldest, self);
-        let evicted = owners
-            .iter()
-            .filter(|(hash, word)| {
-                self.index.slot_of(*hash, *word).is_some_and(|slot| self.evict(slot, *word))
-            })
-            .count();
-        self.counters.add(Counter::Evicted, evicted as u64);
+        let Some((coldest, ..)) = coldest else { return Ok(false) };
+        let mut evicted = 0;
+        for (hash, word) in self.blobs.owners_of(coldest, self) {
+            evicted += u64::from(self.evict_word(hash, word)?);
+        }
+        self.counters.add(Counter::Evicted, evicted);
         self.tell_once(&self.told_of_bytes, "max_bytes");
         self.blobs.take_dead(self);
-        true
+        Ok(evicted > 0)
     }
 }
 

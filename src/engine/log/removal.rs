@@ -81,9 +81,9 @@ impl Log {
     pub(super) fn forget(&self, id: u32, _letting_go: &MutexGuard<'_, ()>) {
         let Some(segment) = self.table.forget(id) else { return };
         lock(&self.unsynced).retain(|unsynced| unsynced.id != id);
-        // What nobody else has is unmapped here and now.
-        if Arc::strong_count(&segment) > 1 {
-            segment.count_as_held();
+        // What nobody else has is unmapped here and now, and nobody gets it any more.
+        if let Err(kept) = Arc::try_unwrap(segment) {
+            kept.count_as_held();
         }
     }
 

@@ -74,7 +74,10 @@ impl Log {
             let path = self.dir.join(Segment::file_name(id));
             // Or a reader could enter another one over it, of which nobody knows that it is written to.
             let _opening = lock(&self.opening);
-            self.table.forget(id);
+            if let Some(read) = self.table.forget(id).filter(|read| read.is_pinned()) {
+                // What the program holds stays mapped beside the one that is written to.
+                read.count_as_held();
+            }
             let segment = match Segment::open(&path, id, self.access, &self.space) {
                 Ok(Opened::Segment(segment)) => Arc::new(segment),
                 Ok(_) => {
