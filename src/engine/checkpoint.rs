@@ -189,6 +189,11 @@ impl Engine {
         if file.metadata().map_err(io_error)?.len() != geometry.snapshot_bytes() {
             file::reset(file, geometry.snapshot_bytes(), file::HUGE_PIECES).map_err(io_error)?;
         }
+        // One that was written whole and never came to count: a power cut must not leave its header over other blocks.
+        let counts = state.snapshot().unwrap_or(0);
+        if snapshot::header(file).map_err(io_error)?.is_some_and(|there| there.number > counts) {
+            snapshot::void(file).map_err(io_error)?;
+        }
         let mut writer = Writer::new(file, next).map_err(io_error)?;
         let mut packed = Packed::default();
         for chain in 0..geometry.primaries {

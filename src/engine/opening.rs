@@ -100,7 +100,13 @@ impl Opening<'_> {
                 let access = Access::ToWrite;
                 let inputs =
                     recovery::Inputs { directory, layout: &layout, membership, hasher, options, access };
-                (recovery::recover(inputs, &segments, known_sequence, base)?, false)
+                let is_newer = matches!(base, Base::Snapshot(..)) && number > least.unwrap_or(0);
+                let recovered = recovery::recover(inputs, &segments, known_sequence, base)?;
+                if is_newer {
+                    // Whoever wrote it did not come to say so. It is on the disk by now, and the next must not be written over it.
+                    state.set_snapshot(number, options.limits()).map_err(at_state)?;
+                }
+                (recovered, false)
             }
         };
         let Recovered { index, hints, wants_checkpoint, sealed } = recovered;

@@ -233,6 +233,13 @@ pub(crate) fn header(file: &File) -> io::Result<Option<Header>> {
     Ok(Header::decode(&bytes[..there]))
 }
 
+/// Makes an end, durably, of the snapshot in `file`.
+pub(crate) fn void(file: &File) -> io::Result<()> {
+    // Not zeros, which would say that none was ever written.
+    file::write_at(file, &[0xff; 16], 0)?;
+    file::sync(file)
+}
+
 /// Hands out the parts of the snapshot in `file`, whose header is `header`. What is damaged is left out and told.
 pub(crate) fn read(file: &File, header: &Header, mut visit: impl FnMut(Part<'_>)) -> io::Result<()> {
     let len = file.metadata()?.len();

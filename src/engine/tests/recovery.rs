@@ -361,3 +361,24 @@ fn a_much_smaller_bound_on_entries_holds_from_the_next_opening_on() {
         assert_eq!(open(dir, &options()).len(), 1000);
     }
 }
+
+#[test]
+fn the_snapshot_that_a_recovery_began_with_is_not_written_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let checkpoint = |engine: &Engine| engine.checkpoint(&engine.space_turn().unwrap()).unwrap();
+    let engine = open(dir.path(), &options());
+    set(&engine, "key", b"value");
+    checkpoint(&engine);
+    let state = std::fs::read(dir.path().join("state")).unwrap();
+    checkpoint(&engine);
+    // As a power cut leaves it before `state` says that the second one counts.
+    let cut = kill(dir.path());
+    std::fs::write(cut.path().join("state"), state).unwrap();
+    let files = || ["snapshot.a", "snapshot.b"].map(|name| std::fs::read(cut.path().join(name)).unwrap());
+    let before = files();
+    let engine = open(cut.path(), &options());
+    checkpoint(&engine);
+    let after = files();
+    assert_ne!(before[1], after[1], "the first one is older");
+    assert_eq!(before[0], after[0]);
+}
