@@ -91,11 +91,13 @@ fn each(count: u64, work: impl Fn(u64)) -> Duration {
     started.elapsed()
 }
 
-/// The blocks that all files below `dir` take.
+/// The blocks that all files below `dir` take. A file that is removed meanwhile takes none.
 fn disk_bytes(dir: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
-    let files = walkdir::WalkDir::new(dir).into_iter().map(|entry| entry.unwrap());
-    files.map(|entry| entry.metadata().unwrap()).filter(|m| m.is_file()).map(|m| m.blocks() * 512).sum()
+    let found = walkdir::WalkDir::new(dir).into_iter().map(|entry| entry.and_then(|entry| entry.metadata()));
+    let is_gone = |e: &walkdir::Error| e.io_error().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound);
+    let there = found.filter(|found| !found.as_ref().is_err_and(is_gone)).map(Result::unwrap);
+    there.filter(|m| m.is_file()).map(|m| m.blocks() * 512).sum()
 }
 
 /// SplitMix64.

@@ -1,4 +1,5 @@
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::{Contender, count_of};
 use crate::workload::Key;
@@ -6,16 +7,22 @@ use crate::workload::Key;
 pub(super) const SETUP: &str = "0.34.7; `Mode::HighThroughput`, `flush_every_ms(1000)`, 1 GiB cache (its default); \
      `update_and_fetch` for counters";
 
+/// Whoever has not let go of the files after this time is somebody else.
+const MOST: Duration = Duration::from_secs(60);
+
 pub(super) struct Store(sled::Db);
 
 impl Store {
     pub(super) fn open(dir: &Path) -> Self {
         let config =
             sled::Config::new().path(dir).mode(sled::Mode::HighThroughput).flush_every_ms(Some(1000));
+        let started = Instant::now();
         loop {
             match config.open() {
                 // Its threads let go of the files a little after it was dropped; until then it cannot be opened again.
-                Err(sled::Error::Io(e)) if e.to_string().starts_with("could not acquire lock") => {
+                Err(sled::Error::Io(e))
+                    if e.to_string().starts_with("could not acquire lock") && started.elapsed() < MOST =>
+                {
                     std::thread::yield_now();
                 }
                 opened => return Self(opened.unwrap()),
