@@ -158,10 +158,16 @@ pub(crate) fn nobody_reads_what_was_superseded() -> Verdict {
 }
 
 pub(crate) fn while_entries_are_evicted() -> Verdict {
-    let run = run(true, operations(), 0);
-    assert!(run.evicted > 100 && run.copied > 0, "{} evicted, {} copied", run.evicted, run.copied);
-    nobody_reads_what_was_superseded_in(&run, true);
-    Ok(())
+    // Whether compaction meets anything alive is a matter of chance in a history as short as this.
+    for _ in 0..8 {
+        let run = run(true, operations(), 0);
+        assert!(run.evicted > 100, "{} evicted", run.evicted);
+        nobody_reads_what_was_superseded_in(&run, true);
+        if run.copied > 0 {
+            return Ok(());
+        }
+    }
+    panic!("nothing was copied by compaction");
 }
 
 /// Nor does a process that may not write, and that nobody knows of.

@@ -105,7 +105,9 @@ impl<'a> Worker<'a> {
     /// Does one operation.
     pub(crate) fn step(&mut self) -> keepwarm::Result<()> {
         match self.rng.below(10_000) {
-            0..4 => return self.clear(),
+            0 => return self.clear(),
+            // Where there is compaction, something has to live until it comes.
+            1..4 if !self.load.tight => return self.clear(),
             8..16 => return self.cache.flush(),
             16..24 => return self.cache.maintain(),
             24..28 if self.load.closes => return self.cache.close(),
