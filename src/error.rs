@@ -37,7 +37,7 @@ pub enum ErrorKind {
     Io,
     /// The disk or the quota is full. What was stored stays.
     NoSpace,
-    /// Another process has the directory open.
+    /// Another process has the directory open, or this one has, which what was asked for does not allow.
     InUse,
     /// The path exists but is not a keepwarm directory, or not a directory at all.
     NotACache,
@@ -83,7 +83,7 @@ impl ErrorKind {
         match self {
             Self::Io => "the operating system reported an error",
             Self::NoSpace => "no space left; free some or lower max_bytes",
-            Self::InUse => "another process has this directory open",
+            Self::InUse => "the directory is open already",
             Self::NotACache => "this is not a keepwarm directory; choose an empty or new one",
             Self::NetworkFileSystem => {
                 "this is on a network file system; choose a local directory, or allow it with \

@@ -52,7 +52,7 @@ fn what_is_set_is_got_and_listed() {
     assert_eq!(told("get", dir, &["greeting"]), "\"hello \\\"you\\\"\"\n");
     assert_eq!(told("get", dir, &["greeting", "--raw"]), "hello \"you\"");
     assert_eq!(told("ls", dir, &[]), "greeting\n");
-    assert_eq!(told("stats", dir, &[]).lines().next(), Some("entries  1"));
+    assert_eq!(told("stats", dir, &[]).lines().next(), Some("entries    1"));
     assert!(told("check", dir, &[]).ends_with("\nsound\n"));
     assert_eq!(run("get", dir, &["missing"]), (1, String::new(), String::new()));
 }
@@ -189,7 +189,34 @@ fn the_tool_works_beside_a_program_that_has_the_directory_open() {
     told("set", dir.path(), &["a", "2"]);
     assert_eq!(cache.get::<String>("a").unwrap().as_deref(), Some("2"));
     assert!(cache.delete("a").unwrap());
-    assert_eq!(told("stats", dir.path(), &[]).lines().next(), Some("entries  0"));
+    assert_eq!(told("stats", dir.path(), &[]).lines().next(), Some("entries    0"));
+    let (code, _, err) = run("salvage", dir.path(), &[]);
+    assert!(code == 2 && err.contains("already"), "{err}");
+    assert!(told("check", dir.path(), &[]).ends_with("\nsound\n"));
+}
+
+#[test]
+fn statistics_are_of_each_process_that_has_the_directory_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let nobody = "entries    1\nbytes      ";
+    told("set", dir.path(), &["a", "b"]);
+    let text = told("stats", dir.path(), &[]);
+    assert!(text.starts_with(nobody) && text.ends_with("\nprocesses  0\n"), "{text}");
+    let _cache = Cache::open(dir.path()).unwrap();
+    let text = told("stats", dir.path(), &[]);
+    let lines: Vec<_> = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
+    let id = std::process::id();
+    assert_eq!(lines[2], ["processes", "1"]);
+    assert_eq!(lines[3], ["pid", "seconds", "hits", "misses", "commits", "evicted", "expired", "corrupt"]);
+    assert_eq!((lines[4][0], lines[4].len()), (&*id.to_string(), 8));
+    assert_eq!((lines[5][0], lines[5].len(), lines.len()), ("all", 7, 6));
+    let json: Value = serde_json::from_str(&told("stats", dir.path(), &["--json"])).unwrap();
+    assert_eq!((&json["entries"], &json["all"]["entries"]), (&json!(1), &json!(1)));
+    assert_eq!(json["processes"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        (&json["processes"][0]["pid"], &json["processes"][0]["stats"]["corrupt"]),
+        (&json!(id), &json!(0))
+    );
 }
 
 #[test]
@@ -202,10 +229,10 @@ fn the_tool_evicts_nothing_that_the_limits_of_the_program_allow() {
         let stored = cache.warm((0..1_000_100u32).map(|n| (n.to_string(), n)), Timeout::Never).unwrap();
         assert_eq!(stored, 1_000_100);
     }
-    assert_eq!(told("stats", dir.path(), &[]).lines().next(), Some("entries  1000100"));
+    assert_eq!(told("stats", dir.path(), &[]).lines().next(), Some("entries    1000100"));
     told("set", dir.path(), &["one more", "x"]);
     assert_eq!(told("get", dir.path(), &["77"]), "77\n");
-    assert_eq!(told("stats", dir.path(), &[]).lines().next(), Some("entries  1000101"));
+    assert_eq!(told("stats", dir.path(), &[]).lines().next(), Some("entries    1000101"));
 
     let dir = tempfile::tempdir().unwrap();
     {

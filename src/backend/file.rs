@@ -76,7 +76,7 @@ impl FileBackend {
     #[cold]
     fn attach_again(&self) -> Result<Held> {
         // As it was left, in case it was configured.
-        let options = Options { keep_limits: true, ..self.options.clone() };
+        let options = Options { keep_limits: true, salvage: false, ..self.options.clone() };
         // First: whoever makes the index that is to be looked at may lack the space which this one takes.
         empty(&self.attached, |before| before.is_ours() && !before.is_of_use());
         let attached = Self::attach(&self.dir, &options)?;

@@ -219,7 +219,8 @@ impl Builder {
 
     /// Whether the index is made anew from everything that the log still holds, whatever the snapshots say: for a
     /// directory whose snapshots were damaged, which would start cold otherwise. What was deleted or replaced lately may
-    /// come back with it. Costs a pass over all records; meant for one opening. Default: no.
+    /// come back with it. Costs a pass over all records. For one opening, while nobody else has the directory open: else
+    /// that is the error `InUse`. Default: no.
     pub fn salvage(mut self, salvage: bool) -> Self {
         self.options.salvage = salvage;
         self
@@ -310,7 +311,7 @@ impl Builder {
     ///
     /// # Errors
     /// `InvalidOption`, naming the first option that is out of its limits. For a directory, why it cannot be
-    /// used: `NotACache`, `NetworkFileSystem`, `UnsupportedFormat`, `Corrupt`, `Busy`, `NoSpace` or `Io`; on sled also `InUse`.
+    /// used: `NotACache`, `NetworkFileSystem`, `UnsupportedFormat`, `Corrupt`, `Busy`, `NoSpace` or `Io`; `InUse` with [`salvage`](Builder::salvage), or on sled.
     pub fn open(self) -> Result<Cache> {
         self.validate()?;
         match &self.place {

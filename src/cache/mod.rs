@@ -307,7 +307,7 @@ impl Cache {
 
 impl Cache {
     /// Looks whether everything in the directory is as it should be, and says what is not. Changes nothing,
-    /// reads everything. Exact while nobody writes. A cache in memory has nothing to check.
+    /// reads everything. What moves or goes meanwhile is not reported. A cache in memory has nothing to check.
     ///
     /// # Errors
     /// If the directory was closed and cannot be opened again.

@@ -8,7 +8,7 @@ use keepwarm::Timeout;
 
 /// Looks into a keepwarm cache directory, and changes single entries.
 ///
-/// The directory must not be open in another process. Its limits stay those that it was last opened with.
+/// It works beside programs that have the directory open. The limits stay those that it has, or was last opened with.
 #[derive(Parser)]
 #[command(
     name = "keepwarm",
@@ -23,7 +23,7 @@ pub(super) struct Args {
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// Prints the number of entries and of bytes on disk
+    /// Prints the number of entries and of bytes on disk, and what each process counted that has the directory open
     Stats {
         #[command(flatten)]
         place: Place,
@@ -75,7 +75,8 @@ pub(super) enum Command {
         #[arg(long, value_name = "N")]
         limit: Option<usize>,
     },
-    /// Makes the index anew from everything that the log still holds; what was deleted lately may come back
+    /// Makes the index anew from everything that the log still holds; what was deleted lately may come back. Not
+    /// while another process has the directory open
     Salvage {
         #[command(flatten)]
         place: Place,

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
-use keepwarm::{Builder, Cache};
+use keepwarm::{Builder, Cache, Clock, ProcessStats, Stats, SystemClock};
 use serde_json::json;
 
 use self::args::{Args, Command, Format, Keys, Place};
@@ -67,14 +67,46 @@ fn run(command: Command, out: &mut impl Write) -> Result<bool, Failure> {
 }
 
 fn stats(cache: &Cache, json: bool, out: &mut impl Write) -> Result<bool, Failure> {
-    // The counters begin at zero with each process, so those of this one say nothing.
-    let stats = cache.stats();
+    let all = cache.stats_of_all()?;
+    // The first is this process, which has done nothing.
+    let processes = cache.stats_by_process()?.split_off(1);
     if json {
-        writeln!(out, "{}", json!({ "entries": stats.entries, "bytes": stats.bytes }))?;
-    } else {
-        writeln!(out, "entries  {}", stats.entries)?;
-        writeln!(out, "bytes    {}", stats.bytes)?;
+        let processes: Vec<_> = processes
+            .iter()
+            .map(|p| json!({ "pid": p.pid, "since_ms": p.since.as_millis(), "stats": p.stats }))
+            .collect();
+        writeln!(
+            out,
+            "{}",
+            json!({ "entries": all.entries, "bytes": all.bytes, "all": all, "processes": processes })
+        )?;
+        return Ok(true);
     }
+    writeln!(out, "entries    {}", all.entries)?;
+    writeln!(out, "bytes      {}", all.bytes)?;
+    writeln!(out, "processes  {}", processes.len())?;
+    if processes.is_empty() {
+        // What is counted begins anew with the first one.
+        return Ok(true);
+    }
+    let mut line = |name: &str, seconds: &str, counts: [&dyn fmt::Display; 6]| {
+        let [hits, misses, commits, evicted, expired, corrupt] = counts;
+        writeln!(
+            out,
+            "{name:>10} {seconds:>10} {hits:>12} {misses:>12} {commits:>12} {evicted:>12} {expired:>12} {corrupt:>8}"
+        )
+    };
+    line("pid", "seconds", [&"hits", &"misses", &"commits", &"evicted", &"expired", &"corrupt"])?;
+    fn counts(stats: &Stats) -> [&dyn fmt::Display; 6] {
+        [&stats.hits, &stats.misses, &stats.commits, &stats.evicted, &stats.expired, &stats.corrupt]
+    }
+    let now = SystemClock.now();
+    for ProcessStats { pid, since, stats, .. } in &processes {
+        let seconds = now.saturating_since(*since).as_secs();
+        line(&pid.to_string(), &seconds.to_string(), counts(stats))?;
+    }
+    // With those that have left.
+    line("all", "", counts(&all))?;
     Ok(true)
 }
 
@@ -129,6 +161,12 @@ fn check(cache: &Cache, json: bool, out: &mut impl Write) -> Result<bool, Failur
         writeln!(out, "entries   {}, {} of them expired", report.entries, report.expired)?;
         for problem in &report.problems {
             writeln!(out, "problem: {}", printable(problem))?;
+        }
+        if report.changed {
+            writeln!(
+                out,
+                "entries changed meanwhile, so whether as many are there as counted was not looked at"
+            )?;
         }
         writeln!(out, "{}", if report.is_sound() { "sound" } else { "not sound" })?;
     }

@@ -22,7 +22,7 @@ use super::log::Log;
 use super::maintenance::{Bell, Maintenance};
 use super::meta::Meta;
 use super::onlooker;
-use super::opening::{Begun, Opening};
+use super::opening::{self, Begun, Opening};
 use super::published::Published;
 use super::state::State;
 use super::turn::Queue;
@@ -126,7 +126,7 @@ impl Attached {
         let id = held.id();
         let (mut engines, found) = ENGINES.get().find(id);
         if let Some(attached) = found {
-            return Ok(attached);
+            return if options.salvage { Err(opening::salvaged_in_use(path)) } else { Ok(attached) };
         }
         // Held while attaching: another thread that opens the directory waits and shares the engine.
         let attached = Arc::new(Self::attach(&directory, held, options)?);

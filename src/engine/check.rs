@@ -4,9 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::PoisonError;
 
 use super::Engine;
-use super::blob::BlobRef;
-use super::index::{SegmentInfo, SegmentState};
-use super::record::Kind;
+use super::index::{Probe, SegmentInfo, SegmentState, Slot, Word};
+use super::record::{Kind, Record};
 
 /// What a check found. Nothing is changed by checking.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
@@ -24,6 +23,8 @@ pub struct CheckReport {
     pub expired: u64,
     /// Of these, entries from before the last `clear` that were not swept yet; not counted otherwise.
     pub outdated: u64,
+    /// Whether entries changed meanwhile. Then it was not compared whether there are as many as counted.
+    pub changed: bool,
     /// What is wrong, a line each, at most 100 of them.
     pub problems: Vec<String>,
 }
@@ -42,16 +43,32 @@ impl CheckReport {
     }
 }
 
+/// The slots and words of the keys that a check has met.
+type Met = HashMap<Box<[u8]>, (Slot, Word)>;
+
 impl Engine {
-    fn is_blob_sound(&self, reference: Option<BlobRef>) -> bool {
-        let blob = reference.and_then(|reference| self.blobs.open_blob(reference).ok().flatten());
-        blob.is_some_and(|blob| blob.verify().unwrap_or(false))
+    /// Reads everything. What moves or goes meanwhile is not reported.
+    pub(crate) fn check(&self) -> CheckReport {
+        let _quiet = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut report = self.look_at_everything();
+        if report.is_sound() && self.is_miscounted(&report) {
+            // By a write, perhaps, that was under way: that is counted a moment before its entry is there.
+            report = self.look_at_everything();
+        }
+        if self.is_miscounted(&report) {
+            report.problem(format!("{} entries are counted, {} are there", self.len(), report.entries));
+        }
+        report
     }
 
-    /// Reads everything. Exact when nobody writes meanwhile; otherwise an entry that moves may be reported.
-    pub(crate) fn check(&self) -> CheckReport {
+    fn is_miscounted(&self, report: &CheckReport) -> bool {
+        !report.changed && report.entries != self.len()
+    }
+
+    fn look_at_everything(&self) -> CheckReport {
+        let changes = || (self.index.last_sequence(), self.index.generation(), self.len());
+        let before = changes();
         let mut report = CheckReport::default();
-        let _quiet = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
         for SegmentInfo { id, .. } in self.index.segments().filter(|s| s.state != SegmentState::Dropped) {
             let Ok(guard) = self.log.fetch(id) else { continue };
             let Some(segment) = guard.get() else { continue };
@@ -61,52 +78,66 @@ impl Engine {
         for bucket in self.index.damaged_buckets() {
             report.problem(format!("bucket {bucket} of the index is damaged"));
         }
-        let generation = self.index.generation();
-        let mut blobs = HashSet::new();
-        let mut slots_of_key: HashMap<Box<[u8]>, u64> = HashMap::new();
+        let (mut met, mut blobs) = (Met::new(), HashSet::new());
         for (slot, word) in self.index.reached_entries() {
-            let Ok(guard) = self.log.fetch(word.segment()) else { continue };
-            let segment = guard.get();
-            let Some(record) = segment.and_then(|s| s.record(word.offset())) else {
-                report.problem(format!(
-                    "slot {}: no record at {} of segment {}",
-                    slot.number(),
-                    word.offset(),
-                    word.segment()
-                ));
-                continue;
-            };
-            blobs.extend(record.blob().map(|blob| blob.name));
-            let key = String::from_utf8_lossy(record.key);
-            if record.generation < generation {
-                report.outdated += 1;
-                continue;
-            }
-            report.entries += 1;
-            report.expired += u64::from(self.has_passed(record.expires_at));
-            let is_sound = match record.kind {
-                Kind::Blob => self.is_blob_sound(record.blob()),
-                kind => kind == Kind::Value && record.value().is_some(),
-            };
-            if !is_sound {
-                report.problem(format!("the value of {key:?} is damaged"));
-            }
-            let mut here = false;
-            self.index.find(self.hasher.hash(record.key), |w| {
-                here |= w == word;
-                super::index::Probe::Other
-            });
-            if !here {
-                report.problem(format!("{key:?} is in a bucket where nobody looks for it"));
-            }
-            if slots_of_key.insert(record.key.into(), word.0).is_some() {
-                report.problem(format!("{key:?} has two entries"));
-            }
+            self.look_at(slot, word, &mut met, &mut blobs, &mut report);
         }
         report.blobs = blobs.len() as u64;
-        if report.entries != self.len() {
-            report.problem(format!("{} entries are counted, {} are there", self.len(), report.entries));
-        }
+        report.changed = changes() != before;
         report
+    }
+
+    fn look_at(
+        &self,
+        slot: Slot,
+        word: Word,
+        met: &mut Met,
+        blobs: &mut HashSet<u128>,
+        report: &mut CheckReport,
+    ) {
+        let is_still = |slot, word| self.index.word(slot) == word;
+        let Ok(guard) = self.log.fetch(word.segment()) else { return };
+        let Some(record) = guard.get().and_then(|segment| segment.record(word.offset())) else {
+            if is_still(slot, word) {
+                let (slot, at, segment) = (slot.number(), word.offset(), word.segment());
+                report.problem(format!("slot {slot}: no record at {at} of segment {segment}"));
+            }
+            return;
+        };
+        blobs.extend(record.blob().map(|blob| blob.name));
+        if record.generation < self.index.generation() {
+            report.outdated += 1;
+            return;
+        }
+        report.entries += 1;
+        report.expired += u64::from(self.has_passed(record.expires_at));
+        let key = String::from_utf8_lossy(record.key);
+        if !self.is_sound(&record) && is_still(slot, word) {
+            report.problem(format!("the value of {key:?} is damaged"));
+        }
+        let mut here = false;
+        self.index.find(self.hasher.hash(record.key), |found| {
+            here |= found == word;
+            Probe::Other
+        });
+        if !here && is_still(slot, word) {
+            report.problem(format!("{key:?} is in a bucket where nobody looks for it"));
+        }
+        if let Some((other_slot, other)) = met.insert(record.key.into(), (slot, word))
+            && is_still(other_slot, other)
+            && is_still(slot, word)
+        {
+            report.problem(format!("{key:?} has two entries"));
+        }
+    }
+
+    fn is_sound(&self, record: &Record<'_>) -> bool {
+        match record.kind {
+            Kind::Blob => record.blob().is_some_and(|reference| {
+                let blob = self.blobs.open_blob(reference).ok().flatten();
+                blob.is_some_and(|blob| blob.verify().unwrap_or(false))
+            }),
+            kind => kind == Kind::Value && record.value().is_some(),
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
+use std::path::Path;
 
 use super::checkpoint::{self, Found};
 use super::directory::Directory;
@@ -51,9 +52,18 @@ pub(super) struct Settling {
     pub(super) wants_checkpoint: bool,
 }
 
+/// The error of whoever wants the index made anew that others work with.
+pub(super) fn salvaged_in_use(path: &Path) -> Error {
+    let why = "the index is made anew only while nobody else has the directory open";
+    Error::new(ErrorKind::InUse, "salvage").with_path(path).with_source(why)
+}
+
 impl Opening<'_> {
     /// Joins the processes that have the directory open, with the limits that they have.
     pub(super) fn join(&self) -> Result<Begun> {
+        if self.options.salvage {
+            return Err(salvaged_in_use(&self.directory.path));
+        }
         let path = self.directory.file("index");
         let io_error = |e| Error::io("open", &path, e);
         let file = file::open(&path).map_err(io_error)?;

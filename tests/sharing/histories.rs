@@ -30,7 +30,16 @@ pub(crate) fn work(arguments: &[String]) {
     std::thread::scope(|scope| {
         for thread in first..first + THREADS {
             let mut worker = Worker::new(&cache, load, thread, Journal::in_memory(journals, thread));
-            scope.spawn(move || (0..operations).for_each(|_| worker.step().unwrap()));
+            scope.spawn(move || {
+                for number in 0..operations {
+                    worker.step().unwrap();
+                    if number % 2_000 == 0 {
+                        // Nothing is wrong, whatever others change meanwhile.
+                        let report = worker.cache.check().unwrap();
+                        assert!(report.is_sound(), "{report:?}");
+                    }
+                }
+            });
         }
     });
     let stats = cache.stats();

@@ -313,18 +313,27 @@ impl Index {
         words
     }
 
-    /// Buckets whose words do not fit their check, for `check`. Meant for an index at rest.
+    /// Buckets whose words do not fit their check, for `check`. A chain that somebody changes is passed over.
     pub(crate) fn damaged_buckets(&self) -> Vec<u32> {
+        let damaged_in = |primary| {
+            let control = || self.bucket(primary).map(Bucket::control);
+            let before = control();
+            let damaged = self.damaged_in_chain(primary);
+            let is_at_rest = control() == before && before.is_some_and(|control| !control.is_locked());
+            if is_at_rest { damaged } else { Vec::new() }
+        };
+        (0..self.geometry.primaries).flat_map(damaged_in).collect()
+    }
+
+    fn damaged_in_chain(&self, primary: u32) -> Vec<u32> {
         let mut damaged = Vec::new();
-        for primary in 0..self.geometry.primaries {
-            let mut next = self.bucket(primary).map(|bucket| (primary, bucket));
-            for length in 1..=MAX_CHAIN {
-                let Some((number, bucket)) = next else { break };
-                if self.is_damaged_bucket(primary, length, bucket.control(), bucket) {
-                    damaged.push(number);
-                }
-                next = self.next_of(bucket);
+        let mut next = self.bucket(primary).map(|bucket| (primary, bucket));
+        for length in 1..=MAX_CHAIN {
+            let Some((number, bucket)) = next else { break };
+            if self.is_damaged_bucket(primary, length, bucket.control(), bucket) {
+                damaged.push(number);
             }
+            next = self.next_of(bucket);
         }
         damaged
     }
