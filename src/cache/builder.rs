@@ -244,7 +244,7 @@ impl Builder {
     /// - when it opens the directory waits for a process that is opening or closing it, and holds such processes up for as long
     ///   as it takes.
     ///
-    /// Where it finds no index to read, the error is `Io` or `Corrupt`. Default: no.
+    /// Where it finds no index to read, the error is `Io`, until somebody opens the directory to write. Default: no.
     ///
     /// ```
     /// # use keepwarm::{Cache, ErrorKind, Timeout};

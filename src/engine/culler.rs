@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use super::Engine;
 use super::choice::{Ages, Fate};
 use super::counters::Counter;
+use super::evict::HeldChains;
 use super::index::{Slot, Turn, Word};
 use crate::entry::Expiry;
 use crate::error::{ErrorKind, Result};
@@ -82,13 +83,13 @@ impl Engine {
     /// Removes all entries that are expired or of an older generation, and says how many counted.
     pub(super) fn reap_all(&self) -> u64 {
         let (now, generation) = (self.options.clock.now(), self.index.generation());
-        let (mut reaped, mut next) = (0, u64::MAX);
+        let (mut reaped, mut next, mut held) = (0, u64::MAX, HeldChains::default());
         // A commit notes its expiry after its hint is there, so either this pass or the note sees to it.
         self.index.forget_next_expiry();
         for (slot, word) in self.index.entries(0..self.index.geometry().buckets) {
             let hint = self.hints.get(slot);
             if hint.is_expired(now) || hint.is_of_other(generation) {
-                reaped += u64::from(self.reap(slot, word));
+                reaped += u64::from(self.reap(slot, word, &mut held));
             } else {
                 next = next.min(hint.expiry_millis());
             }
@@ -124,14 +125,14 @@ impl Engine {
         // The part of the share that falls to these buckets.
         let share = self.balance.as_ref().map_or(0, |balance| balance.share_of(seen));
         let choice = ages.choose(count(seen), share);
-        let mut evicted = 0;
+        let (mut evicted, mut held) = (0, HeldChains::default());
         // Of one age, what was written first goes first.
         let mut at_the_edge = [const { Vec::new() }; 2];
         for (slot, word) in self.index.entries(buckets) {
             let hint = self.hints.get(slot);
             match choice.fate(hint, now) {
                 Fate::Stays => {}
-                Fate::Goes => evicted += u64::from(self.give_up(slot, word)),
+                Fate::Goes => evicted += u64::from(self.give_up(slot, word, &mut held)),
                 Fate::AtTheEdge(edge) => {
                     at_the_edge[edge].push((Reverse(hint.age(now)), word.age(), slot, word));
                 }
@@ -141,7 +142,7 @@ impl Engine {
         for (mut candidates, going) in at_the_edge.into_iter().zip(choice.at_the_edge()) {
             candidates.sort_unstable();
             for (.., slot, word) in candidates.into_iter().take(going as usize) {
-                evicted += u64::from(self.give_up(slot, word));
+                evicted += u64::from(self.give_up(slot, word, &mut held));
             }
         }
         self.counters.add(Counter::Evicted, evicted);
@@ -149,11 +150,11 @@ impl Engine {
     }
 
     /// Evicts an entry that the policy chose. Says whether it was still there.
-    fn give_up(&self, slot: Slot, word: Word) -> bool {
+    fn give_up(&self, slot: Slot, word: Word, held: &mut HeldChains) -> bool {
         if let Some(balance) = &self.balance {
             balance.give_up(self.index.identity_of_slot(slot, word), self.hints.get(slot).is_proven());
         }
-        self.evict(slot, word)
+        self.remove_in_pass(slot, word, true, held)
     }
 
     /// Evicts the coldest of the entries in a few buckets, the next ones each time. If there are none in any, the

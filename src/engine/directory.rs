@@ -19,7 +19,12 @@ use crate::sys::{lock, mount};
 const ATTACHING: i64 = 0;
 /// Byte of `locks`, behind all others, that is held by whoever waits for the attach mutex to have it alone. Onlookers come
 /// by there first: however many share the mutex, one after another, he has it when those have left who were there.
+///
+/// They go by after [`COURTESY`] whoever has it, as he may be stopped. He is not kept out for that: until then only those come
+/// in who came before him, and they leave at once, unless each recovers what was left into its own memory.
 const WAITING: i64 = 2048;
+/// How long an onlooker lets one go first who waits to have the attach mutex alone.
+const COURTESY: Duration = Duration::from_secs(5);
 
 /// The text that tells backup tools to pass the directory over. See <https://bford.info/cachedir/>.
 const CACHEDIR_TAG: &[u8] =
@@ -76,7 +81,11 @@ impl Directory {
             Access::ToWrite => file::open_or_create(&path).map(|(file, _)| file),
         };
         let file = OwnFile::to_lock(open).map_err(io_error)?;
-        if take_mutex(&file, access, PATIENCE, || {}).map_err(io_error)? {
+        let taken = match access {
+            Access::ToRead => share_mutex(&file, COURTESY, PATIENCE),
+            Access::ToWrite => take_mutex(&file, PATIENCE, || {}),
+        };
+        if taken.map_err(io_error)? {
             return Ok(file);
         }
         let why = "another process has been opening or closing it for a minute; it may be stopped";
@@ -113,7 +122,7 @@ impl Directory {
     pub(super) fn reenter(locks: &File, between: impl Fn()) -> Result<()> {
         /// This may be the end of a program.
         const PATIENCE: Duration = Duration::from_secs(10);
-        if take_mutex(locks, Access::ToWrite, PATIENCE, between)
+        if take_mutex(locks, PATIENCE, between)
             .map_err(|e| Error::new(ErrorKind::Io, "close").with_source(e))?
         {
             return Ok(());
@@ -208,33 +217,46 @@ pub(crate) fn may_write(dir: &Path) -> Result<bool> {
     Ok(true)
 }
 
-/// Takes the attach mutex, if it is free within this time.
-fn take_mutex(locks: &File, access: Access, patience: Duration, between: impl Fn()) -> io::Result<bool> {
-    const PAUSE: Duration = Duration::from_micros(200);
-    let take = || match access {
-        Access::ToRead => {
-            let taken = Ok(lock::try_share(locks, WAITING)? && lock::try_share(locks, ATTACHING)?);
-            lock::unlock(locks, WAITING)?;
-            taken
+/// Takes the attach mutex alone, if it is free within this time. Does something between two looks.
+fn take_mutex(locks: &File, patience: Duration, between: impl Fn()) -> io::Result<bool> {
+    let mut is_seen = false;
+    let taken = wait_until(patience, |_| {
+        if lock::try_lock(locks, ATTACHING)? {
+            return Ok(true);
         }
-        Access::ToWrite => lock::try_lock(locks, ATTACHING),
-    };
-    let wait = || {
-        let started = Instant::now();
-        let mut is_seen = access == Access::ToRead;
-        while !take()? {
-            if started.elapsed() > patience {
-                return Ok(false);
-            }
-            is_seen = is_seen || lock::try_lock(locks, WAITING)?;
-            between();
-            std::thread::sleep(PAUSE);
-        }
-        Ok(true)
-    };
-    let taken = wait();
+        is_seen = is_seen || lock::try_lock(locks, WAITING)?;
+        between();
+        Ok(false)
+    });
     lock::unlock(locks, WAITING)?;
     taken
+}
+
+/// Shares the attach mutex, if nobody has it alone within this time; lets those go first for the time of `courtesy` who wait
+/// to have it alone.
+fn share_mutex(locks: &File, courtesy: Duration, patience: Duration) -> io::Result<bool> {
+    wait_until(patience, |waited| {
+        let goes_by = waited >= courtesy || lock::try_share(locks, WAITING)?;
+        let shared = goes_by && lock::try_share(locks, ATTACHING)?;
+        lock::unlock(locks, WAITING)?;
+        Ok(shared)
+    })
+}
+
+/// Asks, with how long it has waited, until it is so. `false` if it is not within this time.
+fn wait_until(patience: Duration, mut is_so: impl FnMut(Duration) -> io::Result<bool>) -> io::Result<bool> {
+    const PAUSE: Duration = Duration::from_micros(200);
+    let started = Instant::now();
+    loop {
+        let waited = started.elapsed();
+        if is_so(waited)? {
+            return Ok(true);
+        }
+        if waited > patience {
+            return Ok(false);
+        }
+        std::thread::sleep(PAUSE);
+    }
 }
 
 /// Refuses a directory on a network file system, unless the options allow it. It need not be there yet.
@@ -310,14 +332,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let open = || file::open_or_create(&dir.path().join("locks")).unwrap().0;
         let (mine, theirs) = (open(), open());
-        assert!(take_mutex(&theirs, Access::ToWrite, Duration::ZERO, || {}).unwrap());
-        assert!(!take_mutex(&mine, Access::ToWrite, Duration::ZERO, || {}).unwrap());
+        assert!(take_mutex(&theirs, Duration::ZERO, || {}).unwrap());
+        assert!(!take_mutex(&mine, Duration::ZERO, || {}).unwrap());
         let looks = Cell::new(0);
         let let_go = || {
             looks.set(looks.get() + 1);
             lock::unlock(&theirs, ATTACHING).unwrap();
         };
-        assert!(take_mutex(&mine, Access::ToWrite, Duration::from_secs(60), let_go).unwrap());
+        assert!(take_mutex(&mine, Duration::from_secs(60), let_go).unwrap());
         assert_eq!(looks.get(), 1);
     }
 
@@ -326,17 +348,30 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let open = || file::open_or_create(&dir.path().join("locks")).unwrap().0;
         let (mine, first, second) = (open(), open(), open());
-        let look = |locks: &File| take_mutex(locks, Access::ToRead, Duration::ZERO, || {}).unwrap();
+        let look = |locks: &File| share_mutex(locks, Duration::MAX, Duration::ZERO).unwrap();
         assert!(look(&first) && look(&second));
         lock::unlock(&second, ATTACHING).unwrap();
         let let_go = || {
             assert!(!look(&second), "somebody waits");
             lock::unlock(&first, ATTACHING).unwrap();
         };
-        assert!(take_mutex(&mine, Access::ToWrite, Duration::from_secs(60), let_go).unwrap());
+        assert!(take_mutex(&mine, Duration::from_secs(60), let_go).unwrap());
         assert!(!look(&second));
         lock::unlock(&mine, ATTACHING).unwrap();
         assert!(look(&second), "nobody waits");
         assert_eq!(lock::first_held(&mine, WAITING, 1).unwrap(), None);
+    }
+
+    #[test]
+    fn one_who_is_stopped_while_it_waits_for_the_attach_mutex_keeps_onlookers_out_for_a_while_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || file::open_or_create(&dir.path().join("locks")).unwrap().0;
+        let (stopped, onlooker) = (open(), open());
+        assert!(lock::try_lock(&stopped, WAITING).unwrap());
+        let look = |courtesy| share_mutex(&onlooker, courtesy, Duration::ZERO).unwrap();
+        assert!(!look(Duration::MAX));
+        assert!(look(Duration::ZERO));
+        lock::unlock(&onlooker, ATTACHING).unwrap();
+        assert!(share_mutex(&onlooker, Duration::from_millis(1), Duration::from_secs(60)).unwrap());
     }
 }

@@ -2,6 +2,7 @@
 //! entry may be back, which for a cache is no loss. Its chain is marked, so that a `delete` which comes too late
 //! for the entry keeps it from coming back.
 
+use std::collections::HashSet;
 use std::sync::PoisonError;
 
 use super::Engine;
@@ -9,11 +10,31 @@ use super::counters::Counter;
 use super::hints::Hint;
 use super::index::{Busy, Slot, Turn, Word};
 
+/// The chains that a pass over many entries found held for long, so that it waits once for each.
+#[derive(Debug, Default)]
+pub(super) struct HeldChains(HashSet<u32>);
+
 impl Engine {
     /// Empties `slot` if it still holds `word`. Says whether it did.
     pub(super) fn evict(&self, slot: Slot, word: Word) -> bool {
         // Where somebody holds it for long, the entry stays for now.
         self.remove(slot, word, true).unwrap_or(false)
+    }
+
+    /// [`remove`](Engine::remove), in a pass. What is in a chain that is held stays for the next.
+    pub(super) fn remove_in_pass(
+        &self,
+        slot: Slot,
+        word: Word,
+        comes_back: bool,
+        held: &mut HeldChains,
+    ) -> bool {
+        let chain = self.index.primary_of_slot(slot);
+        !held.0.contains(&chain)
+            && self.remove(slot, word, comes_back).unwrap_or_else(|Busy| {
+                held.0.insert(chain);
+                false
+            })
     }
 
     /// Empties the slot of the key with this `hash` that holds `word`, wherever it moves meanwhile. Says whether it did.
@@ -61,8 +82,8 @@ impl Engine {
     }
 
     /// Removes the entry if its record is expired or of an older generation. Says whether an entry that
-    /// counted is gone.
-    pub(super) fn reap(&self, slot: Slot, word: Word) -> bool {
+    /// counted is gone. Of a pass, as [`remove_in_pass`](Engine::remove_in_pass).
+    pub(super) fn reap(&self, slot: Slot, word: Word, held: &mut HeldChains) -> bool {
         let Ok(guard) = self.log.fetch(word.segment()) else { return false };
         let record = guard.get().and_then(|s| s.record(word.offset()));
         let Some(record) = record else { return false };
@@ -76,7 +97,7 @@ impl Engine {
             }
             return false;
         }
-        let expired = self.remove(slot, word, false).unwrap_or(false) && !outdated;
+        let expired = self.remove_in_pass(slot, word, false, held) && !outdated;
         self.counters.add(Counter::Expired, u64::from(expired));
         expired
     }

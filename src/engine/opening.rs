@@ -149,9 +149,21 @@ impl Opening<'_> {
         let Self { directory, membership, hasher, space, options } = self;
         let path = directory.file("index");
         let at_index = |e| Error::io("open", &path, e);
-        let file = file::open_to_read(&path).map_err(at_index)?;
-        let no_index = || Error::new(ErrorKind::Corrupt, "open").with_path(&path).with_source("not an index");
-        let watch = Watch::new(&file).map_err(|e| if is_unusable(&e) { no_index() } else { at_index(e) })?;
+        let no_index = || {
+            let (kind, why) = if is_live {
+                (ErrorKind::Corrupt, "processes have the directory open, and this is not an index")
+            } else {
+                // Whoever was making it was killed, or had no room for it. The log is whole.
+                (
+                    ErrorKind::Io,
+                    "there is none at the moment; whoever opens the directory to write makes it anew",
+                )
+            };
+            Error::new(kind, "open").with_path(&path).with_source(why)
+        };
+        let unusable = |e| if is_unusable(&e) { no_index() } else { at_index(e) };
+        let file = file::open_to_read(&path).map_err(unusable)?;
+        let watch = Watch::new(&file).map_err(unusable)?;
         let seen = |index, segments| Seen { index, segments, watch };
         if is_live {
             let index = Index::look(&file, None, membership.clone()).map_err(at_index)?;

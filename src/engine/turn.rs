@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::Engine;
-use super::index::{HeldTurn, MAY_BE_STOPPED, Turn, Waited};
-use crate::error::{Error, ErrorKind, Result};
+pub(super) use super::index::busy;
+use super::index::{HeldTurn, Turn, Waited};
+use crate::error::{ErrorKind, Result};
 
 /// What one thread at a time has, which may wait long for another process then. If it gives up, those give up with it
 /// that wait for it: one after the other, each would wait as long again.
@@ -94,11 +95,6 @@ impl Engine {
         let turn = self.index.take_turn(Turn::Space)?;
         Ok(turn.map(|turn| SpaceTurn { _turn: turn, _thread: thread }))
     }
-}
-
-/// The error of whoever waited in vain.
-pub(super) fn busy(operation: &'static str) -> Error {
-    Error::new(ErrorKind::Busy, operation).with_source(MAY_BE_STOPPED)
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ pub(crate) struct Usage {
     pinned: Mutex<u64>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Own {
     /// Where others see it; `None` while the directory is closed.
     index: Option<Arc<Index>>,
@@ -42,6 +42,11 @@ impl Own {
         if let Some(index) = &self.index {
             index.set_own_bytes(self.held, self.claimed);
         }
+    }
+
+    /// The bytes that the directory takes.
+    fn used(&self) -> u64 {
+        self.index.as_ref().map_or(self.claimed + self.held, |index| index.used_bytes())
     }
 }
 
@@ -88,26 +93,18 @@ impl SpaceInUse {
     /// The bytes that the directory takes, those included that are unlinked and still mapped or about to be taken. What moves
     /// from one count to another at this moment may count twice.
     pub(crate) fn bytes(&self) -> u64 {
-        self.used(self.index().as_deref())
+        // Of a copy, so that the lock is had for a moment only: readers take it, to let go of what was dropped.
+        let own = self.own().clone();
+        own.used()
     }
 
     /// The same, with nothing of this process counted twice.
     pub(crate) fn settled_bytes(&self) -> u64 {
-        let own = self.own();
-        own.index.as_ref().map_or(own.claimed + own.held, |index| index.used_bytes())
+        self.own().used()
     }
 
     fn index(&self) -> Option<Arc<Index>> {
         self.own().index.clone()
-    }
-
-    /// Without `own` for longer than a moment: readers take it, to let go of what was dropped.
-    fn used(&self, index: Option<&Index>) -> u64 {
-        if let Some(index) = index {
-            return index.used_bytes();
-        }
-        let own = self.own();
-        own.claimed + own.held
     }
 
     /// The bytes of segments of which the program holds values.
@@ -164,7 +161,7 @@ impl SpaceInUse {
         let index = self.index();
         let admitted = index.as_ref().map(|index| index.wait_for(Turn::Admission)).transpose();
         let admitted = admission.unless_given_up(admitted)?;
-        if self.used(index.as_deref()).checked_add(bytes).is_none_or(|sum| sum > most) {
+        if self.bytes().checked_add(bytes).is_none_or(|sum| sum > most) {
             return Ok(None);
         }
         let account = self.account(bytes);

@@ -159,7 +159,7 @@ impl Index {
     }
 
     /// The number of the chain that `slot` is in.
-    pub(super) fn primary_of_slot(&self, slot: Slot) -> u32 {
+    pub(crate) fn primary_of_slot(&self, slot: Slot) -> u32 {
         let number = slot.bucket();
         let primary = match self.bucket(number) {
             Some(bucket) if number >= self.geometry.primaries => bucket.control().primary(),

@@ -106,9 +106,11 @@ pub(crate) enum Waited<T, I> {
     Instead(I),
 }
 
-/// Why a turn was waited for in vain.
-pub(crate) const MAY_BE_STOPPED: &str =
-    "another process makes room, and does not come to its end; it may be stopped";
+/// The error of whoever waited for a turn in vain.
+pub(crate) fn busy(operation: &'static str) -> Error {
+    let why = "another process makes room, and does not come to its end; it may be stopped";
+    Error::new(ErrorKind::Busy, operation).with_source(why)
+}
 
 /// A turn among processes, had until this is dropped. Threads of one process need a lock of their own beside.
 #[derive(Debug)]
@@ -182,7 +184,7 @@ impl Index {
                 (turns, turned) = (now, Instant::now());
             }
             if turned.elapsed() > turn.patience() || started.elapsed() > MOST_TURNS * turn.patience() {
-                return Err(Error::new(ErrorKind::Busy, "lock the directory").with_source(MAY_BE_STOPPED));
+                return Err(busy("lock the directory"));
             }
             if asked.elapsed() > ASKED_EVERY {
                 if let Some(instead) = instead()? {

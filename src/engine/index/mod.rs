@@ -30,7 +30,7 @@ use self::bucket::Bucket;
 pub(crate) use self::chain::{Found, LONGEST_CHAIN, Probe, Slot, Vacancy};
 pub(crate) use self::count::{ClearLock, CountUp};
 pub(crate) use self::lock::{Busy, Locked};
-pub(crate) use self::members::{HeldTurn, MAY_BE_STOPPED, Membership, Turn, Waited};
+pub(crate) use self::members::{HeldTurn, Membership, Turn, Waited, busy};
 pub(crate) use self::pack::Packed;
 pub(crate) use self::segments::{SegmentInfo, SegmentState};
 use crate::sys::atomic::{AtomicU64, Ordering};

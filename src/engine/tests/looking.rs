@@ -1,6 +1,7 @@
 //! Looking on: what becomes of it when the index that it sees is made anew.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::*;
 use crate::engine::{Place, empty};
 use crate::entry::Item;
+use crate::sys::lock;
 
 fn look(dir: &Path, options: &Options) -> Arc<Attached> {
     Attached::look(dir, options).unwrap()
@@ -27,7 +29,7 @@ fn index_of(dir: &Path) -> PathBuf {
 
 /// Whether making the index for this many entries removes the file that is there.
 fn removes_index(dir: &Path, max_entries: u64) -> bool {
-    let before = std::fs::File::open(index_of(dir)).unwrap();
+    let before = File::open(index_of(dir)).unwrap();
     resize(dir, max_entries);
     before.metadata().unwrap().nlink() == 0
 }
@@ -72,6 +74,29 @@ fn an_onlooker_that_is_not_called_lets_go_of_an_index_that_was_given_up() {
     }
     // The next life finds nobody who watches.
     assert!(!removes_index(dir.path(), 1000));
+}
+
+#[test]
+fn who_looks_on_while_there_is_no_index_is_told_who_makes_it() {
+    let dir = closed(10, &options());
+    let index = index_of(dir.path());
+    let never_filled = || std::fs::write(&index, b"").unwrap();
+    let removed = || std::fs::remove_file(&index).unwrap();
+    for spoil in [&never_filled as &dyn Fn(), &removed] {
+        spoil();
+        let Err(error) = Attached::look(dir.path(), &options()) else { panic!("there is nothing to see") };
+        assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+        let text = error.to_string();
+        assert!(text.contains("opens the directory to write") && !text.contains("remove"), "{text}");
+        drop(open(dir.path(), &options()));
+        assert_eq!(look(dir.path(), &options()).len(), 10);
+    }
+    // One that others use is damaged.
+    let locks = File::options().write(true).open(dir.path().join("locks")).unwrap();
+    assert!(lock::try_lock(&locks, 5).unwrap());
+    never_filled();
+    let seen = Attached::look(dir.path(), &options());
+    assert_eq!(seen.err().map(|e| e.kind()), Some(ErrorKind::Corrupt));
 }
 
 #[test]

@@ -15,6 +15,7 @@ use crate::time::{Clock, ManualClock, Timestamp};
 mod attach;
 #[path = "../../../tests/support/dir.rs"]
 mod dir;
+mod held;
 mod looking;
 mod recovery;
 mod space;

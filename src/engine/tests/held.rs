@@ -1,0 +1,63 @@
+//! A process that is stopped with a chain locked: how long the passes of others over many entries wait for it.
+
+use std::fs::File;
+use std::time::Instant;
+
+use super::*;
+use crate::engine::emptying::Way;
+use crate::engine::index::{Membership, Slot, Word};
+use crate::sys::fork::OwnFile;
+use crate::sys::lock;
+
+/// Entries of one chain.
+const ENTRIES: usize = 20;
+/// Much longer than a pass waits for one chain, and much shorter than it would for each entry.
+const MOST: Duration = Duration::from_secs(4);
+
+/// Keys of the same chain.
+fn keys(engine: &Engine) -> Vec<String> {
+    let chain = |key: &String| engine.index.primary_of(engine.hasher.hash(key.as_bytes()));
+    let key = |n: u32| n.to_string();
+    (0..).map(key).filter(|other| chain(other) == chain(&key(0))).take(ENTRIES).collect()
+}
+
+fn entries(engine: &Engine) -> Vec<(Slot, Word)> {
+    engine.index.entries(0..engine.index.geometry().buckets).collect()
+}
+
+#[track_caller]
+fn waits_once<T>(pass: impl FnOnce() -> T) -> T {
+    let started = Instant::now();
+    let result = pass();
+    assert!(started.elapsed() < MOST, "{:?}", started.elapsed());
+    result
+}
+
+#[test]
+fn a_pass_waits_once_for_a_chain_that_one_who_is_stopped_has_locked() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    let quiet = engine.chores.lock().unwrap();
+    let keys = keys(&engine);
+    keys.iter().for_each(|key| set(&engine, key, b"v"));
+    let file = |name| File::options().read(true).write(true).open(dir.path().join(name)).unwrap();
+    let locks = OwnFile::new(file("locks"));
+    assert!(lock::try_lock(&locks, 77).unwrap());
+    let other = Index::join(&file("index"), Membership::new(Arc::new(locks), 77)).unwrap().unwrap();
+    let held = other.lock(engine.hasher.hash(keys[0].as_bytes())).unwrap();
+
+    assert_eq!(waits_once(|| engine.evict_coldest(ENTRIES as u64)), 0);
+    assert_eq!(engine.len(), ENTRIES as u64);
+    engine.clear().unwrap();
+    waits_once(|| engine.reap_all());
+    engine.log.retire(true);
+    let id = entries(&engine)[0].1.segment();
+    assert!(!waits_once(|| engine.empty(id, Way::Copy)).unwrap());
+    assert_eq!(entries(&engine).len(), ENTRIES);
+
+    drop(held);
+    assert!(engine.empty(id, Way::Copy).unwrap());
+    assert_eq!(entries(&engine).len(), 0);
+    drop(quiet);
+    assert_sound(&engine);
+}
