@@ -21,6 +21,7 @@ mod header;
 mod limits;
 mod lock;
 mod members;
+mod overflow;
 mod pack;
 mod segments;
 
@@ -398,12 +399,6 @@ impl Index {
     /// The [`identity`](Index::identity) of the hash whose word is in `slot`.
     pub(crate) fn identity_of_slot(&self, slot: Slot, word: Word) -> u64 {
         u64::from(self.primary_of_slot(slot)) << 32 | word.tag()
-    }
-
-    /// How many buckets were ever in use, from the first on.
-    pub(crate) fn buckets_in_use(&self) -> u32 {
-        let next = self.words()[at::NEXT_OVERFLOW].load(Ordering::Relaxed);
-        u32::try_from(next).unwrap_or(u32::MAX).clamp(self.geometry.primaries, self.geometry.buckets)
     }
 
     /// The slot that holds exactly `word`, whose key has this hash.

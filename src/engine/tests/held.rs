@@ -10,9 +10,9 @@ use crate::sys::fork::OwnFile;
 use crate::sys::lock;
 
 /// Entries of one chain.
-const ENTRIES: usize = 20;
+const ENTRIES: usize = 40;
 /// Much longer than a pass waits for one chain, and much shorter than it would for each entry.
-const MOST: Duration = Duration::from_secs(4);
+const MOST: Duration = Duration::from_secs(10);
 
 /// Keys of the same chain.
 fn keys(engine: &Engine) -> Vec<String> {
