@@ -181,7 +181,9 @@ impl Index {
             if now != turns {
                 (turns, turned) = (now, Instant::now());
             }
-            if turned.elapsed() > turn.patience() || started.elapsed() > MOST_TURNS * turn.patience() {
+            let is_over =
+                || turned.elapsed() > turn.patience() || started.elapsed() > MOST_TURNS * turn.patience();
+            if wait.gave_time() && is_over() {
                 return Err(Error::new(ErrorKind::Busy, "lock the directory").with_source(MAY_BE_STOPPED));
             }
             if asked.elapsed() > ASKED_EVERY {
