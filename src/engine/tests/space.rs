@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::*;
-use crate::engine::index::{Membership, SegmentState};
+use crate::engine::index::{Membership, SegmentState, Turn};
 use crate::sys::fork::OwnFile;
 
 /// The ids of all segments that are there.
@@ -330,4 +330,18 @@ fn a_flush_covers_what_is_emptied_and_still_there() {
         }
     }
     assert!(seen > 0, "nothing was ever emptied");
+}
+
+#[test]
+fn whoever_takes_a_checkpoint_is_seen_to_go_on_however_slow_the_disk_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &Options { durability: Durability::Buffered, ..options() });
+    // Nobody else takes the turn.
+    let _quiet = engine.chores.lock().unwrap();
+    (0..900).for_each(|i| set(&engine, &format!("{i}"), &[1; 1000]));
+    let (turn, segments) = (engine.space_turn().unwrap(), ids(&engine).len() as u64);
+    let before = engine.index.turns(Turn::Space);
+    engine.checkpoint(&turn).unwrap();
+    let gone_on = engine.index.turns(Turn::Space) - before;
+    assert!(segments > 5 && gone_on >= segments - 1, "{gone_on} of {segments}");
 }
