@@ -7,6 +7,8 @@
 
 #[path = "support/dir.rs"]
 mod dir;
+#[path = "support/home.rs"]
+mod home;
 #[path = "support/rng.rs"]
 mod rng;
 
@@ -20,9 +22,9 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use dir::copy_as_killed;
+use home::home;
 use keepwarm::{Cache, ErrorKind, Timeout};
 use rng::Rng;
-use tempfile::TempDir;
 
 fn open(dir: &Path) -> keepwarm::Result<Cache> {
     Cache::builder(dir).max_bytes(1 << 20).max_entries(60).hot_bytes(0).default_timeout(Timeout::Never).open()
@@ -37,12 +39,6 @@ struct Original {
     /// The versions of each key, the last one last; `None` is a deletion.
     keys: BTreeMap<String, Vec<Option<String>>>,
     killed: bool,
-}
-
-/// Where nothing is ever waited for, if there is such a place: thousands of directories are opened.
-fn home() -> TempDir {
-    let memory = Path::new("/dev/shm");
-    tempfile::tempdir_in(memory).or_else(|_| tempfile::tempdir()).unwrap()
 }
 
 fn read(dir: &Path, within: &Path, files: &mut Files) {

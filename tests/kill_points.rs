@@ -8,6 +8,8 @@
 mod dir;
 #[path = "support/harness.rs"]
 mod harness;
+#[path = "support/home.rs"]
+mod home;
 #[path = "support/points.rs"]
 mod points;
 #[path = "support/rng.rs"]
@@ -23,6 +25,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use harness::Verdict;
+use home::home;
 use rng::Rng;
 use survival::{Operation, Plan, Witness};
 
@@ -80,11 +83,7 @@ enum Before {
     LookedAt,
 }
 
-/// Where no sync takes any time, if there is such a place: what a kill leaves is the same.
-fn home() -> tempfile::TempDir {
-    let memory = Path::new("/dev/shm");
-    tempfile::tempdir_in(memory).or_else(|_| tempfile::tempdir()).unwrap()
-}
+const BEFORE: [Before; 4] = [Before::Nothing, Before::Closed, Before::Killed, Before::LookedAt];
 
 /// Has the index there for as long as what is returned lives, like a process that may only read.
 fn look(witness: &Witness, before: Before) -> Option<std::fs::File> {
@@ -142,11 +141,12 @@ fn kill_at_every_point() -> Verdict {
     let tally = Mutex::new(Tally { reached, ..Tally::default() });
     // Each waits for its child most of the time.
     std::thread::scope(|scope| {
-        for before in [Before::Nothing, Before::Closed, Before::Killed, Before::LookedAt] {
+        for before in BEFORE {
             let (rng, tally) = (Rng::new(rng.next()), &tally);
             scope.spawn(move || kill_from(before, rng, tally));
         }
     });
+    kill_at_the_rest(&mut rng, &tally);
     let Tally { reached, rounds, not_reached, acknowledged, in_effect_without } = tally.into_inner().unwrap();
     let never: Vec<&String> = reached.iter().filter(|(_, n)| **n == 0).map(|(name, _)| name).collect();
     assert!(never.is_empty(), "nobody was killed at {never:?}");
@@ -172,6 +172,21 @@ fn kill_from(before: Before, mut rng: Rng, tally: &Mutex<Tally>) {
             for again in 0..TRIES {
                 let is_known = || tally.lock().unwrap().reached.get(&point).is_some_and(|times| *times > 0);
                 if (again > 0 && is_known()) || kill_at(before, &point, nth, plan, &mut rng, tally) {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// What chance has passed by, in other plans, until somebody comes by.
+fn kill_at_the_rest(rng: &mut Rng, tally: &Mutex<Tally>) {
+    const ROUNDS: usize = 40;
+    for _ in 0..ROUNDS {
+        let reached = tally.lock().unwrap().reached.clone();
+        for point in reached.into_iter().filter(|(_, n)| *n == 0).map(|(point, _)| point) {
+            for before in BEFORE {
+                if kill_at(before, &point, 1, plan_for_all(rng), rng, tally) {
                     break;
                 }
             }

@@ -23,7 +23,9 @@ const MARK: &str = "--one-of-many";
 const PROCESSES: usize = 8;
 const THREADS: usize = 8;
 /// Longer than anything here takes, and shorter than a process waits for another one that was stopped.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(25);
+/// Programs are started on machines that have no time.
+const FOR_THE_BEGIN: Duration = Duration::from_secs(120);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -184,7 +186,8 @@ impl Crew {
         let members = (0..PROCESSES).map(start).collect();
         let crew = Self { dir, members, heard };
         for _ in 0..PROCESSES {
-            assert_eq!(crew.hear().1, "ready");
+            let said = crew.heard.recv_timeout(FOR_THE_BEGIN).expect("all begin");
+            assert_eq!(said.1, "ready");
         }
         crew
     }

@@ -168,7 +168,9 @@ fn readers_see_only_what_was_written_while_everything_churns() {
             let mut rng = Rng::new(seed ^ number);
             if number < THREADS / 2 {
                 let _done = SetOnDrop(&done);
-                for turn in 0..3000 {
+                // Readers may hardly have had a processor by then.
+                let is_over = |turn| turn >= 3000 && (hits.load(Ordering::Relaxed) > 1000 || turn >= 300_000);
+                for turn in (0..).take_while(|turn| !is_over(*turn)) {
                     let key = rng.below(KEYS);
                     let name = key.to_string();
                     match rng.below(40) {

@@ -266,6 +266,10 @@ impl Attached {
         engine.log.retire(true);
         engine.flush()?;
         step!("detach::flushed");
+        // The background may not have come to it yet, and the file of a large value goes after its entry.
+        if !engine.index.is_swept(engine.index.generation()) {
+            engine.reap_all();
+        }
         if engine.emptied_bytes() > 0 || engine.is_checkpoint_due() {
             engine.checkpoint(&turn)?;
         }

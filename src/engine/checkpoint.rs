@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use super::blob::Haste;
 use super::directory::Directory;
-use super::index::{Geometry, HeaderCopy, Packed, SegmentState};
+use super::index::{Geometry, HeaderCopy, Packed, SegmentState, Turn};
 use super::snapshot::{self, Header, Writer};
 use super::state::State;
 use super::turn::SpaceTurn;
@@ -215,7 +215,7 @@ impl Engine {
         }
         writer.finish().map_err(io_error)?;
         // What is emptied need not be: no word names it, and what it has is older than the snapshot.
-        self.log.sync(false)?;
+        self.log.sync_each(false, || self.index.goes_on(Turn::Space))?;
         let header = Header {
             sequence,
             generation,

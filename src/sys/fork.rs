@@ -269,13 +269,15 @@ mod tests {
         let is_listed = |fd| entries().filter(|entry| entry.fd.load(Acquire) == fd).count();
         let files: Vec<OwnFile> = (0..10).map(|_| OwnFile::new(tempfile::tempfile().unwrap())).collect();
         assert!(files.iter().all(|file| file.is_ours() && is_listed(file.as_raw_fd()) == 1));
-        let before: Vec<_> = files.iter().map(|file| ptr::from_ref(file.entry)).collect();
         drop(files);
-        let length = entries().count();
-        let again = OwnFile::to_lock(tempfile::tempfile).unwrap();
-        assert!(is_listed(again.as_raw_fd()) == 1);
-        assert!(entries().count() <= length + 9, "entries of no descriptor are used again");
-        assert_eq!(before.len(), 10);
+        // Other tests may be faster.
+        let is_used_again = || {
+            let there: Vec<_> = entries().map(ptr::from_ref).collect();
+            let again = OwnFile::to_lock(tempfile::tempfile).unwrap();
+            assert!(is_listed(again.as_raw_fd()) == 1);
+            there.contains(&ptr::from_ref(again.entry))
+        };
+        assert!((0..100).any(|_| is_used_again()), "entries of no descriptor are used again");
     }
 
     #[test]

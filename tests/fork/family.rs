@@ -12,7 +12,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, alarm, fork};
 
 /// How long a child may take, and how long is waited for what another process says. What hangs is ended by SIGALRM.
-const SECONDS: u32 = 60;
+const SECONDS: u32 = 240;
 
 /// A child. Dropped, it is killed.
 pub(crate) struct Child {

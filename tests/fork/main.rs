@@ -4,6 +4,8 @@
 
 #[path = "../support/harness.rs"]
 mod harness;
+#[path = "../support/home.rs"]
+mod home;
 
 mod family;
 mod inherited;

@@ -136,6 +136,10 @@ pub(crate) mod wait {
             memory() == Memory::Plain && self.pauses > 100
         }
 
+        pub(crate) fn gave_time(&self) -> bool {
+            true
+        }
+
         pub(crate) fn asks(&self) -> bool {
             true
         }

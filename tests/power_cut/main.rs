@@ -8,6 +8,8 @@
 
 mod disk;
 mod history;
+#[path = "../support/home.rs"]
+mod home;
 #[path = "../support/points.rs"]
 mod points;
 #[path = "../support/rng.rs"]

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use keepwarm::{Builder, Cache, Clock, Durability, ManualClock, Swap, Timeout, Timestamp};
 use serde_bytes::ByteBuf;
-use tempfile::TempDir;
 
 use crate::disk::{Disk, Moment};
 use crate::history::{Content, End, Held, Histories, NOTHING, Tally};
+use crate::home::home;
 use crate::points;
 use crate::rng::Rng;
 
@@ -52,12 +52,6 @@ impl Plan {
 const DIRECTORY: &str = "cache";
 /// What the log of a directory in which nothing may be evicted has room for.
 const LOG_BYTES: u64 = 2 << 20;
-
-/// Where syncs cost nothing, if there is such a place: what they do is simulated.
-fn home() -> TempDir {
-    let fast = Path::new("/dev/shm");
-    tempfile::tempdir_in(fast).or_else(|_| tempfile::tempdir()).unwrap()
-}
 
 /// What memory and disk had at one moment, and what may be found after it.
 pub(crate) struct Shot {

@@ -6,7 +6,6 @@ use std::os::unix::fs::FileExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-#[cfg(feature = "failpoints")]
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_gettime};
@@ -161,6 +160,18 @@ pub(crate) fn all_together(commands: impl IntoIterator<Item = Command>) -> Vec<S
     }
     crew.iter_mut().for_each(Member::go);
     crew.into_iter().map(Member::finish).collect()
+}
+
+/// Waits until `is_so`. Background threads look around once a second; a busy machine may need far longer.
+#[track_caller]
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < PATIENCE, "not within a minute: {what}");
+        // So that those have a processor who are waited for.
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// In a process with a role: says that it is ready, and waits for the others.

@@ -8,11 +8,19 @@
 //! process holds is free when it gets a processor to die on, which its killer cannot hasten.
 //!
 //! Each process is looked at some ten milliseconds apart; what a thread waited between two looks counts as one stretch.
+//! So does a time for which a processor stood still, as one of a virtual machine may: a thread on each, which has nothing
+//! to do with the cache, sleeps again and again, and sees how late it is woken.
 //!
 //! What is left is time in which those who could make it shorter ran, or slept because the engine had them sleep.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
+
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 
 use crate::crew::{self, Waits};
 use crate::harness::Verdict;
@@ -54,11 +62,67 @@ impl Starved {
         }
     }
 
+    /// Adds what the processors were looked at for.
+    pub(crate) fn add(&mut self, processors: Processors) {
+        self.waits.extend(processors.end());
+    }
+
     /// The longest time between two moments for which one thread, and not `thread`, was put off.
     fn longest(&self, begin: u64, end: u64, thread: u32) -> u64 {
         let others = self.waits.iter().filter(|wait| wait.thread != Some(thread));
         let within = |wait: &Wait| wait.to.min(end).saturating_sub(wait.from.max(begin)).min(wait.long);
         others.map(within).max().unwrap_or(0)
+    }
+}
+
+/// Threads that look how late they are woken, one on each processor.
+pub(crate) struct Processors {
+    threads: Vec<JoinHandle<Vec<Wait>>>,
+    over: Arc<AtomicBool>,
+}
+
+impl Processors {
+    const PAUSE: Duration = Duration::from_millis(2);
+
+    pub(crate) fn watch() -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        // Where the kernel does not tell, or allow it, none is watched.
+        let ours = sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
+        let ours = (0..CpuSet::count()).filter(|number| ours.is_set(*number).unwrap_or(false));
+        let watch = |number| {
+            let over = Arc::clone(&over);
+            std::thread::spawn(move || Self::watch_one(number, &over))
+        };
+        let threads = ours.map(watch).collect();
+        Self { threads, over }
+    }
+
+    fn watch_one(number: usize, over: &AtomicBool) -> Vec<Wait> {
+        let (mut alone, mut waits) = (CpuSet::new(), Vec::new());
+        if alone.set(number).and_then(|()| sched_setaffinity(Pid::from_raw(0), &alone)).is_err() {
+            return waits;
+        }
+        while !over.load(Ordering::Relaxed) {
+            let from = crew::now();
+            std::thread::sleep(Self::PAUSE);
+            let to = crew::now();
+            let long = (to - from).saturating_sub(Self::PAUSE.as_nanos() as u64);
+            if long >= Starved::LEAST {
+                waits.push(Wait { from, to, long, thread: None });
+            }
+        }
+        waits
+    }
+
+    fn end(mut self) -> Vec<Wait> {
+        self.over.store(true, Ordering::Relaxed);
+        self.threads.drain(..).flat_map(|thread| thread.join().unwrap()).collect()
+    }
+}
+
+impl Drop for Processors {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
     }
 }
 

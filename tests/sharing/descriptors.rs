@@ -11,6 +11,8 @@ use crate::harness::Verdict;
 
 const HANDLES: usize = 1000;
 const THREADS: usize = 100;
+/// What the background may open for a moment, and the segments that it may make meanwhile.
+const FEW: usize = 8;
 
 fn builder(dir: &Path) -> Builder {
     Cache::builder(dir).max_entries(10_000).max_bytes(16 << 20)
@@ -68,11 +70,13 @@ pub(crate) fn do_not_grow() -> Verdict {
     let counts: Vec<usize> = said.split_whitespace().map(|count| crew::number(count) as usize).collect();
     let [fds, maps, most_fds, most_maps, fds_after, maps_after] = counts[..] else { panic!("{said}") };
     // Threads that count at the same moment each have the directory open that they count in.
-    assert!(most_fds <= fds + THREADS, "{fds} descriptors, then {most_fds}");
-    assert_eq!((most_maps, fds_after, maps_after), (maps, fds, maps), "as many as with one handle");
+    assert!(most_fds <= fds + THREADS + FEW, "{fds} descriptors, then {most_fds}");
+    assert!(fds_after <= fds + FEW, "{fds} descriptors with one handle, then {fds_after}");
+    assert!(most_maps.max(maps_after) <= maps + FEW, "{maps} mappings, then {most_maps} and {maps_after}");
     assert_eq!(cache.get("key 1000").unwrap(), Some(1000));
     println!(
-        "{HANDLES} handles, {THREADS} threads: {fds} descriptors and {maps} mappings, as with one handle"
+        "{HANDLES} handles, {THREADS} threads: {fds_after} descriptors and {maps_after} mappings; with one handle, {fds} \
+         and {maps}"
     );
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::checker::{self, Violation};
 use crate::crew::{self, arguments, number};
@@ -18,6 +18,9 @@ const THREADS: u32 = 2;
 
 /// In the test command; at least this many in each of the two runs.
 const OPERATIONS: u64 = 100_000;
+
+/// How long one who looks on tries to see something.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A process: the directory, where to write down what it did, the number of its first thread, how many operations
 /// each thread does, and the load.
@@ -52,14 +55,17 @@ pub(crate) fn look_on(arguments: &[String]) {
     let [journals, first, load @ .., dir] = arguments else { panic!("{arguments:?}") };
     let (journals, load) = (Path::new(journals), Load::from_arguments(load));
     let first = number(first) as u32;
-    let cache = load.builder(Path::new(dir), 0).read_only(true).open().unwrap();
+    let cache = &load.builder(Path::new(dir), 0).read_only(true).open().unwrap();
     crew::ready();
     let dismissed = &*crew::dismissed();
     std::thread::scope(|scope| {
         for thread in first..first + THREADS {
-            let mut worker = Worker::new(&cache, load, thread, Journal::in_memory(journals, thread));
+            let mut worker = Worker::new(cache, load, thread, Journal::in_memory(journals, thread));
             scope.spawn(move || {
-                while !dismissed.load(Ordering::Acquire) {
+                // On a busy machine, all others may be done before it has read anything twice.
+                let started = Instant::now();
+                let has_seen = || cache.stats().hot_hits > 0 || started.elapsed() > PATIENCE;
+                while !dismissed.load(Ordering::Acquire) || !has_seen() {
                     worker.look().unwrap();
                     // Reads are far faster than writes, and all of them are written down.
                     std::thread::sleep(Duration::from_micros(50));

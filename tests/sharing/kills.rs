@@ -14,15 +14,18 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use keepwarm::Cache;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::crew::{self, Member, Waits, arguments, number};
-use crate::delays::{Delays, Starved};
+use crate::delays::{Delays, Processors, Starved};
 use crate::harness::Verdict;
 use crate::histories;
 use crate::history::{History, Journal, Killed};
+use crate::home::home;
 use crate::load::{KEYS, Load, Worker};
 use crate::rng::{self, Rng};
 
@@ -37,8 +40,11 @@ const PAUSE: u64 = 8;
 const PATIENCE: Duration = Duration::from_millis(700);
 /// What deaths may add to the time of a call.
 const MOST_ADDED: Duration = Duration::from_millis(100);
-/// How long it may take in the mean until a process has ended, on a busy machine.
+/// The same where somebody must, in the end.
+const LONGER: Duration = Duration::from_secs(10);
+/// How long it may take in the mean until a process has ended, on a busy machine; and until the first has.
 const MOST: Duration = Duration::from_secs(1);
+const AT_FIRST: Duration = Duration::from_secs(120);
 
 /// A process that works until it is dismissed or killed: the directory, where to write down what it does, the number of
 /// its thread, the step at which it kills itself (or `-`), at which time of coming by, and the load.
@@ -91,7 +97,7 @@ const ANYWHERE: &str = "anywhere";
 /// The parts of the engine, each of which somebody dies in.
 const PARTS: [&str; 7] = ["commit::", "clear::", "checkpoint::", "compact::", "log::", "blob::", "attach::"];
 /// Small rounds in which processes die in a part that chance has passed by, at most.
-const MORE_ROUNDS: u64 = 10;
+const MORE_ROUNDS: u64 = 20;
 
 /// One of the processes at work; the next takes its place.
 struct Place {
@@ -147,6 +153,7 @@ struct Act<'a> {
     killed: BTreeMap<u32, Killed>,
     ended: u64,
     starved: Starved,
+    processors: Processors,
     /// At which place it is looked next who has no processor.
     looks_at: usize,
 }
@@ -168,6 +175,7 @@ impl<'a> Act<'a> {
             killed: BTreeMap::new(),
             ended: 0,
             starved: Starved::default(),
+            processors: Processors::watch(),
             looks_at: 0,
         }
     }
@@ -239,7 +247,8 @@ impl<'a> Act<'a> {
     /// One that dies by itself, if it comes by its step before long.
     fn is_left_alone(&self, at: usize) -> bool {
         let place = &self.places[at];
-        place.point.is_some() && place.started.elapsed() < PATIENCE
+        let patience = if self.scene.lacks_part() { LONGER } else { PATIENCE };
+        place.point.is_some() && place.started.elapsed() < patience
     }
 
     /// Whether another process is at work that nobody but this one ends. Where entries are evicted, there must always be
@@ -251,12 +260,14 @@ impl<'a> Act<'a> {
         !self.scene.load.tight || others.any(|(_, place)| place.point.is_none() && is_at_work(place))
     }
 
-    /// Has `count` processes end, one after the other, and others take their places.
+    /// Has `count` processes end, and one of those in the part that is asked for, one after the other, and others take
+    /// their places.
     fn go_on(&mut self, count: u64) {
         let started = Instant::now();
         let mut next = started;
-        while self.ended < count {
-            assert!(started.elapsed() < MOST * count as u32, "only {} of {count} ended", self.ended);
+        while self.ended < count || (self.scene.lacks_part() && started.elapsed() < AT_FIRST) {
+            let is_busy = started.elapsed() < AT_FIRST + MOST * count as u32;
+            assert!(is_busy, "only {} of {count} ended", self.ended);
             std::thread::sleep(Duration::from_millis(1));
             if Instant::now() >= next {
                 next += Duration::from_millis(self.scene.rng.below(2 * PAUSE + 1));
@@ -284,7 +295,7 @@ impl<'a> Act<'a> {
     /// Has all that are left end.
     fn end_all(&mut self, ends: Ends) {
         (0..PROCESSES).for_each(|at| self.end(at, ends));
-        let deadline = Instant::now() + 30 * MOST;
+        let deadline = Instant::now() + AT_FIRST;
         for at in 0..PROCESSES {
             while !self.has_ended(at) {
                 assert!(Instant::now() < deadline, "a process does not end");
@@ -311,6 +322,12 @@ impl Scene {
     fn thread(&mut self) -> u32 {
         self.next_thread += 1;
         self.next_thread - 1
+    }
+
+    /// Whether nobody has died in the part that is asked for.
+    fn lacks_part(&self) -> bool {
+        let died_in = |part| self.kills.iter().any(|(point, n)| point.starts_with(part) && *n > 0);
+        self.part.is_some_and(|part| !died_in(part))
     }
 
     /// A step for a process to die at: one at which nobody has died so far, or one that is come by often; one of
@@ -359,7 +376,8 @@ impl Scene {
             recoveries.push((alone, crew::now()));
             cache
         };
-        let Act { journals, died, killed, starved, .. } = act;
+        let Act { journals, died, killed, mut starved, processors, .. } = act;
+        starved.add(processors);
         let mut reader = self.witness(&cache, journals.path());
         (0..KEYS).for_each(|key| reader.get(key).unwrap());
         drop(reader);
@@ -398,13 +416,23 @@ impl Scene {
                 _ => footprint.others += 1,
             }
         }
-        let inode = fs::metadata(self.dir().join("locks")).unwrap().ino().to_string();
-        let locks = fs::read_to_string("/proc/locks").unwrap();
-        let of_ours =
-            |line: &&str| line.split_whitespace().any(|word| word.rsplit(':').next() == Some(&inode));
-        footprint.locks = locks.lines().filter(of_ours).count();
+        footprint.is_locked = is_locked(&self.dir().join("locks"));
         footprint
     }
+}
+
+/// Whether any open file holds a lock on the file at `path`.
+fn is_locked(path: &Path) -> bool {
+    let file = fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut all = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut all)).unwrap();
+    all.l_type != libc::F_UNLCK as libc::c_short
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -413,8 +441,8 @@ struct Footprint {
     /// Other files, and directories.
     others: u64,
     bytes: u64,
-    /// That somebody still holds.
-    locks: usize,
+    /// Whether anybody still holds a lock.
+    is_locked: bool,
 }
 
 impl Footprint {
@@ -425,19 +453,14 @@ impl Footprint {
         self.segments <= before.segments + AHEAD
             && self.others == before.others
             && self.bytes <= before.bytes + may
-            && (self.locks, before.locks) == (0, 0)
+            && !self.is_locked
+            && !before.is_locked
     }
 }
 
 fn is_sound(cache: &Cache) {
     let report = cache.check().unwrap();
     assert!(report.is_sound(), "{:?}", report.problems);
-}
-
-/// Where no sync takes any time, if there is such a place: what a kill leaves is the same.
-pub(crate) fn home() -> TempDir {
-    let memory = Path::new("/dev/shm");
-    tempfile::tempdir_in(memory).or_else(|_| tempfile::tempdir()).unwrap()
 }
 
 fn report<'a>(what: &str, round: &'a Round) -> &'a Delays {

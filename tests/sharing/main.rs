@@ -18,6 +18,8 @@ mod descriptors;
 mod formats;
 mod histories;
 mod history;
+#[path = "../support/home.rs"]
+mod home;
 mod kills;
 mod large;
 mod limits;

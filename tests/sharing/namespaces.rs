@@ -69,13 +69,20 @@ pub(crate) fn containers_count_exactly() -> Verdict {
     assert_eq!(count(), 2 * each);
 
     // One of them is killed as a whole: the other counts on, from its processes' own numbers of the same name.
-    let [mut killed, other] = start();
-    while count() < 2 * each + TIMES / 10 {
-        std::thread::yield_now();
-    }
-    killed.kill();
-    other.finish();
-    assert!((3 * each..4 * each).contains(&count()), "{} of {}", count(), 4 * each);
+    let is_killed_at_work = |before: u64| {
+        let [mut killed, other] = start();
+        while count() < before + TIMES / 10 {
+            std::thread::yield_now();
+        }
+        killed.kill();
+        other.finish();
+        let counted = count() - before;
+        assert!((each..=2 * each).contains(&counted), "{counted} of {}", 2 * each);
+        counted < 2 * each
+    };
+    // On a busy machine it may be done before it is killed.
+    const TRIES: usize = 10;
+    assert!((0..TRIES).any(|_| is_killed_at_work(count())), "each was done before it was killed");
     cache.clear().unwrap();
     println!("2 containers × {PROCESSES} processes × {TIMES} increments, process ids {ids:?}: exact");
     Ok(())

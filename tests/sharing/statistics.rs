@@ -1,11 +1,10 @@
 //! What all processes have counted, and each: of those that are there, that left, and that were killed.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use keepwarm::{Cache, ProcessStats, Timeout};
 
-use crate::crew::{self, Member, arguments};
+use crate::crew::{self, Member, arguments, until};
 use crate::harness::Verdict;
 
 /// A process that misses so many keys, and stores one.
@@ -25,15 +24,6 @@ fn start(dir: &Path, misses: u64) -> Member {
     member
 }
 
-/// Waits until the processes have said what they counted, a second at most after the other.
-fn wait_for(what: &str, is_so: impl Fn() -> bool) {
-    let patience = Instant::now() + Duration::from_secs(20);
-    while !is_so() {
-        assert!(Instant::now() < patience, "{what}");
-        std::thread::yield_now();
-    }
-}
-
 pub(crate) fn are_added_up() -> Verdict {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
@@ -50,7 +40,7 @@ pub(crate) fn are_added_up() -> Verdict {
     assert_eq!((misses_of_all(), pids()), (1, vec![]));
     let mut killed = start(&dir, 10);
     let left = start(&dir, 200);
-    wait_for("both are seen", || misses_of_all() == 211);
+    until("both are seen", || misses_of_all() == 211);
     let mut both = [killed.child.id(), left.child.id()];
     both.sort_unstable();
     assert_eq!(pids(), both);
@@ -62,13 +52,13 @@ pub(crate) fn are_added_up() -> Verdict {
     assert_eq!((of(left.child.id()).stats.misses, processes[0].stats.misses), (200, 1));
     let left_pid = left.child.id();
     killed.kill();
-    wait_for("the dead one is not listed", || pids() == [left_pid]);
+    until("the dead one is not listed", || pids() == [left_pid]);
     assert_eq!(misses_of_all(), 211);
     left.finish();
     assert_eq!((misses_of_all(), pids()), (211, vec![]), "at once, as it leaves");
     // One that gets the number of the one that was killed.
     let next = start(&dir, 3000);
-    wait_for("the next one is seen", || misses_of_all() == 3211);
+    until("the next one is seen", || misses_of_all() == 3211);
     assert_eq!(pids(), [next.child.id()]);
     assert_eq!(cache.stats_of_all().unwrap().commits, 3);
     assert_eq!(cache.stats().misses, 1, "of this process");

@@ -8,17 +8,19 @@ use std::time::{Duration, Instant};
 
 use keepwarm::{Builder, Cache, ErrorKind, Timeout};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
 use crate::crew::{self, Member, arguments};
 use crate::harness::Verdict;
+use crate::home::home;
 use crate::kills;
 
 /// How long others are held up at most.
 const MOST: Duration = Duration::from_secs(1);
-/// How long a process tries to come by a step at which it is to stop.
+/// How long a process tries to come by a step at which it is to stop, and how often at least.
 const REACH: Duration = Duration::from_millis(1500);
+const ROUNDS: u64 = 12;
 const KEY: &str = "key";
 const OTHERS: u64 = 200;
 
@@ -74,9 +76,21 @@ fn everything(cache: &Cache, has_stopped: &AtomicBool) {
             cache.clear().unwrap();
             cache.close().unwrap();
         }
-        if has_stopped.load(Ordering::SeqCst) || started.elapsed() > REACH {
+        if has_stopped.load(Ordering::SeqCst) || (round >= ROUNDS && started.elapsed() > REACH) {
             return;
         }
+    }
+}
+
+/// Waits until a process has stopped, and gives its id; `None` if it came to its end.
+fn stops(member: &Member) -> Option<Pid> {
+    let pid = Pid::from_raw(member.child.id().cast_signed());
+    // As long as nobody waits for it, its id is not another's.
+    let peek = WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT;
+    match waitid(Id::Pid(pid), peek).unwrap() {
+        WaitStatus::Stopped(_, Signal::SIGSTOP) => Some(pid),
+        WaitStatus::Exited(_, 0) => None,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -89,7 +103,7 @@ fn stopped(
     meanwhile: impl FnOnce(&Cache, &str),
     afterwards: Option<i64>,
 ) {
-    let home = kills::home();
+    let home = home();
     let dir = home.path().join("cache");
     let cache = builder(&dir).open().unwrap();
     if let Some(before) = before {
@@ -98,11 +112,8 @@ fn stopped(
     let mut member = Member::start("stop-at", arguments![dir.display(), point, what]);
     assert_eq!(member.hear(), "ready", "a process failed before it began");
     member.go();
-    let pid = Pid::from_raw(member.child.id().cast_signed());
-    let status = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
-    assert_eq!(status, WaitStatus::Stopped(pid, Signal::SIGSTOP), "{what} at {point}");
-
     let name = format!("{what} at {point}");
+    let pid = stops(&member).unwrap_or_else(|| panic!("{name}: it does not come by"));
     others_go_on(&cache, &name);
     let ((), took) = crew::timed(|| meanwhile(&cache, &name));
     assert!(took < 4 * MOST, "{name}: others were held up for {took:?}");
@@ -198,7 +209,7 @@ pub(crate) fn holds_up_its_own_bucket_alone() -> Verdict {
 /// seconds, and evicts no more for that.
 pub(crate) fn is_told_to_who_needs_room() -> Verdict {
     const WITHIN: Duration = Duration::from_secs(10);
-    let home = kills::home();
+    let home = home();
     let dir = home.path().join("cache");
     let cache = builder(&dir).max_bytes(8 << 20).open().unwrap();
     let set = |n: u64| cache.set_bytes(&format!("large {n}"), &[7; 8000], Timeout::Never);
@@ -206,9 +217,7 @@ pub(crate) fn is_told_to_who_needs_room() -> Verdict {
     let mut member = Member::start("stop-at", arguments![dir.display(), "commit::stamped", "set"]);
     assert_eq!(member.hear(), "ready", "a process failed before it began");
     member.go();
-    let pid = Pid::from_raw(member.child.id().cast_signed());
-    let status = waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap();
-    assert_eq!(status, WaitStatus::Stopped(pid, Signal::SIGSTOP));
+    let pid = stops(&member).expect("it comes by");
     let (mut most, mut told) = (0, 0);
     for n in 400..4000 {
         let (set, took) = crew::timed(|| set(n));
@@ -239,7 +248,7 @@ pub(crate) fn is_told_to_who_needs_room() -> Verdict {
 pub(crate) fn holds_up_nobody_wherever_it_stops() -> Verdict {
     let (mut stopped, mut not_reached) = (0, Vec::new());
     for point in kills::points() {
-        let home = kills::home();
+        let home = home();
         let dir = home.path().join("cache");
         let cache = builder(&dir).open().unwrap();
         // So that it has room to write: to make some, it would have to wait for the other.
@@ -247,17 +256,15 @@ pub(crate) fn holds_up_nobody_wherever_it_stops() -> Verdict {
         let mut member = Member::start("stop-at", arguments![dir.display(), point, "everything"]);
         assert_eq!(member.hear(), "ready", "a process failed before it began");
         member.go();
-        let pid = Pid::from_raw(member.child.id().cast_signed());
-        match waitpid(pid, Some(WaitPidFlag::WUNTRACED)).unwrap() {
-            WaitStatus::Stopped(..) => {
+        match stops(&member) {
+            Some(pid) => {
                 others_go_on(&cache, &point);
                 kill(pid, Signal::SIGCONT).unwrap();
-                member.finish();
                 stopped += 1;
             }
-            WaitStatus::Exited(_, 0) => not_reached.push(point.clone()),
-            other => panic!("at {point}: {other:?}"),
+            None => not_reached.push(point.clone()),
         }
+        member.finish();
         let report = cache.check().unwrap();
         assert!(report.is_sound(), "{point}: {:?}", report.problems);
     }

@@ -31,8 +31,8 @@ const PROCESS: i64 = 1;
 /// Sequences are reserved on the disk so many at a time, so that none is given out twice, whatever is lost in a
 /// kill. sled's own `generate_id` does not do: a second kill soon after the first makes it repeat itself.
 const SEQUENCES: u64 = 1 << 32;
-/// sled gives its file back a moment after it was closed.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// sled gives its file back a moment after it was closed, when its threads have come to their ends.
+const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 /// How often sled writes out what it has in its buffers where nothing else is asked for. It cleans up its file then
 /// as well, so it is never left to itself.
 const UNHURRIED: Duration = Duration::from_secs(30);

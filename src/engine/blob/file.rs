@@ -154,7 +154,7 @@ pub(super) enum Hold {
 }
 
 /// Keeps the file from being removed, for as long as it is open. Whoever wants to remove it looks first whether anything
-/// names it, so this waits for that: microseconds, or about a quarter of a second for one who was stopped.
+/// names it, so this waits for that: microseconds, or about half a second for one who was stopped.
 pub(super) fn hold(file: &File) -> io::Result<Hold> {
     let mut wait = Backoff::default();
     while !lock::try_share(file, LOCK)? {

@@ -92,7 +92,7 @@ impl Turn {
     pub(crate) fn patience(self) -> Duration {
         match self {
             Self::Leadership | Self::Counting => Duration::ZERO,
-            // With checkpoints, which wait for the disk.
+            // With checkpoints, which wait for the disk, and go on after each file.
             Self::Space => Duration::from_secs(10),
             Self::Admission | Self::Culling => Duration::from_secs(1),
         }
@@ -139,21 +139,29 @@ impl Index {
         };
         let taken = lock::try_lock(locks, turn.byte());
         let taken = taken.map_err(|e| Error::new(ErrorKind::Io, "lock the directory").with_source(e))?;
-        if taken && let Some(count) = turn.count_at() {
-            self.words()[count].fetch_add(1, Ordering::Relaxed);
+        if taken {
+            self.goes_on(turn);
         }
         Ok(taken.then_some(HeldTurn { locks: Some(locks), turn }))
     }
 
-    /// How often the turn was taken.
-    fn turns(&self, turn: Turn) -> u64 {
+    /// Says, of a turn that this process has, that it is at work: whoever waits for the turn begins to count anew.
+    pub(crate) fn goes_on(&self, turn: Turn) {
+        if let Some(count) = turn.count_at() {
+            self.words()[count].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How often the turn was taken, and whoever had it went on.
+    pub(crate) fn turns(&self, turn: Turn) -> u64 {
         turn.count_at().map_or(0, |count| self.words()[count].load(Ordering::Relaxed))
     }
 
     /// The same, but waits for another process.
     ///
     /// # Errors
-    /// `Busy` if one that has it takes so long that it must be stopped, or very many were faster; or if the kernel refuses.
+    /// `Busy` if one that has it does not go on for so long that it must be stopped, or very many were faster; or if the kernel
+    /// refuses.
     pub(crate) fn wait_for(&self, turn: Turn) -> Result<HeldTurn<'_>> {
         let Waited::Turn(held) = self.wait_for_turn(turn, || Ok(None::<Infallible>))?;
         Ok(held)
@@ -183,7 +191,9 @@ impl Index {
             if now != turns {
                 (turns, turned) = (now, Instant::now());
             }
-            if turned.elapsed() > turn.patience() || started.elapsed() > MOST_TURNS * turn.patience() {
+            let is_over =
+                || turned.elapsed() > turn.patience() || started.elapsed() > MOST_TURNS * turn.patience();
+            if wait.gave_time() && is_over() {
                 return Err(busy("lock the directory"));
             }
             if asked.elapsed() > ASKED_EVERY {

@@ -313,6 +313,11 @@ impl Log {
 
     /// Waits until everything that any process stamped is on the disk; `all`: even in segments that no entry names.
     pub(crate) fn sync(&self, all: bool) -> Result<()> {
+        self.sync_each(all, || ())
+    }
+
+    /// The same, and calls `after_each`, as a slow disk may take its time.
+    pub(crate) fn sync_each(&self, all: bool, after_each: impl Fn()) -> Result<()> {
         use SegmentState::{Active, Emptied, Sealed};
         let mut flushed = Ok(());
         for info in self.index.segments().filter(|info| !info.synced) {
@@ -320,6 +325,7 @@ impl Log {
             if concerns && let Some(segment) = self.fetch(info.id)?.get() {
                 // What one segment cannot do, the others still can.
                 flushed = flushed.and(self.sync_one(segment, &info));
+                after_each();
             }
         }
         flushed

@@ -163,5 +163,5 @@ fn a_forked_process_lets_go_of_what_it_inherits_without_a_lock() {
         drop((account, pin, segment));
         tell.send(()).unwrap();
     });
-    told.recv_timeout(std::time::Duration::from_secs(10)).expect("it waits for nobody");
+    told.recv_timeout(std::time::Duration::from_secs(60)).expect("it waits for nobody");
 }

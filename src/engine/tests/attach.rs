@@ -48,6 +48,21 @@ fn a_recovery_does_not_heed_the_clear_of_one_who_died_that_a_checkpoint_came_aft
 }
 
 #[test]
+fn what_a_clear_left_in_files_is_gone_with_the_last_close_though_nobody_came_to_sweep_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    set(&engine, "large", &[7; 300_000]);
+    let blobs = || std::fs::read_dir(dir.path().join("blobs")).unwrap().count();
+    assert_eq!(blobs(), 1);
+    // A clear of which the background was not told.
+    let lock = engine.index.lock_clear().unwrap();
+    engine.index.begin_generation(engine.index.generation() + 1);
+    drop(lock);
+    drop(engine);
+    assert_eq!(blobs(), 0);
+}
+
+#[test]
 fn a_reader_that_finds_damage_while_the_directory_is_closed_leaves_the_index_alone() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());

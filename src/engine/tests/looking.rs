@@ -51,7 +51,7 @@ fn an_index_that_nobody_looks_at_is_made_anew_where_it_is() {
 
 #[test]
 fn an_onlooker_that_is_not_called_lets_go_of_an_index_that_was_given_up() {
-    const PATIENCE: Duration = Duration::from_secs(20);
+    const PATIENCE: Duration = Duration::from_secs(60);
     let dir = closed(10, &options());
     let places = [Arc::new(Place::empty()), Arc::new(Place::empty())];
     for place in &places {
