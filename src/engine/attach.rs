@@ -126,6 +126,8 @@ impl Attached {
         let id = held.id();
         let (mut engines, found) = ENGINES.get().find(id);
         if let Some(attached) = found {
+            // Detaching, which dropping it may be, takes the lock.
+            drop(engines);
             return if options.salvage { Err(opening::salvaged_in_use(path)) } else { Ok(attached) };
         }
         // Held while attaching: another thread that opens the directory waits and shares the engine.

@@ -124,7 +124,15 @@ impl Engine {
             return Ok(account);
         }
         self.log.seal_oversized();
-        let turn = match self.space_turn_or(|| self.claim_room(bytes))? {
+        let (mut wait, started, drops) = (Backoff::default(), Instant::now(), self.index.drops());
+        // However many have the turn one after the other, what somebody who is stopped keeps comes back to none of them.
+        let is_in_vain =
+            || started.elapsed() > Turn::Space.patience() && self.index.drops_seen_by_all() < drops;
+        let instead = || match self.claim_room(bytes)? {
+            None if is_in_vain() => Err(turn::busy("reserve").with_path(&self.dir)),
+            claimed => Ok(claimed),
+        };
+        let turn = match self.space_turn_or(instead)? {
             Waited::Turn(turn) => turn,
             Waited::Instead(account) => return Ok(account),
         };
@@ -134,8 +142,8 @@ impl Engine {
         const LOCKS_ARE_FREE: Duration = Duration::from_secs(2);
         /// What they let go of is there to be given up a moment later.
         const SETTLED: Duration = Duration::from_millis(250);
-        let (mut wait, started) = (Backoff::default(), Instant::now());
-        let mut last_held = started;
+        let turned = Instant::now();
+        let mut last_held = turned;
         // What was emptied and is still there after a checkpoint: its files cannot be removed.
         let mut stuck = 0;
         loop {
@@ -149,7 +157,7 @@ impl Engine {
             let comes_back = emptied.saturating_sub(stuck);
             let is_enough = self.log.bytes() + bytes <= self.most_bytes() + comes_back + self.going_bytes();
             // Whoever holds a lock of the index longer than usual has had no processor, or is stopped.
-            let is_brief = |e: &Error| e.kind() == ErrorKind::Busy && started.elapsed() < LOCKS_ARE_FREE;
+            let is_brief = |e: &Error| e.kind() == ErrorKind::Busy && turned.elapsed() < LOCKS_ARE_FREE;
             if !is_enough {
                 match self.give_up_one(&turn) {
                     Ok(true) => continue,
@@ -184,8 +192,12 @@ impl Engine {
             if is_going || self.index.bytes_of_others() > 0 {
                 last_held = Instant::now();
             }
-            let patience = if is_going { Turn::Space.patience() } else { OTHERS_LET_GO };
-            let others_hold = started.elapsed() < patience && last_held.elapsed() < SETTLED;
+            let is_patient = if is_going {
+                started.elapsed() < Turn::Space.patience()
+            } else {
+                turned.elapsed() < OTHERS_LET_GO
+            };
+            let others_hold = is_patient && last_held.elapsed() < SETTLED;
             if !self.log.space().is_syncing() && !others_hold && wait.is_long() {
                 if is_going {
                     return Err(turn::busy("reserve").with_path(&self.dir));

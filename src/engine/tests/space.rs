@@ -1,10 +1,14 @@
 //! Bounds on bytes, and how space comes back.
 
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::*;
+use crate::engine::emptying::Way;
 use crate::engine::index::{Membership, SegmentState, Turn};
 use crate::sys::fork::OwnFile;
+use crate::sys::lock;
 
 /// The ids of all segments that are there.
 fn ids(engine: &Engine) -> Vec<u32> {
@@ -344,4 +348,41 @@ fn whoever_takes_a_checkpoint_is_seen_to_go_on_however_slow_the_disk_is() {
     engine.checkpoint(&turn).unwrap();
     let gone_on = engine.index.turns(Turn::Space) - before;
     assert!(segments > 5 && gone_on >= segments - 1, "{gone_on} of {segments}");
+}
+
+#[test]
+fn who_needs_what_a_stopped_process_keeps_is_told_so_however_many_others_have_the_turn() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    let quiet = engine.chores.lock().unwrap();
+    let process = |number: u32| {
+        let file = |name| File::options().read(true).write(true).open(dir.path().join(name)).unwrap();
+        let locks = OwnFile::new(file("locks"));
+        assert!(lock::try_lock(&locks, i64::from(number)).unwrap());
+        Index::join(&file("index"), Membership::new(Arc::new(locks), number)).unwrap().unwrap()
+    };
+    let (_stopped, busy) = (process(77), process(78));
+    set(&engine, "key", &[7; 1000]);
+    let id = ids(&engine)[0];
+    engine.log.retire(true);
+    assert!(engine.empty(id, Way::Drop).unwrap());
+    engine.checkpoint(&engine.space_turn().unwrap()).unwrap();
+    assert!(engine.index.segments_in(SegmentState::Dropped).iter().any(|dropped| dropped.id == id));
+    let (told, is_over) = (Instant::now(), AtomicBool::new(false));
+    std::thread::scope(|threads| {
+        let turn = busy.take_turn(Turn::Space).unwrap().expect("nobody has it");
+        threads.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                busy.goes_on(Turn::Space);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let refused = engine.make_space(4 << 20).map(drop).map_err(|e| e.kind());
+        is_over.store(true, Ordering::Relaxed);
+        assert_eq!(refused, Err(ErrorKind::Busy));
+        drop(turn);
+    });
+    // The others go on for ever, so it is not by them that it was told.
+    assert!(told.elapsed() < 3 * Turn::Space.patience(), "{:?}", told.elapsed());
+    drop(quiet);
 }
