@@ -65,16 +65,19 @@ pub enum ErrorKind {
     NotAnInteger,
     /// The result would not fit into 64 bits.
     Overflow,
-    /// `get_or_set` was called for a key from within its own closure.
+    /// The closure of a `get_or_set` waits, in the end, for itself: it asks for its own key, or for one that is computed by
+    /// a thread which waits for this one.
     Recursion,
     /// The cache was opened to be read only.
     ReadOnly,
-    /// A lock was not released in time by another process, which is stopped perhaps. Try again.
+    /// Another process, which is stopped perhaps, did not release a lock or let go of space in time; or as many processes
+    /// have the directory open as can. Try again.
     Busy,
     /// Another process took a lock of this one over while it was held, taking it for dead. What the call did may have
     /// been undone.
     LockLost,
-    /// The closure of a single-flight call panicked in another thread, or a background task failed.
+    /// The directory was closed by another thread during the call; a reader or writer was inherited from a process that
+    /// forked, or has failed before; or the async runtime ends.
     Interrupted,
 }
 

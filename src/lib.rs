@@ -9,10 +9,12 @@
 //!   nothing ever needs to be closed. A power cut costs at most what [`Durability`] allows.
 //! - **Bounded.** Neither [`max_entries`](Builder::max_entries) nor [`max_bytes`](Builder::max_bytes) is
 //!   ever exceeded; what was used least recently goes first.
-//! - **Computed once.** [`get_or_set`](Cache::get_or_set) calls its closure once, however many threads miss
-//!   the key at the same time.
+//! - **Shared.** Any number of processes, up to 1,024, open the same directory, with no server between them. What one has
+//!   stored or deleted is what all others read, and the death of any of them holds up nobody.
+//! - **Computed once.** [`get_or_set`](Cache::get_or_set) calls its closure once, however many threads of all these
+//!   processes miss the key at the same time.
 //! - **Exact.** Counters, [`add`](Cache::add), [leases](Cache::lease) and
-//!   [`compare_and_swap`](Cache::compare_and_swap) are atomic.
+//!   [`compare_and_swap`](Cache::compare_and_swap) are atomic among all of them.
 //! - **Harmless.** Values are MessagePack: no code runs when they are read, and damaged files are misses.
 //!
 //! # Quick start

@@ -362,7 +362,7 @@ fn flips(name: &Path, at: usize, each_bit: bool, rng: &mut Rng, damages: &mut Ve
 
 /// The index: where its header ends, where the segment table and the buckets begin.
 const INDEX_HEADER: usize = 64 * 8;
-const SEGMENT_TABLE: usize = (512 + 2 * 1024) * 8;
+const SEGMENT_TABLE: usize = (512 + 4 * 1024) * 8;
 
 fn flips_of(original: &Original, files: &[&str]) -> Vec<Damage> {
     let mut rng = Rng::new(1);

@@ -27,7 +27,7 @@ impl FileBackend {
     /// Opens the directory `dir`, which is made if there is none.
     ///
     /// # Errors
-    /// If the environment refuses, somebody else has it open, or it is not ours.
+    /// If the environment refuses, or it is not ours.
     pub(crate) fn open(dir: &Path, options: &Options) -> Result<Self> {
         let attached = Self::attach(dir, options)?;
         let place = Arc::new(Place::empty());

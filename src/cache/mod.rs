@@ -104,8 +104,8 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// If the directory cannot be used: the [kind](crate::Error::kind) says why. It is `InUse` while another
-    /// process has it open.
+    /// If the directory cannot be used: the [kind](crate::Error::kind) says why; see [`Builder::open`]. Other processes may
+    /// have it open, up to 1,023 of them: one more is the error `Busy`.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         Builder::new(dir.as_ref()).open()
     }

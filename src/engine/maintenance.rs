@@ -229,6 +229,7 @@ impl Engine {
     /// Takes over what processes left that died: their numbers and their segments. The caller has the turn to empty segments.
     pub(super) fn clean_up_after_dead(&self) {
         if self.index.bury_dead() {
+            tracing::debug!(dir = %self.dir.display(), "a process died; what it left is looked after");
             self.index.set_wants_recount(true);
             self.log.give_up_unborn();
             // What they wrote is as durable as they promised, a little later.

@@ -52,40 +52,43 @@ fn on_disk(dir: &Path) -> u64 {
 
 pub(crate) fn what_is_removed_is_let_go_of() -> Verdict {
     for (kept, most_mapped) in [("nothing", 0), ("77", 1)] {
-        let home = tempfile::tempdir().unwrap();
-        let dir = home.path().join("cache");
-        let cache = builder(&dir).open().unwrap();
-        let fill = |seed: u64| {
-            (0..KEYS)
-                .for_each(|n| cache.set_bytes(&n.to_string(), &value(n + seed), Timeout::Never).unwrap());
-        };
-        fill(0);
-        let mut idle = Member::start("keep", arguments![dir.display(), kept]);
-        assert_eq!(idle.hear(), "ready");
-        let process = idle.child.id();
-        (1..10).for_each(fill);
-        let began = Instant::now();
-        cache.maintain().unwrap();
-        until("an idle process lets go of what others removed", || {
-            removed_and_mapped(process) == most_mapped
-        });
-        let took = began.elapsed();
-        println!(
-            "removed and let go of in {took:?}, where an idle process keeps {kept}: {most_mapped} segments stay"
-        );
-        // It counts what is kept, and nothing else that is not there.
-        let segments = fs::read_dir(dir.join("segments")).unwrap();
-        let len = segments.filter_map(|segment| Some(segment.ok()?.metadata().ok()?.len())).max().unwrap();
-        let held = most_mapped as u64 * len;
-        until("the space is free", || {
-            cache.maintain().unwrap();
-            cache.stats().bytes <= on_disk(&dir) + held
-        });
-        idle.go();
-        idle.finish();
-        assert!(cache.check().unwrap().is_sound());
+        in_time("what is removed is let go of", || let_go_of(kept, most_mapped));
     }
     Ok(())
+}
+
+/// Says when an idle process that keeps what is in so many segments had let go of all others that were removed.
+fn let_go_of(kept: &str, most_mapped: usize) -> Duration {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("cache");
+    let cache = builder(&dir).open().unwrap();
+    let fill = |seed: u64| {
+        (0..KEYS).for_each(|n| cache.set_bytes(&n.to_string(), &value(n + seed), Timeout::Never).unwrap());
+    };
+    fill(0);
+    let mut idle = Member::start("keep", arguments![dir.display(), kept]);
+    assert_eq!(idle.hear(), "ready");
+    let process = idle.child.id();
+    (1..10).for_each(fill);
+    let began = Instant::now();
+    cache.maintain().unwrap();
+    until("an idle process lets go of what others removed", || removed_and_mapped(process) == most_mapped);
+    let took = began.elapsed();
+    println!(
+        "removed and let go of in {took:?}, where an idle process keeps {kept}: {most_mapped} segments stay"
+    );
+    // It counts what is kept, and nothing else that is not there.
+    let segments = fs::read_dir(dir.join("segments")).unwrap();
+    let len = segments.filter_map(|segment| Some(segment.ok()?.metadata().ok()?.len())).max().unwrap();
+    let held = most_mapped as u64 * len;
+    until("the space is free", || {
+        cache.maintain().unwrap();
+        cache.stats().bytes <= on_disk(&dir) + held
+    });
+    idle.go();
+    idle.finish();
+    assert!(cache.check().unwrap().is_sound());
+    took
 }
 
 /// While a process that does nothing has not let go of what was removed, nothing more is evicted for that.
@@ -122,6 +125,12 @@ pub(crate) fn lead(arguments: &[String]) {
 }
 
 pub(crate) fn who_leads_is_followed() -> Verdict {
+    in_time("another process leads", another_leads);
+    Ok(())
+}
+
+/// Has a leader die, and says when another process had done its work.
+fn another_leads() -> Duration {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
     let mut leader = Member::start("lead", arguments![dir.display()]);
@@ -131,6 +140,15 @@ pub(crate) fn who_leads_is_followed() -> Verdict {
     let died = Instant::now();
     cache.set("short", &0, SHORT).unwrap();
     until("another leads", || cache.stats().expired == 1);
-    println!("{:?} after its leader's death another process had reaped", died.elapsed());
-    Ok(())
+    let took = died.elapsed();
+    println!("{took:?} after its leader's death another process had reaped");
+    took
+}
+
+/// What happens once a second comes in time, unless the machine is busy each time that it is looked at.
+#[track_caller]
+fn in_time(what: &str, take: impl Fn() -> Duration) {
+    const MOST: Duration = Duration::from_secs(2);
+    let tries: Vec<_> = (0..5).map(|_| take()).take_while(|took| *took > MOST).collect();
+    assert!(tries.len() < 5, "{what} only after {tries:?}");
 }

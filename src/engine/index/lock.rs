@@ -64,19 +64,14 @@ impl Index {
     /// Goes on with a chain whose holder died. Each change that a holder makes is one word, so the words are good as
     /// they are, and no check says so; the checks of the overflow buckets, which come second, are made to fit.
     fn take_over<'a>(&'a self, chain: Locked<'a>) -> Locked<'a> {
-        let (mut number, mut bucket) = (chain.primary, chain.bucket);
+        let mut bucket = chain.bucket;
         for _ in 1..MAX_CHAIN {
             match self.next_of(bucket) {
-                Some(next) if next.1.control().primary() == chain.primary => (number, bucket) = next,
+                Some((_, next)) if next.control().primary() == chain.primary => bucket = next,
                 _ => break,
             }
             bucket.set_control(Control::of_overflow(bucket.computed_check(), chain.primary));
         }
-        tracing::debug!(
-            bucket = chain.primary,
-            last = number,
-            "a lock of a process that died was taken over"
-        );
         // A record that it stamped and did not publish may come back with a recovery.
         chain.lost.set(true);
         // It may have counted an entry that it did not publish.
