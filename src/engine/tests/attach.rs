@@ -88,3 +88,35 @@ fn a_reader_that_finds_damage_while_the_directory_is_closed_leaves_the_index_alo
     assert_eq!(get(&engine, "large"), None);
     assert_eq!(engine.len(), 0);
 }
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn who_was_taken_for_dead_is_told_so_at_the_unlock() {
+    use crate::engine::index::Membership;
+    use crate::sys::fork::OwnFile;
+
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    set(&engine, "key", b"before");
+    // One that has another file `locks`, as if somebody had replaced it, sees nobody alive.
+    let index = std::fs::File::options().read(true).write(true).open(dir.path().join("index")).unwrap();
+    let locks = OwnFile::new(tempfile::tempfile().unwrap());
+    assert!(lock::try_lock(&locks, 77).unwrap());
+    let other = Index::join(&index, Membership::new(Arc::new(locks), 77)).unwrap().unwrap();
+    let hash = engine.hasher.hash(b"key");
+    // Other tests come by there as well.
+    let this = std::thread::current().id();
+    let steal = move || {
+        if std::thread::current().id() == this {
+            drop(other.lock(hash).unwrap());
+        }
+    };
+    fail::cfg_callback("commit::stamped", steal).unwrap();
+    let change =
+        Change::Store { value: b"after", codec: Codec::Raw, expires_at: None, soft: Soft::default() };
+    let told = engine.commit(b"key", Condition::Always, change);
+    fail::remove("commit::stamped");
+    assert_eq!(told.unwrap_err().kind(), ErrorKind::LockLost);
+    set(&engine, "key", b"again");
+    assert_eq!(get(&engine, "key").unwrap(), b"again");
+}
