@@ -92,16 +92,15 @@ impl Directory {
         Err(Error::new(ErrorKind::Busy, "open").with_path(&self.path).with_source(why))
     }
 
-    /// Takes the first number that no process has, and says whether any other has one. The attach mutex is held.
+    /// The first number that no process has, and whether any has one. The attach mutex is held, so nobody else takes it.
     pub(super) fn number(&self, locks: &File) -> Result<(u32, bool)> {
         let io_error = |e| Error::io("lock", &self.file("locks"), e);
         let last = i64::from(MOST_PROCESSES);
         let mut number = 1;
         let is_any = lock::first_held(locks, number, last).map_err(io_error)?.is_some();
         while number <= last {
-            // What is free up to the next one that is held may still be taken by one who looks after the dead.
             let held = lock::first_held(locks, number, last - number + 1).map_err(io_error)?;
-            if held != Some(number) && lock::try_lock(locks, number).map_err(io_error)? {
+            if held != Some(number) {
                 return Ok((number as u32, is_any));
             }
             number += 1;

@@ -42,7 +42,8 @@ pub(crate) struct Membership {
 }
 
 impl Membership {
-    /// The process of this `number`, whose byte of `locks` is held.
+    /// The process of this `number`, which nobody has, nor takes before it has [entered](Index::enter): the caller holds the
+    /// attach mutex.
     pub(crate) fn new(locks: Arc<OwnFile>, number: u32) -> Self {
         Self { locks: Some(locks), number, owner: 0 }
     }
@@ -215,9 +216,18 @@ impl Index {
     pub(super) fn enter(&mut self) -> io::Result<()> {
         let number = self.membership.number;
         let line = self.member(number);
-        let before = line[0].load(Ordering::Acquire);
+        let before = line[0].fetch_and(!ATTACHED, Ordering::AcqRel);
         let was_attached = before & ATTACHED != 0;
         let before = before as u32;
+        // After that, or whoever had the number would seem to live for as long as this process stands still here.
+        if let Some(locks) = &self.membership.locks
+            && !lock::try_lock(locks, i64::from(number))?
+        {
+            return Err(io::Error::new(
+                io::ErrorKind::WouldBlock,
+                "another process has taken the same number",
+            ));
+        }
         let mut incarnation = crate::engine::segment::random()? as u32 & INCARNATION;
         if incarnation == before || incarnation == 0 {
             incarnation = (before % INCARNATION) + 1;
@@ -294,16 +304,17 @@ impl Index {
     /// Takes the dead out of the table, and says whether any died since the last call. What they left is for the caller to
     /// look after.
     pub(crate) fn bury_dead(&self) -> bool {
-        let Some(locks) = &self.membership.locks else { return false };
+        if self.membership.locks.is_none() {
+            return false;
+        }
         for number in self.attached().filter(|number| *number != self.membership.number) {
-            // Nobody attaches under this number while its byte is held.
-            if let Ok(true) = lock::try_lock(locks, i64::from(number)) {
-                let line = self.member(number);
-                line[0].fetch_and(!ATTACHED, Ordering::AcqRel);
+            let word = &self.member(number)[0];
+            let seen = word.load(Ordering::Acquire);
+            // Whoever comes under this number has its byte before its word is there: this is still that of the dead one.
+            if !self.is_held(number)
+                && word.compare_exchange(seen, seen & !ATTACHED, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+            {
                 self.note_death();
-                if let Err(error) = lock::unlock(locks, i64::from(number)) {
-                    tracing::warn!(number, %error, "cannot let go of the number of a dead process");
-                }
             }
         }
         self.words()[at::DEATHS].swap(0, Ordering::AcqRel) != 0

@@ -1,7 +1,10 @@
 //! Attaching: what one that fails, or one that died, leaves to others.
 
 use super::*;
+use crate::engine::directory::Directory;
+use crate::engine::index::Membership;
 use crate::entry::Streamed;
+use crate::sys::fork::OwnFile;
 use crate::sys::lock;
 
 #[test]
@@ -92,9 +95,6 @@ fn a_reader_that_finds_damage_while_the_directory_is_closed_leaves_the_index_alo
 #[cfg(feature = "failpoints")]
 #[test]
 fn who_was_taken_for_dead_is_told_so_at_the_unlock() {
-    use crate::engine::index::Membership;
-    use crate::sys::fork::OwnFile;
-
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
     set(&engine, "key", b"before");
@@ -119,4 +119,27 @@ fn who_was_taken_for_dead_is_told_so_at_the_unlock() {
     assert_eq!(told.unwrap_err().kind(), ErrorKind::LockLost);
     set(&engine, "key", b"again");
     assert_eq!(get(&engine, "key").unwrap(), b"again");
+}
+
+#[test]
+fn who_takes_the_number_of_one_who_died_is_not_mistaken_for_it_however_long_that_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    let file = |name| std::fs::File::options().read(true).write(true).open(dir.path().join(name)).unwrap();
+    let comes = || {
+        let locks = OwnFile::new(file("locks"));
+        let directory = Directory::at(dir.path(), &options()).unwrap();
+        let (number, is_shared) = directory.number(&locks).unwrap();
+        assert!(number == 2 && is_shared);
+        locks
+    };
+    let hash = engine.hasher.hash(b"key");
+    let dies = Index::join(&file("index"), Membership::new(Arc::new(comes()), 2)).unwrap().unwrap();
+    std::mem::forget(dies.lock(hash).unwrap());
+    assert!(engine.index.lock(hash).is_err(), "it lives");
+    drop(dies);
+    let _stands_still = comes();
+    assert!(engine.index.lock(hash).is_ok());
+    set(&engine, "key", b"v");
+    assert!(engine.index.bury_dead());
 }
