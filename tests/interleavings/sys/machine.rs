@@ -3,7 +3,7 @@
 use std::cell::Cell as Local;
 use std::panic::resume_unwind;
 use std::sync::atomic::AtomicU64 as Plain;
-use std::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed};
 use std::sync::{Arc, OnceLock};
 
 /// Whose the words are.
@@ -159,10 +159,8 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Its lock byte is held from now on.
     pub(crate) fn new(machine: &Arc<Machine>, number: u32) -> Arc<Self> {
         let number = u64::from(number);
-        on!(machine.lock(number as i64), number, change, a => a.store(number, Release));
         let (changes_left, dead) = (Plain::new(u64::MAX), Plain::new(0));
         Arc::new(Self { machine: machine.clone(), number, changes_left, dead })
     }
