@@ -213,9 +213,12 @@ impl Engine {
             };
             writer.segment(segment.id, from, segment.live).map_err(io_error)?;
         }
+        // Whoever waits for the turn sees after each sync that this is not at a standstill, however slow the disk is.
+        let goes_on = || self.index.goes_on(Turn::Space);
         writer.finish().map_err(io_error)?;
+        goes_on();
         // What is emptied need not be: no word names it, and what it has is older than the snapshot.
-        self.log.sync_each(false, || self.index.goes_on(Turn::Space))?;
+        self.log.sync_each(false, goes_on)?;
         let header = Header {
             sequence,
             generation,
@@ -225,7 +228,9 @@ impl Engine {
             ..Header::default()
         };
         writer.commit(header).map_err(io_error)?;
+        goes_on();
         state.set_snapshot(next, self.index.asked_limits()).map_err(|e| self.state_error(e))?;
+        goes_on();
         step!("checkpoint::counted");
         self.index.set_checkpointed(logged);
         (checkpoints.seen, checkpoints.last) = (next, Instant::now());

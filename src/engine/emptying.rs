@@ -3,7 +3,7 @@
 use super::Engine;
 use super::counters::Counter;
 use super::evict::HeldChains;
-use super::index::{SegmentInfo, SegmentState, Slot, Word};
+use super::index::{SegmentInfo, SegmentState, Slot, Turn, Word};
 use super::log::Copies;
 use super::record::{Draft, Record, Stamp};
 use super::segment::Segment;
@@ -127,6 +127,7 @@ impl Engine {
         targets.dedup_by_key(|target| target.id);
         for target in targets {
             target.sync()?;
+            self.index.goes_on(Turn::Space);
         }
         step!("compact::synced");
         let mut moved = 0;

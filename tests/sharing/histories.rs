@@ -9,6 +9,7 @@ use crate::checker::{self, Violation};
 use crate::crew::{self, arguments, number};
 use crate::harness::Verdict;
 use crate::history::{History, Journal};
+use crate::home::home;
 use crate::load::{KEYS, Load, Worker};
 use crate::mount;
 use crate::rng;
@@ -94,7 +95,7 @@ fn run(tight: bool, operations: u64, stale: u32) -> Run {
 /// The same, and whether one more process `looks_on`, which has the directory mounted read-only.
 fn run_seen(tight: bool, operations: u64, stale: u32, looks_on: bool) -> Result<Run, &'static str> {
     let seed = rng::seed();
-    let (home, journals) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (home, journals) = (home(), tempfile::tempdir().unwrap());
     let each = operations.div_ceil(u64::from(PROCESSES * THREADS));
     let lines = (0..PROCESSES).map(|process| {
         let load = Load { seed, tight, closes: false, stale: process < stale };
