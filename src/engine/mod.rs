@@ -141,7 +141,7 @@ impl Engine {
 
     /// The number of entries, expired ones that were not reaped yet included.
     pub(crate) fn len(&self) -> u64 {
-        self.index.count()
+        if self.looks_on() { self.index.count() } else { self.index.settled_count() }
     }
 
     /// Whether `max_entries` is enforced in the inserting call, with exact counts.
