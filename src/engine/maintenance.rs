@@ -230,6 +230,8 @@ impl Engine {
     pub(super) fn clean_up_after_dead(&self) {
         if self.index.bury_dead() {
             self.index.set_wants_recount(true);
+            // It may have died before it noted when what it wrote, or saw in a pass, is to be reaped.
+            self.index.note_expiry(0);
             self.log.give_up_unborn();
             // What they wrote is as durable as they promised, a little later.
             warn_of("sync what a dead process wrote", self.log.sync(false));
