@@ -263,8 +263,11 @@ impl Attached {
         }
         let turn = engine.space_turn()?;
         engine.clean_up_after_dead();
+        // Nobody is to find the lock of one who died in a directory that says that it was closed.
+        let cleared = engine.settled_generation();
         engine.log.retire(true);
         engine.flush()?;
+        cleared?;
         step!("detach::flushed");
         // The background may not have come to it yet, and the file of a large value goes after its entry.
         if !engine.index.is_swept(engine.index.generation()) {
