@@ -322,6 +322,7 @@ impl Parts {
             chores: Mutex::new(()),
             bell: Bell::default(),
             next_few: AtomicU32::new(0),
+            passed_over: AtomicU32::new(0),
             told_of_entries: AtomicBool::new(false),
             told_of_bytes: AtomicBool::new(false),
         }
