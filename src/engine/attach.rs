@@ -265,8 +265,11 @@ impl Attached {
         }
         let turn = engine.space_turn()?;
         engine.clean_up_after_dead();
+        // Nobody is to find the lock of one who died in a directory that says that it was closed.
+        let cleared = engine.settled_generation();
         engine.log.retire(true);
         engine.flush()?;
+        cleared?;
         step!("detach::flushed");
         // The background may not have come to it yet, and the file of a large value goes after its entry.
         if !engine.index.is_swept(engine.index.generation()) {
@@ -321,6 +324,7 @@ impl Parts {
             chores: Mutex::new(()),
             bell: Bell::default(),
             next_few: AtomicU32::new(0),
+            passed_over: AtomicU32::new(0),
             told_of_entries: AtomicBool::new(false),
             told_of_bytes: AtomicBool::new(false),
         }

@@ -166,8 +166,13 @@ impl Engine {
         let mut begin = None;
         for _ in 0..SWEEPS {
             // Words of older generations do not count, and there may be more of them than the snapshot has room for.
-            if !self.index.is_swept(self.index.generation()) {
+            let swept = self.index.generation();
+            if !self.index.is_swept(swept) {
                 self.reap_all();
+                // Something had to stay, as it would the next time.
+                if !self.index.is_swept(swept) {
+                    break;
+                }
             }
             let places: Vec<_> = self.index.segments().collect();
             let sequence = self.index.last_sequence() + 1;

@@ -9,10 +9,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sys::step;
 
 /// The record of a `clear`.
-const CLEAR: Draft = Draft { kind: Kind::Clear, codec: Codec::Raw, flags: 0, key_len: 0, body_len: 0 };
+pub(super) const CLEAR: Draft =
+    Draft { kind: Kind::Clear, codec: Codec::Raw, flags: 0, key_len: 0, body_len: 0 };
 
 impl Engine {
     /// Removes every entry, at once.
+    ///
+    /// # Errors
+    /// `LockLost` if another process took this one for dead meanwhile. It has removed what there was then, or is about to.
     pub(crate) fn clear(&self) -> Result<()> {
         let reservation = self.reserve(&CLEAR)?;
         self.clear_under(self.index.lock_clear()?, reservation)
@@ -45,7 +49,7 @@ impl Engine {
         Ok(self.index.generation())
     }
 
-    fn clear_under(&self, lock: ClearLock<'_>, reservation: Reservation) -> Result<()> {
+    pub(super) fn clear_under(&self, lock: ClearLock<'_>, reservation: Reservation) -> Result<()> {
         let prepared =
             reservation.segment.prepare(reservation.offset, reservation.len, CLEAR, &[], [&[], &[]]);
         let Some(next) = self.index.generation().checked_add(1) else {
@@ -57,10 +61,12 @@ impl Engine {
         step!("clear::stamped");
         // Before it takes effect, as it cannot be taken back.
         self.sync_if_asked(reservation, |segment, offset| segment.void(offset))?;
+        // Whoever took the lock over has begun it, or will.
+        lock.check()?;
         self.index.begin_generation(next);
-        drop(lock);
+        let unlocked = lock.unlock();
         self.hot.clear();
         self.bell.ring_for_sweep();
-        Ok(())
+        Ok(unlocked?)
     }
 }

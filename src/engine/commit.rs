@@ -184,8 +184,12 @@ impl Engine {
         let token = match decision {
             Decision::Put { expires_at } => {
                 let counted = seen.current.is_some_and(|c| c.generation == generation);
-                if !counted && self.index.count_up(generation, self.max_entries()) == CountUp::Full {
-                    return Ok(Err(Again::Full));
+                if !counted {
+                    match self.index.count_up(generation, self.max_entries()) {
+                        CountUp::Counted => {}
+                        CountUp::OtherGeneration => return Ok(Err(Again::Changed)),
+                        CountUp::Full => return Ok(Err(Again::Full)),
+                    }
                 }
                 let Some(slot) = self.slot_for(&locked, &seen) else {
                     self.index.count_down(generation);
@@ -443,7 +447,7 @@ impl Engine {
             }
             return Some(slot);
         }
-        let sweep_first = self.culls_inline() && !self.index.is_swept(self.index.generation());
+        let sweep_first = self.culls_inline() && !self.has_swept();
         (!sweep_first).then(|| self.slot_of_coldest(locked))
     }
 

@@ -7,15 +7,21 @@
 use std::cmp::Reverse;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::Engine;
 use super::choice::{Ages, Fate};
 use super::counters::Counter;
-use super::evict::HeldChains;
+use super::evict::Left;
 use super::index::{Slot, Turn, Word};
 use crate::entry::Expiry;
 use crate::error::{ErrorKind, Result};
 use crate::options;
+use crate::sys::step;
+
+/// How long after a pass that had to leave something the next one comes for it. It has to wait for whoever is stopped, as the
+/// one before did.
+pub(super) const COME_BACK: Duration = Duration::from_secs(10);
 
 impl Engine {
     /// From how many entries on the background culls.
@@ -72,7 +78,7 @@ impl Engine {
         let Some(wanted) = options::due(self.index.count(), self.index.limits().cull_frequency) else {
             return self.clear();
         };
-        let must_reap = self.has_expired_entries() || !self.index.is_swept(self.index.generation());
+        let must_reap = self.has_expired_entries() || !self.has_swept();
         let reaped = if must_reap { self.reap_all() } else { 0 };
         if reaped < wanted && self.evict_coldest(wanted - reaped) + reaped == 0 {
             self.count_again();
@@ -80,23 +86,37 @@ impl Engine {
         Ok(())
     }
 
-    /// Removes all entries that are expired or of an older generation, and says how many counted.
+    /// Removes all entries that are expired or of an older generation, and says how many counted. What is in a chain that
+    /// somebody holds for long stays; a later pass comes for it.
     pub(super) fn reap_all(&self) -> u64 {
         let (now, generation) = (self.options.clock.now(), self.index.generation());
-        let (mut reaped, mut next, mut held) = (0, u64::MAX, HeldChains::default());
+        let (mut reaped, mut next, mut left) = (0, u64::MAX, Left::default());
         // A commit notes its expiry after its hint is there, so either this pass or the note sees to it.
         self.index.forget_next_expiry();
+        step!("reap::begun");
         for (slot, word) in self.index.entries(0..self.index.geometry().buckets) {
             let hint = self.hints.get(slot);
             if hint.is_expired(now) || hint.is_of_other(generation) {
-                reaped += u64::from(self.reap(slot, word, &mut held));
+                reaped += u64::from(self.reap(slot, word, &mut left));
             } else {
                 next = next.min(hint.expiry_millis());
             }
         }
         self.index.note_expiry(next);
-        self.index.set_swept(generation);
+        if left.is_any {
+            self.note_expiry(now.checked_add(COME_BACK));
+        } else {
+            self.index.set_swept(generation);
+        }
+        self.passed_over.fetch_max(generation, Ordering::AcqRel);
         reaped
+    }
+
+    /// Whether what a clear left behind has been swept, or this process has tried to. Whoever stands still with a chain locked
+    /// does not have each call for room try again.
+    pub(super) fn has_swept(&self) -> bool {
+        let generation = self.index.generation();
+        self.index.is_swept(generation) || self.passed_over.load(Ordering::Acquire) >= generation
     }
 
     /// Notes that an entry expires then.
@@ -125,14 +145,14 @@ impl Engine {
         // The part of the share that falls to these buckets.
         let share = self.balance.as_ref().map_or(0, |balance| balance.share_of(seen));
         let choice = ages.choose(count(seen), share);
-        let (mut evicted, mut held) = (0, HeldChains::default());
+        let (mut evicted, mut left) = (0, Left::default());
         // Of one age, what was written first goes first.
         let mut at_the_edge = [const { Vec::new() }; 2];
         for (slot, word) in self.index.entries(buckets) {
             let hint = self.hints.get(slot);
             match choice.fate(hint, now) {
                 Fate::Stays => {}
-                Fate::Goes => evicted += u64::from(self.give_up(slot, word, &mut held)),
+                Fate::Goes => evicted += u64::from(self.give_up(slot, word, &mut left)),
                 Fate::AtTheEdge(edge) => {
                     at_the_edge[edge].push((Reverse(hint.age(now)), word.age(), slot, word));
                 }
@@ -142,7 +162,7 @@ impl Engine {
         for (mut candidates, going) in at_the_edge.into_iter().zip(choice.at_the_edge()) {
             candidates.sort_unstable();
             for (.., slot, word) in candidates.into_iter().take(going as usize) {
-                evicted += u64::from(self.give_up(slot, word, &mut held));
+                evicted += u64::from(self.give_up(slot, word, &mut left));
             }
         }
         self.counters.add(Counter::Evicted, evicted);
@@ -150,11 +170,11 @@ impl Engine {
     }
 
     /// Evicts an entry that the policy chose. Says whether it was still there.
-    fn give_up(&self, slot: Slot, word: Word, held: &mut HeldChains) -> bool {
+    fn give_up(&self, slot: Slot, word: Word, left: &mut Left) -> bool {
         if let Some(balance) = &self.balance {
             balance.give_up(self.index.identity_of_slot(slot, word), self.hints.get(slot).is_proven());
         }
-        self.remove_in_pass(slot, word, true, held)
+        self.remove_in_pass(slot, word, true, left)
     }
 
     /// Evicts the coldest of the entries in a few buckets, the next ones each time. If there are none in any, the

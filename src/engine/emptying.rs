@@ -2,7 +2,7 @@
 
 use super::Engine;
 use super::counters::Counter;
-use super::evict::HeldChains;
+use super::evict::Left;
 use super::index::{SegmentInfo, SegmentState, Slot, Turn, Word};
 use super::log::Copies;
 use super::record::{Draft, Record, Stamp};
@@ -91,13 +91,13 @@ impl Engine {
 
     /// The entries whose records are in `segment`; what is expired or outdated is removed on the way.
     fn live_in<'a>(&'a self, segment: &'a Segment) -> impl Iterator<Item = Live<'a>> {
-        let mut held = HeldChains::default();
+        let mut left = Left::default();
         values(segment).filter_map(move |(offset, record)| {
             let hash = self.hasher.hash(record.key);
             let word = Word::new(hash, segment.id, offset);
             let slot = self.index.slot_of(hash, word)?;
             if record.generation < self.index.generation() || self.has_passed(record.expires_at) {
-                self.reap(slot, word, &mut held);
+                self.reap(slot, word, &mut left);
                 return None;
             }
             Some(Live { hash, word, record, slot })

@@ -10,9 +10,14 @@ use super::counters::Counter;
 use super::hints::Hint;
 use super::index::{Busy, Slot, Turn, Word};
 
-/// The chains that a pass over many entries found held for long, so that it waits once for each.
+/// What a pass over many entries could not do.
 #[derive(Debug, Default)]
-pub(super) struct HeldChains(HashSet<u32>);
+pub(super) struct Left {
+    /// The chains that it found held for long, so that it waits once for each.
+    held: HashSet<u32>,
+    /// Whether something that was to go is still there.
+    pub(super) is_any: bool,
+}
 
 impl Engine {
     /// Empties `slot` if it still holds `word`. Says whether it did.
@@ -21,20 +26,17 @@ impl Engine {
         self.remove(slot, word, true).unwrap_or(false)
     }
 
-    /// [`remove`](Engine::remove), in a pass. What is in a chain that is held stays for the next.
-    pub(super) fn remove_in_pass(
-        &self,
-        slot: Slot,
-        word: Word,
-        comes_back: bool,
-        held: &mut HeldChains,
-    ) -> bool {
+    /// [`remove`](Engine::remove), in a pass. What is in a chain that is held stays.
+    pub(super) fn remove_in_pass(&self, slot: Slot, word: Word, comes_back: bool, left: &mut Left) -> bool {
         let chain = self.index.primary_of_slot(slot);
-        !held.0.contains(&chain)
-            && self.remove(slot, word, comes_back).unwrap_or_else(|Busy| {
-                held.0.insert(chain);
-                false
-            })
+        if !left.held.contains(&chain) {
+            match self.remove(slot, word, comes_back) {
+                Ok(gone) => return gone,
+                Err(Busy) => drop(left.held.insert(chain)),
+            }
+        }
+        left.is_any = true;
+        false
     }
 
     /// Empties the slot of the key with this `hash` that holds `word`, wherever it moves meanwhile. Says whether it did.
@@ -83,8 +85,11 @@ impl Engine {
 
     /// Removes the entry if its record is expired or of an older generation. Says whether an entry that
     /// counted is gone. Of a pass, as [`remove_in_pass`](Engine::remove_in_pass).
-    pub(super) fn reap(&self, slot: Slot, word: Word, held: &mut HeldChains) -> bool {
-        let Ok(guard) = self.log.fetch(word.segment()) else { return false };
+    pub(super) fn reap(&self, slot: Slot, word: Word, left: &mut Left) -> bool {
+        let Ok(guard) = self.log.fetch(word.segment()) else {
+            left.is_any = true;
+            return false;
+        };
         let record = guard.get().and_then(|s| s.record(word.offset()));
         let Some(record) = record else { return false };
         let outdated = record.generation < self.index.generation();
@@ -97,7 +102,7 @@ impl Engine {
             }
             return false;
         }
-        let expired = self.remove_in_pass(slot, word, false, held) && !outdated;
+        let expired = self.remove_in_pass(slot, word, false, left) && !outdated;
         self.counters.add(Counter::Expired, u64::from(expired));
         expired
     }

@@ -231,6 +231,8 @@ impl Engine {
         if self.index.bury_dead() {
             tracing::debug!(dir = %self.dir.display(), "a process died; what it left is looked after");
             self.index.set_wants_recount(true);
+            // It may have died before it noted when what it wrote, or saw in a pass, is to be reaped.
+            self.index.note_expiry(0);
             self.log.give_up_unborn();
             // What they wrote is as durable as they promised, a little later.
             warn_of("sync what a dead process wrote", self.log.sync(false));

@@ -101,6 +101,8 @@ pub(crate) struct Engine {
     bell: Bell,
     /// The bucket at which the next insert that has to make room looks for the coldest entries.
     next_few: AtomicU32,
+    /// The last generation of which this process has swept what is older, but for what it had to leave.
+    passed_over: AtomicU32,
     told_of_entries: AtomicBool,
     told_of_bytes: AtomicBool,
 }
@@ -141,7 +143,7 @@ impl Engine {
 
     /// The number of entries, expired ones that were not reaped yet included.
     pub(crate) fn len(&self) -> u64 {
-        self.index.count()
+        if self.looks_on() { self.index.count() } else { self.index.settled_count() }
     }
 
     /// Whether `max_entries` is enforced in the inserting call, with exact counts.

@@ -95,6 +95,8 @@ fn main() -> ExitCode {
         #[cfg(feature = "failpoints")]
         ("a_process_that_stands_still_holds_up_its_own_bucket_alone", stopped::holds_up_its_own_bucket_alone),
         #[cfg(feature = "failpoints")]
+        ("who_dies_in_a_pass_is_followed_by_another", stopped::who_dies_reaping_is_followed),
+        #[cfg(feature = "failpoints")]
         ("who_needs_room_beside_a_process_that_stands_still_is_told", stopped::is_told_to_who_needs_room),
         #[cfg(feature = "failpoints")]
         ("a_process_that_stands_still_anywhere_holds_up_nobody", stopped::holds_up_nobody_wherever_it_stops),

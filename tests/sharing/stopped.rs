@@ -28,8 +28,8 @@ fn builder(dir: &Path) -> Builder {
     Cache::builder(dir).max_entries(100_000).max_bytes(64 << 20)
 }
 
-/// A process: the directory, the step at which it stops, and what it does: `set`, `delete`, `clear`, `maintain` or
-/// `everything`.
+/// A process: the directory, the step at which it stops, and what it does: `set`, `delete`, `clear`, `reap`,
+/// `maintain` or `everything`.
 pub(crate) fn stop_at(arguments: &[String]) {
     let [dir, point, what] = arguments else { panic!("{arguments:?}") };
     let cache = builder(Path::new(dir)).open().unwrap();
@@ -46,6 +46,7 @@ pub(crate) fn stop_at(arguments: &[String]) {
         "set" => cache.set(KEY, &2, Timeout::Never).unwrap(),
         "delete" => drop(cache.delete(KEY).unwrap()),
         "clear" => cache.clear().unwrap(),
+        "reap" => cache.maintain().unwrap(),
         // Until there was something to do for it, and not for another process.
         "maintain" => {
             while !has_stopped.load(Ordering::SeqCst) {
@@ -194,6 +195,14 @@ pub(crate) fn holds_up_its_own_bucket_alone() -> Verdict {
         busy(name, || cache.clear());
     };
     stopped("clear::stamped", "clear", Some(1), clears_are_busy, None);
+    // One that counts from zero already is brought to take effect by whoever inserts.
+    let all_are_counted = |cache: &Cache, name: &str| {
+        reads(cache, name, None);
+        (0..OTHERS).for_each(|n| cache.set(&format!("counted {n}"), &n, Timeout::Never).unwrap());
+        assert_eq!(cache.stats().entries, OTHERS, "{name}");
+        busy(name, || cache.clear());
+    };
+    stopped("clear::counted", "clear", Some(1), all_are_counted, None);
     // Who leads and stands still holds up what leaders do, and nobody's calls.
     let all_goes_on = |cache: &Cache, name: &str| {
         reads(cache, name, Some(1));
@@ -202,6 +211,21 @@ pub(crate) fn holds_up_its_own_bucket_alone() -> Verdict {
         cache.set(KEY, &3, Timeout::Never).unwrap();
     };
     stopped("checkpoint::begun", "maintain", Some(1), all_goes_on, Some(3));
+    Ok(())
+}
+
+/// What a process that died in a pass would have noted to expire is reaped all the same.
+pub(crate) fn who_dies_reaping_is_followed() -> Verdict {
+    let home = home();
+    let dir = home.path().join("cache");
+    let cache = builder(&dir).open().unwrap();
+    let mut member = Member::start("stop-at", arguments![dir.display(), "reap::begun", "reap"]);
+    assert_eq!(member.hear(), "ready", "a process failed before it began");
+    cache.set("short", &0, Timeout::After(2 * MOST)).unwrap();
+    member.go();
+    stops(&member).expect("it comes by");
+    member.kill();
+    crew::until("another reaps", || cache.stats().expired == 1);
     Ok(())
 }
 

@@ -3,7 +3,9 @@
 //! Counting up comes before publishing and counting down after removing, so a kill in between leaves a count
 //! that is too high, never one that lets the cache overfill.
 
-use super::lock::Busy;
+use std::cell::Cell;
+
+use super::lock::{Busy, Stolen};
 use super::{Index, at};
 use crate::sys::atomic::Ordering;
 use crate::sys::step;
@@ -18,7 +20,7 @@ const OWNER: u64 = (1 << GENERATION_SHIFT) - 1;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CountUp {
     Counted,
-    /// A `clear` came in between: the entry is dead before it is born, and is not counted.
+    /// A `clear` came in between: nothing was counted. Whoever reads the generation now reads the later one.
     OtherGeneration,
     Full,
 }
@@ -29,11 +31,22 @@ impl Index {
         u64::from(self.words()[at::COUNT].load(Ordering::Acquire) as u32)
     }
 
+    /// The same, once everybody works with the generation that is counted.
+    pub(crate) fn settled_count(&self) -> u64 {
+        let (generation, count) = self.generation_and_count();
+        if self.generation() < generation {
+            self.reach_generation(generation);
+        }
+        u64::from(count)
+    }
+
     pub(crate) fn count_up(&self, generation: u32, max: u64) -> CountUp {
         let word = &self.words()[at::COUNT];
         let mut seen = word.load(Ordering::Acquire);
         loop {
             if (seen >> 32) as u32 != generation {
+                // Whoever began it may stand still, or be dead, before it says so to all.
+                self.reach_generation((seen >> 32) as u32);
                 return CountUp::OtherGeneration;
             }
             if u64::from(seen as u32) >= max {
@@ -89,11 +102,23 @@ impl Index {
         self.words()[at::CLEAR_LOCK].load(Ordering::Acquire) != 0
     }
 
-    /// Begins generation `next`: every entry there is is gone, at once. The caller holds the clear lock.
+    /// Begins generation `next`: every entry there is is gone, at once. Nothing, if it or a later one has begun. The caller
+    /// holds the clear lock.
     pub(crate) fn begin_generation(&self, next: u32) {
-        self.words()[at::COUNT].store(u64::from(next) << 32, Ordering::Release);
+        self.count_from_zero(next);
         step!("clear::counted");
-        self.words()[at::GENERATION].store(u64::from(next), Ordering::Release);
+        self.reach_generation(next);
+    }
+
+    /// The first half of it: from here on entries of `next` alone are counted.
+    pub(crate) fn count_from_zero(&self, next: u32) {
+        self.words()[at::COUNT].fetch_max(u64::from(next) << 32, Ordering::AcqRel);
+    }
+
+    /// The second half: has everybody work with `generation`, or a later one. Whoever finds that it is counted does this, as
+    /// what is written in the one before would not be counted.
+    fn reach_generation(&self, generation: u32) {
+        self.words()[at::GENERATION].fetch_max(u64::from(generation), Ordering::AcqRel);
     }
 
     /// Takes the lock that one `clear` at a time holds, and returns what gives it back.
@@ -111,10 +136,16 @@ impl Index {
             if is_free && word.compare_exchange(before, mine, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                 // Another may have ended since this one looked which generation is next.
                 let now = (mine & OWNER) | next();
-                word.store(now, Ordering::Release);
+                let _ = word.compare_exchange(mine, now, Ordering::AcqRel, Ordering::Relaxed);
                 // Who died with it may have stamped its record, and a recovery must not be the first to heed that.
                 let unfinished = before != 0 && before >> GENERATION_SHIFT == next() >> GENERATION_SHIFT;
-                return Ok(ClearLock { index: self, unfinished, mine: now, before });
+                return Ok(ClearLock {
+                    index: self,
+                    unfinished,
+                    mine: now,
+                    before,
+                    unlocked: Cell::new(false),
+                });
             }
             if wait.is_long() {
                 return Err(Busy);
@@ -132,17 +163,51 @@ pub(crate) struct ClearLock<'a> {
     mine: u64,
     /// The word of its last holder.
     before: u64,
+    unlocked: Cell<bool>,
 }
 
-impl Drop for ClearLock<'_> {
-    fn drop(&mut self) {
+impl ClearLock<'_> {
+    /// # Errors
+    /// If another process took the lock over meanwhile: it took this one for dead.
+    pub(crate) fn check(&self) -> Result<(), Stolen> {
+        let word = self.index.words()[at::CLEAR_LOCK].load(Ordering::Acquire);
+        if word == self.mine { Ok(()) } else { Err(self.stolen()) }
+    }
+
+    /// Lets go of the lock.
+    ///
+    /// # Errors
+    /// As [`check`](ClearLock::check).
+    pub(crate) fn unlock(self) -> Result<(), Stolen> {
+        self.let_go()
+    }
+
+    fn let_go(&self) -> Result<(), Stolen> {
+        if self.unlocked.replace(true) {
+            return Ok(());
+        }
         let word = &self.index.words()[at::CLEAR_LOCK];
         let is_next =
             u64::from(self.index.generation().wrapping_add(1)) << GENERATION_SHIFT == self.mine & !OWNER;
         // A clear of the dead that was not done is left to whoever comes next.
         let left = if self.unfinished && is_next { self.before } else { 0 };
-        if word.compare_exchange(self.mine, left, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-            tracing::error!("the lock of `clear` was taken over while it was held");
+        match word.compare_exchange(self.mine, left, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(self.stolen()),
         }
+    }
+
+    /// It is not this one's any more, so there is nothing to let go of.
+    fn stolen(&self) -> Stolen {
+        self.unlocked.set(true);
+        tracing::error!("the lock of `clear` was taken over while it was held");
+        Stolen
+    }
+}
+
+impl Drop for ClearLock<'_> {
+    fn drop(&mut self) {
+        // Who has to know has called `unlock`.
+        let _ = self.let_go();
     }
 }

@@ -201,6 +201,44 @@ fn who_takes_the_clear_lock_over_knows_whether_the_clear_was_done() {
 }
 
 #[test]
+fn whoever_finds_a_generation_counted_that_has_not_begun_has_it_begin() {
+    let index = index(100);
+    assert_eq!(index.count_up(0, 2), CountUp::Counted);
+    // A clear stands still between its two stores.
+    index.count_from_zero(1);
+    assert_eq!((index.generation(), index.count()), (0, 0));
+    assert_eq!(index.count_up(0, 2), CountUp::OtherGeneration);
+    assert_eq!(index.generation(), 1);
+    assert_eq!(index.count_up(1, 2), CountUp::Counted);
+    // It goes on, when another one has been as well.
+    index.begin_generation(1);
+    assert_eq!((index.generation(), index.count()), (1, 1));
+    index.begin_generation(2);
+    index.begin_generation(1);
+    assert_eq!((index.generation(), index.count()), (2, 0));
+    index.count_from_zero(3);
+    assert_eq!((index.settled_count(), index.generation()), (0, 3));
+}
+
+#[test]
+fn whoever_lost_the_clear_lock_is_told_and_leaves_it_alone() {
+    let index = index(100);
+    let word = &index.words()[at::CLEAR_LOCK];
+    let lock = index.lock_clear().unwrap();
+    assert_eq!(lock.check(), Ok(()));
+    let thief = word.load(Ordering::Relaxed) ^ 2 << 20;
+    word.store(thief, Ordering::Relaxed);
+    assert_eq!(lock.check(), Err(Stolen));
+    drop(lock);
+    assert_eq!(word.load(Ordering::Relaxed), thief);
+    word.store(0, Ordering::Relaxed);
+    let lock = index.lock_clear().unwrap();
+    word.store(thief, Ordering::Relaxed);
+    assert_eq!(lock.unlock(), Err(Stolen));
+    assert_eq!(word.load(Ordering::Relaxed), thief);
+}
+
+#[test]
 fn links_and_lists_that_lead_astray_are_not_followed() {
     let index = index(100);
     let stray = |from: u32, to: u32| {

@@ -13,6 +13,7 @@ use crate::options::Eviction;
 use crate::time::{Clock, ManualClock, Timestamp};
 
 mod attach;
+mod clearing;
 #[path = "../../../tests/support/dir.rs"]
 mod dir;
 mod held;

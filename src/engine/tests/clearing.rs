@@ -1,0 +1,105 @@
+//! Clears that stand still, or whose process dies or is taken for dead: what others see of them.
+
+use std::fs::File;
+
+use super::*;
+use crate::engine::clear::CLEAR;
+use crate::engine::index::{Index, Membership};
+use crate::sys::fork::OwnFile;
+use crate::sys::lock;
+
+fn file(dir: &Path, name: &str) -> File {
+    File::options().read(true).write(true).create(true).truncate(false).open(dir.join(name)).unwrap()
+}
+
+/// Another process, which asks the file `locks` who lives.
+fn other(dir: &Path, locks: &str) -> (Index, Arc<OwnFile>) {
+    let locks = Arc::new(OwnFile::new(file(dir, locks)));
+    assert!(lock::try_lock(&locks, 77).unwrap());
+    let index = Index::join(&file(dir, "index"), Membership::new(locks.clone(), 77)).unwrap().unwrap();
+    (index, locks)
+}
+
+#[test]
+fn the_bound_on_entries_holds_beside_a_clear_that_stands_still_between_its_two_stores() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &Options { max_entries: 100, ..options() });
+    let quiet = engine.chores.lock().unwrap();
+    let there = |key: &str| (0..300).filter(|i| get(&engine, &format!("{key} {i}")).is_some()).count() as u64;
+    (0..80).for_each(|i| set(&engine, &format!("old {i}"), b"v"));
+    let lock = engine.index.lock_clear().unwrap();
+    engine.index.count_from_zero(1);
+    (0..300).for_each(|i| set(&engine, &format!("new {i}"), b"v"));
+    let new = there("new");
+    assert!((50..=100).contains(&new), "{new} entries");
+    assert_eq!((there("old"), engine.len()), (0, new));
+    // It goes on.
+    engine.index.begin_generation(1);
+    lock.unlock().unwrap();
+    assert_eq!(there("new"), engine.len());
+    engine.index.count_from_zero(2);
+    assert_eq!((engine.len(), there("new")), (0, 0));
+    drop(quiet);
+    assert_sound(&engine);
+}
+
+#[test]
+fn a_clear_whose_lock_was_taken_over_says_so_and_leaves_the_clears_of_others_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    let quiet = engine.chores.lock().unwrap();
+    set(&engine, "before", b"v");
+    let reservation = engine.reserve(&CLEAR).unwrap();
+    let lock = engine.index.lock_clear().unwrap();
+    // The lock file was replaced, so this process seems to be dead.
+    let (thief, _locks) = other(dir.path(), "replaced");
+    let taken = thief.lock_clear().unwrap();
+    assert!(taken.unfinished);
+    thief.begin_generation(1);
+    taken.unlock().unwrap();
+    set(&engine, "after", b"v");
+    let error = engine.clear_under(lock, reservation).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::LockLost, "{error}");
+    assert_eq!((engine.index.generation(), engine.len()), (1, 1));
+    assert_eq!((get(&engine, "before"), get(&engine, "after")), (None, Some(b"v".to_vec())));
+    engine.clear().unwrap();
+    assert_eq!(engine.len(), 0);
+    thief.leave();
+    drop(quiet);
+}
+
+#[test]
+fn the_last_to_close_ends_the_clear_of_one_who_died() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    let quiet = engine.chores.lock().unwrap();
+    set(&engine, "k", b"v");
+    let (dead, locks) = other(dir.path(), "locks");
+    std::mem::forget(dead.lock_clear().unwrap());
+    lock::unlock(&locks, 77).unwrap();
+    assert_eq!(get(&engine, "k").unwrap(), b"v");
+    drop(quiet);
+    drop(engine);
+    let engine = open(dir.path(), &options());
+    assert!(!engine.index.is_clearing());
+    assert_eq!((engine.index.generation(), get(&engine, "k")), (1, None));
+}
+
+#[test]
+fn what_one_who_died_was_about_to_reap_is_reaped_by_others() {
+    let clock = ManualClock::new();
+    let options = Options { clock: Arc::new(clock.clone()), ..options() };
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options);
+    let quiet = engine.chores.lock().unwrap();
+    set_until(&engine, "k", b"v", clock.now().checked_add(Duration::from_secs(5)));
+    let (dead, locks) = other(dir.path(), "locks");
+    dead.forget_next_expiry();
+    lock::unlock(&locks, 77).unwrap();
+    clock.advance(Duration::from_secs(5));
+    assert!(!engine.has_expired_entries());
+    engine.clean_up_after_dead();
+    assert!(engine.has_expired_entries());
+    assert_eq!(engine.reap_all(), 1);
+    drop(quiet);
+}
