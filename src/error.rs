@@ -35,7 +35,8 @@ enum Subject {
 pub enum ErrorKind {
     /// The operating system refused or failed; the source says how.
     Io,
-    /// The disk or the quota is full. What was stored stays.
+    /// The disk or the quota is full, or nothing within `max_bytes` can be given up; the source says what takes it. What was
+    /// stored stays.
     NoSpace,
     /// Another process has the directory open, or this one has, which what was asked for does not allow.
     InUse,
@@ -85,7 +86,7 @@ impl ErrorKind {
     fn text(self) -> &'static str {
         match self {
             Self::Io => "the operating system reported an error",
-            Self::NoSpace => "no space left; free some or lower max_bytes",
+            Self::NoSpace => "no space left on the disk or within max_bytes",
             Self::InUse => "the directory is open already",
             Self::NotACache => "this is not a keepwarm directory; choose an empty or new one",
             Self::NetworkFileSystem => {

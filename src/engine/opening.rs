@@ -8,7 +8,7 @@ use std::path::Path;
 use super::checkpoint::{self, Found};
 use super::directory::Directory;
 use super::hints::Hints;
-use super::index::{Index, Membership, Word};
+use super::index::{HIGHEST_SEGMENT, Index, Membership, Word};
 use super::layout::{self, Layout};
 use super::recovery::{self, Base, Recovered};
 use super::segment::{Opened, Segment};
@@ -219,9 +219,6 @@ pub(super) struct Seen {
     /// On the index in the directory.
     pub(super) watch: Watch,
 }
-
-/// A file with a higher id was planted: after it there would be no ids left.
-const HIGHEST_SEGMENT: u32 = u32::MAX - (1 << 24);
 
 /// Opens all segments, oldest first. What was begun and has nothing in it goes, if it may; what is not ours stays, unread.
 fn open_segments(directory: &Directory, access: Access, space: &SpaceInUse) -> Result<Vec<Segment>> {

@@ -202,10 +202,11 @@ impl Engine {
                 if is_going {
                     return Err(turn::busy("reserve").with_path(&self.dir));
                 }
-                return Err(Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir).with_source(
+                let error = Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir).with_source(
                     "max_bytes is taken by values that the program still holds or writes, or by files that are not \
                      ours",
-                ));
+                );
+                return Err(self.log.blame_writers(error));
             }
             wait.pause();
         }

@@ -70,3 +70,38 @@ pub(crate) fn count_for_all() -> Verdict {
     println!("a tenth of max_bytes, while another process writes: {took:?}");
     Ok(())
 }
+
+/// A process that writes some, goes on having the directory open, and writes some more when it is told to.
+pub(crate) fn write_twice(arguments: &[String]) {
+    let [dir, bytes, name] = arguments else { panic!("{arguments:?}") };
+    let cache = Cache::builder(Path::new(dir)).max_bytes(crew::number(bytes)).hot_bytes(0).open().unwrap();
+    fill(&cache, name, 20);
+    crew::ready();
+    fill(&cache, name, 20);
+    assert!(cache.get_bytes(&format!("{name} 19")).unwrap().is_some());
+}
+
+/// Each process that writes has a part of the space for itself, whether it writes at the time or not.
+pub(crate) fn serve_many_writers() -> Verdict {
+    const WRITERS: u32 = 40;
+    const BYTES: u64 = 4 << 20;
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("cache");
+    let cache = Cache::builder(&dir).max_bytes(BYTES).open().unwrap();
+    let began = Instant::now();
+    // One after the other, so that the first ones have more than is left for the last.
+    let start = |n: u32| {
+        let mut writer = Member::start("write-twice", arguments![dir.display(), BYTES, n]);
+        assert_eq!(writer.hear(), "ready", "number {n} found no room");
+        assert!(cache.stats().bytes <= BYTES);
+        writer
+    };
+    let writers: Vec<_> = (0..WRITERS).map(start).collect();
+    for mut writer in writers {
+        writer.go();
+        writer.finish();
+    }
+    assert!(cache.check().unwrap().is_sound());
+    println!("{WRITERS} processes write twice: {:?}", began.elapsed());
+    Ok(())
+}

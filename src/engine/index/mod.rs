@@ -33,7 +33,7 @@ pub(crate) use self::count::{ClearLock, CountUp};
 pub(crate) use self::lock::{Busy, Locked};
 pub(crate) use self::members::{HeldTurn, Membership, Turn, Waited, busy};
 pub(crate) use self::pack::Packed;
-pub(crate) use self::segments::{SegmentInfo, SegmentState};
+pub(crate) use self::segments::{HIGHEST_SEGMENT, SegmentInfo, SegmentState};
 use crate::sys::atomic::{AtomicU64, Ordering};
 use crate::sys::file::File;
 use crate::sys::map::Map;

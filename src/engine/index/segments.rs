@@ -53,6 +53,9 @@ pub(crate) struct SegmentInfo {
     pub(crate) sealed_at: u32,
 }
 
+/// No segment has a higher id: a file that has was planted, and is passed over, or there would be no ids left after it.
+pub(crate) const HIGHEST_SEGMENT: u32 = u32::MAX - (1 << 24);
+
 type Line = [AtomicU64];
 
 fn state_of(word: u64) -> Option<SegmentState> {
@@ -118,20 +121,33 @@ impl Index {
         word == u64::from(id) | (SegmentState::Active as u64) << 32
     }
 
-    /// Takes an id that was never used and its place in the table, for a segment of `len` bytes that this process is
-    /// about to make. `None` if there is no free place. Ids never come back.
+    /// Takes an id that was never used and whose place in the table is free, for a segment of `len` bytes that this process is
+    /// about to make. `None` if no place is free, or no id is left. Ids never come back: whoever is refused uses none up.
     pub(crate) fn begin_segment(&self, len: u64) -> Option<u32> {
-        for _ in 0..self.geometry.segments {
-            let id = u32::try_from(self.words()[at::NEXT_SEGMENT].fetch_add(1, Ordering::AcqRel)).ok()?;
+        let next = &self.words()[at::NEXT_SEGMENT];
+        loop {
+            let unused = next.load(Ordering::Acquire);
+            let end = unused.saturating_add(u64::from(self.geometry.segments));
+            let mut ids = unused.max(1)..end.min(u64::from(HIGHEST_SEGMENT) + 1);
+            let id = ids.find(|id| self.segment_line(*id as u32)[0].load(Ordering::Acquire) == 0)? as u32;
+            let after = u64::from(id) + 1;
+            if next.compare_exchange(unused, after, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+                continue;
+            }
+            // The id is this process's; whoever took a later one may have been faster with the place.
             let line = self.segment_line(id);
             let word = u64::from(id) | (SegmentState::Unborn as u64) << 32;
-            if id != 0 && line[0].compare_exchange(0, word, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            if line[0].compare_exchange(0, word, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                 line[1].store(self.owner_and_len(len), Ordering::Release);
                 line[2..].iter().for_each(|word| word.store(0, Ordering::Release));
                 return Some(id);
             }
         }
-        None
+    }
+
+    /// Whether no segment can be begun any more, as all ids were used.
+    pub(crate) fn are_ids_used_up(&self) -> bool {
+        self.unused_segment_id() > u64::from(HIGHEST_SEGMENT)
     }
 
     fn owner_and_len(&self, len: u64) -> u64 {
@@ -236,9 +252,15 @@ impl Index {
     /// Makes this process the owner of segment `id`, if that is an orphan whose owner was `from`.
     pub(crate) fn adopt_segment(&self, id: u32, from: u32) -> bool {
         let Some(line) = self.line_of(id) else { return false };
-        let take = |word: u64| (word as u32 == from).then_some(word & !LOW | u64::from(self.owner()));
-        line[1].fetch_update(Ordering::AcqRel, Ordering::Acquire, take).is_ok()
-            && self.segment_state(id) == Some(SegmentState::Active)
+        let own = |word: u64| word & !LOW | u64::from(self.owner());
+        let take = |word: u64| (word as u32 == from).then(|| own(word));
+        let Ok(was) = line[1].fetch_update(Ordering::AcqRel, Ordering::Acquire, take) else { return false };
+        if self.segment_state(id) == Some(SegmentState::Active) {
+            return true;
+        }
+        // It went meanwhile, and its place may be another one's, of the same owner or none. That has to be free for others.
+        let _ = line[1].compare_exchange(own(was), was, Ordering::AcqRel, Ordering::Relaxed);
+        false
     }
 
     /// Leaves segment `id`, which this process appended to, to whoever needs one.

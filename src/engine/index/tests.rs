@@ -369,3 +369,44 @@ fn a_bucket_that_the_dead_did_not_come_to_link_counts_for_nothing() {
     assert_eq!(index.reached_entries().count(), 7);
     assert!(index.damaged_buckets().is_empty());
 }
+
+#[test]
+fn an_id_is_taken_with_a_place_that_is_free_and_by_nobody_who_is_refused() {
+    let index = index(10);
+    let places = index.geometry().segments;
+    let ids: Vec<_> = (0..places).map(|_| index.begin_segment(4096).unwrap()).collect();
+    assert_eq!(ids, (1..=places).collect::<Vec<_>>());
+    let before = index.unused_segment_id();
+    (0..1000).for_each(|_| assert_eq!(index.begin_segment(4096), None));
+    assert_eq!(index.unused_segment_id(), before, "no id is used up in vain");
+    index.free_segment(7);
+    assert_eq!(index.begin_segment(4096), Some(places + 7));
+    assert_eq!(index.begin_segment(4096), None);
+    assert!(!index.are_ids_used_up());
+}
+
+#[test]
+fn no_segment_gets_an_id_that_the_next_opening_passes_over() {
+    let index = index(10);
+    index.raise_next_segment_id(u64::from(HIGHEST_SEGMENT));
+    assert!(!index.are_ids_used_up());
+    assert_eq!(index.begin_segment(4096), Some(HIGHEST_SEGMENT));
+    assert_eq!(index.begin_segment(4096), None);
+    assert!(index.are_ids_used_up());
+}
+
+#[test]
+fn who_came_too_late_to_adopt_a_segment_does_not_keep_it() {
+    let index = index(10);
+    let id = index.begin_segment(16 << 10).unwrap();
+    assert!(index.move_segment(id, SegmentState::Unborn, SegmentState::Active));
+    index.leave_segment(id);
+    let len = index.segment(id).unwrap().len;
+    // As where it became another one's place after it was found.
+    assert!(index.move_segment(id, SegmentState::Active, SegmentState::Sealed));
+    assert!(!index.adopt_segment(id, 0));
+    let left = index.segment(id).unwrap();
+    assert_eq!((left.owner, left.len), (0, len));
+    assert!(index.move_segment(id, SegmentState::Sealed, SegmentState::Active));
+    assert!(index.adopt_segment(id, 0) && index.is_own(index.segment(id).unwrap().owner));
+}

@@ -137,6 +137,17 @@ impl Log {
         if needed > usual { needed.next_multiple_of(4096) } else { usual }
     }
 
+    /// Says, of an error of one who found no room, that others append to so much of it that there is none, if they do.
+    pub(crate) fn blame_writers(&self, error: Error) -> Error {
+        let active = self.index.segments_in(SegmentState::Active);
+        let bytes: u64 = active.iter().map(|segment| segment.len).sum();
+        let places = self.index.geometry().segments as usize;
+        if bytes <= self.budget() / 2 && active.len() <= places / 2 {
+            return error;
+        }
+        error.with_source("too many processes write to so small a directory; raise max_bytes")
+    }
+
     /// A new segment of the bytes in `account`. Where the disk or the table is full, `give_up` gives some space back, or
     /// says that there is none.
     fn create(
@@ -146,7 +157,7 @@ impl Log {
         give_up: &dyn Fn() -> Result<bool>,
     ) -> Result<Arc<Segment>> {
         let len = account.bytes();
-        let no_space = || Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir);
+        let no_space = || self.blame_writers(Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir));
         self.held.check_in_place().map_err(|e| Error::io("create segment", &self.dir, e))?;
         // What a disk that is full takes at most: some more than the new segment needs. If that is not enough, others
         // fill it faster than it can be emptied.
@@ -156,7 +167,13 @@ impl Log {
             let is_claimed = account.is_some();
             // The table counts it from now on.
             let Some(id) = self.space.hand_over(&mut account, || self.index.begin_segment(len)) else {
-                // The table is full of small segments from a time when max_bytes was smaller.
+                if self.index.are_ids_used_up() {
+                    let why = "it has had as many segments as can be; remove it to start with an empty cache";
+                    return Err(Error::new(ErrorKind::NoSpace, "reserve")
+                        .with_path(&self.dir)
+                        .with_source(why));
+                }
+                // The table is full of small segments: many write, or max_bytes was smaller.
                 if give_up()? {
                     continue;
                 }

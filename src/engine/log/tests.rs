@@ -157,3 +157,24 @@ fn what_was_taken_over_to_be_written_to_next_is_not_removed_with_what_it_has() {
     assert_eq!(index.segment_state(1), Some(SegmentState::Sealed));
     assert!(dir.path().join(Segment::file_name(1)).exists());
 }
+
+#[test]
+fn who_finds_every_place_or_id_taken_is_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (index, log) = log_with_a_record(dir.path());
+    while let Some(id) = index.begin_segment(4096) {
+        index.move_segment(id, SegmentState::Unborn, SegmentState::Active);
+    }
+    let unused = index.unused_segment_id();
+    let refused = || {
+        let make_room = |bytes| Ok(Some(log.space.account(bytes)));
+        let refused = log.provide(16 << 10, false, &make_room, &|| Ok(false)).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::NoSpace);
+        refused.to_string()
+    };
+    assert!(refused().contains("too many processes write to so small a directory; raise max_bytes"));
+    assert_eq!(index.unused_segment_id(), unused);
+    index.free_segment(5);
+    index.raise_next_segment_id(u64::from(u32::MAX));
+    assert!(refused().contains("as many segments as can be"));
+}

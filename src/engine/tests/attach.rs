@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::engine::directory::Directory;
-use crate::engine::index::Membership;
+use crate::engine::index::{MOST_PROCESSES, Membership};
 use crate::entry::Streamed;
 use crate::sys::fork::OwnFile;
 use crate::sys::lock;
@@ -142,4 +142,66 @@ fn who_takes_the_number_of_one_who_died_is_not_mistaken_for_it_however_long_that
     assert!(engine.index.lock(hash).is_ok());
     set(&engine, "key", b"v");
     assert!(engine.index.bury_dead());
+}
+
+/// A directory as processes have it open: this one's `engine` in `dir`, copied, with the bytes of `locks` held that stand for
+/// `processes` and for who leads.
+fn as_shared_by(
+    engine: &Engine,
+    processes: std::ops::RangeInclusive<i64>,
+) -> (tempfile::TempDir, std::fs::File) {
+    let shared = kill(&engine.dir);
+    let locks = std::fs::File::options().write(true).open(shared.path().join("locks")).unwrap();
+    let leads = i64::from(MOST_PROCESSES) + 1;
+    processes.chain([leads]).for_each(|byte| assert!(lock::try_lock(&locks, byte).unwrap()));
+    (shared, locks)
+}
+
+#[test]
+fn as_many_as_can_be_are_let_in_and_one_more_is_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = open(dir.path(), &options());
+    set(&engine, "k", b"v");
+    let last = i64::from(MOST_PROCESSES);
+    assert_eq!(last, 1024);
+    let (shared, locks) = as_shared_by(&engine, 1..=last - 1);
+    let latest = open(shared.path(), &options());
+    assert_eq!((i64::from(latest.number), get(&latest, "k")), (last, Some(b"v".to_vec())));
+    set(&latest, "theirs", b"v");
+    drop(latest);
+    assert!(lock::try_lock(&locks, last).unwrap(), "it left");
+    let refused = Attached::open(shared.path(), &options()).err().unwrap();
+    assert_eq!(refused.kind(), ErrorKind::Busy);
+    let why = std::error::Error::source(&refused).unwrap().to_string();
+    assert!(why.contains("1024 processes"), "{why}");
+    lock::unlock(&locks, last).unwrap();
+    let latest = open(shared.path(), &options());
+    assert_eq!(get(&latest, "theirs"), Some(b"v".to_vec()));
+}
+
+/// The bytes of `file` that this process has touched where it has it mapped, as the kernel tells.
+fn touched(file: &Path) -> u64 {
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut of_file = maps.lines().skip_while(|line| !line.ends_with(file.to_str().unwrap()));
+    let resident = of_file.find_map(|line| line.strip_prefix("Rss:")).expect("it is mapped");
+    resident.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+}
+
+#[test]
+fn who_joins_others_does_not_go_through_the_entries() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { max_entries: 400_000, max_bytes: 128 << 20, ..options() };
+    let engine = open(dir.path(), &options);
+    (0..2000).for_each(|i| set(&engine, &format!("{i}"), &[7; 1000]));
+    let (shared, _locks) = as_shared_by(&engine, 1..=1);
+    let index = shared.path().canonicalize().unwrap().join("index");
+    let joined = open(shared.path(), &options);
+    let (whole, at_first) = (joined.index.geometry().index_bytes(), touched(&index));
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let segments = shared.path().canonicalize().unwrap().join("segments");
+    assert!(!maps.contains(segments.to_str().unwrap()), "each is opened when a word first leads there");
+    assert!(at_first <= whole / 3, "{at_first} bytes of {whole}");
+    // Whoever goes through the entries would be seen.
+    assert_eq!(joined.index.entries(0..joined.index.geometry().buckets).count(), 2000);
+    assert!(touched(&index) > whole / 10 * 9, "{} bytes of {whole}", touched(&index));
 }
