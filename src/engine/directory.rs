@@ -95,15 +95,11 @@ impl Directory {
     /// The first number that no process has, and whether any has one. The attach mutex is held, so nobody else takes it.
     pub(super) fn number(&self, locks: &File) -> Result<(u32, bool)> {
         let io_error = |e| Error::io("lock", &self.file("locks"), e);
-        let last = i64::from(MOST_PROCESSES);
-        let mut number = 1;
-        let is_any = lock::first_held(locks, number, last).map_err(io_error)?.is_some();
-        while number <= last {
-            let held = lock::first_held(locks, number, last - number + 1).map_err(io_error)?;
-            if held != Some(number) {
-                return Ok((number as u32, is_any));
+        let is_any = Self::is_shared(locks).map_err(io_error)?;
+        for number in 1..=MOST_PROCESSES {
+            if !lock::is_held(locks, i64::from(number)).map_err(io_error)? {
+                return Ok((number, is_any));
             }
-            number += 1;
         }
         let why = format!("{MOST_PROCESSES} processes have it open, and no more can");
         Err(Error::new(ErrorKind::Busy, "open").with_path(&self.path).with_source(why))

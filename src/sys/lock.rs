@@ -59,7 +59,7 @@ pub(crate) fn is_held(file: &File, byte: i64) -> io::Result<bool> {
     first_held(file, byte, 1).map(|held| held.is_some())
 }
 
-/// The first of `len` bytes from `first` on that another open file holds.
+/// One of `len` bytes from `first` on that another open file holds; the kernel does not always tell the lowest.
 pub(crate) fn first_held(file: &File, first: i64, len: i64) -> io::Result<Option<i64>> {
     let mut query = range(libc::F_WRLCK, first, len);
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut query))?;

@@ -373,7 +373,7 @@ pub(crate) fn see_all(arguments: &[String]) {
         sees_all(&mut reader);
         reader.finish();
         #[cfg(feature = "cli")]
-        for command in [["check", "sound"], ["get", "50"], ["ls", "large"], ["stats", "entries  101"]] {
+        for command in [["check", "sound"], ["get", "50"], ["ls", "large"], ["stats", "entries    101"]] {
             let mut tool = Command::new(env!("CARGO_BIN_EXE_keepwarm"));
             tool.arg(command[0]).arg(mount.join(name)).args((command[0] == "get").then_some("50"));
             let said = tool.output().unwrap();

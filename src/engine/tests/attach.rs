@@ -158,6 +158,28 @@ fn as_shared_by(
 }
 
 #[test]
+fn whoever_comes_takes_the_lowest_number_that_nobody_has_in_whatever_order_others_came_and_went() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path(), &options()));
+    let directory = Directory::at(dir.path(), &options()).unwrap();
+    let open = || OwnFile::new(std::fs::File::options().write(true).open(dir.path().join("locks")).unwrap());
+    let comes = |number: u32| {
+        let locks = open();
+        assert!(lock::try_lock(&locks, i64::from(number)).unwrap());
+        locks
+    };
+    assert_eq!(directory.number(&open()).unwrap(), (1, false));
+    let [four, one, two] = [4, 1, 2].map(comes);
+    assert_eq!(directory.number(&open()).unwrap(), (3, true));
+    let three = comes(3);
+    assert_eq!(directory.number(&open()).unwrap(), (5, true));
+    drop((two, four));
+    assert_eq!(directory.number(&open()).unwrap(), (2, true));
+    drop((one, three));
+    assert_eq!(directory.number(&open()).unwrap(), (1, false));
+}
+
+#[test]
 fn as_many_as_can_be_are_let_in_and_one_more_is_told_so() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
