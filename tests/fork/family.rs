@@ -3,9 +3,7 @@
 use std::fs;
 use std::io::{PipeReader, PipeWriter, Read, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 
-use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -115,18 +113,4 @@ pub(crate) fn descriptors() -> usize {
 pub(crate) fn mappings(parts: &[&str]) -> usize {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     maps.lines().filter(|line| parts.iter().all(|part| line.contains(part))).count()
-}
-
-/// The first byte of the file at `path` that some open file holds.
-pub(crate) fn first_held(path: &Path) -> Option<i64> {
-    let file = fs::File::options().read(true).write(true).open(path).unwrap();
-    let mut query = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut query)).unwrap();
-    (query.l_type != libc::F_UNLCK as libc::c_short).then_some(query.l_start)
 }

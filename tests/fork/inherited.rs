@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use keepwarm::{Builder, Cache, Error, ErrorKind, Timeout};
 
-use crate::family::{Line, child, descriptors, first_held, mappings};
+use crate::family::{Line, child, descriptors, mappings};
 use crate::harness::Verdict;
+use crate::locks::first_held;
 
 const TIMES: i64 = 3000;
 /// What the background may open for a moment, and the segments that it may make meanwhile.

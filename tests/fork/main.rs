@@ -6,6 +6,8 @@
 mod harness;
 #[path = "../support/home.rs"]
 mod home;
+#[path = "../support/locks.rs"]
+mod locks;
 
 mod family;
 mod inherited;

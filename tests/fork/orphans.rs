@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use keepwarm::{Cache, Timeout};
 
-use crate::family::{Child, Line, child, first_held};
+use crate::family::{Child, Line, child};
 use crate::harness::Verdict;
 use crate::inherited::builder;
+use crate::locks::first_held;
 
 /// Longer than anything takes on a busy machine, and shorter than a process waits for another one that was stopped.
 const MOST: Duration = Duration::from_secs(20);

@@ -7,15 +7,12 @@
 //! what counts.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use keepwarm::Cache;
-use nix::fcntl::{FcntlArg, fcntl};
-use nix::libc;
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use tempfile::TempDir;
@@ -27,6 +24,7 @@ use crate::histories;
 use crate::history::{History, Journal, Killed};
 use crate::home::home;
 use crate::load::{KEYS, Load, Worker};
+use crate::locks::first_held;
 use crate::rng::{self, Rng};
 
 const PROCESSES: usize = 8;
@@ -416,23 +414,9 @@ impl Scene {
                 _ => footprint.others += 1,
             }
         }
-        footprint.is_locked = is_locked(&self.dir().join("locks"));
+        footprint.is_locked = first_held(&self.dir().join("locks")).is_some();
         footprint
     }
-}
-
-/// Whether any open file holds a lock on the file at `path`.
-fn is_locked(path: &Path) -> bool {
-    let file = fs::File::options().read(true).write(true).open(path).unwrap();
-    let mut all = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut all)).unwrap();
-    all.l_type != libc::F_UNLCK as libc::c_short
 }
 
 #[derive(Debug, Clone, Copy, Default)]

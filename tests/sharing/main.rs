@@ -24,6 +24,8 @@ mod kills;
 mod large;
 mod limits;
 mod load;
+#[path = "../support/locks.rs"]
+mod locks;
 #[path = "../support/mount.rs"]
 mod mount;
 mod namespaces;

@@ -99,10 +99,7 @@ fn who_was_taken_for_dead_is_told_so_at_the_unlock() {
     let engine = open(dir.path(), &options());
     set(&engine, "key", b"before");
     // One that has another file `locks`, as if somebody had replaced it, sees nobody alive.
-    let index = std::fs::File::options().read(true).write(true).open(dir.path().join("index")).unwrap();
-    let locks = OwnFile::new(tempfile::tempfile().unwrap());
-    assert!(lock::try_lock(&locks, 77).unwrap());
-    let other = Index::join(&index, Membership::new(Arc::new(locks), 77)).unwrap().unwrap();
+    let (other, _locks) = another_process(dir.path(), "replaced", 77);
     let hash = engine.hasher.hash(b"key");
     // Other tests come by there as well.
     let this = std::thread::current().id();
@@ -125,16 +122,16 @@ fn who_was_taken_for_dead_is_told_so_at_the_unlock() {
 fn who_takes_the_number_of_one_who_died_is_not_mistaken_for_it_however_long_that_takes() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
-    let file = |name| std::fs::File::options().read(true).write(true).open(dir.path().join(name)).unwrap();
     let comes = || {
-        let locks = OwnFile::new(file("locks"));
+        let locks = OwnFile::new(file(dir.path(), "locks"));
         let directory = Directory::at(dir.path(), &options()).unwrap();
         let (number, is_shared) = directory.number(&locks).unwrap();
         assert!(number == 2 && is_shared);
         locks
     };
     let hash = engine.hasher.hash(b"key");
-    let dies = Index::join(&file("index"), Membership::new(Arc::new(comes()), 2)).unwrap().unwrap();
+    let dies =
+        Index::join(&file(dir.path(), "index"), Membership::new(Arc::new(comes()), 2)).unwrap().unwrap();
     std::mem::forget(dies.lock(hash).unwrap());
     assert!(engine.index.lock(hash).is_err(), "it lives");
     drop(dies);
@@ -162,7 +159,7 @@ fn whoever_comes_takes_the_lowest_number_that_nobody_has_in_whatever_order_other
     let dir = tempfile::tempdir().unwrap();
     drop(open(dir.path(), &options()));
     let directory = Directory::at(dir.path(), &options()).unwrap();
-    let open = || OwnFile::new(std::fs::File::options().write(true).open(dir.path().join("locks")).unwrap());
+    let open = || OwnFile::new(file(dir.path(), "locks"));
     let comes = |number: u32| {
         let locks = open();
         assert!(lock::try_lock(&locks, i64::from(number)).unwrap());

@@ -1,24 +1,8 @@
 //! Clears that stand still, or whose process dies or is taken for dead: what others see of them.
 
-use std::fs::File;
-
 use super::*;
 use crate::engine::clear::CLEAR;
-use crate::engine::index::{Index, Membership};
-use crate::sys::fork::OwnFile;
 use crate::sys::lock;
-
-fn file(dir: &Path, name: &str) -> File {
-    File::options().read(true).write(true).create(true).truncate(false).open(dir.join(name)).unwrap()
-}
-
-/// Another process, which asks the file `locks` who lives.
-fn other(dir: &Path, locks: &str) -> (Index, Arc<OwnFile>) {
-    let locks = Arc::new(OwnFile::new(file(dir, locks)));
-    assert!(lock::try_lock(&locks, 77).unwrap());
-    let index = Index::join(&file(dir, "index"), Membership::new(locks.clone(), 77)).unwrap().unwrap();
-    (index, locks)
-}
 
 #[test]
 fn the_bound_on_entries_holds_beside_a_clear_that_stands_still_between_its_two_stores() {
@@ -52,7 +36,7 @@ fn a_clear_whose_lock_was_taken_over_says_so_and_leaves_the_clears_of_others_alo
     let reservation = engine.reserve(&CLEAR).unwrap();
     let lock = engine.index.lock_clear().unwrap();
     // The lock file was replaced, so this process seems to be dead.
-    let (thief, _locks) = other(dir.path(), "replaced");
+    let (thief, _locks) = another_process(dir.path(), "replaced", 77);
     let taken = thief.lock_clear().unwrap();
     assert!(taken.unfinished);
     thief.begin_generation(1);
@@ -74,7 +58,7 @@ fn the_last_to_close_ends_the_clear_of_one_who_died() {
     let engine = open(dir.path(), &options());
     let quiet = engine.chores.lock().unwrap();
     set(&engine, "k", b"v");
-    let (dead, locks) = other(dir.path(), "locks");
+    let (dead, locks) = another_process(dir.path(), "locks", 77);
     std::mem::forget(dead.lock_clear().unwrap());
     lock::unlock(&locks, 77).unwrap();
     assert_eq!(get(&engine, "k").unwrap(), b"v");
@@ -93,7 +77,7 @@ fn what_one_who_died_was_about_to_reap_is_reaped_by_others() {
     let engine = open(dir.path(), &options);
     let quiet = engine.chores.lock().unwrap();
     set_until(&engine, "k", b"v", clock.now().checked_add(Duration::from_secs(5)));
-    let (dead, locks) = other(dir.path(), "locks");
+    let (dead, locks) = another_process(dir.path(), "locks", 77);
     dead.forget_next_expiry();
     lock::unlock(&locks, 77).unwrap();
     clock.advance(Duration::from_secs(5));

@@ -1,14 +1,11 @@
 //! A process that is stopped with a chain locked: how long the passes of others over many entries wait for it.
 
-use std::fs::File;
 use std::time::Instant;
 
 use super::*;
 use crate::engine::culler::COME_BACK;
 use crate::engine::emptying::Way;
-use crate::engine::index::{Membership, Slot, Word};
-use crate::sys::fork::OwnFile;
-use crate::sys::lock;
+use crate::engine::index::{Slot, Word};
 
 /// Entries of one chain.
 const ENTRIES: usize = 40;
@@ -41,10 +38,7 @@ fn a_pass_waits_once_for_a_chain_that_one_who_is_stopped_has_locked() {
     let quiet = engine.chores.lock().unwrap();
     let keys = keys_of(&engine, 3, ENTRIES);
     keys.iter().for_each(|key| set(&engine, key, b"v"));
-    let file = |name| File::options().read(true).write(true).open(dir.path().join(name)).unwrap();
-    let locks = OwnFile::new(file("locks"));
-    assert!(lock::try_lock(&locks, 77).unwrap());
-    let other = Index::join(&file("index"), Membership::new(Arc::new(locks), 77)).unwrap().unwrap();
+    let (other, _locks) = another_process(dir.path(), "locks", 77);
     let held = other.lock(engine.hasher.hash(keys[0].as_bytes())).unwrap();
 
     assert_eq!(waits_once(|| engine.evict_coldest(ENTRIES as u64)), 0);

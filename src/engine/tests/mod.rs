@@ -1,8 +1,10 @@
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::index::Membership;
 use super::record::{Draft, Kind, Stamp};
 use super::segment::Segment;
 use super::usage::SpaceInUse;
@@ -10,6 +12,7 @@ use super::*;
 use crate::entry::{Change, Codec, Condition, Outcome, Soft};
 use crate::error::ErrorKind;
 use crate::options::Eviction;
+use crate::sys::fork::OwnFile;
 use crate::time::{Clock, ManualClock, Timestamp};
 
 mod attach;
@@ -47,6 +50,17 @@ fn get(engine: &Engine, key: &str) -> Option<Vec<u8>> {
 fn delete(engine: &Engine, key: &str) -> bool {
     let outcome = engine.commit(key.as_bytes(), Condition::Always, Change::Delete).unwrap();
     matches!(outcome, Outcome::Done { existed: true, .. })
+}
+
+fn file(dir: &Path, name: &str) -> File {
+    File::options().read(true).write(true).create(true).truncate(false).open(dir.join(name)).unwrap()
+}
+
+/// Another process that shares the directory, and asks the file `locks` who lives.
+fn another_process(dir: &Path, locks: &str, number: u32) -> (Index, Arc<OwnFile>) {
+    let locks = Arc::new(OwnFile::new(file(dir, locks)));
+    let membership = Membership::new(locks.clone(), number);
+    (Index::join(&file(dir, "index"), membership).unwrap().unwrap(), locks)
 }
 
 /// Leaves as a killed process would: nothing is closed, the lock goes.

@@ -1,6 +1,5 @@
 //! Bounds on bytes, and how space comes back.
 
-use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -8,7 +7,6 @@ use super::*;
 use crate::engine::emptying::Way;
 use crate::engine::index::{Membership, SegmentState, Turn};
 use crate::sys::fork::OwnFile;
-use crate::sys::lock;
 
 /// The ids of all segments that are there.
 fn ids(engine: &Engine) -> Vec<u32> {
@@ -355,13 +353,7 @@ fn who_needs_what_a_stopped_process_keeps_is_told_so_however_many_others_have_th
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
     let quiet = engine.chores.lock().unwrap();
-    let process = |number: u32| {
-        let file = |name| File::options().read(true).write(true).open(dir.path().join(name)).unwrap();
-        let locks = OwnFile::new(file("locks"));
-        assert!(lock::try_lock(&locks, i64::from(number)).unwrap());
-        Index::join(&file("index"), Membership::new(Arc::new(locks), number)).unwrap().unwrap()
-    };
-    let (_stopped, busy) = (process(77), process(78));
+    let [(_stopped, _), (busy, _)] = [77, 78].map(|number| another_process(dir.path(), "locks", number));
     set(&engine, "key", &[7; 1000]);
     let id = ids(&engine)[0];
     engine.log.retire(true);
