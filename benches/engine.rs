@@ -19,7 +19,8 @@ struct Shuffle(u64);
 
 impl Shuffle {
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         self.0 >> 33
     }
 }
@@ -74,7 +75,10 @@ const SIZES: [(&str, usize, usize); 3] =
 
 fn group<'a>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
     let mut group = c.benchmark_group(name);
-    group.sample_size(10).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3));
+    group
+        .sample_size(10)
+        .warm_up_time(Duration::from_secs(1))
+        .measurement_time(Duration::from_secs(3));
     group.throughput(Throughput::Elements(1));
     group
 }
@@ -103,7 +107,10 @@ fn operations(c: &mut Criterion) {
         });
         group.bench_function("set_bytes, overwriting", |b| {
             b.iter(|| {
-                loaded.cache.set_bytes(loaded.key(&mut shuffle), &loaded.value, Timeout::Never).unwrap()
+                loaded
+                    .cache
+                    .set_bytes(loaded.key(&mut shuffle), &loaded.value, Timeout::Never)
+                    .unwrap()
             });
         });
     }
@@ -233,10 +240,12 @@ fn typed(c: &mut Criterion) {
     let loaded = load(100_000, 100);
     let cache = &loaded.cache;
     let mut group = group(c, "typed");
-    let profile = Profile { id: 7, name: "somebody".to_owned(), scores: vec![1, 2, 3, 500, 70_000] };
+    let profile =
+        Profile { id: 7, name: "somebody".to_owned(), scores: vec![1, 2, 3, 500, 70_000] };
     cache.set("profile", &profile, Timeout::Never).unwrap();
-    group
-        .bench_function("get, a struct", |b| b.iter(|| cache.get::<Profile>("profile").unwrap().unwrap().id));
+    group.bench_function("get, a struct", |b| {
+        b.iter(|| cache.get::<Profile>("profile").unwrap().unwrap().id)
+    });
     group.bench_function("set, a struct", |b| {
         b.iter(|| cache.set("profile", &profile, Timeout::Never).unwrap())
     });

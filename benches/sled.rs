@@ -53,13 +53,18 @@ fn measure(name: &str, base: &Path, len: usize, builder: fn(&Path) -> Builder) {
     };
     report("set, new keys", write(&cache, 0, KEYS), KEYS);
     space("after the load", &cache);
-    report("get", each(KEYS, |n| assert_eq!(cache.get_bytes(&key(n)).unwrap().unwrap().len(), len)), KEYS);
+    report(
+        "get",
+        each(KEYS, |n| assert_eq!(cache.get_bytes(&key(n)).unwrap().unwrap().len(), len)),
+        KEYS,
+    );
     for _ in 0..2 {
         write(&cache, 0, KEYS);
     }
     report("set, overwriting", write(&cache, 0, KEYS), KEYS);
     space("after overwriting all thrice", &cache);
-    let incremented = each(KEYS, |_| assert!(cache.incr_or_init("count", 1, 0, Timeout::Never).unwrap() > 0));
+    let incremented =
+        each(KEYS, |_| assert!(cache.incr_or_init("count", 1, 0, Timeout::Never).unwrap() > 0));
     report("incr of one counter", incremented, KEYS);
     drop(cache);
     let started = Instant::now();
@@ -94,8 +99,11 @@ fn each(count: u64, work: impl Fn(u64)) -> Duration {
 /// The blocks that all files below `dir` take. A file that is removed meanwhile takes none.
 fn disk_bytes(dir: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
-    let found = walkdir::WalkDir::new(dir).into_iter().map(|entry| entry.and_then(|entry| entry.metadata()));
-    let is_gone = |e: &walkdir::Error| e.io_error().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound);
+    let found = walkdir::WalkDir::new(dir)
+        .into_iter()
+        .map(|entry| entry.and_then(|entry| entry.metadata()));
+    let is_gone =
+        |e: &walkdir::Error| e.io_error().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound);
     let there = found.filter(|found| !found.as_ref().is_err_and(is_gone)).map(Result::unwrap);
     there.filter(|m| m.is_file()).map(|m| m.blocks() * 512).sum()
 }

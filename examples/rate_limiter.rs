@@ -85,7 +85,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     // Whoever opens the directory next finds the counters as they are.
     drop((fixed, sliding, cache));
     let again = Limiter { cache: Cache::open(&dir)?.with_prefix("fixed"), limit: 5, window };
-    let answer = if again.fixed(&client, start + Duration::from_secs(125))? { "allowed" } else { "refused" };
+    let answer =
+        if again.fixed(&client, start + Duration::from_secs(125))? { "allowed" } else { "refused" };
     println!("\nthe directory opened again, another request in second 125: {answer}");
     Ok(())
 }

@@ -200,7 +200,9 @@ impl Change<'_> {
         };
         match *self {
             _ if !met => Decided::Return(Outcome::Refused { current }),
-            Self::Store { expires_at, .. } if !has_passed(expires_at) => Decided::Put { expires_at },
+            Self::Store { expires_at, .. } if !has_passed(expires_at) => {
+                Decided::Put { expires_at }
+            }
             Self::Store { .. } if current.is_none() => {
                 Decided::Return(Outcome::Done { token: None, existed: false })
             }

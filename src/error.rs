@@ -96,7 +96,9 @@ impl ErrorKind {
             Self::UnsupportedFormat => {
                 "made by another version of keepwarm; use that version, another directory, or remove this one"
             }
-            Self::Corrupt => "the file is damaged; remove the directory to start with an empty cache",
+            Self::Corrupt => {
+                "the file is damaged; remove the directory to start with an empty cache"
+            }
             Self::Damaged => "part of the value is damaged",
             Self::InvalidOption => "the option is out of its limits",
             Self::InvalidKey => "the key is not allowed",
@@ -125,7 +127,9 @@ impl Error {
     /// [`ErrorKind::NoSpace`].
     pub fn io(operation: &'static str, path: &Path, source: std::io::Error) -> Self {
         let kind = match source.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => ErrorKind::NoSpace,
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                ErrorKind::NoSpace
+            }
             _ => ErrorKind::Io,
         };
         Self::new(kind, operation).with_path(path).with_source(source)
@@ -244,9 +248,13 @@ mod tests {
 
     #[test]
     fn says_what_was_done_to_what_and_why() {
-        let error =
-            Error::new(ErrorKind::ValueTooLarge, "set").with_key("a").with_source("5 MiB of at most 1");
-        assert_eq!(error.to_string(), "set \"a\": the value is too large for max_bytes (5 MiB of at most 1)");
+        let error = Error::new(ErrorKind::ValueTooLarge, "set")
+            .with_key("a")
+            .with_source("5 MiB of at most 1");
+        assert_eq!(
+            error.to_string(),
+            "set \"a\": the value is too large for max_bytes (5 MiB of at most 1)"
+        );
         assert_eq!(error.key(), Some("a"));
     }
 
@@ -258,7 +266,8 @@ mod tests {
 
     #[test]
     fn long_keys_are_cut() {
-        let text = Error::new(ErrorKind::InvalidKey, "get").with_key(&"k".repeat(70_000)).to_string();
+        let text =
+            Error::new(ErrorKind::InvalidKey, "get").with_key(&"k".repeat(70_000)).to_string();
         assert!(text.len() < 300, "{text}");
     }
 }

@@ -112,7 +112,8 @@ impl Closed {
         for (name, bytes) in &self.files {
             let mut file = bytes.clone();
             change(&name.to_string_lossy(), &mut file);
-            fs::write(dir.path().join(name), file).unwrap_or_else(|e| panic!("{}: {e}", name.display()));
+            fs::write(dir.path().join(name), file)
+                .unwrap_or_else(|e| panic!("{}: {e}", name.display()));
         }
         // Damage that a program is told of is no failure.
         if let Ok(cache) = open(dir.path()) {
@@ -209,7 +210,11 @@ fn work(cache: &Cache, ever: &BTreeMap<String, Vec<Vec<u8>>>, forged: bool) {
                 if cache.set_bytes(key, value.as_bytes(), Timeout::Never).is_ok()
                     && let Ok(Some(bytes)) = cache.get_bytes(key)
                 {
-                    assert_eq!(bytes, value.as_bytes(), "what was just written is there or evicted");
+                    assert_eq!(
+                        bytes,
+                        value.as_bytes(),
+                        "what was just written is there or evicted"
+                    );
                 }
             }
         }

@@ -31,7 +31,13 @@ pub(crate) struct KeyRule {
 
 impl KeyRule {
     /// The stored key for `key` in a view whose [`head`] is given.
-    pub(crate) fn compose(&self, prefix: &str, version: i64, head: &str, key: &str) -> Result<FullKey> {
+    pub(crate) fn compose(
+        &self,
+        prefix: &str,
+        version: i64,
+        head: &str,
+        key: &str,
+    ) -> Result<FullKey> {
         let full = match &self.function {
             Some(function) => FullKey(function(prefix, version, key)),
             None => {
@@ -176,7 +182,11 @@ mod tests {
         let rule = KeyRule { portable: true, ..KeyRule::default() };
         assert!(compose(&rule, "", 1, &"é".repeat(247)).is_ok());
         for bad in ["é".repeat(248), "a b".into(), "a\nb".into(), "a\u{7f}".into()] {
-            assert_eq!(compose(&rule, "", 1, &bad).unwrap_err().kind(), ErrorKind::InvalidKey, "{bad:?}");
+            assert_eq!(
+                compose(&rule, "", 1, &bad).unwrap_err().kind(),
+                ErrorKind::InvalidKey,
+                "{bad:?}"
+            );
         }
     }
 

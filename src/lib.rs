@@ -102,7 +102,9 @@ mod timeout;
 
 #[cfg(feature = "async")]
 pub use cache::{AsyncCache, AsyncIter, AsyncKeys, AsyncLease};
-pub use cache::{Builder, Cache, ComputeError, Entry, Iter, Keys, Lease, Reader, Swap, Token, Writer};
+pub use cache::{
+    Builder, Cache, ComputeError, Entry, Iter, Keys, Lease, Reader, Swap, Token, Writer,
+};
 pub use engine::CheckReport;
 pub use entry::{ProcessStats, Stats};
 pub use error::{Error, ErrorKind, Result};

@@ -145,9 +145,14 @@ impl Options {
         check_max_bytes(self.max_bytes)?;
         within("hot_bytes", self.hot_bytes, 0, MAX_BYTES_LIMIT)?;
         match self.durability {
-            Durability::Interval(interval) if !(INTERVAL_LEAST..=INTERVAL_LIMIT).contains(&interval) => Err(
-                invalid("durability", format!("an interval of {interval:?}; from 1 ms to 24 h is possible")),
-            ),
+            Durability::Interval(interval)
+                if !(INTERVAL_LEAST..=INTERVAL_LIMIT).contains(&interval) =>
+            {
+                Err(invalid(
+                    "durability",
+                    format!("an interval of {interval:?}; from 1 ms to 24 h is possible"),
+                ))
+            }
             _ => Ok(()),
         }
     }
@@ -191,7 +196,10 @@ mod tests {
         assert_eq!(refused(|o| o.max_entries = u64::from(u32::MAX)), Some("max_entries"));
         assert_eq!(refused(|o| o.max_bytes = MAX_BYTES_LEAST - 1), Some("max_bytes"));
         assert_eq!(refused(|o| o.hot_bytes = u64::MAX), Some("hot_bytes"));
-        assert_eq!(refused(|o| o.durability = Durability::Interval(Duration::ZERO)), Some("durability"));
+        assert_eq!(
+            refused(|o| o.durability = Durability::Interval(Duration::ZERO)),
+            Some("durability")
+        );
     }
 
     #[test]

@@ -41,7 +41,8 @@ impl TempCache {
     /// # Errors
     /// As [`Builder::open`].
     pub fn with(options: impl FnOnce(Builder) -> Builder) -> Result<Self> {
-        let dir = tempfile::tempdir().map_err(|error| Error::io("open", &std::env::temp_dir(), error))?;
+        let dir =
+            tempfile::tempdir().map_err(|error| Error::io("open", &std::env::temp_dir(), error))?;
         let cache = options(Cache::builder(dir.path())).open()?;
         Ok(Self { cache, dir })
     }
@@ -62,6 +63,9 @@ impl Deref for TempCache {
 
 impl fmt::Debug for TempCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TempCache").field("cache", &self.cache).field("dir", &self.dir.path()).finish()
+        f.debug_struct("TempCache")
+            .field("cache", &self.cache)
+            .field("dir", &self.dir.path())
+            .finish()
     }
 }

@@ -1,7 +1,12 @@
 //! The example `analyze` as its users run it: as a process of its own, over a tree of Rust files, with its
 //! results in a directory. What it must not do twice is counted.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -33,7 +38,8 @@ static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
     let built = fs::metadata(&program).and_then(|metadata| metadata.modified());
     let built = built.unwrap_or_else(|e| panic!("{}: {e}; {BUILD_IT}", program.display()));
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for source in ["src", "examples/analyze"].map(|dir| WalkDir::new(package.join(dir))).into_iter().flatten()
+    for source in
+        ["src", "examples/analyze"].map(|dir| WalkDir::new(package.join(dir))).into_iter().flatten()
     {
         let source = source.unwrap();
         let changed = source.metadata().unwrap().modified().unwrap();
@@ -55,7 +61,10 @@ impl Tree {
     fn new() -> Self {
         let tree = Self::empty();
         for i in 0..GOOD {
-            tree.write(&Self::name(i), &format!("pub fn number_{i}(x: u64) -> u64 {{\n    x + {i}\n}}\n"));
+            tree.write(
+                &Self::name(i),
+                &format!("pub fn number_{i}(x: u64) -> u64 {{\n    x + {i}\n}}\n"),
+            );
         }
         for i in 0..BAD {
             tree.write(&format!("bad/b{i}.rs"), &format!("fn number_{i}( {{\n"));
@@ -137,7 +146,12 @@ impl Run {
     #[track_caller]
     fn assert_counts(&self, read: usize, computed: usize, from_cache: usize) {
         let counts = (self.count("read"), self.count("computed"), self.count("from_cache"));
-        assert_eq!(counts, (read, computed, from_cache), "(read, computed, from_cache); {}", self.summary);
+        assert_eq!(
+            counts,
+            (read, computed, from_cache),
+            "(read, computed, from_cache); {}",
+            self.summary
+        );
     }
 }
 
@@ -152,7 +166,10 @@ fn a_second_run_reads_and_computes_nothing_and_reports_the_same() {
     let cold = tree.run(&[]);
     cold.assert_counts(FILES, FILES, 0);
     assert_eq!(cold.summary["run"], "cold");
-    assert_eq!((cold.count("files"), cold.count("not_kept"), cold.count("unreadable")), (FILES, 0, 0));
+    assert_eq!(
+        (cold.count("files"), cold.count("not_kept"), cold.count("unreadable")),
+        (FILES, 0, 0)
+    );
 
     for jobs in ["1", "2", "7"] {
         let warm = tree.run(&["--jobs", jobs]);
@@ -197,7 +214,10 @@ fn after_a_kill_only_what_was_not_acknowledged_is_computed() {
         let rounds = [1, 20, 60];
         for lines in rounds {
             for digest in killed_after(lines, &tree, jobs) {
-                assert!(acknowledged.insert(digest), "a result that was acknowledged was computed again");
+                assert!(
+                    acknowledged.insert(digest),
+                    "a result that was acknowledged was computed again"
+                );
             }
         }
         let left = FILES - acknowledged.len();
@@ -370,9 +390,12 @@ pub fn longest(words: &[String], prefix: &str) -> Option<usize> {
 #[test]
 fn the_report_counts_decisions_and_finds_copies_with_other_names() {
     let tree = Tree::empty();
-    for (name, text) in
-        [("branches.rs", BRANCHES), ("original.rs", ORIGINAL), ("copy.rs", COPY), ("other.rs", OTHER)]
-    {
+    for (name, text) in [
+        ("branches.rs", BRANCHES),
+        ("original.rs", ORIGINAL),
+        ("copy.rs", COPY),
+        ("other.rs", OTHER),
+    ] {
         tree.write(name, text);
     }
     let report = tree.run(&[]).report;
@@ -394,7 +417,10 @@ fn files_that_do_not_parse_are_reported_and_remembered() {
     tree.write("good.rs", "fn good() {}\n");
     tree.write("unclosed.rs", "fn bad() {\n");
     tree.write("wrong.rs", "\nfn 1() {}\n");
-    tree.write("deep.rs", &format!("fn deep() {{ {}1{} }}\n", "(".repeat(100_000), ")".repeat(100_000)));
+    tree.write(
+        "deep.rs",
+        &format!("fn deep() {{ {}1{} }}\n", "(".repeat(100_000), ")".repeat(100_000)),
+    );
     tree.write("unary.rs", &format!("fn unary() -> bool {{ {}true }}\n", "!".repeat(300_000)));
     fs::write(tree.path("latin1.rs"), b"// \xe9t\xe9\n").unwrap();
     tree.set_modified("latin1.rs", SystemTime::now() - HOUR);
@@ -425,7 +451,8 @@ fn what_cannot_be_done_is_said() {
     let cache = tree.dir.path().join("cache");
 
     let fails = |sources: &Path, cache: &Path, says: &str| {
-        let output = Command::new(&*PROGRAM).arg(sources).arg("--cache").arg(cache).output().unwrap();
+        let output =
+            Command::new(&*PROGRAM).arg(sources).arg("--cache").arg(cache).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{said}");
         assert!(said.starts_with("keepwarm-analyze: ") && said.contains(says), "{said}");

@@ -77,7 +77,10 @@ fn longest_key() -> Verdict {
     refused(cache.incr(&longer, 1).map(drop), "incr");
     refused(cache.delete(&longer).map(drop), "delete");
     refused(cache.contains_key(&longer).map(drop), "contains_key");
-    refused(cache.get_or_set(&longer, Timeout::Never, || -> u8 { unreachable!() }).map(drop), "get_or_set");
+    refused(
+        cache.get_or_set(&longer, Timeout::Never, || -> u8 { unreachable!() }).map(drop),
+        "get_or_set",
+    );
     refused(cache.ttl(&longer).map(drop), "ttl");
     // A version of more digits makes the same key too long.
     assert_eq!(cache.incr_version(&longest, 9).unwrap_err().kind(), ErrorKind::InvalidKey);
@@ -114,8 +117,16 @@ fn largest_value() -> Verdict {
             }
             Err(e) => {
                 refused += 1;
-                assert_eq!((e.kind(), e.key()), (ErrorKind::ValueTooLarge, Some("value")), "{len}: {e}");
-                assert_eq!(cache.get_bytes("value").unwrap().as_deref(), Some(&b"old"[..]), "{len}");
+                assert_eq!(
+                    (e.kind(), e.key()),
+                    (ErrorKind::ValueTooLarge, Some("value")),
+                    "{len}: {e}"
+                );
+                assert_eq!(
+                    cache.get_bytes("value").unwrap().as_deref(),
+                    Some(&b"old"[..]),
+                    "{len}"
+                );
                 assert_eq!(
                     cache.add("absent", &vec![1u64; len], Timeout::Never).unwrap_err().kind(),
                     ErrorKind::ValueTooLarge
@@ -149,7 +160,11 @@ fn a_file() -> Verdict {
     let file = home.path().join("file");
     fs::write(&file, "somebody's").unwrap();
     let error = Cache::open(&file).unwrap_err();
-    assert_eq!((error.kind(), error.path()), (ErrorKind::NotACache, Some(file.as_path())), "{error}");
+    assert_eq!(
+        (error.kind(), error.path()),
+        (ErrorKind::NotACache, Some(file.as_path())),
+        "{error}"
+    );
     assert_eq!(fs::read(&file).unwrap(), b"somebody's");
     // Within a file there is no directory either.
     assert_eq!(Cache::open(file.join("cache")).unwrap_err().kind(), ErrorKind::Io);
@@ -192,8 +207,13 @@ fn foreign() -> Verdict {
     let home = tempfile::tempdir().unwrap();
     let open = || Cache::builder(home.path()).max_bytes(1 << 20).open().unwrap();
     open().set("a", &1, Timeout::Never).unwrap();
-    let names =
-        ["letter.txt", "segments/photo.jpg", "segments/00000001.seg.bak", "segments/0000000a.SEG", "blobs/x"];
+    let names = [
+        "letter.txt",
+        "segments/photo.jpg",
+        "segments/00000001.seg.bak",
+        "segments/0000000a.SEG",
+        "blobs/x",
+    ];
     names.iter().for_each(|name| fs::write(home.path().join(name), "somebody's").unwrap());
     let cache = open();
     assert_eq!(cache.get("a").unwrap(), Some(1));
@@ -223,7 +243,8 @@ fn no_permission() -> Verdict {
     let dir = home.path().join("cache");
     Cache::open(&dir).unwrap().set("a", &1, Timeout::Never).unwrap();
     let before = listing(&dir);
-    let allow = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    let allow =
+        |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     allow(home.path(), 0o755);
     allow(&dir, 0o555);
     let mut command = child("--is-refused", &dir);
@@ -321,7 +342,14 @@ fn other_paths() -> Verdict {
     fs::create_dir(home.path().join("other")).unwrap();
     symlink(&dir, home.path().join("link")).unwrap();
     symlink("../link", home.path().join("other/link of link")).unwrap();
-    let others = ["link", "cache/", "./cache/.", "other/../cache", "cache/segments/..", "other/link of link"];
+    let others = [
+        "link",
+        "cache/",
+        "./cache/.",
+        "other/../cache",
+        "cache/segments/..",
+        "other/link of link",
+    ];
     for other in others {
         let second = Cache::open(home.path().join(other)).unwrap();
         assert_eq!(second.get::<u8>("a").unwrap(), Some(1), "{other}");
@@ -367,7 +395,8 @@ fn holds(dir: &Path) {
 }
 
 fn holder(dir: &Path) -> Child {
-    let mut child = child("--holds", dir).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        child("--holds", dir).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "ready\n");

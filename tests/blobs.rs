@@ -46,7 +46,11 @@ fn main() -> ExitCode {
 }
 
 fn builder(dir: &Path) -> Builder {
-    Cache::builder(dir).max_bytes(8 << 20).max_entries(2000).hot_bytes(0).default_timeout(Timeout::Never)
+    Cache::builder(dir)
+        .max_bytes(8 << 20)
+        .max_entries(2000)
+        .hot_bytes(0)
+        .default_timeout(Timeout::Never)
 }
 
 fn open(dir: &Path) -> Cache {
@@ -164,7 +168,10 @@ fn damaged_chunk() -> Verdict {
             reader.seek(SeekFrom::Start((chunk + 1) as u64 * CHUNK as u64)).unwrap();
             let mut after = Vec::new();
             reader.read_to_end(&mut after).unwrap();
-            assert!(after == value(1)[(chunk + 1) * CHUNK..], "what comes after the damage is there");
+            assert!(
+                after == value(1)[(chunk + 1) * CHUNK..],
+                "what comes after the damage is there"
+            );
         }
         assert!(cache.reader("a").unwrap().is_none() && cache.get_bytes("a").unwrap().is_none());
         assert_eq!(cache.stats().corrupt, 1, "counted once");
@@ -184,7 +191,9 @@ const HARMS: &[Harm] = &[
     ("a flipped bit of the last byte", |file, _| flip(file, 64 + LARGE - 1)),
     ("a flipped bit of the header", |file, _| flip(file, 30)),
     ("a flipped bit of a check", |file, _| flip(file, 64 + LARGE + 1)),
-    ("cut short", |file, _| fs::File::options().write(true).open(file).unwrap().set_len(100_000).unwrap()),
+    ("cut short", |file, _| {
+        fs::File::options().write(true).open(file).unwrap().set_len(100_000).unwrap()
+    }),
     ("emptied", |file, _| fs::File::options().write(true).open(file).unwrap().set_len(0).unwrap()),
     ("removed", |file, _| fs::remove_file(file).unwrap()),
     ("another blob in its place", |file, other| assert!(fs::copy(other, file).unwrap() > 0)),
@@ -219,7 +228,10 @@ fn damaged_file() -> Verdict {
             }
             assert!(!cache.contains_key("a").unwrap(), "{name}");
             assert!(cache.stats().corrupt <= 1, "{name}: counted once");
-            assert!(cache.get_bytes("b").unwrap().unwrap() == value(2), "{name}: the other one is as it was");
+            assert!(
+                cache.get_bytes("b").unwrap().unwrap() == value(2),
+                "{name}: the other one is as it was"
+            );
             cache.maintain().unwrap();
             cache.set_bytes("a", &value(3), Timeout::Never).unwrap();
             assert!(cache.get_bytes("a").unwrap().unwrap() == value(3), "{name}: and stored again");
@@ -259,8 +271,11 @@ fn orphans() -> Verdict {
     for close in [true, false] {
         // As a kill leaves them: a blob without a record, and a writer's file.
         let orphan = name("0123456789abcdef0123456789abcdef.blob");
-        fs::copy(blobs(home.path()).iter().max_by_key(|b| b.metadata().unwrap().len()).unwrap(), &orphan)
-            .unwrap();
+        fs::copy(
+            blobs(home.path()).iter().max_by_key(|b| b.metadata().unwrap().len()).unwrap(),
+            &orphan,
+        )
+        .unwrap();
         let part = name("fedcba9876543210fedcba9876543210.part");
         fs::write(&part, b"part").unwrap();
         let foreign = ["x", "0.blob", "0123456789ABCDEF0123456789abcdef.blob", "photo.part"];
@@ -271,7 +286,9 @@ fn orphans() -> Verdict {
             assert!(!part.exists());
             cache.maintain().unwrap();
             assert!(!orphan.exists());
-            foreign.iter().for_each(|file| assert_eq!(fs::read(name(file)).unwrap(), b"somebody's"));
+            foreign
+                .iter()
+                .for_each(|file| assert_eq!(fs::read(name(file)).unwrap(), b"somebody's"));
         } else {
             let (copy, again) = killed(home.path());
             assert!(again.get_bytes("a").unwrap().unwrap() == value(1));
@@ -360,7 +377,8 @@ fn held_space() -> Verdict {
     let cache = open(home.path());
     cache.set_bytes("a", &value(1), Timeout::Never).unwrap();
     let with_it = cache.stats().bytes;
-    let (reader, bytes) = (cache.reader("a").unwrap().unwrap(), cache.get_bytes("a").unwrap().unwrap());
+    let (reader, bytes) =
+        (cache.reader("a").unwrap().unwrap(), cache.get_bytes("a").unwrap().unwrap());
     cache.delete("a").unwrap();
     let still_counts = || {
         cache.maintain().unwrap();
@@ -394,7 +412,8 @@ fn coldest() -> Verdict {
     for n in 0..50u8 {
         assert_eq!(cache.get(&format!("small {n}")).unwrap(), Some(vec![n; 100]));
     }
-    let left = (0..80).filter(|n| cache.contains_key(&format!("large {n}")).unwrap()).collect::<Vec<_>>();
+    let left =
+        (0..80).filter(|n| cache.contains_key(&format!("large {n}")).unwrap()).collect::<Vec<_>>();
     assert!(left.len() > 10 && left.contains(&79), "{left:?}");
     assert!(*left.iter().min().unwrap() > 50, "the coldest went first: {left:?}");
     assert!(cache.stats().evicted >= 80 - left.len() as u64);
@@ -404,7 +423,8 @@ fn coldest() -> Verdict {
 
 fn flat_memory() -> Verdict {
     let home = tempfile::tempdir().unwrap();
-    let status = Command::new(std::env::current_exe().unwrap()).env(MEASURED, home.path()).status().unwrap();
+    let status =
+        Command::new(std::env::current_exe().unwrap()).env(MEASURED, home.path()).status().unwrap();
     assert!(status.success());
     Ok(())
 }
@@ -419,10 +439,12 @@ fn peak_memory() -> u64 {
 fn stream_a_large_value(dir: &Path) {
     const MIB: usize = 1 << 20;
     let mib: u64 = std::env::var("KEEPWARM_LARGE_MIB").map_or(128, |n| n.parse().unwrap());
-    let cache = Cache::builder(dir).max_bytes((2 * mib + 200) << 20).max_entries(10_000).open().unwrap();
+    let cache =
+        Cache::builder(dir).max_bytes((2 * mib + 200) << 20).max_entries(10_000).open().unwrap();
     cache.set("warm", "up", Timeout::Never).unwrap();
     // No two pieces are the same, and a piece says where it is.
-    let mut piece: Vec<u8> = (0..MIB).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let mut piece: Vec<u8> =
+        (0..MIB).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let mark = |piece: &mut [u8], n: u64| piece[..8].copy_from_slice(&n.to_le_bytes());
     let before = peak_memory();
     let started = Instant::now();
@@ -452,6 +474,9 @@ fn stream_a_large_value(dir: &Path) {
     assert!(cache.touch("large", std::time::Duration::from_secs(100)).unwrap());
     cache.incr_version("large", 1).unwrap();
     let grown = peak_memory() - before;
-    println!("{mib} MiB written in {written:?} and read in {read:?}; memory grew by {} KiB", grown >> 10);
+    println!(
+        "{mib} MiB written in {written:?} and read in {read:?}; memory grew by {} KiB",
+        grown >> 10
+    );
     assert!(grown < 8 << 20, "memory grew by {grown} bytes");
 }

@@ -78,8 +78,12 @@ fn churn(dir: &Path, mut look: impl FnMut(u64)) {
         if rng.below(50) == 0 {
             let key = rng.below(4 * MAX_ENTRIES).to_string();
             match rng.below(2) {
-                0 => held.extend(cache.get_bytes(&key).unwrap().map(|bytes| Box::new(bytes) as Box<dyn Any>)),
-                _ => held.extend(cache.reader(&key).unwrap().map(|reader| Box::new(reader) as Box<dyn Any>)),
+                0 => held.extend(
+                    cache.get_bytes(&key).unwrap().map(|bytes| Box::new(bytes) as Box<dyn Any>),
+                ),
+                _ => held.extend(
+                    cache.reader(&key).unwrap().map(|reader| Box::new(reader) as Box<dyn Any>),
+                ),
             }
             if held.len() > 10 {
                 held.clear();
@@ -97,7 +101,10 @@ fn churn(dir: &Path, mut look: impl FnMut(u64)) {
     drop(held);
     let report = cache.check().unwrap();
     assert!(report.is_sound(), "{:?}", report.problems);
-    println!("{writes} writes, {written} bytes within {MAX_BYTES}; {} evicted", cache.stats().evicted);
+    println!(
+        "{writes} writes, {written} bytes within {MAX_BYTES}; {} evicted",
+        cache.stats().evicted
+    );
 }
 
 /// Stores through a writer; now and then one is given up before.
@@ -161,7 +168,8 @@ fn made_smaller() -> Verdict {
     let open = |max_bytes: u64, max_entries| {
         Cache::builder(dir.path()).max_bytes(max_bytes).max_entries(max_entries).open().unwrap()
     };
-    for (larger, smaller) in [((1 << 30, 1_000_000), (1 << 20, 100)), ((64 << 20, 100), (1 << 20, 1_000_000))]
+    for (larger, smaller) in
+        [((1 << 30, 1_000_000), (1 << 20, 100)), ((64 << 20, 100), (1 << 20, 1_000_000))]
     {
         let cache = open(larger.0, larger.1);
         for n in 0..5000 {

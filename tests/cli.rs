@@ -20,7 +20,8 @@ fn keepwarm(args: &[&str]) -> Command {
 
 /// Runs a command on `dir`: exit code, standard output, standard error.
 fn run(command: &str, dir: &Path, rest: &[&str]) -> (i32, String, String) {
-    let args: Vec<&str> = [command, dir.to_str().unwrap()].into_iter().chain(rest.iter().copied()).collect();
+    let args: Vec<&str> =
+        [command, dir.to_str().unwrap()].into_iter().chain(rest.iter().copied()).collect();
     seen(&keepwarm(&args).output().unwrap())
 }
 
@@ -86,7 +87,9 @@ fn the_tool_shows_whatever_a_program_stored() {
     }
     let dir = filled(|cache| {
         cache.set("none", &None::<u8>, Timeout::Never).unwrap();
-        cache.set("shapes", &[Shape::Point, Shape::Circle { radius: 0.1 }], Timeout::Never).unwrap();
+        cache
+            .set("shapes", &[Shape::Point, Shape::Circle { radius: 0.1 }], Timeout::Never)
+            .unwrap();
         cache.set("by number", &BTreeMap::from([(1, true)]), Timeout::Never).unwrap();
         cache.set("least", &i64::MIN, Timeout::Never).unwrap();
         cache.set("most", &u64::MAX, Timeout::Never).unwrap();
@@ -108,10 +111,15 @@ fn the_tool_shows_whatever_a_program_stored() {
     let lines = told("ls", dir.path(), &[]);
     assert_eq!(lines.lines().count(), 8);
     assert!(lines.contains("ünï\\n\\u{1b}[31m\n"), "a terminal is told nothing: {lines:?}");
-    assert!(told("ls", dir.path(), &["--values"]).lines().any(|line| line == "least\t-9223372036854775808"));
+    assert!(
+        told("ls", dir.path(), &["--values"])
+            .lines()
+            .any(|line| line == "least\t-9223372036854775808")
+    );
     assert_eq!(told("ls", dir.path(), &["--limit", "3"]).lines().count(), 3);
     let objects = told("ls", dir.path(), &["--json", "--values"]);
-    let objects: Vec<Value> = objects.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let objects: Vec<Value> =
+        objects.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(objects.contains(&json!({ "key": "ünï\n\u{1b}[31m", "value": "" })));
     assert!(told("ls", dir.path(), &["--json"]).contains("{\"key\":\"none\"}\n"));
 }
@@ -204,10 +212,14 @@ fn statistics_are_of_each_process_that_has_the_directory_open() {
     assert!(text.starts_with(nobody) && text.ends_with("\nprocesses  0\n"), "{text}");
     let _cache = Cache::open(dir.path()).unwrap();
     let text = told("stats", dir.path(), &[]);
-    let lines: Vec<_> = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
+    let lines: Vec<_> =
+        text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
     let id = std::process::id();
     assert_eq!(lines[2], ["processes", "1"]);
-    assert_eq!(lines[3], ["pid", "seconds", "hits", "misses", "commits", "evicted", "expired", "corrupt"]);
+    assert_eq!(
+        lines[3],
+        ["pid", "seconds", "hits", "misses", "commits", "evicted", "expired", "corrupt"]
+    );
     assert_eq!((lines[4][0], lines[4].len()), (&*id.to_string(), 8));
     assert_eq!((lines[5][0], lines[5].len(), lines.len()), ("all", 7, 6));
     let json: Value = serde_json::from_str(&told("stats", dir.path(), &["--json"])).unwrap();
@@ -226,7 +238,8 @@ fn the_tool_evicts_nothing_that_the_limits_of_the_program_allow() {
     {
         // More than the default limits allow.
         let cache = Cache::builder(dir.path()).max_entries(most).max_bytes(2 << 30).open().unwrap();
-        let stored = cache.warm((0..1_000_100u32).map(|n| (n.to_string(), n)), Timeout::Never).unwrap();
+        let stored =
+            cache.warm((0..1_000_100u32).map(|n| (n.to_string(), n)), Timeout::Never).unwrap();
         assert_eq!(stored, 1_000_100);
     }
     assert_eq!(told("stats", dir.path(), &[]).lines().next(), Some("entries    1000100"));
@@ -236,7 +249,8 @@ fn the_tool_evicts_nothing_that_the_limits_of_the_program_allow() {
 
     let dir = tempfile::tempdir().unwrap();
     {
-        let cache = Cache::builder(dir.path()).max_entries(least).max_bytes(1 << 20).open().unwrap();
+        let cache =
+            Cache::builder(dir.path()).max_entries(least).max_bytes(1 << 20).open().unwrap();
         cache.warm((0..least).map(|n| (n.to_string(), n)), Timeout::Never).unwrap();
     }
     let bytes = || -> u64 {
@@ -254,8 +268,12 @@ fn a_check_says_what_is_wrong_with_code_1() {
     let dir = filled(|cache| {
         cache.set_bytes("a", &[b'x'; 1000], Timeout::Never).unwrap();
     });
-    assert_eq!(serde_json::from_str::<Value>(&told("check", dir.path(), &["--json"])).unwrap()["entries"], 1);
-    let segment = std::fs::read_dir(dir.path().join("segments")).unwrap().next().unwrap().unwrap().path();
+    assert_eq!(
+        serde_json::from_str::<Value>(&told("check", dir.path(), &["--json"])).unwrap()["entries"],
+        1
+    );
+    let segment =
+        std::fs::read_dir(dir.path().join("segments")).unwrap().next().unwrap().unwrap().path();
     let mut bytes = std::fs::read(&segment).unwrap();
     let at = bytes.windows(100).position(|w| w == [b'x'; 100]).unwrap();
     bytes[at + 50] ^= 1;
@@ -288,7 +306,10 @@ fn wrong_usage_is_code_2() {
 fn a_reader_that_has_seen_enough_is_no_failure() {
     let dir = filled(|cache| {
         cache
-            .warm((0..20_000).map(|n| (format!("a rather long key, number {n}"), n)), Timeout::Never)
+            .warm(
+                (0..20_000).map(|n| (format!("a rather long key, number {n}"), n)),
+                Timeout::Never,
+            )
             .unwrap();
     });
     let mut ls = keepwarm(&["ls", dir.path().to_str().unwrap()])

@@ -22,10 +22,13 @@ fn recordings(name: &str) -> Vec<Value> {
         None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/conformance"),
     };
     let path = dir.join(name);
-    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let text =
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     text.lines()
         .filter(|line| !line.trim().is_empty())
-        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{}: {error}", path.display())))
+        .map(|line| {
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        })
         .collect()
 }
 
@@ -63,7 +66,8 @@ fn replay_operations(answer: impl Fn(&Cache, &ManualClock, &Value) -> Value) {
                 steps += 1;
                 let answer = answer(&cache, &clock, step);
                 if !agrees(&answer, &step["out"]) {
-                    differences.push(format!("{} step {number}: {step} gave {answer}", case["name"]));
+                    differences
+                        .push(format!("{} step {number}: {step} gave {answer}", case["name"]));
                     // What follows in this case would only repeat it.
                     break;
                 }
@@ -72,7 +76,12 @@ fn replay_operations(answer: impl Fn(&Cache, &ManualClock, &Value) -> Value) {
             make.clean();
         }
         println!("{}: {} cases, {steps} steps", make.name, cases.len());
-        assert!(differences.is_empty(), "{} differences:\n{}", differences.len(), differences.join("\n"));
+        assert!(
+            differences.is_empty(),
+            "{} differences:\n{}",
+            differences.len(),
+            differences.join("\n")
+        );
         assert!(steps > 0, "no steps were recorded");
     });
 }
@@ -200,7 +209,10 @@ fn number_or_error(result: Result<i64, Error>) -> Value {
     match result {
         Ok(number) => number.into(),
         Err(error) => {
-            assert!(matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotAnInteger), "{error}");
+            assert!(
+                matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotAnInteger),
+                "{error}"
+            );
             json!({ "error": true })
         }
     }

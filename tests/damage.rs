@@ -27,7 +27,12 @@ use keepwarm::{Cache, ErrorKind, Timeout};
 use rng::Rng;
 
 fn open(dir: &Path) -> keepwarm::Result<Cache> {
-    Cache::builder(dir).max_bytes(1 << 20).max_entries(60).hot_bytes(0).default_timeout(Timeout::Never).open()
+    Cache::builder(dir)
+        .max_bytes(1 << 20)
+        .max_entries(60)
+        .hot_bytes(0)
+        .default_timeout(Timeout::Never)
+        .open()
 }
 
 /// Files by their names within the directory; directories have none.
@@ -170,7 +175,10 @@ impl Damage {
             Self::Removed { .. } => fs::remove_file(path),
             Self::Random { name, seed } => {
                 let mut rng = Rng::new(*seed);
-                fs::write(path, bytes(name).iter().map(|_| rng.below(256) as u8).collect::<Vec<_>>())
+                fs::write(
+                    path,
+                    bytes(name).iter().map(|_| rng.below(256) as u8).collect::<Vec<_>>(),
+                )
             }
             Self::Zeros { name } => fs::write(path, vec![0; bytes(name).len()]),
             Self::Directory { .. } => fs::remove_file(&path).and_then(|()| fs::create_dir(path)),
@@ -225,7 +233,10 @@ fn suffer(original: &Original, damage: &Damage, rng: &mut Rng, tally: &Tally) {
         Ok(cache) => cache,
         Err(e) => {
             use ErrorKind::{Corrupt, Io, NotACache, UnsupportedFormat};
-            assert!(matches!(e.kind(), Corrupt | Io | NotACache | UnsupportedFormat), "{damage:?}: {e}");
+            assert!(
+                matches!(e.kind(), Corrupt | Io | NotACache | UnsupportedFormat),
+                "{damage:?}: {e}"
+            );
             tally.refused.fetch_add(1, Ordering::Relaxed);
             assert_untouched(damage, elsewhere.path(), &outside);
             return;
@@ -259,7 +270,11 @@ fn suffer(original: &Original, damage: &Damage, rng: &mut Rng, tally: &Tally) {
             0 => cache.set(key, "new", Timeout::Never).unwrap(),
             1 => {
                 let before = cache.contains_key(key).unwrap();
-                assert_eq!(cache.add(key, "new", Timeout::Never).unwrap(), !before, "{damage:?}: {key:?}");
+                assert_eq!(
+                    cache.add(key, "new", Timeout::Never).unwrap(),
+                    !before,
+                    "{damage:?}: {key:?}"
+                );
                 cache.set(key, "new", Timeout::Never).unwrap();
             }
             _ => {
@@ -268,7 +283,11 @@ fn suffer(original: &Original, damage: &Damage, rng: &mut Rng, tally: &Tally) {
                 assert!(cache.add(key, "new", Timeout::Never).unwrap(), "{damage:?}: {key:?}");
             }
         }
-        assert_eq!(cache.get::<String>(key).unwrap().as_deref(), Some("new"), "{damage:?}: {key:?}");
+        assert_eq!(
+            cache.get::<String>(key).unwrap().as_deref(),
+            Some("new"),
+            "{damage:?}: {key:?}"
+        );
     }
     drop(cache);
     held.iter().for_each(|(key, bytes)| judge(key, Some(bytes)));
@@ -355,8 +374,11 @@ fn everything() -> bool {
 
 /// Flips of the byte at `at`: all eight single bits, or one of them.
 fn flips(name: &Path, at: usize, each_bit: bool, rng: &mut Rng, damages: &mut Vec<Damage>) {
-    let masks: Vec<u8> =
-        if each_bit || everything() { (0..8).map(|bit| 1 << bit).collect() } else { vec![1 << rng.below(8)] };
+    let masks: Vec<u8> = if each_bit || everything() {
+        (0..8).map(|bit| 1 << bit).collect()
+    } else {
+        vec![1 << rng.below(8)]
+    };
     damages.extend(masks.into_iter().map(|mask| Damage::Flip { name: name.to_owned(), at, mask }));
 }
 
@@ -440,8 +462,22 @@ fn files_that_are_cut_removed_or_replaced() {
         for (name, bytes) in &original.files {
             let name = || name.clone();
             let used = original.used(&name());
-            let mut lens =
-                vec![0, 1, 7, 39, 63, 64, 65, 100, 1024, 4096, used / 2, used, used + 1, bytes.len() / 2];
+            let mut lens = vec![
+                0,
+                1,
+                7,
+                39,
+                63,
+                64,
+                65,
+                100,
+                1024,
+                4096,
+                used / 2,
+                used,
+                used + 1,
+                bytes.len() / 2,
+            ];
             lens.extend([bytes.len().saturating_sub(4096), bytes.len().saturating_sub(1)]);
             lens.retain(|len| *len < bytes.len());
             lens.sort_unstable();

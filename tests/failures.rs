@@ -129,7 +129,9 @@ const CALLS: &[Call] = &[
         assert!(matches!(swap, Swap::Stored(_)));
         Ok(())
     }),
-    ("lease", |c| c.lease("absent", Duration::from_secs(9)).map(|lease| std::mem::forget(lease.unwrap()))),
+    ("lease", |c| {
+        c.lease("absent", Duration::from_secs(9)).map(|lease| std::mem::forget(lease.unwrap()))
+    }),
     ("clear", |c| c.clear()),
 ];
 
@@ -151,7 +153,8 @@ fn use_up_segment(cache: &Cache, dir: &Path, refuse: impl FnOnce()) {
     const RECORD_HEADER: usize = 40;
     let key = "filler";
     cache.set_bytes(key, b"", Timeout::Never).unwrap();
-    let newest = std::fs::read_dir(dir.join("segments")).unwrap().map(|e| e.unwrap().path()).max().unwrap();
+    let newest =
+        std::fs::read_dir(dir.join("segments")).unwrap().map(|e| e.unwrap().path()).max().unwrap();
     let bytes = std::fs::read(newest).unwrap();
     let end = (bytes.iter().rposition(|b| *b != 0).unwrap() + 1).next_multiple_of(8);
     refuse();
@@ -226,7 +229,8 @@ fn fill_to_the_brim(cache: &Cache) {
 fn a_full_disk_costs_a_few_entries_at_most() {
     let faults = Faults::begin();
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
-    let cache = builder(dir.path(), Durability::default(), &clock).max_entries(5000).open().unwrap();
+    let cache =
+        builder(dir.path(), Durability::default(), &clock).max_entries(5000).open().unwrap();
     fill_to_the_brim(&cache);
     let before = cache.len();
     faults.set("sys::allocate", &format!("return({ENOSPC})"));
@@ -261,7 +265,10 @@ fn a_segment_that_cannot_be_removed_brings_nothing_back() {
     assert_ne!(cache.get::<String>("changed").unwrap().as_deref(), Some("old"));
     let after = contents_after_kill(dir.path(), &clock);
     assert!(!after.contains_key("1:deleted"), "a deleted entry is back");
-    assert!(!after.get("1:changed").is_some_and(|(value, _)| *value == *"old"), "an old value is back");
+    assert!(
+        !after.get("1:changed").is_some_and(|(value, _)| *value == *"old"),
+        "an old value is back"
+    );
     assert!(cache.stats().bytes <= 1 << 20);
 }
 
@@ -334,7 +341,8 @@ fn points_of_opening(dir: &Path, clock: &ManualClock) -> BTreeMap<&'static str, 
     ];
     COUNTS.lock().unwrap().clear();
     for point in POINTS {
-        fail::cfg_callback(point, move || *COUNTS.lock().unwrap().entry(point).or_default() += 1).unwrap();
+        fail::cfg_callback(point, move || *COUNTS.lock().unwrap().entry(point).or_default() += 1)
+            .unwrap();
     }
     let cache = builder(dir, Durability::default(), clock).open().unwrap();
     let counts = COUNTS.lock().unwrap().clone();

@@ -43,7 +43,8 @@ fn rounds(tight: bool, share: u64) -> Verdict {
     const ROUNDS: u64 = 240;
     /// The log of one directory must not grow beyond its bound where nothing may be evicted.
     const LOG_BYTES: u64 = 24 << 20;
-    let rounds = std::env::var("KEEPWARM_KILL_ROUNDS").map_or(ROUNDS, |n| n.parse().unwrap()) * share / 4;
+    let rounds =
+        std::env::var("KEEPWARM_KILL_ROUNDS").map_or(ROUNDS, |n| n.parse().unwrap()) * share / 4;
     let mut rng = Rng::new(rng::seed());
     let mut witness = Witness::new(tempfile::tempdir().unwrap());
     let (mut acknowledged, mut without, mut untouched) = (0, 0, 0);
@@ -75,7 +76,11 @@ fn rounds(tight: bool, share: u64) -> Verdict {
             (0..spins).for_each(|_| std::hint::spin_loop());
             child.kill().unwrap();
         });
-        assert_eq!(ended.status.signal(), Some(9), "round {round}, {plan:?}: the child failed by itself");
+        assert_eq!(
+            ended.status.signal(),
+            Some(9),
+            "round {round}, {plan:?}: the child failed by itself"
+        );
         acknowledged += ended.acknowledged;
         without += ended.unacknowledged_in_effect;
         untouched += u64::from(ended.acknowledged == 0);
@@ -90,6 +95,8 @@ fn rounds(tight: bool, share: u64) -> Verdict {
 /// The same plan, done after the first `clear`.
 fn until_clear(plan: Plan) -> Plan {
     let clears = |index: &u64| matches!(plan.operation(0, *index), Operation::Clear);
-    let Some(first) = (0..).find(clears) else { unreachable!("one operation in so many is a clear") };
+    let Some(first) = (0..).find(clears) else {
+        unreachable!("one operation in so many is a clear")
+    };
     Plan { threads: 1, operations: first + 1, waits: true, ..plan }
 }

@@ -50,7 +50,8 @@ fn prepare(arguments: &[String]) {
                     let mut counts = counts.lock().unwrap();
                     *counts.entry(counted.clone()).or_default() += 1;
                     // Each time, as nobody says which is the last.
-                    let lines: Vec<String> = counts.iter().map(|(k, n)| format!("{k} {n}\n")).collect();
+                    let lines: Vec<String> =
+                        counts.iter().map(|(k, n)| format!("{k} {n}\n")).collect();
                     std::fs::write(file, lines.concat()).unwrap();
                 };
                 fail::cfg_callback(name, count).unwrap();
@@ -103,7 +104,8 @@ fn look(witness: &Witness, before: Before) -> Option<std::fs::File> {
 
 fn directory(before: Before, rng: &mut Rng, tight: bool) -> Witness {
     let mut witness = Witness::new(home());
-    let plan = Plan { seed: rng.next(), threads: 1, operations: 300, waits: false, tight, durability: 3 };
+    let plan =
+        Plan { seed: rng.next(), threads: 1, operations: 300, waits: false, tight, durability: 3 };
     match before {
         Before::Nothing => {}
         Before::Closed => {
@@ -147,8 +149,10 @@ fn kill_at_every_point() -> Verdict {
         }
     });
     kill_at_the_rest(&mut rng, &tally);
-    let Tally { reached, rounds, not_reached, acknowledged, in_effect_without } = tally.into_inner().unwrap();
-    let never: Vec<&String> = reached.iter().filter(|(_, n)| **n == 0).map(|(name, _)| name).collect();
+    let Tally { reached, rounds, not_reached, acknowledged, in_effect_without } =
+        tally.into_inner().unwrap();
+    let never: Vec<&String> =
+        reached.iter().filter(|(_, n)| **n == 0).map(|(name, _)| name).collect();
     assert!(never.is_empty(), "nobody was killed at {never:?}");
     println!(
         "{} points, {} kills at them ({not_reached} more not reached): {acknowledged} operations \
@@ -170,8 +174,10 @@ fn kill_from(before: Before, mut rng: Rng, tally: &Mutex<Tally>) {
             // How often something is evicted, whether the directory was closed just before the kill, or the background
             // comes by, differs from run to run. So a moment that was not reached is tried again, unless another was.
             for again in 0..TRIES {
-                let is_known = || tally.lock().unwrap().reached.get(&point).is_some_and(|times| *times > 0);
-                if (again > 0 && is_known()) || kill_at(before, &point, nth, plan, &mut rng, tally) {
+                let is_known =
+                    || tally.lock().unwrap().reached.get(&point).is_some_and(|times| *times > 0);
+                if (again > 0 && is_known()) || kill_at(before, &point, nth, plan, &mut rng, tally)
+                {
                     break;
                 }
             }
@@ -195,7 +201,14 @@ fn kill_at_the_rest(rng: &mut Rng, tally: &Mutex<Tally>) {
 }
 
 /// Has a child die when it comes by a point for the n-th time, and looks at what it left. Says whether it came by.
-fn kill_at(before: Before, point: &str, nth: u64, plan: Plan, rng: &mut Rng, tally: &Mutex<Tally>) -> bool {
+fn kill_at(
+    before: Before,
+    point: &str,
+    nth: u64,
+    plan: Plan,
+    rng: &mut Rng,
+    tally: &Mutex<Tally>,
+) -> bool {
     let mut witness = directory(before, rng, plan.tight);
     let looked_at = look(&witness, before);
     let on_a_copy = rng.below(2) == 0;
@@ -227,8 +240,10 @@ fn plan_for_all(rng: &mut Rng) -> Plan {
     let durability = rng.below(4);
     loop {
         let seed = rng.next();
-        let plan = Plan { seed, threads: 1, operations: 300, waits: false, tight: true, durability };
-        let operations: Vec<_> = (0..plan.operations).map(|index| plan.operation(0, index)).collect();
+        let plan =
+            Plan { seed, threads: 1, operations: 300, waits: false, tight: true, durability };
+        let operations: Vec<_> =
+            (0..plan.operations).map(|index| plan.operation(0, index)).collect();
         if rare.iter().all(|is| operations.iter().any(is)) {
             return plan;
         }
@@ -253,6 +268,7 @@ fn count_points_once(before: Before, plan: Plan, rng: &mut Rng) -> Vec<(String, 
     let ended = witness.round(plan, &extra, true, |_, _| ());
     assert!(ended.status.success(), "{plan:?}: the child failed by itself");
     let text = std::fs::read_to_string(counts.path()).unwrap();
-    let line = |line: &str| line.split_once(' ').map(|(name, n)| (name.to_owned(), n.parse().unwrap()));
+    let line =
+        |line: &str| line.split_once(' ').map(|(name, n)| (name.to_owned(), n.parse().unwrap()));
     text.lines().filter_map(line).collect()
 }

@@ -45,7 +45,9 @@ impl Source {
             return None;
         }
         let floor = floor_of(&module);
-        Some(floor.unwrap_or_else(|| panic!("{} is on no floor; give it one in FLOORS", self.path.display())))
+        Some(floor.unwrap_or_else(|| {
+            panic!("{} is on no floor; give it one in FLOORS", self.path.display())
+        }))
     }
 
     /// The code with comments and strings blanked, so that words in them are not taken for code.
@@ -79,7 +81,8 @@ fn sources() -> Vec<Source> {
 /// The lines up to the tests, which come last in a file.
 fn code_of(text: &str) -> Vec<String> {
     let lines: Vec<&str> = text.lines().collect();
-    let tests = lines.windows(2).position(|pair| pair[0] == "#[cfg(test)]" && pair[1].starts_with("mod "));
+    let tests =
+        lines.windows(2).position(|pair| pair[0] == "#[cfg(test)]" && pair[1].starts_with("mod "));
     lines[..tests.unwrap_or(lines.len())].iter().map(|line| (*line).to_owned()).collect()
 }
 
@@ -109,7 +112,8 @@ fn imports(source: &Source) -> Vec<(usize, String)> {
                 "{}:{number}: import from one module at a time",
                 source.path.display()
             );
-            let name: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            let name: String =
+                rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
             found.push((number, name));
         }
     }
@@ -126,7 +130,10 @@ fn no_file_imports_from_a_floor_above() {
             let Some(theirs) = floor_of(&import) else { continue };
             let from_own_folder = import == module;
             if !from_own_folder && (theirs > floor || floor == 0) {
-                wrong.push(format!("src/{}:{number}: {module} uses {import}", source.path.display()));
+                wrong.push(format!(
+                    "src/{}:{number}: {module} uses {import}",
+                    source.path.display()
+                ));
             }
         }
     }
@@ -143,7 +150,12 @@ fn floors_have_no_circles() {
         let others = others.filter(|import| *import != module && floor_of(import).is_some());
         uses.entry(module.clone()).or_default().extend(others);
     }
-    fn reaches(uses: &BTreeMap<String, Vec<String>>, from: &str, to: &str, seen: &mut Vec<String>) -> bool {
+    fn reaches(
+        uses: &BTreeMap<String, Vec<String>>,
+        from: &str,
+        to: &str,
+        seen: &mut Vec<String>,
+    ) -> bool {
         uses.get(from).into_iter().flatten().any(|next| {
             if next == to {
                 return true;
@@ -156,7 +168,10 @@ fn floors_have_no_circles() {
         })
     }
     for module in uses.keys() {
-        assert!(!reaches(&uses, module, module, &mut Vec::new()), "{module} uses itself by way of others");
+        assert!(
+            !reaches(&uses, module, module, &mut Vec::new()),
+            "{module} uses itself by way of others"
+        );
     }
 }
 
@@ -165,7 +180,11 @@ fn unsafe_code_is_in_sys_alone() {
     for source in sources().iter().filter(|source| source.module() != "sys") {
         for (number, line) in source.bare_lines() {
             let mut words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
-            assert!(!words.any(|word| word == "unsafe"), "src/{}:{number}: unsafe", source.path.display());
+            assert!(
+                !words.any(|word| word == "unsafe"),
+                "src/{}:{number}: unsafe",
+                source.path.display()
+            );
         }
     }
 }
@@ -195,8 +214,17 @@ fn the_root_holds_no_code_of_its_own() {
     let mut depth = 0usize;
     for (number, line) in root.bare_lines() {
         let text = line.trim();
-        let begins =
-            ["mod ", "pub mod ", "pub use ", "use ", "#", "compile_error!", "const _", "}", "struct "];
+        let begins = [
+            "mod ",
+            "pub mod ",
+            "pub use ",
+            "use ",
+            "#",
+            "compile_error!",
+            "const _",
+            "}",
+            "struct ",
+        ];
         let allowed = text.is_empty() || depth > 0 || begins.iter().any(|b| text.starts_with(b));
         assert!(allowed, "src/lib.rs:{number}: {text}");
         depth = depth + text.matches('{').count() - text.matches('}').count();

@@ -101,7 +101,12 @@ fn with_room_for_all_every_answer_is_that_of_a_map() {
 
 #[test]
 fn at_the_bounds_an_answer_is_that_of_a_map_or_a_miss() {
-    test(|dir| Builder::new(dir), 60, tight().boxed(), prop_oneof![4 => tight(), 1 => Just(WIDE)].boxed());
+    test(
+        |dir| Builder::new(dir),
+        60,
+        tight().boxed(),
+        prop_oneof![4 => tight(), 1 => Just(WIDE)].boxed(),
+    );
 }
 
 /// With `Sync`, as only what was flushed survives a kill there.

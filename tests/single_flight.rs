@@ -55,7 +55,8 @@ fn lifespan() -> Lifespan {
 /// Does what it is told, line by line: `ask KEY` at the time it is, `ask_later KEY` ten seconds later, `lease KEY`.
 fn work(dir: &Path, number: usize) {
     let clock = ManualClock::new();
-    let cache = Cache::builder(dir.join("cache")).max_bytes(32 << 20).clock(clock.clone()).open().unwrap();
+    let cache =
+        Cache::builder(dir.join("cache")).max_bytes(32 << 20).clock(clock.clone()).open().unwrap();
     say("ready");
     let mut held = Vec::new();
     while let Some(line) = told() {
@@ -136,7 +137,8 @@ fn lease(cache: &Cache, dir: &Path, key: &str) -> (keepwarm::Lease, File) {
     for refused in 0.. {
         if let Some(lease) = cache.lease(key, Duration::from_secs(3600)).unwrap() {
             // What tells two holders.
-            let proof = File::options().append(true).create(true).open(dir.join(format!("{key} held")));
+            let proof =
+                File::options().append(true).create(true).open(dir.join(format!("{key} held")));
             let proof = proof.unwrap();
             say(if proof.try_lock().is_ok() { "held" } else { "held by two" });
             return (lease, proof);
@@ -321,7 +323,8 @@ fn one_refreshes() -> Verdict {
                 assert_eq!(refreshes.replace(member), None, "two refresh");
                 continue;
             }
-            let words: Vec<usize> = said.split(' ').skip(1).map(|word| word.parse().unwrap()).collect();
+            let words: Vec<usize> =
+                said.split(' ').skip(1).map(|word| word.parse().unwrap()).collect();
             // While another one computes.
             assert_eq!(words[1..], [before; THREADS], "{member} in round {round}: {said}");
             latencies.push(words[0] as u64);
@@ -331,7 +334,10 @@ fn one_refreshes() -> Verdict {
         crew.tell(leader, "go on");
         let (member, _, values) = crew.hear_given();
         assert_eq!(member, leader);
-        assert_eq!(values.iter().filter(|value| **value == before || **value == leader).count(), THREADS);
+        assert_eq!(
+            values.iter().filter(|value| **value == before || **value == leader).count(),
+            THREADS
+        );
         assert!(values.contains(&leader));
         assert_eq!(crew.computed("key"), round as u64 + 1);
         before = leader;

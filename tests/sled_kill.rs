@@ -120,7 +120,10 @@ fn round(mode: u64, flush_every: u64, reports: u64, rng: &mut Rng) -> Ended {
         let name = format!("key {n}");
         let found = cache.get_bytes(&name).unwrap();
         let may_be_next = key(next) == name && found.as_deref() == Some(&value(next)[..]);
-        assert!(may_be_next || found.as_deref() == last.map(value).as_deref(), "{name} after {count}");
+        assert!(
+            may_be_next || found.as_deref() == last.map(value).as_deref(),
+            "{name} after {count}"
+        );
     }
     assert!(cache.check().unwrap().is_sound());
     assert_eq!(cache.stats().corrupt, 0);
@@ -157,7 +160,12 @@ fn without_a_flush() -> Verdict {
 
 fn flushed() -> Verdict {
     for ended in rounds("Interval of 500 ms, a flush every 100", 8, 0, 100, 3000) {
-        assert!(ended.there >= ended.flushed, "{} of {} flushed ones are there", ended.there, ended.flushed);
+        assert!(
+            ended.there >= ended.flushed,
+            "{} of {} flushed ones are there",
+            ended.there,
+            ended.flushed
+        );
     }
     Ok(())
 }

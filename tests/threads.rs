@@ -50,7 +50,11 @@ fn one_counter_is_exact() {
         });
         let total = THREADS * 2000;
         assert_eq!(cache.get::<u64>("counter").unwrap(), Some(total));
-        assert_eq!(sum.into_inner(), total * (total + 1) / 2, "every number from 1 on was given out once");
+        assert_eq!(
+            sum.into_inner(),
+            total * (total + 1) / 2,
+            "every number from 1 on was given out once"
+        );
     });
 }
 
@@ -63,7 +67,8 @@ fn a_hundred_counters_are_exact() {
             for round in 0..100 {
                 for n in 0..counters.len() {
                     // Each thread in an order of its own.
-                    let counter = &counters[(n * 37 + number as usize * 11 + round) % counters.len()];
+                    let counter =
+                        &counters[(n * 37 + number as usize * 11 + round) % counters.len()];
                     cache.incr_or_init(counter, 1, 0, Timeout::Never).unwrap();
                 }
             }
@@ -89,7 +94,11 @@ fn add_has_one_winner() {
         });
         for (key, winner) in winners.iter().enumerate() {
             let holder: u64 = cache.get(&key.to_string()).unwrap().unwrap();
-            assert_eq!(winner.load(Ordering::Relaxed), 1 << (8 * holder), "{key} is held by {holder}");
+            assert_eq!(
+                winner.load(Ordering::Relaxed),
+                1 << (8 * holder),
+                "{key} is held by {holder}"
+            );
         }
     });
 }
@@ -105,8 +114,9 @@ fn compare_and_swap_loses_no_change() {
                     let entry = cache.get_entry::<Vec<u64>>("list").unwrap().unwrap();
                     let mut list = entry.value;
                     list.push(number << 32 | turn);
-                    let swap =
-                        cache.compare_and_swap("list", Some(entry.token), &list, Timeout::Never).unwrap();
+                    let swap = cache
+                        .compare_and_swap("list", Some(entry.token), &list, Timeout::Never)
+                        .unwrap();
                     if let Swap::Stored(_) = swap {
                         break;
                     }
@@ -125,7 +135,8 @@ fn compare_and_swap_loses_no_change() {
 /// A value that says which key it is for, who wrote it, and in which turn; whole or not at all.
 fn value(key: u64, writer: u64, turn: u64) -> Vec<u8> {
     let mut rng = Rng::new(key << 40 | writer << 32 | turn);
-    let len = [rng.below(100), rng.below(3000), rng.below(60_000)][(rng.below(20) / 9).min(2) as usize];
+    let len =
+        [rng.below(100), rng.below(3000), rng.below(60_000)][(rng.below(20) / 9).min(2) as usize];
     let mut bytes: Vec<u8> = [key, writer, turn].iter().flat_map(|n| n.to_le_bytes()).collect();
     bytes.extend((0..len).map(|_| rng.next() as u8));
     bytes
@@ -135,7 +146,11 @@ fn value(key: u64, writer: u64, turn: u64) -> Vec<u8> {
 fn written(key: u64, bytes: &[u8]) -> (u64, u64) {
     let word = |at: usize| bytes.get(at..at + 8).map(|b| u64::from_le_bytes(b.try_into().unwrap()));
     let (writer, turn) = (word(8).unwrap(), word(16).unwrap());
-    assert!(*bytes == value(key, writer, turn), "key {key}: {} bytes that nobody wrote there", bytes.len());
+    assert!(
+        *bytes == value(key, writer, turn),
+        "key {key}: {} bytes that nobody wrote there",
+        bytes.len()
+    );
     (writer, turn)
 }
 
@@ -169,7 +184,8 @@ fn readers_see_only_what_was_written_while_everything_churns() {
             if number < THREADS / 2 {
                 let _done = SetOnDrop(&done);
                 // Readers may hardly have had a processor by then.
-                let is_over = |turn| turn >= 3000 && (hits.load(Ordering::Relaxed) > 1000 || turn >= 300_000);
+                let is_over =
+                    |turn| turn >= 3000 && (hits.load(Ordering::Relaxed) > 1000 || turn >= 300_000);
                 for turn in (0..).take_while(|turn| !is_over(*turn)) {
                     let key = rng.below(KEYS);
                     let name = key.to_string();
@@ -181,7 +197,9 @@ fn readers_see_only_what_was_written_while_everything_churns() {
                             let value = ByteBuf::from(value(key, number, turn));
                             cache.add(&name, &value, Timeout::Never).unwrap();
                         }
-                        _ => cache.set_bytes(&name, &value(key, number, turn), Timeout::Never).unwrap(),
+                        _ => cache
+                            .set_bytes(&name, &value(key, number, turn), Timeout::Never)
+                            .unwrap(),
                     }
                     assert!(cache.len() <= 150);
                     assert!(cache.stats().bytes <= 1 << 20);
@@ -198,7 +216,10 @@ fn readers_see_only_what_was_written_while_everything_churns() {
                 let (writer, turn) = written(key, &bytes);
                 // What one thread wrote is never seen to go back.
                 let newest = &mut newest[key as usize][writer as usize];
-                assert!(*newest <= turn, "key {key}: turn {turn} of thread {writer} after {newest}");
+                assert!(
+                    *newest <= turn,
+                    "key {key}: turn {turn} of thread {writer} after {newest}"
+                );
                 *newest = turn;
                 // Some bytes are kept, a little while after their entry has gone.
                 if rng.below(50) == 0 {
@@ -223,7 +244,8 @@ fn get_or_set_gives_the_right_value_under_eviction() {
     const KEYS: u64 = 100;
     for_each_backend(|make| {
         let seed = rng::seed();
-        let cache = make.builder().max_bytes(1 << 20).max_entries(20).cull_frequency(3).open().unwrap();
+        let cache =
+            make.builder().max_bytes(1 << 20).max_entries(20).cull_frequency(3).open().unwrap();
         let computed = AtomicU64::new(0);
         on_threads(|number| {
             let mut rng = Rng::new(seed ^ number);

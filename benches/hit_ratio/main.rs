@@ -42,7 +42,8 @@ fn row(trace: &Trace, percent: usize, ratios: impl Iterator<Item = f64>) {
 
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|w| name.starts_with(w.as_str()));
+    let is_wanted =
+        |name: &str| wanted.is_empty() || wanted.iter().any(|w| name.starts_with(w.as_str()));
     println!("| trace | of its keys | entries | {} |", POLICIES.join(" | "));
     println!("|---|---|---|{}", "---|".repeat(POLICIES.len()));
     for name in NAMES.into_iter().filter(|name| is_wanted(name)) {

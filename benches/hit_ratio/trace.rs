@@ -52,19 +52,26 @@ impl Trace {
             bytes += size(at);
         }
         let percent = |part: u64, whole: u64| part as f64 * 100.0 / whole as f64;
-        Ratios { of_requests: percent(hits, self.requests.len() as u64), of_bytes: percent(hit_bytes, bytes) }
+        Ratios {
+            of_requests: percent(hits, self.requests.len() as u64),
+            of_bytes: percent(hit_bytes, bytes),
+        }
     }
 
     /// Reads the trace `name`.
     pub(crate) fn read(name: &'static str) -> Self {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/traces").join(name);
-        let file = BufReader::new(File::open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())));
+        let file =
+            BufReader::new(File::open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())));
         let (stem, packing) = name.rsplit_once('.').unwrap();
         let mut bytes = Vec::new();
         match packing {
             "gz" => flate2::read::GzDecoder::new(file).read_to_end(&mut bytes).unwrap(),
             "xz" => lzma_rust2::XzReader::new(file, true).read_to_end(&mut bytes).unwrap(),
-            "zst" => ruzstd::decoding::StreamingDecoder::new(file).unwrap().read_to_end(&mut bytes).unwrap(),
+            "zst" => ruzstd::decoding::StreamingDecoder::new(file)
+                .unwrap()
+                .read_to_end(&mut bytes)
+                .unwrap(),
             other => panic!("{name}: how is {other} unpacked?"),
         };
         let (title, format) = stem.rsplit_once('.').unwrap();
@@ -77,7 +84,9 @@ impl Trace {
         match format {
             "be32" => words(&bytes).for_each(|word| request(u64::from(u32::from_be_bytes(word)))),
             "be64" => words(&bytes).for_each(|word| request(u64::from_be_bytes(word))),
-            "arc" => lines(&bytes).for_each(|line| (line[0]..line[0] + line[1]).for_each(&mut request)),
+            "arc" => {
+                lines(&bytes).for_each(|line| (line[0]..line[0] + line[1]).for_each(&mut request))
+            }
             "txt" if title == "cdn-sized" => {
                 lines(&bytes).for_each(|line| request(line[1]));
                 trace.sizes = Some(lines(&bytes).map(|line| line[2] as u32).collect());

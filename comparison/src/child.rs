@@ -136,7 +136,8 @@ impl Activity {
         let me = std::process::id().to_string();
         for task in std::fs::read_dir("/proc/self/task").unwrap().map(Result::unwrap) {
             // A thread may end meanwhile.
-            let read = |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+            let read =
+                |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
             if task.file_name() != *me {
                 all.switches += switches_in(&read("status"));
                 let first = read("schedstat").split(' ').next().and_then(|n| n.parse().ok());

@@ -34,7 +34,12 @@ pub(crate) fn run(plan: &Plan, results: &mut Results) {
             let dir = plan.fresh_dir();
             let bounds = Bounds { entries: 4 * u64::from(BOUND), bytes: BYTES };
             let store = Which::Keepwarm.open(dir.path(), bounds);
-            churn(&*store, plan.scaled(2 * BOUND)).add_to(results, AT_BYTES, "set", Which::Keepwarm);
+            churn(&*store, plan.scaled(2 * BOUND)).add_to(
+                results,
+                AT_BYTES,
+                "set",
+                Which::Keepwarm,
+            );
         }
     }
     if plan.contenders.contains(&Which::Keepwarm) {
@@ -78,7 +83,8 @@ fn zipf(plan: &Plan, results: &mut Results) {
     results.add(AT_BYTES, "hit ratio", Which::Keepwarm, hits as f64 / ids.len() as f64);
     sets.add_to(results, AT_BYTES, "set after a miss", Which::Keepwarm);
     let stats = cache.stats();
-    let amplification = (stats.written_bytes + stats.copied_bytes) as f64 / stats.written_bytes as f64;
+    let amplification =
+        (stats.written_bytes + stats.copied_bytes) as f64 / stats.written_bytes as f64;
     results.add(AT_BYTES, "write amplification", Which::Keepwarm, amplification);
 }
 

@@ -24,7 +24,12 @@ enum Limit {
 }
 
 impl Goal {
-    fn new(what: impl Into<String>, measured: Option<f64>, limit: Limit, show: fn(f64) -> String) -> Self {
+    fn new(
+        what: impl Into<String>,
+        measured: Option<f64>,
+        limit: Limit,
+        show: fn(f64) -> String,
+    ) -> Self {
         Self { what: what.into(), measured, limit, show }
     }
 
@@ -84,7 +89,9 @@ fn all(results: &Results) -> Vec<Goal> {
     goals.push(Goal::new("reopen after a kill, 1 M entries", killed, AtMost(0.1), span));
     let lost: f64 = results.samples(child::GROUP, "lost", Which::Keepwarm).iter().sum();
     let lost = killed.map(|_| lost);
-    goals.push(Goal::new("acknowledged writes lost on a kill", lost, AtMost(0.0), |n| n.to_string()));
+    goals.push(Goal::new("acknowledged writes lost on a kill", lost, AtMost(0.0), |n| {
+        n.to_string()
+    }));
     for (group, limit) in [("100 B", 1.7), ("1 KiB", 1.2)] {
         let what = format!("disk for keys and values, {group}");
         goals.push(Goal::new(what, own(group, "disk after load"), AtMost(limit), ratio));
@@ -94,7 +101,12 @@ fn all(results: &Results) -> Vec<Goal> {
         goals.push(Goal::new(format!("p99.9 of a set, {group}"), slowest, AtMost(1e-4), span));
     }
     let amplification = own(churn::AT_BYTES, "write amplification");
-    goals.push(Goal::new("write amplification, zipf at max_bytes", amplification, AtMost(1.3), ratio));
+    goals.push(Goal::new(
+        "write amplification, zipf at max_bytes",
+        amplification,
+        AtMost(1.3),
+        ratio,
+    ));
     let wakes = own(child::GROUP, "wake-ups a second");
     goals.push(Goal::new("wake-ups a second when nothing happens", wakes, AtMost(1.05), |n| {
         format!("{n:.1}")
@@ -111,13 +123,17 @@ mod tests {
 
     #[test]
     fn a_goal_is_reached_or_not() {
-        let verdict =
-            |measured, limit| Goal::new("x", Some(measured), limit, ratio).row().unwrap()[3].clone();
+        let verdict = |measured, limit| {
+            Goal::new("x", Some(measured), limit, ratio).row().unwrap()[3].clone()
+        };
         assert_eq!(verdict(1.5, Limit::AtLeast(1.5)), "yes");
         assert_eq!(verdict(1.49, Limit::AtLeast(1.5)), "**no**");
         assert_eq!(verdict(1.49, Limit::AtMost(1.5)), "yes");
         assert_eq!(verdict(1.51, Limit::AtMost(1.5)), "**no**");
-        assert!(Goal::new("x", None, Limit::AtMost(1.0), ratio).row().is_none(), "nothing was measured");
+        assert!(
+            Goal::new("x", None, Limit::AtMost(1.0), ratio).row().is_none(),
+            "nothing was measured"
+        );
     }
 
     #[test]

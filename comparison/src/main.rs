@@ -112,8 +112,10 @@ fn main() {
     if let Some(task) = &args.child {
         return task.run();
     }
-    let results =
-        args.show.as_deref().map_or_else(|| measure(&args.plan(), |so_far| args.keep(so_far)), Results::read);
+    let results = args
+        .show
+        .as_deref()
+        .map_or_else(|| measure(&args.plan(), |so_far| args.keep(so_far)), Results::read);
     args.keep(&results);
     println!("{}", report::tables(&results));
     if args.write_docs {
@@ -126,7 +128,8 @@ fn measure(plan: &Plan, keep: impl Fn(&Results)) -> Results {
     let started = Instant::now();
     let mut results = Results::new(plan.rounds, plan.scale);
     let of_stores = |w: &Workload| {
-        Workload::RATES.contains(w) || matches!(w, Workload::Disk | Workload::Reopen | Workload::Latency)
+        Workload::RATES.contains(w)
+            || matches!(w, Workload::Disk | Workload::Reopen | Workload::Latency)
     };
     if plan.workloads.iter().any(of_stores) {
         for size in &plan.sizes {

@@ -96,7 +96,8 @@ impl Svg {
 fn rates(results: &Results, group: &str, names: &[String]) -> Option<String> {
     let contenders: Vec<Which> =
         results.contenders(group).into_iter().filter(|which| *which != Which::Nothing).collect();
-    let measured = |name: &&String| contenders.iter().any(|c| results.median(group, name, *c).is_some());
+    let measured =
+        |name: &&String| contenders.iter().any(|c| results.median(group, name, *c).is_some());
     let names: Vec<&String> = names.iter().filter(measured).collect();
     if names.is_empty() {
         return None;

@@ -61,7 +61,8 @@ fn operations(plan: &Plan, which: Which) -> u32 {
 
 pub(crate) fn run(plan: &Plan, results: &mut Results) {
     let Some(size) = plan.smallest() else { return };
-    let loaded: Vec<(Which, TempDir)> = plan.sharing.iter().map(|which| load(plan, *which, size)).collect();
+    let loaded: Vec<(Which, TempDir)> =
+        plan.sharing.iter().map(|which| load(plan, *which, size)).collect();
     for round in 0..plan.rounds {
         eprintln!("processes: round {} of {}", round + 1, plan.rounds);
         for traffic in Traffic::value_variants() {
@@ -87,9 +88,17 @@ fn load(plan: &Plan, which: Which, size: Size) -> (Which, TempDir) {
 }
 
 /// How long `processes` take for `share` operations each: from the start to the end of the last.
-fn together(which: Which, dir: &Path, size: Size, traffic: Traffic, processes: u32, share: u32) -> f64 {
+fn together(
+    which: Which,
+    dir: &Path,
+    size: Size,
+    traffic: Traffic,
+    processes: u32,
+    share: u32,
+) -> f64 {
     let (gun, starter) = std::io::pipe().unwrap();
-    let start = |process: u32| start(which, dir, size, traffic, process, share, gun.try_clone().unwrap());
+    let start =
+        |process: u32| start(which, dir, size, traffic, process, share, gun.try_clone().unwrap());
     let mut children: Vec<Started> = (0..processes).map(start).collect();
     children.iter_mut().for_each(Started::wait_until_ready);
     let started = now();

@@ -62,7 +62,9 @@ pub(crate) fn run(plan: &Plan, size: Size, results: &mut Results) {
         let racers: Vec<Racer> = plan
             .order(round)
             .into_iter()
-            .map(|which| course.load(plan, which, &course.shuffled, Workload::LoadShuffled, results))
+            .map(|which| {
+                course.load(plan, which, &course.shuffled, Workload::LoadShuffled, results)
+            })
             .collect();
         if round == 0 && plan.wants(Workload::Disk) {
             racers.iter().for_each(|racer| course.space(plan, racer, "disk after load", results));
@@ -110,9 +112,9 @@ impl Course {
                 let rate = match workload {
                     Workload::LoadOrdered | Workload::LoadShuffled => continue,
                     Workload::GetUniform => self.get(plan, *which, &**store, &self.uniform, start),
-                    Workload::GetUniformTwo => {
-                        on_two_threads(|n| self.get(plan, *which, &**store, &self.uniform, start + n))
-                    }
+                    Workload::GetUniformTwo => on_two_threads(|n| {
+                        self.get(plan, *which, &**store, &self.uniform, start + n)
+                    }),
                     Workload::GetZipf => self.get(plan, *which, &**store, &self.zipf, start),
                     Workload::GetZipfTwo => {
                         on_two_threads(|n| self.get(plan, *which, &**store, &self.zipf, start + n))
@@ -126,7 +128,14 @@ impl Course {
         }
     }
 
-    fn get(&self, plan: &Plan, which: Which, store: &dyn Contender, ids: &[u32], start: usize) -> f64 {
+    fn get(
+        &self,
+        plan: &Plan,
+        which: Which,
+        store: &dyn Contender,
+        ids: &[u32],
+        start: usize,
+    ) -> f64 {
         let mut wrong = 0;
         let rate = rate_for(plan.slice, |n| {
             wrong += u64::from(!get_one(store, &self.values, ids[(start + n) % ids.len()]));
@@ -178,7 +187,12 @@ impl Course {
             let started = Instant::now();
             racer.store = which.open(racer.dir.path(), Bounds::roomy(self.size.entries));
             let right = get_one(&*racer.store, &self.values, self.uniform[round]);
-            results.add(self.size.name, "reopen after close", which, started.elapsed().as_secs_f64());
+            results.add(
+                self.size.name,
+                "reopen after close",
+                which,
+                started.elapsed().as_secs_f64(),
+            );
             assert!(right, "{} lost what it was closed with", which.name());
         }
         if which.is_persistent() && round == 0 && plan.wants(Workload::Disk) {
@@ -187,7 +201,11 @@ impl Course {
                 set_all(&*racer.store, &self.values, &ids, version);
             }
             self.space(plan, &racer, "disk after overwriting three times", results);
-            let lost = self.shuffled.iter().filter(|id| !get_one(&*racer.store, &self.values, **id)).count();
+            let lost = self
+                .shuffled
+                .iter()
+                .filter(|id| !get_one(&*racer.store, &self.values, **id))
+                .count();
             assert_eq!(lost, 0, "{} lost entries within its bounds", which.name());
         }
         racer.store.close();
@@ -219,7 +237,13 @@ pub(crate) fn version_of(store: &dyn Contender, values: &Values, id: u32) -> Opt
     version
 }
 
-pub(crate) fn set_one(store: &dyn Contender, values: &Values, id: u32, version: u64, value: &mut Vec<u8>) {
+pub(crate) fn set_one(
+    store: &dyn Contender,
+    values: &Values,
+    id: u32,
+    version: u64,
+    value: &mut Vec<u8>,
+) {
     values.write(id, version, value);
     store.set(Key::of(id).as_str(), value);
 }
@@ -263,7 +287,11 @@ fn incr(plan: &Plan, which: Which, store: &dyn Contender, counters: u32) -> f64 
         calls = n + 1;
     });
     let expected = calls.div_ceil(keys.len()) as i64;
-    assert!(last == expected || which == Which::Nothing, "{} counted {last} of {expected}", which.name());
+    assert!(
+        last == expected || which == Which::Nothing,
+        "{} counted {last} of {expected}",
+        which.name()
+    );
     rate
 }
 

@@ -35,7 +35,12 @@ impl Table {
     }
 
     /// Adds a row with what `show` makes of `metric` for each of `contenders`, unless nothing was measured.
-    fn figures(&mut self, title: &str, contenders: &[Which], mut show: impl FnMut(Which) -> Option<String>) {
+    fn figures(
+        &mut self,
+        title: &str,
+        contenders: &[Which],
+        mut show: impl FnMut(Which) -> Option<String>,
+    ) {
         let cells: Vec<_> = contenders.iter().map(|which| show(*which)).collect();
         if cells.iter().any(Option::is_some) {
             let cells = cells.into_iter().map(|cell| cell.unwrap_or_else(|| "–".to_owned()));
@@ -72,10 +77,16 @@ pub(crate) fn tables(results: &Results) -> String {
             "Operations a second; in parentheses how many times as fast keepwarm is.\n\n![the same as bars](plots/{})",
             plot::rates_file(name)
         );
-        section(&format!("Rates, {name}"), &note, rates(results, name, Workload::RATES.map(Workload::name)));
+        section(
+            &format!("Rates, {name}"),
+            &note,
+            rates(results, name, Workload::RATES.map(Workload::name)),
+        );
     }
-    let note =
-        format!("{PROCESSES_NOTE}\n\n![the same as bars](plots/{})", plot::rates_file(processes::GROUP));
+    let note = format!(
+        "{PROCESSES_NOTE}\n\n![the same as bars](plots/{})",
+        plot::rates_file(processes::GROUP)
+    );
     section(
         "Processes that share a directory",
         &note,
@@ -88,7 +99,11 @@ pub(crate) fn tables(results: &Results) -> String {
         let note = format!("{LATENCY_NOTE}\n\n![percentiles](plots/{})", plot::latency_file(name));
         section(&format!("Single calls, {name}"), &note, latencies(results, name, &["get", "set"]));
     }
-    section("New keys at max_entries (100,000)", CHURN_NOTE, latencies(results, churn::AT_ENTRIES, &["set"]));
+    section(
+        "New keys at max_entries (100,000)",
+        CHURN_NOTE,
+        latencies(results, churn::AT_ENTRIES, &["set"]),
+    );
     let at_bytes = latencies(results, churn::AT_BYTES, &["set", "set after a miss"]);
     section("At max_bytes", BYTES_NOTE, at_bytes);
     section("Keys by zipf at max_bytes", ZIPF_NOTE, amplification(results));
@@ -110,7 +125,8 @@ const MEMORY_NOTE: &str = "Anonymous memory, and in parentheses the pages of map
 it needs them.";
 const LATENCY_NOTE: &str = "Each call timed alone, reading the clock included (see harness): get of any key, set that \
 overwrites.";
-const CHURN_NOTE: &str = "Half a million new keys of 100 bytes, one after the other, into a full cache.";
+const CHURN_NOTE: &str =
+    "Half a million new keys of 100 bytes, one after the other, into a full cache.";
 const BYTES_NOTE: &str = "`set`: a million new keys of 100 bytes into 64 MiB. `set after a miss`: keys by zipf 0.99 of five \
 times as many as there is room for, 1 KiB each, set where `get_bytes` finds nothing.";
 const ZIPF_NOTE: &str = "The same keys and values as `set` after a miss. Write amplification: bytes that the log took, \
@@ -137,7 +153,11 @@ fn head(first: &str, contenders: &[Which]) -> Table {
     Table::new(std::iter::once(first).chain(contenders.iter().map(|which| which.name())))
 }
 
-fn rates<T: AsRef<str>>(results: &Results, group: &str, names: impl IntoIterator<Item = T>) -> Table {
+fn rates<T: AsRef<str>>(
+    results: &Results,
+    group: &str,
+    names: impl IntoIterator<Item = T>,
+) -> Table {
     let contenders = results.contenders(group);
     let mut table = head("", &contenders);
     for name in names {
@@ -146,7 +166,10 @@ fn rates<T: AsRef<str>>(results: &Results, group: &str, names: impl IntoIterator
         table.figures(name, &contenders, |which| {
             let theirs = results.median(group, name, which)?;
             let compared = own.filter(|_| !matches!(which, Which::Keepwarm | Which::Nothing));
-            Some(rate(theirs) + &compared.map_or(String::new(), |own| format!(" ({})", ratio(own / theirs))))
+            Some(
+                rate(theirs)
+                    + &compared.map_or(String::new(), |own| format!(" ({})", ratio(own / theirs))),
+            )
         });
     }
     table
@@ -165,7 +188,9 @@ fn ends(results: &Results) -> Table {
     let mut table = head("", &contenders);
     for Size { name, .. } in Size::ALL {
         let title = format!("reopen after close, {name}");
-        table.figures(&title, &contenders, |which| with_slowest(results, name, "reopen after close", which));
+        table.figures(&title, &contenders, |which| {
+            with_slowest(results, name, "reopen after close", which)
+        });
     }
     let killed = |which| with_slowest(results, child::GROUP, "reopen after a kill", which);
     table.figures("reopen after a kill, 100 B", &contenders, killed);
@@ -189,7 +214,9 @@ fn disk(results: &Results) -> Table {
     for Size { name, .. } in Size::ALL {
         for metric in ["disk after load", "disk after overwriting three times"] {
             let title = format!("{name}, {}", metric.trim_start_matches("disk "));
-            table.figures(&title, &contenders, |which| results.median(name, metric, which).map(ratio));
+            table.figures(&title, &contenders, |which| {
+                results.median(name, metric, which).map(ratio)
+            });
         }
     }
     table
@@ -214,7 +241,8 @@ fn latencies(results: &Results, group: &str, calls: &[&str]) -> Table {
     let mut table = Table::new(["", ""].into_iter().chain(names.clone()));
     for call in calls {
         for which in results.contenders(group) {
-            let figures = names.clone().map(|name| results.median(group, &metric(call, name), which));
+            let figures =
+                names.clone().map(|name| results.median(group, &metric(call, name), which));
             let cells: Vec<String> = figures.flatten().map(span).collect();
             if !cells.is_empty() {
                 let title = [
@@ -263,8 +291,11 @@ fn typed(results: &Results) -> Table {
 }
 
 fn idle(results: &Results) -> Table {
-    let contenders: Vec<Which> =
-        results.contenders(child::GROUP).into_iter().filter(|which| *which != Which::Nothing).collect();
+    let contenders: Vec<Which> = results
+        .contenders(child::GROUP)
+        .into_iter()
+        .filter(|which| *which != Which::Nothing)
+        .collect();
     let mut table = head("", &contenders);
     let of = |metric, which| results.median(child::GROUP, metric, which);
     table.figures("wake-ups a second", &contenders, |which| {
@@ -278,7 +309,8 @@ fn idle(results: &Results) -> Table {
 
 fn setups(results: &Results) -> Table {
     let mut table = Table::new(["", "version and settings"]);
-    let (racing, sharing) = (results.contenders(Size::ALL[0].name), results.contenders(processes::GROUP));
+    let (racing, sharing) =
+        (results.contenders(Size::ALL[0].name), results.contenders(processes::GROUP));
     let measured = |which: &Which| racing.contains(which) || sharing.contains(which);
     for which in Which::ALL.into_iter().filter(measured) {
         table.row([which.name(), which.setup()]);
@@ -325,7 +357,8 @@ fn digits(number: f64) -> String {
 
 /// `page` with `section` between the two marks.
 pub(crate) fn replace_section(page: &str, section: &str) -> String {
-    let (before, rest) = page.split_once(BEGIN).expect("the page has the mark where the section begins");
+    let (before, rest) =
+        page.split_once(BEGIN).expect("the page has the mark where the section begins");
     let (_, after) = rest.split_once(END).expect("the page has the mark where the section ends");
     format!("{before}{BEGIN}\n\n{}\n\n{END}{after}", section.trim())
 }
@@ -336,7 +369,10 @@ mod tests {
 
     #[test]
     fn numbers_have_the_unit_that_fits() {
-        assert_eq!([rate(1_234_567.0), rate(12_345_678.0), rate(999_700.0)], ["1.23 M", "12.3 M", "1.00 M"]);
+        assert_eq!(
+            [rate(1_234_567.0), rate(12_345_678.0), rate(999_700.0)],
+            ["1.23 M", "12.3 M", "1.00 M"]
+        );
         assert_eq!([rate(45_600.0), rate(12.0)], ["45.6 k", "12.0"]);
         assert_eq!(
             [span(420e-9), span(1.5e-6), span(12.34e-3), span(2.0)],

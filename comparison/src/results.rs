@@ -56,7 +56,8 @@ impl Results {
 
     /// The contenders that there is a figure for in `group`, in their usual order.
     pub(crate) fn contenders(&self, group: &str) -> Vec<Which> {
-        let measured = |which: &Which| self.figures.iter().any(|f| f.group == group && f.which == *which);
+        let measured =
+            |which: &Which| self.figures.iter().any(|f| f.group == group && f.which == *which);
         Which::ALL.into_iter().filter(measured).collect()
     }
 
@@ -73,7 +74,8 @@ impl Results {
 pub(crate) fn median(samples: &[f64]) -> Option<f64> {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
-    let (lower, upper) = (sorted.get(sorted.len().checked_sub(1)? / 2)?, sorted.get(sorted.len() / 2)?);
+    let (lower, upper) =
+        (sorted.get(sorted.len().checked_sub(1)? / 2)?, sorted.get(sorted.len() / 2)?);
     Some((lower + upper) / 2.0)
 }
 
@@ -84,7 +86,8 @@ fn machine() -> String {
         let line = text.lines().find(|line| line.starts_with(name))?;
         Some(line.split_once(':')?.1.trim().to_owned())
     };
-    let processor = value_of(&read("/proc/cpuinfo"), "model name").unwrap_or_else(|| "unknown".to_owned());
+    let processor =
+        value_of(&read("/proc/cpuinfo"), "model name").unwrap_or_else(|| "unknown".to_owned());
     let memory = value_of(&read("/proc/meminfo"), "MemTotal")
         .and_then(|total| total.strip_suffix(" kB")?.parse::<f64>().ok())
         .map_or(0.0, |kilobytes| kilobytes / f64::from(1 << 20));

@@ -91,7 +91,10 @@ impl Values {
     /// them the last; takes as long whatever it finds.
     pub(crate) fn version(&self, id: u32, value: &[u8]) -> Option<u64> {
         let word = |at: usize| {
-            value.get(at * WORD..).and_then(<[u8]>::first_chunk).map_or(0, |w| u64::from_le_bytes(*w))
+            value
+                .get(at * WORD..)
+                .and_then(<[u8]>::first_chunk)
+                .map_or(0, |w| u64::from_le_bytes(*w))
         };
         let (version, last) = (word(1), self.len / WORD - 1);
         let (mask, within) = (mask(id, version), 2 + id as usize % (last - 1));

@@ -84,7 +84,9 @@ pub(crate) fn analyze(content: &[u8]) -> Analysis {
 fn says_generated(content: &[u8]) -> bool {
     let head: Vec<&[u8]> = content.splitn(6, |&byte| byte == b'\n').take(5).collect();
     let head = String::from_utf8_lossy(&head.concat()).to_lowercase();
-    ["@generated", "automatically generated", "do not edit"].iter().any(|words| head.contains(words))
+    ["@generated", "automatically generated", "do not edit"]
+        .iter()
+        .any(|words| head.contains(words))
 }
 
 fn parse(text: &str) -> Outcome {

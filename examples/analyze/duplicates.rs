@@ -65,7 +65,8 @@ pub(crate) fn groups<'a>(functions: impl Iterator<Item = Located<'a>>) -> Vec<Gr
         if taken[leader] {
             continue;
         }
-        let mut members: Vec<_> = classes[leader].members.iter().map(|&located| (located, 1.0)).collect();
+        let mut members: Vec<_> =
+            classes[leader].members.iter().map(|&located| (located, 1.0)).collect();
         for &(other, similarity) in &alike[leader] {
             if !taken[other] {
                 taken[other] = true;
@@ -108,7 +109,8 @@ fn alike(classes: &[Class<'_>]) -> Vec<Vec<(usize, f64)>> {
         hashes.sort_unstable();
         let beyond = (PREFIX_THRESHOLD * hashes.len() as f64).ceil() as usize;
         // What only one function has, it shares with none.
-        for (_, hash) in hashes[..hashes.len() - beyond + 1].iter().filter(|(count, _)| *count > 1) {
+        for (_, hash) in hashes[..hashes.len() - beyond + 1].iter().filter(|(count, _)| *count > 1)
+        {
             buckets.entry(*hash).or_default().push(i);
         }
     }
@@ -126,7 +128,8 @@ fn alike(classes: &[Class<'_>]) -> Vec<Vec<(usize, f64)>> {
         let compare = |other: usize| {
             let b = &classes[other];
             let (fewer, more) = in_order(a.fingerprint.shingles, b.fingerprint.shingles);
-            if f64::from(fewer) < THRESHOLD * f64::from(more) || a.members[0].within_or_around(&b.members[0])
+            if f64::from(fewer) < THRESHOLD * f64::from(more)
+                || a.members[0].within_or_around(&b.members[0])
             {
                 return None;
             }

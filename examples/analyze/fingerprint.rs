@@ -41,7 +41,8 @@ pub(crate) fn of(sig: &Signature, block: &Block) -> Option<Fingerprint> {
         return None;
     }
     // Half of the hash's 64 bits are enough for a sample, and half as much to store.
-    let mut hashes: Vec<u32> = tokens.windows(SHINGLE).map(|run| (hash_all(run) >> 32) as u32).collect();
+    let mut hashes: Vec<u32> =
+        tokens.windows(SHINGLE).map(|run| (hash_all(run) >> 32) as u32).collect();
     hashes.sort_unstable();
     hashes.dedup();
     let shingles = narrow(hashes.len());

@@ -38,7 +38,13 @@ impl Finder {
         self.test = test;
     }
 
-    fn function<'ast>(&mut self, attrs: &[Attribute], sig: &'ast Signature, block: &'ast Block, whole: Span) {
+    fn function<'ast>(
+        &mut self,
+        attrs: &[Attribute],
+        sig: &'ast Signature,
+        block: &'ast Block,
+        whole: Span,
+    ) {
         self.within(sig.ident.to_string(), attrs, |finder| {
             let mut decisions = Decisions { count: 0, nesting: 0, deepest: 0 };
             decisions.visit_block(block);
@@ -73,11 +79,15 @@ impl<'ast> Visit<'ast> for Finder {
     }
 
     fn visit_item_mod(&mut self, node: &'ast syn::ItemMod) {
-        self.within(node.ident.to_string(), &node.attrs, |finder| visit::visit_item_mod(finder, node));
+        self.within(node.ident.to_string(), &node.attrs, |finder| {
+            visit::visit_item_mod(finder, node)
+        });
     }
 
     fn visit_item_trait(&mut self, node: &'ast syn::ItemTrait) {
-        self.within(node.ident.to_string(), &node.attrs, |finder| visit::visit_item_trait(finder, node));
+        self.within(node.ident.to_string(), &node.attrs, |finder| {
+            visit::visit_item_trait(finder, node)
+        });
     }
 
     fn visit_item_impl(&mut self, node: &'ast syn::ItemImpl) {
@@ -201,7 +211,8 @@ fn for_tests(attrs: &[Attribute]) -> bool {
     attrs.iter().any(|attr| {
         let path = attr.path();
         path.segments.last().is_some_and(|last| last.ident == "test" || last.ident == "bench")
-            || path.is_ident("cfg") && attr.parse_args().is_ok_and(|condition| requires_test(&condition))
+            || path.is_ident("cfg")
+                && attr.parse_args().is_ok_and(|condition| requires_test(&condition))
     })
 }
 
@@ -218,7 +229,9 @@ fn requires_test(condition: &Meta) -> bool {
 /// A type as one says it: without path and parameters.
 fn short_type(ty: &Type) -> String {
     match ty {
-        Type::Path(path) => path.path.segments.last().map_or_else(String::new, |last| last.ident.to_string()),
+        Type::Path(path) => {
+            path.path.segments.last().map_or_else(String::new, |last| last.ident.to_string())
+        }
         Type::Reference(reference) => format!("&{}", short_type(&reference.elem)),
         other => other.to_token_stream().to_string().replace(' ', ""),
     }

@@ -64,7 +64,8 @@ fn run(args: &Args) -> Result<()> {
         None => thread::available_parallelism().map_or(1, usize::from),
     };
 
-    let progress = if args.quiet { ProgressBar::hidden() } else { progress_bar(input.sources.len()) };
+    let progress =
+        if args.quiet { ProgressBar::hidden() } else { progress_bar(input.sources.len()) };
     let work = Work {
         store: &store,
         sources: &input.sources,
@@ -104,7 +105,9 @@ fn run(args: &Args) -> Result<()> {
 /// Draws on standard error, and only if that is a terminal.
 fn progress_bar(files: usize) -> ProgressBar {
     let bar = ProgressBar::new(files as u64);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} files, {per_sec}, {eta} left") {
+    if let Ok(style) =
+        ProgressStyle::with_template("{bar:40} {pos}/{len} files, {per_sec}, {eta} left")
+    {
         bar.set_style(style);
     }
     bar.enable_steady_tick(Duration::from_millis(100));
@@ -115,7 +118,9 @@ fn progress_bar(files: usize) -> ProgressBar {
 fn print(report: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(report.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Failure::caused("cannot write the report", e)),
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::caused("cannot write the report", e))
+        }
         _ => Ok(()),
     }
 }

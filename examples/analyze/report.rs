@@ -29,7 +29,12 @@ impl Found<'_> {
 }
 
 /// The whole report. Lists have at most `top` entries.
-pub(crate) fn text(input: &Input, findings: &[Finding], analysis_version: i64, top: usize) -> String {
+pub(crate) fn text(
+    input: &Input,
+    findings: &[Finding],
+    analysis_version: i64,
+    top: usize,
+) -> String {
     let mut report = Report { text: String::new(), input, findings, top };
     let functions = report.functions();
     report.line(format_args!("Rust sources of {}", input.description));
@@ -97,8 +102,10 @@ impl<'a> Report<'a> {
 
     fn totals(&mut self, functions: &[Found<'_>]) {
         let lines: u64 = self.analyses().map(|(_, analysis)| u64::from(analysis.lines)).sum();
-        let rejected =
-            self.analyses().filter(|(_, analysis)| !matches!(analysis.outcome, Outcome::Parsed(_))).count();
+        let rejected = self
+            .analyses()
+            .filter(|(_, analysis)| !matches!(analysis.outcome, Outcome::Parsed(_)))
+            .count();
         let unreadable =
             self.files().filter(|(_, finding)| matches!(finding, Finding::Unreadable(_))).count();
         let unlisted = functions.iter().filter(|found| found.unlisted).count();
@@ -107,7 +114,8 @@ impl<'a> Report<'a> {
         complexity.sort_unstable();
         let total: u64 = complexity.iter().copied().map(u64::from).sum();
         let at = |percent: usize| {
-            complexity.get((complexity.len() * percent / 100).min(complexity.len().saturating_sub(1)))
+            complexity
+                .get((complexity.len() * percent / 100).min(complexity.len().saturating_sub(1)))
         };
         let at = |percent: usize| at(percent).copied().unwrap_or(0);
 
@@ -118,7 +126,10 @@ impl<'a> Report<'a> {
             input.sources.len()
         ));
         self.line(format_args!("{lines:>9} lines"));
-        self.line(format_args!("{:>9} functions: {unlisted} for tests or generated", functions.len()));
+        self.line(format_args!(
+            "{:>9} functions: {unlisted} for tests or generated",
+            functions.len()
+        ));
         self.line(format_args!(
             "{total:>9} cyclomatic complexity: median {}, 90 % up to {}, 99 % up to {}, at most {}",
             at(50),
@@ -136,7 +147,8 @@ impl<'a> Report<'a> {
         self.heading("How complex functions are");
         let most = functions.len().max(1);
         for (from, to) in BARS {
-            let count = functions.iter().filter(|found| (from..=to).contains(&found.complexity())).count();
+            let count =
+                functions.iter().filter(|found| (from..=to).contains(&found.complexity())).count();
             let range = match to {
                 u32::MAX => format!("{from} and more"),
                 _ if from == to => from.to_string(),
@@ -149,7 +161,8 @@ impl<'a> Report<'a> {
     }
 
     fn most_complex(&mut self, functions: &[Found<'_>]) {
-        let mut listed: Vec<&Found<'_>> = functions.iter().filter(|found| !found.unlisted).collect();
+        let mut listed: Vec<&Found<'_>> =
+            functions.iter().filter(|found| !found.unlisted).collect();
         // The order of files and lines remains among equals.
         listed.sort_by_key(|found| std::cmp::Reverse(found.complexity()));
         self.heading("The most complex functions");
@@ -171,9 +184,15 @@ impl<'a> Report<'a> {
 
     fn near_duplicates(&mut self, functions: &[Found<'a>]) {
         // Of each package the last version, as they are sorted.
-        let last: HashMap<&str, usize> =
-            self.input.packages.iter().enumerate().map(|(i, package)| (package.name.as_str(), i)).collect();
-        let is_last = |package: usize| last.get(self.input.packages[package].name.as_str()) == Some(&package);
+        let last: HashMap<&str, usize> = self
+            .input
+            .packages
+            .iter()
+            .enumerate()
+            .map(|(i, package)| (package.name.as_str(), i))
+            .collect();
+        let is_last =
+            |package: usize| last.get(self.input.packages[package].name.as_str()) == Some(&package);
         let compared = functions.iter().filter(|found| !found.unlisted && is_last(found.package));
         let groups = duplicates::groups(compared.map(|found| found.located));
         let redundant: u32 = groups.iter().map(Group::redundant_lines).sum();
@@ -242,7 +261,9 @@ impl<'a> Report<'a> {
         rows.sort_by_key(|(_, row)| std::cmp::Reverse(row.complexity));
 
         self.heading("Packages, by complexity");
-        self.line(format_args!("  files    lines  functions  complexity  a function    most  package"));
+        self.line(format_args!(
+            "  files    lines  functions  complexity  a function    most  package"
+        ));
         for (package, row) in rows.iter().take(self.top) {
             let mean = row.complexity as f64 / row.functions.max(1) as f64;
             self.line(format_args!(
@@ -261,7 +282,8 @@ impl<'a> Report<'a> {
             match finding {
                 Finding::Unreadable(why) => lines.push(format!("{name}: cannot be read: {why}")),
                 Finding::Analysis(Analysis {
-                    outcome: Outcome::Rejected { line, column, message }, ..
+                    outcome: Outcome::Rejected { line, column, message },
+                    ..
                 }) => {
                     lines.push(format!("{name}:{line}:{column}: {message}"));
                 }
@@ -282,5 +304,6 @@ impl<'a> Report<'a> {
 /// Whether a file is for tests only, as far as its path tells: what is compiled under `mod tests;` does not
 /// say so itself.
 fn of_tests(name: &str) -> bool {
-    name.split('/').any(|part| part.ends_with("tests") || matches!(part, "benches" | "tests.rs" | "test.rs"))
+    name.split('/')
+        .any(|part| part.ends_with("tests") || matches!(part, "benches" | "tests.rs" | "test.rs"))
 }

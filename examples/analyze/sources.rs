@@ -43,8 +43,11 @@ impl Input {
         if !dir.is_dir() {
             return Err(Failure::new(format!("{} is not a directory", dir.display())));
         }
-        let mut input =
-            Self { description: dir.display().to_string(), packages: Vec::new(), sources: Vec::new() };
+        let mut input = Self {
+            description: dir.display().to_string(),
+            packages: Vec::new(),
+            sources: Vec::new(),
+        };
         let mut found = Vec::new();
         for path in rust_files(dir)? {
             let name = relative(&path, dir);
@@ -66,7 +69,8 @@ impl Input {
     pub(crate) fn package_and_dependencies() -> Result<Self> {
         let mut packages = metadata()?.packages;
         packages.sort_by_cached_key(|package| {
-            let numbers = package.version.split(['.', '-', '+']).map(|part| part.parse::<u64>().ok());
+            let numbers =
+                package.version.split(['.', '-', '+']).map(|part| part.parse::<u64>().ok());
             (package.source.is_some(), package.name.clone(), numbers.collect::<Vec<_>>())
         });
         let own = packages.iter().filter(|p| p.source.is_none()).map(CargoPackage::label);
@@ -95,13 +99,15 @@ impl Input {
 fn rust_files(root: &Path) -> Result<Vec<PathBuf>> {
     let wanted = |entry: &DirEntry| {
         let hidden = || entry.file_name().as_encoded_bytes().starts_with(b".");
-        let can_be_made_again = || entry.file_type().is_dir() && entry.path().join("CACHEDIR.TAG").exists();
+        let can_be_made_again =
+            || entry.file_type().is_dir() && entry.path().join("CACHEDIR.TAG").exists();
         // The root itself is wanted whatever it is: somebody asked for it.
         entry.depth() == 0 || !hidden() && !can_be_made_again()
     };
     let mut files = Vec::new();
     for entry in WalkDir::new(root).sort_by_file_name().into_iter().filter_entry(wanted) {
-        let entry = entry.map_err(|e| Failure::caused(format!("cannot list {}", root.display()), e))?;
+        let entry =
+            entry.map_err(|e| Failure::caused(format!("cannot list {}", root.display()), e))?;
         if entry.file_type().is_file() && entry.path().extension().is_some_and(|ext| ext == "rs") {
             files.push(entry.into_path());
         }
@@ -140,7 +146,8 @@ impl CargoPackage {
 /// Asks cargo. First without the network: whoever has built this example has all that is needed, except for
 /// packages which only other platforms use, and those are left out.
 fn metadata() -> Result<Metadata> {
-    let program = |name: &str, default: &str| env::var_os(name).unwrap_or_else(|| OsString::from(default));
+    let program =
+        |name: &str, default: &str| env::var_os(name).unwrap_or_else(|| OsString::from(default));
     let version = output(Command::new(program("RUSTC", "rustc")).arg("-vV"))?;
     let version = String::from_utf8_lossy(&version);
     let host = version.lines().find_map(|line| line.strip_prefix("host: ")).unwrap_or_default();
@@ -163,7 +170,8 @@ fn metadata() -> Result<Metadata> {
             output(&mut again)?
         }
     };
-    serde_json::from_slice(&json).map_err(|e| Failure::caused("cannot read the answer of cargo metadata", e))
+    serde_json::from_slice(&json)
+        .map_err(|e| Failure::caused("cannot read the answer of cargo metadata", e))
 }
 
 /// The standard output of a command that must succeed.
@@ -173,6 +181,9 @@ fn output(command: &mut Command) -> Result<Vec<u8>> {
     if output.status.success() {
         Ok(output.stdout)
     } else {
-        Err(Failure::new(format!("{shown} failed: {}", String::from_utf8_lossy(&output.stderr).trim())))
+        Err(Failure::new(format!(
+            "{shown} failed: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        )))
     }
 }

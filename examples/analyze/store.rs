@@ -39,8 +39,9 @@ pub(crate) struct Store {
 impl Store {
     /// The store in `dir`, which is made if it is not there, for results of this version of the analysis.
     pub(crate) fn open(dir: &Path, analysis_version: i64) -> Result<Self> {
-        let refused =
-            |e: &dyn fmt::Display| Failure::new(format!("cannot use the cache {}: {e}", dir.display()));
+        let refused = |e: &dyn fmt::Display| {
+            Failure::new(format!("cannot use the cache {}: {e}", dir.display()))
+        };
         if let Some(parent) = dir.parent() {
             fs::create_dir_all(parent).map_err(|e| refused(&e))?;
         }
@@ -54,8 +55,11 @@ impl Store {
     /// What is known of each of these files: the digests in one go, then the results for those in another.
     pub(crate) fn known(&self, stats: &[Option<Stat>]) -> Result<Vec<Option<Analysis>>> {
         let mut known: Vec<Option<Analysis>> = stats.iter().map(|_| None).collect();
-        let (of, keys): (Vec<usize>, Vec<String>) =
-            stats.iter().enumerate().filter_map(|(i, stat)| Some((i, stat.as_ref()?.key()))).unzip();
+        let (of, keys): (Vec<usize>, Vec<String>) = stats
+            .iter()
+            .enumerate()
+            .filter_map(|(i, stat)| Some((i, stat.as_ref()?.key())))
+            .unzip();
         let digests = self.stats.get_many::<Digest, _>(&keys);
         let (of, keys): (Vec<usize>, Vec<String>) = of
             .into_iter()
@@ -174,7 +178,8 @@ impl From<&Metadata> for Stat {
             device: metadata.dev(),
             inode: metadata.ino(),
             size: metadata.size(),
-            mtime_ns: i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()),
+            mtime_ns: i128::from(metadata.mtime()) * 1_000_000_000
+                + i128::from(metadata.mtime_nsec()),
         }
     }
 }
@@ -208,10 +213,14 @@ pub(crate) fn read(path: &Path) -> io::Result<(Vec<u8>, Option<Stat>)> {
 
 /// `keepwarm-analyze` in the user's cache directory, as the XDG specification has it.
 pub(crate) fn default_dir() -> Result<PathBuf> {
-    let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path: &PathBuf| path.is_absolute());
-    let caches = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
+    let absolute =
+        |name| env::var_os(name).map(PathBuf::from).filter(|path: &PathBuf| path.is_absolute());
+    let caches =
+        absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
     match caches {
         Some(caches) => Ok(caches.join("keepwarm-analyze")),
-        None => Err(Failure::new("neither XDG_CACHE_HOME nor HOME is set; say where with --cache DIR")),
+        None => {
+            Err(Failure::new("neither XDG_CACHE_HOME nor HOME is set; say where with --cache DIR"))
+        }
     }
 }

@@ -74,7 +74,10 @@ impl fmt::Display for Summary<'_> {
             writeln!(f, "  {unreadable} could not be read; the report says why")?;
         }
         if not_kept > 0 {
-            writeln!(f, "  {not_kept} results could not be kept, so the next run computes them again")?;
+            writeln!(
+                f,
+                "  {not_kept} results could not be kept, so the next run computes them again"
+            )?;
         }
         writeln!(
             f,

@@ -74,7 +74,9 @@ impl Work<'_> {
             let mut counts = Counts::default();
             while !stop.load(Ordering::Relaxed) {
                 let start = next.fetch_add(BATCH, Ordering::Relaxed);
-                let Some(rest) = self.sources.get(start..).filter(|rest| !rest.is_empty()) else { break };
+                let Some(rest) = self.sources.get(start..).filter(|rest| !rest.is_empty()) else {
+                    break;
+                };
                 let batch = &rest[..rest.len().min(BATCH)];
                 match self.batch(batch, &mut counts) {
                     Ok(findings) => done.push((start, findings)),
@@ -94,7 +96,8 @@ impl Work<'_> {
             let threads = (0..jobs).map(spawn).collect::<io::Result<Vec<_>>>();
             let threads = threads.map_err(|e| Failure::caused("cannot start a thread", e))?;
             for thread in threads {
-                let (part, counted) = thread.join().map_err(|_| Failure::new("a thread panicked"))??;
+                let (part, counted) =
+                    thread.join().map_err(|_| Failure::new("a thread panicked"))??;
                 done.extend(part);
                 counts += counted;
             }
@@ -105,7 +108,8 @@ impl Work<'_> {
     }
 
     fn batch(&self, sources: &[Source], counts: &mut Counts) -> Result<Vec<Finding>> {
-        let stats: Vec<Option<Stat>> = sources.iter().map(|source| Stat::of(&source.path)).collect();
+        let stats: Vec<Option<Stat>> =
+            sources.iter().map(|source| Stat::of(&source.path)).collect();
         let known = self.store.known(&stats)?;
         let mut findings = Vec::with_capacity(sources.len());
         for (source, known) in sources.iter().zip(known) {

@@ -88,6 +88,10 @@ impl Backend for DummyBackend {
     }
 
     fn stats(&self) -> Stats {
-        Stats { misses: self.misses.load(Relaxed), commits: self.commits.load(Relaxed), ..Stats::default() }
+        Stats {
+            misses: self.misses.load(Relaxed),
+            commits: self.commits.load(Relaxed),
+            ..Stats::default()
+        }
     }
 }

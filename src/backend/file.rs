@@ -182,7 +182,8 @@ impl Backend for FileBackend {
 
     fn weight(&self, key: &str) -> usize {
         // Without opening anything: `reads_take_long` has that said.
-        self.attached().map_or(0, |guard| guard.as_ref().map_or(0, |engine| engine.weight(key.as_bytes())))
+        self.attached()
+            .map_or(0, |guard| guard.as_ref().map_or(0, |engine| engine.weight(key.as_bytes())))
     }
 
     fn reads_take_long(&self) -> bool {
@@ -190,7 +191,8 @@ impl Backend for FileBackend {
     }
 
     fn commits_take_long(&self) -> bool {
-        self.attached().is_none_or(|guard| guard.as_ref().is_none_or(|engine| engine.commits_take_long()))
+        self.attached()
+            .is_none_or(|guard| guard.as_ref().is_none_or(|engine| engine.commits_take_long()))
     }
 
     fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {

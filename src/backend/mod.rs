@@ -17,8 +17,8 @@ use std::any::TypeId;
 
 pub(crate) use crate::engine::{CheckReport, Claim, Claimed, Matter};
 pub(crate) use crate::entry::{
-    Change, Codec, Condition, Decoded, Expiry, Item, Outcome, Pieces, ProcessStats, SharedValue, Soft, Spool,
-    Stats, Stored, Streamed,
+    Change, Codec, Condition, Decoded, Expiry, Item, Outcome, Pieces, ProcessStats, SharedValue,
+    Soft, Spool, Stats, Stored, Streamed,
 };
 use crate::error::Result;
 pub(crate) use crate::limits::{Limits, NewLimits};
@@ -94,8 +94,14 @@ pub(crate) trait Backend: Send + Sync {
     /// # Errors
     /// As [`commit`](Backend::commit).
     fn copy(&self, from: &str, to: &str) -> Result<Option<u64>> {
-        let Some(Stored { value, codec, expires_at, soft, token }) = self.get(from)? else { return Ok(None) };
-        self.commit(to, Condition::Always, Change::Store { value: &value, codec, expires_at, soft })?;
+        let Some(Stored { value, codec, expires_at, soft, token }) = self.get(from)? else {
+            return Ok(None);
+        };
+        self.commit(
+            to,
+            Condition::Always,
+            Change::Store { value: &value, codec, expires_at, soft },
+        )?;
         Ok(Some(token))
     }
 

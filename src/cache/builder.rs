@@ -338,7 +338,10 @@ impl Builder {
             ));
         }
         if !(0.0..1.0).contains(&self.jitter) {
-            return Err(invalid("jitter", format!("{}; from 0 to below 1 is possible", self.jitter)));
+            return Err(invalid(
+                "jitter",
+                format!("{}; from 0 to below 1 is possible", self.jitter),
+            ));
         }
         Ok(())
     }

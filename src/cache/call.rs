@@ -83,7 +83,11 @@ impl Call<'_> {
     }
 
     pub(super) fn commit(&self, condition: Condition, change: Change<'_>) -> Result<Outcome> {
-        self.cache.shared.backend.commit(&self.full, condition, change).map_err(|error| self.about(error))
+        self.cache
+            .shared
+            .backend
+            .commit(&self.full, condition, change)
+            .map_err(|error| self.about(error))
     }
 
     /// Commits, where all that matters is whether it took effect.

@@ -215,7 +215,9 @@ impl Cache {
                     drop(within);
                     return match computed {
                         Ok(value) => Ok(match call.computed(&value, &turn, &lifespans) {
-                            Some(computed) => call.keep(&computed, turn.leader, &lifespans).unwrap_or(value),
+                            Some(computed) => {
+                                call.keep(&computed, turn.leader, &lifespans).unwrap_or(value)
+                            }
                             None => value,
                         }),
                         Err(error) => call.failed(turn).ok_or(ComputeError::Compute(error)),

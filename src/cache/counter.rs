@@ -69,17 +69,25 @@ impl Call<'_> {
     /// Adds `delta`, or makes an entry of `init` first.
     pub(super) fn count(&self, delta: i128, init: Option<(i64, Timeout)>) -> Result<i64> {
         loop {
-            let seen =
-                self.read(|item| (codec::decode_integer(item), item.expires_at, item.soft, item.token))?;
-            let (from, expires_at, soft, condition): (i128, Expiry, Soft, Condition) = match (seen, init) {
-                (Some((integer, expires_at, soft, token)), _) => {
-                    (integer.map_err(|error| self.about(error))?, expires_at, soft, Condition::Token(token))
-                }
-                (None, Some((initial, timeout))) => {
-                    (i128::from(initial), self.cache.expiry(timeout), Soft::default(), Condition::Absent)
-                }
-                (None, None) => return Err(self.fail(ErrorKind::NotFound)),
-            };
+            let seen = self.read(|item| {
+                (codec::decode_integer(item), item.expires_at, item.soft, item.token)
+            })?;
+            let (from, expires_at, soft, condition): (i128, Expiry, Soft, Condition) =
+                match (seen, init) {
+                    (Some((integer, expires_at, soft, token)), _) => (
+                        integer.map_err(|error| self.about(error))?,
+                        expires_at,
+                        soft,
+                        Condition::Token(token),
+                    ),
+                    (None, Some((initial, timeout))) => (
+                        i128::from(initial),
+                        self.cache.expiry(timeout),
+                        Soft::default(),
+                        Condition::Absent,
+                    ),
+                    (None, None) => return Err(self.fail(ErrorKind::NotFound)),
+                };
             let to = i64::try_from(from + delta).map_err(|_| self.fail(ErrorKind::Overflow))?;
             // Refused means that somebody else's change came in between, so some progress was made.
             let value = &codec::encode_integer(to);

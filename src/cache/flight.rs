@@ -201,7 +201,13 @@ impl Flights {
 }
 
 impl Tower {
-    fn begin(&mut self, id: Id, within: Option<Arc<Flight>>, since: &Moment, caller: Caller) -> Lead {
+    fn begin(
+        &mut self,
+        id: Id,
+        within: Option<Arc<Flight>>,
+        since: &Moment,
+        caller: Caller,
+    ) -> Lead {
         let leader = Leader::new(id.clone(), within, caller);
         self.flights.insert(id, leader.flight.clone());
         Lead::since(since, leader)
@@ -466,12 +472,19 @@ mod tests {
                 waits(flights, "b");
             });
             told.recv().unwrap();
-            while tower().flights.get(&(flights.0, "b".into())).is_none_or(|b| b.waiters.load(Relaxed) == 0) {
+            while tower()
+                .flights
+                .get(&(flights.0, "b".into()))
+                .is_none_or(|b| b.waiters.load(Relaxed) == 0)
+            {
                 thread::yield_now();
             }
             // c waits for b, b for a, and a is ours.
             let within = a.enter();
-            assert!(matches!(flights.join("c", &Flights::moment(), Caller::Thread), Joined::Recursion));
+            assert!(matches!(
+                flights.join("c", &Flights::moment(), Caller::Thread),
+                Joined::Recursion
+            ));
             drop((within, a));
         });
     }
@@ -481,6 +494,9 @@ mod tests {
         let flights = Flights::new();
         let before = Flights::moment();
         drop(lead(&flights, "a"));
-        assert!(matches!(flights.join("a", &before, Caller::Thread), Joined::Lead(Lead { stale: true, .. })));
+        assert!(matches!(
+            flights.join("a", &before, Caller::Thread),
+            Joined::Lead(Lead { stale: true, .. })
+        ));
     }
 }

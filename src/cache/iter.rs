@@ -92,11 +92,14 @@ impl<I> Scan<I> {
         while self.batch.is_empty() {
             let cursor = self.cursor?;
             let (cache, batch, name) = (&self.cache, &mut self.batch, self.name);
-            let scanned = scan(&*cache.shared.backend, cursor, &mut |full: &str, item: Item<'_>| {
-                if let Some(key) = cache.own_key(full) {
-                    batch.push_back(make(key, item).map_err(|error| about(error, name, Some(key))));
-                }
-            });
+            let scanned =
+                scan(&*cache.shared.backend, cursor, &mut |full: &str, item: Item<'_>| {
+                    if let Some(key) = cache.own_key(full) {
+                        batch.push_back(
+                            make(key, item).map_err(|error| about(error, name, Some(key))),
+                        );
+                    }
+                });
             match scanned {
                 Ok(next) => self.cursor = next,
                 Err(error) => {
@@ -123,7 +126,10 @@ impl Iterator for Keys {
     type Item = Result<String>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.0.next(|backend, cursor, visit| backend.scan_keys(cursor, visit), |key, _| Ok(key.to_owned()))
+        self.0.next(
+            |backend, cursor, visit| backend.scan_keys(cursor, visit),
+            |key, _| Ok(key.to_owned()),
+        )
     }
 }
 

@@ -21,7 +21,9 @@ use std::time::Duration;
 
 use super::Cache;
 use super::call::Call;
-use crate::backend::{Change, Claim, Claimed, Codec, Condition, Expiry, Item, Matter, Outcome, Soft};
+use crate::backend::{
+    Change, Claim, Claimed, Codec, Condition, Expiry, Item, Matter, Outcome, Soft,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::timeout::Timeout;
 
@@ -94,8 +96,12 @@ impl Call<'_> {
                 },
             };
             let (owner, _) = ours.get_or_insert_with(|| self.new_owner());
-            let change =
-                Change::Store { value: &*owner, codec: Codec::Raw, expires_at, soft: Soft::default() };
+            let change = Change::Store {
+                value: &*owner,
+                codec: Codec::Raw,
+                expires_at,
+                soft: Soft::default(),
+            };
             if self.took_effect(condition, change)? {
                 break;
             }
@@ -136,7 +142,8 @@ impl Call<'_> {
         };
         let mark = if claim.is_seen() { CLAIMED } else { [0; 8] };
         let mut owner = Owner::default();
-        for (to, from) in owner.chunks_mut(8).zip([number.to_le_bytes(), other.to_le_bytes(), mark]) {
+        for (to, from) in owner.chunks_mut(8).zip([number.to_le_bytes(), other.to_le_bytes(), mark])
+        {
             to.copy_from_slice(&from);
         }
         (owner, claim)

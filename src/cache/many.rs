@@ -20,7 +20,10 @@ impl Cache {
     /// assert_eq!(values, [Some(1), None]);
     /// # Ok::<(), keepwarm::Error>(())
     /// ```
-    pub fn get_many<T: DeserializeOwned, K: AsRef<str>>(&self, keys: &[K]) -> Vec<Result<Option<T>>> {
+    pub fn get_many<T: DeserializeOwned, K: AsRef<str>>(
+        &self,
+        keys: &[K],
+    ) -> Vec<Result<Option<T>>> {
         keys.iter().map(|key| self.get(key.as_ref())).collect()
     }
 

@@ -213,7 +213,9 @@ impl Cache {
     /// If what the processes wrote down cannot be read.
     pub fn stats_of_all(&self) -> Result<Stats> {
         let stats = self.shared.backend.stats_of_all();
-        stats.map(|stats| self.with_failures(stats)).map_err(|error| call::about(error, "stats", None))
+        stats
+            .map(|stats| self.with_failures(stats))
+            .map_err(|error| call::about(error, "stats", None))
     }
 
     /// The same for each process that has the directory open, this one first. See [`stats_of_all`](Cache::stats_of_all).
@@ -222,10 +224,11 @@ impl Cache {
     /// As [`stats_of_all`](Cache::stats_of_all).
     pub fn stats_by_process(&self) -> Result<Vec<ProcessStats>> {
         let found = self.shared.backend.stats_by_process();
-        let mut processes = found.map_err(|error| call::about(error, "stats", None))?.unwrap_or_else(|| {
-            let stats = self.shared.backend.stats();
-            vec![ProcessStats { pid: std::process::id(), since: self.shared.opened, stats }]
-        });
+        let mut processes =
+            found.map_err(|error| call::about(error, "stats", None))?.unwrap_or_else(|| {
+                let stats = self.shared.backend.stats();
+                vec![ProcessStats { pid: std::process::id(), since: self.shared.opened, stats }]
+            });
         if let Some(own) = processes.first_mut() {
             own.stats = self.with_failures(own.stats);
         }

@@ -92,7 +92,9 @@ impl Jitter {
             Timeout::After(duration) if self.fraction > 0.0 && !duration.is_zero() => {
                 // Not shortened to zero, which would mean not to store at all.
                 Timeout::After(
-                    duration.mul_f64(1.0 - self.fraction * self.random()).max(Duration::from_millis(1)),
+                    duration
+                        .mul_f64(1.0 - self.fraction * self.random())
+                        .max(Duration::from_millis(1)),
                 )
             }
             timeout => timeout,
@@ -121,8 +123,14 @@ mod tests {
         let now = clock.now();
         let second = Timeout::After(Duration::from_secs(1));
         assert_eq!(expiry(second, Timeout::Never, &clock), now.checked_add(Duration::from_secs(1)));
-        assert_eq!(expiry(Timeout::Default, second, &clock), now.checked_add(Duration::from_secs(1)));
-        assert_eq!(expiry(Timeout::Default, Timeout::Default, &clock), now.checked_add(DEFAULT_TIMEOUT));
+        assert_eq!(
+            expiry(Timeout::Default, second, &clock),
+            now.checked_add(Duration::from_secs(1))
+        );
+        assert_eq!(
+            expiry(Timeout::Default, Timeout::Default, &clock),
+            now.checked_add(DEFAULT_TIMEOUT)
+        );
         assert_eq!(expiry(Timeout::Never, second, &clock), None);
         assert_eq!(expiry(Timeout::After(Duration::MAX), second, &clock), None);
         assert_eq!(expiry(Timeout::After(Duration::ZERO), second, &clock), PAST);
@@ -141,7 +149,11 @@ mod tests {
                 other => panic!("{other:?}"),
             })
             .collect();
-        assert!(shortened.iter().all(|d| (Duration::from_secs(75)..=Duration::from_secs(100)).contains(d)));
+        assert!(
+            shortened
+                .iter()
+                .all(|d| (Duration::from_secs(75)..=Duration::from_secs(100)).contains(d))
+        );
         assert!(shortened.iter().any(|d| *d < Duration::from_secs(76)));
         assert!(shortened.iter().any(|d| *d > Duration::from_secs(99)));
     }

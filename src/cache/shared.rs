@@ -48,7 +48,9 @@ impl Cache {
 }
 
 impl Call<'_> {
-    pub(super) fn shared<T: DeserializeOwned + Send + Sync + 'static>(&self) -> Result<Option<Arc<T>>> {
+    pub(super) fn shared<T: DeserializeOwned + Send + Sync + 'static>(
+        &self,
+    ) -> Result<Option<Arc<T>>> {
         let mut failed = None;
         let mut decode = |item: Item<'_>| match codec::decode::<T>(item) {
             Ok(value) => {
@@ -61,7 +63,8 @@ impl Call<'_> {
                 None
             }
         };
-        let found = self.cache.shared.backend.get_decoded(&self.full, TypeId::of::<T>(), &mut decode);
+        let found =
+            self.cache.shared.backend.get_decoded(&self.full, TypeId::of::<T>(), &mut decode);
         match (found.map_err(|error| self.about(error))?, failed) {
             // Of another type it cannot be, as that is what was asked for.
             (Some(value), _) => Ok(value.downcast().ok()),

@@ -114,11 +114,18 @@ impl Writer {
             Place::Memory(value) => {
                 call.commit(
                     Condition::Always,
-                    Change::Store { value: &value, codec: Codec::Raw, expires_at, soft: Soft::default() },
+                    Change::Store {
+                        value: &value,
+                        codec: Codec::Raw,
+                        expires_at,
+                        soft: Soft::default(),
+                    },
                 )?;
                 Ok(())
             }
-            Place::Spool(spool) => spool.commit(&call.full, expires_at).map_err(|error| call.about(error)),
+            Place::Spool(spool) => {
+                spool.commit(&call.full, expires_at).map_err(|error| call.about(error))
+            }
             Place::Broken => Err(broken(&call)),
         }
     }
@@ -182,7 +189,9 @@ impl Reader {
     fn new(streamed: Streamed, key: &str) -> Result<Self> {
         let value = match streamed {
             Streamed::Whole(stored) => Value::Whole(codec::into_bytes(stored)?),
-            Streamed::Pieces { codec: Codec::Raw, len, source } => Value::Pieces { source, start: 0, len },
+            Streamed::Pieces { codec: Codec::Raw, len, source } => {
+                Value::Pieces { source, start: 0, len }
+            }
             Streamed::Pieces { codec: Codec::MessagePack, len, mut source } => {
                 let mut head = [0; codec::LONGEST_BIN_HEAD];
                 let there = source.read_at(0, &mut head)?;
@@ -234,7 +243,8 @@ impl Seek for Reader {
             SeekFrom::End(by) => self.len().checked_add_signed(by),
             SeekFrom::Current(by) => self.position.checked_add_signed(by),
         };
-        let before_start = || io::Error::new(io::ErrorKind::InvalidInput, "a position before the start");
+        let before_start =
+            || io::Error::new(io::ErrorKind::InvalidInput, "a position before the start");
         self.position = position.ok_or_else(before_start)?;
         Ok(self.position)
     }

@@ -12,8 +12,8 @@ use tempfile::TempDir;
 use super::turn::PATIENCE;
 use super::{Builder, Cache};
 use crate::backend::{
-    Backend, Change, Claimed, Condition, Item, Limits, Matter, MemoryBackend, NewLimits, Outcome, Stats,
-    Stored,
+    Backend, Change, Claimed, Condition, Item, Limits, Matter, MemoryBackend, NewLimits, Outcome,
+    Stats, Stored,
 };
 use crate::engine::Claims;
 use crate::error::Result;
@@ -34,7 +34,11 @@ impl Shared {
     fn new() -> Self {
         let clock = ManualClock::new();
         let options = Options { clock: Arc::new(clock.clone()), ..Options::default() };
-        Self { dir: tempfile::tempdir().unwrap(), store: Arc::new(MemoryBackend::new(&options)), clock }
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            store: Arc::new(MemoryBackend::new(&options)),
+            clock,
+        }
     }
 
     fn process(&self) -> Process {
@@ -276,7 +280,8 @@ fn one_process_refreshes_and_the_others_are_given_what_is_stale() {
     let shared = Shared::new();
     let (one, other) = (shared.process(), shared.process());
     let lifespan = Lifespan::new(secs(10)).stale_for(secs(20));
-    let ask = |process: &Process, new: u32| process.cache.get_or_set("a", lifespan, || new).unwrap();
+    let ask =
+        |process: &Process, new: u32| process.cache.get_or_set("a", lifespan, || new).unwrap();
     assert_eq!(ask(&one, 1), 1);
     shared.clock.advance(secs(10));
     let refreshed = one.cache.get_or_set("a", lifespan, || {
@@ -384,7 +389,10 @@ fn the_lease_of_a_dead_process_is_taken_over_by_one() {
                     start.wait();
                     let lease = other.cache.lease(key, secs(5)).unwrap();
                     end.wait();
-                    taken.fetch_add(usize::from(lease.is_some_and(|lease| lease.is_held().unwrap())), SeqCst);
+                    taken.fetch_add(
+                        usize::from(lease.is_some_and(|lease| lease.is_held().unwrap())),
+                        SeqCst,
+                    );
                 });
             }
         });

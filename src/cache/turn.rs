@@ -154,7 +154,8 @@ impl Call<'_> {
         let wrong = |beta: &f64| !(0.0..f64::INFINITY).contains(beta);
         match lifespans.present.early.filter(wrong).or(lifespans.absent.early.filter(wrong)) {
             Some(beta) => {
-                let error = Error::new(ErrorKind::InvalidOption, self.name).with_option("early_refresh");
+                let error =
+                    Error::new(ErrorKind::InvalidOption, self.name).with_option("early_refresh");
                 Err(error.with_source(format!("{beta}; any finite number from 0 on is possible")))
             }
             None => Ok(()),
@@ -223,7 +224,8 @@ impl Call<'_> {
                 if let Found::Due(due) = found {
                     return Ok(Step::Done(due.value));
                 }
-                let may_wait = matches!(taken, Claimed::Elsewhere) || leader.may_wait_for_others_here();
+                let may_wait =
+                    matches!(taken, Claimed::Elsewhere) || leader.may_wait_for_others_here();
                 if may_wait && let Some(pause) = patience.pause(Instant::now()) {
                     return Ok(Step::Pause(Queued { leader, patience, pause }));
                 }
@@ -274,7 +276,8 @@ impl Call<'_> {
     /// The value that another caller's computation brought, if it is a `T`; else one has to look for oneself.
     pub(super) fn landed<T: DeserializeOwned>(&self, value: Option<Bytes>) -> Option<T> {
         let codec = Codec::MessagePack;
-        let item = Item { value: &value?, codec, expires_at: None, soft: Soft::default(), token: 0 };
+        let item =
+            Item { value: &value?, codec, expires_at: None, soft: Soft::default(), token: 0 };
         codec::decode(item).ok()
     }
 
@@ -284,7 +287,10 @@ impl Call<'_> {
         let shared = &self.cache.shared;
         let Found::Due(due) = turn.found else { return None };
         shared.refresh_failures.fetch_add(1, Relaxed);
-        tracing::warn!(key = self.key, "a value could not be computed anew, and stays until it expires");
+        tracing::warn!(
+            key = self.key,
+            "a value could not be computed anew, and stays until it expires"
+        );
         due.expires_at.is_none_or(|end| end > shared.clock.now()).then_some(due.value)
     }
 
@@ -296,7 +302,8 @@ impl Call<'_> {
         lifespans: &Lifespans<T>,
     ) -> Option<Computed> {
         let shared = &self.cache.shared;
-        let encoded = codec::encode(value).map_err(|error| self.store_failed(&self.about(error))).ok()?;
+        let encoded =
+            codec::encode(value).map_err(|error| self.store_failed(&self.about(error))).ok()?;
         let condition = match &turn.found {
             Found::Due(Due { token, .. }) | Found::Other(token) => Condition::Token(*token),
             Found::Fresh(_) | Found::Nothing => Condition::Absent,

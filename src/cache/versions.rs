@@ -51,8 +51,9 @@ impl Call<'_> {
         let there = self.cache.with_version(version);
         let new = there.call(self.name, self.key)?;
         let copied = self.cache.shared.backend.copy(&self.full, &new.full);
-        let token =
-            copied.map_err(|error| self.about(error))?.ok_or_else(|| self.fail(ErrorKind::NotFound))?;
+        let token = copied
+            .map_err(|error| self.about(error))?
+            .ok_or_else(|| self.fail(ErrorKind::NotFound))?;
         // Refused if it has changed meanwhile; by the copy itself, if a key function leaves the version out.
         self.commit(Condition::Token(token), Change::Delete)?;
         Ok(version)

@@ -155,7 +155,8 @@ fn timeout(text: &str) -> Result<Timeout, String> {
         "" => return Err("a unit is missing: ms, s, m, h or d".to_owned()),
         _ => return Err("a number with ms, s, m, h or d is needed, or `never`".to_owned()),
     };
-    let number: u64 = number.parse().map_err(|_| "the number is missing or too large".to_owned())?;
+    let number: u64 =
+        number.parse().map_err(|_| "the number is missing or too large".to_owned())?;
     Ok(Timeout::After(Duration::from_millis(number.saturating_mul(millis))))
 }
 
@@ -174,7 +175,10 @@ mod tests {
         assert_eq!(timeout("never"), Ok(Timeout::Never));
         assert_eq!(timeout("250ms"), Ok(Timeout::After(Duration::from_millis(250))));
         assert_eq!(timeout("2h"), Ok(Timeout::After(Duration::from_secs(7200))));
-        assert_eq!(timeout("99999999999999999d"), Ok(Timeout::After(Duration::from_millis(u64::MAX))));
+        assert_eq!(
+            timeout("99999999999999999d"),
+            Ok(Timeout::After(Duration::from_millis(u64::MAX)))
+        );
         for bad in ["5", "", "m", "-5m", "5 m", "5w", "1.5h", "99999999999999999999s"] {
             assert!(timeout(bad).is_err(), "{bad:?}");
         }

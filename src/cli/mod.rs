@@ -40,7 +40,9 @@ pub(crate) fn main() -> ExitCode {
 fn run(command: Command, out: &mut impl Write) -> Result<bool, Failure> {
     match command {
         Command::Stats { place, json } => stats(&existing(&place, None)?, json, out),
-        Command::Get { place, keys, key, raw } => get(&existing(&place, Some(keys))?, &key, raw, out),
+        Command::Get { place, keys, key, raw } => {
+            get(&existing(&place, Some(keys))?, &key, raw, out)
+        }
         Command::Set { place, keys, key, value, format, timeout } => {
             let value = if value == "-" { read_stdin()? } else { value.into_bytes() };
             let cache = builder(&place, Some(keys)).open()?;
@@ -203,12 +205,16 @@ fn builder(place: &Place, keys: Option<Keys>) -> Builder {
 
 fn read_stdin() -> Result<Vec<u8>, Failure> {
     let mut value = Vec::new();
-    io::stdin().lock().read_to_end(&mut value).map_err(|e| Failure::Told(format!("standard input: {e}")))?;
+    io::stdin()
+        .lock()
+        .read_to_end(&mut value)
+        .map_err(|e| Failure::Told(format!("standard input: {e}")))?;
     Ok(value)
 }
 
 fn text(value: &[u8]) -> Result<&str, Failure> {
-    std::str::from_utf8(value).map_err(|e| Failure::Told(format!("the value is no text: {e}; see --bytes")))
+    std::str::from_utf8(value)
+        .map_err(|e| Failure::Told(format!("the value is no text: {e}; see --bytes")))
 }
 
 fn json_value(value: &[u8]) -> Result<serde_json::Value, Failure> {

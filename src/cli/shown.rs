@@ -2,7 +2,9 @@
 
 use std::fmt::{self, Write as _};
 
-use serde::de::{self, Deserialize, Deserializer, EnumAccess, MapAccess, SeqAccess, VariantAccess, Visitor};
+use serde::de::{
+    self, Deserialize, Deserializer, EnumAccess, MapAccess, SeqAccess, VariantAccess, Visitor,
+};
 
 /// A value of whatever type.
 #[derive(Debug, PartialEq)]
@@ -179,7 +181,11 @@ mod tests {
             (Shown::Signed(-1), Shown::Bytes(vec![0, 0xff])),
             (
                 Shown::Null,
-                Shown::List(vec![Shown::Bool(true), Shown::Float(f64::NAN), Shown::Unsigned(u64::MAX)]),
+                Shown::List(vec![
+                    Shown::Bool(true),
+                    Shown::Float(f64::NAN),
+                    Shown::Unsigned(u64::MAX),
+                ]),
             ),
         ]);
         let json = value.to_json();

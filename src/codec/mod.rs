@@ -128,7 +128,8 @@ pub(crate) const LONGEST_BIN_HEAD: usize = 5;
 /// Where the bytes begin in a value of `len` bytes that begins with `head`, if it is one byte array and nothing more.
 pub(crate) fn bin_head(head: &[u8], len: u64) -> Result<u64> {
     let mut rest = head;
-    let payload = rmp::decode::read_bin_len(&mut rest).map_err(|_| not_a("the entry is no byte array"))?;
+    let payload =
+        rmp::decode::read_bin_len(&mut rest).map_err(|_| not_a("the entry is no byte array"))?;
     let start = (head.len() - rest.len()) as u64;
     if start + u64::from(payload) == len { Ok(start) } else { Err(not_a("bytes follow the value")) }
 }
@@ -142,8 +143,12 @@ pub(crate) fn decode_integer(item: Item<'_>) -> Result<i128> {
     let mut rest = item.value;
     // Looks at the marker itself, as a float or a bool must not be converted.
     let integer = match rmp::decode::read_marker(&mut &*item.value).map_err(|_| not_an_integer())? {
-        rmp::Marker::U64 => rmp::decode::read_u64(&mut rest).map(i128::from).map_err(|_| not_an_integer())?,
-        _ => rmp::decode::read_int::<i64, _>(&mut rest).map(i128::from).map_err(|_| not_an_integer())?,
+        rmp::Marker::U64 => {
+            rmp::decode::read_u64(&mut rest).map(i128::from).map_err(|_| not_an_integer())?
+        }
+        _ => rmp::decode::read_int::<i64, _>(&mut rest)
+            .map(i128::from)
+            .map_err(|_| not_an_integer())?,
     };
     if rest.is_empty() { Ok(integer) } else { Err(not_an_integer()) }
 }

@@ -158,23 +158,34 @@ fn get_bytes_wants_a_byte_array() {
     assert_eq!(bytes(b"\xc4\x01a", Codec::MessagePack).unwrap(), b"a"[..]);
     assert_eq!(bytes(b"\x90", Codec::MessagePack).unwrap(), b""[..]);
     assert_eq!(bytes(b"\x92\x01\x7f", Codec::MessagePack).unwrap(), b"\x01\x7f"[..]);
-    for other in [&b"\x01"[..], b"\xa1a", b"\xc4\x01", b"\xc4\x01ab", b"\x91\xcd\x01\x00", b"\x91", b""] {
-        assert_eq!(bytes(other, Codec::MessagePack).unwrap_err().kind(), ErrorKind::Decode, "{other:x?}");
+    for other in
+        [&b"\x01"[..], b"\xa1a", b"\xc4\x01", b"\xc4\x01ab", b"\x91\xcd\x01\x00", b"\x91", b""]
+    {
+        assert_eq!(
+            bytes(other, Codec::MessagePack).unwrap_err().kind(),
+            ErrorKind::Decode,
+            "{other:x?}"
+        );
     }
 }
 
 #[test]
 fn every_integer_counts_and_nothing_else() {
     let integer = |value: &[u8]| decode_integer(item(value, Codec::MessagePack));
-    for value in [0, 1, -1, 127, 128, -32, -33, 255, 256, -129, 65_536, -32_769, i64::MAX, i64::MIN] {
+    for value in [0, 1, -1, 127, 128, -32, -33, 255, 256, -129, 65_536, -32_769, i64::MAX, i64::MIN]
+    {
         assert_eq!(integer(&encode(&value).unwrap()).unwrap(), i128::from(value));
         assert_eq!(integer(&encode_integer(value)).unwrap(), i128::from(value));
     }
     assert_eq!(integer(&encode(&200u8).unwrap()).unwrap(), 200);
     assert_eq!(integer(&encode(&u64::MAX).unwrap()).unwrap(), i128::from(u64::MAX));
-    for other in
-        [&encode(&1.0f64).unwrap()[..], &encode(&true).unwrap(), &encode("1").unwrap(), b"", b"\x01\x01"]
-    {
+    for other in [
+        &encode(&1.0f64).unwrap()[..],
+        &encode(&true).unwrap(),
+        &encode("1").unwrap(),
+        b"",
+        b"\x01\x01",
+    ] {
         assert_eq!(integer(other).unwrap_err().kind(), ErrorKind::NotAnInteger, "{other:x?}");
     }
     assert!(decode_integer(item(&[1], Codec::Raw)).is_err());
@@ -213,14 +224,24 @@ fn get_bytes_gives_every_byte_array_that_set_stored() {
     let long = if cfg!(miri) { 300 } else { 70_000 };
     for bytes in [vec![], vec![1u8], vec![200], vec![0; 15], vec![127; 16], vec![255; long]] {
         let value = Bytes::copy_from_slice(&encode(&bytes).unwrap());
-        let stored =
-            Stored { value, codec: Codec::MessagePack, expires_at: None, soft: Soft::default(), token: 1 };
+        let stored = Stored {
+            value,
+            codec: Codec::MessagePack,
+            expires_at: None,
+            soft: Soft::default(),
+            token: 1,
+        };
         assert_eq!(into_bytes(stored).unwrap(), bytes);
     }
     for array in [[0u8; 4], [127; 4], [200; 4]] {
         let value = Bytes::copy_from_slice(&encode(&array).unwrap());
-        let stored =
-            Stored { value, codec: Codec::MessagePack, expires_at: None, soft: Soft::default(), token: 1 };
+        let stored = Stored {
+            value,
+            codec: Codec::MessagePack,
+            expires_at: None,
+            soft: Soft::default(),
+            token: 1,
+        };
         assert_eq!(into_bytes(stored).unwrap(), array[..]);
     }
 }

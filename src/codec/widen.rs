@@ -42,7 +42,9 @@ pub(super) fn bin_to_arrays(value: &[u8]) -> Option<Vec<u8>> {
             Marker::FixExt8 => (0, 9),
             Marker::FixExt16 => (0, 17),
             Marker::Reserved => return None,
-            Marker::FixPos(_) | Marker::FixNeg(_) | Marker::FixMap(_) | Marker::FixArray(_) => (0, 0),
+            Marker::FixPos(_) | Marker::FixNeg(_) | Marker::FixMap(_) | Marker::FixArray(_) => {
+                (0, 0)
+            }
             Marker::Null | Marker::True | Marker::False => (0, 0),
         };
         let length = if length_bytes == 0 { 0 } else { number(after, length_bytes)?.0 };

@@ -59,7 +59,9 @@ impl Registry {
         let mut engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             match engines.get(&id).map(Weak::upgrade) {
-                Some(None) => engines = self.gone.wait(engines).unwrap_or_else(PoisonError::into_inner),
+                Some(None) => {
+                    engines = self.gone.wait(engines).unwrap_or_else(PoisonError::into_inner)
+                }
                 found => return (engines, found.flatten()),
             }
         }
@@ -80,7 +82,9 @@ impl Registry {
     fn space(&self, id: DirectoryId) -> SpaceInUse {
         let mut spaces = self.spaces.lock().unwrap_or_else(PoisonError::into_inner);
         spaces.retain(|(_, count)| count.strong_count() > 0);
-        if let Some(space) = spaces.iter().find(|(i, _)| *i == id).and_then(|(_, c)| SpaceInUse::upgrade(c)) {
+        if let Some(space) =
+            spaces.iter().find(|(i, _)| *i == id).and_then(|(_, c)| SpaceInUse::upgrade(c))
+        {
             return space;
         }
         let space = SpaceInUse::default();
@@ -128,7 +132,11 @@ impl Attached {
         if let Some(attached) = found {
             // Detaching, which dropping it may be, takes the lock.
             drop(engines);
-            return if options.salvage { Err(opening::salvaged_in_use(path)) } else { Ok(attached) };
+            return if options.salvage {
+                Err(opening::salvaged_in_use(path))
+            } else {
+                Ok(attached)
+            };
         }
         // Held while attaching: another thread that opens the directory waits and shares the engine.
         let attached = Arc::new(Self::attach(&directory, held, options)?);
@@ -161,7 +169,9 @@ impl Attached {
         let membership = Membership::new(locks.clone(), number);
         let state_path = directory.file("state");
         let at_state = |e| Error::io("open", &state_path, e);
-        let state = file::open_or_create(&state_path).and_then(|(f, _)| State::open(f)).map_err(at_state)?;
+        let state = file::open_or_create(&state_path)
+            .and_then(|(f, _)| State::open(f))
+            .map_err(at_state)?;
         let hasher = KeyHasher::new(&meta.hash_key);
         let options = options.for_limits(state.limits());
         let space = ENGINES.get().space(held.id());
@@ -182,7 +192,8 @@ impl Attached {
         let state = file::open(&state_path).and_then(State::open).map_err(at_state)?;
         let checkpoints = Checkpoints::open(directory, state, index.geometry())?;
         let stats = directory.file("stats");
-        let published = Published::open(stats, number, index.owner(), options.clock.now(), !is_shared)?;
+        let published =
+            Published::open(stats, number, index.owner(), options.clock.now(), !is_shared)?;
         let part = Part::Member(Box::new(Mutex::new(checkpoints)));
         let parts = Parts { options, hasher, index, hints, log, blobs, published, part };
         let engine = Arc::new(parts.assemble(directory, &held));
@@ -284,7 +295,9 @@ impl Attached {
         engine.index.sync().map_err(io_error)?;
         step!("detach::synced");
         let mut checkpoints = engine.checkpoints()?;
-        checkpoints.mark_clean(engine.index.header_copy(), engine.index.asked_limits()).map_err(io_error)
+        checkpoints
+            .mark_clean(engine.index.header_copy(), engine.index.asked_limits())
+            .map_err(io_error)
     }
 }
 
@@ -305,7 +318,8 @@ impl Parts {
         let Self { options, hasher, index, hints, log, blobs, published, part } = self;
         Engine {
             dir: directory.path.clone(),
-            balance: (options.eviction == Eviction::Adaptive).then(|| Balance::new(index.max_entries())),
+            balance: (options.eviction == Eviction::Adaptive)
+                .then(|| Balance::new(index.max_entries())),
             hot: Hot::new(options.hot_bytes),
             options,
             hasher,
@@ -374,8 +388,8 @@ impl Drop for Attached {
         self.engine.log.let_go();
         self.engine.log.space().detach();
         // In this order: the directory is free before another thread of this process is told so.
-        if let Err(error) =
-            lock::unlock(&self.locks, i64::from(self.number)).and_then(|()| Directory::release(&self.locks))
+        if let Err(error) = lock::unlock(&self.locks, i64::from(self.number))
+            .and_then(|()| Directory::release(&self.locks))
         {
             tracing::warn!(%error, "cannot unlock the directory before its file is closed");
         }

@@ -67,8 +67,9 @@ impl Balance {
     pub(super) fn give_up(&self, identity: u64, was_proven: bool) {
         let mixed = mix(identity);
         let stamp = self.given_up[usize::from(was_proven)].fetch_add(1, Ordering::Relaxed) as u32;
-        let ghost =
-            fingerprint(mixed) << (STAMP_BITS + 1) | u64::from(was_proven) << STAMP_BITS | u64::from(stamp);
+        let ghost = fingerprint(mixed) << (STAMP_BITS + 1)
+            | u64::from(was_proven) << STAMP_BITS
+            | u64::from(stamp);
         let of_least_use = |place: &&AtomicU64| match place.load(Ordering::Relaxed) {
             0 => u64::MAX,
             there => self.age(there),

@@ -56,7 +56,11 @@ impl Engine {
             report = self.look_at_everything();
         }
         if self.is_miscounted(&report) {
-            report.problem(format!("{} entries are counted, {} are there", self.len(), report.entries));
+            report.problem(format!(
+                "{} entries are counted, {} are there",
+                self.len(),
+                report.entries
+            ));
         }
         report
     }
@@ -69,7 +73,9 @@ impl Engine {
         let changes = || (self.index.last_sequence(), self.index.generation(), self.len());
         let before = changes();
         let mut report = CheckReport::default();
-        for SegmentInfo { id, .. } in self.index.segments().filter(|s| s.state != SegmentState::Dropped) {
+        for SegmentInfo { id, .. } in
+            self.index.segments().filter(|s| s.state != SegmentState::Dropped)
+        {
             let Ok(guard) = self.log.fetch(id) else { continue };
             let Some(segment) = guard.get() else { continue };
             report.segments += 1;

@@ -112,8 +112,9 @@ pub(super) fn find(directory: &Directory, least: u64) -> Result<Found> {
             Err(e) => Err(e),
         };
         let found = found.map_err(|e| Error::io("read", &path, e))?;
-        let newer =
-            |h: &Header| h.number >= least && newest.as_ref().is_none_or(|(_, n)| n.number < h.number);
+        let newer = |h: &Header| {
+            h.number >= least && newest.as_ref().is_none_or(|(_, n)| n.number < h.number)
+        };
         if let Some((file, header)) = found.filter(|(_, header)| newer(header)) {
             newest = Some((file, header));
         }
@@ -133,8 +134,12 @@ impl Engine {
     /// If this process only looks on.
     pub(super) fn checkpoints(&self) -> Result<MutexGuard<'_, Checkpoints>> {
         match &self.part {
-            Part::Member(checkpoints) => Ok(checkpoints.lock().unwrap_or_else(PoisonError::into_inner)),
-            Part::Onlooker(_) => Err(Error::new(ErrorKind::ReadOnly, "change").with_path(&self.dir)),
+            Part::Member(checkpoints) => {
+                Ok(checkpoints.lock().unwrap_or_else(PoisonError::into_inner))
+            }
+            Part::Onlooker(_) => {
+                Err(Error::new(ErrorKind::ReadOnly, "change").with_path(&self.dir))
+            }
         }
     }
 
@@ -177,7 +182,8 @@ impl Engine {
             let places: Vec<_> = self.index.segments().collect();
             let sequence = self.index.last_sequence() + 1;
             let generation = self.settled_generation()?;
-            begin = Some((places, sequence, generation)).filter(|_| self.index.is_swept(generation));
+            begin =
+                Some((places, sequence, generation)).filter(|_| self.index.is_swept(generation));
             if begin.is_some() {
                 break;
             }

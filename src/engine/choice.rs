@@ -137,9 +137,9 @@ impl Ages {
     pub(super) fn choose(&self, count: u64, share: u64) -> Choice {
         match self.policy {
             Eviction::Lru => self.choose_oldest(count),
-            Eviction::Adaptive => {
-                self.choose_adaptively(count, share).unwrap_or_else(|| self.flat().choose_oldest(count))
-            }
+            Eviction::Adaptive => self
+                .choose_adaptively(count, share)
+                .unwrap_or_else(|| self.flat().choose_oldest(count)),
         }
     }
 
@@ -167,10 +167,12 @@ impl Ages {
         let mut too_many = (self.all(Kind::OnTrial) + self.all(Kind::Passed)).saturating_sub(share);
         let on_trial = self.edge(Kind::OnTrial, &mut left, |age| {
             let is_enough = too_many == 0;
-            too_many = too_many.saturating_sub(self.of(Kind::OnTrial, age) + self.of(Kind::Passed, age));
+            too_many =
+                too_many.saturating_sub(self.of(Kind::OnTrial, age) + self.of(Kind::Passed, age));
             is_enough
         });
-        let mut choice = Choice { policy: Eviction::Adaptive, on_trial, proven: Edge::NOTHING, rounds: 0 };
+        let mut choice =
+            Choice { policy: Eviction::Adaptive, on_trial, proven: Edge::NOTHING, rounds: 0 };
         while left > 0 {
             if choice.rounds > MOST_USES {
                 return None;
@@ -216,7 +218,9 @@ mod tests {
     const NOW: u32 = 5000;
 
     fn on_trial(age: u32, uses: u32) -> Hint {
-        (0..uses).fold(Hint::new(None, 0, NOW - age), |hint, _| Hint::new(None, 0, NOW - age).again(hint))
+        (0..uses).fold(Hint::new(None, 0, NOW - age), |hint, _| {
+            Hint::new(None, 0, NOW - age).again(hint)
+        })
     }
 
     fn ages(policy: Eviction, entries: &[(Hint, u64)]) -> Ages {
@@ -255,7 +259,8 @@ mod tests {
 
     #[test]
     fn lru_heeds_nothing_but_ages() {
-        let choice = ages(Eviction::Lru, &[(on_trial(9, 0).proven(3), 1), (on_trial(5, 0), 1)]).choose(1, 0);
+        let choice =
+            ages(Eviction::Lru, &[(on_trial(9, 0).proven(3), 1), (on_trial(5, 0), 1)]).choose(1, 0);
         assert_eq!(choice.fate(on_trial(9, 0).proven(3), NOW), Fate::AtTheEdge(0));
         assert_eq!(choice.fate(on_trial(5, 0), NOW), Fate::Stays);
     }
@@ -282,8 +287,13 @@ mod tests {
     #[test]
     fn proven_entries_go_when_their_uses_are_used_up() {
         let proven = |age, uses| on_trial(age, 0).proven(uses);
-        let there =
-            [(on_trial(1, 0), 2), (proven(9, 1), 2), (proven(8, 0), 1), (proven(7, 2), 1), (proven(2, 0), 4)];
+        let there = [
+            (on_trial(1, 0), 2),
+            (proven(9, 1), 2),
+            (proven(8, 0), 1),
+            (proven(7, 2), 1),
+            (proven(2, 0), 4),
+        ];
         let choice = ages(Eviction::Adaptive, &there).choose(2, 20);
         assert_eq!(choice.fate(on_trial(1, 0), NOW), Fate::Stays);
         assert_eq!(choice.fate(proven(9, 1), NOW), Fate::Becomes(proven(9, 0).stamped(NOW)));
@@ -304,6 +314,9 @@ mod tests {
         let there = [(on_trial(5, 0), 10), (on_trial(9, 0).proven(3), 1)];
         let choice = ages(Eviction::Adaptive, &there).choose(3, 20);
         assert_eq!(choice.fate(on_trial(9, 0).proven(3), NOW), Fate::Goes);
-        assert_eq!((choice.fate(on_trial(5, 0), NOW), choice.at_the_edge()), (Fate::AtTheEdge(0), [2, 0]));
+        assert_eq!(
+            (choice.fate(on_trial(5, 0), NOW), choice.at_the_edge()),
+            (Fate::AtTheEdge(0), [2, 0])
+        );
     }
 }

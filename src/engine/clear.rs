@@ -50,13 +50,21 @@ impl Engine {
     }
 
     pub(super) fn clear_under(&self, lock: ClearLock<'_>, reservation: Reservation) -> Result<()> {
-        let prepared =
-            reservation.segment.prepare(reservation.offset, reservation.len, CLEAR, &[], [&[], &[]]);
+        let prepared = reservation.segment.prepare(
+            reservation.offset,
+            reservation.len,
+            CLEAR,
+            &[],
+            [&[], &[]],
+        );
         let Some(next) = self.index.generation().checked_add(1) else {
             let why = "4,294,967,295 clears are as many as a directory can have; remove it";
-            return Err(Error::new(ErrorKind::Overflow, "clear").with_path(&self.dir).with_source(why));
+            return Err(Error::new(ErrorKind::Overflow, "clear")
+                .with_path(&self.dir)
+                .with_source(why));
         };
-        let stamp = Stamp { sequence: self.index.next_sequence(), generation: next, expires_at: None };
+        let stamp =
+            Stamp { sequence: self.index.next_sequence(), generation: next, expires_at: None };
         reservation.segment.stamp(reservation.offset, &prepared, stamp);
         step!("clear::stamped");
         // Before it takes effect, as it cannot be taken back.

@@ -80,7 +80,12 @@ enum Again {
 }
 
 impl Engine {
-    pub(crate) fn commit(&self, key: &[u8], condition: Condition, change: Change<'_>) -> Result<Outcome> {
+    pub(crate) fn commit(
+        &self,
+        key: &[u8],
+        condition: Condition,
+        change: Change<'_>,
+    ) -> Result<Outcome> {
         self.commit_with(key, condition, change, None)
     }
 
@@ -93,8 +98,10 @@ impl Engine {
         mut blob: Option<Pin<'a>>,
     ) -> Result<Outcome> {
         if key.len() > MAX_KEY_LEN {
-            let why =
-                format!("{} bytes with prefix and version; at most {MAX_KEY_LEN} are possible", key.len());
+            let why = format!(
+                "{} bytes with prefix and version; at most {MAX_KEY_LEN} are possible",
+                key.len()
+            );
             return Err(Error::new(ErrorKind::InvalidKey, "set").with_source(why));
         }
         let hash = self.hasher.hash(key);
@@ -128,7 +135,9 @@ impl Engine {
                 Ok(outcome) => return Ok(outcome),
                 Err(Again::Changed) => {}
                 // Others were faster, or the count is wrong and who is to put it right is stopped.
-                Err(Again::Full) if crowd.is_long() => return Err(turn::busy("make room for an entry")),
+                Err(Again::Full) if crowd.is_long() => {
+                    return Err(turn::busy("make room for an entry"));
+                }
                 Err(Again::Full) => {
                     self.make_room()?;
                     crowd.pause();
@@ -152,7 +161,9 @@ impl Engine {
             Change::Touch { .. } if decision != Decision::Remove => seen.current.map(|c| c.word),
             _ => None,
         };
-        let Some(Written { reservation, prepared }) = self.write_body(key, wanted, decision, moved)? else {
+        let Some(Written { reservation, prepared }) =
+            self.write_body(key, wanted, decision, moved)?
+        else {
             return Ok(Err(Again::Changed));
         };
         if let Some(pin) = wanted.blob {
@@ -161,7 +172,11 @@ impl Engine {
         step!("commit::reserved");
         let locked = self.index.lock(hash)?;
         self.note_wiped(locked.wiped());
-        let seen = if locked.unchanged_since(&seen.found) { Some(seen) } else { self.look_locked(hash, key) };
+        let seen = if locked.unchanged_since(&seen.found) {
+            Some(seen)
+        } else {
+            self.look_locked(hash, key)
+        };
         let Some(seen) = seen else { return Ok(Err(Again::Changed)) };
         let generation = self.index.generation();
         let live = self.live(&seen, generation);
@@ -220,7 +235,8 @@ impl Engine {
                 Some(sequence)
             }
             Decision::Bury(outcome) => {
-                let stamp = Stamp { sequence: self.index.next_sequence(), generation, expires_at: None };
+                let stamp =
+                    Stamp { sequence: self.index.next_sequence(), generation, expires_at: None };
                 reservation.segment.stamp(reservation.offset, &prepared, stamp);
                 step!("commit::buried");
                 locked.unlock()?;
@@ -284,10 +300,13 @@ impl Engine {
         moved: Option<Word>,
     ) -> Result<Option<Written>> {
         let key_len = key.len() as u32;
-        let tombstone =
-            (Draft { kind: Kind::Tombstone, codec: Codec::Raw, flags: 0, key_len, body_len: 0 }, &[][..]);
+        let tombstone = (
+            Draft { kind: Kind::Tombstone, codec: Codec::Raw, flags: 0, key_len, body_len: 0 },
+            &[][..],
+        );
         let guard = moved.map(|word| self.log.fetch(word.segment())).transpose()?;
-        let (mut fields, reference) = (Fields::default(), wanted.blob.map(|pin| pin.reference.encode()));
+        let (mut fields, reference) =
+            (Fields::default(), wanted.blob.map(|pin| pin.reference.encode()));
         let (draft, body) = match (wanted.change, moved) {
             _ if matches!(decision, Decision::Remove | Decision::Bury(_)) => tombstone,
             (Change::Store { value, codec, soft, .. }, _) => {
@@ -297,15 +316,19 @@ impl Engine {
                     None => (Kind::Value, value),
                 };
                 // What does not fit into 32 bits does not fit into a segment either.
-                let body_len = u32::try_from(fields.bytes().len() + value.len()).unwrap_or(u32::MAX);
+                let body_len =
+                    u32::try_from(fields.bytes().len() + value.len()).unwrap_or(u32::MAX);
                 (Draft { kind, codec, flags: fields.flags, key_len, body_len }, value)
             }
             (_, Some(word)) => {
                 let segment = guard.as_ref().and_then(|g| g.get());
-                let Some(record) = segment.and_then(|s| s.record(word.offset())) else { return Ok(None) };
+                let Some(record) = segment.and_then(|s| s.record(word.offset())) else {
+                    return Ok(None);
+                };
                 // The blob that it may name is named by the one or by the other at any moment, so nobody removes it.
                 let body = record.verified_body();
-                let Some((flags, body)) = body.and_then(|body| record::touched(record.flags, body)) else {
+                let Some((flags, body)) = body.and_then(|body| record::touched(record.flags, body))
+                else {
                     // A reader would say so too: there is no entry.
                     if let Some((slot, _)) = self.look(self.hasher.hash(key), key)?.found.entry {
                         self.evict(slot, word);
@@ -387,15 +410,16 @@ impl Engine {
         if let Some(error) = refused {
             return Err(error);
         }
-        let current =
-            found.entry.zip(header).map(|((slot, word), (sequence, generation, expires_at, len))| Current {
+        let current = found.entry.zip(header).map(
+            |((slot, word), (sequence, generation, expires_at, len))| Current {
                 slot,
                 word,
                 sequence,
                 generation,
                 expires_at,
                 len,
-            });
+            },
+        );
         Ok(Seen { found, current })
     }
 
@@ -418,13 +442,15 @@ impl Engine {
     ) -> Decision {
         let current = live.map(|c| c.sequence);
         // Whoever removes the entry that they know of, or whatever entry there is, removes an evicted one too.
-        let buries =
-            live.is_none() && has_lost && matches!(condition, Condition::Always | Condition::Token(_));
+        let buries = live.is_none()
+            && has_lost
+            && matches!(condition, Condition::Always | Condition::Token(_));
         match change.decide(condition, current, |expires_at| self.has_passed(expires_at)) {
             Decided::Put { expires_at } => Decision::Put { expires_at },
             Decided::Remove => Decision::Remove,
             Decided::Return(outcome) => {
-                let removes = matches!(change, Change::Delete) || matches!(outcome, Outcome::Done { .. });
+                let removes =
+                    matches!(change, Change::Delete) || matches!(outcome, Outcome::Done { .. });
                 if buries && removes { Decision::Bury(outcome) } else { Decision::Return(outcome) }
             }
         }
@@ -503,8 +529,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let options = Options { max_entries: 1000, max_bytes: 4 << 20, ..Options::default() };
         let engine = Attached::open(dir.path(), &options).unwrap();
-        let change =
-            |value| Change::Store { value, codec: Codec::Raw, expires_at: None, soft: Soft::default() };
+        let change = |value| Change::Store {
+            value,
+            codec: Codec::Raw,
+            expires_at: None,
+            soft: Soft::default(),
+        };
         let set = |value| engine.commit(b"k", Condition::Always, change(value)).unwrap();
         set(b"first");
         let hash = engine.hasher.hash(b"k");

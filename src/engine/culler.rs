@@ -45,7 +45,9 @@ impl Engine {
             return Ok(());
         }
         let culling = self.culling.enter();
-        let turn = culling.as_ref().map(|_| self.culling.unless_given_up(self.index.wait_for(Turn::Culling)));
+        let turn = culling
+            .as_ref()
+            .map(|_| self.culling.unless_given_up(self.index.wait_for(Turn::Culling)));
         let _turn = match turn {
             Some(Ok(turn)) => turn,
             Some(Err(e)) if e.kind() != ErrorKind::Busy => return Err(e),
@@ -75,7 +77,8 @@ impl Engine {
 
     /// Removes one in `cull_frequency` entries, or all for 0. Expired ones go first and count.
     fn cull(&self) -> Result<()> {
-        let Some(wanted) = options::due(self.index.count(), self.index.limits().cull_frequency) else {
+        let Some(wanted) = options::due(self.index.count(), self.index.limits().cull_frequency)
+        else {
             return self.clear();
         };
         let must_reap = self.has_expired_entries() || !self.has_swept();
@@ -140,7 +143,9 @@ impl Engine {
     fn evict_coldest_of(&self, buckets: Range<u32>, count: impl FnOnce(u64) -> u64) -> u64 {
         let now = self.index.recency();
         let mut ages = Ages::new(self.options.eviction);
-        self.index.entries(buckets.clone()).for_each(|(slot, _)| ages.add(self.hints.get(slot), now));
+        self.index
+            .entries(buckets.clone())
+            .for_each(|(slot, _)| ages.add(self.hints.get(slot), now));
         let seen = ages.total();
         // The part of the share that falls to these buckets.
         let share = self.balance.as_ref().map_or(0, |balance| balance.share_of(seen));
@@ -172,7 +177,8 @@ impl Engine {
     /// Evicts an entry that the policy chose. Says whether it was still there.
     fn give_up(&self, slot: Slot, word: Word, left: &mut Left) -> bool {
         if let Some(balance) = &self.balance {
-            balance.give_up(self.index.identity_of_slot(slot, word), self.hints.get(slot).is_proven());
+            balance
+                .give_up(self.index.identity_of_slot(slot, word), self.hints.get(slot).is_proven());
         }
         self.remove_in_pass(slot, word, true, left)
     }

@@ -31,7 +31,8 @@ const CACHEDIR_TAG: &[u8] =
     b"Signature: 8a477f597d28d172789f06886806bc55\n# This file marks a cache directory of keepwarm.\n";
 
 /// What is made in a directory before, and beside, what a cache has in it.
-const NAMES: &[&str] = &["meta", "state", "index", "hints", "segments", "blobs", "flights", "stats"];
+const NAMES: &[&str] =
+    &["meta", "state", "index", "hints", "segments", "blobs", "flights", "stats"];
 
 pub(super) struct Directory {
     pub(super) path: PathBuf,
@@ -122,7 +123,8 @@ impl Directory {
         {
             return Ok(());
         }
-        let why = "another process has been opening or closing it for ten seconds; it may be stopped";
+        let why =
+            "another process has been opening or closing it for ten seconds; it may be stopped";
         Err(Error::new(ErrorKind::Busy, "close").with_source(why))
     }
 
@@ -149,7 +151,8 @@ impl Directory {
         }
         if let Some(meta) = found {
             if made_any {
-                file::sync_dir(&self.path).map_err(|e| Error::io("sync directory", &self.path, e))?;
+                file::sync_dir(&self.path)
+                    .map_err(|e| Error::io("sync directory", &self.path, e))?;
             }
             return Ok(meta);
         }
@@ -239,7 +242,10 @@ fn share_mutex(locks: &File, courtesy: Duration, patience: Duration) -> io::Resu
 }
 
 /// Asks, with how long it has waited, until it is so. `false` if it is not within this time.
-fn wait_until(patience: Duration, mut is_so: impl FnMut(Duration) -> io::Result<bool>) -> io::Result<bool> {
+fn wait_until(
+    patience: Duration,
+    mut is_so: impl FnMut(Duration) -> io::Result<bool>,
+) -> io::Result<bool> {
     const PAUSE: Duration = Duration::from_micros(200);
     let started = Instant::now();
     loop {
@@ -282,7 +288,9 @@ pub(crate) fn find_or_make(path: &Path) -> Result<PathBuf> {
     match fs::metadata(path) {
         Ok(found) if !found.is_dir() => return Err(not_a_directory(path)),
         Ok(_) => {}
-        Err(e) if e.kind() == io::ErrorKind::NotFound => drop(file::create_dir(path).map_err(io_error)?),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            drop(file::create_dir(path).map_err(io_error)?)
+        }
         Err(e) => return Err(io_error(e)),
     }
     fs::canonicalize(path).map_err(io_error)
@@ -308,7 +316,8 @@ pub(crate) fn refuse_foreign(path: &Path, names: &[&str]) -> Result<()> {
 /// Marks the directory for backup tools.
 pub(crate) fn tag(dir: &Path) -> Result<()> {
     let tag = dir.join("CACHEDIR.TAG");
-    let tagged = file::open_or_create(&tag).and_then(|(file, _)| file::write_at(&file, CACHEDIR_TAG, 0));
+    let tagged =
+        file::open_or_create(&tag).and_then(|(file, _)| file::write_at(&file, CACHEDIR_TAG, 0));
     tagged.map_err(|e| Error::io("create", &tag, e))
 }
 
@@ -358,7 +367,8 @@ mod tests {
     }
 
     #[test]
-    fn one_who_is_stopped_while_it_waits_for_the_attach_mutex_keeps_onlookers_out_for_a_while_only() {
+    fn one_who_is_stopped_while_it_waits_for_the_attach_mutex_keeps_onlookers_out_for_a_while_only()
+    {
         let dir = tempfile::tempdir().unwrap();
         let open = || file::open_or_create(&dir.path().join("locks")).unwrap().0;
         let (stopped, onlooker) = (open(), open());

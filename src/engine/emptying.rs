@@ -123,7 +123,8 @@ impl Engine {
             }
         }
         step!("compact::copied");
-        let mut targets: Vec<_> = copied.iter().map(|copy| copy._reservation.segment.clone()).collect();
+        let mut targets: Vec<_> =
+            copied.iter().map(|copy| copy._reservation.segment.clone()).collect();
         targets.dedup_by_key(|target| target.id);
         for target in targets {
             target.sync()?;
@@ -160,8 +161,11 @@ impl Engine {
         let reservation = self.log.reserve_copy(copies, record.len)?;
         let (target, offset) = (&reservation.segment, reservation.offset);
         let prepared = target.prepare(offset, record.len, draft, record.key, [&[], body]);
-        let stamp =
-            Stamp { sequence: record.sequence, generation: record.generation, expires_at: record.expires_at };
+        let stamp = Stamp {
+            sequence: record.sequence,
+            generation: record.generation,
+            expires_at: record.expires_at,
+        };
         target.stamp(offset, &prepared, stamp);
         let to = Word::new(entry.hash, target.id, offset);
         let (hash, from, len) = (entry.hash, entry.word, record.len);

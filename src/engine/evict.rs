@@ -27,7 +27,13 @@ impl Engine {
     }
 
     /// [`remove`](Engine::remove), in a pass. What is in a chain that is held stays.
-    pub(super) fn remove_in_pass(&self, slot: Slot, word: Word, comes_back: bool, left: &mut Left) -> bool {
+    pub(super) fn remove_in_pass(
+        &self,
+        slot: Slot,
+        word: Word,
+        comes_back: bool,
+        left: &mut Left,
+    ) -> bool {
         let chain = self.index.primary_of_slot(slot);
         if !left.held.contains(&chain) {
             match self.remove(slot, word, comes_back) {

@@ -35,7 +35,10 @@ pub(crate) fn segment_scan(path: &Path, bytes: &[u8]) {
         let header = &fitted[offset..];
         let len = u32::from_le_bytes(std::array::from_fn(|i| header[i])) as usize;
         if header[4..8] == TO_BE_FITTED && (record::HEADER_LEN..=header.len()).contains(&len) {
-            record::fit_checks(&mut fitted[offset..offset + len], Place { salt, offset: offset as u32 });
+            record::fit_checks(
+                &mut fitted[offset..offset + len],
+                Place { salt, offset: offset as u32 },
+            );
         }
     }
     scan(path, ID, bytes);
@@ -43,7 +46,8 @@ pub(crate) fn segment_scan(path: &Path, bytes: &[u8]) {
     // Where the first record belongs, nothing can hide it.
     let first = Place { salt, offset: segment::HEADER_LEN as u32 };
     let first_len = fitted.get(segment::HEADER_LEN..segment::HEADER_LEN + 4);
-    let first_len = first_len.map_or(0, |len| u32::from_le_bytes(std::array::from_fn(|i| len[i])) as usize);
+    let first_len =
+        first_len.map_or(0, |len| u32::from_le_bytes(std::array::from_fn(|i| len[i])) as usize);
     let first_bytes = fitted.get(segment::HEADER_LEN..).and_then(|rest| rest.get(..first_len));
     if let Some(record) = first_bytes.and_then(|bytes| Record::decode(bytes, first)) {
         let aligned = (record.len as usize).is_multiple_of(record::ALIGN);
@@ -60,10 +64,14 @@ fn scan(path: &Path, id: u32, bytes: &[u8]) -> usize {
     let Some(Opened::Segment(segment)) = opened else { return 0 };
     let (mut end, mut found) = (segment::HEADER_LEN as u32, 0);
     for (offset, record) in segment.records() {
-        assert!(offset >= end && offset.is_multiple_of(record::ALIGN as u32), "{offset} after {end}");
+        assert!(
+            offset >= end && offset.is_multiple_of(record::ALIGN as u32),
+            "{offset} after {end}"
+        );
         end = offset + record.len;
         assert!(u64::from(end) <= segment.len());
-        let place = Place { salt: u64::from_le_bytes(std::array::from_fn(|i| bytes[16 + i])), offset };
+        let place =
+            Place { salt: u64::from_le_bytes(std::array::from_fn(|i| bytes[16 + i])), offset };
         let there = Record::decode(&bytes[offset as usize..end as usize], place);
         let Some(there) = there else { panic!("what is at {offset} is no record") };
         assert_eq!((there.key, there.sequence), (record.key, record.sequence));
@@ -81,12 +89,15 @@ fn scan(path: &Path, id: u32, bytes: &[u8]) -> usize {
 ///
 /// Each change takes 11 bytes: what to do, the place, and the word or another place.
 pub(crate) fn change_index(file: &mut [u8], bytes: &[u8], fit: bool) {
-    let mut words: Vec<u64> =
-        file.chunks_exact(8).map(|word| u64::from_le_bytes(std::array::from_fn(|i| word[i]))).collect();
+    let mut words: Vec<u64> = file
+        .chunks_exact(8)
+        .map(|word| u64::from_le_bytes(std::array::from_fn(|i| word[i])))
+        .collect();
     let places: Vec<usize> = index::words_in_use(file.len()).collect();
     for change in bytes.chunks_exact(11) {
-        let place =
-            |at: usize| places[usize::from(u16::from_le_bytes([change[at], change[at + 1]])) % places.len()];
+        let place = |at: usize| {
+            places[usize::from(u16::from_le_bytes([change[at], change[at + 1]])) % places.len()]
+        };
         let value = u64::from_le_bytes(std::array::from_fn(|i| change[3 + i]));
         words[place(1)] = match change[0] % 4 {
             0 => value,

@@ -173,7 +173,8 @@ mod tests {
         assert_eq!(hint.age(0x12_3458), 2);
         assert!(!hint.is_of_other(0xff) && hint.is_of_other(0));
         assert!(
-            !hint.is_expired(Timestamp::from_millis(5999)) && hint.is_expired(Timestamp::from_millis(6000))
+            !hint.is_expired(Timestamp::from_millis(5999))
+                && hint.is_expired(Timestamp::from_millis(6000))
         );
         assert!(!Hint::new(None, 0, 0).is_expired(Timestamp::MAX));
     }

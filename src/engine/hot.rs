@@ -155,7 +155,9 @@ impl Hot {
 
     /// Asks the door about a word that is being read in this form, and tells it.
     pub(crate) fn knock(&self, word: Word, form: Form) -> Door {
-        let Some((entry, fingerprint)) = self.door_of(Place { word, form }) else { return Door::Unknown };
+        let Some((entry, fingerprint)) = self.door_of(Place { word, form }) else {
+            return Door::Unknown;
+        };
         let seen = entry.load(Ordering::Relaxed);
         if seen & !1 != fingerprint {
             entry.store(fingerprint, Ordering::Relaxed);

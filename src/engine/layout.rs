@@ -33,8 +33,8 @@ impl Layout {
     pub(crate) fn new(options: &Options) -> Self {
         let max_entries = options.max_entries.min(options.max_bytes / BYTES_PER_ENTRY);
         // Large caches have room for small segments of many processes.
-        let segments =
-            options.max_bytes / segment_len(options.max_bytes) + (options.max_bytes >> 21).min(1024);
+        let segments = options.max_bytes / segment_len(options.max_bytes)
+            + (options.max_bytes >> 21).min(1024);
         Self {
             max_entries,
             max_bytes: options.max_bytes,
@@ -94,7 +94,8 @@ pub(crate) fn blob_step(budget: u64) -> u64 {
     (budget >> 8).next_power_of_two().clamp(4096, 1 << 20)
 }
 
-const _: () = assert!(MAX_SEGMENT <= index::MAX_OFFSET, "an entry word reaches every record of a segment");
+const _: () =
+    assert!(MAX_SEGMENT <= index::MAX_OFFSET, "an entry word reaches every record of a segment");
 
 #[cfg(test)]
 mod tests {
@@ -120,9 +121,15 @@ mod tests {
                 assert_eq!(possible(options.limits(), geometry), counts);
                 let more = Limits { max_entries: u64::MAX, max_bytes: u64::MAX, ..counts };
                 let most = possible(more, geometry);
-                assert!(most.max_entries <= counts.max_entries.max(16) + 3, "{most:?} for {counts:?}");
+                assert!(
+                    most.max_entries <= counts.max_entries.max(16) + 3,
+                    "{most:?} for {counts:?}"
+                );
                 let least = possible(Limits { max_entries: 1, max_bytes: 0, ..counts }, geometry);
-                assert!(least.max_entries == 1 && least.max_bytes <= max_bytes, "{least:?} for {counts:?}");
+                assert!(
+                    least.max_entries == 1 && least.max_bytes <= max_bytes,
+                    "{least:?} for {counts:?}"
+                );
             }
         }
     }

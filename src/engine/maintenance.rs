@@ -108,7 +108,11 @@ impl Engine {
     fn run(&self) {
         if self.looks_on() {
             while !self.bell.wait(INTERVAL).stop {
-                if self.is_outdated() { self.let_go_of_outdated() } else { self.log.let_go_of_dropped() }
+                if self.is_outdated() {
+                    self.let_go_of_outdated()
+                } else {
+                    self.log.let_go_of_dropped()
+                }
             }
             return;
         }
@@ -213,7 +217,10 @@ impl Engine {
     }
 
     /// What the first process to open the directory does before others come.
-    pub(super) fn settle(&self, Settling { is_recovered, wants_checkpoint }: Settling) -> Result<()> {
+    pub(super) fn settle(
+        &self,
+        Settling { is_recovered, wants_checkpoint }: Settling,
+    ) -> Result<()> {
         if is_recovered && self.culls_inline() {
             // A write beside a clear may have left a word that does not count. Where the bound is exact, so is the count.
             self.count_again();

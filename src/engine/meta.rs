@@ -39,8 +39,9 @@ impl Meta {
         /// Far more than any version writes.
         const MOST: u64 = 64 << 10;
         let mut bytes = Vec::new();
-        let read = file::open_to_read(path)
-            .and_then(|f| std::io::Read::read_to_end(&mut std::io::Read::take(f, MOST), &mut bytes));
+        let read = file::open_to_read(path).and_then(|f| {
+            std::io::Read::read_to_end(&mut std::io::Read::take(f, MOST), &mut bytes)
+        });
         match read {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Error::io("read", path, e)),
@@ -60,7 +61,9 @@ impl Meta {
         let Format { format, features } =
             rmp_serde::from_slice(body).map_err(|e| damaged().with_source(e))?;
         if format != FORMAT || features != 0 {
-            let why = format!("format {format}, features {features:#x}; this version knows format {FORMAT}");
+            let why = format!(
+                "format {format}, features {features:#x}; this version knows format {FORMAT}"
+            );
             return Err(Error::new(ErrorKind::UnsupportedFormat, "open").with_source(why));
         }
         rmp_serde::from_slice(body).map_err(|e| damaged().with_source(e))
@@ -79,7 +82,10 @@ pub(crate) fn fuzz(bytes: &[u8]) {
                 assert_eq!(again.ok().flatten(), Some(meta));
             }
             Err(e) => {
-                assert!(matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::UnsupportedFormat), "{e}");
+                assert!(
+                    matches!(e.kind(), ErrorKind::Corrupt | ErrorKind::UnsupportedFormat),
+                    "{e}"
+                );
             }
         }
     }
@@ -124,7 +130,9 @@ mod tests {
             std::fs::write(&path, &bytes[..at]).unwrap();
             assert_eq!(Meta::read(&path).unwrap_err().kind(), ErrorKind::Corrupt, "cut at {at}");
         }
-        for other in [Meta { format: FORMAT + 1, ..meta.clone() }, Meta { features: 1, ..meta.clone() }] {
+        for other in
+            [Meta { format: FORMAT + 1, ..meta.clone() }, Meta { features: 1, ..meta.clone() }]
+        {
             std::fs::write(&path, seal(&other).unwrap()).unwrap();
             assert_eq!(Meta::read(&path).unwrap_err().kind(), ErrorKind::UnsupportedFormat);
         }

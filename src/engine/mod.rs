@@ -180,7 +180,8 @@ impl Engine {
     /// Whether the next commit waits for the disk, or may have to remove many entries by itself.
     pub(crate) fn commits_take_long(&self) -> bool {
         let culls = self.culls_inline() || self.index.limits().cull_frequency == 0;
-        self.syncs_each_write() || (culls && self.len() >= self.max_entries().max(QUICK_CULL_ENTRIES))
+        self.syncs_each_write()
+            || (culls && self.len() >= self.max_entries().max(QUICK_CULL_ENTRIES))
     }
 
     fn syncs_each_write(&self) -> bool {

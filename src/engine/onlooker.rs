@@ -39,7 +39,11 @@ use crate::sys::file::{Access, HeldDirectory};
 use crate::sys::fork::{self, Epoch};
 
 /// Opens what is there in `directory`, whose limits count.
-pub(super) fn attach(directory: &Directory, held: HeldDirectory, options: &Options) -> Result<Attached> {
+pub(super) fn attach(
+    directory: &Directory,
+    held: HeldDirectory,
+    options: &Options,
+) -> Result<Attached> {
     let meta = directory.file("meta");
     let no_cache = || Error::new(ErrorKind::NotACache, "open").with_path(&directory.path);
     let hasher = KeyHasher::new(&Meta::read(&meta)?.ok_or_else(no_cache)?.hash_key);

@@ -69,7 +69,8 @@ impl Opening<'_> {
         let file = file::open(&path).map_err(io_error)?;
         let index = Index::join(&file, self.membership.clone()).map_err(io_error)?;
         let index = index.ok_or_else(|| {
-            let why = "processes have the directory open, and this is not an index that they could use";
+            let why =
+                "processes have the directory open, and this is not an index that they could use";
             Error::new(ErrorKind::Corrupt, "open").with_path(&path).with_source(why)
         })?;
         let hints = open_hints(self.directory, &index)?;
@@ -87,8 +88,11 @@ impl Opening<'_> {
         let mut layout = Layout::new(options);
         let mut segments = open_segments(directory, Access::ToWrite, space)?;
         layout.geometry.segments = places_for(&segments, layout.geometry.segments);
-        let closed =
-            if options.salvage { Closed::No } else { open_closed(directory, &state, &layout, membership)? };
+        let closed = if options.salvage {
+            Closed::No
+        } else {
+            open_closed(directory, &state, &layout, membership)?
+        };
         let known_sequence = state.clean().map_or(0, Index::sequence_in);
         let least = state.snapshot();
         let Found { newest, untouched } = checkpoint::find(directory, least.unwrap_or(0))?;
@@ -104,12 +108,20 @@ impl Opening<'_> {
                 let names = directory.segments();
                 file::sync_dir(&names).map_err(|e| Error::io("sync directory", &names, e))?;
                 let base = match other {
-                    Closed::OtherSize(words, header) if !options.salvage => Base::Closed(words, header),
+                    Closed::OtherSize(words, header) if !options.salvage => {
+                        Base::Closed(words, header)
+                    }
                     _ => self.base(newest, least, untouched || segments.is_empty()),
                 };
                 let access = Access::ToWrite;
-                let inputs =
-                    recovery::Inputs { directory, layout: &layout, membership, hasher, options, access };
+                let inputs = recovery::Inputs {
+                    directory,
+                    layout: &layout,
+                    membership,
+                    hasher,
+                    options,
+                    access,
+                };
                 let is_newer = matches!(base, Base::Snapshot(..)) && number > least.unwrap_or(0);
                 let recovered = recovery::recover(inputs, &segments, known_sequence, base)?;
                 if is_newer {
@@ -175,7 +187,8 @@ impl Opening<'_> {
         let options = options.for_limits(state.limits());
         // Salvaged or not: whoever opens it later goes on with this one, and it is not given up.
         if let Some(header) = state.clean()
-            && let Some(index) = Index::look(&file, Some(header), membership.clone()).map_err(at_index)?
+            && let Some(index) =
+                Index::look(&file, Some(header), membership.clone()).map_err(at_index)?
         {
             return Ok(seen(index, Vec::new()));
         }
@@ -188,8 +201,14 @@ impl Opening<'_> {
         let Found { newest, untouched } = checkpoint::find(directory, least.unwrap_or(0))?;
         let base = self.base(newest, least, untouched || segments.is_empty());
         let known_sequence = state.clean().map_or(0, Index::sequence_in);
-        let inputs =
-            recovery::Inputs { directory, layout: &layout, membership, hasher, options: &options, access };
+        let inputs = recovery::Inputs {
+            directory,
+            layout: &layout,
+            membership,
+            hasher,
+            options: &options,
+            access,
+        };
         let Recovered { index, .. } = recovery::recover(inputs, &segments, known_sequence, base)?;
         index.set_limits(options.limits(), layout::possible(options.limits(), index.geometry()));
         Ok(seen(index, segments))
@@ -221,7 +240,11 @@ pub(super) struct Seen {
 }
 
 /// Opens all segments, oldest first. What was begun and has nothing in it goes, if it may; what is not ours stays, unread.
-fn open_segments(directory: &Directory, access: Access, space: &SpaceInUse) -> Result<Vec<Segment>> {
+fn open_segments(
+    directory: &Directory,
+    access: Access,
+    space: &SpaceInUse,
+) -> Result<Vec<Segment>> {
     let mut files: Vec<_> = directory.segment_files()?.collect();
     files.sort_unstable();
     let mut segments = Vec::new();
@@ -293,7 +316,9 @@ fn open_closed(
         Err(e) if is_unusable(&e) => return Ok(Closed::No),
         Err(e) => Err(e),
     };
-    let Some(index) = index.map_err(|e| Error::io("open", &index_path, e))? else { return Ok(Closed::No) };
+    let Some(index) = index.map_err(|e| Error::io("open", &index_path, e))? else {
+        return Ok(Closed::No);
+    };
     if !layout.is_served_by(index.geometry()) {
         let mut words = Vec::new();
         for chain in 0..index.geometry().primaries {
@@ -315,11 +340,12 @@ fn open_closed(
 /// The hints beside an index, made anew if they do not fit it.
 fn open_hints(directory: &Directory, index: &Index) -> Result<Hints> {
     let path = directory.file("hints");
-    let hints =
-        file::open_or_create(&path).and_then(|(file, _)| match Hints::open(&file, index.geometry())? {
+    let hints = file::open_or_create(&path).and_then(|(file, _)| {
+        match Hints::open(&file, index.geometry())? {
             Some(hints) => Ok(hints),
             None => Hints::create(&file, index.geometry()),
-        });
+        }
+    });
     hints.map_err(|e| Error::io("open", &path, e))
 }
 

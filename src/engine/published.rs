@@ -53,7 +53,8 @@ impl Published {
         if is_first {
             file.set_len(0).map_err(io_error)?;
         }
-        let published = Self { path, file: Some(OwnFile::new(file)), number: Some(number), owner, started };
+        let published =
+            Self { path, file: Some(OwnFile::new(file)), number: Some(number), owner, started };
         if !is_first {
             published.bury();
         }

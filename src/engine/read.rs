@@ -66,8 +66,10 @@ impl<'a> Source<'a> {
     fn whole(self) -> Result<Option<Self>> {
         let Self::Blob { blob, record, soft } = self else { return Ok(Some(self)) };
         let value = blob.load().map_err(|e| Error::new(ErrorKind::Io, "read").with_source(e))?;
-        Ok(value
-            .map(|value| Self::Hot { stored: stored(record, soft, value), generation: record.generation }))
+        Ok(value.map(|value| Self::Hot {
+            stored: stored(record, soft, value),
+            generation: record.generation,
+        }))
     }
 
     /// The value must be in reach.
@@ -122,13 +124,20 @@ impl AsRef<[u8]> for Pinned {
 }
 
 fn stored(record: &Record<'_>, soft: Soft, value: Bytes) -> Stored {
-    Stored { value, codec: record.codec, expires_at: record.expires_at, soft, token: record.sequence }
+    Stored {
+        value,
+        codec: record.codec,
+        expires_at: record.expires_at,
+        soft,
+        token: record.sequence,
+    }
 }
 
 impl Hit<'_> {
     /// The value to keep: where it lies, as long as not too much of the log is kept so.
     fn share(&self) -> Bytes {
-        let pin = (self.value.len() > COPY_LIMIT).then(|| self.segment.pin(self.most_pinned)).flatten();
+        let pin =
+            (self.value.len() > COPY_LIMIT).then(|| self.segment.pin(self.most_pinned)).flatten();
         let Some(segment) = pin else { return Bytes::copy_from_slice(self.value) };
         let (offset, len) = (self.segment.offset_of(self.value), self.value.len());
         Bytes::from_owner(Pinned { segment, offset, len })
@@ -148,7 +157,11 @@ enum Verdict<R> {
 
 impl Engine {
     /// Hands the live entry of `key` to `take`, if there is one.
-    pub(crate) fn read<R>(&self, key: &[u8], mut take: impl FnMut(Source<'_>) -> R) -> Result<Option<R>> {
+    pub(crate) fn read<R>(
+        &self,
+        key: &[u8],
+        mut take: impl FnMut(Source<'_>) -> R,
+    ) -> Result<Option<R>> {
         self.look_for(key, &mut |source, _| Ok(source.whole()?.map(&mut take)))
     }
 
@@ -221,7 +234,8 @@ impl Engine {
             let door = self.hot.knock(word, Form::Decoded);
             if door == Door::Inside
                 && let Some((generation, (value, expires_at))) =
-                    self.hot.get(word, Form::Decoded, key, |e| Some((e.generation, e.decoded(wanted)?)))
+                    self.hot
+                        .get(word, Form::Decoded, key, |e| Some((e.generation, e.decoded(wanted)?)))
             {
                 *verdict = Some(self.judge_hot(generation, expires_at, || Some(value)));
                 return Probe::Match;
@@ -236,8 +250,10 @@ impl Engine {
                 if door != Door::Unknown && self.hot.admits(decoded.weight) {
                     let expires_at = source.expires_at();
                     let content = Content::Decoded { value: decoded, expires_at };
-                    self.hot
-                        .insert(word, HotEntry { key: key.into(), generation: source.generation(), content });
+                    self.hot.insert(
+                        word,
+                        HotEntry { key: key.into(), generation: source.generation(), content },
+                    );
                 }
                 Ok(Some(Some(value)))
             };
@@ -260,7 +276,9 @@ impl Engine {
             let found = self.index.find(hash, |word| judge(word, &mut verdict));
             match (verdict, found.entry) {
                 // A damaged word may lead to an older record of the same key.
-                (Some(Verdict::Hit(result)), Some((slot, _))) if !self.index.is_damaged(hash, &found) => {
+                (Some(Verdict::Hit(result)), Some((slot, _)))
+                    if !self.index.is_damaged(hash, &found) =>
+                {
                     self.hints.touch(slot, self.index.recency(), self.balance.is_some());
                     self.counters.one(Counter::Hits);
                     return Ok(Some(result));
@@ -287,7 +305,12 @@ impl Engine {
     }
 
     /// What the hot tier has is a hit, unless it is dead meanwhile.
-    fn judge_hot<R>(&self, generation: u32, expires_at: Expiry, take: impl FnOnce() -> R) -> Verdict<R> {
+    fn judge_hot<R>(
+        &self,
+        generation: u32,
+        expires_at: Expiry,
+        take: impl FnOnce() -> R,
+    ) -> Verdict<R> {
         if self.has_ended(generation, expires_at) {
             return Verdict::Dead;
         }
@@ -312,9 +335,9 @@ impl Engine {
                 self.hot.get(word, Form::Bytes, key, |e| Some((e.generation, e.stored()?)))
         {
             let expires_at = stored.expires_at;
-            return match self
-                .judge_hot(generation, expires_at, || take(Source::Hot { stored, generation }, word))
-            {
+            return match self.judge_hot(generation, expires_at, || {
+                take(Source::Hot { stored, generation }, word)
+            }) {
                 Verdict::Hit(taken) => conclude(taken, verdict),
                 _ => {
                     *verdict = Some(Verdict::Dead);
@@ -346,8 +369,10 @@ impl Engine {
                 })
             });
             return conclude(taken, verdict);
-        } else if let Some((soft, value)) = record.content().filter(|_| record.kind == Kind::Value) {
-            let hit = Hit { segment, record: &record, value, soft, most_pinned: self.most_pinned() };
+        } else if let Some((soft, value)) = record.content().filter(|_| record.kind == Kind::Value)
+        {
+            let hit =
+                Hit { segment, record: &record, value, soft, most_pinned: self.most_pinned() };
             if door == Door::Seen && self.hot.admits(value.len()) {
                 self.keep_hot(word, &hit);
             }
@@ -360,7 +385,8 @@ impl Engine {
 
     fn keep_hot(&self, word: Word, hit: &Hit<'_>) {
         // A copy, even of a large value: the hot tier must not keep segments from going.
-        let content = Content::Bytes(stored(hit.record, hit.soft, Bytes::copy_from_slice(hit.value)));
+        let content =
+            Content::Bytes(stored(hit.record, hit.soft, Bytes::copy_from_slice(hit.value)));
         self.hot.insert(
             word,
             HotEntry { key: hit.record.key.into(), generation: hit.record.generation, content },
@@ -439,7 +465,9 @@ impl Engine {
                     let source = Source::Blob { blob, record: &record, soft: record.soft() };
                     let source = if with_values { source.whole()? } else { Some(source) };
                     source.iter().for_each(|source| visit(record.key, source.item()));
-                } else if let Some((soft, value)) = record.content().filter(|_| record.kind == Kind::Value) {
+                } else if let Some((soft, value)) =
+                    record.content().filter(|_| record.kind == Kind::Value)
+                {
                     let most_pinned = self.most_pinned();
                     let hit = Hit { segment, record: &record, value, soft, most_pinned };
                     visit(record.key, Source::Log(hit).item());

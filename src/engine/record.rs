@@ -57,7 +57,9 @@ pub(crate) enum Kind {
 
 impl Kind {
     fn from_bits(bits: u8) -> Option<Self> {
-        [Self::Value, Self::Blob, Self::Tombstone, Self::Clear].into_iter().find(|k| *k as u8 == bits)
+        [Self::Value, Self::Blob, Self::Tombstone, Self::Clear]
+            .into_iter()
+            .find(|k| *k as u8 == bits)
     }
 }
 
@@ -288,7 +290,8 @@ impl<'a> Record<'a> {
 
     /// The optional fields and the value, if they pass their check. Costs a pass over the value.
     pub(crate) fn verified_body(&self) -> Option<&'a [u8]> {
-        (check_over(self.place.body_seed(), [self.body]).finalize() == self.body_check).then_some(self.body)
+        (check_over(self.place.body_seed(), [self.body]).finalize() == self.body_check)
+            .then_some(self.body)
     }
 
     /// Whether the body fails its check because part of it never reached the disk, as a power cut leaves it: where
@@ -366,7 +369,8 @@ pub(crate) fn fit_checks(bytes: &mut [u8], place: Place) {
     let body_check = check_over(place.body_seed(), [body]).finalize();
     bytes[28..32].copy_from_slice(&body_check.to_le_bytes());
     let words = [8, 16, 24, 32].map(|at| word(bytes, at));
-    let key_check = check_over(place.header_seed(), [bytes.get(HEADER_LEN..key_end).unwrap_or_default()]);
+    let key_check =
+        check_over(place.header_seed(), [bytes.get(HEADER_LEN..key_end).unwrap_or_default()]);
     let check = header_check(key_check, bytes.len() as u32, &words);
     bytes[4..8].copy_from_slice(&check.to_le_bytes());
 }
@@ -406,7 +410,8 @@ pub(crate) fn fuzz(bytes: &[u8]) {
         assert!(record.flags != 0 || value.len() == body_len);
     }
     // A damaged copy is not the same record.
-    for at in [4, 8, 16, 24, HEADER_LEN - 1].into_iter().chain((key_len > 0).then_some(HEADER_LEN)) {
+    for at in [4, 8, 16, 24, HEADER_LEN - 1].into_iter().chain((key_len > 0).then_some(HEADER_LEN))
+    {
         bytes[at] ^= 1;
         assert!(Record::decode(&bytes, place).is_none(), "byte {at} was changed");
         bytes[at] ^= 1;

@@ -98,7 +98,9 @@ pub(super) fn recover(
     let old = file::open_to_read(&index_path).ok();
     let seen_recency = old.and_then(|file| Index::recency_in(&file)).unwrap_or(0);
     let index = match access {
-        Access::ToRead => Index::in_memory(layout.geometry).map_err(|e| Error::io("recover", &index_path, e)),
+        Access::ToRead => {
+            Index::in_memory(layout.geometry).map_err(|e| Error::io("recover", &index_path, e))
+        }
         Access::ToWrite => make_index(directory, layout.geometry, membership),
     }?;
     segments.iter().for_each(|segment| index.enter_segment(segment.id, segment.len()));
@@ -107,14 +109,17 @@ pub(super) fn recover(
         Base::Empty | Base::Salvage => Header { sequence: 0, ..Header::default() },
         Base::Lost => Header { sequence: u64::MAX, ..Header::default() },
     };
-    let keeps_places = matches!(base, Base::Snapshot(..)) && header.primaries == layout.geometry.primaries;
+    let keeps_places =
+        matches!(base, Base::Snapshot(..)) && header.primaries == layout.geometry.primaries;
     // What they say of words that stay where they are is still good; what is wrong is put right in time.
     let hints = match access {
         Access::ToRead => Hints::none().map_err(|e| Error::io("open", &directory.path, e))?,
-        Access::ToWrite => make_file(directory, "hints", |file| match Hints::open(file, layout.geometry)? {
-            Some(hints) if keeps_places => Ok(hints),
-            _ => Hints::create(file, layout.geometry),
-        })?,
+        Access::ToWrite => {
+            make_file(directory, "hints", |file| match Hints::open(file, layout.geometry)? {
+                Some(hints) if keeps_places => Ok(hints),
+                _ => Hints::create(file, layout.geometry),
+            })?
+        }
     };
     index.raise_next_segment_id(header.next_segment);
     // Not behind what the hints say that are kept.
@@ -135,7 +140,11 @@ pub(super) fn recover(
         floors: HashMap::new(),
         least_generation: u32::MAX,
         generation: header.generation,
-        last_sequence: known_sequence.max(if header.sequence == u64::MAX { 0 } else { header.sequence }),
+        last_sequence: known_sequence.max(if header.sequence == u64::MAX {
+            0
+        } else {
+            header.sequence
+        }),
     };
     let replays = !matches!(base, Base::Closed(..));
     let wants_checkpoint = matches!(base, Base::Lost | Base::Closed(..) | Base::Salvage);
@@ -146,7 +155,9 @@ pub(super) fn recover(
                 // Whoever wrote its header may have died before the sync, and the other file is the next to be written over.
                 file::sync(&file).map_err(|e| Error::io("sync the snapshot in", path, e))?;
             }
-            replay.load(&file, keeps_places).map_err(|e| Error::io("read the snapshot in", path, e))?;
+            replay
+                .load(&file, keeps_places)
+                .map_err(|e| Error::io("read the snapshot in", path, e))?;
         }
         Base::Closed(words, _) => words.into_iter().for_each(|word| replay.place(word)),
         Base::Empty | Base::Lost | Base::Salvage => {}
@@ -162,8 +173,12 @@ pub(super) fn recover(
         }
     }
     index.add_logged(backlog);
-    let sealed =
-        replay.looked_at.iter().filter(|(_, from)| **from == snapshot::SEALED).map(|(id, _)| *id).collect();
+    let sealed = replay
+        .looked_at
+        .iter()
+        .filter(|(_, from)| **from == snapshot::SEALED)
+        .map(|(id, _)| *id)
+        .collect();
     let entries = replay.finish();
     tracing::info!(path = %index_path.display(), entries, "the cache was not closed; it was recovered");
     Ok(Recovered { index, hints, wants_checkpoint, sealed })
@@ -173,7 +188,8 @@ pub(super) fn recover(
 fn make_index(directory: &Directory, geometry: Geometry, membership: &Membership) -> Result<Index> {
     let path = directory.file("index");
     watch::remove_if_watched(&path).map_err(|e| Error::io("replace", &path, e))?;
-    let index = make_file(directory, "index", |file| Index::create(file, geometry, membership.clone()))?;
+    let index =
+        make_file(directory, "index", |file| Index::create(file, geometry, membership.clone()))?;
     // What is closed with this index is found with it.
     file::sync_dir(&directory.path).map_err(|e| Error::io("sync directory", &directory.path, e))?;
     Ok(index)
@@ -181,7 +197,11 @@ fn make_index(directory: &Directory, geometry: Geometry, membership: &Membership
 
 /// Makes the contents of one of the files that a recovery writes. What cannot be written over (a link, a second
 /// name of a file elsewhere) is an error; it was not made by us.
-fn make_file<T>(directory: &Directory, name: &str, fill: impl FnOnce(&File) -> io::Result<T>) -> Result<T> {
+fn make_file<T>(
+    directory: &Directory,
+    name: &str,
+    fill: impl FnOnce(&File) -> io::Result<T>,
+) -> Result<T> {
     let path = directory.file(name);
     let made = file::open_or_create(&path).and_then(|(file, _)| fill(&file));
     made.map_err(|e| Error::io("create", &path, e))
@@ -218,7 +238,10 @@ impl Replay<'_> {
             self.least_generation = header.generation;
         }
         if damaged > 0 {
-            tracing::warn!(blocks = damaged, "part of the snapshot is damaged; its entries are lost");
+            tracing::warn!(
+                blocks = damaged,
+                "part of the snapshot is damaged; its entries are lost"
+            );
         }
         Ok(())
     }

@@ -115,7 +115,13 @@ impl Segment {
 
     /// Makes segment `id` of `len` bytes in `dir`. `zeroed`: its pages are brought into memory now, for whoever writes to
     /// them later.
-    pub(crate) fn create(dir: &Path, id: u32, len: u64, zeroed: bool, space: &SpaceInUse) -> Result<Self> {
+    pub(crate) fn create(
+        dir: &Path,
+        id: u32,
+        len: u64,
+        zeroed: bool,
+        space: &SpaceInUse,
+    ) -> Result<Self> {
         let path = dir.join(Self::file_name(id));
         let file = file::create(&path).map_err(|e| Error::io("create segment", &path, e))?;
         let make = |path: PathBuf| -> io::Result<Self> {
@@ -149,7 +155,13 @@ impl Segment {
         Self::inspect(path, id, file, access, space).map_err(|e| Error::io("open segment", path, e))
     }
 
-    fn inspect(path: &Path, id: u32, file: File, access: Access, space: &SpaceInUse) -> io::Result<Opened> {
+    fn inspect(
+        path: &Path,
+        id: u32,
+        file: File,
+        access: Access,
+        space: &SpaceInUse,
+    ) -> io::Result<Opened> {
         use std::os::unix::fs::FileExt;
         let mut found = [0; HEADER_LEN];
         let len = file.metadata()?.len();
@@ -168,7 +180,14 @@ impl Segment {
         Ok(Opened::Segment(Self::assemble(id, path.to_owned(), salt, map, file, space)))
     }
 
-    fn assemble(id: u32, path: PathBuf, salt: u64, map: Map, file: File, space: &SpaceInUse) -> Self {
+    fn assemble(
+        id: u32,
+        path: PathBuf,
+        salt: u64,
+        map: Map,
+        file: File,
+        space: &SpaceInUse,
+    ) -> Self {
         Self {
             id,
             path,
@@ -257,7 +276,9 @@ impl Segment {
         let mut offset = offset.max(HEADER_LEN as u32);
         std::iter::from_fn(move || {
             // Nothing is written where an entry word cannot reach.
-            while u64::from(offset) < MAX_OFFSET && (offset as usize) + record::HEADER_LEN <= self.map.len() {
+            while u64::from(offset) < MAX_OFFSET
+                && (offset as usize) + record::HEADER_LEN <= self.map.len()
+            {
                 let at = offset;
                 if let Some(record) = self.record(at) {
                     offset += record.len;
@@ -272,7 +293,8 @@ impl Segment {
     /// Where to go on after the place `at`, which holds no sound record. A record that was never stamped is
     /// stepped over whole, if its length leads on to something; behind damage every place is tried.
     fn after_unsound(&self, at: u32) -> u32 {
-        let unstamped = self.map.word32(at as usize + 4).is_some_and(|w| w.load(Ordering::Relaxed) == 0);
+        let unstamped =
+            self.map.word32(at as usize + 4).is_some_and(|w| w.load(Ordering::Relaxed) == 0);
         if let Some(len) = record::stored_len(&self.map, at).filter(|_| unstamped) {
             let next = at + len;
             let at_end = next as usize + record::HEADER_LEN > self.map.len();
@@ -281,7 +303,8 @@ impl Segment {
             }
         }
         let mut next = at + record::ALIGN as u32;
-        while (next as usize) < self.map.len() && u64::from(next) < MAX_OFFSET && self.is_zero(next) {
+        while (next as usize) < self.map.len() && u64::from(next) < MAX_OFFSET && self.is_zero(next)
+        {
             next += record::ALIGN as u32;
         }
         next
@@ -366,7 +389,8 @@ impl Segment {
     /// Whether all that was ever stamped is on the disk. A record is in flight until after it was stamped, so one
     /// that somebody has seen is counted.
     pub(super) fn is_synced(&self) -> bool {
-        self.is_drained() && self.writes.load(Ordering::Acquire) == self.synced.load(Ordering::Acquire)
+        self.is_drained()
+            && self.writes.load(Ordering::Acquire) == self.synced.load(Ordering::Acquire)
     }
 
     /// Where in the file `part`, a slice of a record of this segment, begins.

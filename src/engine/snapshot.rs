@@ -36,7 +36,8 @@ const SEGMENTS: u32 = 2;
 /// In a segment that took no more records when the snapshot was begun, a recovery looks from here on.
 pub(crate) const SEALED: u32 = u32::MAX;
 const OVERFLOW: u8 = 0x80;
-const _: () = assert!(BLOCK_HEADER + 2 + 8 * LONGEST_CHAIN <= BLOCK && LONGEST_CHAIN <= u8::MAX as usize);
+const _: () =
+    assert!(BLOCK_HEADER + 2 + 8 * LONGEST_CHAIN <= BLOCK && LONGEST_CHAIN <= u8::MAX as usize);
 
 /// What a snapshot says besides the words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -115,7 +116,12 @@ impl<'a> Writer<'a> {
     }
 
     /// The next chain, `number`: the words in the slots of its primary, and the others.
-    pub(crate) fn chain(&mut self, number: u32, primary: &[Word; 7], overflow: &[Word]) -> io::Result<()> {
+    pub(crate) fn chain(
+        &mut self,
+        number: u32,
+        primary: &[Word; 7],
+        overflow: &[Word],
+    ) -> io::Result<()> {
         let overflow = &overflow[..overflow.len().min(LONGEST_CHAIN - 7)];
         self.make_room(CHAINS, number, 2 + 8 * (7 + overflow.len()))?;
         let mask = primary.iter().enumerate().filter(|(_, w)| **w != Word::EMPTY);
@@ -198,7 +204,8 @@ impl<'a> Writer<'a> {
     /// Says durably that the snapshot is whole. [`finish`](Writer::finish) comes before, and the syncs of whatever
     /// the words name.
     pub(crate) fn commit(self, header: Header) -> io::Result<Header> {
-        let header = Header { number: self.number, blocks: self.blocks, words: self.words, ..header };
+        let header =
+            Header { number: self.number, blocks: self.blocks, words: self.words, ..header };
         step!("snapshot::synced");
         file::write_at(self.file, &header.encode()?, 0)?;
         step!("snapshot::headed");
@@ -241,7 +248,11 @@ pub(crate) fn void(file: &File) -> io::Result<()> {
 }
 
 /// Hands out the parts of the snapshot in `file`, whose header is `header`. What is damaged is left out and told.
-pub(crate) fn read(file: &File, header: &Header, mut visit: impl FnMut(Part<'_>)) -> io::Result<()> {
+pub(crate) fn read(
+    file: &File,
+    header: &Header,
+    mut visit: impl FnMut(Part<'_>),
+) -> io::Result<()> {
     let len = file.metadata()?.len();
     let there = len.saturating_sub(HEADER_LEN) / BLOCK as u64;
     if header.blocks > there {
@@ -262,7 +273,12 @@ pub(crate) fn read(file: &File, header: &Header, mut visit: impl FnMut(Part<'_>)
     Ok(())
 }
 
-fn read_block(header: &Header, number: u64, block: &[u8], visit: &mut impl FnMut(Part<'_>)) -> Option<()> {
+fn read_block(
+    header: &Header,
+    number: u64,
+    block: &[u8],
+    visit: &mut impl FnMut(Part<'_>),
+) -> Option<()> {
     let word32 = |at: usize| Some(u32::from_le_bytes(block.get(at..at + 4)?.try_into().ok()?));
     let used = word32(4)? as usize;
     if check_of(header.number, number, block.get(4..used)?) != word32(0)? {
@@ -304,7 +320,8 @@ fn read_block(header: &Header, number: u64, block: &[u8], visit: &mut impl FnMut
 /// Gives the header and every block the check that fits.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn fit_checks(bytes: &mut [u8]) {
-    let word32 = |bytes: &[u8], at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
+    let word32 =
+        |bytes: &[u8], at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
     if bytes.len() < HEADER_LEN as usize {
         return;
     }
@@ -361,7 +378,8 @@ mod tests {
         }
         (1..=5).for_each(|id| writer.segment(id, id + 7, u64::from(id) * 1000).unwrap());
         writer.finish().unwrap();
-        let header = writer.commit(Header { sequence: 99, primaries: chains, ..Header::default() }).unwrap();
+        let header =
+            writer.commit(Header { sequence: 99, primaries: chains, ..Header::default() }).unwrap();
         (file, header)
     }
 
@@ -370,7 +388,8 @@ mod tests {
         read(file, header, |part| match part {
             Part::Chain { number, primary, overflow } => {
                 let (all, more) = words(number);
-                let there: Vec<_> = all.into_iter().enumerate().filter(|(_, w)| *w != Word::EMPTY).collect();
+                let there: Vec<_> =
+                    all.into_iter().enumerate().filter(|(_, w)| *w != Word::EMPTY).collect();
                 assert_eq!((primary, overflow), (&there[..], &more[..]), "chain {number}");
                 good += 1;
             }

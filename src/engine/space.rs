@@ -53,7 +53,8 @@ fn choose_idle(sealed: &[Candidate], segment_len: u64, quiet: bool) -> Option<u3
         return Some(failed.id);
     }
     let emptiest = emptiest(sealed)?;
-    let (len, live) = sealed.iter().fold((0, 0), |(len, live), c| (len + c.len, live + c.live.min(c.len)));
+    let (len, live) =
+        sealed.iter().fold((0, 0), |(len, live), c| (len + c.len, live + c.live.min(c.len)));
     let much = len - live > live.max(SLACK_SEGMENTS * segment_len);
     let share = if quiet { IDLE_SHARE } else { COPY_SHARE };
     (emptiest.live == 0 || (much && emptiest.live <= emptiest.len / share)).then_some(emptiest.id)
@@ -66,7 +67,8 @@ fn emptiest(sealed: &[Candidate]) -> Option<&Candidate> {
 
 impl Engine {
     fn candidates(&self) -> Vec<Candidate> {
-        let of = |s: SegmentInfo| Candidate { id: s.id, len: s.len, live: s.live, failed: s.failed };
+        let of =
+            |s: SegmentInfo| Candidate { id: s.id, len: s.len, live: s.live, failed: s.failed };
         self.index.segments_in(SegmentState::Sealed).into_iter().map(of).collect()
     }
 
@@ -87,7 +89,9 @@ impl Engine {
         if ahead {
             self.log.provide(len, true, &|bytes| self.claim_room(bytes), &|| Ok(false))
         } else {
-            self.log.provide(len, false, &|bytes| self.make_space(bytes).map(Some), &|| self.give_up_oldest())
+            self.log.provide(len, false, &|bytes| self.make_space(bytes).map(Some), &|| {
+                self.give_up_oldest()
+            })
         }
     }
 
@@ -155,9 +159,11 @@ impl Engine {
             self.log.free_dropped();
             let emptied = self.emptied_bytes();
             let comes_back = emptied.saturating_sub(stuck);
-            let is_enough = self.log.bytes() + bytes <= self.most_bytes() + comes_back + self.going_bytes();
+            let is_enough =
+                self.log.bytes() + bytes <= self.most_bytes() + comes_back + self.going_bytes();
             // Whoever holds a lock of the index longer than usual has had no processor, or is stopped.
-            let is_brief = |e: &Error| e.kind() == ErrorKind::Busy && turned.elapsed() < LOCKS_ARE_FREE;
+            let is_brief =
+                |e: &Error| e.kind() == ErrorKind::Busy && turned.elapsed() < LOCKS_ARE_FREE;
             if !is_enough {
                 match self.give_up_one(&turn) {
                     Ok(true) => continue,
@@ -186,7 +192,8 @@ impl Engine {
                 stuck = left;
             }
             // What is gone may still be held for a moment, by a read or until a sync is done.
-            let is_going = |s: SegmentInfo| s.state == SegmentState::Dropped || self.log.is_oversized(&s);
+            let is_going =
+                |s: SegmentInfo| s.state == SegmentState::Dropped || self.log.is_oversized(&s);
             // A process that does nothing lets go once a second, unless it waits for the disk.
             let is_going = self.index.segments().any(is_going);
             if is_going || self.index.bytes_of_others() > 0 {
@@ -262,7 +269,9 @@ impl Engine {
     fn empty_one(&self, turn: &SpaceTurn<'_>) -> Result<bool> {
         let Some((id, way)) = choose(&self.candidates()) else { return Ok(false) };
         let mut emptied = self.empty(id, way);
-        if emptied.as_ref().is_err_and(|e| e.kind() == ErrorKind::NoSpace) && self.log.emptied_bytes() > 0 {
+        if emptied.as_ref().is_err_and(|e| e.kind() == ErrorKind::NoSpace)
+            && self.log.emptied_bytes() > 0
+        {
             self.secure(turn)?;
             emptied = self.empty(id, way);
         }
@@ -288,8 +297,8 @@ impl Engine {
         self.log.seal_orphans(ORPHANS);
         let more = self.compact_one(quiet);
         let emptied = self.emptied_bytes();
-        let wants_back =
-            emptied > 0 && (!self.is_room_for(wanted) || (quiet && !more) || emptied > self.log.bytes() / 4);
+        let wants_back = emptied > 0
+            && (!self.is_room_for(wanted) || (quiet && !more) || emptied > self.log.bytes() / 4);
         if wants_back || self.is_checkpoint_due() {
             self.secure(&turn)?;
         }
@@ -322,7 +331,9 @@ impl Engine {
 
     /// Compacts a segment in which little is alive, if much is dead. Says whether it did.
     fn compact_one(&self, quiet: bool) -> bool {
-        let Some(id) = choose_idle(&self.candidates(), self.log.segment_len(), quiet) else { return false };
+        let Some(id) = choose_idle(&self.candidates(), self.log.segment_len(), quiet) else {
+            return false;
+        };
         self.empty(id, Way::Copy).unwrap_or_else(|error| {
             tracing::debug!(%error, segment = id, "a segment is not compacted now");
             false
@@ -341,8 +352,12 @@ mod tests {
     use super::*;
 
     fn candidates(live: &[u64]) -> Vec<Candidate> {
-        let of =
-            |(id, live): (usize, &u64)| Candidate { id: id as u32 + 1, len: 100, live: *live, failed: false };
+        let of = |(id, live): (usize, &u64)| Candidate {
+            id: id as u32 + 1,
+            len: 100,
+            live: *live,
+            failed: false,
+        };
         live.iter().enumerate().map(of).collect()
     }
 

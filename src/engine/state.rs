@@ -53,7 +53,8 @@ impl State {
 
     /// The same of a file that may only be read. One that ends too early says nothing.
     pub(crate) fn read(file: File) -> io::Result<Self> {
-        let mut state = Self { file: OwnFile::new(file), turn: 0, clean: None, limits: None, snapshot: 0 };
+        let mut state =
+            Self { file: OwnFile::new(file), turn: 0, clean: None, limits: None, snapshot: 0 };
         match state.refresh() {
             Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => Err(e),
             _ => Ok(state),
@@ -106,7 +107,12 @@ impl State {
         self.write(Some(header), limits, self.snapshot)
     }
 
-    fn write(&mut self, clean: Option<HeaderCopy>, limits: Limits, snapshot: u64) -> io::Result<()> {
+    fn write(
+        &mut self,
+        clean: Option<HeaderCopy>,
+        limits: Limits,
+        snapshot: u64,
+    ) -> io::Result<()> {
         let sector = Sector { turn: self.turn.wrapping_add(1), clean, limits, snapshot };
         step!("state::writing");
         file::write_at(&self.file, &encode(&sector), sector.turn % 2 * SECTOR as u64)?;

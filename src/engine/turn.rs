@@ -82,7 +82,8 @@ impl Engine {
             self.log.keep_up();
             instead()
         };
-        let waited = self.index.wait_for_turn(Turn::Space, between).map_err(|e| e.with_path(&self.dir));
+        let waited =
+            self.index.wait_for_turn(Turn::Space, between).map_err(|e| e.with_path(&self.dir));
         Ok(match self.emptying.unless_given_up(waited)? {
             Waited::Turn(turn) => Waited::Turn(SpaceTurn { _turn: turn, _thread: thread }),
             Waited::Instead(instead) => Waited::Instead(instead),
@@ -133,9 +134,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("locks");
         let process = |number| {
-            let locks = OwnFile::to_lock(|| file::open_or_create(&path).map(|(file, _)| file)).unwrap();
+            let locks =
+                OwnFile::to_lock(|| file::open_or_create(&path).map(|(file, _)| file)).unwrap();
             let membership = Membership::new(Arc::new(locks), number);
-            Index::create(&tempfile::tempfile().unwrap(), Geometry::for_entries(10, 16), membership).unwrap()
+            Index::create(&tempfile::tempfile().unwrap(), Geometry::for_entries(10, 16), membership)
+                .unwrap()
         };
         let (this, other) = (process(1), process(2));
         let turn = other.take_turn(Turn::Space).unwrap().expect("nobody has it");

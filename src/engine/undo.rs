@@ -43,7 +43,8 @@ impl Engine {
             // An entry that was removed counts again; if there is no room for it any more, it stays away.
             None => before.and_then(|current| {
                 let is_free = holds(current.word).is_none()
-                    && self.index.count_up(current.generation, self.max_entries()) == CountUp::Counted;
+                    && self.index.count_up(current.generation, self.max_entries())
+                        == CountUp::Counted;
                 match is_free.then(|| locked.vacant()) {
                     Some(Ok(Vacancy { slot, moved: None })) => Some(slot),
                     Some(Ok(Vacancy { slot, moved: Some((from, to)) })) => {
@@ -65,8 +66,10 @@ impl Engine {
             match before {
                 Some(current) => {
                     locked.set(slot, current.word);
-                    self.hints
-                        .set(slot, Hint::new(current.expires_at, current.generation, self.index.recency()));
+                    self.hints.set(
+                        slot,
+                        Hint::new(current.expires_at, current.generation, self.index.recency()),
+                    );
                 }
                 None => {
                     locked.clear(slot);

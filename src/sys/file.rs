@@ -47,10 +47,14 @@ pub(crate) fn open_to_append(path: &Path) -> io::Result<File> {
 
 fn open_plain(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     fault!("sys::open");
-    let file = options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK).open(path)?;
+    let file =
+        options.custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK).open(path)?;
     let found = file.metadata()?;
     if !found.is_file() || found.nlink() != 1 {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a plain file with a single name"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a plain file with a single name",
+        ));
     }
     Ok(file)
 }
@@ -87,7 +91,9 @@ pub(crate) fn open_or_create(path: &Path) -> io::Result<(File, bool)> {
 pub(crate) fn create_dir(path: &Path) -> io::Result<bool> {
     fault!("sys::create_dir");
     match DirBuilder::new().mode(0o700).create(path) {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists && fs::symlink_metadata(path)?.is_dir() => {
+        Err(e)
+            if e.kind() == io::ErrorKind::AlreadyExists && fs::symlink_metadata(path)?.is_dir() =>
+        {
             Ok(false)
         }
         made => {
@@ -243,8 +249,10 @@ pub(crate) struct HeldDirectory {
 
 impl HeldDirectory {
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
-        let file =
-            OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_CLOEXEC).open(path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECTORY | libc::O_CLOEXEC)
+            .open(path)?;
         let found = file.metadata()?;
         let id = DirectoryId { device: found.dev(), inode: found.ino() };
         Ok(Self { path: path.to_owned(), id, file: OwnFile::new(file) })
@@ -266,7 +274,10 @@ impl HeldDirectory {
         if directory_id(&self.path)? == self.id {
             return Ok(());
         }
-        Err(io::Error::new(io::ErrorKind::NotFound, "the directory was moved or removed while it was in use"))
+        Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            "the directory was moved or removed while it was in use",
+        ))
     }
 }
 

@@ -9,7 +9,10 @@
 //!
 //! The handler may only do what is safe in a signal handler, as any thread may have been anywhere: it walks the list,
 //! which has no lock and whose entries are never freed, and calls `close`.
-#![expect(unsafe_code, reason = "the handler is called from C, and walks a list that no lock guards")]
+#![expect(
+    unsafe_code,
+    reason = "the handler is called from C, and walks a list that no lock guards"
+)]
 
 use std::fs::File;
 use std::io;
@@ -267,7 +270,8 @@ mod tests {
     #[test]
     fn a_descriptor_is_on_the_list_for_as_long_as_it_is_open() {
         let is_listed = |fd| entries().filter(|entry| entry.fd.load(Acquire) == fd).count();
-        let files: Vec<OwnFile> = (0..10).map(|_| OwnFile::new(tempfile::tempfile().unwrap())).collect();
+        let files: Vec<OwnFile> =
+            (0..10).map(|_| OwnFile::new(tempfile::tempfile().unwrap())).collect();
         assert!(files.iter().all(|file| file.is_ours() && is_listed(file.as_raw_fd()) == 1));
         drop(files);
         // Other tests may be faster.
@@ -284,14 +288,21 @@ mod tests {
     fn a_child_that_has_a_descriptor_which_is_being_closed_has_no_lock() {
         let dir = tempfile::tempdir().unwrap();
         let open = || {
-            File::options().read(true).write(true).create(true).truncate(false).open(dir.path().join("locks"))
+            File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(dir.path().join("locks"))
         };
         let (file, other) = (OwnFile::to_lock(open).unwrap(), open().unwrap());
         assert!(lock::try_lock(&file, 0).unwrap() && lock::try_lock(&file, i64::MAX - 1).unwrap());
         // What a child has that was forked while it was off the list and open.
         let childs = file.try_clone().unwrap();
         drop(file);
-        assert!(lock::try_lock(&other, 0).unwrap() && lock::try_lock(&other, i64::MAX - 1).unwrap());
+        assert!(
+            lock::try_lock(&other, 0).unwrap() && lock::try_lock(&other, i64::MAX - 1).unwrap()
+        );
         drop((childs, other));
     }
 

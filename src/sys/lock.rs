@@ -44,14 +44,18 @@ pub(crate) fn try_share(file: &File, byte: i64) -> io::Result<bool> {
 }
 
 pub(crate) fn unlock(file: &File, byte: i64) -> io::Result<()> {
-    fcntl(file, FcntlArg::F_OFD_SETLK(&range(libc::F_UNLCK, byte, 1))).map(drop).map_err(io::Error::from)
+    fcntl(file, FcntlArg::F_OFD_SETLK(&range(libc::F_UNLCK, byte, 1)))
+        .map(drop)
+        .map_err(io::Error::from)
 }
 
 /// Gives back all bytes that this open file has.
 pub(crate) fn unlock_all(file: &File) -> io::Result<()> {
     /// To the end of what can be locked.
     const ALL: i64 = 0;
-    fcntl(file, FcntlArg::F_OFD_SETLK(&range(libc::F_UNLCK, 0, ALL))).map(drop).map_err(io::Error::from)
+    fcntl(file, FcntlArg::F_OFD_SETLK(&range(libc::F_UNLCK, 0, ALL)))
+        .map(drop)
+        .map_err(io::Error::from)
 }
 
 /// Whether another open file holds byte `byte`.
@@ -74,14 +78,18 @@ mod tests {
     fn one_holder_a_byte_and_closing_another_descriptor_drops_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("locks");
-        let open =
-            || File::options().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
+        let open = || {
+            File::options().read(true).write(true).create(true).truncate(false).open(&path).unwrap()
+        };
         let (mine, theirs) = (open(), open());
         assert!(try_lock(&mine, 1).unwrap());
         assert!(!try_lock(&theirs, 1).unwrap());
         assert_eq!(first_held(&theirs, 0, 100).unwrap(), Some(1));
         assert_eq!(first_held(&theirs, 2, 100).unwrap(), None);
-        assert!(is_held(&theirs, 1).unwrap() && !is_held(&mine, 1).unwrap(), "one's own is not told");
+        assert!(
+            is_held(&theirs, 1).unwrap() && !is_held(&mine, 1).unwrap(),
+            "one's own is not told"
+        );
         drop(open());
         assert!(!try_lock(&theirs, 1).unwrap());
         drop(mine);

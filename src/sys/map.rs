@@ -1,5 +1,8 @@
 //! Files mapped into memory, shared with every other process that maps them.
-#![expect(unsafe_code, reason = "shared memory is reached through raw pointers; this is the room for it")]
+#![expect(
+    unsafe_code,
+    reason = "shared memory is reached through raw pointers; this is the room for it"
+)]
 
 use std::fs::File;
 use std::io;
@@ -12,7 +15,9 @@ use super::file::Access;
 use super::{fault, tell};
 
 #[cfg(target_endian = "big")]
-compile_error!("keepwarm maps little-endian words and supports little-endian machines only for now");
+compile_error!(
+    "keepwarm maps little-endian words and supports little-endian machines only for now"
+);
 
 /// A file mapped for reading and writing, or for reading alone.
 ///
@@ -120,7 +125,11 @@ impl Map {
             // and nobody reads it before it is published. `bytes` cannot overlap it: a `&[u8]` into this map
             // is of a published range.
             unsafe {
-                std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.raw.as_mut_ptr().add(offset), bytes.len());
+                std::ptr::copy_nonoverlapping(
+                    bytes.as_ptr(),
+                    self.raw.as_mut_ptr().add(offset),
+                    bytes.len(),
+                );
             }
         }
         fits
@@ -179,7 +188,9 @@ mod tests {
         assert_eq!(map.bytes(4090, 6), Some(&b"abcdef"[..]));
         assert_eq!(map.bytes(4091, 6), None);
         assert_eq!(map.bytes(usize::MAX, 2), None);
-        assert!(map.word32(4092).is_some() && map.word32(4096).is_none() && map.word32(2).is_none());
+        assert!(
+            map.word32(4092).is_some() && map.word32(4096).is_none() && map.word32(2).is_none()
+        );
         assert_eq!(map.words().len(), 512);
         map.prefetch(0);
         map.prefetch(4096);

@@ -53,7 +53,8 @@ fn overwriting_and_touching_cull_nothing() {
 fn threads_do_not_exceed_the_bounds() {
     for_each_backend(|make| {
         const MAX_BYTES: u64 = 8 << 20;
-        let cache = make.builder().max_entries(50).cull_frequency(3).max_bytes(MAX_BYTES).open().unwrap();
+        let cache =
+            make.builder().max_entries(50).cull_frequency(3).max_bytes(MAX_BYTES).open().unwrap();
         thread::scope(|scope| {
             for me in 0..4 {
                 let cache = &cache;

@@ -12,7 +12,10 @@ fn bytes_come_back_as_they_were() {
             cache.set_bytes("a", bytes, Timeout::Default).unwrap();
             assert_eq!(cache.get_bytes("a").unwrap().as_deref(), Some(bytes));
             assert_eq!(cache.get::<Vec<u8>>("a").unwrap().as_deref(), Some(bytes));
-            assert_eq!(cache.get::<ByteBuf>("a").unwrap().map(ByteBuf::into_vec).as_deref(), Some(bytes));
+            assert_eq!(
+                cache.get::<ByteBuf>("a").unwrap().map(ByteBuf::into_vec).as_deref(),
+                Some(bytes)
+            );
         }
         assert_eq!(cache.get_bytes("missing").unwrap(), None);
     });
@@ -39,7 +42,11 @@ fn a_typed_byte_array_gives_its_bytes() {
         cache.set("empty", &Vec::<u8>::new(), Timeout::Default).unwrap();
         for key in ["vec", "array", "buf"] {
             assert_eq!(cache.get_bytes(key).unwrap().as_deref(), Some(&[1, 2, 255][..]), "{key}");
-            assert_eq!(cache.get::<Vec<u8>>(key).unwrap().as_deref(), Some(&[1, 2, 255][..]), "{key}");
+            assert_eq!(
+                cache.get::<Vec<u8>>(key).unwrap().as_deref(),
+                Some(&[1, 2, 255][..]),
+                "{key}"
+            );
         }
         assert_eq!(cache.get_bytes("small").unwrap().as_deref(), Some(&[1, 2, 3][..]));
         assert_eq!(cache.get_bytes("empty").unwrap().as_deref(), Some(&[][..]));

@@ -23,7 +23,8 @@ fn the_expected_entry_is_replaced() {
             entry.expires_at.map(|at| at.saturating_since(keepwarm::Clock::now(&clock))),
             Some(secs(5))
         );
-        let token = stored(cache.compare_and_swap("a", Some(entry.token), &2, Timeout::Never).unwrap());
+        let token =
+            stored(cache.compare_and_swap("a", Some(entry.token), &2, Timeout::Never).unwrap());
         let entry = cache.get_entry::<u8>("a").unwrap().unwrap();
         assert_eq!((entry.value, entry.token, entry.expires_at), (2, token, None));
     });
@@ -51,7 +52,8 @@ fn every_change_is_a_conflict() {
             let before = cache.get_entry::<u8>("a").unwrap().unwrap();
             change();
             let now = cache.get_entry::<u8>("a").unwrap().unwrap();
-            let swap = cache.compare_and_swap("a", Some(before.token), &9, Timeout::Default).unwrap();
+            let swap =
+                cache.compare_and_swap("a", Some(before.token), &9, Timeout::Default).unwrap();
             assert_eq!(swap, Swap::Conflict(Some(now.token)), "{what}");
             assert_eq!(cache.get::<u8>("a").unwrap(), Some(1), "{what}");
         }

@@ -13,9 +13,13 @@ fn fill(cache: &Cache, count: u64) {
 #[test]
 fn what_is_not_named_stays() {
     for_each_backend(|make| {
-        let cache = make.builder().max_entries(1000).cull_frequency(3).max_bytes(8 << 20).open().unwrap();
+        let cache =
+            make.builder().max_entries(1000).cull_frequency(3).max_bytes(8 << 20).open().unwrap();
         let before = cache.limits();
-        assert_eq!((before.max_entries, before.cull_frequency, before.max_bytes), (1000, 3, 8 << 20));
+        assert_eq!(
+            (before.max_entries, before.cull_frequency, before.max_bytes),
+            (1000, 3, 8 << 20)
+        );
         assert_eq!(cache.configure(&NewLimits::new()).unwrap(), before);
         let now = cache.configure(&NewLimits::new().cull_frequency(5)).unwrap();
         assert_eq!((now.max_entries, now.cull_frequency, now.max_bytes), (1000, 5, 8 << 20));
@@ -86,7 +90,11 @@ fn a_bad_limit_is_named_and_nothing_changes() {
         ];
         for (name, new) in bad {
             let error = cache.configure(&new).unwrap_err();
-            assert_eq!((error.kind(), error.option()), (ErrorKind::InvalidOption, Some(name)), "{error}");
+            assert_eq!(
+                (error.kind(), error.option()),
+                (ErrorKind::InvalidOption, Some(name)),
+                "{error}"
+            );
             assert_eq!(error.operation(), "configure");
             assert_eq!((cache.limits(), cache.len()), (before, 50));
         }
@@ -110,8 +118,9 @@ fn a_cache_that_was_closed_keeps_what_it_was_told() {
 fn a_directory_that_was_made_for_less_holds_it_all_when_it_is_opened_again() {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
-    let open =
-        |keep| Cache::builder(&dir).max_entries(1000).max_bytes(8 << 20).keep_limits(keep).open().unwrap();
+    let open = |keep| {
+        Cache::builder(&dir).max_entries(1000).max_bytes(8 << 20).keep_limits(keep).open().unwrap()
+    };
     let cache = open(false);
     let counts = cache.configure(&NewLimits::new().max_entries(8000).max_bytes(64 << 20)).unwrap();
     assert!((1000..4000).contains(&counts.max_entries), "{counts:?}");

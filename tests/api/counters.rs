@@ -111,7 +111,9 @@ fn what_is_no_integer_does_not_count() {
         for key in ["float", "bool", "text", "null", "list"] {
             refuses(&cache, key, ErrorKind::NotAnInteger, || cache.incr(key, 1));
             refuses(&cache, key, ErrorKind::NotAnInteger, || cache.decr(key, 0));
-            refuses(&cache, key, ErrorKind::NotAnInteger, || cache.incr_or_init(key, 1, 0, Timeout::Never));
+            refuses(&cache, key, ErrorKind::NotAnInteger, || {
+                cache.incr_or_init(key, 1, 0, Timeout::Never)
+            });
         }
         cache.set_bytes("raw", b"\x01", Timeout::Never).unwrap();
         assert_eq!(cache.incr("raw", 1).unwrap_err().kind(), ErrorKind::NotAnInteger);
@@ -136,7 +138,9 @@ fn a_new_counter_starts_from_its_initial_value() {
         assert_eq!(cache.ttl("a").unwrap(), Some(Ttl::Remaining(secs(6))));
         clock.advance(secs(6));
         assert_eq!(cache.incr_or_init("a", 2, 40, Timeout::Never).unwrap(), 42);
-        refuses(&cache, "new", ErrorKind::Overflow, || cache.incr_or_init("new", 1, i64::MAX, secs(1)));
+        refuses(&cache, "new", ErrorKind::Overflow, || {
+            cache.incr_or_init("new", 1, i64::MAX, secs(1))
+        });
         assert!(!cache.contains_key("new").unwrap());
     });
 }

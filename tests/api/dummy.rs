@@ -33,5 +33,8 @@ fn it_computes_each_time() {
 #[test]
 fn it_checks_keys_and_values_like_the_others() {
     let cache = Cache::dummy();
-    assert_eq!(cache.set(&"k".repeat(70_000), &1, Timeout::Never).unwrap_err().kind(), ErrorKind::InvalidKey);
+    assert_eq!(
+        cache.set(&"k".repeat(70_000), &1, Timeout::Never).unwrap_err().kind(),
+        ErrorKind::InvalidKey
+    );
 }

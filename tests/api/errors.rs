@@ -12,7 +12,10 @@ fn the_call_and_the_key_are_named_as_the_caller_knows_them() {
         let cache = cache.with_prefix("prefix");
         cache.set("a", "text", Timeout::Default).unwrap();
         let error = cache.get::<u8>("a").unwrap_err();
-        assert_eq!((error.kind(), error.operation(), error.key()), (ErrorKind::Decode, "get", Some("a")));
+        assert_eq!(
+            (error.kind(), error.operation(), error.key()),
+            (ErrorKind::Decode, "get", Some("a"))
+        );
         assert!(error.source().is_some());
         assert!(error.to_string().starts_with("get \"a\": "), "{error}");
         let error = cache.decr("missing", 1).unwrap_err();

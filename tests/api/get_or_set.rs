@@ -9,10 +9,14 @@ use crate::{for_each_backend, ms, secs, with_cache};
 fn what_is_there_is_not_computed() {
     with_cache(|cache, _| {
         cache.set("a", &1, Timeout::Default).unwrap();
-        assert_eq!(cache.get_or_set("a", Timeout::Default, || -> u8 { panic!("it is there") }).unwrap(), 1);
+        assert_eq!(
+            cache.get_or_set("a", Timeout::Default, || -> u8 { panic!("it is there") }).unwrap(),
+            1
+        );
         // A stored null is there, too.
         cache.set("null", &(), Timeout::Default).unwrap();
-        let null = cache.get_or_set("null", Timeout::Default, || -> Option<u8> { panic!("it is there") });
+        let null =
+            cache.get_or_set("null", Timeout::Default, || -> Option<u8> { panic!("it is there") });
         assert_eq!(null.unwrap(), None);
     });
 }
@@ -43,7 +47,8 @@ fn a_value_of_another_type_is_replaced() {
     with_cache(|cache, _| {
         cache.set("user", &Old { name: "Ada".into() }, Timeout::Never).unwrap();
         assert_eq!(cache.get::<New>("user").unwrap_err().kind(), ErrorKind::Decode);
-        let user = cache.get_or_set("user", secs(5), || New { name: "Ada".into(), age: 36 }).unwrap();
+        let user =
+            cache.get_or_set("user", secs(5), || New { name: "Ada".into(), age: 36 }).unwrap();
         assert_eq!(user.age, 36);
         assert_eq!(cache.get::<New>("user").unwrap(), Some(user));
         assert_eq!(cache.ttl("user").unwrap(), Some(Ttl::Remaining(secs(5))));
@@ -106,7 +111,10 @@ fn the_value_is_returned_even_if_it_cannot_be_encoded() {
     with_cache(|cache, _| {
         assert!(cache.get_or_set("a", Timeout::Default, || Stubborn).is_ok());
         assert_eq!(cache.stats().store_failures, 1);
-        assert_eq!(cache.set("a", &Stubborn, Timeout::Default).unwrap_err().kind(), ErrorKind::Encode);
+        assert_eq!(
+            cache.set("a", &Stubborn, Timeout::Default).unwrap_err().kind(),
+            ErrorKind::Encode
+        );
         assert!(cache.is_empty());
     });
 }

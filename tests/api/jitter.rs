@@ -45,7 +45,9 @@ fn the_same_seed_gives_the_same_timeouts() {
 
 #[test]
 fn without_jitter_timeouts_are_exact() {
-    for_each_backend(|make| assert!(timeouts(&cache(make, 0.0, 1)).iter().all(|t| *t == secs(100))));
+    for_each_backend(|make| {
+        assert!(timeouts(&cache(make, 0.0, 1)).iter().all(|t| *t == secs(100)))
+    });
 }
 
 #[test]

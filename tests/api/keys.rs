@@ -121,7 +121,11 @@ fn the_portable_check_refuses_what_memcached_would() {
         cache.set(&"ü".repeat(247), &1, Timeout::Default).unwrap();
         for bad in ["ü".repeat(248), "a b".into(), "a\tb".into(), "a\u{7f}".into(), "\0".into()] {
             let error = cache.set(&bad, &1, Timeout::Default).unwrap_err();
-            assert_eq!((error.kind(), error.key()), (ErrorKind::InvalidKey, Some(&*bad)), "{bad:?}");
+            assert_eq!(
+                (error.kind(), error.key()),
+                (ErrorKind::InvalidKey, Some(&*bad)),
+                "{bad:?}"
+            );
             assert_eq!(cache.get::<u8>(&bad).unwrap_err().kind(), ErrorKind::InvalidKey, "{bad:?}");
         }
         assert_eq!(cache.len(), 1);

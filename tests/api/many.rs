@@ -10,7 +10,8 @@ fn values_come_in_the_order_of_the_keys() {
         assert!(cache.set_many((0..10).map(|n| (n.to_string(), n)), secs(5)).is_empty());
         assert_eq!(cache.ttl("3").unwrap(), Some(Ttl::Remaining(secs(5))));
         let keys = ["7", "missing", "0", "7"];
-        let values: Vec<Option<u8>> = cache.get_many(&keys).into_iter().map(Result::unwrap).collect();
+        let values: Vec<Option<u8>> =
+            cache.get_many(&keys).into_iter().map(Result::unwrap).collect();
         assert_eq!(values, [Some(7), None, Some(0), Some(7)]);
         let deleted: Vec<bool> = cache.delete_many(&keys).into_iter().map(Result::unwrap).collect();
         assert_eq!(deleted, [true, false, true, false]);
@@ -38,7 +39,10 @@ fn a_bad_one_does_not_stop_the_others() {
 #[test]
 fn warming_stops_at_the_first_failure() {
     with_cache(|cache, _| {
-        assert_eq!(cache.warm((0..1000).map(|n| (n.to_string(), n)), Timeout::Never).unwrap(), 1000);
+        assert_eq!(
+            cache.warm((0..1000).map(|n| (n.to_string(), n)), Timeout::Never).unwrap(),
+            1000
+        );
         assert_eq!(cache.len(), 1000);
         let long = "k".repeat(70_000);
         let error = cache.warm([("new", 1), (&long, 2), ("never", 3)], Timeout::Never).unwrap_err();

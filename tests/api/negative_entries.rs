@@ -7,7 +7,8 @@ use crate::{secs, with_cache};
 #[test]
 fn nothing_is_kept_for_its_own_timeout() {
     with_cache(|cache, clock| {
-        let find = |value: Option<u8>| cache.get_or_set_option("a", secs(100), secs(5), || value).unwrap();
+        let find =
+            |value: Option<u8>| cache.get_or_set_option("a", secs(100), secs(5), || value).unwrap();
         assert_eq!(find(None), None);
         assert_eq!(cache.ttl("a").unwrap(), Some(Ttl::Remaining(secs(5))));
         assert_eq!(cache.get::<Option<u8>>("a").unwrap(), Some(None));
@@ -24,8 +25,9 @@ fn nothing_is_kept_for_its_own_timeout() {
 #[test]
 fn with_no_timeout_nothing_is_not_kept() {
     with_cache(|cache, _| {
-        let find =
-            |value: Option<u8>| cache.get_or_set_option("a", Timeout::Never, secs(0), || value).unwrap();
+        let find = |value: Option<u8>| {
+            cache.get_or_set_option("a", Timeout::Never, secs(0), || value).unwrap()
+        };
         assert_eq!(find(None), None);
         assert!(cache.is_empty());
         assert_eq!(find(Some(1)), Some(1));
@@ -35,10 +37,12 @@ fn with_no_timeout_nothing_is_not_kept() {
 #[test]
 fn an_error_is_not_nothing() {
     with_cache(|cache, _| {
-        let failed = cache.try_get_or_set_option::<u8, _>("a", secs(100), secs(5), || Err("no luck"));
+        let failed =
+            cache.try_get_or_set_option::<u8, _>("a", secs(100), secs(5), || Err("no luck"));
         assert!(matches!(failed, Err(ComputeError::Compute("no luck"))));
         assert!(cache.is_empty());
-        let found = cache.try_get_or_set_option("a", secs(100), secs(5), || Ok::<Option<u8>, &str>(None));
+        let found =
+            cache.try_get_or_set_option("a", secs(100), secs(5), || Ok::<Option<u8>, &str>(None));
         assert_eq!(found.unwrap(), None);
         assert_eq!(cache.len(), 1);
     });

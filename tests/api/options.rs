@@ -25,7 +25,11 @@ fn a_bad_option_is_named() {
     for_each_backend(|make| {
         for (name, change) in bad {
             let error = change(make.builder()).open().unwrap_err();
-            assert_eq!((error.kind(), error.option()), (ErrorKind::InvalidOption, Some(name)), "{error}");
+            assert_eq!(
+                (error.kind(), error.option()),
+                (ErrorKind::InvalidOption, Some(name)),
+                "{error}"
+            );
             assert!(error.to_string().contains(name), "{error}");
         }
     });

@@ -102,7 +102,11 @@ fn nothing_stale_is_given_after_a_change() {
                 },
                 Some(5),
             ),
-            ("move to another version", &|| assert_eq!(cache.incr_version("a", 1).unwrap(), 2), None),
+            (
+                "move to another version",
+                &|| assert_eq!(cache.incr_version("a", 1).unwrap(), 2),
+                None,
+            ),
             ("expiry", &|| clock.advance(ms(300_000)), None),
             (
                 "touch, then the first expiry",
@@ -188,7 +192,11 @@ fn they_are_kept_within_their_bytes() {
             cache.set(&n.to_string(), &page(n), Timeout::Never).unwrap();
         }
         cache
-            .set("large", &Page { title: "x".repeat(HOT_BYTES as usize), links: vec![] }, Timeout::Never)
+            .set(
+                "large",
+                &Page { title: "x".repeat(HOT_BYTES as usize), links: vec![] },
+                Timeout::Never,
+            )
             .unwrap();
         let mut decoded = 0;
         for n in 0..ENTRIES {
@@ -197,7 +205,10 @@ fn they_are_kept_within_their_bytes() {
             assert_eq!(*shared, page(n));
             assert!(cache.stats().hot_bytes <= HOT_BYTES);
             if n % 100 == 0 {
-                assert_eq!(cache.get_shared::<Page>("large").unwrap().unwrap().title.len() as u64, HOT_BYTES);
+                assert_eq!(
+                    cache.get_shared::<Page>("large").unwrap().unwrap().title.len() as u64,
+                    HOT_BYTES
+                );
             }
             // One that is used stays, whatever comes.
             let first = cache.get_shared::<Page>("0").unwrap().unwrap();
@@ -216,8 +227,12 @@ fn with_no_bytes_for_them_they_are_decoded_each_time() {
     for_each_backend(|make| {
         let cache = make.builder().hot_bytes(0).open().unwrap();
         cache.set("a", &page(1), Timeout::Never).unwrap();
-        let read: Vec<Arc<Page>> = (0..5).map(|_| cache.get_shared("a").unwrap().unwrap()).collect();
-        assert!(read.iter().all(|p| **p == page(1)) && read.windows(2).all(|p| !Arc::ptr_eq(&p[0], &p[1])));
+        let read: Vec<Arc<Page>> =
+            (0..5).map(|_| cache.get_shared("a").unwrap().unwrap()).collect();
+        assert!(
+            read.iter().all(|p| **p == page(1))
+                && read.windows(2).all(|p| !Arc::ptr_eq(&p[0], &p[1]))
+        );
     });
 }
 
@@ -240,7 +255,10 @@ fn an_evicted_entry_takes_its_value_along() {
         }
         for n in 0..30u64 {
             let key = n.to_string();
-            assert_eq!(cache.contains_key(&key).unwrap(), cache.get_shared::<Page>(&key).unwrap().is_some());
+            assert_eq!(
+                cache.contains_key(&key).unwrap(),
+                cache.get_shared::<Page>(&key).unwrap().is_some()
+            );
         }
     });
 }
@@ -364,7 +382,8 @@ fn drop_meddlers(cache: &Cache) {
 fn a_value_that_calls_the_cache_when_it_is_dropped_does_no_harm() {
     for_each_backend(|make| {
         let name = make.name;
-        let cache = make.builder().hot_bytes(256 << 10).max_entries(300).cull_frequency(4).open().unwrap();
+        let cache =
+            make.builder().hot_bytes(256 << 10).max_entries(300).cull_frequency(4).open().unwrap();
         let (finished, wait) = mpsc::channel();
         // In a thread of its own, so that a deadlock fails the test and does not hang it.
         let thread = thread::spawn(move || {

@@ -55,7 +55,8 @@ fn clones_and_views_share_their_flights() {
     with_cache(|cache, _| {
         let computed = AtomicUsize::new(0);
         on_64_threads(|me| {
-            let view = if me % 2 == 0 { cache.clone() } else { cache.with_prefix("x").with_prefix("") };
+            let view =
+                if me % 2 == 0 { cache.clone() } else { cache.with_prefix("x").with_prefix("") };
             view.get_or_set("a", Timeout::Default, || {
                 dawdle();
                 computed.fetch_add(1, SeqCst)
@@ -75,7 +76,8 @@ fn other_keys_do_not_wait() {
             for n in 0..8 {
                 let (cache, barrier) = (&cache, &barrier);
                 scope.spawn(move || {
-                    cache.get_or_set(&n.to_string(), Timeout::Default, || barrier.wait().is_leader())
+                    cache
+                        .get_or_set(&n.to_string(), Timeout::Default, || barrier.wait().is_leader())
                 });
             }
         });
@@ -117,7 +119,9 @@ fn after_a_panic_one_of_the_others_computes() {
                 }
                 7
             };
-            catch_unwind(AssertUnwindSafe(|| cache.get_or_set("a", Timeout::Default, compute).unwrap()))
+            catch_unwind(AssertUnwindSafe(|| {
+                cache.get_or_set("a", Timeout::Default, compute).unwrap()
+            }))
         });
         assert_eq!(computed.load(SeqCst), 4);
         assert_eq!(results.iter().filter(|result| result.is_err()).count(), 3);
@@ -139,7 +143,10 @@ fn after_an_error_one_of_the_others_computes() {
             })
         });
         assert_eq!(computed.load(SeqCst), 4);
-        assert_eq!(results.iter().filter(|r| matches!(r, Err(ComputeError::Compute(_)))).count(), 3);
+        assert_eq!(
+            results.iter().filter(|r| matches!(r, Err(ComputeError::Compute(_)))).count(),
+            3
+        );
         assert!(results.iter().flatten().all(|value| *value == 3));
     });
 }
@@ -209,7 +216,9 @@ fn keys_within_keys_are_no_recursion() {
             if n == 0 {
                 0
             } else {
-                cache.get_or_set(&n.to_string(), Timeout::Default, || depth(cache, n - 1) + 1).unwrap()
+                cache
+                    .get_or_set(&n.to_string(), Timeout::Default, || depth(cache, n - 1) + 1)
+                    .unwrap()
             }
         }
         assert_eq!(depth(&cache, 50), 50);

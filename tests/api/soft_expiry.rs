@@ -130,8 +130,9 @@ fn what_fails_leaves_the_stale_value() {
         assert_eq!(cache.stats().refresh_failures, 2);
 
         let panics = || std::panic::resume_unwind(Box::new("on purpose"));
-        let panicked =
-            catch_unwind(AssertUnwindSafe(|| cache.get_or_set::<u32>("a", ten_and_twenty(), panics)));
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            cache.get_or_set::<u32>("a", ten_and_twenty(), panics)
+        }));
         assert!(panicked.is_err());
         assert_eq!(cache.get("a").unwrap(), Some(1));
         assert_eq!(ask(&cache, "a", 2), (2, true));
@@ -213,7 +214,10 @@ fn whatever_leaves_the_expiry_leaves_the_stale_time() {
         assert_eq!(cache.incr_version("a", 1).unwrap(), 2);
         let there = cache.with_version(2);
         let after = there.get_entry::<u32>("a").unwrap().unwrap();
-        assert_eq!((after.value, after.stale_at, after.expires_at), (3, before.stale_at, before.expires_at));
+        assert_eq!(
+            (after.value, after.stale_at, after.expires_at),
+            (3, before.stale_at, before.expires_at)
+        );
         clock.advance(secs(7));
         assert_eq!(ask(&there, "a", 9), (9, true));
     });
@@ -261,7 +265,9 @@ fn the_window_is_not_jittered_and_needs_a_timeout() {
         assert_eq!((entry.stale_at, entry.expires_at), (None, None));
         cache.get_or_set("not at all", lifespan(secs(0).into()), || 1).unwrap();
         assert!(!cache.contains_key("not at all").unwrap());
-        cache.get_or_set("without end", Lifespan::new(secs(5)).stale_for(Duration::MAX), || 1).unwrap();
+        cache
+            .get_or_set("without end", Lifespan::new(secs(5)).stale_for(Duration::MAX), || 1)
+            .unwrap();
         let entry = cache.get_entry::<u32>("without end").unwrap().unwrap();
         assert!(entry.stale_at.is_some() && entry.expires_at.is_none());
     });
@@ -271,8 +277,12 @@ fn the_window_is_not_jittered_and_needs_a_timeout() {
 fn finding_nothing_has_a_lifespan_of_its_own() {
     with_cache(|cache, clock| {
         let find = |found: Option<u8>| {
-            cache
-                .get_or_set_option("a", ten_and_twenty(), Lifespan::new(secs(1)).stale_for(secs(5)), || found)
+            cache.get_or_set_option(
+                "a",
+                ten_and_twenty(),
+                Lifespan::new(secs(1)).stale_for(secs(5)),
+                || found,
+            )
         };
         assert_eq!(find(None).unwrap(), None);
         clock.advance(secs(1));
@@ -311,7 +321,8 @@ fn early_is_the_more_probable_the_nearer_the_end() {
         let clock = ManualClock::new();
         let cache = make.builder().clock(clock.clone()).jitter_seed(7).open().unwrap();
         let plain = Lifespan::new(secs(100));
-        let (one, two, none) = (plain.early_refresh(1.0), plain.early_refresh(2.0), plain.early_refresh(0.0));
+        let (one, two, none) =
+            (plain.early_refresh(1.0), plain.early_refresh(2.0), plain.early_refresh(0.0));
         let count = |stored, asked, ahead| refreshed(&cache, &clock, stored, asked, ahead);
         // e^-1 of them a second before the end, e^-2 two seconds before, of 400 within 5 σ.
         assert!((99..196).contains(&count(one, one, secs(1))));
@@ -333,8 +344,12 @@ fn an_impossible_beta_is_an_error_before_anything_is_done() {
     with_cache(|cache, _| {
         for beta in [-1.0, f64::NAN, f64::INFINITY] {
             let lifespan = Lifespan::new(secs(1)).early_refresh(beta);
-            let error = cache.get_or_set("a", lifespan, || -> u8 { panic!("not called") }).unwrap_err();
-            assert_eq!((error.kind(), error.option()), (ErrorKind::InvalidOption, Some("early_refresh")));
+            let error =
+                cache.get_or_set("a", lifespan, || -> u8 { panic!("not called") }).unwrap_err();
+            assert_eq!(
+                (error.kind(), error.option()),
+                (ErrorKind::InvalidOption, Some("early_refresh"))
+            );
             let absent = cache.get_or_set_option("a", secs(1), lifespan, || None::<u8>);
             assert_eq!(absent.unwrap_err().kind(), ErrorKind::InvalidOption);
         }

@@ -111,7 +111,11 @@ fn a_reader_may_go_anywhere() {
             assert_eq!(reader.read(&mut [0; 10]).unwrap(), 0, "beyond the end");
             let before = reader.seek(SeekFrom::End(-(len as i64) - 1)).unwrap_err();
             assert_eq!(before.kind(), IoErrorKind::InvalidInput);
-            assert_eq!(reader.stream_position().unwrap(), len + 5, "a seek that failed moved nothing");
+            assert_eq!(
+                reader.stream_position().unwrap(),
+                len + 5,
+                "a seek that failed moved nothing"
+            );
         }
     });
 }
@@ -182,8 +186,12 @@ fn large_values_are_entries_like_others() {
         assert_eq!(cache.incr("a", 1).unwrap_err().kind(), ErrorKind::NotFound);
         assert_eq!(moved.incr("a", 1).unwrap_err().kind(), ErrorKind::NotAnInteger);
         let entry = moved.get_entry::<ByteBuf>("a").unwrap().unwrap();
-        let swapped =
-            moved.compare_and_swap("a", Some(entry.token), &ByteBuf::from(value(7, 1_500_000)), ms(9));
+        let swapped = moved.compare_and_swap(
+            "a",
+            Some(entry.token),
+            &ByteBuf::from(value(7, 1_500_000)),
+            ms(9),
+        );
         assert!(matches!(swapped.unwrap(), keepwarm::Swap::Stored(_)));
         assert!(read(&moved, "a").unwrap() == value(7, 1_500_000));
         assert!(moved.delete("a").unwrap() && cache.is_empty());
@@ -205,7 +213,10 @@ fn one_reads_while_another_writes() {
                         let found = read(&cache, "a").unwrap();
                         // Turns do not go back, and a value is of one turn.
                         let turn = usize::from(found[0]);
-                        assert!(turn >= last && found == value(turn, LEN), "turn {turn} after {last}");
+                        assert!(
+                            turn >= last && found == value(turn, LEN),
+                            "turn {turn} after {last}"
+                        );
                         last = turn;
                     }
                 });

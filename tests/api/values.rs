@@ -8,7 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::with_cache;
 
-fn round_trip<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(cache: &Cache, value: T) {
+fn round_trip<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(
+    cache: &Cache,
+    value: T,
+) {
     cache.set("a", &value, Timeout::Default).unwrap();
     assert_eq!(cache.get::<T>("a").unwrap(), Some(value));
 }
@@ -20,8 +23,14 @@ fn values_of_many_types_come_back() {
         round_trip(&cache, "x".repeat(1_000_000));
         round_trip(&cache, (u64::MAX, i64::MIN, f64::MIN_POSITIVE, true, 'ß'));
         round_trip(&cache, vec![Some(1.5), None]);
-        round_trip(&cache, BTreeMap::from([("a".to_owned(), vec![1u8, 2]), ("b".to_owned(), vec![])]));
-        round_trip(&cache, serde_json::json!({"a": [1, -1, 1.0, null, "x", true, 18446744073709551615u64]}));
+        round_trip(
+            &cache,
+            BTreeMap::from([("a".to_owned(), vec![1u8, 2]), ("b".to_owned(), vec![])]),
+        );
+        round_trip(
+            &cache,
+            serde_json::json!({"a": [1, -1, 1.0, null, "x", true, 18446744073709551615u64]}),
+        );
         round_trip(&cache, Ok::<u8, String>(1));
     });
 }
@@ -122,7 +131,10 @@ fn a_value_may_use_the_cache_while_it_is_stored_and_read() {
     }
     impl<'de> Deserialize<'de> for Nosy {
         fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            assert_eq!(cache().get::<String>("other").unwrap().as_deref(), Some("while it is stored"));
+            assert_eq!(
+                cache().get::<String>("other").unwrap().as_deref(),
+                Some("while it is stored")
+            );
             cache().set("other", "while it is read", Timeout::Default).unwrap();
             u8::deserialize(deserializer).map(|_| Nosy)
         }

@@ -38,7 +38,10 @@ fn every_call_answers_as_its_blocking_twin() {
         assert_eq!(there.decr_version("a", 1).await.unwrap(), 1);
         assert_eq!(cache.with_prefix("p").get::<u8>("a").await.unwrap(), Some(9));
 
-        assert_eq!(cache.warm((0..300).map(|n| (n.to_string(), n)), Timeout::Never).await.unwrap(), 300);
+        assert_eq!(
+            cache.warm((0..300).map(|n| (n.to_string(), n)), Timeout::Never).await.unwrap(),
+            300
+        );
         assert_eq!(cache.len().await, 304);
         assert!(cache.check().await.unwrap().is_sound());
         cache.maintain().await.unwrap();
@@ -58,10 +61,16 @@ fn an_error_names_the_call_and_the_key_wherever_it_happened() {
         cache.set("long text", &"x".repeat(100_000), Timeout::Never).await.unwrap();
         for key in ["text", "long text"] {
             let error = cache.get::<u8>(key).await.unwrap_err();
-            assert_eq!((error.kind(), error.key(), error.operation()), (ErrorKind::Decode, Some(key), "get"));
+            assert_eq!(
+                (error.kind(), error.key(), error.operation()),
+                (ErrorKind::Decode, Some(key), "get")
+            );
         }
         let key = "k".repeat(70_000);
-        assert_eq!(cache.set(&key, &1, Timeout::Never).await.unwrap_err().kind(), ErrorKind::InvalidKey);
+        assert_eq!(
+            cache.set(&key, &1, Timeout::Never).await.unwrap_err().kind(),
+            ErrorKind::InvalidKey
+        );
     });
 }
 
@@ -74,7 +83,8 @@ fn what_fails_or_finds_nothing_is_told_apart() {
         let none = cache.get_or_set_option("a", secs(9), secs(5), async || None::<u8>).await;
         assert_eq!(none.unwrap(), None);
         assert_eq!(cache.ttl("a").await.unwrap(), Some(Ttl::Remaining(secs(5))));
-        let kept = cache.try_get_or_set_option("a", secs(9), secs(5), async || Ok::<_, ()>(Some(1))).await;
+        let kept =
+            cache.try_get_or_set_option("a", secs(9), secs(5), async || Ok::<_, ()>(Some(1))).await;
         assert_eq!(kept.unwrap(), None);
     });
 }

@@ -139,7 +139,8 @@ fn after_a_panic_or_an_error_one_of_the_others_computes() {
         let results = results.await;
         assert_eq!(computed.load(SeqCst), 5);
         assert_eq!(results.iter().filter(|result| result.is_err()).count(), 2);
-        let failed = results.iter().flatten().filter(|r| matches!(r, Err(ComputeError::Compute(2 | 3))));
+        let failed =
+            results.iter().flatten().filter(|r| matches!(r, Err(ComputeError::Compute(2 | 3))));
         assert_eq!(failed.count(), 2);
         assert!(results.iter().flatten().flatten().all(|value| *value == 4));
     });
@@ -157,11 +158,13 @@ fn asking_for_the_key_being_computed_is_an_error() {
             is_recursion(cache.get_or_set("a", Timeout::Default, async || true).await)
         };
         assert!(cache.get_or_set("a", Timeout::Default, inner).await.unwrap());
-        let innermost = async || is_recursion(cache.get_or_set("b", Timeout::Default, async || true).await);
+        let innermost =
+            async || is_recursion(cache.get_or_set("b", Timeout::Default, async || true).await);
         let inner = async || cache.get_or_set("c", Timeout::Default, innermost).await.unwrap();
         assert!(cache.get_or_set("b", Timeout::Default, inner).await.unwrap());
         // By way of the blocking call too.
-        let inner = async || is_recursion(cache.blocking().get_or_set("d", Timeout::Default, || true));
+        let inner =
+            async || is_recursion(cache.blocking().get_or_set("d", Timeout::Default, || true));
         assert!(cache.get_or_set("d", Timeout::Default, inner).await.unwrap());
         // Also where the look leaves the thread, and comes back to another.
         let large = vec![255u8; 100_000];
@@ -237,7 +240,8 @@ fn threads_and_tasks_share_their_flights() {
         let thread = async {
             begun.notified().await;
             let blocking = cache.blocking().clone();
-            let thread = thread::spawn(move || blocking.get_or_set("a", Timeout::Default, || 2).unwrap());
+            let thread =
+                thread::spawn(move || blocking.get_or_set("a", Timeout::Default, || 2).unwrap());
             while cache.stats().await.misses < misses + 2 {
                 tokio::task::yield_now().await;
             }

@@ -32,7 +32,8 @@ fn dropping_it_does_not_wait_for_the_disk_and_gives_it_back() {
     for runtime in runtimes() {
         runtime.block_on(async {
             let dir = tempfile::tempdir().unwrap();
-            let cache = Builder::new(dir.path()).durability(Durability::Sync).open_async().await.unwrap();
+            let cache =
+                Builder::new(dir.path()).durability(Durability::Sync).open_async().await.unwrap();
             drop(cache.lease("a", secs(60)).await.unwrap().unwrap());
             // It is back as soon as another thread has come to it.
             let again = loop {

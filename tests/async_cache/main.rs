@@ -29,7 +29,8 @@ use tokio::runtime::{self, Runtime};
 const RUNTIME: &str = "of the runtime";
 
 fn runtimes() -> [Runtime; 2] {
-    let (mut one, mut many) = (runtime::Builder::new_current_thread(), runtime::Builder::new_multi_thread());
+    let (mut one, mut many) =
+        (runtime::Builder::new_current_thread(), runtime::Builder::new_multi_thread());
     [
         one.enable_all().thread_name(RUNTIME).build().unwrap(),
         many.enable_all().thread_name(RUNTIME).worker_threads(4).build().unwrap(),

@@ -16,10 +16,15 @@ fn a_hit_and_a_small_write_are_done_when_they_are_polled_once() {
         assert!(at_once(cache.contains_key("a")).unwrap().unwrap());
         assert!(at_once(cache.get_entry::<String>("a")).unwrap().unwrap().is_some());
         assert!(at_once(cache.get_bytes("missing")).unwrap().unwrap().is_none());
-        let hit = cache.get_or_set("a", Timeout::Default, async || -> String { panic!("it is there") });
+        let hit =
+            cache.get_or_set("a", Timeout::Default, async || -> String { panic!("it is there") });
         assert_eq!(at_once(hit).unwrap().unwrap(), "small");
         let computed = cache.get_or_set("b", Timeout::Default, async || 1);
-        assert_eq!(at_once(computed).unwrap().unwrap(), 1, "nor does what needs no time to compute");
+        assert_eq!(
+            at_once(computed).unwrap().unwrap(),
+            1,
+            "nor does what needs no time to compute"
+        );
         assert_eq!(at_once(cache.incr("b", 1)).unwrap().unwrap(), 2);
         assert!(at_once(cache.touch("a", Timeout::Never)).unwrap().unwrap());
         assert!(!at_once(cache.add("a", &1, Timeout::Never)).unwrap().unwrap());
@@ -59,7 +64,8 @@ fn large_values_leave_it() {
             assert_eq!(computed.await.unwrap(), large);
             assert_eq!(cache.get::<Vec<u8>>("b").await.unwrap().unwrap(), large);
             // The next smaller one does not.
-            let (left, set) = clock.left_the_thread(cache.set_bytes("c", &large[1..], secs(9))).await;
+            let (left, set) =
+                clock.left_the_thread(cache.set_bytes("c", &large[1..], secs(9))).await;
             assert_eq!((left, set.is_ok()), (false, true));
         },
     );
@@ -83,7 +89,10 @@ fn what_waits_for_the_disk_leaves_it() {
             leaves(&clock, cache.set_bytes("b", b"b", secs(9))).await.unwrap();
             assert_eq!(leaves(&clock, cache.incr("a", 1)).await.unwrap(), 2);
             assert_eq!(at_once(cache.get::<u8>("a")).unwrap().unwrap(), Some(2), "a read does not");
-            assert_eq!(leaves(&clock, cache.get_or_set("c", secs(9), async || 2)).await.unwrap(), 2);
+            assert_eq!(
+                leaves(&clock, cache.get_or_set("c", secs(9), async || 2)).await.unwrap(),
+                2
+            );
             let lease = leaves(&clock, cache.lease("lease", secs(60))).await.unwrap().unwrap();
             assert!(leaves(&clock, lease.release()).await.unwrap());
         },
@@ -101,13 +110,20 @@ fn a_closed_directory_is_opened_elsewhere() {
             cache.close().await.unwrap();
             leaves(&clock, cache.set("a", &2, secs(9))).await.unwrap();
             cache.close().await.unwrap();
-            assert_eq!(leaves(&clock, cache.get_or_set("a", secs(9), async || 3)).await.unwrap(), 2);
+            assert_eq!(
+                leaves(&clock, cache.get_or_set("a", secs(9), async || 3)).await.unwrap(),
+                2
+            );
             cache.close().await.unwrap();
             assert!(leaves(&clock, cache.touch("a", secs(9))).await.unwrap());
             cache.close().await.unwrap();
             assert_eq!(cache.len().await, 1);
             assert!(leaves(&clock, cache.check()).await.unwrap().is_sound());
-            assert_eq!(at_once(cache.get::<u8>("a")).unwrap().unwrap(), Some(2), "it is open again");
+            assert_eq!(
+                at_once(cache.get::<u8>("a")).unwrap().unwrap(),
+                Some(2),
+                "it is open again"
+            );
         },
     );
 }
@@ -130,7 +146,10 @@ fn a_write_that_culls_many_leaves_it() {
         |builder| builder.max_entries(100),
         async |cache, _: Witness| {
             for n in 0..200 {
-                assert!(at_once(cache.set(&n.to_string(), &n, Timeout::Never)).unwrap().is_ok(), "{n}");
+                assert!(
+                    at_once(cache.set(&n.to_string(), &n, Timeout::Never)).unwrap().is_ok(),
+                    "{n}"
+                );
             }
         },
     );
@@ -176,7 +195,8 @@ fn after_the_end_of_the_runtime_calls_that_leave_the_thread_are_interrupted() {
             let error = at_once(cache.set("a", &large, Timeout::Never)).unwrap().unwrap_err();
             assert_eq!((error.kind(), error.key()), (ErrorKind::Interrupted, Some("a")));
             // What was computed is returned all the same.
-            let computed = at_once(cache.get_or_set("a", Timeout::Never, async || large.clone())).unwrap();
+            let computed =
+                at_once(cache.get_or_set("a", Timeout::Never, async || large.clone())).unwrap();
             assert_eq!(computed.unwrap(), large);
             assert_eq!(cache.blocking().stats().store_failures, 1);
             assert_eq!(at_once(cache.set("b", &1, Timeout::Never)).unwrap().ok(), Some(()));

@@ -51,7 +51,11 @@ impl Child {
     #[track_caller]
     pub(crate) fn finish(mut self) {
         let pid = self.pid.take().unwrap();
-        assert_eq!(waitpid(pid, None).unwrap(), WaitStatus::Exited(pid, 0), "a child failed, or hung");
+        assert_eq!(
+            waitpid(pid, None).unwrap(),
+            WaitStatus::Exited(pid, 0),
+            "a child failed, or hung"
+        );
     }
 
     /// Waits until the kernel has killed it and is done with it.

@@ -66,7 +66,10 @@ pub(crate) fn both_go_on() -> Verdict {
         assert_eq!(cache.get(&format!("child {n}")).unwrap(), Some(n));
         assert_eq!(cache.get(&format!("parent {n}")).unwrap(), Some(n));
     }
-    assert_eq!((cache.get_bytes("bytes").unwrap(), cache.get("computed").unwrap()), (None, Some(5)));
+    assert_eq!(
+        (cache.get_bytes("bytes").unwrap(), cache.get("computed").unwrap()),
+        (None, Some(5))
+    );
     assert_eq!(held, value);
     check(&cache);
     Ok(())
@@ -128,7 +131,10 @@ pub(crate) fn descriptors_stay_as_few() -> Verdict {
     let is_more = before.iter().zip(after).any(|(before, after)| after > before + FEW);
     assert!(!is_more, "descriptors and mappings of the parent: {before:?}, then {after:?}");
     drop(lease);
-    println!("{FORKS} children: {} descriptors in the parent, {} in a child", after[0], children[0]);
+    println!(
+        "{FORKS} children: {} descriptors in the parent, {} in a child",
+        after[0], children[0]
+    );
     Ok(())
 }
 
@@ -175,9 +181,13 @@ pub(crate) fn ends_do_no_harm() -> Verdict {
             let files: Vec<File> = (0..20).map(|_| tempfile::tempfile().unwrap()).collect();
             let found = || -> Vec<_> {
                 let inode = |file: &File| {
-                    std::fs::metadata(format!("/proc/self/fd/{}", file.as_raw_fd())).map(|m| m.ino())
+                    std::fs::metadata(format!("/proc/self/fd/{}", file.as_raw_fd()))
+                        .map(|m| m.ino())
                 };
-                files.iter().map(|file| (inode(file).unwrap(), file.metadata().unwrap().ino())).collect()
+                files
+                    .iter()
+                    .map(|file| (inode(file).unwrap(), file.metadata().unwrap().ino()))
+                    .collect()
             };
             let before = found();
             drop(lease);
@@ -210,8 +220,8 @@ pub(crate) fn writers_and_leases_are_the_parents() -> Verdict {
     };
     let writers = [write("small", b"small"), write("large", &large)];
     let dropped = write("dropped", &large);
-    let [lease, released] =
-        ["lease", "released"].map(|key| cache.lease(key, Duration::from_secs(600)).unwrap().unwrap());
+    let [lease, released] = ["lease", "released"]
+        .map(|key| cache.lease(key, Duration::from_secs(600)).unwrap().unwrap());
     cache.set_bytes("stored", &large, Timeout::Never).unwrap();
     let files = || std::fs::read_dir(dir.join("blobs")).unwrap().count();
     let before = files();
@@ -289,7 +299,8 @@ pub(crate) fn computations_are_the_parents() -> Verdict {
         child(|| assert_eq!(cache.get_or_set("inner", Timeout::Never, || 1).unwrap(), 1)).finish();
         // A process that was forked before asks for it: it is being computed.
         let other = child(|| {
-            let seen = cache.get_or_set("forking", Timeout::Never, || "the child's".to_owned()).unwrap();
+            let seen =
+                cache.get_or_set("forking", Timeout::Never, || "the child's".to_owned()).unwrap();
             assert_eq!(seen, "the parent's");
         });
         (other, "the parent's".to_owned()).1
@@ -321,7 +332,10 @@ pub(crate) fn space_comes_back() -> Verdict {
         assert!(before > 20, "what the parent has removed is mapped here: {before}");
         assert_eq!(cache.get::<u8>("missing").unwrap(), None);
         let now = removed();
-        assert!((1..=1 + IN_HAND).contains(&now), "but for what the program holds: {now} of {before}");
+        assert!(
+            (1..=1 + IN_HAND).contains(&now),
+            "but for what the program holds: {now} of {before}"
+        );
         assert_eq!(held.take().unwrap(), value);
         assert_eq!(removed(), now - 1, "and that, too");
     });

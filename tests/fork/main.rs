@@ -26,9 +26,15 @@ fn main() -> ExitCode {
         ("computations_are_the_parents", inherited::computations_are_the_parents),
         ("the_space_of_what_the_parent_removed_comes_back", inherited::space_comes_back),
         ("a_fork_in_the_midst_of_everything", midst::of_everything),
-        ("a_killed_parent_holds_nothing_while_its_child_lives", orphans::a_killed_parent_holds_nothing),
+        (
+            "a_killed_parent_holds_nothing_while_its_child_lives",
+            orphans::a_killed_parent_holds_nothing,
+        ),
         ("a_child_computes_what_its_killed_parent_was_computing", orphans::a_child_goes_on),
         #[cfg(feature = "failpoints")]
-        ("a_killed_parents_bucket_is_taken_over_while_its_child_lives", orphans::buckets_are_taken_over),
+        (
+            "a_killed_parents_bucket_is_taken_over_while_its_child_lives",
+            orphans::buckets_are_taken_over,
+        ),
     ])
 }

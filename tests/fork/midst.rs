@@ -60,7 +60,9 @@ pub(crate) fn of_everything() -> Verdict {
         cache.incr_or_init("count", 1, 0, Timeout::Never).unwrap();
         counted.fetch_add(1, Ordering::Relaxed);
     };
-    let write = |n: u64| cache.set_bytes(&format!("value {}", n % 100), &[9; 3000], Timeout::Never).unwrap();
+    let write = |n: u64| {
+        cache.set_bytes(&format!("value {}", n % 100), &[9; 3000], Timeout::Never).unwrap()
+    };
     // Large enough to be handed out where it lies.
     let held = || cache.get_bytes("held").unwrap();
     let read = |n: u64| {
@@ -95,9 +97,16 @@ pub(crate) fn of_everything() -> Verdict {
         }
     });
     let all = counted.load(Ordering::Relaxed) + FORKS as i64 * TIMES;
-    assert_eq!(cache.get("count").unwrap(), Some(all), "increments of the parent and of all children");
+    assert_eq!(
+        cache.get("count").unwrap(),
+        Some(all),
+        "increments of the parent and of all children"
+    );
     let report = cache.check().unwrap();
     assert!(report.is_sound(), "{:?}", report.problems);
-    println!("{FORKS} forks beside five busy threads in {:.1?}: {all} increments, exact", started.elapsed());
+    println!(
+        "{FORKS} forks beside five busy threads in {:.1?}: {all} increments, exact",
+        started.elapsed()
+    );
     Ok(())
 }

@@ -136,7 +136,8 @@ pub(crate) fn buckets_are_taken_over() -> Verdict {
     cache.set("key", &1, Timeout::Never).unwrap();
     // Dies with the bucket locked.
     let die = |cache: &Cache| {
-        fail::cfg_callback("commit::stamped", || kill(Pid::this(), Signal::SIGKILL).unwrap()).unwrap();
+        fail::cfg_callback("commit::stamped", || kill(Pid::this(), Signal::SIGKILL).unwrap())
+            .unwrap();
         cache.set("key", &2, Timeout::Never).unwrap();
     };
     let mut parent = Parent::start(&dir, |_| {}, |_| {}, die);

@@ -46,7 +46,10 @@ fn world(fault: Fault, count: u32) -> Vec<Arc<Member>> {
 }
 
 /// Has a process do something on a thread of its own.
-fn on<T: 'static>(member: &Arc<Member>, what: impl FnOnce(&Member) -> T + 'static) -> thread::JoinHandle<T> {
+fn on<T: 'static>(
+    member: &Arc<Member>,
+    what: impl FnOnce(&Member) -> T + 'static,
+) -> thread::JoinHandle<T> {
     let member = member.clone();
     thread::spawn(move || what(&member))
 }
@@ -70,7 +73,9 @@ fn publish_against_read(fault: Fault) {
 #[test]
 fn a_reader_sees_the_old_record_or_the_new_one_whole() {
     explore("publish against read", PREEMPTIONS, || publish_against_read(Fault::None));
-    notices("stores that publish nothing", PREEMPTIONS, || publish_against_read(Fault::RelaxedStores));
+    notices("stores that publish nothing", PREEMPTIONS, || {
+        publish_against_read(Fault::RelaxedStores)
+    });
 }
 
 /// A reader of key 1, and a copy of the chain, while another process changes key 2 beside it.
@@ -147,7 +152,9 @@ fn drop_against_letting_go(lets_go: bool) {
 #[test]
 fn a_segment_is_freed_when_everybody_has_let_go_of_it() {
     explore("drop of a segment against who lets go of it", MORE, || drop_against_letting_go(true));
-    notices("a process that keeps what it says it let go of", MORE, || drop_against_letting_go(false));
+    notices("a process that keeps what it says it let go of", MORE, || {
+        drop_against_letting_go(false)
+    });
 }
 
 /// A reader has found a word. Its record is superseded, and its segment emptied, dropped and freed; a newer record comes
@@ -227,7 +234,9 @@ fn open_against_drop(left_out: LeftOut) {
 
 #[test]
 fn a_segment_that_is_opened_while_it_is_dropped_is_let_go_of() {
-    explore("drop of a segment against its opening", PREEMPTIONS, || open_against_drop(LeftOut::Nothing));
+    explore("drop of a segment against its opening", PREEMPTIONS, || {
+        open_against_drop(LeftOut::Nothing)
+    });
     notices("no second look after opening", PREEMPTIONS, || open_against_drop(LeftOut::SecondLook));
     notices("no fences between the looks", PREEMPTIONS, || open_against_drop(LeftOut::Fences));
 }
@@ -283,9 +292,13 @@ fn whoever_takes_a_lock_over_goes_on_with_what_the_dead_have_published() {
     // A lock, a count if the key is new, a sequence, a stamp, a word, an unlock.
     for (is_new, all) in [(true, 6), (false, 5)] {
         for changes in 0..all {
-            explore(&format!("take-over after {changes} changes, new: {is_new}"), PREEMPTIONS, move || {
-                take_over(changes, is_new);
-            });
+            explore(
+                &format!("take-over after {changes} changes, new: {is_new}"),
+                PREEMPTIONS,
+                move || {
+                    take_over(changes, is_new);
+                },
+            );
         }
     }
 }

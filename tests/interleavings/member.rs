@@ -148,7 +148,8 @@ impl Member {
             Some(before) => {
                 let (generation, seen) = self.index.generation_and_count();
                 let entries = self.index.reached_entries();
-                let counted = entries.filter(|(_, word)| self.generation_of(*word) == generation).count();
+                let counted =
+                    entries.filter(|(_, word)| self.generation_of(*word) == generation).count();
                 if self.index.unlocks() != Some(before) {
                     return self.index.set_wants_recount(true);
                 }
@@ -167,7 +168,8 @@ impl Member {
         let mut words = self.index.chain_words(0);
         let (generation, count) = self.index.generation_and_count();
         let there = words.iter().filter(|word| self.generation_of(**word) == generation).count();
-        let right = count as usize == there || (self.index.wants_recount() && count as usize > there);
+        let right =
+            count as usize == there || (self.index.wants_recount() && count as usize > there);
         assert!(right, "{count} counted, {there} there");
         let all = words.len();
         words.sort_unstable_by_key(|word| word.0 >> 54);

@@ -52,7 +52,11 @@ fn clear(member: &Member) {
 /// Goes on with a segment that a process left or began, seals it, drops it, and frees what all have let go of.
 fn segments(member: &Member) {
     let index = &member.index;
-    let id = match index.orphans().into_iter().find(|orphan| index.adopt_segment(orphan.id, orphan.owner)) {
+    let id = match index
+        .orphans()
+        .into_iter()
+        .find(|orphan| index.adopt_segment(orphan.id, orphan.owner))
+    {
         Some(orphan) => orphan.id,
         None => match index.begin_segment(4096) {
             Some(id) => {

@@ -155,7 +155,10 @@ impl Disk {
             // Above all inodes.
             let next = u64::MAX - numbers.len() as u64;
             let now = *numbers.entry(*number).or_insert(next);
-            let file = state.files.entry(now).or_insert((Memory::Removed(bytes.clone()), Synced::default()));
+            let file = state
+                .files
+                .entry(now)
+                .or_insert((Memory::Removed(bytes.clone()), Synced::default()));
             file.1 = synced.clone();
         }
         let renumber = |node: &mut Node| {
@@ -196,12 +199,13 @@ impl Disk {
         let thread = std::thread::current().id();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let state = &mut *state;
-        let names = |state: &mut State, path: &Path, change: &dyn Fn(OsString, &Names) -> Change| {
-            let Some((directory, name)) = self.place(path) else { return };
-            let Some(names) = state.directories.get_mut(&directory) else { return };
-            let change = change(name, names);
-            names.since.push(change);
-        };
+        let names =
+            |state: &mut State, path: &Path, change: &dyn Fn(OsString, &Names) -> Change| {
+                let Some((directory, name)) = self.place(path) else { return };
+                let Some(names) = state.directories.get_mut(&directory) else { return };
+                let change = change(name, names);
+                names.since.push(change);
+            };
         match step {
             Step::Created(path) => {
                 if self.place(path).is_none() {
@@ -251,7 +255,9 @@ impl Disk {
             }
             Step::SyncedNames(path) => {
                 let Ok(below) = path.strip_prefix(&self.root) else { return };
-                let Some(total) = state.syncing_names.remove(&(thread, below.to_owned())) else { return };
+                let Some(total) = state.syncing_names.remove(&(thread, below.to_owned())) else {
+                    return;
+                };
                 if let Some(names) = state.directories.get_mut(below) {
                     names.sync_until(total);
                 }
@@ -263,7 +269,8 @@ impl Disk {
     /// Whether the disk has all that is in the files of the directory `below`, and the directory itself.
     pub(crate) fn has_all_below(&self, below: &Path) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let has_names = |path: &Path| state.directories.get(path).is_some_and(|names| names.since.is_empty());
+        let has_names =
+            |path: &Path| state.directories.get(path).is_some_and(|names| names.since.is_empty());
         let files = |number| state.files.get(&number);
         below.ancestors().all(has_names)
             && state.directories[below].synced.values().all(|node| match node {

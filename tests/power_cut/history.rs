@@ -48,7 +48,9 @@ impl History {
     fn since_floor(&self) -> impl Iterator<Item = Held> {
         // Before its first version a key holds nothing.
         let nothing = (self.floor == 0).then_some(NOTHING);
-        nothing.into_iter().chain(self.versions.iter().filter(|v| v.order >= self.floor).map(|v| v.held))
+        nothing
+            .into_iter()
+            .chain(self.versions.iter().filter(|v| v.order >= self.floor).map(|v| v.held))
     }
 
     fn last(&self) -> Held {
@@ -185,7 +187,8 @@ impl Histories {
         }
         for (key, history) in &self.keys {
             let seen = found.get(key).copied().unwrap_or(NOTHING);
-            let possible: Vec<Held> = history.since_floor().map(|held| unless_passed(held, now)).collect();
+            let possible: Vec<Held> =
+                history.since_floor().map(|held| unless_passed(held, now)).collect();
             let changing = possible.len() > 1;
             tally.keys += 1;
             tally.older += u64::from(possible.last() != Some(&seen));
@@ -197,7 +200,9 @@ impl Histories {
                 tally.torn += 1;
                 continue;
             }
-            return Err(format!("{key:?} holds {seen:?}, which is none of {possible:?}: {history:?}"));
+            return Err(format!(
+                "{key:?} holds {seen:?}, which is none of {possible:?}: {history:?}"
+            ));
         }
         Ok(tally)
     }
@@ -220,7 +225,8 @@ impl Histories {
                 }
                 // What is not there now will never be.
                 End::Kill => {
-                    match history.versions.iter().rposition(|v| unless_passed(v.held, now) == seen) {
+                    match history.versions.iter().rposition(|v| unless_passed(v.held, now) == seen)
+                    {
                         Some(at) => {
                             history.versions.truncate(at + 1);
                             history.versions[at].is = Is::Acknowledged;

@@ -203,7 +203,8 @@ impl Lives {
         end: End,
         totals: &mut Totals,
     ) -> (Cache, BTreeMap<String, Held>) {
-        let cache = self.plan.open(root, &self.clock).unwrap_or_else(|e| self.fail(root, &e.to_string()));
+        let cache =
+            self.plan.open(root, &self.clock).unwrap_or_else(|e| self.fail(root, &e.to_string()));
         let found = contents(&cache, &histories.keys()).unwrap_or_else(|e| self.fail(root, &e));
         match histories.judge(&found, end, self.clock.now()) {
             Ok(tally) => totals.add(end, tally),
@@ -232,7 +233,8 @@ impl Lives {
             if Instant::now() > until {
                 return;
             }
-            if !self.plan.tight && shot.moment.bytes_below(&Path::new(DIRECTORY).join("segments")) > LOG_BYTES
+            if !self.plan.tight
+                && shot.moment.bytes_below(&Path::new(DIRECTORY).join("segments")) > LOG_BYTES
             {
                 return;
             }
@@ -279,7 +281,9 @@ impl Lives {
             for thread in 0..self.plan.threads {
                 let (cache, film, clearing, clock) = (cache.clone(), &film, &clearing, &self.clock);
                 let (plan, rng) = (self.plan, Rng::new(seed ^ thread << 56));
-                scope.spawn(move || Worker { thread, plan, cache, film, clock, clearing, rng }.work());
+                scope.spawn(move || {
+                    Worker { thread, plan, cache, film, clock, clearing, rng }.work()
+                });
             }
         });
         totals.operations += self.plan.threads * self.plan.operations;
@@ -326,10 +330,14 @@ fn contents(cache: &Cache, keys: &[String]) -> Result<BTreeMap<String, Held>, St
     let listed: Vec<String> = cache.keys().map(Result::unwrap).collect();
     for key in listed.iter().chain(keys) {
         let held = if key.contains("counter") {
-            cache.get_entry::<i64>(key).unwrap().map(|entry| (Content::Count(entry.value), entry.expires_at))
+            cache
+                .get_entry::<i64>(key)
+                .unwrap()
+                .map(|entry| (Content::Count(entry.value), entry.expires_at))
         } else {
             let Some(entry) = cache.get_entry::<ByteBuf>(key).unwrap() else { continue };
-            let word = |at: usize| entry.value.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
+            let word =
+                |at: usize| entry.value.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
             let (nonce, most) = (word(0).unwrap_or_default(), word(8).unwrap_or_default());
             if entry.value != value(key, nonce, most.clamp(1, 1 << 20)) {
                 return Err(format!("{key:?} holds what was never stored there"));
@@ -393,7 +401,12 @@ impl Worker<'_> {
     }
 
     /// Does `change`, which may give `key` any of `possible`, and says what it gave.
-    fn change(&self, key: &str, possible: &[Held], change: impl FnOnce() -> keepwarm::Result<Option<Held>>) {
+    fn change(
+        &self,
+        key: &str,
+        possible: &[Held],
+        change: impl FnOnce() -> keepwarm::Result<Option<Held>>,
+    ) {
         self.film.histories().begin(key, possible);
         let done = change().unwrap_or_else(|e| panic!("{e}, {:?}", self.plan));
         let mut histories = self.film.histories();
@@ -405,12 +418,20 @@ impl Worker<'_> {
 
     /// Whether the result fits what this thread knows; where entries are evicted it cannot know.
     fn expect(&self, what: &str, key: &str, result: bool, expected: bool) {
-        assert!(self.plan.tight || result == expected, "{what} of {key:?} was {result}, {:?}", self.plan);
+        assert!(
+            self.plan.tight || result == expected,
+            "{what} of {key:?} was {result}, {:?}",
+            self.plan
+        );
     }
 
     fn operate(&mut self) {
         let nonce = self.rng.next();
-        let key = format!("{} value {}", self.thread, self.rng.below(if self.plan.tight { 60 } else { 20 }));
+        let key = format!(
+            "{} value {}",
+            self.thread,
+            self.rng.below(if self.plan.tight { 60 } else { 20 })
+        );
         let counter = format!("{} counter {}", self.thread, self.rng.below(6));
         let (cache, most) = (self.cache.clone(), self.plan.most_bytes);
         let bytes = value(&key, nonce, most);
@@ -419,7 +440,9 @@ impl Worker<'_> {
         let (is_there, last) = (self.last(&key) != NOTHING, self.last(&key));
         match self.rng.below(200) {
             0..80 => {
-                self.change(&key, &[new], || cache.set_bytes(&key, &bytes, timeout).map(|()| Some(new)));
+                self.change(&key, &[new], || {
+                    cache.set_bytes(&key, &bytes, timeout).map(|()| Some(new))
+                });
             }
             80..95 => self.change(&key, &[new], || {
                 let added = cache.add(&key, &ByteBuf::from(bytes), timeout)?;
@@ -457,7 +480,11 @@ impl Worker<'_> {
                 // What is there now was the last that this thread stored.
                 let found = cache.get_entry::<ByteBuf>(&key).unwrap();
                 assert!(found.is_none() || is_there, "{key:?} is there, {:?}", self.plan);
-                assert!(found.is_some() || !is_there || self.plan.tight, "{key:?} is gone, {:?}", self.plan);
+                assert!(
+                    found.is_some() || !is_there || self.plan.tight,
+                    "{key:?} is gone, {:?}",
+                    self.plan
+                );
             }
         }
     }
@@ -469,10 +496,12 @@ impl Worker<'_> {
             _ => 0,
         };
         // One that was evicted begins anew.
-        let sums: Vec<Held> = [last, 0].map(|n| (Content::Count(n + delta), None)).into_iter().collect();
+        let sums: Vec<Held> =
+            [last, 0].map(|n| (Content::Count(n + delta), None)).into_iter().collect();
         let possible = if self.plan.tight { &sums[..] } else { &sums[..1] };
         self.change(key, possible, || {
-            let held = (Content::Count(self.cache.incr_or_init(key, delta, 0, Timeout::Never)?), None);
+            let held =
+                (Content::Count(self.cache.incr_or_init(key, delta, 0, Timeout::Never)?), None);
             assert!(
                 possible.contains(&held),
                 "{key:?} counts {held:?}, not one of {possible:?}, {:?}",

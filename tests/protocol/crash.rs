@@ -43,13 +43,15 @@ fn recover(
     };
     let mut generation = snapshot.generation;
     let word = snapshot.words[usize::from(key)].map(usize::from);
-    let mut newest: Option<usize> = word.filter(|number| is_there(*number, &state.records[*number]));
+    let mut newest: Option<usize> =
+        word.filter(|number| is_there(*number, &state.records[*number]));
     for (number, record) in state.records.iter().enumerate() {
         if !is_there(number, record) || !is_behind(number, record) {
             continue;
         }
         generation = generation.max(record.generation);
-        let is_new = record.sequence >= snapshot.sequence || protocol.lacks(Without::OnlyNewRecords);
+        let is_new =
+            record.sequence >= snapshot.sequence || protocol.lacks(Without::OnlyNewRecords);
         let is_newer = newest.is_none_or(|newest| state.records[newest].sequence < record.sequence);
         if record.kind != Kind::Clear && record.key == key && is_new && is_newer {
             newest = Some(number);
@@ -69,9 +71,12 @@ pub(crate) fn kill_is_harmless(protocol: &Protocol, state: &State) -> bool {
     let there = vec![There::All; state.records.len()];
     let snapshot = state.header.as_ref().unwrap_or(&state.snapshot);
     (0..protocol.keys()).all(|key| {
-        let operations: Vec<_> = state.operations(protocol, key).into_iter().map(|(o, _)| o).collect();
+        let operations: Vec<_> =
+            state.operations(protocol, key).into_iter().map(|(o, _)| o).collect();
         match recover(protocol, state, key, snapshot, &there, false) {
-            Found::Value(value) => is_explained(&operations, state.initial(key), Finally::Recovered(value)),
+            Found::Value(value) => {
+                is_explained(&operations, state.initial(key), Finally::Recovered(value))
+            }
             Found::Garbage => false,
         }
     })
@@ -84,10 +89,15 @@ pub(crate) fn power_cut_is_harmless(protocol: &Protocol, state: &State) -> bool 
         let lost = Snapshot { words: Default::default(), ..snapshot };
         (!snapshot.words_synced).then_some(lost)
     };
-    let snapshots: Vec<Snapshot> =
-        snapshots.into_iter().flatten().flat_map(|s| [Some(s), without_words(s)]).flatten().collect();
-    let doubtful: Vec<usize> =
-        (0..state.records.len()).filter(|n| state.records[*n].stamped && !state.records[*n].synced).collect();
+    let snapshots: Vec<Snapshot> = snapshots
+        .into_iter()
+        .flatten()
+        .flat_map(|s| [Some(s), without_words(s)])
+        .flatten()
+        .collect();
+    let doubtful: Vec<usize> = (0..state.records.len())
+        .filter(|n| state.records[*n].stamped && !state.records[*n].synced)
+        .collect();
     let any_gone = state.segments.contains(&Segment::Gone);
     let mut there = vec![There::All; state.records.len()];
     (0..protocol.keys()).all(|key| {
@@ -99,11 +109,13 @@ pub(crate) fn power_cut_is_harmless(protocol: &Protocol, state: &State) -> bool 
                 choice /= 3;
             }
             snapshots.iter().all(|snapshot| {
-                [false, true].into_iter().take(1 + usize::from(any_gone)).all(|back| {
-                    match recover(protocol, state, key, snapshot, &there, back) {
-                        Found::Value(value) => is_explained(&operations, initial, Finally::Recovered(value)),
-                        Found::Garbage => false,
+                [false, true].into_iter().take(1 + usize::from(any_gone)).all(|back| match recover(
+                    protocol, state, key, snapshot, &there, back,
+                ) {
+                    Found::Value(value) => {
+                        is_explained(&operations, initial, Finally::Recovered(value))
                     }
+                    Found::Garbage => false,
                 })
             })
         })
@@ -120,7 +132,8 @@ fn durable(protocol: &Protocol, state: &State, key: u8) -> Vec<Operation> {
     changes
         .map(|(operation, by)| {
             let is_synced = |r: &Record| r.by == by && r.synced;
-            let required = operation.required && (protocol.sync || state.records.iter().any(is_synced));
+            let required =
+                operation.required && (protocol.sync || state.records.iter().any(is_synced));
             Operation { required, ..operation }
         })
         .collect()

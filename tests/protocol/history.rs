@@ -53,7 +53,11 @@ pub(crate) const INITIAL: u8 = 5;
 
 /// Whether there is an order of the operations, those that are not required with or without, that fits what everybody
 /// was told and when, and what is found in the end.
-pub(crate) fn is_explained(operations: &[Operation], initial: Option<u8>, finally: Finally) -> bool {
+pub(crate) fn is_explained(
+    operations: &[Operation],
+    initial: Option<u8>,
+    finally: Finally,
+) -> bool {
     type Known = HashMap<(Vec<Operation>, Option<u8>, Finally), bool>;
     thread_local!(static KNOWN: RefCell<Known> = RefCell::default());
     let question = (operations.to_vec(), initial, finally);

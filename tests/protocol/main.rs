@@ -24,7 +24,8 @@ const CALLS: [What; 7] = [Set(9), Add(8), Incr, Delete, Clear, Evict, Get];
 
 /// Explores, and returns the number of states and the shortest way to a state in which something does not hold.
 fn explore(protocol: &Protocol) -> (usize, Option<(&'static str, Vec<Action>)>) {
-    let checker = protocol.clone().checker().threads(2).finish_when(HasDiscoveries::Any).spawn_bfs().join();
+    let checker =
+        protocol.clone().checker().threads(2).finish_when(HasDiscoveries::Any).spawn_bfs().join();
     let found = checker.discoveries().into_iter().map(|(name, path)| (name, path.into_actions()));
     (checker.unique_state_count(), found.min_by_key(|(_, path)| path.len()))
 }
@@ -32,7 +33,15 @@ fn explore(protocol: &Protocol) -> (usize, Option<(&'static str, Vec<Action>)>) 
 /// Threads with their tasks, nothing left out.
 fn protocol(tasks: &[&[Task]]) -> Protocol {
     let tasks = tasks.iter().map(|tasks| tasks.to_vec()).collect();
-    Protocol { tasks, without: Nothing, bound: 2, filled: 1, sync: true, deaths: false, snapshot: true }
+    Protocol {
+        tasks,
+        without: Nothing,
+        bound: 2,
+        filled: 1,
+        sync: true,
+        deaths: false,
+        snapshot: true,
+    }
 }
 
 /// Explores all, and says what that was.
@@ -45,7 +54,10 @@ fn holds(what: &str, scenarios: impl Iterator<Item = Protocol>) {
         count += 1;
         all_states += states;
     }
-    println!("{what}: {count} scenarios, {all_states} states, no violation, {:?}", started.elapsed());
+    println!(
+        "{what}: {count} scenarios, {all_states} states, no violation, {:?}",
+        started.elapsed()
+    );
 }
 
 /// All pairs of calls, one order of the two.
@@ -104,7 +116,10 @@ fn calls_beside_a_compaction() {
 #[test]
 fn one_sync_of_the_copies_would_be_enough() {
     for without in [SyncOfCopies, SecondSyncOfCopies] {
-        let once = |a| Protocol { without, ..fresh(protocol(&[&[a], &[Checkpoint, Compact, Checkpoint]])) };
+        let once = |a| Protocol {
+            without,
+            ..fresh(protocol(&[&[a], &[Checkpoint, Compact, Checkpoint]]))
+        };
         holds(&format!("without {without:?}"), calls().map(once));
     }
 }
@@ -166,7 +181,10 @@ fn no_step_can_be_left_out() {
         assert_eq!(found, None, "with all steps, {protocol:?}");
         match explore(&protocol) {
             (states, Some((property, path))) => {
-                println!("without {without:?}, {states} states: not so that {property}: {}", told(&path));
+                println!(
+                    "without {without:?}, {states} states: not so that {property}: {}",
+                    told(&path)
+                );
             }
             (states, None) => missed.push((without, states)),
         }

@@ -296,7 +296,9 @@ impl Protocol {
                     (What::Delete, Without::TombstoneBeforeEmptying) => {
                         [TakeSequence, Publish, Stamp, CountDown]
                     }
-                    (What::Delete, Without::CountDownLast) => [TakeSequence, Stamp, CountDown, Publish],
+                    (What::Delete, Without::CountDownLast) => {
+                        [TakeSequence, Stamp, CountDown, Publish]
+                    }
                     (What::Delete, _) => [TakeSequence, Stamp, Publish, CountDown],
                     (_, Without::StampBeforeWord) => [CountUp, TakeSequence, Publish, Stamp],
                     (_, Without::CountUpFirst) => [TakeSequence, Stamp, Publish, CountUp],
@@ -312,7 +314,9 @@ impl Protocol {
         use Step::*;
         let mut steps = match self.without {
             Without::EmptiedBeforeItBegan => vec![NotePosition, NoteSequence, NoteGeneration],
-            Without::GenerationAfterPosition => vec![NoteEmptied, NoteGeneration, NotePosition, NoteSequence],
+            Without::GenerationAfterPosition => {
+                vec![NoteEmptied, NoteGeneration, NotePosition, NoteSequence]
+            }
             _ => vec![NoteEmptied, NotePosition, NoteSequence, NoteGeneration],
         };
         steps.extend((0..self.keys()).map(CopyChain));
@@ -377,8 +381,11 @@ impl Protocol {
         state.records.iter_mut().filter(|r| r.by.0 == number).for_each(|r| r.in_flight = false);
         if state.clear_lock == Some(number) {
             state.clear_lock = None;
-            let stamped = thread.record.map(|record| &last.records[record as usize]).filter(|r| r.stamped);
-            if let Some(generation) = stamped.map(|r| r.generation).filter(|g| *g > state.generation) {
+            let stamped =
+                thread.record.map(|record| &last.records[record as usize]).filter(|r| r.stamped);
+            if let Some(generation) =
+                stamped.map(|r| r.generation).filter(|g| *g > state.generation)
+            {
                 state.generation = generation;
                 if state.count.0 < generation {
                     state.count = (generation, 0);
@@ -408,7 +415,10 @@ impl State {
 
     /// What the key had in the beginning.
     pub(crate) fn initial(&self, key: u8) -> Option<u8> {
-        self.records.iter().any(|record| record.by == BEGINNING && record.key == key).then_some(INITIAL)
+        self.records
+            .iter()
+            .any(|record| record.by == BEGINNING && record.key == key)
+            .then_some(INITIAL)
     }
 
     /// The calls that concern `key`, and who made them.
@@ -417,11 +427,13 @@ impl State {
         for (moment, (by, told)) in (0..).zip(&self.calls) {
             let task = protocol.tasks[by.0 as usize][(by.1 & !EVICTS) as usize];
             let Task::Call(what, of) = task else { continue };
-            let (what, of) = if by.1 & EVICTS == 0 { (what, of) } else { (What::Evict, KEYS as u8 - 1 - of) };
+            let (what, of) =
+                if by.1 & EVICTS == 0 { (what, of) } else { (What::Evict, KEYS as u8 - 1 - of) };
             match told {
                 _ if of != key && what != What::Clear => {}
                 None => {
-                    let operation = Operation { what, began: moment, returned: None, required: false };
+                    let operation =
+                        Operation { what, began: moment, returned: None, required: false };
                     operations.push((operation, *by));
                 }
                 Some(told) => {
@@ -445,7 +457,8 @@ impl State {
     /// Whether what was told so far can be explained, and what each key holds when all have returned.
     fn is_linearizable(&self, protocol: &Protocol) -> bool {
         (0..protocol.keys()).all(|key| {
-            let operations: Vec<_> = self.operations(protocol, key).into_iter().map(|(o, _)| o).collect();
+            let operations: Vec<_> =
+                self.operations(protocol, key).into_iter().map(|(o, _)| o).collect();
             let all_returned = operations.iter().all(|o| o.returned.is_some());
             let value = self.value(self.words[key as usize], self.generation);
             let finally = if all_returned { Finally::Holds(value) } else { Finally::Anything };
@@ -507,7 +520,9 @@ impl Model for Protocol {
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
         for (number, thread) in (0..).zip(&state.threads) {
-            let Some(task) = self.tasks[number as usize].get(thread.task as usize) else { continue };
+            let Some(task) = self.tasks[number as usize].get(thread.task as usize) else {
+                continue;
+            };
             let next = thread.steps.last().copied().or_else(|| self.steps(*task).last().copied());
             actions.extend(next.map(|step| Action::Goes(number, step)));
             actions.push(Action::Dies(number));
@@ -530,12 +545,14 @@ impl Model for Protocol {
             Property::always("a kill loses nothing, and brings nothing back", |protocol, state| {
                 crash::kill_is_harmless(protocol, state)
             }),
-            Property::always("a power cut leaves nothing older than what was synced", |protocol, state| {
-                crash::power_cut_is_harmless(protocol, state)
-            }),
-            Property::always("there are never more entries than the bound", |protocol, state: &State| {
-                state.entries() <= protocol.bound.into()
-            }),
+            Property::always(
+                "a power cut leaves nothing older than what was synced",
+                |protocol, state| crash::power_cut_is_harmless(protocol, state),
+            ),
+            Property::always(
+                "there are never more entries than the bound",
+                |protocol, state: &State| state.entries() <= protocol.bound.into(),
+            ),
         ]
     }
 }

@@ -19,7 +19,10 @@ impl Protocol {
             Step::LoadWord => thread.word = state.words[at],
             Step::ReadRecord => {
                 let is_unreadable = thread.word.is_some_and(|word| !state.is_readable(word));
-                if is_unreadable && state.words[at] != thread.word && !self.lacks(Without::ReadersRetry) {
+                if is_unreadable
+                    && state.words[at] != thread.word
+                    && !self.lacks(Without::ReadersRetry)
+                {
                     thread.steps = self.steps(Task::Call(what, key));
                 } else {
                     thread.told = Some(Told::Value(state.value(thread.word, state.generation)));
@@ -179,7 +182,8 @@ impl Protocol {
             Step::Copy => {
                 let target = state.segments.len() as u8;
                 for key in 0..KEYS {
-                    let Some(word) = state.words[key].filter(|word| state.is_readable(*word)) else {
+                    let Some(word) = state.words[key].filter(|word| state.is_readable(*word))
+                    else {
                         continue;
                     };
                     let mut copy = state.records[usize::from(word)];
@@ -190,7 +194,8 @@ impl Protocol {
                         copy.sequence = state.next_sequence;
                         state.next_sequence += 1;
                     }
-                    (copy.segment, copy.is_copy, copy.in_flight, copy.synced) = (target, true, false, false);
+                    (copy.segment, copy.is_copy, copy.in_flight, copy.synced) =
+                        (target, true, false, false);
                     thread.copies[key] = Some((word, state.records.len() as u8));
                     state.records.push(copy);
                 }
@@ -229,13 +234,20 @@ impl Protocol {
     }
 
     /// One step of a checkpoint. `None` if it has to wait.
-    pub(crate) fn checkpoint(&self, state: &mut State, thread: &mut Thread, step: Step) -> Option<()> {
+    pub(crate) fn checkpoint(
+        &self,
+        state: &mut State,
+        thread: &mut Thread,
+        step: Step,
+    ) -> Option<()> {
         let snapshot = &mut thread.snapshot;
         match step {
             Step::NoteEmptied => {
                 let emptied = |(_, segment): &(u8, &Segment)| **segment == Segment::Emptied;
-                thread.emptied =
-                    (0..).zip(&state.segments).filter(emptied).fold(0, |bits, (id, _)| bits | 1 << id);
+                thread.emptied = (0..)
+                    .zip(&state.segments)
+                    .filter(emptied)
+                    .fold(0, |bits, (id, _)| bits | 1 << id);
             }
             Step::NotePosition => {
                 let open = |r: &Record| r.segment == state.active && r.in_flight;
@@ -257,7 +269,8 @@ impl Protocol {
                 snapshot.words[usize::from(key)] = state.words[usize::from(key)];
             }
             Step::SyncLog => {
-                let copies = ![Without::SecondSyncOfCopies, Without::AnySyncOfCopies].contains(&self.without);
+                let copies = ![Without::SecondSyncOfCopies, Without::AnySyncOfCopies]
+                    .contains(&self.without);
                 state.sync(|record| copies || !record.is_copy);
             }
             Step::SyncWords => snapshot.words_synced = true,

@@ -120,7 +120,10 @@ fn wrong(wrong: Wrong, events: &[Event]) -> Violation {
 fn clusters(events: &[Event]) -> Result<HashMap<u64, Cluster>, Violation> {
     let mut clusters: HashMap<u64, Cluster> = HashMap::new();
     let mut see = |value, event| {
-        clusters.entry(value).and_modify(|c| c.include(event)).or_insert_with(|| Cluster::of(event));
+        clusters
+            .entry(value)
+            .and_modify(|c| c.include(event))
+            .or_insert_with(|| Cluster::of(event));
     };
     for event in events {
         if let Saw::Value(value) = event.saw {
@@ -180,7 +183,8 @@ fn claim(mut unclaimed: Vec<Event>, events: &[Event]) -> Result<(), Violation> {
 
 /// No value was there at a moment at which another was, or nothing.
 fn nothing_is_stale(events: &[Event], clusters: &HashMap<u64, Cluster>) -> Result<(), Violation> {
-    let mut forward: Vec<&Cluster> = clusters.values().filter(|cluster| cluster.is_forward()).collect();
+    let mut forward: Vec<&Cluster> =
+        clusters.values().filter(|cluster| cluster.is_forward()).collect();
     forward.sort_unstable_by_key(|cluster| cluster.first.0);
     for pair in forward.windows(2) {
         if pair[1].first.0 < pair[0].last.0 {
@@ -247,7 +251,8 @@ impl Latest {
 /// Whatever was there had been written since there was nothing.
 fn nothing_rises(events: &[Event]) -> Result<(), Violation> {
     let writes = |event: &&Event| matches!(event.did, Did::Wrote(_) | Did::Counted);
-    let written = Latest::of(events.iter().filter(writes).map(|event| (event.begin, (event.end, *event))));
+    let written =
+        Latest::of(events.iter().filter(writes).map(|event| (event.begin, (event.end, *event))));
     let absences = events.iter().filter(|event| is_absence(event));
     let absent = Latest::of(absences.map(|event| (event.end, (event.begin, *event))));
     for event in events.iter().filter(|event| matches!(event.saw, Saw::Present | Saw::Value(_))) {

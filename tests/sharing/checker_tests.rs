@@ -82,9 +82,21 @@ pub(crate) fn each_wrong_is_found() -> Verdict {
         ("lost", Some(Lost), vec![write(1, 2, 1), miss(3, 4)]),
         ("deleted, so gone", None, vec![write(1, 2, 1), delete(3, 4), miss(5, 6)]),
         ("deleted meanwhile", None, vec![write(1, 2, 1), delete(3, 9), miss(5, 6)]),
-        ("deleted too late", Some(Lost), vec![write(1, 2, 1), miss(3, 4), clear(5, 6), write(7, 8, 2)]),
-        ("deleted before", Some(Lost), vec![write(1, 2, 1), delete(3, 4), write(5, 6, 2), miss(7, 8)]),
-        ("touched, so not gone", Some(Lost), vec![write(1, 9, 1), delete(2, 3), touch(5, 6), miss(7, 8)]),
+        (
+            "deleted too late",
+            Some(Lost),
+            vec![write(1, 2, 1), miss(3, 4), clear(5, 6), write(7, 8, 2)],
+        ),
+        (
+            "deleted before",
+            Some(Lost),
+            vec![write(1, 2, 1), delete(3, 4), write(5, 6, 2), miss(7, 8)],
+        ),
+        (
+            "touched, so not gone",
+            Some(Lost),
+            vec![write(1, 9, 1), delete(2, 3), touch(5, 6), miss(7, 8)],
+        ),
         ("touched after its delete", Some(Risen), vec![write(1, 2, 1), delete(3, 4), touch(5, 6)]),
         ("touched before anything", Some(FromNowhere), vec![touch(1, 2)]),
         ("gone by itself", Some(Lost), vec![living(write(1, 2, 1), 100), miss(50 * MS, 60 * MS)]),
@@ -94,15 +106,27 @@ pub(crate) fn each_wrong_is_found() -> Verdict {
             None,
             vec![living(write(1, 2, 1), 100), touch(5, 6), miss(100 * MS, 110 * MS)],
         ),
-        ("alive too long", Some(Expired), vec![living(write(1, 2, 1), 100), read(150 * MS, 151 * MS, 1)]),
+        (
+            "alive too long",
+            Some(Expired),
+            vec![living(write(1, 2, 1), 100), read(150 * MS, 151 * MS, 1)],
+        ),
         (
             "the next is not over",
             Some(Lost),
             vec![living(write(1, 2, 1), 100), write(3, 4, 2), miss(200 * MS, 201 * MS)],
         ),
         ("counted", None, vec![write(1, 2, 1), count(3, 9, 1), count(4, 8, 2), read(10, 11, 3)]),
-        ("one count lost", Some(WrittenTwice), vec![write(1, 2, 1), count(3, 9, 1), count(4, 8, 1)]),
-        ("counted backwards", Some(FromNowhere), vec![write(1, 2, 1), count(3, 4, 2), count(5, 6, 1)]),
+        (
+            "one count lost",
+            Some(WrittenTwice),
+            vec![write(1, 2, 1), count(3, 9, 1), count(4, 8, 1)],
+        ),
+        (
+            "counted backwards",
+            Some(FromNowhere),
+            vec![write(1, 2, 1), count(3, 4, 2), count(5, 6, 1)],
+        ),
         (
             "added twice",
             Some(Stale),
@@ -117,7 +141,11 @@ pub(crate) fn each_wrong_is_found() -> Verdict {
             Some(Lost),
             vec![write(1, 2, 1), event(3, 4, Saw::Absent, Did::Wrote(2)), read(5, 6, 2)],
         ),
-        ("killed before it took effect", None, vec![write(1, 2, 1), begun(3, Did::Wrote(2)), read(5, 6, 1)]),
+        (
+            "killed before it took effect",
+            None,
+            vec![write(1, 2, 1), begun(3, Did::Wrote(2)), read(5, 6, 1)],
+        ),
         (
             "killed after it took effect",
             None,
@@ -134,12 +162,20 @@ pub(crate) fn each_wrong_is_found() -> Verdict {
             Some(FromNowhere),
             vec![write(1, 2, 1), begun(3, Did::Counted), read(5, 6, 2), read(7, 8, 3)],
         ),
-        ("a delete that was killed", None, vec![write(1, 2, 1), begun(3, Did::Removed), miss(5, 6)]),
+        (
+            "a delete that was killed",
+            None,
+            vec![write(1, 2, 1), begun(3, Did::Removed), miss(5, 6)],
+        ),
     ];
     for (name, wrong, events) in cases {
         assert_eq!(found(events, false), *wrong, "{name}");
         // Where entries are evicted, a miss needs no reason. All else is as wrong as before.
-        assert_eq!(found(events, true), wrong.filter(|wrong| *wrong != Lost), "{name}, with evictions");
+        assert_eq!(
+            found(events, true),
+            wrong.filter(|wrong| *wrong != Lost),
+            "{name}, with evictions"
+        );
     }
     Ok(())
 }
@@ -176,9 +212,12 @@ fn possible(rng: &mut Rng, evicts: bool) -> Vec<Event> {
         let told = rng.below(20) > 0;
         match (told, did) {
             (false, Did::Nothing) => {}
-            (false, _) => {
-                events.push(Event { told, end: u64::MAX, saw: Saw::Unknown, ..event(begin, end, saw, did) })
-            }
+            (false, _) => events.push(Event {
+                told,
+                end: u64::MAX,
+                saw: Saw::Unknown,
+                ..event(begin, end, saw, did)
+            }),
             (true, _) => events.push(event(begin, end, saw, did)),
         }
     }

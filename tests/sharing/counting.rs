@@ -47,7 +47,9 @@ pub(crate) fn increments() -> Verdict {
             assert_eq!(count, Some(PROCESSES * TIMES / counters), "{} of {counters}", counter(n));
         }
         assert_eq!(cache.len(), counters);
-        println!("{PROCESSES} processes × {TIMES} increments of {counters} counters in {took:.1?}: exact");
+        println!(
+            "{PROCESSES} processes × {TIMES} increments of {counters} counters in {took:.1?}: exact"
+        );
     }
     Ok(())
 }
@@ -80,7 +82,8 @@ pub(crate) fn additions() -> Verdict {
     let cache = builder(&dir).open().unwrap();
     let mut found = vec![0; PROCESSES as usize];
     for n in 0..TIMES {
-        let winner = cache.get::<u64>(&added(n)).unwrap().unwrap_or_else(|| panic!("{} is gone", added(n)));
+        let winner =
+            cache.get::<u64>(&added(n)).unwrap().unwrap_or_else(|| panic!("{} is gone", added(n)));
         found[winner as usize] += 1;
     }
     assert_eq!(found, won, "what is there, and who said that it won");

@@ -22,7 +22,8 @@ pub(crate) fn play(roles: &[Role]) -> bool {
     if mark != MARK {
         return false;
     }
-    let (_, work) = roles.iter().find(|(role, _)| role == name).unwrap_or_else(|| panic!("no role {name}"));
+    let (_, work) =
+        roles.iter().find(|(role, _)| role == name).unwrap_or_else(|| panic!("no role {name}"));
     work(rest);
     true
 }
@@ -148,13 +149,17 @@ impl Drop for Member {
 
 /// Starts a process for each line of arguments, lets them begin at the same moment when all are ready, and gives
 /// what each said.
-pub(crate) fn together(role: &str, arguments: impl IntoIterator<Item = Vec<String>>) -> Vec<String> {
+pub(crate) fn together(
+    role: &str,
+    arguments: impl IntoIterator<Item = Vec<String>>,
+) -> Vec<String> {
     all_together(arguments.into_iter().map(|line| command(role, line)))
 }
 
 /// The same of processes that these commands start.
 pub(crate) fn all_together(commands: impl IntoIterator<Item = Command>) -> Vec<String> {
-    let mut crew: Vec<Member> = commands.into_iter().map(|mut command| Member::spawn(&mut command)).collect();
+    let mut crew: Vec<Member> =
+        commands.into_iter().map(|mut command| Member::spawn(&mut command)).collect();
     for member in &mut crew {
         assert_eq!(member.hear(), "ready", "a process failed before it began");
     }

@@ -49,8 +49,12 @@ impl Starved {
 
     /// Looks at all threads of a process, the first of which is `thread` of the history.
     pub(crate) fn look(&mut self, process: u32, thread: u32) {
-        for entry in std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten() {
-            let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        for entry in
+            std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten()
+        {
+            let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
             let (Some(waited), to) = (Waits::of(process, id), crew::now()) else { continue };
             let (at, before) = self.seen.insert(id, (to, waited)).unwrap_or((to, 0));
             // Lower than before, it is another thread of the same number.
@@ -70,7 +74,8 @@ impl Starved {
     /// The longest time between two moments for which one thread, and not `thread`, was put off.
     fn longest(&self, begin: u64, end: u64, thread: u32) -> u64 {
         let others = self.waits.iter().filter(|wait| wait.thread != Some(thread));
-        let within = |wait: &Wait| wait.to.min(end).saturating_sub(wait.from.max(begin)).min(wait.long);
+        let within =
+            |wait: &Wait| wait.to.min(end).saturating_sub(wait.from.max(begin)).min(wait.long);
         others.map(within).max().unwrap_or(0)
     }
 }
@@ -147,7 +152,8 @@ impl Delays {
     pub(crate) const MATTERS: Duration = Duration::from_millis(50);
 
     pub(crate) fn of(history: &History, starved: &Starved) -> Self {
-        let (mut operations, mut pending, mut itself, mut slowest) = (0, 0, Vec::new(), (0, Kind::Get));
+        let (mut operations, mut pending, mut itself, mut slowest) =
+            (0, 0, Vec::new(), (0, Kind::Get));
         let (mut longest, mut by_the_wall, mut excused) = (0, 0, 0);
         for (name, op) in history.ops() {
             let thread = name.thread() as u32;
@@ -193,7 +199,8 @@ impl Delays {
 /// That no more is excused than one other thread waited, within the call.
 pub(crate) fn the_machine_is_blamed_for_one_wait_of_another() -> Verdict {
     let wait = |from, to, long, thread| Wait { from, to, long, thread };
-    let waits = vec![wait(100, 400, 200, Some(1)), wait(0, 1000, 50, None), wait(350, 900, 500, Some(2))];
+    let waits =
+        vec![wait(100, 400, 200, Some(1)), wait(0, 1000, 50, None), wait(350, 900, 500, Some(2))];
     let starved = Starved { waits, ..Starved::default() };
     assert_eq!(starved.longest(0, 1000, 3), 500);
     assert_eq!(starved.longest(0, 400, 3), 200, "of the third, 50 are within");

@@ -22,7 +22,10 @@ fn builder(dir: &Path) -> Builder {
 fn held(dir: &Path) -> (usize, usize) {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let dir = dir.to_str().unwrap();
-    (fs::read_dir("/proc/self/fd").unwrap().count(), maps.lines().filter(|line| line.contains(dir)).count())
+    (
+        fs::read_dir("/proc/self/fd").unwrap().count(),
+        maps.lines().filter(|line| line.contains(dir)).count(),
+    )
 }
 
 /// A process beside another: the directory.
@@ -67,12 +70,18 @@ pub(crate) fn do_not_grow() -> Verdict {
     assert_eq!(member.hear(), "ready");
     member.go();
     let said = member.finish();
-    let counts: Vec<usize> = said.split_whitespace().map(|count| crew::number(count) as usize).collect();
-    let [fds, maps, most_fds, most_maps, fds_after, maps_after] = counts[..] else { panic!("{said}") };
+    let counts: Vec<usize> =
+        said.split_whitespace().map(|count| crew::number(count) as usize).collect();
+    let [fds, maps, most_fds, most_maps, fds_after, maps_after] = counts[..] else {
+        panic!("{said}")
+    };
     // Threads that count at the same moment each have the directory open that they count in.
     assert!(most_fds <= fds + THREADS + FEW, "{fds} descriptors, then {most_fds}");
     assert!(fds_after <= fds + FEW, "{fds} descriptors with one handle, then {fds_after}");
-    assert!(most_maps.max(maps_after) <= maps + FEW, "{maps} mappings, then {most_maps} and {maps_after}");
+    assert!(
+        most_maps.max(maps_after) <= maps + FEW,
+        "{maps} mappings, then {most_maps} and {maps_after}"
+    );
     assert_eq!(cache.get("key 1000").unwrap(), Some(1000));
     println!(
         "{HANDLES} handles, {THREADS} threads: {fds_after} descriptors and {maps_after} mappings; with one handle, {fds} \

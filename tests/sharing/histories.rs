@@ -33,7 +33,8 @@ pub(crate) fn work(arguments: &[String]) {
     crew::ready();
     std::thread::scope(|scope| {
         for thread in first..first + THREADS {
-            let mut worker = Worker::new(&cache, load, thread, Journal::in_memory(journals, thread));
+            let mut worker =
+                Worker::new(&cache, load, thread, Journal::in_memory(journals, thread));
             scope.spawn(move || {
                 for number in 0..operations {
                     worker.step().unwrap();
@@ -117,8 +118,9 @@ fn run_seen(tight: bool, operations: u64, stale: u32, looks_on: bool) -> Result<
     }
     // Seen to their ends in this order, so that who looks on is told last.
     let said = crew::all_together(commands);
-    let sum =
-        |column: usize| said.iter().map(|line| number(line.split_whitespace().nth(column).unwrap())).sum();
+    let sum = |column: usize| {
+        said.iter().map(|line| number(line.split_whitespace().nth(column).unwrap())).sum()
+    };
     let cache = Load { seed, tight, closes: false, stale: false }
         .builder(&home.path().join("cache"), 0)
         .open()
@@ -133,9 +135,9 @@ fn run_seen(tight: bool, operations: u64, stale: u32, looks_on: bool) -> Result<
 pub(crate) fn check(history: &History, evicts: bool) -> Result<(), (u32, Violation)> {
     let events = history.events();
     assert!(events.len() as u32 <= KEYS);
-    events
-        .iter()
-        .try_for_each(|(key, events)| checker::check(events, evicts).map_err(|violation| (*key, violation)))
+    events.iter().try_for_each(|(key, events)| {
+        checker::check(events, evicts).map_err(|violation| (*key, violation))
+    })
 }
 
 /// What an operation was done how often, for people.

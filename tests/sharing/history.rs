@@ -274,7 +274,11 @@ impl History {
             events.push(event);
             if !event.told {
                 let later = self.recoveries.iter().filter(|(begin, _)| *begin >= died);
-                events.extend(later.map(|(begin, end)| Event { begin: *begin, end: *end, ..event }));
+                events.extend(later.map(|(begin, end)| Event {
+                    begin: *begin,
+                    end: *end,
+                    ..event
+                }));
             }
         }
         let clears = keys.remove(&ALL).unwrap_or_default();
@@ -284,7 +288,8 @@ impl History {
 
     /// When the first clear ended that began after `time`.
     fn next_clear(&self, time: u64) -> u64 {
-        let clears = self.ops().filter(|(_, op)| op.kind == Kind::Clear && op.begin > time && op.end > 0);
+        let clears =
+            self.ops().filter(|(_, op)| op.kind == Kind::Clear && op.begin > time && op.end > 0);
         clears.map(|(_, op)| op.end).min().unwrap_or(u64::MAX)
     }
 }

@@ -54,7 +54,8 @@ pub(crate) fn live(arguments: &[String]) {
     }
     let dismissed = crew::dismissed();
     let cache = load.builder(Path::new(dir), thread).open().unwrap();
-    let mut worker = Worker::new(&cache, load, thread, Journal::in_file(Path::new(journals), thread));
+    let mut worker =
+        Worker::new(&cache, load, thread, Journal::in_file(Path::new(journals), thread));
     while !dismissed.load(std::sync::atomic::Ordering::Acquire) {
         worker.step().unwrap();
     }
@@ -93,7 +94,8 @@ fn points() -> Vec<String> {
 /// At random moments.
 const ANYWHERE: &str = "anywhere";
 /// The parts of the engine, each of which somebody dies in.
-const PARTS: [&str; 7] = ["commit::", "clear::", "checkpoint::", "compact::", "log::", "blob::", "attach::"];
+const PARTS: [&str; 7] =
+    ["commit::", "clear::", "checkpoint::", "compact::", "log::", "blob::", "attach::"];
 /// Small rounds in which processes die in a part that chance has passed by, at most.
 const MORE_ROUNDS: u64 = 20;
 
@@ -186,7 +188,8 @@ impl<'a> Act<'a> {
         // Most steps are passed by all the time, some hardly ever.
         let nth = [1, 1, 2, 1 + scene.rng.below(30)][scene.rng.below(4) as usize];
         let (dir, named) = (scene.dir(), point.as_deref().unwrap_or("-"));
-        let mut line = arguments![dir.display(), self.journals.path().display(), thread, named, nth];
+        let mut line =
+            arguments![dir.display(), self.journals.path().display(), thread, named, nth];
         line.extend(scene.load.to_arguments());
         let place = Place {
             member: Member::start("live", line),
@@ -255,7 +258,8 @@ impl<'a> Act<'a> {
         let journal = |place: &Place| self.journals.path().join(place.thread.to_string());
         let is_at_work = |place: &Place| place.killed.is_none() && journal(place).exists();
         let mut others = self.places.iter().enumerate().filter(|(other, _)| *other != at);
-        !self.scene.load.tight || others.any(|(_, place)| place.point.is_none() && is_at_work(place))
+        !self.scene.load.tight
+            || others.any(|(_, place)| place.point.is_none() && is_at_work(place))
     }
 
     /// Has `count` processes end, and one of those in the part that is asked for, one after the other, and others take
@@ -270,8 +274,8 @@ impl<'a> Act<'a> {
             if Instant::now() >= next {
                 next += Duration::from_millis(self.scene.rng.below(2 * PAUSE + 1));
                 let at = self.scene.rng.below(PROCESSES as u64) as usize;
-                let is_left =
-                    self.ends == Ends::Killed && (!self.may_be_killed(at) || self.is_left_alone(at));
+                let is_left = self.ends == Ends::Killed
+                    && (!self.may_be_killed(at) || self.is_left_alone(at));
                 if !is_left {
                     self.end(at, self.ends);
                 }
@@ -305,7 +309,8 @@ impl<'a> Act<'a> {
 
 impl Scene {
     fn new(load: Load) -> Self {
-        let kills = points().into_iter().chain([ANYWHERE.to_owned()]).map(|point| (point, 0)).collect();
+        let kills =
+            points().into_iter().chain([ANYWHERE.to_owned()]).map(|point| (point, 0)).collect();
         Self { home: home(), load, rng: Rng::new(load.seed), next_thread: 1, kills, part: None }
     }
 
@@ -337,7 +342,8 @@ impl Scene {
             Some(part) => point.starts_with(part),
             None => *point != ANYWHERE && (**n == 0) == unknown,
         };
-        let points: Vec<&String> = self.kills.iter().filter(named).map(|(point, _)| point).collect();
+        let points: Vec<&String> =
+            self.kills.iter().filter(named).map(|(point, _)| point).collect();
         (!points.is_empty()).then(|| points[self.rng.below(points.len() as u64) as usize].clone())
     }
 
@@ -384,7 +390,10 @@ impl Scene {
         is_sound(&cache);
         cache.maintain().unwrap();
         is_sound(&cache);
-        assert!(tight || cache.stats().evicted == 0, "the test stores more than its own bounds allow");
+        assert!(
+            tight || cache.stats().evicted == 0,
+            "the test stores more than its own bounds allow"
+        );
         Round { kills: history.died.len() as u64, delays: Delays::of(&history, &starved) }
     }
 
@@ -458,7 +467,8 @@ pub(crate) fn the_death_of_any_harms_nobody() -> Verdict {
     let (mut kills, mut operations, mut pending) = (0, 0, 0);
     let mut at_points: BTreeMap<String, u64> = BTreeMap::new();
     let has_died_at = |part: &str, kills: [&BTreeMap<String, u64>; 2]| {
-        let mut points = kills.into_iter().flatten().filter(|(point, _)| point.starts_with(part)).peekable();
+        let mut points =
+            kills.into_iter().flatten().filter(|(point, _)| point.starts_with(part)).peekable();
         points.peek().is_none() || points.any(|(_, n)| *n > 0)
     };
     for tight in [false, true] {
@@ -466,8 +476,9 @@ pub(crate) fn the_death_of_any_harms_nobody() -> Verdict {
         let target = if tight { target / 4 } else { target - target / 4 };
         let load = Load { seed, tight, closes: !tight, stale: false };
         let mut scene = Scene::new(load);
-        let control =
-            |scene: &mut Scene| report("without kills", &scene.round(Ends::Dismissed, ROUND / 2)).longest;
+        let control = |scene: &mut Scene| {
+            report("without kills", &scene.round(Ends::Dismissed, ROUND / 2)).longest
+        };
         let before = control(&mut scene);
         let baseline = scene.footprint();
         let (mut longest, mut done) = (Duration::ZERO, 0);
@@ -476,38 +487,49 @@ pub(crate) fn the_death_of_any_harms_nobody() -> Verdict {
             let left = target.saturating_sub(done);
             // Which steps are reached takes chance, and `kill_points` goes through them one by one; but no part may be left out.
             let is_left = |part: &&&str| !has_died_at(part, [&at_points, &scene.kills]);
-            scene.part = PARTS.iter().find(is_left).filter(|_| left == 0 && tight && more > 0).copied();
+            scene.part =
+                PARTS.iter().find(is_left).filter(|_| left == 0 && tight && more > 0).copied();
             if left == 0 && scene.part.is_none() {
                 break;
             }
             more -= u64::from(left == 0);
-            let round = scene.round(Ends::Killed, if left == 0 { ROUND / 10 } else { ROUND.min(left) });
+            let round =
+                scene.round(Ends::Killed, if left == 0 { ROUND / 10 } else { ROUND.min(left) });
             let delays = report(&format!("{} kills", round.kills), &round);
             longest = longest.max(delays.longest);
             done += round.kills;
             operations += delays.operations;
             pending += delays.pending;
             let footprint = scene.footprint();
-            assert!(footprint.is_back_at(&baseline), "{footprint:?} is left, {baseline:?} was before");
+            assert!(
+                footprint.is_back_at(&baseline),
+                "{footprint:?} is left, {baseline:?} was before"
+            );
         }
         let without = before.max(control(&mut scene));
         assert!(
             longest <= without + MOST_ADDED,
             "a call took {longest:?}, without kills none more than {without:?}"
         );
-        println!("no call took more than {longest:.1?}, without kills {without:.1?}; left: {baseline:?}");
+        println!(
+            "no call took more than {longest:.1?}, without kills {without:.1?}; left: {baseline:?}"
+        );
         kills += done;
         scene.kills.into_iter().for_each(|(point, n)| *at_points.entry(point).or_default() += n);
     }
     assert!(kills >= target, "{kills} kills");
-    let never: Vec<&String> = at_points.iter().filter(|(_, n)| **n == 0).map(|(point, _)| point).collect();
+    let never: Vec<&String> =
+        at_points.iter().filter(|(_, n)| **n == 0).map(|(point, _)| point).collect();
     println!(
         "{kills} kills among {PROCESSES} processes: {operations} operations acknowledged, 0 lost, 0 wrong, {pending} \
          never told; kills at {at_points:?}"
     );
     println!("nobody died at {never:?}");
     for part in PARTS {
-        assert!(has_died_at(part, [&at_points, &BTreeMap::new()]), "nobody died at any step of {part}");
+        assert!(
+            has_died_at(part, [&at_points, &BTreeMap::new()]),
+            "nobody died at any step of {part}"
+        );
     }
     Ok(())
 }

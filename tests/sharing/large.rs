@@ -28,7 +28,10 @@ fn builder(dir: &Path) -> Builder {
 fn value(seed: u64) -> Vec<u8> {
     let mut rng = Rng::new(seed);
     let words = 12_500 + rng.below(25_000);
-    seed.to_le_bytes().into_iter().chain((0..words).flat_map(|_| rng.next().to_le_bytes())).collect()
+    seed.to_le_bytes()
+        .into_iter()
+        .chain((0..words).flat_map(|_| rng.next().to_le_bytes()))
+        .collect()
 }
 
 fn assert_whole(found: &[u8]) {

@@ -55,7 +55,8 @@ pub(crate) fn count_for_all() -> Verdict {
     let [entries, _, len] = ask()[..] else { panic!("three numbers") };
     assert!(entries == FEW && len <= FEW, "{entries} {len}");
     let began = Instant::now();
-    let counts = cache.configure(&NewLimits::new().max_bytes(LESS_BYTES).max_entries(5000)).unwrap();
+    let counts =
+        cache.configure(&NewLimits::new().max_bytes(LESS_BYTES).max_entries(5000)).unwrap();
     let took = began.elapsed();
     assert_eq!(counts.max_bytes, LESS_BYTES);
     // The other process goes on writing, and gives up the segment that it was at, which is too long now.
@@ -74,7 +75,8 @@ pub(crate) fn count_for_all() -> Verdict {
 /// A process that writes some, goes on having the directory open, and writes some more when it is told to.
 pub(crate) fn write_twice(arguments: &[String]) {
     let [dir, bytes, name] = arguments else { panic!("{arguments:?}") };
-    let cache = Cache::builder(Path::new(dir)).max_bytes(crew::number(bytes)).hot_bytes(0).open().unwrap();
+    let cache =
+        Cache::builder(Path::new(dir)).max_bytes(crew::number(bytes)).hot_bytes(0).open().unwrap();
     fill(&cache, name, 20);
     crew::ready();
     fill(&cache, name, 20);

@@ -51,8 +51,10 @@ impl Load {
             3 => Durability::Sync,
             _ => Durability::default(),
         };
-        let builder =
-            Cache::builder(dir).default_timeout(Timeout::Never).eviction(eviction).durability(durability);
+        let builder = Cache::builder(dir)
+            .default_timeout(Timeout::Never)
+            .eviction(eviction)
+            .durability(durability);
         if self.tight {
             builder
                 .max_bytes(4 << 20)
@@ -197,7 +199,8 @@ impl<'a> Worker<'a> {
     fn set(&mut self, key: u32) -> keepwarm::Result<()> {
         let millis = if is_short_lived(key) { 20 + self.rng.below(60) } else { 0 };
         let name = self.journal.begin(Kind::Set, key, millis);
-        let timeout = if millis > 0 { Duration::from_millis(millis).into() } else { Timeout::Never };
+        let timeout =
+            if millis > 0 { Duration::from_millis(millis).into() } else { Timeout::Never };
         self.cache.set_bytes(&Self::name(key), &self.bytes(name), timeout)?;
         self.journal.end(true, 0);
         Ok(())
@@ -205,7 +208,8 @@ impl<'a> Worker<'a> {
 
     fn add(&mut self, key: u32) -> keepwarm::Result<()> {
         let name = self.journal.begin(Kind::Add, key, 0);
-        let added = self.cache.add(&Self::name(key), &ByteBuf::from(self.bytes(name)), Timeout::Never)?;
+        let added =
+            self.cache.add(&Self::name(key), &ByteBuf::from(self.bytes(name)), Timeout::Never)?;
         self.journal.end(added, 0);
         Ok(())
     }
@@ -214,7 +218,8 @@ impl<'a> Worker<'a> {
     fn swap(&mut self, key: u32) -> keepwarm::Result<()> {
         self.journal.begin(Kind::Get, key, 0);
         let entry = self.cache.get_entry::<ByteBuf>(&Self::name(key))?;
-        let seen: Option<(u64, Token)> = entry.map(|entry| (self.writer_of(&entry.value), entry.token));
+        let seen: Option<(u64, Token)> =
+            entry.map(|entry| (self.writer_of(&entry.value), entry.token));
         let (saw, token) = (seen.map_or(0, |(saw, _)| saw), seen.map(|(_, token)| token));
         self.journal.end(seen.is_some(), saw);
         let name = self.journal.begin(Kind::Swap, key, saw);
@@ -265,7 +270,8 @@ impl<'a> Worker<'a> {
 
     fn incr(&mut self, key: u32) -> keepwarm::Result<()> {
         let name = self.journal.begin(Kind::Incr, key, 0);
-        let count = self.cache.incr_or_init(&Self::name(key), 1, name.counts_from(), Timeout::Never)?;
+        let count =
+            self.cache.incr_or_init(&Self::name(key), 1, name.counts_from(), Timeout::Never)?;
         self.journal.end(true, count as u64);
         Ok(())
     }

@@ -80,7 +80,10 @@ fn main() -> ExitCode {
         ("increments_of_eight_processes_are_exact", counting::increments),
         ("of_eight_processes_that_add_a_key_one_wins", counting::additions),
         ("nobody_reads_what_was_superseded", histories::nobody_reads_what_was_superseded),
-        ("nobody_reads_what_was_superseded_while_entries_are_evicted", histories::while_entries_are_evicted),
+        (
+            "nobody_reads_what_was_superseded_while_entries_are_evicted",
+            histories::while_entries_are_evicted,
+        ),
         (
             "who_may_not_write_reads_nothing_that_was_superseded",
             histories::who_looks_on_reads_nothing_that_was_superseded,
@@ -96,13 +99,22 @@ fn main() -> ExitCode {
         ),
         ("the_death_of_any_process_harms_nobody", kills::the_death_of_any_harms_nobody),
         #[cfg(feature = "failpoints")]
-        ("a_process_that_stands_still_holds_up_its_own_bucket_alone", stopped::holds_up_its_own_bucket_alone),
+        (
+            "a_process_that_stands_still_holds_up_its_own_bucket_alone",
+            stopped::holds_up_its_own_bucket_alone,
+        ),
         #[cfg(feature = "failpoints")]
         ("who_dies_in_a_pass_is_followed_by_another", stopped::who_dies_reaping_is_followed),
         #[cfg(feature = "failpoints")]
-        ("who_needs_room_beside_a_process_that_stands_still_is_told", stopped::is_told_to_who_needs_room),
+        (
+            "who_needs_room_beside_a_process_that_stands_still_is_told",
+            stopped::is_told_to_who_needs_room,
+        ),
         #[cfg(feature = "failpoints")]
-        ("a_process_that_stands_still_anywhere_holds_up_nobody", stopped::holds_up_nobody_wherever_it_stops),
+        (
+            "a_process_that_stands_still_anywhere_holds_up_nobody",
+            stopped::holds_up_nobody_wherever_it_stops,
+        ),
         ("containers_that_share_a_volume_count_exactly", namespaces::containers_count_exactly),
         ("limits_that_are_changed_count_for_all", limits::count_for_all),
         ("many_processes_that_write_have_room_for_each", limits::serve_many_writers),

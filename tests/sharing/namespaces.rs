@@ -62,7 +62,10 @@ pub(crate) fn containers_count_exactly() -> Verdict {
     };
     let ids = start().map(Member::finish);
     assert_eq!(ids[0].split_whitespace().count(), 1 + PROCESSES);
-    assert!(ids.iter().all(|ids| ids.starts_with("1 ")), "each is the first of its container: {ids:?}");
+    assert!(
+        ids.iter().all(|ids| ids.starts_with("1 ")),
+        "each is the first of its container: {ids:?}"
+    );
     let each = PROCESSES as u64 * TIMES;
     let cache = Cache::open(&dir).unwrap();
     let count = || cache.get::<u64>(COUNTER).unwrap().unwrap();
@@ -84,6 +87,8 @@ pub(crate) fn containers_count_exactly() -> Verdict {
     const TRIES: usize = 10;
     assert!((0..TRIES).any(|_| is_killed_at_work(count())), "each was done before it was killed");
     cache.clear().unwrap();
-    println!("2 containers × {PROCESSES} processes × {TIMES} increments, process ids {ids:?}: exact");
+    println!(
+        "2 containers × {PROCESSES} processes × {TIMES} increments, process ids {ids:?}: exact"
+    );
     Ok(())
 }

@@ -52,8 +52,15 @@ pub(crate) fn by_any_path_it_is_one() -> Verdict {
     symlink(&dir, &link).unwrap();
     symlink(home.path(), &around).unwrap();
     std::fs::create_dir(&detour).unwrap();
-    is_one(&[dir.clone(), link, around.join("link"), around.join("cache"), detour.join("..").join("cache")]);
-    let relative = Path::new("/proc/self/cwd").join("../".repeat(50)).join(dir.strip_prefix("/").unwrap());
+    is_one(&[
+        dir.clone(),
+        link,
+        around.join("link"),
+        around.join("cache"),
+        detour.join("..").join("cache"),
+    ]);
+    let relative =
+        Path::new("/proc/self/cwd").join("../".repeat(50)).join(dir.strip_prefix("/").unwrap());
     assert_eq!(Cache::open(relative).unwrap().get::<u64>("counter").unwrap(), Some(5 * TIMES));
     Ok(())
 }

@@ -47,7 +47,11 @@ fn answer(cache: &Cache, dir: &Path, question: &[&str]) -> String {
             let value = cache.get_bytes(key).unwrap();
             format!(
                 "{:?}",
-                value.map(|value| (value.len(), value.iter().all(|byte| *byte == value[0]), value[0]))
+                value.map(|value| (
+                    value.len(),
+                    value.iter().all(|byte| *byte == value[0]),
+                    value[0]
+                ))
             )
         }
         ["iterate"] => cache.keys().map(Result::unwrap).count().to_string(),
@@ -56,7 +60,10 @@ fn answer(cache: &Cache, dir: &Path, question: &[&str]) -> String {
             let before = descriptors();
             let handles: Vec<_> =
                 (0..100).map(|_| Cache::builder(dir).read_only(true).open().unwrap()).collect();
-            assert!(handles.iter().all(|handle| handle.stats().hits == cache.stats().hits), "one engine");
+            assert!(
+                handles.iter().all(|handle| handle.stats().hits == cache.stats().hits),
+                "one engine"
+            );
             (descriptors() - before).to_string()
         }
         ["len"] => cache.len().to_string(),
@@ -65,8 +72,9 @@ fn answer(cache: &Cache, dir: &Path, question: &[&str]) -> String {
         ["check"] => format!("{:?}", cache.check().unwrap().problems),
         ["dropped"] => {
             let maps = fs::read_to_string("/proc/self/maps").unwrap();
-            let is_removed =
-                |line: &&str| [".seg (deleted)", "/index (deleted)"].iter().any(|end| line.ends_with(end));
+            let is_removed = |line: &&str| {
+                [".seg (deleted)", "/index (deleted)"].iter().any(|end| line.ends_with(end))
+            };
             maps.lines().filter(is_removed).count().to_string()
         }
         ["writes"] => {
@@ -120,7 +128,9 @@ impl Way {
                     in_namespace
                 };
                 let is_root = nix::unistd::geteuid().is_root();
-                let may = unprivileged(&Command::new("true")).status().is_ok_and(|status| status.success());
+                let may = unprivileged(&Command::new("true"))
+                    .status()
+                    .is_ok_and(|status| status.success());
                 if !is_root || !may {
                     return Err("needs root and user namespaces (permissions)");
                 }
@@ -240,7 +250,9 @@ pub(crate) fn reads_what_others_write() -> Verdict {
         cache.set_bytes("large", &vec![8; LARGE], Timeout::Never).unwrap();
         assert_eq!(reader.ask("large large"), format!("{:?}", Some((LARGE, true, 8))));
         // The background may be giving some back, or making a segment, between the one look and the other.
-        until("both count the same bytes", || reader.ask("bytes") == cache.stats().bytes.to_string());
+        until("both count the same bytes", || {
+            reader.ask("bytes") == cache.stats().bytes.to_string()
+        });
         cache.clear().unwrap();
         assert_eq!((reader.ask("get 1"), reader.ask("len")), ("None".into(), "0".into()));
         // It goes on when all leave, and when others come.
@@ -269,7 +281,9 @@ pub(crate) fn reads_what_others_write() -> Verdict {
         assert_eq!(reader.ask("check"), "[]");
         reader.finish();
         other.finish();
-        println!("{way:?}: 541 writes of others, each seen at once, through three openings and a death");
+        println!(
+            "{way:?}: 541 writes of others, each seen at once, through three openings and a death"
+        );
     }
     Ok(())
 }
@@ -373,7 +387,9 @@ pub(crate) fn see_all(arguments: &[String]) {
         sees_all(&mut reader);
         reader.finish();
         #[cfg(feature = "cli")]
-        for command in [["check", "sound"], ["get", "50"], ["ls", "large"], ["stats", "entries    101"]] {
+        for command in
+            [["check", "sound"], ["get", "50"], ["ls", "large"], ["stats", "entries    101"]]
+        {
             let mut tool = Command::new(env!("CARGO_BIN_EXE_keepwarm"));
             tool.arg(command[0]).arg(mount.join(name)).args((command[0] == "get").then_some("50"));
             let said = tool.output().unwrap();
@@ -397,7 +413,9 @@ pub(crate) fn see_all(arguments: &[String]) {
         assert_ne!(reader.ask("check"), "[]", "{name}");
         reader.finish();
     }
-    for (name, kind) in [("no-index", "Io"), ("no-index-in-it", "Io"), ("empty", "Io"), ("none", "Io")] {
+    for (name, kind) in
+        [("no-index", "Io"), ("no-index-in-it", "Io"), ("empty", "Io"), ("none", "Io")]
+    {
         let mut reader = Member::start("serve", arguments!["read", mount.join(name).display()]);
         assert_eq!(reader.hear(), kind, "{name}");
     }

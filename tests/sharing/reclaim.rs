@@ -46,7 +46,8 @@ fn removed_and_mapped(process: u32) -> usize {
 
 /// The bytes that files take in `dir`, directories left out. What the background removes meanwhile takes none.
 fn on_disk(dir: &Path) -> u64 {
-    let files = walkdir::WalkDir::new(dir).into_iter().filter_map(|entry| entry.ok()?.metadata().ok());
+    let files =
+        walkdir::WalkDir::new(dir).into_iter().filter_map(|entry| entry.ok()?.metadata().ok());
     files.filter(fs::Metadata::is_file).map(|file| file.blocks() * 512).sum()
 }
 
@@ -63,7 +64,9 @@ fn let_go_of(kept: &str, most_mapped: usize) -> Duration {
     let dir = home.path().join("cache");
     let cache = builder(&dir).open().unwrap();
     let fill = |seed: u64| {
-        (0..KEYS).for_each(|n| cache.set_bytes(&n.to_string(), &value(n + seed), Timeout::Never).unwrap());
+        (0..KEYS).for_each(|n| {
+            cache.set_bytes(&n.to_string(), &value(n + seed), Timeout::Never).unwrap()
+        });
     };
     fill(0);
     let mut idle = Member::start("keep", arguments![dir.display(), kept]);
@@ -72,14 +75,17 @@ fn let_go_of(kept: &str, most_mapped: usize) -> Duration {
     (1..10).for_each(fill);
     let began = Instant::now();
     cache.maintain().unwrap();
-    until("an idle process lets go of what others removed", || removed_and_mapped(process) == most_mapped);
+    until("an idle process lets go of what others removed", || {
+        removed_and_mapped(process) == most_mapped
+    });
     let took = began.elapsed();
     println!(
         "removed and let go of in {took:?}, where an idle process keeps {kept}: {most_mapped} segments stay"
     );
     // It counts what is kept, and nothing else that is not there.
     let segments = fs::read_dir(dir.join("segments")).unwrap();
-    let len = segments.filter_map(|segment| Some(segment.ok()?.metadata().ok()?.len())).max().unwrap();
+    let len =
+        segments.filter_map(|segment| Some(segment.ok()?.metadata().ok()?.len())).max().unwrap();
     let held = most_mapped as u64 * len;
     until("the space is free", || {
         cache.maintain().unwrap();

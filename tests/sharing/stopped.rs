@@ -50,7 +50,8 @@ pub(crate) fn stop_at(arguments: &[String]) {
         // Until there was something to do for it, and not for another process.
         "maintain" => {
             while !has_stopped.load(Ordering::SeqCst) {
-                (0..1000).for_each(|_| cache.set_bytes("large", &[0; 8000], Timeout::Never).unwrap());
+                (0..1000)
+                    .for_each(|_| cache.set_bytes("large", &[0; 8000], Timeout::Never).unwrap());
                 cache.maintain().unwrap();
             }
         }
@@ -158,7 +159,8 @@ fn busy<T>(name: &str, what: impl FnOnce() -> keepwarm::Result<T>) {
 }
 
 fn reads(cache: &Cache, name: &str, expected: Option<i64>) {
-    let read = || (0..1000).for_each(|_| assert_eq!(cache.get::<i64>(KEY).unwrap(), expected, "{name}"));
+    let read =
+        || (0..1000).for_each(|_| assert_eq!(cache.get::<i64>(KEY).unwrap(), expected, "{name}"));
     let ((), took) = crew::timed(read);
     assert!(took < MOST, "{name}: reads took {took:?}");
 }
@@ -292,7 +294,9 @@ pub(crate) fn holds_up_nobody_wherever_it_stops() -> Verdict {
         let report = cache.check().unwrap();
         assert!(report.is_sound(), "{point}: {:?}", report.problems);
     }
-    println!("a process stopped at {stopped} steps and held up nobody; not reached: {not_reached:?}");
+    println!(
+        "a process stopped at {stopped} steps and held up nobody; not reached: {not_reached:?}"
+    );
     assert!(not_reached.len() <= stopped / 3, "{not_reached:?}");
     Ok(())
 }

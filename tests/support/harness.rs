@@ -17,9 +17,11 @@ pub(crate) fn main(tests: &[Test]) -> ExitCode {
     let has = |flag: &str| arguments.iter().any(|a| a == flag);
     let names: Vec<&String> = arguments.iter().filter(|a| !a.starts_with('-')).collect();
     let asked = |name: &str| {
-        names.is_empty() || names.iter().any(|n| if has("--exact") { **n == name } else { name.contains(*n) })
+        names.is_empty()
+            || names.iter().any(|n| if has("--exact") { **n == name } else { name.contains(*n) })
     };
-    let chosen: Vec<&Test> = tests.iter().filter(|(name, _)| asked(name) && !has("--ignored")).collect();
+    let chosen: Vec<&Test> =
+        tests.iter().filter(|(name, _)| asked(name) && !has("--ignored")).collect();
     if has("--list") {
         chosen.iter().for_each(|(name, _)| println!("{name}: test"));
         return ExitCode::SUCCESS;

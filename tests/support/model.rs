@@ -269,7 +269,12 @@ impl World {
             Ok(entry) => {
                 let shared = cache.get_shared::<i64>(&name).unwrap();
                 if !self.may_have_gone(&shared) {
-                    ensure_eq!(shared.as_deref(), entry.as_ref().map(|e| &e.value), "shared {:?}", key);
+                    ensure_eq!(
+                        shared.as_deref(),
+                        entry.as_ref().map(|e| &e.value),
+                        "shared {:?}",
+                        key
+                    );
                 }
                 entry.map(|e| (Value::Count(e.value), e.token, e.expires_at))
             }
@@ -295,14 +300,20 @@ impl World {
             ensure_eq!(expires_at, last.expires_at, "the expiry of {:?}", key);
         }
         let ttl = cache.ttl(&name).unwrap();
-        let left =
-            expires_at.map_or(Ttl::Never, |end| Ttl::Remaining(end.saturating_since(self.clock.now())));
+        let left = expires_at
+            .map_or(Ttl::Never, |end| Ttl::Remaining(end.saturating_since(self.clock.now())));
         if !self.may_have_gone(&ttl) {
             ensure_eq!(ttl, Some(left), "{:?}", key);
         }
         // A token means one write of the key, whatever happens in between.
         let write = (value, expires_at);
-        ensure_eq!(*self.writes.entry((key, token)).or_insert(write), write, "{:?} {:?}", key, token);
+        ensure_eq!(
+            *self.writes.entry((key, token)).or_insert(write),
+            write,
+            "{:?} {:?}",
+            key,
+            token
+        );
         self.remembered.entry(key).or_insert(token);
         self.current.insert(key, token);
         Ok(Some(value))
@@ -385,7 +396,8 @@ impl World {
                 self.touched(*key, touched, None, op)?;
             }
             Op::ExpireAt(key, at) => {
-                let at = Timestamp::from_millis(self.clock.now().as_millis().saturating_add_signed(*at));
+                let at =
+                    Timestamp::from_millis(self.clock.now().as_millis().saturating_add_signed(*at));
                 let touched = self.at(*key).expire_at(&name(*key), at).unwrap();
                 self.touched(*key, touched, Some(at), op)?;
             }
@@ -395,16 +407,18 @@ impl World {
             }
             Op::IncrOrInit(key, delta, initial, life) => {
                 let end = self.end(*life);
-                let result = self.at(*key).incr_or_init(&name(*key), *delta, *initial, timeout(*life));
+                let result =
+                    self.at(*key).incr_or_init(&name(*key), *delta, *initial, timeout(*life));
                 let live = self.live(*key);
                 let begins = result.as_ref().is_ok_and(|sum| *sum == initial + delta);
                 if begins && self.presence(*key) != Some(true) {
                     // It began anew, or went on from the same number; then it kept its expiry.
                     let entry = self.at(*key).get_entry::<i64>(&name(*key)).unwrap();
                     match (entry, live) {
-                        (Some(entry), Some(Last { value: Value::Count(before), expires_at, .. }))
-                            if before == *initial && entry.expires_at == expires_at =>
-                        {
+                        (
+                            Some(entry),
+                            Some(Last { value: Value::Count(before), expires_at, .. }),
+                        ) if before == *initial && entry.expires_at == expires_at => {
                             self.stored(*key, Value::Count(initial + delta), expires_at);
                         }
                         // Nothing was there and nothing is stored.
@@ -621,7 +635,13 @@ impl World {
         Ok(())
     }
 
-    fn swap(&mut self, key: Key, token: Option<Token>, len: usize, life: Life) -> Result<Swap, String> {
+    fn swap(
+        &mut self,
+        key: Key,
+        token: Option<Token>,
+        len: usize,
+        life: Life,
+    ) -> Result<Swap, String> {
         let (value, bytes) = self.new_bytes(len);
         let swap = self.at(key).compare_and_swap(&name(key), token, &bytes, timeout(life)).unwrap();
         if let Swap::Stored(_) = swap

@@ -23,8 +23,11 @@ pub(crate) fn command(script: &str, dir: &Path, role: &str) -> Result<Command, &
         command.args([flags, "sh", "-c", script]).arg(dir);
         command
     };
-    let may = |flags: &&str| inside(flags, script).output().is_ok_and(|output| output.status.success());
-    let Some(flags) = ["-m", "-Urm"].into_iter().find(may) else { return Err("needs root (mount)") };
+    let may =
+        |flags: &&str| inside(flags, script).output().is_ok_and(|output| output.status.success());
+    let Some(flags) = ["-m", "-Urm"].into_iter().find(may) else {
+        return Err("needs root (mount)");
+    };
     let program = std::env::current_exe().unwrap();
     let script = format!("{script} && exec \"$1\" {role} \"$0\"");
     let mut command = inside(flags, &script);

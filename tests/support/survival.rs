@@ -89,12 +89,14 @@ impl Plan {
             730..740 => {
                 let key = value();
                 // One so large that it is a file of its own.
-                let large = (0..).map(|n| nonce ^ n << 40).find(|n| self::value(&key, *n).len() > 10_000);
+                let large =
+                    (0..).map(|n| nonce ^ n << 40).find(|n| self::value(&key, *n).len() > 10_000);
                 Operation::Move(key, large.unwrap())
             }
-            740..970 => {
-                Operation::Incr(format!("{thread} counter {}", rng.below(10)), rng.below(9) as i64 - 2)
-            }
+            740..970 => Operation::Incr(
+                format!("{thread} counter {}", rng.below(10)),
+                rng.below(9) as i64 - 2,
+            ),
             970..975 => Operation::Flush,
             975..980 if thread == 0 => Operation::Configure(3 + rng.below(3)),
             980..985 => Operation::Maintain,
@@ -232,12 +234,16 @@ fn perform(cache: &Cache, operation: &Operation) -> keepwarm::Result<i64> {
         Operation::Swap(key, nonce) => {
             let token = cache.get_entry::<ByteBuf>(key)?.map(|entry| entry.token);
             let new = ByteBuf::from(value(key, *nonce));
-            i64::from(matches!(cache.compare_and_swap(key, token, &new, Timeout::Default)?, Swap::Stored(_)))
+            i64::from(matches!(
+                cache.compare_and_swap(key, token, &new, Timeout::Default)?,
+                Swap::Stored(_)
+            ))
         }
         Operation::Delete(key) => i64::from(cache.delete(key)?),
         Operation::Move(key, nonce) => {
             cache.set_bytes(key, &value(key, *nonce), Timeout::Default)?;
-            let moved = cache.incr_version(key, 1).and_then(|_| cache.with_version(2).decr_version(key, 1));
+            let moved =
+                cache.incr_version(key, 1).and_then(|_| cache.with_version(2).decr_version(key, 1));
             match moved {
                 // Evicted meanwhile.
                 Err(e) if e.kind() == keepwarm::ErrorKind::NotFound => 0,
@@ -319,14 +325,23 @@ impl Witness {
         self.judge(plan, &reports.received, status, on_a_copy)
     }
 
-    fn judge(&mut self, plan: Plan, received: &[[u64; 3]], status: ExitStatus, on_a_copy: bool) -> Ended {
+    fn judge(
+        &mut self,
+        plan: Plan,
+        received: &[[u64; 3]],
+        status: ExitStatus,
+        on_a_copy: bool,
+    ) -> Ended {
         let mut next = vec![0; plan.threads as usize];
         if !received.is_empty() {
             self.frequencies.clear();
         }
         self.frequencies.push(FREQUENCY);
         for [thread, index, result] in received {
-            assert_eq!(*index, next[*thread as usize], "{plan:?}: thread {thread} reports in order");
+            assert_eq!(
+                *index, next[*thread as usize],
+                "{plan:?}: thread {thread} reports in order"
+            );
             next[*thread as usize] += 1;
             self.acknowledge(plan, &plan.operation(*thread, *index), *result as i64);
         }
@@ -377,7 +392,10 @@ impl Witness {
             Operation::Delete(key) => put(key, Content::Nothing),
             Operation::Incr(key, delta) => {
                 let sums = self.sums(plan, key, *delta);
-                assert!(sums.contains(&result), "{plan:?}: {operation:?} gave {result}, not one of {sums:?}");
+                assert!(
+                    sums.contains(&result),
+                    "{plan:?}: {operation:?} gave {result}, not one of {sums:?}"
+                );
                 self.possible.insert(key.clone(), vec![Content::Count(result)]);
             }
             Operation::Clear => self.possible.clear(),
@@ -392,10 +410,13 @@ impl Witness {
         for operation in begun {
             match operation {
                 Operation::Set(items) => {
-                    outcomes.extend(items.iter().filter(|(k, _)| k == key).map(|(_, n)| Content::Value(*n)));
+                    outcomes.extend(
+                        items.iter().filter(|(k, _)| k == key).map(|(_, n)| Content::Value(*n)),
+                    );
                 }
                 Operation::Add(k, nonce)
-                    if k == key && (plan.tight || self.possible(key).contains(&Content::Nothing)) =>
+                    if k == key
+                        && (plan.tight || self.possible(key).contains(&Content::Nothing)) =>
                 {
                     outcomes.push(Content::Value(*nonce));
                 }
@@ -423,7 +444,8 @@ impl Witness {
         }));
         let frequency = cache.limits().cull_frequency;
         if !self.frequencies.contains(&frequency) {
-            let what = format!("a cull_frequency of {frequency}, not one of {:?}", self.frequencies);
+            let what =
+                format!("a cull_frequency of {frequency}, not one of {:?}", self.frequencies);
             self.fail(plan, dir, &what);
         }
         self.frequencies = vec![frequency];
@@ -441,11 +463,13 @@ impl Witness {
             return 1;
         }
         let mut in_effect = 0;
-        let mut keys: BTreeSet<String> = self.possible.keys().chain(found.keys()).cloned().collect();
+        let mut keys: BTreeSet<String> =
+            self.possible.keys().chain(found.keys()).cloned().collect();
         keys.extend(begun.iter().flat_map(Operation::keys));
         for key in keys {
             let seen = found.get(&key).copied().unwrap_or(Content::Nothing);
-            let (mut possible, outcomes) = (self.possible(&key).to_vec(), self.outcomes(plan, begun, &key));
+            let (mut possible, outcomes) =
+                (self.possible(&key).to_vec(), self.outcomes(plan, begun, &key));
             if plan.tight && seen == Content::Nothing {
                 possible.extend(outcomes);
                 self.possible.insert(key, possible);
@@ -483,8 +507,13 @@ fn contents(cache: &Cache) -> BTreeMap<String, Content> {
             cache.get::<i64>(&key).unwrap().map(Content::Count)
         } else {
             cache.get_bytes(&key).unwrap().map(|bytes| {
-                let nonce = bytes.first_chunk().copied().map(u64::from_le_bytes).unwrap_or_default();
-                assert_eq!(*bytes, *value(&key, nonce), "{key:?} holds what was never stored there");
+                let nonce =
+                    bytes.first_chunk().copied().map(u64::from_le_bytes).unwrap_or_default();
+                assert_eq!(
+                    *bytes,
+                    *value(&key, nonce),
+                    "{key:?} holds what was never stored there"
+                );
                 Content::Value(nonce)
             })
         };

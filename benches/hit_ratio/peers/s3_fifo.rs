@@ -49,7 +49,11 @@ impl S3Fifo {
 
     fn evict(&mut self) {
         while self.small.len() + self.main.len() >= self.capacity {
-            if self.small.len() >= self.small_capacity { self.evict_small() } else { self.evict_main() }
+            if self.small.len() >= self.small_capacity {
+                self.evict_small()
+            } else {
+                self.evict_main()
+            }
         }
     }
 

@@ -126,8 +126,9 @@ impl Sketch {
     fn places(&self, key: u32) -> impl Iterator<Item = usize> + use<> {
         let mask = self.mask;
         (0..ROWS).map(move |row| {
-            let mixed =
-                (u64::from(key) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(row as u32 * 16 + 7);
+            let mixed = (u64::from(key) + 1)
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                .rotate_left(row as u32 * 16 + 7);
             let mixed = mixed.wrapping_mul(0xd6e8_feb8_6659_fd93);
             ((mixed >> 32 & mask) + row * (mask + 1)) as usize
         })

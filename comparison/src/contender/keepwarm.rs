@@ -11,7 +11,9 @@ pub(super) struct Store(Cache);
 
 impl Store {
     pub(super) fn open(dir: &Path, bounds: Bounds) -> Self {
-        Self(Cache::builder(dir).max_entries(bounds.entries).max_bytes(bounds.bytes).open().unwrap())
+        Self(
+            Cache::builder(dir).max_entries(bounds.entries).max_bytes(bounds.bytes).open().unwrap(),
+        )
     }
 }
 

@@ -22,7 +22,8 @@ impl Store {
         // keeps the processes apart; nobody changes the files from outside. Without syncs they are sound as long
         // as the machine runs.
         #[expect(unsafe_code, reason = "heed cannot know who else maps the file")]
-        let env = unsafe { options.flags(EnvFlags::NO_SYNC | EnvFlags::WRITE_MAP).open(dir) }.unwrap();
+        let env =
+            unsafe { options.flags(EnvFlags::NO_SYNC | EnvFlags::WRITE_MAP).open(dir) }.unwrap();
         let mut txn = env.write_txn().unwrap();
         let db = env.create_database(&mut txn, None).unwrap();
         txn.commit().unwrap();

@@ -53,7 +53,9 @@ impl Bounds {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum, Serialize, Deserialize,
+)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
 pub(crate) enum Which {
@@ -171,7 +173,11 @@ mod tests {
             store.set("a", b"two");
             store.set("b", b"three");
             store.set_many(&[(Key::of(1), b"four".to_vec()), (Key::of(2), b"five".to_vec())]);
-            assert_eq!(read(&*store, Key::of(2).as_str()).as_deref(), Some(&b"five"[..]), "{which:?}");
+            assert_eq!(
+                read(&*store, Key::of(2).as_str()).as_deref(),
+                Some(&b"five"[..]),
+                "{which:?}"
+            );
             assert_eq!(read(&*store, "a").as_deref(), Some(&b"two"[..]), "{which:?}");
             assert_eq!((store.incr("n"), store.incr("n"), store.incr("m")), (1, 2, 1), "{which:?}");
             store.flush();

@@ -14,14 +14,17 @@ pub(super) struct Store(sled::Db);
 
 impl Store {
     pub(super) fn open(dir: &Path) -> Self {
-        let config =
-            sled::Config::new().path(dir).mode(sled::Mode::HighThroughput).flush_every_ms(Some(1000));
+        let config = sled::Config::new()
+            .path(dir)
+            .mode(sled::Mode::HighThroughput)
+            .flush_every_ms(Some(1000));
         let started = Instant::now();
         loop {
             match config.open() {
                 // Its threads let go of the files a little after it was dropped; until then it cannot be opened again.
                 Err(sled::Error::Io(e))
-                    if e.to_string().starts_with("could not acquire lock") && started.elapsed() < MOST =>
+                    if e.to_string().starts_with("could not acquire lock")
+                        && started.elapsed() < MOST =>
                 {
                     std::thread::yield_now();
                 }

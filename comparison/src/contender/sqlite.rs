@@ -14,8 +14,7 @@ pub(super) const SETUP: &str = "through rusqlite 0.41, which brings it along; `j
 const SET: &str =
     "INSERT INTO entries VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
 const GET: &str = "SELECT value FROM entries WHERE key = ?1";
-const INCR: &str =
-    "INSERT INTO entries VALUES (?1, 1) ON CONFLICT (key) DO UPDATE SET value = value + 1 RETURNING value";
+const INCR: &str = "INSERT INTO entries VALUES (?1, 1) ON CONFLICT (key) DO UPDATE SET value = value + 1 RETURNING value";
 
 /// Nobody waits so long: a call fails only if something is wrong.
 const BUSY: Duration = Duration::from_secs(60);
@@ -31,7 +30,8 @@ impl Store {
         connection.pragma_update(None, "synchronous", "NORMAL").unwrap();
         // Negative: in KiB. With a memory map in its place all of this is slower, and so is a table with row ids.
         connection.pragma_update(None, "cache_size", -(256 << 10)).unwrap();
-        let table = "CREATE TABLE IF NOT EXISTS entries (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID";
+        let table =
+            "CREATE TABLE IF NOT EXISTS entries (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID";
         connection.execute_batch(table).unwrap();
         Self(Mutex::new(connection))
     }

@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use super::{
-    Backend, Change, Condition, Decoded, Expiry, Item, Limits, NewLimits, Outcome, SharedValue, Stats, Stored,
+    Backend, Change, Condition, Decoded, Expiry, Item, Limits, NewLimits, Outcome, SharedValue,
+    Stats, Stored,
 };
 use crate::entry::Decided;
 use crate::error::{Error, ErrorKind, Result};
@@ -127,7 +128,9 @@ impl MemoryBackend {
                 garbage.take_all(&mut state.table);
                 entries
             }
-            Some(due) => state.evict_while(|table| table.len() > entries.saturating_sub(due), garbage),
+            Some(due) => {
+                state.evict_while(|table| table.len() > entries.saturating_sub(due), garbage)
+            }
         };
         self.count_evicted(state, evicted, "max_entries");
     }
@@ -238,7 +241,9 @@ impl Backend for MemoryBackend {
                 let max_bytes = self.limits.get().max_bytes;
                 if entry_bytes(key, value.len()) > max_bytes {
                     let why = format!("{} bytes of at most {max_bytes}", value.len());
-                    return Err(Error::new(ErrorKind::ValueTooLarge, "store").with_key(key).with_source(why));
+                    return Err(Error::new(ErrorKind::ValueTooLarge, "store")
+                        .with_key(key)
+                        .with_source(why));
                 }
                 Some(Content { value: Bytes::copy_from_slice(value), codec, expires_at, soft })
             }

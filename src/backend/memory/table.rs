@@ -176,7 +176,11 @@ impl Table {
             *slot = None;
             self.free.push(node.slot);
         }
-        Removed { _value: node.content.value, _key: Some(key), _decoded: self.decoded.remove(node.slot) }
+        Removed {
+            _value: node.content.value,
+            _key: Some(key),
+            _decoded: self.decoded.remove(node.slot),
+        }
     }
 }
 

@@ -67,7 +67,8 @@ fn a_cull_frequency_of_zero_clears() {
 
 #[test]
 fn large_caches_make_room_for_one() {
-    let (backend, _) = backend(|o| (o.max_entries, o.cull_frequency) = (INLINE_CULL_ENTRIES + 1, 2));
+    let (backend, _) =
+        backend(|o| (o.max_entries, o.cull_frequency) = (INLINE_CULL_ENTRIES + 1, 2));
     for n in 0..INLINE_CULL_ENTRIES + 5 {
         put(&backend, &n.to_string(), b"");
     }
@@ -83,7 +84,8 @@ fn bytes_are_bounded_and_counted_back() {
         assert!(backend.stats().bytes <= 1 << 20);
     }
     assert_eq!(backend.len(), 10);
-    let refused = backend.commit("large", Condition::Always, store(&vec![0; 1 << 20], None)).unwrap_err();
+    let refused =
+        backend.commit("large", Condition::Always, store(&vec![0; 1 << 20], None)).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ValueTooLarge);
     assert_eq!(backend.len(), 10);
     // An overwrite that grows evicts others, never itself.
@@ -127,7 +129,8 @@ fn maintenance_reaps_everything_that_has_expired() {
     let (backend, clock) = backend(|_| ());
     let half: u64 = if cfg!(miri) { 50 } else { 500 };
     for n in 0..2 * half {
-        let expires_at = (n % 2 == 0).then(|| clock.now().checked_add(Duration::from_secs(1))).flatten();
+        let expires_at =
+            (n % 2 == 0).then(|| clock.now().checked_add(Duration::from_secs(1))).flatten();
         backend.commit(&n.to_string(), Condition::Always, store(b"", expires_at)).unwrap();
     }
     clock.advance(Duration::from_secs(1));
@@ -146,12 +149,20 @@ fn conditions_are_checked_and_tokens_grow() {
         Outcome::Refused { current: None }
     );
     let first = put(&backend, "a", b"1");
-    assert_eq!(refused(Condition::Absent, store(b"", None)), Outcome::Refused { current: Some(first) });
+    assert_eq!(
+        refused(Condition::Absent, store(b"", None)),
+        Outcome::Refused { current: Some(first) }
+    );
     let second = put(&backend, "a", b"2");
     assert!(second > first);
-    assert_eq!(refused(Condition::Token(first), Change::Delete), Outcome::Refused { current: Some(second) });
+    assert_eq!(
+        refused(Condition::Token(first), Change::Delete),
+        Outcome::Refused { current: Some(second) }
+    );
     let touched = refused(Condition::Token(second), Change::Touch { expires_at: None });
-    assert!(matches!(touched, Outcome::Done { token: Some(token), existed: true } if token > second));
+    assert!(
+        matches!(touched, Outcome::Done { token: Some(token), existed: true } if token > second)
+    );
     let gone = refused(Condition::Present, store(b"", Some(Timestamp::default())));
     assert_eq!(gone, Outcome::Done { token: None, existed: true });
     assert_eq!(backend.len(), 0);

@@ -89,7 +89,9 @@ impl Home {
             }
             None => {
                 let why = "what the entries cannot be read without is lost";
-                return Err(Error::new(ErrorKind::Corrupt, "open").with_path(&dir).with_source(why));
+                return Err(Error::new(ErrorKind::Corrupt, "open")
+                    .with_path(&dir)
+                    .with_source(why));
             }
         };
         let first = facts.sequences;
@@ -143,7 +145,9 @@ impl Home {
         let mut facts = self.facts();
         let Some(generation) = facts.generation.checked_add(1) else {
             let why = "4,294,967,295 clears are as many as a directory can have; remove it";
-            return Err(Error::new(ErrorKind::Overflow, "clear").with_path(&self.path).with_source(why));
+            return Err(Error::new(ErrorKind::Overflow, "clear")
+                .with_path(&self.path)
+                .with_source(why));
         };
         let next = Facts { generation, ..facts.clone() };
         self.write(&next)?;
@@ -185,8 +189,9 @@ impl Home {
 impl Facts {
     fn decode(bytes: &[u8]) -> Result<Self> {
         let damaged = || Error::new(ErrorKind::Corrupt, "open");
-        let facts: Self =
-            meta::unseal(bytes).and_then(|body| rmp_serde::from_slice(body).ok()).ok_or_else(damaged)?;
+        let facts: Self = meta::unseal(bytes)
+            .and_then(|body| rmp_serde::from_slice(body).ok())
+            .ok_or_else(damaged)?;
         if facts.format > FORMAT {
             let why = format!("format {}; this version knows format {FORMAT}", facts.format);
             return Err(Error::new(ErrorKind::UnsupportedFormat, "open").with_source(why));
@@ -198,8 +203,8 @@ impl Facts {
 /// The lock file, locked.
 fn take(dir: &Path) -> Result<File> {
     let path = dir.join("locks");
-    let locked =
-        file::open_or_create(&path).and_then(|(file, _)| Ok((lock::try_lock(&file, PROCESS)?, file)));
+    let locked = file::open_or_create(&path)
+        .and_then(|(file, _)| Ok((lock::try_lock(&file, PROCESS)?, file)));
     match locked.map_err(|e| Error::io("lock", &path, e))? {
         (true, file) => Ok(file),
         (false, _) => {

@@ -13,7 +13,9 @@ mod table;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::{Backend, Change, CheckReport, Condition, Item, Limits, NewLimits, Outcome, Stats, Stored};
+use super::{
+    Backend, Change, CheckReport, Condition, Item, Limits, NewLimits, Outcome, Stats, Stored,
+};
 use crate::engine::counters::Counters;
 use crate::error::{Error, Result};
 use crate::limits::OwnLimits;
@@ -36,7 +38,13 @@ impl SledBackend {
         let counters = Arc::new(Counters::default());
         let limits = Arc::new(OwnLimits::new(options.limits()));
         let store = Store::open(&dir, options, limits.clone(), counters.clone())?;
-        Ok(Self { dir, options: options.clone(), limits, counters, store: RwLock::new(Some(store)) })
+        Ok(Self {
+            dir,
+            options: options.clone(),
+            limits,
+            counters,
+            store: RwLock::new(Some(store)),
+        })
     }
 
     /// `work` with the store, opened if it was closed. No code of users may run in it.
@@ -47,8 +55,12 @@ impl SledBackend {
             }
             let mut closed = self.store.write().unwrap_or_else(PoisonError::into_inner);
             if closed.is_none() {
-                *closed =
-                    Some(Store::open(&self.dir, &self.options, self.limits.clone(), self.counters.clone())?);
+                *closed = Some(Store::open(
+                    &self.dir,
+                    &self.options,
+                    self.limits.clone(),
+                    self.counters.clone(),
+                )?);
             }
         }
     }

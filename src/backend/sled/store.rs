@@ -148,10 +148,17 @@ impl Store {
         Ok(swapped.map_err(|e| self.home.error("write", e))?.is_ok())
     }
 
-    pub(super) fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
+    pub(super) fn commit(
+        &self,
+        key: &str,
+        condition: Condition,
+        change: Change<'_>,
+    ) -> Result<Outcome> {
         if key.len() > MAX_KEY_LEN {
-            let why =
-                format!("{} bytes with prefix and version; at most {MAX_KEY_LEN} are possible", key.len());
+            let why = format!(
+                "{} bytes with prefix and version; at most {MAX_KEY_LEN} are possible",
+                key.len()
+            );
             return Err(Error::new(ErrorKind::InvalidKey, "set").with_source(why));
         }
         if let Change::Store { .. } = change {
@@ -184,10 +191,13 @@ impl Store {
                         }
                         (_, Some(record)) => {
                             match record.verified_body().and_then(|b| touched(record.flags, b)) {
-                                Some((flags, body)) => (draft(record.codec, flags, &[], body), body),
+                                Some((flags, body)) => {
+                                    (draft(record.codec, flags, &[], body), body)
+                                }
                                 None => {
                                     // A reader would say so too: there is no entry.
-                                    old.clone().map_or(Ok(()), |damaged| self.forget(key, damaged))?;
+                                    old.clone()
+                                        .map_or(Ok(()), |damaged| self.forget(key, damaged))?;
                                     continue;
                                 }
                             }
@@ -227,7 +237,9 @@ impl Store {
         let bytes = |len: u32| (key.len() as u64) + u64::from(len);
         let Some(len) = draft.len().filter(|len| bytes(*len) <= max_bytes) else {
             let why = format!("{} bytes of at most {max_bytes}", draft.body_len);
-            return Err(Error::new(ErrorKind::ValueTooLarge, "store").with_key(key).with_source(why));
+            return Err(Error::new(ErrorKind::ValueTooLarge, "store")
+                .with_key(key)
+                .with_source(why));
         };
         let prepared = Prepared::new(draft, len, self.home.place(), key.as_bytes(), body);
         let _stripe = self.stripe(key);
@@ -237,7 +249,8 @@ impl Store {
             Ok(before) => before,
             Err(again) => return Ok(Err(again)),
         };
-        let record = prepared.encode(Stamp { sequence, generation, expires_at }, key.as_bytes(), body);
+        let record =
+            prepared.encode(Stamp { sequence, generation, expires_at }, key.as_bytes(), body);
         let swapped = self.swap(key, old, Some(record));
         if !matches!(swapped, Ok(true)) {
             self.books().restore(key, before, generation);
@@ -262,8 +275,10 @@ impl Store {
         let books = self.books();
         let first = usize::try_from(cursor).unwrap_or(usize::MAX).min(books.table.slots());
         let end = first.saturating_add(ENTRIES_PER_HOLD).min(books.table.slots());
-        let keys: Vec<Arc<str>> =
-            (first..end).filter_map(|slot| books.table.at(slot)).map(|(key, _)| key.clone()).collect();
+        let keys: Vec<Arc<str>> = (first..end)
+            .filter_map(|slot| books.table.at(slot))
+            .map(|(key, _)| key.clone())
+            .collect();
         let more = end < books.table.slots();
         drop(books);
         let mut batch = Vec::with_capacity(keys.len());

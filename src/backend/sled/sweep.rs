@@ -142,7 +142,9 @@ impl Store {
         let mut expired: Vec<Chosen> = Vec::new();
         for _ in 0..slots.min(books.table.slots()) {
             books.swept = (books.swept + 1) % books.table.slots();
-            if let Some((key, entry)) = books.table.at(books.swept).filter(|(_, e)| e.has_expired(now)) {
+            if let Some((key, entry)) =
+                books.table.at(books.swept).filter(|(_, e)| e.has_expired(now))
+            {
                 expired.push((key.clone(), entry.token));
             }
         }

@@ -119,7 +119,8 @@ fn a_directory_of_somebody_else_is_left_alone() {
 
     let place = Place::new(|_| ());
     drop(place.open());
-    let refused = crate::backend::FileBackend::open(place.dir.path(), &place.options).err().unwrap();
+    let refused =
+        crate::backend::FileBackend::open(place.dir.path(), &place.options).err().unwrap();
     assert_eq!(refused.kind(), ErrorKind::NotACache);
 }
 
@@ -236,7 +237,8 @@ fn a_damaged_record_is_a_miss_and_is_counted_once() {
             .unwrap();
     };
     let whole = put(&backend, "a", b"8 bytes.");
-    let len = backend.with(|store| Ok(store.home.entries.get("a").unwrap().unwrap().len())).unwrap();
+    let len =
+        backend.with(|store| Ok(store.home.entries.get("a").unwrap().unwrap().len())).unwrap();
     assert!(whole > 0 && len == 56);
     for (n, at) in (0..len).enumerate() {
         put(&backend, "a", b"8 bytes.");
@@ -332,6 +334,8 @@ fn damaged_files_of_sled_give_no_wrong_value() {
         fs::remove_dir_all(place.dir.path().join("sled")).unwrap();
         fs::create_dir(place.dir.path().join("sled")).unwrap();
     }
-    println!("41 damaged files: {refused} refused; of the others' values {found} found, {missing} missing");
+    println!(
+        "41 damaged files: {refused} refused; of the others' values {found} found, {missing} missing"
+    );
     assert!(found > 0);
 }

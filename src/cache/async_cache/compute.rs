@@ -142,7 +142,9 @@ impl AsyncCache {
                 Step::Wait(ticket) => {
                     let landed = ticket.await;
                     let is_small = landed.as_ref().is_none_or(|value| value.len() < LARGE_VALUE);
-                    if let Some(value) = make(&call, is_small, |call| Ok(call.landed(landed))).await? {
+                    if let Some(value) =
+                        make(&call, is_small, |call| Ok(call.landed(landed))).await?
+                    {
                         return Ok(value);
                     }
                     make(&call, self.reads_here(&call), begin).await?
@@ -157,9 +159,12 @@ impl AsyncCache {
                         Ok(value) => value,
                         Err(error) => return call.failed(turn).ok_or(ComputeError::Compute(error)),
                     };
-                    let Some(computed) = call.computed(&value, &turn, &lifespans) else { return Ok(value) };
+                    let Some(computed) = call.computed(&value, &turn, &lifespans) else {
+                        return Ok(value);
+                    };
                     let len = computed.len();
-                    let keep = move |call: &Call<'_>| Ok(call.keep(&computed, turn.leader, &lifespans));
+                    let keep =
+                        move |call: &Call<'_>| Ok(call.keep(&computed, turn.leader, &lifespans));
                     return Ok(match self.write(&call, len, keep).await {
                         Ok(theirs) => theirs.unwrap_or(value),
                         Err(error) => {

@@ -98,13 +98,16 @@ where
             // Whatever is awaited is in `self`, so that it is there for the next call if this one is dropped.
             (self.batch, self.rest) = match &mut self.rest {
                 Rest::Nothing => return None,
-                Rest::Here(_) => match (mem::replace(&mut self.rest, Rest::Nothing), Handle::try_current()) {
-                    (Rest::Here(items), Ok(runtime)) => {
-                        (VecDeque::new(), Rest::Away(runtime.spawn_blocking(move || fill(items))))
+                Rest::Here(_) => {
+                    match (mem::replace(&mut self.rest, Rest::Nothing), Handle::try_current()) {
+                        (Rest::Here(items), Ok(runtime)) => (
+                            VecDeque::new(),
+                            Rest::Away(runtime.spawn_blocking(move || fill(items))),
+                        ),
+                        (Rest::Here(items), Err(_)) => fill(items),
+                        (rest, _) => (VecDeque::new(), rest),
                     }
-                    (Rest::Here(items), Err(_)) => fill(items),
-                    (rest, _) => (VecDeque::new(), rest),
-                },
+                }
                 Rest::Away(filling) => joined(filling.await, "iter")
                     .unwrap_or_else(|error| (VecDeque::from([Err(error)]), Rest::Nothing)),
             };

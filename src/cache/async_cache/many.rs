@@ -64,7 +64,9 @@ impl AsyncCache {
         let mut stored = 0;
         for (key, value) in items {
             consume_budget().await;
-            self.set(key.as_ref(), &value, timeout).await.map_err(|error| about(error, "warm", None))?;
+            self.set(key.as_ref(), &value, timeout)
+                .await
+                .map_err(|error| about(error, "warm", None))?;
             stored += 1;
         }
         Ok(stored)

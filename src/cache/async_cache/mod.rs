@@ -138,9 +138,8 @@ async fn pause(duration: Duration) -> Result<()> {
 fn joined<R>(given: Result<R, JoinError>, name: &'static str) -> Result<R> {
     given.map_err(|error| match error.try_into_panic() {
         Ok(panic) => resume_unwind(panic),
-        Err(error) => {
-            Error::new(ErrorKind::Interrupted, name).with_source(format!("the runtime ends: {error}"))
-        }
+        Err(error) => Error::new(ErrorKind::Interrupted, name)
+            .with_source(format!("the runtime ends: {error}")),
     })
 }
 
@@ -297,7 +296,11 @@ impl AsyncCache {
     }
 
     /// Calls `f` elsewhere.
-    async fn chore<R: Send + 'static>(&self, name: &'static str, f: fn(&Cache) -> Result<R>) -> Result<R> {
+    async fn chore<R: Send + 'static>(
+        &self,
+        name: &'static str,
+        f: fn(&Cache) -> Result<R>,
+    ) -> Result<R> {
         let cache = self.cache.clone();
         elsewhere(name, move || f(&cache)).await
     }

@@ -98,14 +98,22 @@ impl AsyncCache {
     ) -> Result<()> {
         let call = self.cache.call("set", key)?;
         let (encoded, expires_at) = (call.encode(value)?, self.cache.expiry(timeout));
-        self.write(&call, encoded.len(), move |call| call.set(Codec::MessagePack, &encoded, expires_at)).await
+        self.write(&call, encoded.len(), move |call| {
+            call.set(Codec::MessagePack, &encoded, expires_at)
+        })
+        .await
     }
 
     /// As [`Cache::set_bytes`](crate::Cache::set_bytes). A value that leaves the thread is copied once more.
     ///
     /// # Errors
     /// As [`Cache::set_bytes`](crate::Cache::set_bytes).
-    pub async fn set_bytes(&self, key: &str, value: &[u8], timeout: impl Into<Timeout>) -> Result<()> {
+    pub async fn set_bytes(
+        &self,
+        key: &str,
+        value: &[u8],
+        timeout: impl Into<Timeout>,
+    ) -> Result<()> {
         let call = self.cache.call("set_bytes", key)?;
         let expires_at = self.cache.expiry(timeout);
         if self.writes_here(value.len()) {
@@ -265,7 +273,9 @@ impl AsyncCache {
     /// # Errors
     /// As [`Cache::lease`](crate::Cache::lease).
     pub async fn lease(&self, key: &str, duration: Duration) -> Result<Option<AsyncLease>> {
-        let lease = self.write(&self.cache.call("lease", key)?, 0, move |call| call.lease(duration)).await?;
+        let lease = self
+            .write(&self.cache.call("lease", key)?, 0, move |call| call.lease(duration))
+            .await?;
         Ok(lease.map(AsyncLease::new))
     }
 }

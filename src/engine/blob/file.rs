@@ -363,8 +363,9 @@ impl OpenBlob {
                 read => read?,
             }
             let is_it = BlobRef::from_header(&header).is_some_and(|(found, _)| found == reference);
-            let is_whole =
-                reference.file_len().is_some_and(|len| file.metadata().is_ok_and(|m| m.len() >= len));
+            let is_whole = reference
+                .file_len()
+                .is_some_and(|len| file.metadata().is_ok_and(|m| m.len() >= len));
             Ok((is_it && is_whole).then_some(Self { file, reference }))
         };
         open().map_err(|e| Error::io("open blob", path, e))
@@ -388,7 +389,9 @@ impl OpenBlob {
             .and_then(|()| self.file.read_exact_at(&mut check, checks_at + number * 4));
         match read {
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-            read => read.map(|()| u32::from_le_bytes(check) == check_of(self.reference.salt, number, chunk)),
+            read => read.map(|()| {
+                u32::from_le_bytes(check) == check_of(self.reference.salt, number, chunk)
+            }),
         }
     }
 
@@ -413,10 +416,11 @@ impl OpenBlob {
         let map = Map::to_read(&self.file, file_len)?;
         let value = map.bytes(HEADER_LEN, len).unwrap_or_default();
         let checks = map.bytes(HEADER_LEN + len, file_len - HEADER_LEN - len).unwrap_or_default();
-        let is_sound =
-            value.chunks(CHUNK).zip(checks.chunks_exact(4)).zip(0..).all(|((chunk, check), number)| {
+        let is_sound = value.chunks(CHUNK).zip(checks.chunks_exact(4)).zip(0..).all(
+            |((chunk, check), number)| {
                 check == check_of(self.reference.salt, number, chunk).to_le_bytes()
-            });
+            },
+        );
         Ok(is_sound.then(|| {
             self.file.leave_to_map();
             Bytes::from_owner(Mapped { map, len })

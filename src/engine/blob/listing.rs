@@ -71,11 +71,16 @@ mod tests {
     #[test]
     fn a_change_in_the_same_tick_as_the_listing_is_not_missed() {
         let (mut listing, start) = (Listing::default(), Instant::now());
-        let mut state =
-            |changed_at, ms| listing.state((1, changed_at), Haste::Now, start + Duration::from_millis(ms));
+        let mut state = |changed_at, ms| {
+            listing.state((1, changed_at), Haste::Now, start + Duration::from_millis(ms))
+        };
         assert_eq!(state(5, 0), Names::Wanted);
         assert_eq!(state(5, 2_900), Names::Wanted, "the clock may not have ticked since");
-        assert_eq!(state(5, 3_100), Names::Wanted, "there may have been a change after the last listing");
+        assert_eq!(
+            state(5, 3_100),
+            Names::Wanted,
+            "there may have been a change after the last listing"
+        );
         assert_eq!(state(5, 3_200), Names::Known);
         assert_eq!(state(6, 3_300), Names::Wanted);
         assert_eq!(state(5, 9_000), Names::Wanted, "a clock that was set back");

@@ -129,9 +129,12 @@ impl Blob {
 
     /// The same, with the hashes that are in its file now.
     fn look_again(&mut self, name: u128, file: &File, index: &impl Naming) -> Result<bool> {
-        let contents = contents(file).map_err(|e| Error::new(ErrorKind::Io, "read").with_source(e))?;
+        let contents =
+            contents(file).map_err(|e| Error::new(ErrorKind::Io, "read").with_source(e))?;
         // In one that is damaged now there may have been more, but nobody can read it any more.
-        if let Some(Contents { hashes, .. }) = contents.filter(|c| c.hashes.len() > self.hashes.len()) {
+        if let Some(Contents { hashes, .. }) =
+            contents.filter(|c| c.hashes.len() > self.hashes.len())
+        {
             self.hashes = hashes;
         }
         self.owners = index.find_all(&self.hashes, name)?;
@@ -152,7 +155,9 @@ impl Pin<'_> {
     pub(crate) fn keep(&self) {
         // Locked until it is done: whoever counts what there is sees the blob on the one side or on the other.
         let mut known = self.blobs.lock();
-        if let Some(account) = known.blobs.get_mut(&self.reference.name).and_then(|b| b.account.take()) {
+        if let Some(account) =
+            known.blobs.get_mut(&self.reference.name).and_then(|b| b.account.take())
+        {
             // First: for another process it counts twice for a moment, and never not at all.
             if let Err(error) = give_up_claim(&self.file) {
                 tracing::warn!(%error, "the bytes of a blob count as those of its writer until it is closed");
@@ -254,8 +259,8 @@ impl Blobs {
                 continue;
             }
             let path = self.path(name);
-            let looked =
-                files::open_to_read(&path).and_then(|file| Ok((is_claimed(&file)?, contents(&file)?)));
+            let looked = files::open_to_read(&path)
+                .and_then(|file| Ok((is_claimed(&file)?, contents(&file)?)));
             match looked {
                 Ok((is_claimed, Some(contents))) => {
                     known.blobs.insert(name, Blob { is_claimed, ..Blob::new(contents, None) });
@@ -287,7 +292,12 @@ impl Blobs {
     #[cfg(test)]
     pub(crate) fn names(&self) -> Vec<u128> {
         let known = self.lock();
-        known.blobs.iter().filter(|(_, blob)| blob.life == Life::Alive).map(|(name, _)| *name).collect()
+        known
+            .blobs
+            .iter()
+            .filter(|(_, blob)| blob.life == Life::Alive)
+            .map(|(name, _)| *name)
+            .collect()
     }
 
     /// The bytes that those take which are alive, and those that are dead and that nobody keeps.
@@ -325,10 +335,12 @@ impl Blobs {
     /// If its file cannot be opened; [`Busy`](ErrorKind::Busy) if a process that was about to remove it was stopped.
     pub(crate) fn pin(&self, reference: BlobRef) -> Result<Option<Pin<'_>>> {
         let path = self.path(reference.name);
-        let opened =
-            OwnFile::to_lock(|| files::open_to_read(&path)).and_then(|file| Ok((hold(&file)?, file)));
+        let opened = OwnFile::to_lock(|| files::open_to_read(&path))
+            .and_then(|file| Ok((hold(&file)?, file)));
         match opened {
-            Ok((Hold::Held, file)) => Ok(Some(Pin { blobs: self, reference, file: Arc::new(file) })),
+            Ok((Hold::Held, file)) => {
+                Ok(Some(Pin { blobs: self, reference, file: Arc::new(file) }))
+            }
             Ok((Hold::Gone, _)) => Ok(None),
             Ok((Hold::Busy, _)) => Err(Error::new(ErrorKind::Busy, "keep blob").with_path(&path)),
             Err(e) if is_none_of_ours(&e) => Ok(None),

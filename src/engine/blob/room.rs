@@ -27,8 +27,13 @@ impl Engine {
     }
 
     /// Adds bytes to a blob, and the space for them.
-    pub(in crate::engine) fn write_blob(&self, writer: &mut BlobWriter, bytes: &[u8]) -> Result<()> {
-        let (len, most) = (writer.len() + bytes.len() as u64, layout::max_blob_len(self.log.budget()));
+    pub(in crate::engine) fn write_blob(
+        &self,
+        writer: &mut BlobWriter,
+        bytes: &[u8],
+    ) -> Result<()> {
+        let (len, most) =
+            (writer.len() + bytes.len() as u64, layout::max_blob_len(self.log.budget()));
         if len > most {
             let why = format!("{len} bytes of at most {most}");
             return Err(Error::new(ErrorKind::ValueTooLarge, "write").with_source(why));
@@ -40,7 +45,8 @@ impl Engine {
         }
         let (mut written, mut left) = (0, GIVEN_UP_FOR_A_PIECE);
         while let Err(e) = writer.write(&bytes[written..], &mut written) {
-            let is_full = matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+            let is_full =
+                matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
             left = left.saturating_sub(1);
             if !is_full || left == 0 || !self.give_up_oldest()? {
                 return Err(Error::io("write blob", writer.path(), e));
@@ -94,7 +100,9 @@ impl Engine {
             .blobs
             .owners()
             .into_iter()
-            .filter_map(|(name, (hash, word))| Some((name, self.index.slot_of(hash, word)?, word.age())))
+            .filter_map(|(name, (hash, word))| {
+                Some((name, self.index.slot_of(hash, word)?, word.age()))
+            })
             .max_by_key(|(_, slot, age)| (self.hints.get(*slot).age(clock), Reverse(*age)));
         let Some((coldest, ..)) = coldest else { return Ok(false) };
         let mut evicted = 0;

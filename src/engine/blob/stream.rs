@@ -43,8 +43,10 @@ impl Pieces for BlobSource {
                 if let Some(attached) = self.attached.upgrade() {
                     attached.drop_named(self.owner);
                 }
-                let why =
-                    format!("the bytes from {} on are not those that were stored", number * CHUNK as u64);
+                let why = format!(
+                    "the bytes from {} on are not those that were stored",
+                    number * CHUNK as u64
+                );
                 return Err(Error::new(ErrorKind::Damaged, "read").with_source(why));
             }
             self.number = Some(number);
@@ -102,7 +104,8 @@ impl Spool for Spooled {
         let Self { attached, small, large } = *self;
         let blob: Option<Pin<'_>> =
             large.map(|writer| attached.seal_blob(writer, key.as_bytes())).transpose()?;
-        let change = Change::Store { value: &small, codec: Codec::Raw, expires_at, soft: Soft::default() };
+        let change =
+            Change::Store { value: &small, codec: Codec::Raw, expires_at, soft: Soft::default() };
         attached.commit_with(key.as_bytes(), Condition::Always, change, blob)?;
         Ok(())
     }

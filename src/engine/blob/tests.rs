@@ -53,7 +53,8 @@ impl Two {
     fn new() -> Self {
         let (dir, space) = (tempfile::tempdir().unwrap(), SpaceInUse::default());
         let counts = tempfile::tempfile().unwrap();
-        let index = Index::create(&counts, Geometry::for_entries(100, 16), Membership::alone()).unwrap();
+        let index =
+            Index::create(&counts, Geometry::for_entries(100, 16), Membership::alone()).unwrap();
         space.attach(Arc::new(index));
         assert_eq!(space_for(LEN as u64), SPACE);
         let open = || Blobs::open(dir.path(), &space).unwrap();
@@ -165,8 +166,11 @@ fn what_somebody_reads_stays_and_counts() {
     for is_mapped in [false, true] {
         let reference = publish(&two.mine, 1, &two.index);
         let open = two.theirs.open_blob(reference).unwrap().unwrap();
-        let (file, bytes) =
-            if is_mapped { (None, Some(open.load().unwrap().unwrap())) } else { (Some(open), None) };
+        let (file, bytes) = if is_mapped {
+            (None, Some(open.load().unwrap().unwrap()))
+        } else {
+            (Some(open), None)
+        };
         two.index.remove(1);
         for _ in 0..2 {
             assert!(two.dead().is_empty());

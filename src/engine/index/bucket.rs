@@ -147,7 +147,11 @@ mod tests {
                 for flip in (1..=255u64).step_by(if cfg!(miri) { 50 } else { 1 }) {
                     let before = bucket.word(slot);
                     bucket.set_word(slot, Word(before.0 ^ flip << (8 * byte)));
-                    assert_ne!(bucket.computed_check(), check, "slot {slot} byte {byte} flip {flip:#x}");
+                    assert_ne!(
+                        bucket.computed_check(),
+                        check,
+                        "slot {slot} byte {byte} flip {flip:#x}"
+                    );
                     bucket.set_word(slot, before);
                 }
             }
@@ -164,6 +168,10 @@ mod tests {
         let lost = locked.unlocked(9, true);
         assert!(lost.has_lost() && !again.has_lost());
         assert!(lost.locked_by(42).unlocked(9, false).has_lost(), "for good");
-        assert_eq!(Control(LOW & !3).locked_by(1).unlocked(0, false), Control(0), "the version wraps");
+        assert_eq!(
+            Control(LOW & !3).locked_by(1).unlocked(0, false),
+            Control(0),
+            "the version wraps"
+        );
     }
 }

@@ -80,7 +80,8 @@ impl Index {
     /// Walks the chain of `hash` and asks `probe` about each word with its tag.
     pub(crate) fn find(&self, hash: u64, mut probe: impl FnMut(Word) -> Probe) -> Found {
         let primary = self.primary_of(hash);
-        let mut found = Found { control: Control(0), entry: None, unreadable: None, damaged: false };
+        let mut found =
+            Found { control: Control(0), entry: None, unreadable: None, damaged: false };
         let Some(bucket) = self.bucket(primary) else { return found };
         found.control = bucket.control();
         let (mut number, mut bucket) = (primary, bucket);
@@ -169,10 +170,17 @@ impl Index {
 
     /// All entry words with their slots, one bucket after the other. Some may be in buckets that a process was about to link
     /// when it died: see [`is_reached`](Index::is_reached).
-    pub(crate) fn entries(&self, buckets: std::ops::Range<u32>) -> impl Iterator<Item = (Slot, Word)> + '_ {
-        buckets.filter_map(|number| Some((number, self.bucket(number)?))).flat_map(|(number, bucket)| {
-            SLOTS.map(move |slot| (Slot::new(number, slot), bucket.word(slot))).filter(|(_, w)| w.is_entry())
-        })
+    pub(crate) fn entries(
+        &self,
+        buckets: std::ops::Range<u32>,
+    ) -> impl Iterator<Item = (Slot, Word)> + '_ {
+        buckets.filter_map(|number| Some((number, self.bucket(number)?))).flat_map(
+            |(number, bucket)| {
+                SLOTS
+                    .map(move |slot| (Slot::new(number, slot), bucket.word(slot)))
+                    .filter(|(_, w)| w.is_entry())
+            },
+        )
     }
 
     /// All entry words that a key leads to, with their slots. Costs more.
@@ -215,7 +223,9 @@ impl Index {
             let control = bucket.control();
             let found = SLOTS.map(|slot| bucket.word(slot)).filter(|w| w.is_entry());
             let found: Vec<Word> = found.collect();
-            if self.is_damaged_bucket(primary, length, control, bucket) && bucket.control() == control {
+            if self.is_damaged_bucket(primary, length, control, bucket)
+                && bucket.control() == control
+            {
                 break;
             }
             // One that moved to the next bucket meanwhile is seen twice.
@@ -235,7 +245,8 @@ impl Index {
             let control = || self.bucket(primary).map(Bucket::control);
             let before = control();
             let damaged = self.damaged_in_chain(primary);
-            let is_at_rest = control() == before && before.is_some_and(|control| !control.is_locked());
+            let is_at_rest =
+                control() == before && before.is_some_and(|control| !control.is_locked());
             if is_at_rest { damaged } else { Vec::new() }
         };
         (0..self.geometry.primaries).flat_map(damaged_in).collect()

@@ -82,7 +82,8 @@ impl Index {
         let word = &self.words()[at::COUNT];
         let mut seen = word.load(Ordering::Acquire);
         while (seen >> 32) as u32 == generation {
-            let count = u32::try_from((i64::from(seen as u32) + missing).max(0)).unwrap_or(u32::MAX);
+            let count =
+                u32::try_from((i64::from(seen as u32) + missing).max(0)).unwrap_or(u32::MAX);
             let corrected = u64::from(generation) << 32 | u64::from(count);
             match word.compare_exchange_weak(seen, corrected, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return,
@@ -133,12 +134,15 @@ impl Index {
             let before = word.load(Ordering::Acquire);
             let mine = next() | u64::from(self.owner()) << 1 | 1;
             let is_free = before == 0 || (wait.asks() && !self.is_alive((before >> 1) as u32));
-            if is_free && word.compare_exchange(before, mine, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            if is_free
+                && word.compare_exchange(before, mine, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+            {
                 // Another may have ended since this one looked which generation is next.
                 let now = (mine & OWNER) | next();
                 let _ = word.compare_exchange(mine, now, Ordering::AcqRel, Ordering::Relaxed);
                 // Who died with it may have stamped its record, and a recovery must not be the first to heed that.
-                let unfinished = before != 0 && before >> GENERATION_SHIFT == next() >> GENERATION_SHIFT;
+                let unfinished =
+                    before != 0 && before >> GENERATION_SHIFT == next() >> GENERATION_SHIFT;
                 return Ok(ClearLock {
                     index: self,
                     unfinished,
@@ -187,8 +191,8 @@ impl ClearLock<'_> {
             return Ok(());
         }
         let word = &self.index.words()[at::CLEAR_LOCK];
-        let is_next =
-            u64::from(self.index.generation().wrapping_add(1)) << GENERATION_SHIFT == self.mine & !OWNER;
+        let is_next = u64::from(self.index.generation().wrapping_add(1)) << GENERATION_SHIFT
+            == self.mine & !OWNER;
         // A clear of the dead that was not done is left to whoever comes next.
         let left = if self.unfinished && is_next { self.before } else { 0 };
         match word.compare_exchange(self.mine, left, Ordering::AcqRel, Ordering::Relaxed) {

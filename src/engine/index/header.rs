@@ -71,7 +71,8 @@ impl Index {
     /// Counts `delta` more bytes of blobs.
     pub(crate) fn add_blob_bytes(&self, delta: i64) {
         let word = &self.words()[at::BLOB_BYTES];
-        let _ =
-            word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |b| Some(b.saturating_add_signed(delta)));
+        let _ = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |b| {
+            Some(b.saturating_add_signed(delta))
+        });
     }
 }

@@ -107,7 +107,13 @@ pub(crate) struct Locked<'a> {
 }
 
 impl<'a> Locked<'a> {
-    fn new(index: &'a Index, primary: u32, bucket: Bucket<'a>, before: Control, locked: Control) -> Self {
+    fn new(
+        index: &'a Index,
+        primary: u32,
+        bucket: Bucket<'a>,
+        before: Control,
+        locked: Control,
+    ) -> Self {
         Self {
             index,
             primary,
@@ -138,7 +144,10 @@ impl<'a> Locked<'a> {
         if self.bucket.swap_control(self.locked, unlocked) {
             return Ok(());
         }
-        tracing::error!(bucket = self.primary, "the lock of a bucket was taken over while it was held");
+        tracing::error!(
+            bucket = self.primary,
+            "the lock of a bucket was taken over while it was held"
+        );
         Err(Stolen)
     }
 }

@@ -139,7 +139,8 @@ impl Index {
             return Ok(Some(HeldTurn { locks: None, turn }));
         };
         let taken = lock::try_lock(locks, turn.byte());
-        let taken = taken.map_err(|e| Error::new(ErrorKind::Io, "lock the directory").with_source(e))?;
+        let taken =
+            taken.map_err(|e| Error::new(ErrorKind::Io, "lock the directory").with_source(e))?;
         if taken {
             self.goes_on(turn);
         }
@@ -192,8 +193,10 @@ impl Index {
             if now != turns {
                 (turns, turned) = (now, Instant::now());
             }
-            let is_over =
-                || turned.elapsed() > turn.patience() || started.elapsed() > MOST_TURNS * turn.patience();
+            let is_over = || {
+                turned.elapsed() > turn.patience()
+                    || started.elapsed() > MOST_TURNS * turn.patience()
+            };
             if wait.gave_time() && is_over() {
                 return Err(busy("lock the directory"));
             }
@@ -273,13 +276,16 @@ impl Index {
             return true;
         }
         (1..=MOST_PROCESSES).contains(&number)
-            && self.member(number)[0].load(Ordering::Acquire) == u64::from(owner >> NUMBER_BITS) | ATTACHED
+            && self.member(number)[0].load(Ordering::Acquire)
+                == u64::from(owner >> NUMBER_BITS) | ATTACHED
             && self.is_held(number)
     }
 
     /// Whether another process holds the byte of `number`. If nobody can say, yes: what it holds must not be taken over.
     fn is_held(&self, number: u32) -> bool {
-        let Some(locks) = self.membership.locks.as_ref().filter(|_| number != self.membership.number) else {
+        let Some(locks) =
+            self.membership.locks.as_ref().filter(|_| number != self.membership.number)
+        else {
             return false;
         };
         lock::is_held(locks, i64::from(number)).unwrap_or(true)
@@ -312,7 +318,9 @@ impl Index {
             let seen = word.load(Ordering::Acquire);
             // Whoever comes under this number has its byte before its word is there: this is still that of the dead one.
             if !self.is_held(number)
-                && word.compare_exchange(seen, seen & !ATTACHED, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+                && word
+                    .compare_exchange(seen, seen & !ATTACHED, Ordering::AcqRel, Ordering::Relaxed)
+                    .is_ok()
             {
                 self.note_death();
             }
@@ -358,7 +366,8 @@ impl Index {
     /// What a process has claimed becomes a segment, and a segment that goes becomes what a process keeps. So processes are
     /// asked before and after, and the greater counts: nothing slips through on its way.
     pub(crate) fn used_bytes(&self) -> u64 {
-        let before: Vec<_> = self.attached().map(|number| (number, self.bytes_of(number))).collect();
+        let before: Vec<_> =
+            self.attached().map(|number| (number, self.bytes_of(number))).collect();
         let mut sum = self.segment_bytes().saturating_add(self.blob_bytes());
         let mut before = before.into_iter().peekable();
         for number in self.attached() {

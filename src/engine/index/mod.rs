@@ -207,7 +207,8 @@ impl Geometry {
 
     /// The same, of an index that nobody is changing.
     fn stated_at_rest(header: &HeaderCopy) -> Option<Self> {
-        let plausible = header[at::CLEAR_LOCK] == 0 && header[at::COUNT] >> 32 == header[at::GENERATION];
+        let plausible =
+            header[at::CLEAR_LOCK] == 0 && header[at::COUNT] >> 32 == header[at::GENERATION];
         Self::stated(header).filter(|_| plausible)
     }
 
@@ -271,7 +272,11 @@ pub(crate) struct Index {
 
 impl Index {
     /// Makes the index anew in `file`, empty: all zeros but for its geometry.
-    pub(crate) fn create(file: &File, geometry: Geometry, membership: Membership) -> io::Result<Self> {
+    pub(crate) fn create(
+        file: &File,
+        geometry: Geometry,
+        membership: Membership,
+    ) -> io::Result<Self> {
         crate::sys::file::reset(file, geometry.index_bytes(), crate::sys::file::HUGE_PIECES)?;
         Self::fill(Self::map(file, geometry, membership)?)
     }
@@ -325,7 +330,9 @@ impl Index {
     /// Maps the index that other processes are using, if `file` holds one.
     pub(crate) fn join(file: &File, membership: Membership) -> io::Result<Option<Self>> {
         let header = header_of(file)?;
-        let Some(geometry) = Geometry::stated(&header).filter(|g| g.is_of(file)) else { return Ok(None) };
+        let Some(geometry) = Geometry::stated(&header).filter(|g| g.is_of(file)) else {
+            return Ok(None);
+        };
         let mut index = Self::map(file, geometry, membership)?;
         index.enter()?;
         Ok(Some(index))
@@ -443,7 +450,8 @@ impl Index {
 
     /// Says where the next life goes on writing: at `tail` of segment `id`.
     pub(crate) fn set_end_of_log(&self, id: u32, tail: u32) {
-        self.words()[at::END_OF_LOG].store(u64::from(id) | u64::from(tail) << 32, Ordering::Release);
+        self.words()[at::END_OF_LOG]
+            .store(u64::from(id) | u64::from(tail) << 32, Ordering::Release);
     }
 
     /// The segment to go on with and the place in it, as the last life noted them.
@@ -485,7 +493,8 @@ pub(crate) fn fit_checks(words: &mut [u64]) {
     for line in words.get_mut(first..).unwrap_or_default().chunks_exact_mut(LINE) {
         let atomic: [AtomicU64; LINE] = std::array::from_fn(|i| AtomicU64::new(line[i]));
         if !Bucket::new(&atomic).control().is_locked() {
-            line[0] = line[0] & 0xffff_ffff | u64::from(Bucket::new(&atomic).computed_check()) << 32;
+            line[0] =
+                line[0] & 0xffff_ffff | u64::from(Bucket::new(&atomic).computed_check()) << 32;
         }
     }
 }

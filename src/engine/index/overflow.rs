@@ -9,7 +9,9 @@ impl Index {
     /// How many buckets were ever in use, from the first on.
     pub(crate) fn buckets_in_use(&self) -> u32 {
         let next = self.words()[at::NEXT_OVERFLOW].load(Ordering::Relaxed);
-        u32::try_from(next).unwrap_or(u32::MAX).clamp(self.geometry.primaries, self.geometry.buckets)
+        u32::try_from(next)
+            .unwrap_or(u32::MAX)
+            .clamp(self.geometry.primaries, self.geometry.buckets)
     }
 
     /// An overflow bucket that no chain uses, empty: one that was given back, or a new one.
@@ -19,7 +21,8 @@ impl Index {
         // The upper half of the head counts changes, so that a head which was taken and put back in between is
         // not mistaken for one that stayed.
         while let Some(number) = (head as u32).checked_sub(1) {
-            let Some(bucket) = self.bucket(number).filter(|_| number >= self.geometry.primaries) else {
+            let Some(bucket) = self.bucket(number).filter(|_| number >= self.geometry.primaries)
+            else {
                 break;
             };
             let next = u64::from(bucket.control().primary());
@@ -66,7 +69,9 @@ impl Index {
         }
         for number in lost {
             let first = Slot::new(number, SLOTS.start);
-            let (Some(bucket), Ok(locked)) = (self.bucket(number), self.lock_slot(first)) else { continue };
+            let (Some(bucket), Ok(locked)) = (self.bucket(number), self.lock_slot(first)) else {
+                continue;
+            };
             // Under the lock that whoever has met the copy would take to evict it.
             SLOTS.for_each(|slot| locked.set(Slot::new(number, slot), Word::EMPTY));
             self.give_back_overflow(number, bucket);

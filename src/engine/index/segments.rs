@@ -60,7 +60,9 @@ type Line = [AtomicU64];
 
 fn state_of(word: u64) -> Option<SegmentState> {
     use SegmentState::{Active, Dropped, Emptied, Sealed, Unborn};
-    [Unborn, Active, Sealed, Emptied, Dropped].into_iter().find(|s| *s as u64 == (word & STATE) >> 32)
+    [Unborn, Active, Sealed, Emptied, Dropped]
+        .into_iter()
+        .find(|s| *s as u64 == (word & STATE) >> 32)
 }
 
 fn info(line: &Line) -> Option<SegmentInfo> {
@@ -94,8 +96,12 @@ impl Index {
 
     /// Every segment there is, in any order.
     pub(crate) fn segments(&self) -> impl Iterator<Item = SegmentInfo> {
-        let table = &self.words()[SEGMENTS_AT..SEGMENTS_AT + self.geometry.segments as usize * LINE];
-        table.chunks_exact(LINE).filter(|line| line[0].load(Ordering::Acquire) != 0).filter_map(info)
+        let table =
+            &self.words()[SEGMENTS_AT..SEGMENTS_AT + self.geometry.segments as usize * LINE];
+        table
+            .chunks_exact(LINE)
+            .filter(|line| line[0].load(Ordering::Acquire) != 0)
+            .filter_map(info)
     }
 
     /// Those in `state`, oldest first.
@@ -129,7 +135,8 @@ impl Index {
             let unused = next.load(Ordering::Acquire);
             let end = unused.saturating_add(u64::from(self.geometry.segments));
             let mut ids = unused.max(1)..end.min(u64::from(HIGHEST_SEGMENT) + 1);
-            let id = ids.find(|id| self.segment_line(*id as u32)[0].load(Ordering::Acquire) == 0)? as u32;
+            let id = ids.find(|id| self.segment_line(*id as u32)[0].load(Ordering::Acquire) == 0)?
+                as u32;
             let after = u64::from(id) + 1;
             if next.compare_exchange(unused, after, Ordering::AcqRel, Ordering::Relaxed).is_err() {
                 continue;
@@ -166,7 +173,8 @@ impl Index {
 
     /// Frees the places of all segments but those that `is_there` says are there. Nobody else is attached.
     pub(crate) fn retain_segments(&self, is_there: impl Fn(u32) -> bool) {
-        let table = &self.words()[SEGMENTS_AT..SEGMENTS_AT + self.geometry.segments as usize * LINE];
+        let table =
+            &self.words()[SEGMENTS_AT..SEGMENTS_AT + self.geometry.segments as usize * LINE];
         for line in table.chunks_exact(LINE) {
             let id = line[0].load(Ordering::Relaxed) as u32;
             if !is_there(id) || self.segment_line(id).as_ptr() != line.as_ptr() {
@@ -246,7 +254,8 @@ impl Index {
 
     /// Says how far segment `id`, which this process appends to, is finished, and where it ends.
     pub(crate) fn set_segment_tail(&self, id: u32, finished: u32, tail: u32) {
-        self.segment_line(id)[2].store(u64::from(finished) | u64::from(tail) << 32, Ordering::Release);
+        self.segment_line(id)[2]
+            .store(u64::from(finished) | u64::from(tail) << 32, Ordering::Release);
     }
 
     /// Makes this process the owner of segment `id`, if that is an orphan whose owner was `from`.
@@ -254,7 +263,9 @@ impl Index {
         let Some(line) = self.line_of(id) else { return false };
         let own = |word: u64| word & !LOW | u64::from(self.owner());
         let take = |word: u64| (word as u32 == from).then(|| own(word));
-        let Ok(was) = line[1].fetch_update(Ordering::AcqRel, Ordering::Acquire, take) else { return false };
+        let Ok(was) = line[1].fetch_update(Ordering::AcqRel, Ordering::Acquire, take) else {
+            return false;
+        };
         if self.segment_state(id) == Some(SegmentState::Active) {
             return true;
         }

@@ -37,7 +37,8 @@ fn a_word_keeps_its_parts() {
 #[test]
 fn chains_grow_and_every_entry_is_found() {
     let index = index(MANY);
-    let words: Vec<_> = (1..=40u32).map(|i| Word::new(hash(&index, 3, u64::from(i)), i, 64)).collect();
+    let words: Vec<_> =
+        (1..=40u32).map(|i| Word::new(hash(&index, 3, u64::from(i)), i, 64)).collect();
     for (i, word) in words.iter().enumerate() {
         put(&index, hash(&index, 3, i as u64 + 1), *word);
     }
@@ -124,7 +125,8 @@ fn overflow_buckets_that_are_empty_again_serve_other_chains() {
             put(&index, *hash, *word);
         }
         for (hash, word) in hashes.iter().zip(&words) {
-            let (slot, _) = index.find(*hash, is(*word)).entry.expect("an entry stays until it is removed");
+            let (slot, _) =
+                index.find(*hash, is(*word)).entry.expect("an entry stays until it is removed");
             index.lock(*hash).unwrap().clear(slot);
         }
         assert!(index.chain_words(bucket as u32).is_empty());
@@ -268,7 +270,9 @@ fn links_and_lists_that_lead_astray_are_not_followed() {
         for i in 1..=20 {
             let locked = index.lock(mine).unwrap();
             let Ok(vacancy) = locked.vacant() else { break };
-            assert!(vacancy.slot.bucket() == 3 || vacancy.slot.bucket() >= index.geometry().primaries);
+            assert!(
+                vacancy.slot.bucket() == 3 || vacancy.slot.bucket() >= index.geometry().primaries
+            );
             locked.set(vacancy.slot, Word::new(mine, i, 64));
         }
         assert!(index.find(others, is(Word::new(others, 2, 64))).entry.is_some());

@@ -67,7 +67,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Log {
     /// With `access` to read, nothing may be asked of it but what is there.
-    pub(crate) fn new(dir: &Path, access: Access, index: Arc<Index>, space: SpaceInUse) -> Result<Self> {
+    pub(crate) fn new(
+        dir: &Path,
+        access: Access,
+        index: Arc<Index>,
+        space: SpaceInUse,
+    ) -> Result<Self> {
         Ok(Self {
             dir: dir.to_owned(),
             access,
@@ -215,8 +220,10 @@ impl Log {
         let len = draft.len().filter(|len| u64::from(*len) <= self.max_record_len());
         len.ok_or_else(|| {
             let most = self.max_record_len();
-            Error::new(ErrorKind::ValueTooLarge, "reserve")
-                .with_source(format!("key and value take {} bytes of at most {most}", draft.body_len))
+            Error::new(ErrorKind::ValueTooLarge, "reserve").with_source(format!(
+                "key and value take {} bytes of at most {most}",
+                draft.body_len
+            ))
         })
     }
 
@@ -244,7 +251,9 @@ impl Log {
     fn rotate(&self, active: &mut Option<Tail>, len: u32) -> bool {
         // Whoever makes the next one may need the active one before it is done.
         let Some(mut spare) = self.spare.try_enter() else { return false };
-        let Some(next) = spare.take_if(|spare| spare.has_room(len, &self.index)) else { return false };
+        let Some(next) = spare.take_if(|spare| spare.has_room(len, &self.index)) else {
+            return false;
+        };
         step!("log::rotating");
         if let Some(old) = active.replace(next) {
             drain(&old.segment);
@@ -368,8 +377,9 @@ impl Log {
 
     /// Whether this very object is the one through which this process appends, or did: what is in it is counted there.
     fn is_written_through(&self, segment: &Arc<Segment>) -> bool {
-        let is_it =
-            |tail: &Option<Tail>| tail.as_ref().is_some_and(|tail| Arc::ptr_eq(&tail.segment, segment));
+        let is_it = |tail: &Option<Tail>| {
+            tail.as_ref().is_some_and(|tail| Arc::ptr_eq(&tail.segment, segment))
+        };
         // In the order in which they move. Whoever makes the next one, or copies, may take long; to sync once more than
         // needed does no harm.
         self.spare.try_enter().is_some_and(|tail| is_it(&tail))
@@ -391,7 +401,9 @@ impl Log {
             return;
         }
         match spare {
-            Some(unused) if unused.end == segment::HEADER_LEN as u32 => self.discard(unused.segment.id),
+            Some(unused) if unused.end == segment::HEADER_LEN as u32 => {
+                self.discard(unused.segment.id)
+            }
             // One that a process left with records in it.
             taken_over => taken_over.into_iter().for_each(|spare| self.seal(spare)),
         }
@@ -415,12 +427,16 @@ impl Log {
         }
         *self.spare.wait() = None;
         lock(&self.unsynced).clear();
-        self.table.drain().filter(|segment| segment.is_pinned()).for_each(|segment| segment.count_as_held());
+        self.table
+            .drain()
+            .filter(|segment| segment.is_pinned())
+            .for_each(|segment| segment.count_as_held());
     }
 
     /// The same in a process that was forked from the one whose log this is. Waits for nobody: what is locked stays.
     pub(crate) fn let_go_after_fork(&self) {
-        let tails = [self.active.try_lock().ok(), self.copies.try_lock().ok(), self.spare.try_enter()];
+        let tails =
+            [self.active.try_lock().ok(), self.copies.try_lock().ok(), self.spare.try_enter()];
         for mut tail in tails.into_iter().flatten() {
             *tail = None;
         }

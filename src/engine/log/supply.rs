@@ -69,8 +69,11 @@ impl Log {
                 continue;
             }
             // Nobody else changes it from here on.
-            let end =
-                self.index.segment(id).map_or(0, |segment| segment.tail).max(segment::HEADER_LEN as u32);
+            let end = self
+                .index
+                .segment(id)
+                .map_or(0, |segment| segment.tail)
+                .max(segment::HEADER_LEN as u32);
             let path = self.dir.join(Segment::file_name(id));
             // Or a reader could enter another one over it, of which nobody knows that it is written to.
             let _opening = lock(&self.opening);
@@ -157,7 +160,8 @@ impl Log {
         give_up: &dyn Fn() -> Result<bool>,
     ) -> Result<Arc<Segment>> {
         let len = account.bytes();
-        let no_space = || self.blame_writers(Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir));
+        let no_space =
+            || self.blame_writers(Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir));
         self.held.check_in_place().map_err(|e| Error::io("create segment", &self.dir, e))?;
         // What a disk that is full takes at most: some more than the new segment needs. If that is not enough, others
         // fill it faster than it can be emptied.
@@ -166,7 +170,8 @@ impl Log {
         loop {
             let is_claimed = account.is_some();
             // The table counts it from now on.
-            let Some(id) = self.space.hand_over(&mut account, || self.index.begin_segment(len)) else {
+            let Some(id) = self.space.hand_over(&mut account, || self.index.begin_segment(len))
+            else {
                 if self.index.are_ids_used_up() {
                     let why = "it has had as many segments as can be; remove it to start with an empty cache";
                     return Err(Error::new(ErrorKind::NoSpace, "reserve")
@@ -190,7 +195,9 @@ impl Log {
                     self.index.free_segment(id);
                     match e {
                         // The disk is full before max_bytes is: what is there makes room here too.
-                        e if e.kind() == ErrorKind::NoSpace && spares > 0 && give_up()? => spares -= 1,
+                        e if e.kind() == ErrorKind::NoSpace && spares > 0 && give_up()? => {
+                            spares -= 1
+                        }
                         // A file of that name that is none of ours stays, and keeps its name.
                         e if is(&e, io::ErrorKind::AlreadyExists) => {}
                         e => return Err(e),
@@ -226,8 +233,9 @@ impl Log {
     pub(crate) fn reserve_copy(&self, copies: &mut Copies<'_>, len: u32) -> Result<Reservation> {
         if !copies.0.as_ref().is_some_and(|tail| tail.has_room(len, &self.index)) {
             let account = self.space.account_within(self.len_for(len), self.budget())?;
-            let account = account
-                .ok_or_else(|| Error::new(ErrorKind::NoSpace, "copy records in").with_path(&self.dir))?;
+            let account = account.ok_or_else(|| {
+                Error::new(ErrorKind::NoSpace, "copy records in").with_path(&self.dir)
+            })?;
             let next = self.create(account, false, &|| Ok(false))?;
             if let Some(full) = copies.0.replace(Tail::new(next, segment::HEADER_LEN as u32)) {
                 self.seal(full);

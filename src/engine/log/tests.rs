@@ -26,7 +26,8 @@ fn segment_of(tail: &Option<Tail>) -> Arc<Segment> {
 /// Another map of segment 1 takes the place of the one that is in the table.
 fn map_again(log: &Log) -> Arc<Segment> {
     let path = log.dir.join(Segment::file_name(1));
-    let Opened::Segment(again) = Segment::open(&path, 1, Access::ToWrite, &log.space).unwrap() else {
+    let Opened::Segment(again) = Segment::open(&path, 1, Access::ToWrite, &log.space).unwrap()
+    else {
         panic!()
     };
     let again = Arc::new(again);
@@ -87,7 +88,8 @@ fn an_unused_segment_that_is_too_long_goes_as_others_may_have_it_mapped() {
     let dir = tempfile::tempdir().unwrap();
     let (index, log) = log_with_a_record(dir.path());
     log.space.attach(index.clone());
-    log.provide(1 << 10, false, &|bytes| Ok(Some(log.space.account(bytes))), &|| Ok(false)).unwrap();
+    log.provide(1 << 10, false, &|bytes| Ok(Some(log.space.account(bytes))), &|| Ok(false))
+        .unwrap();
     let unused = segment_of(&log.spare.wait()).id;
     let asked = Options { max_bytes: 0, ..Options::default() }.limits();
     index.set_limits(asked, asked);
@@ -141,7 +143,11 @@ fn where_an_earlier_life_ended_is_forgotten_when_this_one_goes_on_nowhere() {
     drain(&segment.segment);
     log.seal(segment);
     log.retire(true);
-    assert_eq!(index.end_of_log(), (0, 0), "or the next life would write over what was written since");
+    assert_eq!(
+        index.end_of_log(),
+        (0, 0),
+        "or the next life would write over what was written since"
+    );
 }
 
 #[test]
@@ -172,7 +178,9 @@ fn who_finds_every_place_or_id_taken_is_told_so() {
         assert_eq!(refused.kind(), ErrorKind::NoSpace);
         refused.to_string()
     };
-    assert!(refused().contains("too many processes write to so small a directory; raise max_bytes"));
+    assert!(
+        refused().contains("too many processes write to so small a directory; raise max_bytes")
+    );
     assert_eq!(index.unused_segment_id(), unused);
     index.free_segment(5);
     index.raise_next_segment_id(u64::from(u32::MAX));

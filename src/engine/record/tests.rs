@@ -3,8 +3,13 @@ use super::*;
 const PLACE: Place = Place { salt: 0x1234_5678_9abc_def0, offset: 4096 };
 
 fn encoded(kind: Kind, flags: u16, key: &[u8], body: &[u8], stamp: Stamp) -> Vec<u8> {
-    let draft =
-        Draft { kind, codec: Codec::Raw, flags, key_len: key.len() as u32, body_len: body.len() as u32 };
+    let draft = Draft {
+        kind,
+        codec: Codec::Raw,
+        flags,
+        key_len: key.len() as u32,
+        body_len: body.len() as u32,
+    };
     let len = draft.len().unwrap();
     let (words, check) = Prepared::new(draft, len, PLACE, key, [&[], body]).stamp(stamp);
     let mut bytes = Vec::new();
@@ -17,17 +22,23 @@ fn encoded(kind: Kind, flags: u16, key: &[u8], body: &[u8], stamp: Stamp) -> Vec
     bytes
 }
 
-const STAMP: Stamp = Stamp { sequence: 77, generation: 3, expires_at: Some(Timestamp::from_millis(123)) };
+const STAMP: Stamp =
+    Stamp { sequence: 77, generation: 3, expires_at: Some(Timestamp::from_millis(123)) };
 
 #[test]
 fn what_was_encoded_is_decoded() {
-    for (kind, key, body) in
-        [(Kind::Value, &b"key"[..], &b"value"[..]), (Kind::Tombstone, b"", b""), (Kind::Clear, b"", b"")]
-    {
+    for (kind, key, body) in [
+        (Kind::Value, &b"key"[..], &b"value"[..]),
+        (Kind::Tombstone, b"", b""),
+        (Kind::Clear, b"", b""),
+    ] {
         let bytes = encoded(kind, 0, key, body, STAMP);
         let record = Record::decode(&bytes, PLACE).unwrap();
         assert_eq!((record.kind, record.key, record.value()), (kind, key, Some(body)));
-        assert_eq!((record.sequence, record.generation, record.expires_at), (77, 3, STAMP.expires_at));
+        assert_eq!(
+            (record.sequence, record.generation, record.expires_at),
+            (77, 3, STAMP.expires_at)
+        );
     }
     let forever = encoded(Kind::Value, 0, b"k", b"v", Stamp { expires_at: None, ..STAMP });
     assert_eq!(Record::decode(&forever, PLACE).unwrap().expires_at, None);
@@ -37,7 +48,8 @@ fn what_was_encoded_is_decoded() {
 fn a_body_that_lacks_a_sector_is_torn_and_a_flipped_bit_is_damage() {
     // The body begins at 4096 + 40 + 3.
     let bytes = encoded(Kind::Value, 0, b"key", &[7; 2000], STAMP);
-    let torn = |bytes: &[u8]| Record::decode(bytes, PLACE).map(|r| (r.is_torn(), r.value().is_some()));
+    let torn =
+        |bytes: &[u8]| Record::decode(bytes, PLACE).map(|r| (r.is_torn(), r.value().is_some()));
     assert_eq!(torn(&bytes), Some((false, true)));
     for missing in [43..512, 512..1024, 1024..1536, 1536..2043, 43..2043] {
         let mut part = bytes.clone();
@@ -80,7 +92,10 @@ fn what_is_said_of_freshness_is_stored_with_the_value() {
         assert_eq!(record.content(), Some((soft, &b"value"[..])));
         let (flags, body) = touched(record.flags, record.verified_body().unwrap()).unwrap();
         let bytes = encoded(Kind::Value, flags, b"k", body, STAMP);
-        assert_eq!(Record::decode(&bytes, PLACE).unwrap().content(), Some((soft.touched(), &b"value"[..])));
+        assert_eq!(
+            Record::decode(&bytes, PLACE).unwrap().content(),
+            Some((soft.touched(), &b"value"[..]))
+        );
     }
     // Fields that a body is too short for.
     for flags in [FLAG_STALE_AT, FLAG_TOOK, FLAG_TAGS] {

@@ -103,7 +103,10 @@ fn what_is_opened_is_told_apart() {
     assert_eq!(space.bytes(), 16 << 10, "until it is removed");
     drop(segment);
     assert_eq!(space.bytes(), 0);
-    assert!(matches!(Segment::open(&path, 3, Access::ToWrite, &space).unwrap(), Opened::Segment(_)));
+    assert!(matches!(
+        Segment::open(&path, 3, Access::ToWrite, &space).unwrap(),
+        Opened::Segment(_)
+    ));
     assert!(
         matches!(Segment::open(&path, 4, Access::ToWrite, &space).unwrap(), Opened::Foreign),
         "another id"

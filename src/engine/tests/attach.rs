@@ -45,7 +45,10 @@ fn a_recovery_does_not_heed_the_clear_of_one_who_died_that_a_checkpoint_came_aft
     set(&engine, "later", b"v");
     let killed = kill(dir.path());
     let after = open(killed.path(), &options());
-    assert_eq!((get(&after, "k"), get(&after, "later")), (Some(b"v".to_vec()), Some(b"v".to_vec())));
+    assert_eq!(
+        (get(&after, "k"), get(&after, "later")),
+        (Some(b"v".to_vec()), Some(b"v".to_vec()))
+    );
     drop(after);
     drop(reservation);
 }
@@ -70,7 +73,9 @@ fn a_reader_that_finds_damage_while_the_directory_is_closed_leaves_the_index_alo
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
     set(&engine, "large", &[7; 300_000]);
-    let Some(Streamed::Pieces { mut source, .. }) = engine.stream(b"large").unwrap() else { panic!() };
+    let Some(Streamed::Pieces { mut source, .. }) = engine.stream(b"large").unwrap() else {
+        panic!()
+    };
     let blob = std::fs::read_dir(dir.path().join("blobs")).unwrap().next().unwrap().unwrap().path();
     let mut bytes = std::fs::read(&blob).unwrap();
     bytes[200_000] ^= 1;
@@ -109,8 +114,12 @@ fn who_was_taken_for_dead_is_told_so_at_the_unlock() {
         }
     };
     fail::cfg_callback("commit::stamped", steal).unwrap();
-    let change =
-        Change::Store { value: b"after", codec: Codec::Raw, expires_at: None, soft: Soft::default() };
+    let change = Change::Store {
+        value: b"after",
+        codec: Codec::Raw,
+        expires_at: None,
+        soft: Soft::default(),
+    };
     let told = engine.commit(b"key", Condition::Always, change);
     fail::remove("commit::stamped");
     assert_eq!(told.unwrap_err().kind(), ErrorKind::LockLost);
@@ -130,8 +139,9 @@ fn who_takes_the_number_of_one_who_died_is_not_mistaken_for_it_however_long_that
         locks
     };
     let hash = engine.hasher.hash(b"key");
-    let dies =
-        Index::join(&file(dir.path(), "index"), Membership::new(Arc::new(comes()), 2)).unwrap().unwrap();
+    let dies = Index::join(&file(dir.path(), "index"), Membership::new(Arc::new(comes()), 2))
+        .unwrap()
+        .unwrap();
     std::mem::forget(dies.lock(hash).unwrap());
     assert!(engine.index.lock(hash).is_err(), "it lives");
     drop(dies);
@@ -218,7 +228,10 @@ fn who_joins_others_does_not_go_through_the_entries() {
     let (whole, at_first) = (joined.index.geometry().index_bytes(), touched(&index));
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let segments = shared.path().canonicalize().unwrap().join("segments");
-    assert!(!maps.contains(segments.to_str().unwrap()), "each is opened when a word first leads there");
+    assert!(
+        !maps.contains(segments.to_str().unwrap()),
+        "each is opened when a word first leads there"
+    );
     assert!(at_first <= whole / 3, "{at_first} bytes of {whole}");
     // Whoever goes through the entries would be seen.
     assert_eq!(joined.index.entries(0..joined.index.geometry().buckets).count(), 2000);

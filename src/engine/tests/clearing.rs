@@ -9,7 +9,9 @@ fn the_bound_on_entries_holds_beside_a_clear_that_stands_still_between_its_two_s
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &Options { max_entries: 100, ..options() });
     let quiet = engine.chores.lock().unwrap();
-    let there = |key: &str| (0..300).filter(|i| get(&engine, &format!("{key} {i}")).is_some()).count() as u64;
+    let there = |key: &str| {
+        (0..300).filter(|i| get(&engine, &format!("{key} {i}")).is_some()).count() as u64
+    };
     (0..80).for_each(|i| set(&engine, &format!("old {i}"), b"v"));
     let lock = engine.index.lock_clear().unwrap();
     engine.index.count_from_zero(1);

@@ -84,10 +84,15 @@ fn who_looks_on_while_there_is_no_index_is_told_who_makes_it() {
     let removed = || std::fs::remove_file(&index).unwrap();
     for spoil in [&never_filled as &dyn Fn(), &removed] {
         spoil();
-        let Err(error) = Attached::look(dir.path(), &options()) else { panic!("there is nothing to see") };
+        let Err(error) = Attached::look(dir.path(), &options()) else {
+            panic!("there is nothing to see")
+        };
         assert_eq!(error.kind(), ErrorKind::Io, "{error}");
         let text = error.to_string();
-        assert!(text.contains("opens the directory to write") && !text.contains("remove"), "{text}");
+        assert!(
+            text.contains("opens the directory to write") && !text.contains("remove"),
+            "{text}"
+        );
         drop(open(dir.path(), &options()));
         assert_eq!(look(dir.path(), &options()).len(), 10);
     }

@@ -53,7 +53,13 @@ fn delete(engine: &Engine, key: &str) -> bool {
 }
 
 fn file(dir: &Path, name: &str) -> File {
-    File::options().read(true).write(true).create(true).truncate(false).open(dir.join(name)).unwrap()
+    File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(dir.join(name))
+        .unwrap()
 }
 
 /// Another process that shares the directory, and asks the file `locks` who lives.
@@ -116,18 +122,21 @@ fn what_a_clear_leaves_behind_pushes_nothing_out() {
 fn conditions_decide() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
-    let store = Change::Store { value: b"v", codec: Codec::Raw, expires_at: None, soft: Soft::default() };
+    let store =
+        Change::Store { value: b"v", codec: Codec::Raw, expires_at: None, soft: Soft::default() };
     let commit = |condition, change| engine.commit(b"k", condition, change).unwrap();
     assert_eq!(commit(Condition::Present, store), Outcome::Refused { current: None });
     assert_eq!(
         commit(Condition::Always, Change::Touch { expires_at: None }),
         Outcome::Refused { current: None }
     );
-    let Outcome::Done { token: Some(token), existed: false } = commit(Condition::Absent, store) else {
+    let Outcome::Done { token: Some(token), existed: false } = commit(Condition::Absent, store)
+    else {
         panic!()
     };
     assert_eq!(commit(Condition::Absent, store), Outcome::Refused { current: Some(token) });
-    let Outcome::Done { token: Some(next), existed: true } = commit(Condition::Token(token), store) else {
+    let Outcome::Done { token: Some(next), existed: true } = commit(Condition::Token(token), store)
+    else {
         panic!()
     };
     assert!(next > token);
@@ -249,7 +258,9 @@ fn the_bound_on_entries_is_exact_whoever_inserts() {
         std::thread::scope(|scope| {
             for thread in 0..4 {
                 let engine = &engine;
-                scope.spawn(move || (0..6000).for_each(|i| set(engine, &format!("{thread}:{i}"), b"v")));
+                scope.spawn(move || {
+                    (0..6000).for_each(|i| set(engine, &format!("{thread}:{i}"), b"v"))
+                });
             }
         });
         assert!(engine.len() <= max_entries && engine.len() > 0);
@@ -286,7 +297,9 @@ fn everything_is_scanned_once() {
     let mut seen: HashMap<Vec<u8>, u32> = HashMap::new();
     let mut cursor = Some(0);
     while let Some(at) = cursor {
-        cursor = engine.scan(at, true, &mut |key, _| *seen.entry(key.to_vec()).or_default() += 1).unwrap();
+        cursor = engine
+            .scan(at, true, &mut |key, _| *seen.entry(key.to_vec()).or_default() += 1)
+            .unwrap();
     }
     assert_eq!(seen.len(), 700);
     assert!(seen.values().all(|n| *n == 1));

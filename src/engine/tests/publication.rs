@@ -13,7 +13,8 @@ fn threads_read_what_others_have_published_and_nothing_else() {
     // All in one chain.
     let hash_of = |key: u64| 5 << 60 | key;
     let records = Map::anonymous(4096 * (1 + RECORD * 2 * times / 4096)).unwrap();
-    let content = |key: u64, number: usize| [key * 1000, number as u64].map(u64::to_le_bytes).concat();
+    let content =
+        |key: u64, number: usize| [key * 1000, number as u64].map(u64::to_le_bytes).concat();
     let key_of = |number: usize| number as u64 % keys + 1;
     let locked = |hash| {
         // Where many want the processor, a thread may wait for long.

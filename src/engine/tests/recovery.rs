@@ -98,8 +98,13 @@ fn opening_again_and_again_takes_no_space_and_pushes_nothing_out() {
         if i % 3 == 0 {
             // Killed, some of the time with a write under way.
             if i % 2 == 0 {
-                let draft =
-                    Draft { kind: Kind::Value, codec: Codec::Raw, flags: 0, key_len: 1, body_len: 77 };
+                let draft = Draft {
+                    kind: Kind::Value,
+                    codec: Codec::Raw,
+                    flags: 0,
+                    key_len: 1,
+                    body_len: 77,
+                };
                 let reservation = engine.reserve(&draft).unwrap();
                 let (offset, len) = (reservation.offset, reservation.len);
                 reservation.segment.prepare(offset, len, draft, b"k", [&[], &[0; 77]]);
@@ -127,14 +132,24 @@ fn a_replay_into_a_smaller_segment_table_keeps_the_newest() {
     drop(engine);
     // As if the table had been larger once.
     for (id, key) in [(5, b"old"), (places + 5, b"mid")] {
-        let segment =
-            Segment::create(&dir.path().join("segments"), id, 16 << 10, false, &SpaceInUse::default())
-                .unwrap();
-        let draft = Draft { kind: Kind::Value, codec: Codec::Raw, flags: 0, key_len: 3, body_len: 3 };
+        let segment = Segment::create(
+            &dir.path().join("segments"),
+            id,
+            16 << 10,
+            false,
+            &SpaceInUse::default(),
+        )
+        .unwrap();
+        let draft =
+            Draft { kind: Kind::Value, codec: Codec::Raw, flags: 0, key_len: 3, body_len: 3 };
         let len = draft.len().unwrap();
         segment.begin(64, len);
         let prepared = segment.prepare(64, len, draft, key, [&[], key]);
-        segment.stamp(64, &prepared, Stamp { sequence: u64::from(id), generation: 0, expires_at: None });
+        segment.stamp(
+            64,
+            &prepared,
+            Stamp { sequence: u64::from(id), generation: 0, expires_at: None },
+        );
     }
     std::fs::remove_file(dir.path().join("state")).unwrap();
     let engine = open(dir.path(), &options());
@@ -218,7 +233,12 @@ fn what_was_deleted_after_its_eviction_does_not_come_back() {
         delete(&engine, key);
     }
     let after = open(kill(dir.path()).path(), &options);
-    assert_eq!(after.len(), 0, "{:?}", keys.iter().filter(|k| get(&after, k).is_some()).collect::<Vec<_>>());
+    assert_eq!(
+        after.len(),
+        0,
+        "{:?}",
+        keys.iter().filter(|k| get(&after, k).is_some()).collect::<Vec<_>>()
+    );
     assert_sound(&after);
 }
 
@@ -268,7 +288,9 @@ fn a_flipped_byte_in_a_control_word_of_a_closed_index_stops_nobody() {
     let buckets = engine.index.geometry().buckets as usize;
     drop(engine);
     let end = std::fs::metadata(&path).unwrap().len() as usize;
-    for byte in (end - end % 64 - buckets * 64..end).step_by(64).flat_map(|bucket| bucket..bucket + 8) {
+    for byte in
+        (end - end % 64 - buckets * 64..end).step_by(64).flat_map(|bucket| bucket..bucket + 8)
+    {
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[byte] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
@@ -291,9 +313,14 @@ fn whoever_has_a_removed_directory_open_leaves_the_one_in_its_place_alone() {
     let engine = open(&path, &options());
     assert_eq!(get(&engine, "k"), None);
     set(&engine, "k", b"new");
-    let change =
-        Change::Store { value: &[1; 500], codec: Codec::Raw, expires_at: None, soft: Soft::default() };
-    let refused = (0..20_000).find_map(|_| removed.commit(b"other", Condition::Always, change).err());
+    let change = Change::Store {
+        value: &[1; 500],
+        codec: Codec::Raw,
+        expires_at: None,
+        soft: Soft::default(),
+    };
+    let refused =
+        (0..20_000).find_map(|_| removed.commit(b"other", Condition::Always, change).err());
     assert_eq!(refused.unwrap().kind(), ErrorKind::Io);
     assert_eq!(get(&removed, "k").unwrap(), b"old");
     drop(removed);
@@ -374,7 +401,8 @@ fn the_snapshot_that_a_recovery_began_with_is_not_written_over() {
     // As a power cut leaves it before `state` says that the second one counts.
     let cut = kill(dir.path());
     std::fs::write(cut.path().join("state"), state).unwrap();
-    let files = || ["snapshot.a", "snapshot.b"].map(|name| std::fs::read(cut.path().join(name)).unwrap());
+    let files =
+        || ["snapshot.a", "snapshot.b"].map(|name| std::fs::read(cut.path().join(name)).unwrap());
     let before = files();
     let engine = open(cut.path(), &options());
     checkpoint(&engine);

@@ -82,7 +82,8 @@ fn what_was_used_since_is_copied_and_few_bytes_are() {
     let kept = hot().filter(|hot| get(&engine, &format!("{hot}")).is_some()).count();
     assert_eq!(kept, 20, "of those that are always used");
     let stats = engine.stats();
-    let amplification = (stats.written_bytes + stats.copied_bytes) as f64 / stats.written_bytes as f64;
+    let amplification =
+        (stats.written_bytes + stats.copied_bytes) as f64 / stats.written_bytes as f64;
     assert!(amplification <= 1.3, "{amplification}");
     assert_sound(&engine);
 }
@@ -151,8 +152,12 @@ fn a_large_value_fits_or_is_refused() {
     set(&engine, "b", b"small");
     assert_eq!(get(&engine, "large").unwrap(), large);
     let too_large = vec![3; 2 << 20];
-    let change =
-        Change::Store { value: &too_large, codec: Codec::Raw, expires_at: None, soft: Soft::default() };
+    let change = Change::Store {
+        value: &too_large,
+        codec: Codec::Raw,
+        expires_at: None,
+        soft: Soft::default(),
+    };
     let error = engine.commit(b"large", Condition::Always, change).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ValueTooLarge);
     assert_eq!(get(&engine, "large").unwrap(), large);
@@ -191,8 +196,12 @@ fn the_largest_value_fits_again_and_again_while_others_read_and_sync() {
                 }
             });
         }
-        let change =
-            Change::Store { value: &largest, codec: Codec::Raw, expires_at: None, soft: Soft::default() };
+        let change = Change::Store {
+            value: &largest,
+            codec: Codec::Raw,
+            expires_at: None,
+            soft: Soft::default(),
+        };
         let refused = (0..300).find_map(|i: u32| {
             engine.commit(format!("{}", i % 3).as_bytes(), Condition::Always, change).err()
         });
@@ -258,7 +267,8 @@ fn values_that_are_held_keep_a_part_of_the_log_at_most() {
 fn what_one_who_died_had_begun_goes_even_if_it_could_not_at_first() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
-    let file = |name| std::fs::File::options().read(true).write(true).open(dir.path().join(name)).unwrap();
+    let file =
+        |name| std::fs::File::options().read(true).write(true).open(dir.path().join(name)).unwrap();
     // One that never had the byte of its number.
     let dead = Membership::new(Arc::new(OwnFile::new(file("locks"))), 77);
     let begun = Index::join(&file("index"), dead).unwrap().unwrap().begin_segment(1 << 20).unwrap();
@@ -293,8 +303,12 @@ fn a_wrong_count_of_live_bytes_costs_no_entry() {
 #[test]
 fn a_storm_of_expiries_is_over_at_once_and_gives_its_space_back() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
-    let many =
-        Options { max_entries: 30_000, max_bytes: 32 << 20, clock: Arc::new(clock.clone()), ..options() };
+    let many = Options {
+        max_entries: 30_000,
+        max_bytes: 32 << 20,
+        clock: Arc::new(clock.clone()),
+        ..options()
+    };
     let engine = open(dir.path(), &many);
     let end = Some(Timestamp::from_millis(clock.now().as_millis() + 60_000));
     for i in 0..20_000 {
@@ -353,7 +367,8 @@ fn who_needs_what_a_stopped_process_keeps_is_told_so_however_many_others_have_th
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
     let quiet = engine.chores.lock().unwrap();
-    let [(_stopped, _), (busy, _)] = [77, 78].map(|number| another_process(dir.path(), "locks", number));
+    let [(_stopped, _), (busy, _)] =
+        [77, 78].map(|number| another_process(dir.path(), "locks", number));
     set(&engine, "key", &[7; 1000]);
     let id = ids(&engine)[0];
     engine.log.retire(true);

@@ -224,8 +224,7 @@ impl Process {
         if left == 0 {
             self.dead.store(1, Relaxed);
             for lock in &self.machine.locks {
-                let _ =
-                    on!(lock, self.number, change, a => a.compare_exchange(self.number, 0, AcqRel, Acquire));
+                let _ = on!(lock, self.number, change, a => a.compare_exchange(self.number, 0, AcqRel, Acquire));
             }
             resume_unwind(Box::new(Died));
         }
@@ -331,26 +330,35 @@ impl AtomicU64 {
     }
 
     pub(crate) fn swap(&self, value: u64, order: Ordering) -> u64 {
-        self.to_change().map_or(0, |(word, number, _)| on!(word, number, change, a => a.swap(value, order)))
+        self.to_change()
+            .map_or(0, |(word, number, _)| on!(word, number, change, a => a.swap(value, order)))
     }
 
     pub(crate) fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
-        self.to_change()
-            .map_or(0, |(word, number, _)| on!(word, number, change, a => a.fetch_add(value, order)))
+        self.to_change().map_or(
+            0,
+            |(word, number, _)| on!(word, number, change, a => a.fetch_add(value, order)),
+        )
     }
 
     pub(crate) fn fetch_and(&self, value: u64, order: Ordering) -> u64 {
-        self.to_change()
-            .map_or(0, |(word, number, _)| on!(word, number, change, a => a.fetch_and(value, order)))
+        self.to_change().map_or(
+            0,
+            |(word, number, _)| on!(word, number, change, a => a.fetch_and(value, order)),
+        )
     }
 
     pub(crate) fn fetch_max(&self, value: u64, order: Ordering) -> u64 {
-        self.to_change()
-            .map_or(0, |(word, number, _)| on!(word, number, change, a => a.fetch_max(value, order)))
+        self.to_change().map_or(
+            0,
+            |(word, number, _)| on!(word, number, change, a => a.fetch_max(value, order)),
+        )
     }
 
     pub(crate) fn fetch_min(&self, value: u64, order: Ordering) -> u64 {
-        self.to_change()
-            .map_or(0, |(word, number, _)| on!(word, number, change, a => a.fetch_min(value, order)))
+        self.to_change().map_or(
+            0,
+            |(word, number, _)| on!(word, number, change, a => a.fetch_min(value, order)),
+        )
     }
 }
