@@ -60,7 +60,7 @@ fn serve(dir: &Path) -> Result<(), Box<dyn Error>> {
         thread::sleep(Duration::from_millis(1));
     }
     // This one among them.
-    println!("{} processes have the directory open", cache.stats_by_process()?.len());
+    println!("{} processes have the directory open", cache.process_stats()?.len());
 
     // Whatever it was doing at this moment: nobody waits for it, and nothing that it had stored is lost.
     if let Some(victim) = workers.first_mut() {

@@ -233,7 +233,7 @@ pub(crate) enum Outcome {
 }
 
 /// What one of the processes counted that have a directory open; see
-/// [`Cache::stats_by_process`](crate::Cache::stats_by_process).
+/// [`Cache::process_stats`](crate::Cache::process_stats).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ProcessStats {

@@ -261,12 +261,12 @@ impl Backend for FileBackend {
         self.gauge(|engine| engine.stats())
     }
 
-    fn stats_of_all(&self) -> Result<Stats> {
-        self.engine()?.get()?.stats_of_all()
+    fn total_stats(&self) -> Result<Stats> {
+        self.engine()?.get()?.total_stats()
     }
 
-    fn stats_by_process(&self) -> Result<Option<Vec<ProcessStats>>> {
-        self.engine()?.get()?.stats_by_process().map(Some)
+    fn process_stats(&self) -> Result<Option<Vec<ProcessStats>>> {
+        self.engine()?.get()?.process_stats().map(Some)
     }
 
     fn check(&self) -> Result<CheckReport> {

@@ -195,7 +195,7 @@ pub(crate) trait Backend: Send + Sync {
     ///
     /// # Errors
     /// If the environment refuses.
-    fn stats_of_all(&self) -> Result<Stats> {
+    fn total_stats(&self) -> Result<Stats> {
         Ok(self.stats())
     }
 
@@ -203,7 +203,7 @@ pub(crate) trait Backend: Send + Sync {
     ///
     /// # Errors
     /// If the environment refuses.
-    fn stats_by_process(&self) -> Result<Option<Vec<ProcessStats>>> {
+    fn process_stats(&self) -> Result<Option<Vec<ProcessStats>>> {
         Ok(None)
     }
 

@@ -238,7 +238,7 @@ impl Builder {
     ///
     /// - opens a directory that was not closed, and that nobody has open, with a recovery into its own memory: as much as `index`
     ///   takes on disk, and as long as any recovery; `stats().bytes` is without large values then;
-    /// - does not count: not in `stats_by_process` of others, nor is what it reads kept from eviction for it, nor does anybody wait for
+    /// - does not count: not in `process_stats` of others, nor is what it reads kept from eviction for it, nor does anybody wait for
     ///   it to compute a value;
     /// - keeps removed files mapped for up to a second, and those of values in its hands longer; they are not within `max_bytes`;
     /// - when it opens the directory waits for a process that is opening or closing it, and holds such processes up for as long

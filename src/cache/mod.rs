@@ -204,26 +204,26 @@ impl Cache {
     /// # let dir = tempfile::tempdir().unwrap();
     /// let cache = Cache::open(dir.path())?;
     /// cache.get::<u8>("missing")?;
-    /// assert_eq!(cache.stats_of_all()?.misses, 1);
-    /// assert_eq!(cache.stats_by_process()?[0].pid, std::process::id());
+    /// assert_eq!(cache.total_stats()?.misses, 1);
+    /// assert_eq!(cache.process_stats()?[0].pid, std::process::id());
     /// # Ok::<(), keepwarm::Error>(())
     /// ```
     ///
     /// # Errors
     /// If what the processes wrote down cannot be read.
-    pub fn stats_of_all(&self) -> Result<Stats> {
-        let stats = self.shared.backend.stats_of_all();
+    pub fn total_stats(&self) -> Result<Stats> {
+        let stats = self.shared.backend.total_stats();
         stats
             .map(|stats| self.with_failures(stats))
             .map_err(|error| call::about(error, "stats", None))
     }
 
-    /// The same for each process that has the directory open, this one first. See [`stats_of_all`](Cache::stats_of_all).
+    /// The same for each process that has the directory open, this one first. See [`total_stats`](Cache::total_stats).
     ///
     /// # Errors
-    /// As [`stats_of_all`](Cache::stats_of_all).
-    pub fn stats_by_process(&self) -> Result<Vec<ProcessStats>> {
-        let found = self.shared.backend.stats_by_process();
+    /// As [`total_stats`](Cache::total_stats).
+    pub fn process_stats(&self) -> Result<Vec<ProcessStats>> {
+        let found = self.shared.backend.process_stats();
         let mut processes =
             found.map_err(|error| call::about(error, "stats", None))?.unwrap_or_else(|| {
                 let stats = self.shared.backend.stats();

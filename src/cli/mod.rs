@@ -69,9 +69,9 @@ fn run(command: Command, out: &mut impl Write) -> Result<bool, Failure> {
 }
 
 fn stats(cache: &Cache, json: bool, out: &mut impl Write) -> Result<bool, Failure> {
-    let all = cache.stats_of_all()?;
+    let all = cache.total_stats()?;
     // The first is this process, which has done nothing.
-    let processes = cache.stats_by_process()?.split_off(1);
+    let processes = cache.process_stats()?.split_off(1);
     if json {
         let processes: Vec<_> = processes
             .iter()

@@ -177,7 +177,7 @@ impl Engine {
     }
 
     /// What all processes have counted since one opened the directory that nobody had open.
-    pub(crate) fn stats_of_all(&self) -> Result<Stats> {
+    pub(crate) fn total_stats(&self) -> Result<Stats> {
         let mut all = self.stats();
         for line in self.lines_of_others()? {
             add(&line, &mut all);
@@ -190,7 +190,7 @@ impl Engine {
     }
 
     /// What each process has counted that is attached; this one first.
-    pub(crate) fn stats_by_process(&self) -> Result<Vec<ProcessStats>> {
+    pub(crate) fn process_stats(&self) -> Result<Vec<ProcessStats>> {
         let stats = self.stats();
         let own = ProcessStats { pid: std::process::id(), since: self.published.started, stats };
         let lines = self.lines_of_others()?;

@@ -44,7 +44,7 @@ pub(crate) fn another_is_refused() -> Verdict {
         crew::together("be-refused", (0..4).map(|_| arguments![dir.display()]));
         // Those go on.
         assert_eq!(names(), before);
-        assert_eq!(cache.stats_by_process().unwrap().len(), 1, "nobody else has attached");
+        assert_eq!(cache.process_stats().unwrap().len(), 1, "nobody else has attached");
         let kept = cache.get::<u8>("kept").unwrap().unwrap();
         cache.set("kept", &(kept + 1), Timeout::Never).unwrap();
         assert!(cache.check().unwrap().is_sound());

@@ -33,7 +33,7 @@ fn is_one(paths: &[PathBuf]) {
             assert_eq!(cache.get::<usize>(&n.to_string()).unwrap(), Some(n), "{path:?}");
         }
     }
-    assert_eq!(caches[0].stats_by_process().unwrap().len(), 1);
+    assert_eq!(caches[0].process_stats().unwrap().len(), 1);
     crew::together("count-at", paths.iter().map(|path| arguments![path.display()]));
     let count = caches[0].get::<u64>("counter").unwrap();
     assert_eq!(count, Some(paths.len() as u64 * TIMES));

@@ -68,7 +68,7 @@ fn answer(cache: &Cache, dir: &Path, question: &[&str]) -> String {
         }
         ["len"] => cache.len().to_string(),
         ["bytes"] => cache.stats().bytes.to_string(),
-        ["processes"] => kind_of(cache.stats_by_process().map(|all| all.len())),
+        ["processes"] => kind_of(cache.process_stats().map(|all| all.len())),
         ["check"] => format!("{:?}", cache.check().unwrap().problems),
         ["dropped"] => {
             let maps = fs::read_to_string("/proc/self/maps").unwrap();
@@ -239,7 +239,7 @@ pub(crate) fn reads_what_others_write() -> Verdict {
         let dir = home.path().join("cache");
         let (cache, mut reader) = looked_at(&dir, way)?;
         assert_eq!(reader.ask("processes"), "2");
-        assert_eq!(cache.stats_by_process().unwrap().len(), 1, "nobody sees who looks on");
+        assert_eq!(cache.process_stats().unwrap().len(), 1, "nobody sees who looks on");
         let set = |n| cache.set("a", &n, Timeout::Never).unwrap();
         sees_each(&mut reader, set, 0..500);
         assert!(cache.delete("a").unwrap());

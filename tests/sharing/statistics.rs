@@ -29,10 +29,10 @@ pub(crate) fn are_added_up() -> Verdict {
     let dir = home.path().join("cache");
     let cache = Cache::open(&dir).unwrap();
     cache.get::<u8>("missing").unwrap();
-    let misses_of_all = || cache.stats_of_all().unwrap().misses;
+    let misses_of_all = || cache.total_stats().unwrap().misses;
     let pids = || {
         let mut pids: Vec<u32> =
-            cache.stats_by_process().unwrap().iter().map(|process| process.pid).collect();
+            cache.process_stats().unwrap().iter().map(|process| process.pid).collect();
         assert_eq!(pids.remove(0), std::process::id(), "this one first");
         pids.sort_unstable();
         pids
@@ -44,7 +44,7 @@ pub(crate) fn are_added_up() -> Verdict {
     let mut both = [killed.child.id(), left.child.id()];
     both.sort_unstable();
     assert_eq!(pids(), both);
-    let processes = cache.stats_by_process().unwrap();
+    let processes = cache.process_stats().unwrap();
     let of = |pid: u32| *processes.iter().find(|process| process.pid == pid).unwrap();
     let ProcessStats { since, stats, .. } = of(killed.child.id());
     assert_eq!((stats.misses, stats.commits, stats.entries), (10, 1, 1));
@@ -60,11 +60,11 @@ pub(crate) fn are_added_up() -> Verdict {
     let next = start(&dir, 3000);
     until("the next one is seen", || misses_of_all() == 3211);
     assert_eq!(pids(), [next.child.id()]);
-    assert_eq!(cache.stats_of_all().unwrap().commits, 3);
+    assert_eq!(cache.total_stats().unwrap().commits, 3);
     assert_eq!(cache.stats().misses, 1, "of this process");
     next.finish();
     drop(cache);
     let cache = Cache::open(&dir).unwrap();
-    assert_eq!(cache.stats_of_all().unwrap().misses, 0, "begins anew");
+    assert_eq!(cache.total_stats().unwrap().misses, 0, "begins anew");
     Ok(())
 }

@@ -233,20 +233,20 @@ impl AsyncCache {
         self.gauge(Cache::stats).await
     }
 
-    /// As [`Cache::stats_of_all`]. Always leaves the thread.
+    /// As [`Cache::total_stats`]. Always leaves the thread.
     ///
     /// # Errors
-    /// As [`Cache::stats_of_all`].
-    pub async fn stats_of_all(&self) -> Result<Stats> {
-        self.chore("stats", Cache::stats_of_all).await
+    /// As [`Cache::total_stats`].
+    pub async fn total_stats(&self) -> Result<Stats> {
+        self.chore("stats", Cache::total_stats).await
     }
 
-    /// As [`Cache::stats_by_process`]. Always leaves the thread.
+    /// As [`Cache::process_stats`]. Always leaves the thread.
     ///
     /// # Errors
-    /// As [`Cache::stats_of_all`].
-    pub async fn stats_by_process(&self) -> Result<Vec<ProcessStats>> {
-        self.chore("stats", Cache::stats_by_process).await
+    /// As [`Cache::total_stats`].
+    pub async fn process_stats(&self) -> Result<Vec<ProcessStats>> {
+        self.chore("stats", Cache::process_stats).await
     }
 
     /// As [`Cache::limits`]. Of a directory that was closed, the thread waits until it is open again.
