@@ -18,7 +18,7 @@ use crate::timeout::Timeout;
 /// # Panics
 /// If what is decoded is not what is there.
 pub fn record_decode(bytes: &[u8]) {
-    engine::record::fuzz(bytes);
+    engine::format::record::fuzz(bytes);
 }
 
 /// Reads `meta` from any bytes.
@@ -26,7 +26,7 @@ pub fn record_decode(bytes: &[u8]) {
 /// # Panics
 /// If what is read is not what would be written.
 pub fn meta(bytes: &[u8]) {
-    engine::meta::fuzz(bytes);
+    engine::format::meta::fuzz(bytes);
 }
 
 /// Scans any bytes as a segment: 8 of salt, then what is behind the header.
@@ -63,7 +63,7 @@ impl Closed {
     fn make() -> crate::error::Result<Self> {
         let dir = scratch();
         // The same secret each time, so that an input means the same each time.
-        let meta = engine::meta::with_secret([7; 16]).unwrap_or_default();
+        let meta = engine::format::meta::with_secret([7; 16]).unwrap_or_default();
         fs::write(dir.path().join("meta"), meta).unwrap_or_else(|e| panic!("{e}"));
         let mut ever: BTreeMap<String, Vec<Vec<u8>>> = BTreeMap::new();
         let cache = open(dir.path())?;

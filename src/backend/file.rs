@@ -10,8 +10,8 @@ use super::{
     Backend, Change, CheckReport, Claim, Claimed, Condition, Decoded, Expiry, Item, Limits, Matter,
     NewLimits, Outcome, ProcessStats, SharedValue, Spool, Stats, Stored, Streamed,
 };
-use crate::engine::directory::{check_there, may_write};
-use crate::engine::{Attached, Place, Spooled, empty};
+use crate::engine::lifecycle::directory::{check_there, may_write};
+use crate::engine::{Attached, AttachmentCell, Spooled, empty};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
 
@@ -20,7 +20,7 @@ pub(crate) struct FileBackend {
     dir: PathBuf,
     options: Options,
     /// In a process that was forked since, it is the parent's.
-    attached: Arc<Place>,
+    attached: Arc<AttachmentCell>,
 }
 
 impl FileBackend {
@@ -30,7 +30,7 @@ impl FileBackend {
     /// If the environment refuses, or it is not ours.
     pub(crate) fn open(dir: &Path, options: &Options) -> Result<Self> {
         let attached = Self::attach(dir, options)?;
-        let place = Arc::new(Place::empty());
+        let place = Arc::new(AttachmentCell::empty());
         attached.note_place(&place);
         place.store(Some(attached));
         // So that a later change of the working directory does not matter.

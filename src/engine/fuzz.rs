@@ -3,12 +3,14 @@
 #![expect(clippy::panic, reason = "this is how a fuzz target says what it found")]
 use std::path::Path;
 
-use super::attach::Attached;
-use super::index;
-use super::record::{self, Place, Record};
-use super::segment::{self, Opened, Segment};
-use super::usage::SpaceInUse;
-use super::{snapshot, state};
+use crate::engine::format::record::{self, Record, RecordPlace};
+use crate::engine::format::segment_header;
+use crate::engine::format::word::ALIGN;
+use crate::engine::format::{snapshot, state};
+use crate::engine::index;
+use crate::engine::lifecycle::attach::Attached;
+use crate::engine::log::segment::{Segment, SegmentFile};
+use crate::engine::shared::accounting::SpaceInUse;
 use crate::error::Result;
 use crate::limits::Limits;
 use crate::options::Options;
@@ -28,29 +30,29 @@ pub(crate) fn segment_scan(path: &Path, bytes: &[u8]) {
     const ID: u32 = 1;
     let Some((salt, records)) = bytes.split_first_chunk::<8>() else { return };
     let salt = u64::from_le_bytes(*salt);
-    let mut fitted = segment::file_of(ID, salt, records);
+    let mut fitted = segment_header::file_of(ID, salt, records);
     let last = fitted.len().saturating_sub(record::HEADER_LEN - 1);
     // From the end, as a check that is fitted covers what lies behind it.
-    for offset in (segment::HEADER_LEN..last).step_by(record::ALIGN).rev() {
+    for offset in (segment_header::LEN..last).step_by(ALIGN).rev() {
         let header = &fitted[offset..];
         let len = u32::from_le_bytes(std::array::from_fn(|i| header[i])) as usize;
         if header[4..8] == TO_BE_FITTED && (record::HEADER_LEN..=header.len()).contains(&len) {
             record::fit_checks(
                 &mut fitted[offset..offset + len],
-                Place { salt, offset: offset as u32 },
+                RecordPlace { salt, offset: offset as u32 },
             );
         }
     }
     scan(path, ID, bytes);
     let sound = scan(path, ID, &fitted);
     // Where the first record belongs, nothing can hide it.
-    let first = Place { salt, offset: segment::HEADER_LEN as u32 };
-    let first_len = fitted.get(segment::HEADER_LEN..segment::HEADER_LEN + 4);
+    let first = RecordPlace { salt, offset: segment_header::LEN as u32 };
+    let first_len = fitted.get(segment_header::LEN..segment_header::LEN + 4);
     let first_len =
         first_len.map_or(0, |len| u32::from_le_bytes(std::array::from_fn(|i| len[i])) as usize);
-    let first_bytes = fitted.get(segment::HEADER_LEN..).and_then(|rest| rest.get(..first_len));
+    let first_bytes = fitted.get(segment_header::LEN..).and_then(|rest| rest.get(..first_len));
     if let Some(record) = first_bytes.and_then(|bytes| Record::decode(bytes, first)) {
-        let aligned = (record.len as usize).is_multiple_of(record::ALIGN);
+        let aligned = (record.len as usize).is_multiple_of(ALIGN);
         assert!(!aligned || sound > 0, "the first record was not found");
     }
 }
@@ -61,17 +63,16 @@ fn scan(path: &Path, id: u32, bytes: &[u8]) -> usize {
         let opened = Segment::open(path, id, Access::ToWrite, &SpaceInUse::default());
         opened.unwrap_or_else(|e| panic!("{e}"))
     });
-    let Some(Opened::Segment(segment)) = opened else { return 0 };
-    let (mut end, mut found) = (segment::HEADER_LEN as u32, 0);
+    let Some(SegmentFile::Segment(segment)) = opened else { return 0 };
+    let (mut end, mut found) = (segment_header::LEN as u32, 0);
     for (offset, record) in segment.records() {
-        assert!(
-            offset >= end && offset.is_multiple_of(record::ALIGN as u32),
-            "{offset} after {end}"
-        );
+        assert!(offset >= end && offset.is_multiple_of(ALIGN as u32), "{offset} after {end}");
         end = offset + record.len;
         assert!(u64::from(end) <= segment.len());
-        let place =
-            Place { salt: u64::from_le_bytes(std::array::from_fn(|i| bytes[16 + i])), offset };
+        let place = RecordPlace {
+            salt: u64::from_le_bytes(std::array::from_fn(|i| bytes[16 + i])),
+            offset,
+        };
         let there = Record::decode(&bytes[offset as usize..end as usize], place);
         let Some(there) = there else { panic!("what is at {offset} is no record") };
         assert_eq!((there.key, there.sequence), (record.key, record.sequence));
@@ -142,7 +143,7 @@ pub(crate) fn change_snapshot(file: &mut [u8], bytes: &[u8], fit: bool) {
 /// Takes a snapshot of the directory at `path`, which this process has open.
 pub(crate) fn take_snapshot(path: &Path) -> Result<()> {
     let engine = Attached::open(path, &Options::default())?;
-    engine.checkpoint(&engine.space_turn()?)
+    engine.checkpoint(&engine.space_role()?)
 }
 
 /// A `state` that says that the directory was not closed.

@@ -9,7 +9,8 @@ use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::index::{Geometry, Slot};
+use crate::engine::format::geometry::Geometry;
+use crate::engine::index::Slot;
 use crate::entry::Expiry;
 use crate::sys::{file, map::Map};
 use crate::time::Timestamp;
@@ -17,10 +18,10 @@ use crate::time::Timestamp;
 const TICK_BITS: u32 = 21;
 const TICK_MASK: u32 = (1 << TICK_BITS) - 1;
 /// The uses are counted up to this.
-pub(super) const MOST_USES: u8 = 3;
+pub(crate) const MOST_USES: u8 = 3;
 const ONE_USE: u64 = 1 << TICK_BITS;
 const USES: u64 = MOST_USES as u64 * ONE_USE;
-const PROVEN: u64 = USES + ONE_USE;
+const MAIN: u64 = USES + ONE_USE;
 const GENERATION_SHIFT: u32 = 24;
 const NEVER: u32 = u32::MAX;
 
@@ -48,14 +49,14 @@ impl Hint {
     }
 
     /// The same for an entry that is proven, with so many uses to its credit.
-    pub(crate) fn proven(self, uses: u8) -> Self {
+    pub(crate) fn in_main(self, uses: u8) -> Self {
         let uses = u64::from(uses.min(MOST_USES)) * ONE_USE;
-        Self(self.0 & !USES | PROVEN | uses)
+        Self(self.0 & !USES | MAIN | uses)
     }
 
     /// The same, with the uses of the entry that `before` was for, and one more.
     pub(crate) fn again(self, before: Self) -> Self {
-        Self(self.0 | before.0 & (USES | PROVEN)).used_once_more()
+        Self(self.0 | before.0 & (USES | MAIN)).used_once_more()
     }
 
     /// How often the entry was used since it came, or was last looked at by the culler; 3 at most.
@@ -64,8 +65,8 @@ impl Hint {
     }
 
     /// Whether the entry is one that was used again and again.
-    pub(crate) fn is_proven(self) -> bool {
-        self.0 & PROVEN != 0
+    pub(crate) fn is_main(self) -> bool {
+        self.0 & MAIN != 0
     }
 
     /// How many ticks ago the entry was used. 0 if that was after `now`, as it may be where the clock was read before
@@ -128,7 +129,7 @@ impl Hints {
 
     /// Fetches the hints of a bucket ahead of their use.
     pub(crate) fn prefetch(&self, bucket: u32) {
-        self.0.prefetch(bucket as usize * super::index::LINE * 8);
+        self.0.prefetch(bucket as usize * crate::engine::format::index_header::LINE * 8);
     }
 
     pub(crate) fn get(&self, slot: Slot) -> Hint {
@@ -182,14 +183,14 @@ mod tests {
     #[test]
     fn uses_are_counted_beside_the_rest() {
         let fresh = Hint::new(Some(Timestamp::from_millis(5001)), 0xff, 7);
-        assert_eq!((fresh.uses(), fresh.is_proven()), (0, false));
+        assert_eq!((fresh.uses(), fresh.is_main()), (0, false));
         let used = (0..5).fold(fresh, |hint, _| hint.used_once_more());
-        assert_eq!((used.uses(), used.is_proven(), used.age(9)), (MOST_USES, false, 2));
-        let proven = used.proven(1).stamped(8);
-        assert_eq!((proven.uses(), proven.is_proven(), proven.age(9)), (1, true, 1));
+        assert_eq!((used.uses(), used.is_main(), used.age(9)), (MOST_USES, false, 2));
+        let proven = used.in_main(1).stamped(8);
+        assert_eq!((proven.uses(), proven.is_main(), proven.age(9)), (1, true, 1));
         assert!(!proven.is_of_other(0xff) && proven.expiry_millis() == 6000);
         let again = Hint::new(None, 3, 12).again(proven);
-        assert_eq!((again.uses(), again.is_proven(), again.age(12)), (2, true, 0));
+        assert_eq!((again.uses(), again.is_main(), again.age(12)), (2, true, 0));
         assert!(!again.is_of_other(3));
     }
 

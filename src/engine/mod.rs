@@ -5,68 +5,43 @@
 //! record is; one [`commit`] path changes it under the lock of one bucket; [`read`] takes no lock at all;
 //! [`culler`] and [`log`] keep the bounds; [`recovery`] makes the index anew from the log when nobody closed it.
 
-mod attach;
-mod balance;
+mod bell;
 mod blob;
-mod check;
-mod checkpoint;
-mod choice;
-mod claims;
-mod clear;
-mod commit;
-mod configure;
 pub(crate) mod counters;
-mod culler;
-pub(crate) mod directory;
-mod emptying;
-mod evict;
+mod eviction;
+pub(crate) mod format;
 #[cfg(feature = "fuzzing")]
 pub(crate) mod fuzz;
 mod hints;
-mod hot;
+mod hot_tier;
 mod index;
-mod layout;
-mod log;
-mod maintenance;
-pub(crate) mod meta;
-mod onlooker;
-mod opening;
-mod published;
-mod read;
-pub(crate) mod record;
-mod recovery;
-pub(crate) mod segment;
-mod snapshot;
-mod space;
-mod state;
-mod table;
-mod tail;
-mod turn;
-mod undo;
-mod usage;
-mod watch;
+pub(crate) mod lifecycle;
+pub(crate) mod log;
+mod ops;
+mod shared;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-pub(crate) use self::attach::{Attached, Place};
-use self::balance::Balance;
+use self::bell::Bell;
 use self::blob::Blobs;
-pub(crate) use self::blob::Spooled;
-pub use self::check::CheckReport;
-use self::checkpoint::Checkpoints;
-pub(crate) use self::claims::{Claim, Claimed, Claims, Matter};
 use self::counters::Counters;
+use self::eviction::ghosts::GhostQueue;
+use self::format::sizing;
 use self::hints::Hints;
-use self::hot::Hot;
+use self::hot_tier::HotTier;
 use self::index::Index;
+pub(crate) use self::lifecycle::attach::{Attached, AttachmentCell};
+pub(crate) use self::lifecycle::observer::empty;
+pub(crate) use self::lifecycle::stream::Spooled;
 use self::log::Log;
-use self::maintenance::Bell;
-use self::onlooker::Looking;
-pub(crate) use self::onlooker::empty;
-use self::published::Published;
-use self::turn::Queue;
+pub use self::ops::check::CheckReport;
+use self::shared::checkpoint_files::CheckpointFiles;
+pub(crate) use self::shared::claims::{Claim, Claimed, Claims, Matter};
+use self::shared::read_only::ReadOnlyAttachment;
+use self::shared::stats_file::StatsFile;
+use self::shared::wait_queue::Queue;
 use crate::entry::{Expiry, Stats};
 use crate::error::Result;
 use crate::hash::KeyHasher;
@@ -82,18 +57,18 @@ pub(crate) struct Engine {
     log: Log,
     blobs: Blobs,
     claims: Arc<Claims>,
-    hot: Hot,
+    hot: HotTier,
     /// What `Eviction::Adaptive` goes by; nothing for `Eviction::Lru`.
-    balance: Option<Balance>,
+    ghosts: Option<GhostQueue>,
     counters: Counters,
-    published: Published,
+    stats_file: StatsFile,
     /// Held by whoever culls, so that two inserts at the bound do not both make room.
     culling: Queue<()>,
-    /// Taken with [`Turn::Counting`], which is for processes.
+    /// Taken with [`Role::Count`], which is for processes.
     counting: Mutex<()>,
     /// Held by the thread that has the process's turn to empty segments.
     emptying: Queue<()>,
-    part: Part,
+    mode: Mode,
     /// What the log had taken when the background last looked.
     seen_appended: AtomicU64,
     /// Held by the background while it works, so that a check does not see its work half done.
@@ -108,11 +83,11 @@ pub(crate) struct Engine {
 }
 
 /// What part this process has in the directory.
-enum Part {
+pub(crate) enum Mode {
     /// It is one of those that share it.
-    Member(Box<Mutex<Checkpoints>>),
+    ReadWrite(Box<Mutex<CheckpointFiles>>),
     /// It is an [`onlooker`], who changes nothing.
-    Onlooker(Looking),
+    ReadOnly(ReadOnlyAttachment),
 }
 
 impl Engine {
@@ -126,24 +101,28 @@ impl Engine {
     }
 
     /// Whether this process only reads what is there.
-    fn looks_on(&self) -> bool {
-        matches!(self.part, Part::Onlooker(_))
+    fn is_read_only(&self) -> bool {
+        matches!(self.mode, Mode::ReadOnly(_))
     }
 
     /// Whether this process looks on, at an index that does not count any more.
     #[inline]
     fn is_outdated(&self) -> bool {
-        matches!(&self.part, Part::Onlooker(looking) if looking.is_outdated())
+        matches!(&self.mode, Mode::ReadOnly(looking) if looking.is_outdated())
     }
 
     /// See [`Claims::claim`]. Nobody sees what an onlooker claims.
     pub(crate) fn claim(&self, matter: Matter<'_>) -> Claimed {
-        if self.looks_on() { Claimed::Mine(Claim::default()) } else { self.claims.claim(matter) }
+        if self.is_read_only() {
+            Claimed::Mine(Claim::default())
+        } else {
+            self.claims.claim(matter)
+        }
     }
 
     /// The number of entries, expired ones that were not reaped yet included.
     pub(crate) fn len(&self) -> u64 {
-        if self.looks_on() { self.index.count() } else { self.index.settled_count() }
+        if self.is_read_only() { self.index.count() } else { self.index.settled_count() }
     }
 
     /// Whether `max_entries` is enforced in the inserting call, with exact counts.
@@ -155,7 +134,7 @@ impl Engine {
 
     /// Waits until every acknowledged write is on the disk.
     pub(crate) fn flush(&self) -> Result<()> {
-        if self.looks_on() {
+        if self.is_read_only() {
             return Ok(());
         }
         // Emptied segments too: their tombstones count until the next checkpoint.
@@ -164,7 +143,7 @@ impl Engine {
 
     /// The bytes that the directory takes, counted against `max_bytes`.
     fn bytes(&self) -> u64 {
-        self.log.space().settled_bytes() + self.index.geometry().bytes()
+        self.log.space().settled_bytes() + sizing::index_bytes(self.index.geometry())
     }
 
     pub(crate) fn stats(&self) -> Stats {

@@ -180,6 +180,14 @@ pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether a file that can be made anew is missing or not what it should be.
+pub(crate) fn is_unusable(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::InvalidInput | io::ErrorKind::UnexpectedEof
+    )
+}
+
 /// Gives a file another name in its directory, which nothing has yet.
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fault!("sys::rename");

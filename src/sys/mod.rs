@@ -13,6 +13,7 @@ pub(crate) mod map;
 pub(crate) mod mount;
 #[cfg(feature = "failpoints")]
 pub mod observe;
+pub(crate) mod random;
 pub(crate) mod wait;
 
 /// A fail point of a fallible step: `return(ERRNO)` makes the enclosing function return that error.

@@ -4,7 +4,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::engine::index::{CountUp, Geometry, Index, Membership, Probe, SegmentState, Turn, Word};
+use crate::engine::format::geometry::Geometry;
+use crate::engine::format::word::Word;
+use crate::engine::index::{CountUp, Index, Probe, ProcessSlot, Role, SegmentState};
 use crate::sys::file::File;
 use crate::sys::fork::OwnFile;
 use crate::sys::machine::{Died, Machine, Process};
@@ -27,10 +29,10 @@ pub(crate) fn members(machine: &Arc<Machine>, count: u32) -> Vec<Arc<Member>> {
     let attach = |number| {
         let process = Process::new(machine, number);
         let file = File(process.clone());
-        let membership = Membership::new(Arc::new(OwnFile(process.clone())), number);
+        let process_slot = ProcessSlot::new(Arc::new(OwnFile(process.clone())), number);
         let index = match number {
-            1 => Index::create(&file, TINY, membership).unwrap(),
-            _ => Index::join(&file, membership).unwrap().expect("an index is there"),
+            1 => Index::create(&file, TINY, process_slot).unwrap(),
+            _ => Index::join(&file, process_slot).unwrap().expect("an index is there"),
         };
         Arc::new(Member { index, process })
     };
@@ -142,7 +144,7 @@ impl Member {
 
     /// As the engine counts: one at a time, and if no lock was held or taken meanwhile, the count is of the same moment.
     pub(crate) fn count_again(&self) {
-        let Some(_turn) = self.index.take_turn(Turn::Counting).unwrap() else { return };
+        let Some(_turn) = self.index.try_acquire(Role::Count).unwrap() else { return };
         self.index.set_wants_recount(false);
         let (generation, seen, counted) = match self.index.unlocks() {
             Some(before) => {
@@ -163,7 +165,7 @@ impl Member {
     /// What holds when nobody changes anything: the words fit their checks, no key is there twice, and the count is
     /// right, or is known to be wrong, and then it is too high.
     pub(crate) fn check_at_rest(&self) {
-        self.index.free_of_dead();
+        self.index.release_locks_of_dead();
         assert_eq!(self.index.damaged_buckets(), [0u32; 0]);
         let mut words = self.index.chain_words(0);
         let (generation, count) = self.index.generation_and_count();

@@ -97,8 +97,8 @@ fn scenario(fault: Fault) {
         thread.join().unwrap();
     }
     let survivor = &world[0];
-    survivor.index.free_of_dead();
-    let died = survivor.index.bury_dead();
+    survivor.index.release_locks_of_dead();
+    let died = survivor.index.reap_dead();
     assert_eq!(died, world[2].process.is_dead());
     if died {
         // As the engine does: it may have died after it said that it would count again.

@@ -121,6 +121,14 @@ pub(crate) mod lock {
     }
 }
 
+pub(crate) mod random {
+    /// The same each time: an exploration must be repeatable. The index makes sure that it differs
+    /// from the last incarnation.
+    pub(crate) fn bits() -> std::io::Result<u64> {
+        Ok(7)
+    }
+}
+
 pub(crate) mod wait {
     use super::machine::{Memory, memory};
 

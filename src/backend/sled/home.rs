@@ -18,8 +18,9 @@ use std::time::{Duration, Instant};
 use ::sled::{Db, IVec, Tree};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::record::{Place, Record};
-use crate::engine::{directory, meta, segment};
+use crate::engine::format::meta;
+use crate::engine::format::record::{Record, RecordPlace};
+use crate::engine::lifecycle::directory;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::{Durability, Options};
 use crate::sys::{file, lock};
@@ -84,7 +85,7 @@ impl Home {
         let mut facts = match tree_of_facts.get(FACTS).map_err(|e| store_error("open", &dir, e))? {
             Some(bytes) => Facts::decode(&bytes).map_err(|e| e.with_path(&dir))?,
             None if entries.is_empty() => {
-                let salt = segment::random().map_err(|e| Error::io("open", &dir, e))?;
+                let salt = crate::sys::random::bits().map_err(|e| Error::io("open", &dir, e))?;
                 Facts { format: FORMAT, salt, generation: 0, sequences: 1 }
             }
             None => {
@@ -176,8 +177,8 @@ impl Home {
     }
 
     /// What the checks of the records are seeded with. Each lies by itself, so there is no offset.
-    pub(super) fn place(&self) -> Place {
-        Place { salt: self.salt, offset: 0 }
+    pub(super) fn place(&self) -> RecordPlace {
+        RecordPlace { salt: self.salt, offset: 0 }
     }
 
     /// The record that is stored under `key`, if header and key are sound.

@@ -23,7 +23,9 @@ use super::sweep::LeftOver;
 use super::table::Entry;
 use crate::backend::{Change, Codec, Condition, Outcome, Stats, Stored};
 use crate::engine::counters::{Counter, Counters};
-use crate::engine::record::{Draft, Fields, Kind, MAX_KEY_LEN, Prepared, Record, Stamp, touched};
+use crate::engine::format::record::{
+    Draft, Fields, Kind, MAX_KEY_LEN, Prepared, Record, Stamp, touched,
+};
 use crate::entry::{Decided, Expiry};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{Limits, OwnLimits};

@@ -8,7 +8,7 @@ use super::store::{ENTRIES_PER_HOLD, Store, locked};
 use super::table::Entry;
 use crate::engine::CheckReport;
 use crate::engine::counters::Counter;
-use crate::engine::record::Kind;
+use crate::engine::format::record::Kind;
 use crate::error::Result;
 use crate::limits::Limits;
 use crate::options::{Durability, INLINE_CULL_ENTRIES, due_inline};

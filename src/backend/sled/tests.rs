@@ -291,7 +291,7 @@ fn what_the_records_cannot_be_read_without_is_guarded() {
     change(&|tree| drop(tree.remove("facts").unwrap()));
     let refused = SledBackend::open(place.dir.path(), &place.options).err().unwrap();
     assert_eq!(refused.kind(), ErrorKind::Corrupt);
-    facts.extend(crate::engine::meta::seal(&("newer", 1)).unwrap());
+    facts.extend(crate::engine::format::meta::seal(&("newer", 1)).unwrap());
     change(&|tree| drop(tree.insert("facts", &facts[..]).unwrap()));
     let refused = SledBackend::open(place.dir.path(), &place.options).err().unwrap();
     assert_eq!(refused.kind(), ErrorKind::Corrupt);

@@ -1,12 +1,5 @@
 //! A blob: one value in a file of its own, too large for a segment.
 //!
-//! ```text
-//!  0      magic u64   8  name u128   24  salt u64   32  length u64   40  hash of the key u64
-//! 48      CRC-32 of these u32   52  zeros
-//! 64      the value, in chunks of 64 KiB, the last one shorter
-//! 64 + L  a CRC-32 for each chunk u32, seeded with the salt and the number of the chunk
-//!   ..    for each other key that ever named it: its hash u64, CRC-32 of that u32
-//! ```
 //!
 //! It is written as a temporary file from the first chunk on, and gets its header and its name when it is whole
 //! and on the disk. After that it never changes, but for the hash of another key that is added before a record of that
@@ -24,90 +17,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::engine::segment;
-use crate::engine::usage::Account;
+use crate::engine::format::blob_ref::{BlobRef, CHUNK, HEADER_LEN, check_of, space_for};
+use crate::engine::shared::accounting::Reservation;
 use crate::error::{Error, Result};
 use crate::sys::fork::OwnFile;
 use crate::sys::map::Map;
 use crate::sys::wait::Backoff;
-use crate::sys::{file, lock, step};
-
-const HEADER_LEN: usize = 64;
-const MAGIC: u64 = u64::from_le_bytes(*b"KWblob_1");
-/// What is checked, and written, as one piece.
-pub(crate) const CHUNK: usize = 64 << 10;
-
-/// What a record says about its blob.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct BlobRef {
-    pub(crate) name: u128,
-    salt: u64,
-    /// Of the value, in bytes.
-    pub(crate) len: u64,
-}
-
-impl BlobRef {
-    pub(crate) const ENCODED_LEN: usize = 32;
-
-    /// As the body of a record.
-    pub(crate) fn encode(&self) -> [u8; Self::ENCODED_LEN] {
-        let mut bytes = [0; Self::ENCODED_LEN];
-        bytes[..16].copy_from_slice(&self.name.to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.salt.to_le_bytes());
-        bytes[24..].copy_from_slice(&self.len.to_le_bytes());
-        bytes
-    }
-
-    /// The reference that is the body of a record.
-    pub(crate) fn decode(body: &[u8]) -> Option<Self> {
-        let (name, rest) = body.split_first_chunk()?;
-        let (salt, len) = rest.split_first_chunk()?;
-        Some(Self {
-            name: u128::from_le_bytes(*name),
-            salt: u64::from_le_bytes(*salt),
-            len: u64::from_le_bytes(len.try_into().ok()?),
-        })
-    }
-
-    fn header(&self, hash: u64) -> [u8; HEADER_LEN] {
-        let mut bytes = [0; HEADER_LEN];
-        bytes[..8].copy_from_slice(&MAGIC.to_le_bytes());
-        bytes[8..40].copy_from_slice(&self.encode());
-        bytes[40..48].copy_from_slice(&hash.to_le_bytes());
-        let check = crc32fast::hash(&bytes[..48]);
-        bytes[48..52].copy_from_slice(&check.to_le_bytes());
-        bytes
-    }
-
-    /// What a header says, and the hash of the first key.
-    fn from_header(header: &[u8; HEADER_LEN]) -> Option<(Self, u64)> {
-        let reference = Self::decode(&header[8..40])?;
-        let hash = u64::from_le_bytes(header[40..48].try_into().ok()?);
-        (*header == reference.header(hash)).then_some((reference, hash))
-    }
-
-    fn checks_at(&self) -> Option<u64> {
-        self.len.checked_add(HEADER_LEN as u64)
-    }
-
-    /// The length of the file, but for the hashes of other keys.
-    fn file_len(&self) -> Option<u64> {
-        self.checks_at()?.checked_add(self.len.div_ceil(CHUNK as u64).checked_mul(4)?)
-    }
-}
-
-fn check_of(salt: u64, number: u64, chunk: &[u8]) -> u32 {
-    let seed = (salt ^ (salt >> 32)).wrapping_add(number) as u32;
-    let mut hasher = crc32fast::Hasher::new_with_initial(seed);
-    hasher.update(chunk);
-    hasher.finalize()
-}
-
-/// What a blob of `len` bytes takes on disk, with the blocks of the file system.
-pub(crate) fn space_for(len: u64) -> u64 {
-    let checks = len.div_ceil(CHUNK as u64) * 4;
-    (len + checks + HEADER_LEN as u64).next_multiple_of(4096)
-}
+use crate::sys::{file, lock, random, step};
 
 /// The name of the file of a blob that is whole.
 pub(super) fn file_name(name: u128) -> String {
@@ -205,7 +121,7 @@ pub(super) fn open_alone(path: &Path) -> io::Result<Alone> {
 
 /// Makes a file that only this process holds. `None` if somebody took it for one whose writer died.
 fn create_held(path: &Path) -> io::Result<Option<OwnFile>> {
-    // Opened again where it must be, so it may be there.
+    // SegmentFile again where it must be, so it may be there.
     let file = OwnFile::to_lock(|| file::open_or_create(path).map(|(file, _)| file))?;
     step!("blob::created");
     lock::try_lock(&file, CLAIM)?;
@@ -221,13 +137,13 @@ pub(crate) struct BlobWriter {
     chunk: Vec<u8>,
     checks: Vec<u8>,
     /// The space on disk that was reserved for it.
-    account: Account,
+    reservation: Reservation,
 }
 
 impl BlobWriter {
-    /// A writer of a new blob in `dir`, with the space in `account`, which may be none.
-    pub(super) fn create(dir: &Path, account: Account) -> Result<Self> {
-        let random = || segment::random().map_err(|e| Error::io("create blob", dir, e));
+    /// A writer of a new blob in `dir`, with the space in `reservation`, which may be none.
+    pub(super) fn create(dir: &Path, reservation: Reservation) -> Result<Self> {
+        let random = || random::bits().map_err(|e| Error::io("create blob", dir, e));
         loop {
             let name = u128::from(random()?) << 64 | u128::from(random()?);
             let path = dir.join(temporary_name(name));
@@ -235,7 +151,15 @@ impl BlobWriter {
             let Some(file) = made.map(Arc::new) else { continue };
             let reference = BlobRef { name, salt: random()?, len: 0 };
             let (chunk, checks) = (Vec::with_capacity(CHUNK), Vec::new());
-            return Ok(Self { dir: dir.to_owned(), path, file, reference, chunk, checks, account });
+            return Ok(Self {
+                dir: dir.to_owned(),
+                path,
+                file,
+                reference,
+                chunk,
+                checks,
+                reservation,
+            });
         }
     }
 
@@ -250,11 +174,11 @@ impl BlobWriter {
 
     /// What is missing of the space for a value of `len` bytes.
     pub(crate) fn lacks(&self, len: u64) -> u64 {
-        space_for(len).saturating_sub(self.account.bytes())
+        space_for(len).saturating_sub(self.reservation.bytes())
     }
 
-    pub(crate) fn add_space(&mut self, account: Account) {
-        self.account.absorb(account);
+    pub(crate) fn add_space(&mut self, reservation: Reservation) {
+        self.reservation.absorb(reservation);
     }
 
     /// Adds bytes, for which there is space.
@@ -302,21 +226,21 @@ impl BlobWriter {
     }
 
     /// Gives the blob its name, which the directory has to be synced for. Returns it, what holds it, and its space.
-    pub(super) fn name(mut self) -> Result<(BlobRef, Arc<OwnFile>, Account)> {
+    pub(super) fn name(mut self) -> Result<(BlobRef, Arc<OwnFile>, Reservation)> {
         let whole = self.dir.join(file_name(self.reference.name));
         file::rename(&self.path, &whole).map_err(|e| Error::io("rename blob", &self.path, e))?;
         self.path = PathBuf::new();
         step!("blob::named");
-        let mut account = self.account.take();
-        account.shrink_to(space_for(self.reference.len));
-        Ok((self.reference, self.file.clone(), account))
+        let mut reservation = self.reservation.take();
+        reservation.shrink_to(space_for(self.reference.len));
+        Ok((self.reference, self.file.clone(), reservation))
     }
 }
 
 impl Drop for BlobWriter {
     fn drop(&mut self) {
         // In a process that was forked it is the parent's, who goes on with it.
-        if self.path.as_os_str().is_empty() || !self.account.space.is_ours() {
+        if self.path.as_os_str().is_empty() || !self.reservation.space.is_ours() {
             return;
         }
         if let Err(error) = file::remove(&self.path) {

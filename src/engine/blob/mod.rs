@@ -19,8 +19,6 @@
 
 mod file;
 mod listing;
-mod room;
-mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -31,29 +29,29 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use super::index::Word;
-use super::usage::{Account, SpaceInUse};
+use crate::engine::format::blob_ref::BlobRef;
+use crate::engine::format::word::Word;
+use crate::engine::shared::accounting::{Reservation, SpaceInUse};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::file::{self as files, HeldDirectory};
 use crate::sys::fork::OwnFile;
 use crate::sys::step;
-pub(crate) use file::{BlobRef, BlobWriter, OpenBlob};
-pub(crate) use stream::{BlobSource, Spooled};
+pub(crate) use file::{BlobWriter, OpenBlob};
 
 use file::{
-    Alone, CHUNK, Contents, Hold, Named, contents, file_name, give_up_claim, hold, is_claimed,
+    Alone, Contents, Hold, Named, contents, file_name, give_up_claim, hold, is_claimed,
     is_none_of_ours, named, open_alone,
 };
 pub(crate) use listing::Haste;
 use listing::{Listing, Names};
 
 /// The word of a record that names a blob, and the hash of its key.
-pub(crate) type Owner = (u64, Word);
+pub(crate) type BlobOwner = (u64, Word);
 
 /// What can say which words name a blob.
 pub(crate) trait Naming {
     /// Whether the index holds this very word.
-    fn holds(&self, owner: Owner) -> bool;
+    fn holds(&self, owner: BlobOwner) -> bool;
 
     /// The word under this hash whose record names the blob, or one that nobody can read now.
     ///
@@ -62,7 +60,7 @@ pub(crate) trait Naming {
     fn find(&self, hash: u64, name: u128) -> Result<Option<Word>>;
 
     /// All that are known by these hashes.
-    fn find_all(&self, hashes: &[u64], name: u128) -> Result<Vec<Owner>> {
+    fn find_all(&self, hashes: &[u64], name: u128) -> Result<Vec<BlobOwner>> {
         let find = |hash: &u64| Ok(self.find(*hash, name)?.map(|word| (*hash, word)));
         hashes.iter().filter_map(|hash| find(hash).transpose()).collect()
     }
@@ -87,13 +85,13 @@ struct Blob {
     /// What it takes on disk.
     bytes: u64,
     /// Counts it until a record is about to name it; of one that was made here.
-    account: Option<Account>,
+    reservation: Option<Reservation>,
     /// Whether another process, which wrote it, counted it as its own when somebody last looked.
     is_claimed: bool,
     /// Of the keys that may name it, as far as is known.
     hashes: Vec<u64>,
     /// Words that named it when somebody last looked.
-    owners: Vec<Owner>,
+    owners: Vec<BlobOwner>,
     life: Life,
 }
 
@@ -108,14 +106,21 @@ enum Life {
 }
 
 impl Blob {
-    fn new(contents: Contents, account: Option<Account>) -> Self {
+    fn new(contents: Contents, reservation: Option<Reservation>) -> Self {
         let Contents { bytes, hashes } = contents;
-        Self { bytes, account, is_claimed: false, hashes, owners: Vec::new(), life: Life::Alive }
+        Self {
+            bytes,
+            reservation,
+            is_claimed: false,
+            hashes,
+            owners: Vec::new(),
+            life: Life::Alive,
+        }
     }
 
     /// Whether it is counted elsewhere than with the blobs.
     fn is_counted_apart(&self) -> bool {
-        self.account.is_some() || self.is_claimed
+        self.reservation.is_some() || self.is_claimed
     }
 
     /// Looks whether anything names it, as far as is known.
@@ -143,35 +148,35 @@ impl Blob {
 }
 
 /// A hold on a blob while a record that names it is being published.
-pub(crate) struct Pin<'a> {
+pub(crate) struct BlobPin<'a> {
     blobs: &'a Blobs,
     pub(crate) reference: BlobRef,
     /// Open, so that it stays.
     file: Arc<OwnFile>,
 }
 
-impl Pin<'_> {
+impl BlobPin<'_> {
     /// Says that a record is about to name the blob, which does not go with the pin any more.
     pub(crate) fn keep(&self) {
         // Locked until it is done: whoever counts what there is sees the blob on the one side or on the other.
         let mut known = self.blobs.lock();
-        if let Some(account) =
-            known.blobs.get_mut(&self.reference.name).and_then(|b| b.account.take())
+        if let Some(reservation) =
+            known.blobs.get_mut(&self.reference.name).and_then(|b| b.reservation.take())
         {
             // First: for another process it counts twice for a moment, and never not at all.
             if let Err(error) = give_up_claim(&self.file) {
                 tracing::warn!(%error, "the bytes of a blob count as those of its writer until it is closed");
             }
-            self.blobs.space.blob_made(account);
+            self.blobs.space.blob_made(reservation);
         }
     }
 }
 
-impl Drop for Pin<'_> {
+impl Drop for BlobPin<'_> {
     fn drop(&mut self) {
         let name = self.reference.name;
         let mut known = self.blobs.lock();
-        if known.blobs.get(&name).is_none_or(|blob| blob.account.is_none()) {
+        if known.blobs.get(&name).is_none_or(|blob| blob.reservation.is_none()) {
             return;
         }
         let blob = known.blobs.remove(&name);
@@ -312,19 +317,19 @@ impl Blobs {
     /// Begins a new blob, without any space yet.
     pub(crate) fn create(&self) -> Result<BlobWriter> {
         self.held.check_in_place().map_err(|e| Error::io("create blob", &self.dir, e))?;
-        BlobWriter::create(&self.dir, self.space.account(0))
+        BlobWriter::create(&self.dir, self.space.reserve(0))
     }
 
     /// Makes the blob whole and durable, for a key of this hash. It goes again with the pin, unless that is told to
-    /// [`keep`](Pin::keep) it.
-    pub(crate) fn seal(&self, mut writer: BlobWriter, hash: u64) -> Result<Pin<'_>> {
+    /// [`keep`](BlobPin::keep) it.
+    pub(crate) fn seal(&self, mut writer: BlobWriter, hash: u64) -> Result<BlobPin<'_>> {
         writer.finish(hash)?;
         let mut known = self.lock();
-        let (reference, file, account) = writer.name()?;
-        let contents = Contents { bytes: account.bytes(), hashes: vec![hash] };
-        known.blobs.insert(reference.name, Blob::new(contents, Some(account)));
+        let (reference, file, reservation) = writer.name()?;
+        let contents = Contents { bytes: reservation.bytes(), hashes: vec![hash] };
+        known.blobs.insert(reference.name, Blob::new(contents, Some(reservation)));
         drop(known);
-        let pin = Pin { blobs: self, reference, file };
+        let pin = BlobPin { blobs: self, reference, file };
         files::sync_dir(&self.dir).map_err(|e| Error::io("sync directory", &self.dir, e))?;
         Ok(pin)
     }
@@ -333,13 +338,13 @@ impl Blobs {
     ///
     /// # Errors
     /// If its file cannot be opened; [`Busy`](ErrorKind::Busy) if a process that was about to remove it was stopped.
-    pub(crate) fn pin(&self, reference: BlobRef) -> Result<Option<Pin<'_>>> {
+    pub(crate) fn pin(&self, reference: BlobRef) -> Result<Option<BlobPin<'_>>> {
         let path = self.path(reference.name);
         let opened = OwnFile::to_lock(|| files::open_to_read(&path))
             .and_then(|file| Ok((hold(&file)?, file)));
         match opened {
             Ok((Hold::Held, file)) => {
-                Ok(Some(Pin { blobs: self, reference, file: Arc::new(file) }))
+                Ok(Some(BlobPin { blobs: self, reference, file: Arc::new(file) }))
             }
             Ok((Hold::Gone, _)) => Ok(None),
             Ok((Hold::Busy, _)) => Err(Error::new(ErrorKind::Busy, "keep blob").with_path(&path)),
@@ -349,7 +354,7 @@ impl Blobs {
     }
 
     /// Notes, durably, that a key of this hash is about to name the blob.
-    pub(crate) fn add_key(&self, pin: &Pin<'_>, hash: u64) -> Result<()> {
+    pub(crate) fn add_key(&self, pin: &BlobPin<'_>, hash: u64) -> Result<()> {
         let name = pin.reference.name;
         let is_known = |blob: &Blob| blob.hashes.contains(&hash);
         if !self.lock().blobs.get(&name).is_some_and(is_known) {
@@ -367,14 +372,14 @@ impl Blobs {
     }
 
     /// The owners of the blobs that are alive, as far as is known.
-    pub(crate) fn owners(&self) -> Vec<(u128, Owner)> {
+    pub(crate) fn owners(&self) -> Vec<(u128, BlobOwner)> {
         let known = self.lock();
         let alive = known.blobs.iter().filter(|(_, blob)| blob.life == Life::Alive);
         alive.flat_map(|(name, blob)| blob.owners.iter().map(|owner| (*name, *owner))).collect()
     }
 
     /// All that names the blob now.
-    pub(crate) fn owners_of(&self, name: u128, index: &impl Naming) -> Vec<Owner> {
+    pub(crate) fn owners_of(&self, name: u128, index: &impl Naming) -> Vec<BlobOwner> {
         let mut known = self.lock();
         let Some(blob) = known.blobs.get_mut(&name) else { return Vec::new() };
         let path = self.path(name);

@@ -4,9 +4,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tempfile::TempDir;
 
-use super::file::space_for;
 use super::*;
-use crate::engine::index::{Geometry, Index, Membership};
+use crate::engine::format::blob_ref::space_for;
+use crate::engine::format::geometry::Geometry;
+use crate::engine::index::{Index, ProcessSlot};
 
 /// An index without any entries but those that name blobs.
 #[derive(Default)]
@@ -28,7 +29,7 @@ impl Names {
 }
 
 impl Naming for Names {
-    fn holds(&self, (hash, word): Owner) -> bool {
+    fn holds(&self, (hash, word): BlobOwner) -> bool {
         self.map().get(&hash).is_some_and(|(found, _)| *found == word)
     }
 
@@ -54,7 +55,7 @@ impl Two {
         let (dir, space) = (tempfile::tempdir().unwrap(), SpaceInUse::default());
         let counts = tempfile::tempfile().unwrap();
         let index =
-            Index::create(&counts, Geometry::for_entries(100, 16), Membership::alone()).unwrap();
+            Index::create(&counts, Geometry::for_entries(100, 16), ProcessSlot::alone()).unwrap();
         space.attach(Arc::new(index));
         assert_eq!(space_for(LEN as u64), SPACE);
         let open = || Blobs::open(dir.path(), &space).unwrap();
@@ -74,9 +75,9 @@ impl Two {
     }
 }
 
-fn write<'a>(blobs: &'a Blobs, hash: u64) -> Pin<'a> {
+fn write<'a>(blobs: &'a Blobs, hash: u64) -> BlobPin<'a> {
     let mut writer = blobs.create().unwrap();
-    writer.add_space(blobs.space.account(SPACE));
+    writer.add_space(blobs.space.reserve(SPACE));
     writer.write(&[7; LEN], &mut 0).unwrap();
     blobs.seal(writer, hash).unwrap()
 }
@@ -114,7 +115,7 @@ fn what_one_makes_the_other_finds_counts_reads_and_removes() {
     assert!(two.theirs.open_blob(reference).unwrap().is_none());
     assert!(two.theirs.pin(reference).unwrap().is_none());
     assert_eq!(two.theirs.release(&[reference.name], &two.index), 0);
-    // Opened before it was unlinked, and locked after.
+    // SegmentFile before it was unlinked, and locked after.
     let pin = write(&two.mine, 2);
     let opened = File::open(two.mine.path(pin.reference.name)).unwrap();
     two.theirs.refresh(Haste::Now).unwrap();

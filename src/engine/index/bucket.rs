@@ -11,7 +11,8 @@
 //! and a reader who finds that it does not fit, in a bucket that nobody has locked or changed meanwhile, knows
 //! that something else wrote there: all that the bucket says is void.
 
-use super::{LINE, Word};
+use crate::engine::format::index_header::LINE;
+use crate::engine::format::word::Word;
 use crate::sys::atomic::{AtomicU64, Ordering};
 
 const LOCKED: u64 = 1;

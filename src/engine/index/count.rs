@@ -5,8 +5,9 @@
 
 use std::cell::Cell;
 
+use super::Index;
 use super::lock::{Busy, Stolen};
-use super::{Index, at};
+use crate::engine::format::index_header::at;
 use crate::sys::atomic::Ordering;
 use crate::sys::step;
 use crate::sys::wait::Backoff;

@@ -1,6 +1,7 @@
 //! What all processes share beside the entries: the limits, what is to be done, and how far the log and the snapshots are.
 
-use super::{Index, at};
+use super::Index;
+use crate::engine::format::index_header::at;
 use crate::sys::atomic::Ordering;
 
 impl Index {

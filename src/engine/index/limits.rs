@@ -1,6 +1,7 @@
 //! The limits in the header: all processes read them for each decision, so a change is seen by all at once.
 
-use super::{Index, at};
+use super::Index;
+use crate::engine::format::index_header::at;
 use crate::limits::Limits;
 use crate::sys::atomic::Ordering;
 

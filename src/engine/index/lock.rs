@@ -4,7 +4,8 @@ use std::cell::Cell;
 
 use super::Index;
 use super::bucket::{Bucket, Control};
-use super::chain::{MAX_CHAIN, Slot};
+use super::slot::Slot;
+use crate::engine::format::index_header::MAX_CHAIN;
 use crate::error::{Error, ErrorKind};
 use crate::sys::wait::Backoff;
 
@@ -80,7 +81,7 @@ impl Index {
     }
 
     /// Takes over what the dead have locked.
-    pub(crate) fn free_of_dead(&self) {
+    pub(crate) fn release_locks_of_dead(&self) {
         for primary in 0..self.geometry.primaries {
             let is_locked = |bucket: Bucket<'_>| bucket.control().is_locked();
             if self.bucket(primary).is_some_and(is_locked) {

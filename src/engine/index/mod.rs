@@ -14,242 +14,43 @@
 //! The file is never trusted after an unclean end. Within one life it is guarded against stray writes: each
 //! bucket's control word carries a check of its entry words (see [`bucket`]).
 
+mod attach_table;
 pub(crate) mod bucket;
 mod chain;
 mod count;
 mod header;
 mod limits;
 mod lock;
-mod members;
+mod locked_chain;
 mod overflow;
 mod pack;
+mod process_slot;
+mod roles;
 mod segments;
+mod slot;
 
 use std::io;
 
 use self::bucket::Bucket;
-pub(crate) use self::chain::{Found, LONGEST_CHAIN, Probe, Slot, Vacancy};
 pub(crate) use self::count::{ClearLock, CountUp};
 pub(crate) use self::lock::{Busy, Locked};
-pub(crate) use self::members::{HeldTurn, Membership, Turn, Waited, busy};
+pub(crate) use self::locked_chain::Vacancy;
 pub(crate) use self::pack::Packed;
+pub(crate) use self::process_slot::ProcessSlot;
+pub(crate) use self::roles::{Role, RoleGuard, Waited, busy};
 pub(crate) use self::segments::{HIGHEST_SEGMENT, SegmentInfo, SegmentState};
+pub(crate) use self::slot::{Found, Probe, Slot};
+use crate::engine::format::geometry::Geometry;
+use crate::engine::format::index_header::{HEADER_WORDS, HeaderCopy, LINE, MAGIC, SEGMENTS_AT, at};
+use crate::engine::format::word::{Word, tag};
 use crate::sys::atomic::{AtomicU64, Ordering};
 use crate::sys::file::File;
 use crate::sys::map::Map;
 
-/// An offset within a segment is stored in units of this many bytes.
-const OFFSET_UNIT: u64 = super::record::ALIGN as u64;
-const OFFSET_BITS: u32 = 22;
-const SEGMENT_BITS: u32 = 32;
-const TAG_SHIFT: u32 = OFFSET_BITS + SEGMENT_BITS;
-/// The largest length of a segment whose every record a word can reach.
-pub(crate) const MAX_OFFSET: u64 = OFFSET_UNIT << OFFSET_BITS;
-
-/// Words in a cache line, and so in a bucket: a control word and the entries.
-pub(crate) const LINE: usize = 8;
-
-const MAGIC: u64 = u64::from_le_bytes(*b"KWindex2");
-
-/// Word numbers within the header.
-mod at {
-    pub(super) const MAGIC: usize = 0;
-    pub(super) const PRIMARIES: usize = 1;
-    pub(super) const BUCKETS: usize = 2;
-    pub(super) const SEGMENTS: usize = 3;
-    /// Read by every operation, changed seldom.
-    pub(super) const GENERATION: usize = 8;
-    pub(super) const RECENCY: usize = 9;
-    pub(super) const MAX_ENTRIES: usize = 10;
-    pub(super) const CULL_FREQUENCY: usize = 11;
-    pub(super) const MAX_BYTES: usize = 12;
-    /// Counts the segments that were removed.
-    pub(super) const DROPS: usize = 13;
-    /// Whether the entries must be counted again.
-    pub(super) const RECOUNT: usize = 14;
-    /// No entry expires before this time, in milliseconds since 1970.
-    pub(super) const NEXT_EXPIRY: usize = 15;
-    pub(super) const SEQUENCE: usize = 16;
-    pub(super) const COUNT: usize = 24;
-    pub(super) const CLEAR_LOCK: usize = 32;
-    /// The first overflow bucket that was never used.
-    pub(super) const NEXT_OVERFLOW: usize = 40;
-    /// The first of those that were given back, plus one; its upper half counts changes.
-    pub(super) const FREE_OVERFLOW: usize = 41;
-    pub(super) const NEXT_SEGMENT: usize = 48;
-    /// Entries of generations before this one have been swept.
-    pub(super) const SWEPT: usize = 49;
-    /// The number of the last snapshot that was begun.
-    pub(super) const SNAPSHOT: usize = 50;
-    /// Bytes that sealed segments took in records, ever.
-    pub(super) const LOGGED: usize = 51;
-    /// What the log had taken when the last checkpoint began.
-    pub(super) const CHECKPOINTED: usize = 52;
-    /// Bytes of all blobs.
-    pub(super) const BLOB_BYTES: usize = 53;
-    /// Whether a process died and nobody has looked after what it left.
-    pub(super) const DEATHS: usize = 55;
-    /// The highest number that a process ever had.
-    pub(super) const HIGHEST_NUMBER: usize = 54;
-    pub(super) const INSERTS: usize = 56;
-    /// `id | tail << 32` of the segment to go on with, stored when the index is closed.
-    pub(super) const END_OF_LOG: usize = 57;
-    /// The limits that were asked for, of which the index may hold less.
-    pub(super) const ASKED_ENTRIES: usize = 58;
-    pub(super) const ASKED_BYTES: usize = 59;
-    /// How often the file was given up for another one.
-    pub(super) const GIVEN_UP: usize = 60;
-    /// How often each of the turns that are waited for was taken.
-    pub(super) const TURNS: usize = 61;
+/// Whether `file` is as long as an index of this geometry.
+fn is_of(geometry: Geometry, file: &File) -> bool {
+    crate::sys::file::len(file).is_ok_and(|len| len == geometry.index_bytes())
 }
-/// The word of the header that [`watch`](super::watch) is about.
-pub(crate) const GIVEN_UP: usize = at::GIVEN_UP;
-/// The words of the header that say something; the rest of its page is spare.
-pub(crate) const HEADER_WORDS: usize = 64;
-const ATTACH_AT: usize = 512;
-/// As many processes as can be attached.
-pub(crate) const MOST_PROCESSES: u32 = 1024;
-const MEMBER_WORDS: usize = 4;
-const SEGMENTS_AT: usize = ATTACH_AT + MOST_PROCESSES as usize * MEMBER_WORDS;
-
-/// An entry word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub(crate) struct Word(pub(crate) u64);
-
-impl Word {
-    pub(crate) const EMPTY: Self = Self(0);
-
-    pub(crate) fn new(hash: u64, segment: u32, offset: u32) -> Self {
-        debug_assert!(u64::from(offset) < MAX_OFFSET && segment != 0);
-        Self(
-            (tag(hash) << TAG_SHIFT)
-                | (u64::from(segment) << OFFSET_BITS)
-                | (u64::from(offset) / OFFSET_UNIT),
-        )
-    }
-
-    pub(crate) fn segment(self) -> u32 {
-        (self.0 >> OFFSET_BITS) as u32
-    }
-
-    pub(crate) fn offset(self) -> u32 {
-        ((self.0 & ((1 << OFFSET_BITS) - 1)) * OFFSET_UNIT) as u32
-    }
-
-    /// The word without its tag: ordered by when the space was reserved.
-    pub(crate) fn age(self) -> u64 {
-        self.0 & ((1 << TAG_SHIFT) - 1)
-    }
-
-    fn tag(self) -> u64 {
-        self.0 >> TAG_SHIFT
-    }
-
-    fn has_tag_of(self, hash: u64) -> bool {
-        self.tag() == tag(hash)
-    }
-
-    fn is_entry(self) -> bool {
-        self.segment() != 0
-    }
-}
-
-/// The low bits of the hash; the bucket comes from the high ones.
-fn tag(hash: u64) -> u64 {
-    hash & ((1 << (64 - TAG_SHIFT)) - 1)
-}
-
-/// On average, where there are as many entries as an index is made for.
-const ENTRIES_PER_BUCKET: u64 = 4;
-
-/// How large an index is; fixed when its file is made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Geometry {
-    /// Buckets that keys hash to.
-    pub(crate) primaries: u32,
-    /// All buckets: the primaries and, after them, the overflow buckets.
-    pub(crate) buckets: u32,
-    /// Entries of the segment table, a power of two.
-    pub(crate) segments: u32,
-}
-
-impl Geometry {
-    /// Four entries to a bucket of seven: one bucket in twenty overflows at any time, and a quarter more is there
-    /// for it, since an overflow bucket is kept until it is empty. Where the bound on entries is exact to the
-    /// last one there is an overflow bucket for each primary.
-    pub(crate) fn for_entries(max_entries: u64, max_segments: u64) -> Self {
-        let primaries = max_entries.div_ceil(ENTRIES_PER_BUCKET).clamp(4, u64::from(u32::MAX / 2));
-        let exact = crate::options::INLINE_CULL_ENTRIES / ENTRIES_PER_BUCKET;
-        let buckets = primaries + primaries / 4 + primaries.min(exact) * 3 / 4 + 8;
-        let segments = (max_segments * 2 + 32).next_power_of_two();
-        Self { primaries: primaries as u32, buckets: buckets as u32, segments: segments as u32 }
-    }
-
-    /// The number of entries that it is made for.
-    pub(crate) fn most_entries(&self) -> u64 {
-        u64::from(self.primaries) * ENTRIES_PER_BUCKET
-    }
-
-    /// What a header says, if it is one.
-    fn stated(header: &HeaderCopy) -> Option<Self> {
-        let number = |at: usize| u32::try_from(header[at]).unwrap_or(0);
-        let stated = Self {
-            primaries: number(at::PRIMARIES),
-            buckets: number(at::BUCKETS),
-            segments: number(at::SEGMENTS),
-        };
-        let plausible = header[at::MAGIC] == MAGIC
-            && stated.primaries > 0
-            && stated.buckets > stated.primaries
-            && stated.segments.is_power_of_two();
-        plausible.then_some(stated)
-    }
-
-    /// The same, of an index that nobody is changing.
-    fn stated_at_rest(header: &HeaderCopy) -> Option<Self> {
-        let plausible =
-            header[at::CLEAR_LOCK] == 0 && header[at::COUNT] >> 32 == header[at::GENERATION];
-        Self::stated(header).filter(|_| plausible)
-    }
-
-    /// Whether `file` is as long as an index of this geometry.
-    fn is_of(&self, file: &File) -> bool {
-        crate::sys::file::len(file).is_ok_and(|len| len == self.index_bytes())
-    }
-
-    /// Whether an index of this geometry serves where `wanted` was asked for: it is as large, and not so much
-    /// larger that it would take the space of what it is for.
-    pub(crate) fn serves(&self, wanted: &Self) -> bool {
-        self.primaries >= wanted.primaries
-            && self.segments >= wanted.segments
-            && self.index_bytes() <= wanted.index_bytes() * 2
-    }
-
-    fn buckets_at(&self) -> usize {
-        (SEGMENTS_AT + self.segments as usize * LINE).next_multiple_of(512)
-    }
-
-    pub(crate) fn index_bytes(&self) -> u64 {
-        ((self.buckets_at() + self.buckets as usize * LINE) as u64 * 8).next_multiple_of(4096)
-    }
-
-    /// What each of the two snapshots takes.
-    pub(crate) fn snapshot_bytes(&self) -> u64 {
-        super::snapshot::file_len(*self)
-    }
-
-    /// What the index and all that is made of it take.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.index_bytes() + self.hint_bytes() + 2 * self.snapshot_bytes()
-    }
-
-    pub(crate) fn hint_bytes(&self) -> u64 {
-        (u64::from(self.buckets) * LINE as u64 * 8).next_multiple_of(4096)
-    }
-}
-
-/// What the header says at one moment; stored with the clean mark.
-pub(crate) type HeaderCopy = [u64; HEADER_WORDS];
 
 /// The header of the index in `file`; zeros where it ends before.
 fn header_of(file: &File) -> io::Result<HeaderCopy> {
@@ -267,7 +68,7 @@ pub(crate) struct Index {
     geometry: Geometry,
     buckets_at: usize,
     /// Who this process is among those that share the index.
-    membership: Membership,
+    process_slot: ProcessSlot,
 }
 
 impl Index {
@@ -275,16 +76,16 @@ impl Index {
     pub(crate) fn create(
         file: &File,
         geometry: Geometry,
-        membership: Membership,
+        process_slot: ProcessSlot,
     ) -> io::Result<Self> {
         crate::sys::file::reset(file, geometry.index_bytes(), crate::sys::file::HUGE_PIECES)?;
-        Self::fill(Self::map(file, geometry, membership)?)
+        Self::fill(Self::map(file, geometry, process_slot)?)
     }
 
     /// One that nobody else will ever use.
     pub(crate) fn in_memory(geometry: Geometry) -> io::Result<Self> {
         let map = Map::anonymous(geometry.index_bytes() as usize)?;
-        Self::fill(Self::over(map, geometry, Membership::alone()))
+        Self::fill(Self::over(map, geometry, ProcessSlot::alone()))
     }
 
     /// Says in the header of `index`, which is all zeros, what it is.
@@ -311,15 +112,15 @@ impl Index {
     pub(crate) fn open(
         file: &File,
         expected: &HeaderCopy,
-        membership: Membership,
+        process_slot: ProcessSlot,
     ) -> io::Result<Option<Self>> {
         let Some(geometry) = Geometry::stated_at_rest(expected) else { return Ok(None) };
-        if !geometry.is_of(file) {
+        if !is_of(geometry, file) {
             return Ok(None);
         }
         // A copy may have holes, and a store into one can fail.
         crate::sys::file::allocate(file, geometry.index_bytes())?;
-        let mut index = Self::map(file, geometry, membership)?;
+        let mut index = Self::map(file, geometry, process_slot)?;
         if index.header_copy() != *expected {
             return Ok(None);
         }
@@ -328,12 +129,12 @@ impl Index {
     }
 
     /// Maps the index that other processes are using, if `file` holds one.
-    pub(crate) fn join(file: &File, membership: Membership) -> io::Result<Option<Self>> {
+    pub(crate) fn join(file: &File, process_slot: ProcessSlot) -> io::Result<Option<Self>> {
         let header = header_of(file)?;
-        let Some(geometry) = Geometry::stated(&header).filter(|g| g.is_of(file)) else {
+        let Some(geometry) = Geometry::stated(&header).filter(|g| is_of(*g, file)) else {
             return Ok(None);
         };
-        let mut index = Self::map(file, geometry, membership)?;
+        let mut index = Self::map(file, geometry, process_slot)?;
         index.enter()?;
         Ok(Some(index))
     }
@@ -343,7 +144,7 @@ impl Index {
     pub(crate) fn look(
         file: &File,
         closed: Option<&HeaderCopy>,
-        membership: Membership,
+        process_slot: ProcessSlot,
     ) -> io::Result<Option<Self>> {
         let header = header_of(file)?;
         let stated = match closed {
@@ -351,18 +152,18 @@ impl Index {
             Some(closed) => Geometry::stated_at_rest(closed),
             None => Geometry::stated(&header),
         };
-        let Some(geometry) = stated.filter(|g| g.is_of(file)) else { return Ok(None) };
+        let Some(geometry) = stated.filter(|g| is_of(*g, file)) else { return Ok(None) };
         let map = Map::to_read(file, geometry.index_bytes() as usize)?;
-        Ok(Some(Self::over(map, geometry, membership)))
+        Ok(Some(Self::over(map, geometry, process_slot)))
     }
 
-    fn map(file: &File, geometry: Geometry, membership: Membership) -> io::Result<Self> {
+    fn map(file: &File, geometry: Geometry, process_slot: ProcessSlot) -> io::Result<Self> {
         let map = Map::new(file, geometry.index_bytes() as usize)?;
-        Ok(Self::over(map, geometry, membership))
+        Ok(Self::over(map, geometry, process_slot))
     }
 
-    fn over(map: Map, geometry: Geometry, membership: Membership) -> Self {
-        Self { map, geometry, buckets_at: geometry.buckets_at(), membership }
+    fn over(map: Map, geometry: Geometry, process_slot: ProcessSlot) -> Self {
+        Self { map, geometry, buckets_at: geometry.buckets_at(), process_slot }
     }
 
     pub(crate) fn header_copy(&self) -> HeaderCopy {

@@ -1,8 +1,10 @@
 //! Overflow buckets: which of them are in use, and how they are taken and given back.
 
+use super::Index;
 use super::bucket::{Bucket, Control, SLOTS};
-use super::chain::Slot;
-use super::{Index, Word, at};
+use super::slot::Slot;
+use crate::engine::format::index_header::at;
+use crate::engine::format::word::Word;
 use crate::sys::atomic::Ordering;
 
 impl Index {

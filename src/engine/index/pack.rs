@@ -1,8 +1,11 @@
 //! Copying chains out of the index, one moment of each, and putting such copies into an empty one.
 
+use super::Index;
 use super::bucket::{Bucket, Control, SLOTS};
-use super::chain::MAX_CHAIN;
-use super::{Index, LINE, Vacancy, Word};
+use super::locked_chain::Vacancy;
+use crate::engine::format::index_header::LINE;
+use crate::engine::format::index_header::MAX_CHAIN;
+use crate::engine::format::word::Word;
 use crate::sys::wait::Backoff;
 
 /// The words of one chain.

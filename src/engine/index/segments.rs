@@ -8,7 +8,8 @@
 //! 4  the recency clock when it was sealed, or what the count of drops was when it was removed
 //! ```
 
-use super::{Index, LINE, SEGMENTS_AT, at};
+use super::Index;
+use crate::engine::format::index_header::{LINE, SEGMENTS_AT, at};
 use crate::sys::atomic::{AtomicU64, Ordering};
 
 /// Lengths are stored in units of this many bytes.

@@ -1,6 +1,7 @@
-use super::chain::Probe;
 use super::lock::Stolen;
+use super::slot::Probe;
 use super::*;
+use crate::engine::format::word::{MAX_OFFSET, OFFSET_UNIT};
 
 fn index(entries: u64) -> Index {
     Index::in_memory(Geometry::for_entries(entries, 16)).unwrap()
@@ -103,12 +104,12 @@ fn the_count_is_exact_at_the_bound_and_per_generation() {
 #[test]
 fn an_index_is_opened_only_as_it_was_left() {
     let file = crate::sys::file::nameless().unwrap();
-    let index = Index::create(&file, Geometry::for_entries(100, 16), Membership::alone()).unwrap();
+    let index = Index::create(&file, Geometry::for_entries(100, 16), ProcessSlot::alone()).unwrap();
     index.next_sequence();
     let copy = index.header_copy();
-    assert!(Index::open(&file, &copy, Membership::alone()).unwrap().is_some());
+    assert!(Index::open(&file, &copy, ProcessSlot::alone()).unwrap().is_some());
     index.next_sequence();
-    assert!(Index::open(&file, &copy, Membership::alone()).unwrap().is_none());
+    assert!(Index::open(&file, &copy, ProcessSlot::alone()).unwrap().is_none());
 }
 
 #[test]

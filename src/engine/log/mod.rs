@@ -5,29 +5,35 @@
 //! ```
 //!
 //! Which segments there are, and in what state, is in the table of the index, for all processes alike
-//! ([`index::segments`](super::index)). Each process appends to segments of its own: to the active one, and copies of
+//! ([`index::segments`](crate::engine::index)). Each process appends to segments of its own: to the active one, and copies of
 //! records that are to stay to another. A segment of another process is opened when a word first leads there.
 //!
-//! A segment is emptied when no entry word names it any more ([`space`](super::space)), and its file is removed after a
+//! A segment is emptied when no entry word names it any more ([`space`](crate::engine::ops::reclaim)), and its file is removed after a
 //! checkpoint that began later: until then a recovery may need it. Then it is dropped, until all processes have let go
 //! of it. A segment that is active and whose owner is gone is an orphan: whoever needs a segment goes on with it.
 
+mod allocate;
+pub(crate) mod append;
 mod removal;
-mod supply;
+pub(crate) mod segment;
+pub(crate) mod segment_map;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::index::{Index, SegmentInfo, SegmentState, Word};
-use super::layout;
-use super::record::{self, Draft};
-use super::segment::{self, Opened, Segment};
-use super::table::{SegmentGuard, Table};
-use super::tail::{Reservation, Tail};
-use super::turn::Queue;
-use super::usage::SpaceInUse;
+use self::segment::{Segment, SegmentFile};
+use crate::engine::format::record::Draft;
+use crate::engine::format::segment_header;
+use crate::engine::format::sizing;
+use crate::engine::format::word::ALIGN;
+use crate::engine::format::word::Word;
+use crate::engine::index::{Index, SegmentInfo, SegmentState};
+use crate::engine::log::append::{RecordReservation, Tail};
+use crate::engine::log::segment_map::{SegmentGuard, SegmentMap};
+use crate::engine::shared::accounting::SpaceInUse;
+use crate::engine::shared::wait_queue::Queue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::file::{Access, HeldDirectory};
 use crate::sys::step;
@@ -38,7 +44,7 @@ pub(crate) struct Log {
     held: HeldDirectory,
     access: Access,
     index: Arc<Index>,
-    table: Table,
+    table: SegmentMap,
     space: SpaceInUse,
     /// What of `max_bytes` is not for segments.
     fixed_bytes: u64,
@@ -77,8 +83,8 @@ impl Log {
             dir: dir.to_owned(),
             access,
             held: HeldDirectory::open(dir).map_err(|e| Error::io("open", dir, e))?,
-            table: Table::new(index.geometry().segments),
-            fixed_bytes: layout::fixed_bytes(index.geometry()),
+            table: SegmentMap::new(index.geometry().segments),
+            fixed_bytes: sizing::fixed_bytes(index.geometry()),
             index,
             space,
             active: Mutex::new(None),
@@ -109,9 +115,9 @@ impl Log {
 
     /// Whether the log can go on at `end` of a segment.
     fn may_go_on(&self, segment: &Segment, end: u32) -> bool {
-        let room = segment::HEADER_LEN as u64..segment.len();
+        let room = segment_header::LEN as u64..segment.len();
         room.contains(&u64::from(end))
-            && (end as usize).is_multiple_of(record::ALIGN)
+            && (end as usize).is_multiple_of(ALIGN)
             && segment.len() <= self.segment_len()
             && segment.fill_holes().is_ok()
     }
@@ -163,7 +169,7 @@ impl Log {
         drop(here);
         let path = self.dir.join(Segment::file_name(id));
         match Segment::open(&path, id, self.access, &self.space) {
-            Ok(Opened::Segment(segment)) => {
+            Ok(SegmentFile::Segment(segment)) => {
                 // It is kept mapped and not open, as there are more segments than a process may have open files.
                 segment.seal();
                 let letting_go = lock(&self.letting_go);
@@ -175,7 +181,7 @@ impl Log {
                     self.forget(id, &letting_go);
                 }
             }
-            Ok(Opened::Unborn | Opened::Foreign) => {}
+            Ok(SegmentFile::Unborn | SegmentFile::Foreign) => {}
             Err(e) if is(&e, io::ErrorKind::NotFound) => {}
             Err(e) => return Err(e),
         }
@@ -197,7 +203,7 @@ impl Log {
     }
 
     pub(crate) fn segment_len(&self) -> u64 {
-        layout::segment_len(self.budget())
+        sizing::segment_len(self.budget())
     }
 
     /// Bytes that were reserved here since the log was opened.
@@ -207,12 +213,12 @@ impl Log {
 
     /// The longest record there may be.
     pub(crate) fn max_record_len(&self) -> u64 {
-        layout::max_record_len(self.budget())
+        sizing::max_record_len(self.budget())
     }
 
     /// The longest value that is stored in the log itself.
     pub(crate) fn largest_in_log(&self) -> u64 {
-        layout::largest_in_log(self.segment_len())
+        sizing::largest_in_log(self.segment_len())
     }
 
     /// The length of a record of this shape.
@@ -229,7 +235,7 @@ impl Log {
 
     /// Space for a record of `len` bytes. `None` if it needs a segment that is not there:
     /// [`provide`](Log::provide) one and ask again. The caller must not hold another reservation or a bucket lock.
-    pub(crate) fn reserve(&self, len: u32) -> Result<Option<Reservation>> {
+    pub(crate) fn reserve(&self, len: u32) -> Result<Option<RecordReservation>> {
         self.keep_up();
         let mut active = lock(&self.active);
         if !active.as_ref().is_some_and(|tail| tail.has_room(len, &self.index))
@@ -401,7 +407,7 @@ impl Log {
             return;
         }
         match spare {
-            Some(unused) if unused.end == segment::HEADER_LEN as u32 => {
+            Some(unused) if unused.end == segment_header::LEN as u32 => {
                 self.discard(unused.segment.id)
             }
             // One that a process left with records in it.

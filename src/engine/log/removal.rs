@@ -6,7 +6,7 @@ use std::sync::{Arc, MutexGuard};
 
 use super::{Log, lock};
 use crate::engine::index::SegmentState;
-use crate::engine::segment::Segment;
+use crate::engine::log::segment::Segment;
 use crate::sys::{file, step};
 
 impl Log {

@@ -1,13 +1,14 @@
 use super::*;
-use crate::engine::index::{Geometry, Membership};
+use crate::engine::format::geometry::Geometry;
+use crate::engine::index::ProcessSlot;
 use crate::options::Options;
 
-const BEGIN: u32 = segment::HEADER_LEN as u32;
+const BEGIN: u32 = segment_header::LEN as u32;
 
 /// A log of one segment with a record in it.
 fn log_with_a_record(dir: &Path) -> (Arc<Index>, Log) {
     let file = tempfile::tempfile().unwrap();
-    let index = Index::create(&file, Geometry::for_entries(10, 16), Membership::alone()).unwrap();
+    let index = Index::create(&file, Geometry::for_entries(10, 16), ProcessSlot::alone()).unwrap();
     let index = Arc::new(index);
     let limits = Options { max_bytes: 2 << 20, ..Options::default() }.limits();
     index.set_limits(limits, limits);
@@ -26,7 +27,7 @@ fn segment_of(tail: &Option<Tail>) -> Arc<Segment> {
 /// Another map of segment 1 takes the place of the one that is in the table.
 fn map_again(log: &Log) -> Arc<Segment> {
     let path = log.dir.join(Segment::file_name(1));
-    let Opened::Segment(again) = Segment::open(&path, 1, Access::ToWrite, &log.space).unwrap()
+    let SegmentFile::Segment(again) = Segment::open(&path, 1, Access::ToWrite, &log.space).unwrap()
     else {
         panic!()
     };
@@ -88,7 +89,7 @@ fn an_unused_segment_that_is_too_long_goes_as_others_may_have_it_mapped() {
     let dir = tempfile::tempdir().unwrap();
     let (index, log) = log_with_a_record(dir.path());
     log.space.attach(index.clone());
-    log.provide(1 << 10, false, &|bytes| Ok(Some(log.space.account(bytes))), &|| Ok(false))
+    log.provide(1 << 10, false, &|bytes| Ok(Some(log.space.reserve(bytes))), &|| Ok(false))
         .unwrap();
     let unused = segment_of(&log.spare.wait()).id;
     let asked = Options { max_bytes: 0, ..Options::default() }.limits();
@@ -173,7 +174,7 @@ fn who_finds_every_place_or_id_taken_is_told_so() {
     }
     let unused = index.unused_segment_id();
     let refused = || {
-        let make_room = |bytes| Ok(Some(log.space.account(bytes)));
+        let make_room = |bytes| Ok(Some(log.space.reserve(bytes)));
         let refused = log.provide(16 << 10, false, &make_room, &|| Ok(false)).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::NoSpace);
         refused.to_string()

@@ -1,8 +1,9 @@
 //! Attaching: what one that fails, or one that died, leaves to others.
 
 use super::*;
-use crate::engine::directory::Directory;
-use crate::engine::index::{MOST_PROCESSES, Membership};
+use crate::engine::format::index_header::MOST_PROCESSES;
+use crate::engine::index::ProcessSlot;
+use crate::engine::lifecycle::directory::Directory;
 use crate::entry::Streamed;
 use crate::sys::fork::OwnFile;
 use crate::sys::lock;
@@ -39,7 +40,7 @@ fn a_recovery_does_not_heed_the_clear_of_one_who_died_that_a_checkpoint_came_aft
     let prepared = segment.prepare(offset, reservation.len, draft, &[], [&[], &[]]);
     let stamp = Stamp { sequence: engine.index.next_sequence(), generation: 1, expires_at: None };
     segment.stamp(offset, &prepared, stamp);
-    engine.checkpoint(&engine.space_turn().unwrap()).unwrap();
+    engine.checkpoint(&engine.space_role().unwrap()).unwrap();
     let from = engine.index.segment(segment.id).unwrap().finished;
     assert_eq!(from, offset, "the next recovery comes by it");
     set(&engine, "later", b"v");
@@ -139,7 +140,7 @@ fn who_takes_the_number_of_one_who_died_is_not_mistaken_for_it_however_long_that
         locks
     };
     let hash = engine.hasher.hash(b"key");
-    let dies = Index::join(&file(dir.path(), "index"), Membership::new(Arc::new(comes()), 2))
+    let dies = Index::join(&file(dir.path(), "index"), ProcessSlot::new(Arc::new(comes()), 2))
         .unwrap()
         .unwrap();
     std::mem::forget(dies.lock(hash).unwrap());
@@ -148,7 +149,7 @@ fn who_takes_the_number_of_one_who_died_is_not_mistaken_for_it_however_long_that
     let _stands_still = comes();
     assert!(engine.index.lock(hash).is_ok());
     set(&engine, "key", b"v");
-    assert!(engine.index.bury_dead());
+    assert!(engine.index.reap_dead());
 }
 
 /// A directory as processes have it open: this one's `engine` in `dir`, copied, with the bytes of `locks` held that stand for

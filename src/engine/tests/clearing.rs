@@ -1,7 +1,7 @@
 //! Clears that stand still, or whose process dies or is taken for dead: what others see of them.
 
 use super::*;
-use crate::engine::clear::CLEAR;
+use crate::engine::ops::clear::CLEAR;
 use crate::sys::lock;
 
 #[test]

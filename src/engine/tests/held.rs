@@ -3,9 +3,10 @@
 use std::time::Instant;
 
 use super::*;
-use crate::engine::culler::COME_BACK;
-use crate::engine::emptying::Way;
-use crate::engine::index::{Slot, Word};
+use crate::engine::format::word::Word;
+use crate::engine::index::Slot;
+use crate::engine::ops::compaction::Evacuate;
+use crate::engine::ops::cull::COME_BACK;
 
 /// Entries of one chain.
 const ENTRIES: usize = 40;
@@ -55,7 +56,7 @@ fn a_pass_waits_once_for_a_chain_that_one_who_is_stopped_has_locked() {
     full.iter().for_each(|key| _ = delete(&engine, key));
     engine.log.retire(true);
     let id = entries(&engine)[0].1.segment();
-    assert!(!waits_once(|| engine.empty(id, Way::Copy)).unwrap());
+    assert!(!waits_once(|| engine.empty(id, Evacuate::Copy)).unwrap());
     assert_eq!(entries(&engine).len(), ENTRIES);
 
     drop(held);
@@ -64,7 +65,7 @@ fn a_pass_waits_once_for_a_chain_that_one_who_is_stopped_has_locked() {
     engine.reap_all();
     assert_eq!(entries(&engine).len(), 0);
     assert!(engine.index.is_swept(generation) && !engine.has_expired_entries());
-    assert!(engine.empty(id, Way::Copy).unwrap());
+    assert!(engine.empty(id, Evacuate::Copy).unwrap());
     drop(quiet);
     assert_sound(&engine);
 }

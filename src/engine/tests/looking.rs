@@ -1,4 +1,4 @@
-//! Looking on: what becomes of it when the index that it sees is made anew.
+//! ReadOnlyAttachment on: what becomes of it when the index that it sees is made anew.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::engine::{Place, empty};
+use crate::engine::{AttachmentCell, empty};
 use crate::entry::Item;
 use crate::sys::lock;
 
@@ -53,7 +53,7 @@ fn an_index_that_nobody_looks_at_is_made_anew_where_it_is() {
 fn an_onlooker_that_is_not_called_lets_go_of_an_index_that_was_given_up() {
     const PATIENCE: Duration = Duration::from_secs(60);
     let dir = closed(10, &options());
-    let places = [Arc::new(Place::empty()), Arc::new(Place::empty())];
+    let places = [Arc::new(AttachmentCell::empty()), Arc::new(AttachmentCell::empty())];
     for place in &places {
         let onlooker = look(dir.path(), &options());
         onlooker.note_place(place);
@@ -107,7 +107,7 @@ fn who_looks_on_while_there_is_no_index_is_told_who_makes_it() {
 #[test]
 fn a_place_keeps_what_is_not_meant() {
     let dir = closed(1, &options());
-    let place = Place::from(Some(look(dir.path(), &options())));
+    let place = AttachmentCell::from(Some(look(dir.path(), &options())));
     empty(&place, |onlooker| !onlooker.is_of_use());
     assert!(place.load().is_some());
     empty(&place, Attached::is_ours);

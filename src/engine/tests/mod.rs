@@ -4,11 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::index::Membership;
-use super::record::{Draft, Kind, Stamp};
-use super::segment::Segment;
-use super::usage::SpaceInUse;
 use super::*;
+use crate::engine::format::record::{Draft, Kind, Stamp};
+use crate::engine::index::ProcessSlot;
+use crate::engine::log::segment::Segment;
+use crate::engine::shared::accounting::SpaceInUse;
 use crate::entry::{Change, Codec, Condition, Outcome, Soft};
 use crate::error::ErrorKind;
 use crate::options::Eviction;
@@ -65,8 +65,8 @@ fn file(dir: &Path, name: &str) -> File {
 /// Another process that shares the directory, and asks the file `locks` who lives.
 fn another_process(dir: &Path, locks: &str, number: u32) -> (Index, Arc<OwnFile>) {
     let locks = Arc::new(OwnFile::new(file(dir, locks)));
-    let membership = Membership::new(locks.clone(), number);
-    (Index::join(&file(dir, "index"), membership).unwrap().unwrap(), locks)
+    let process_slot = ProcessSlot::new(locks.clone(), number);
+    (Index::join(&file(dir, "index"), process_slot).unwrap().unwrap(), locks)
 }
 
 /// Leaves as a killed process would: nothing is closed, the lock goes.

@@ -1,6 +1,8 @@
 //! Records that one thread writes and another reads, over memory that Miri knows.
 
-use super::index::{Geometry, Index, Probe, Word};
+use super::index::{Index, Probe};
+use crate::engine::format::geometry::Geometry;
+use crate::engine::format::word::Word;
 use crate::sys::map::Map;
 
 /// What a map promises to who fills a range and then publishes its place: nobody reads it too early. (Miri sees it if it is

@@ -11,7 +11,7 @@ fn a_recovery_begins_with_the_snapshot() {
         set(&engine, &format!("key {i}"), &[7; 100]);
     }
     assert!(delete(&engine, "key 7"));
-    engine.checkpoint(&engine.space_turn().unwrap()).unwrap();
+    engine.checkpoint(&engine.space_role().unwrap()).unwrap();
     set(&engine, "key 8", b"after");
     assert!(delete(&engine, "key 9"));
     let holds = |engine: &Engine| {
@@ -46,7 +46,7 @@ fn a_cold_start_keeps_what_is_written_after_it() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
     (0..100).for_each(|i| set(&engine, &format!("{i}"), b"old"));
-    engine.checkpoint(&engine.space_turn().unwrap()).unwrap();
+    engine.checkpoint(&engine.space_role().unwrap()).unwrap();
     let killed = kill(dir.path());
     for name in ["snapshot.a", "snapshot.b"] {
         std::fs::write(killed.path().join(name), [0xee; 8192]).unwrap();
@@ -66,7 +66,7 @@ fn another_size_of_index_is_filled_from_the_old_one() {
         let small = Options { max_entries: 2000, ..options() };
         let engine = open(dir.path(), &small);
         (0..1500).for_each(|i| set(&engine, &format!("key {i}"), format!("{i}").as_bytes()));
-        engine.checkpoint(&engine.space_turn().unwrap()).unwrap();
+        engine.checkpoint(&engine.space_role().unwrap()).unwrap();
         (0..100).for_each(|i| set(&engine, &format!("key {i}"), b"again"));
         let killed = kill(dir.path());
         drop(engine);
@@ -392,7 +392,7 @@ fn a_much_smaller_bound_on_entries_holds_from_the_next_opening_on() {
 #[test]
 fn the_snapshot_that_a_recovery_began_with_is_not_written_over() {
     let dir = tempfile::tempdir().unwrap();
-    let checkpoint = |engine: &Engine| engine.checkpoint(&engine.space_turn().unwrap()).unwrap();
+    let checkpoint = |engine: &Engine| engine.checkpoint(&engine.space_role().unwrap()).unwrap();
     let engine = open(dir.path(), &options());
     set(&engine, "key", b"value");
     checkpoint(&engine);

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::*;
-use crate::engine::emptying::Way;
-use crate::engine::index::{Membership, SegmentState, Turn};
+use crate::engine::index::{ProcessSlot, Role, SegmentState};
+use crate::engine::ops::compaction::Evacuate;
 use crate::sys::fork::OwnFile;
 
 /// The ids of all segments that are there.
@@ -169,7 +169,7 @@ fn what_is_set_after_a_value_beyond_the_reach_of_a_word_is_there() {
     let dir = tempfile::tempdir().unwrap();
     let options = Options { max_bytes: 192 << 20, ..options() };
     let engine = open(dir.path(), &options);
-    let huge = vec![1; index::MAX_OFFSET as usize + 100];
+    let huge = vec![1; crate::engine::format::word::MAX_OFFSET as usize + 100];
     set(&engine, "huge", &huge);
     (0..60).for_each(|i| set(&engine, &format!("{i}"), b"v"));
     let holds = |engine: &Engine| {
@@ -270,7 +270,7 @@ fn what_one_who_died_had_begun_goes_even_if_it_could_not_at_first() {
     let file =
         |name| std::fs::File::options().read(true).write(true).open(dir.path().join(name)).unwrap();
     // One that never had the byte of its number.
-    let dead = Membership::new(Arc::new(OwnFile::new(file("locks"))), 77);
+    let dead = ProcessSlot::new(Arc::new(OwnFile::new(file("locks"))), 77);
     let begun = Index::join(&file("index"), dead).unwrap().unwrap().begin_segment(1 << 20).unwrap();
     let path = dir.path().join("segments").join(Segment::file_name(begun));
     // It cannot be unlinked.
@@ -355,10 +355,10 @@ fn whoever_takes_a_checkpoint_is_seen_to_go_on_however_slow_the_disk_is() {
     // Nobody else takes the turn.
     let _quiet = engine.chores.lock().unwrap();
     (0..900).for_each(|i| set(&engine, &format!("{i}"), &[1; 1000]));
-    let (turn, segments) = (engine.space_turn().unwrap(), ids(&engine).len() as u64);
-    let before = engine.index.turns(Turn::Space);
+    let (turn, segments) = (engine.space_role().unwrap(), ids(&engine).len() as u64);
+    let before = engine.index.heartbeats(Role::Space);
     engine.checkpoint(&turn).unwrap();
-    let gone_on = engine.index.turns(Turn::Space) - before;
+    let gone_on = engine.index.heartbeats(Role::Space) - before;
     assert!(segments > 5 && gone_on >= segments - 1, "{gone_on} of {segments}");
 }
 
@@ -372,15 +372,15 @@ fn who_needs_what_a_stopped_process_keeps_is_told_so_however_many_others_have_th
     set(&engine, "key", &[7; 1000]);
     let id = ids(&engine)[0];
     engine.log.retire(true);
-    assert!(engine.empty(id, Way::Drop).unwrap());
-    engine.checkpoint(&engine.space_turn().unwrap()).unwrap();
+    assert!(engine.empty(id, Evacuate::Drop).unwrap());
+    engine.checkpoint(&engine.space_role().unwrap()).unwrap();
     assert!(engine.index.segments_in(SegmentState::Dropped).iter().any(|dropped| dropped.id == id));
     let (told, is_over) = (Instant::now(), AtomicBool::new(false));
     std::thread::scope(|threads| {
-        let turn = busy.take_turn(Turn::Space).unwrap().expect("nobody has it");
+        let turn = busy.try_acquire(Role::Space).unwrap().expect("nobody has it");
         threads.spawn(|| {
             while !is_over.load(Ordering::Relaxed) {
-                busy.goes_on(Turn::Space);
+                busy.heartbeat(Role::Space);
                 std::thread::sleep(Duration::from_millis(1));
             }
         });
@@ -390,6 +390,6 @@ fn who_needs_what_a_stopped_process_keeps_is_told_so_however_many_others_have_th
         drop(turn);
     });
     // The others go on for ever, so it is not by them that it was told.
-    assert!(told.elapsed() < 3 * Turn::Space.patience(), "{:?}", told.elapsed());
+    assert!(told.elapsed() < 3 * Role::Space.patience(), "{:?}", told.elapsed());
     drop(quiet);
 }

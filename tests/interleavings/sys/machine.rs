@@ -105,7 +105,7 @@ fn records_and_locks(memory: Memory) -> (usize, usize) {
     if memory == Memory::Loom { (4, LOOM_PROCESSES + 1) } else { (64, 16) }
 }
 /// The lock bytes of processes end here; those of the turns follow.
-const TURNS_AT: i64 = crate::engine::index::MOST_PROCESSES as i64;
+const TURNS_AT: i64 = crate::engine::format::index_header::MOST_PROCESSES as i64;
 
 #[derive(Debug)]
 pub(crate) struct Machine {

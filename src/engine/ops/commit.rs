@@ -1,0 +1,452 @@
+//! The one write path.
+//!
+//! ```text
+//! find without the lock; if the condition fails already, or nothing is to be done: return, nothing is logged
+//! reserve space in the log, copy key and body, compute their checks
+//! lock the bucket; if it changed since: find again; decide again
+//! a new key: count up, or at the bound: unlock, make room, begin again
+//! take the sequence, stamp the header; publish the word (or empty the slot); unlock
+//! ```
+//!
+//! A record is stamped under the lock and never taken back, so the log and the index always agree on which
+//! write of a key came last, and a write that failed its condition leaves only dead space.
+
+use crate::engine::Engine;
+use crate::engine::blob::BlobPin;
+use crate::engine::counters::Counter;
+use crate::engine::format::record::{self, Draft, Fields, Kind, MAX_KEY_LEN, Prepared, Stamp};
+use crate::engine::format::word::Word;
+use crate::engine::hints::Hint;
+use crate::engine::index::{CountUp, Locked, Slot, Vacancy, busy};
+use crate::engine::log::append::RecordReservation;
+use crate::engine::log::segment::Segment;
+use crate::engine::ops::lookup::{Current, Lookup, header_in};
+use crate::entry::{Change, Codec, Condition, Decided, Expiry, Outcome};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::step;
+use crate::sys::wait::Backoff;
+
+/// What a commit changed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AppliedChange {
+    pub(crate) hash: u64,
+    /// Where its record is.
+    pub(crate) offset: u32,
+    /// The word that it published; `None` if it removed one.
+    pub(crate) word: Option<Word>,
+    /// What the key had before, dead or alive.
+    pub(crate) before: Option<Current>,
+    /// The generation in which it counted a new entry, if it did.
+    pub(crate) counted_in: Option<u32>,
+}
+
+/// What a change comes to, given what is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Decision {
+    Put {
+        expires_at: Expiry,
+    },
+    Remove,
+    /// There is no entry, but an evicted one may come back with a recovery: it must not, after this.
+    Bury(Outcome),
+    Return(Outcome),
+}
+
+/// What a commit is to do.
+struct CommitRequest<'a> {
+    condition: Condition,
+    change: Change<'a>,
+    /// Holds the value of a `Store`.
+    blob: Option<&'a BlobPin<'a>>,
+}
+
+/// A record that waits for its stamp.
+struct Written {
+    reservation: RecordReservation,
+    prepared: Prepared,
+}
+
+/// Why an attempt under the lock has to begin again.
+enum Retry {
+    Changed,
+    /// There are as many entries as there may be.
+    Full,
+    /// There is no room in the chain, and entries that a `clear` left behind take it elsewhere.
+    Unswept,
+}
+
+impl Engine {
+    pub(crate) fn commit(
+        &self,
+        key: &[u8],
+        condition: Condition,
+        change: Change<'_>,
+    ) -> Result<Outcome> {
+        self.commit_with(key, condition, change, None)
+    }
+
+    /// The same, where the value of a `Store` is in `blob` if there is one.
+    pub(crate) fn commit_with<'a>(
+        &'a self,
+        key: &[u8],
+        condition: Condition,
+        change: Change<'_>,
+        mut blob: Option<BlobPin<'a>>,
+    ) -> Result<Outcome> {
+        if key.len() > MAX_KEY_LEN {
+            let why = format!(
+                "{} bytes with prefix and version; at most {MAX_KEY_LEN} are possible",
+                key.len()
+            );
+            return Err(Error::new(ErrorKind::InvalidKey, "set").with_source(why));
+        }
+        let hash = self.hasher.hash(key);
+        self.hints.prefetch(self.index.primary_of(hash));
+        if let Some(pin) = &blob {
+            self.blobs.add_key(pin, hash)?;
+        }
+        let mut crowd = Backoff::default();
+        loop {
+            let seen = self.look(hash, key)?;
+            let live = self.live(&seen, self.index.generation());
+            let decision = self.decide(condition, change, live, seen.found.has_lost());
+            if let Decision::Return(outcome) = decision {
+                return Ok(outcome);
+            }
+            let is_put = matches!(decision, Decision::Put { .. });
+            if let Change::Store { value, .. } = change
+                && is_put
+                && blob.is_none()
+                && self.is_large(value.len())
+            {
+                // Takes its time; somebody else may change the key meanwhile.
+                blob = Some(self.store_blob(value, key)?);
+                continue;
+            }
+            if is_put && !self.is_counted(&seen) && self.index.count() >= self.max_entries() {
+                self.make_room()?;
+            }
+            let request = CommitRequest { condition, change, blob: blob.as_ref() };
+            match self.attempt(hash, key, &request, seen, decision)? {
+                Ok(outcome) => return Ok(outcome),
+                Err(Retry::Changed) => {}
+                // Others were faster, or the count is wrong and who is to put it right is stopped.
+                Err(Retry::Full) if crowd.is_long() => {
+                    return Err(busy("make room for an entry"));
+                }
+                Err(Retry::Full) => {
+                    self.make_room()?;
+                    crowd.pause();
+                }
+                Err(Retry::Unswept) => drop(self.reap_all()),
+            }
+        }
+    }
+
+    /// One attempt: reserve, prepare, lock, decide again, publish.
+    fn attempt(
+        &self,
+        hash: u64,
+        key: &[u8],
+        request: &CommitRequest<'_>,
+        seen: Lookup,
+        decision: Decision,
+    ) -> Result<Result<Outcome, Retry>> {
+        let &CommitRequest { condition, change, .. } = request;
+        let moved = match change {
+            Change::Touch { .. } if decision != Decision::Remove => seen.current.map(|c| c.word),
+            _ => None,
+        };
+        let Some(Written { reservation, prepared }) =
+            self.write_body(key, request, decision, moved)?
+        else {
+            return Ok(Err(Retry::Changed));
+        };
+        if let Some(pin) = request.blob {
+            pin.keep();
+        }
+        step!("commit::reserved");
+        let locked = self.index.lock(hash)?;
+        self.note_wiped(locked.wiped());
+        let seen = if locked.unchanged_since(&seen.found) {
+            Some(seen)
+        } else {
+            self.look_locked(hash, key)
+        };
+        let Some(seen) = seen else { return Ok(Err(Retry::Changed)) };
+        let generation = self.index.generation();
+        let live = self.live(&seen, generation);
+        match self.decide(condition, change, live, locked.has_lost()) {
+            Decision::Return(outcome) => return Ok(Ok(outcome)),
+            again if again != decision => return Ok(Err(Retry::Changed)),
+            _ => {}
+        }
+        if moved.is_some_and(|word| live.is_none_or(|c| c.word != word)) {
+            return Ok(Err(Retry::Changed));
+        }
+        let existed = live.is_some();
+        let mut published = AppliedChange {
+            hash,
+            offset: reservation.offset,
+            word: None,
+            before: seen.current,
+            counted_in: None,
+        };
+        let token = match decision {
+            Decision::Put { expires_at } => {
+                let counted = seen.current.is_some_and(|c| c.generation == generation);
+                if !counted {
+                    match self.index.count_up(generation, self.max_entries()) {
+                        CountUp::Counted => {}
+                        CountUp::OtherGeneration => return Ok(Err(Retry::Changed)),
+                        CountUp::Full => return Ok(Err(Retry::Full)),
+                    }
+                }
+                let Some(slot) = self.slot_for(&locked, &seen) else {
+                    self.index.count_down(generation);
+                    return Ok(Err(Retry::Unswept));
+                };
+                step!("commit::counted");
+                let sequence = self.index.next_sequence();
+                reservation.segment.stamp(
+                    reservation.offset,
+                    &prepared,
+                    Stamp { sequence, generation, expires_at },
+                );
+                step!("commit::stamped");
+                let word = Word::new(hash, reservation.segment.id, reservation.offset);
+                locked.set(slot, word);
+                step!("commit::published");
+                published.word = Some(word);
+                published.counted_in = (!counted).then_some(generation);
+                let hint = Hint::new(expires_at, generation, self.index.recency());
+                let hint = match &self.ghosts {
+                    None => hint,
+                    Some(_) if counted => hint.again(self.hints.get(slot)),
+                    Some(ghosts) if ghosts.readmits(self.index.identity(hash)) => hint.in_main(0),
+                    Some(_) => hint,
+                };
+                self.hints.set(slot, hint);
+                self.note_expiry(expires_at);
+                Some(sequence)
+            }
+            Decision::Bury(outcome) => {
+                let stamp =
+                    Stamp { sequence: self.index.next_sequence(), generation, expires_at: None };
+                reservation.segment.stamp(reservation.offset, &prepared, stamp);
+                step!("commit::buried");
+                locked.unlock()?;
+                self.sync_if_asked(reservation, |segment, offset| segment.void(offset))?;
+                return Ok(Ok(outcome));
+            }
+            _ => {
+                // Only a live entry is removed, so there is a slot to empty.
+                let Some(current) = live else { return Ok(Err(Retry::Changed)) };
+                let sequence = self.index.next_sequence();
+                let stamp = Stamp { sequence, generation: current.generation, expires_at: None };
+                reservation.segment.stamp(reservation.offset, &prepared, stamp);
+                step!("commit::stamped");
+                locked.clear(current.slot);
+                step!("commit::published");
+                self.index.count_down(current.generation);
+                None
+            }
+        };
+        locked.unlock()?;
+        if published.counted_in.is_some() {
+            self.index.count_insert((self.max_entries() / 256).max(1));
+            self.ring_if_crowded();
+        }
+        if token.is_some() {
+            self.index.add_live_bytes(reservation.segment.id, i64::from(reservation.len));
+        }
+        if let Some(old) = seen.current {
+            self.index.add_live_bytes(old.word.segment(), -i64::from(old.len));
+        }
+        self.counters.one(Counter::Commits);
+        self.sync_if_asked(reservation, |segment, _| self.take_back(segment, published))?;
+        Ok(Ok(Outcome::Done { token, existed }))
+    }
+
+    /// Waits until what was stamped is on the disk, where that is asked for. If the disk refuses, `take_back` is
+    /// to see to it that the change does not stay.
+    #[inline]
+    pub(crate) fn sync_if_asked(
+        &self,
+        reservation: RecordReservation,
+        take_back: impl FnOnce(&Segment, u32),
+    ) -> Result<()> {
+        if !self.syncs_each_write() {
+            return Ok(());
+        }
+        let (segment, offset) = (reservation.segment.clone(), reservation.offset);
+        drop(reservation);
+        segment.sync().inspect_err(|_| {
+            self.index.set_segment_failed(segment.id);
+            take_back(&segment, offset);
+        })
+    }
+
+    /// Reserves space and puts key and body there. `None` if the entry whose body was to be copied has gone.
+    fn write_body(
+        &self,
+        key: &[u8],
+        request: &CommitRequest<'_>,
+        decision: Decision,
+        moved: Option<Word>,
+    ) -> Result<Option<Written>> {
+        let key_len = key.len() as u32;
+        let tombstone = (
+            Draft { kind: Kind::Tombstone, codec: Codec::Raw, flags: 0, key_len, body_len: 0 },
+            &[][..],
+        );
+        let guard = moved.map(|word| self.log.fetch(word.segment())).transpose()?;
+        let (mut fields, reference) =
+            (Fields::default(), request.blob.map(|pin| pin.reference.encode()));
+        let (draft, body) = match (request.change, moved) {
+            _ if matches!(decision, Decision::Remove | Decision::Bury(_)) => tombstone,
+            (Change::Store { value, codec, soft, .. }, _) => {
+                fields = Fields::new(soft);
+                let (kind, value) = match &reference {
+                    Some(reference) => (Kind::Blob, &reference[..]),
+                    None => (Kind::Value, value),
+                };
+                // What does not fit into 32 bits does not fit into a segment either.
+                let body_len =
+                    u32::try_from(fields.bytes().len() + value.len()).unwrap_or(u32::MAX);
+                (Draft { kind, codec, flags: fields.flags, key_len, body_len }, value)
+            }
+            (_, Some(word)) => {
+                let segment = guard.as_ref().and_then(|g| g.get());
+                let Some(record) = segment.and_then(|s| s.record(word.offset())) else {
+                    return Ok(None);
+                };
+                // The blob that it may name is named by the one or by the other at any moment, so nobody removes it.
+                let body = record.verified_body();
+                let Some((flags, body)) = body.and_then(|body| record::touched(record.flags, body))
+                else {
+                    // A reader would say so too: there is no entry.
+                    if let Some((slot, _)) = self.look(self.hasher.hash(key), key)?.found.entry {
+                        self.evict(slot, word);
+                    }
+                    return Ok(None);
+                };
+                let body_len = body.len() as u32;
+                (Draft { kind: record.kind, codec: record.codec, flags, key_len, body_len }, body)
+            }
+            _ => tombstone,
+        };
+        let reservation = self.reserve(&draft)?;
+        step!("commit::begun");
+        if self.log.wants_spare() {
+            self.bell.ring();
+        }
+        let (segment, body) = (&reservation.segment, [fields.bytes(), body]);
+        let prepared = segment.prepare(reservation.offset, reservation.len, draft, key, body);
+        Ok(Some(Written { reservation, prepared }))
+    }
+
+    /// `has_lost`: whether the key's chain lost an entry that may come back.
+    fn decide(
+        &self,
+        condition: Condition,
+        change: Change<'_>,
+        live: Option<Current>,
+        has_lost: bool,
+    ) -> Decision {
+        let current = live.map(|c| c.sequence);
+        // Whoever removes the entry that they know of, or whatever entry there is, removes an evicted one too.
+        let buries = live.is_none()
+            && has_lost
+            && matches!(condition, Condition::Always | Condition::Token(_));
+        match change.decide(condition, current, |expires_at| self.has_passed(expires_at)) {
+            Decided::Put { expires_at } => Decision::Put { expires_at },
+            Decided::Remove => Decision::Remove,
+            Decided::Return(outcome) => {
+                let removes =
+                    matches!(change, Change::Delete) || matches!(outcome, Outcome::Done { .. });
+                if buries && removes { Decision::Bury(outcome) } else { Decision::Return(outcome) }
+            }
+        }
+    }
+
+    /// The slot that the key's word goes to: its own, one that nobody can read, an empty one, or, in a chain
+    /// without room, that of the coldest entry. `None` if there may be room after a sweep, where the bound on
+    /// entries is exact and a sweep is short.
+    fn slot_for(&self, locked: &Locked<'_>, seen: &Lookup) -> Option<Slot> {
+        if let Some(current) = seen.current {
+            return Some(current.slot);
+        }
+        if let Some((slot, _)) = seen.found.unreadable {
+            self.index.set_wants_recount(true);
+            return Some(slot);
+        }
+        if let Ok(Vacancy { slot, moved }) = locked.vacant() {
+            if let Some((from, to)) = moved {
+                self.hints.set(to, self.hints.get(from));
+            }
+            return Some(slot);
+        }
+        let sweep_first = self.culls_inline() && !self.has_swept();
+        (!sweep_first).then(|| self.slot_of_coldest(locked))
+    }
+
+    /// Gives up the coldest entry of a chain that has no room for another.
+    fn slot_of_coldest(&self, locked: &Locked<'_>) -> Slot {
+        let now = self.index.recency();
+        let mut coldest: Option<(u32, Slot, Word)> = None;
+        locked.slots(|slot, word| {
+            let age = self.hints.get(slot).age(now);
+            if coldest.is_none_or(|(oldest, ..)| age > oldest) {
+                coldest = Some((age, slot, word));
+            }
+        });
+        // A chain without room is a chain with entries.
+        let (_, slot, word) = coldest.unwrap_or((0, Slot::from_number(1), Word::EMPTY));
+        // Under the lock no file is opened.
+        match header_in(&self.log.segment(word.segment()), word) {
+            Some((generation, _)) => self.index.count_down(generation),
+            None => self.index.set_wants_recount(true),
+        }
+        locked.note_lost();
+        self.counters.one(Counter::Evicted);
+        slot
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Attached;
+    use crate::entry::Soft;
+    use crate::options::Options;
+
+    #[test]
+    fn a_segment_that_is_met_under_the_lock_is_opened_without_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options { max_entries: 1000, max_bytes: 4 << 20, ..Options::default() };
+        let engine = Attached::open(dir.path(), &options).unwrap();
+        let change = |value| Change::Store {
+            value,
+            codec: Codec::Raw,
+            expires_at: None,
+            soft: Soft::default(),
+        };
+        let set = |value| engine.commit(b"k", Condition::Always, change(value)).unwrap();
+        set(b"first");
+        let hash = engine.hasher.hash(b"k");
+        let look = || engine.look(hash, b"k").unwrap();
+        let (seen, change) = (look(), change(b"third"));
+        let decision = Decision::Put { expires_at: None };
+        let request = CommitRequest { condition: Condition::Always, change, blob: None };
+        // Somebody changes it, and what they wrote is in a segment that this process has not opened yet.
+        set(b"second");
+        let id = look().current.unwrap().word.segment();
+        engine.log.unmap(id);
+        let attempt = engine.attempt(hash, b"k", &request, seen, decision).unwrap();
+        assert!(matches!(attempt, Err(Retry::Changed)));
+        assert!(engine.log.segment(id).get().is_none(), "it was opened while the chain was locked");
+        let attempt = engine.attempt(hash, b"k", &request, look(), decision).unwrap();
+        assert!(matches!(attempt, Ok(Outcome::Done { existed: true, .. })));
+    }
+}

@@ -1,0 +1,480 @@
+//! Reading: no lock, no waiting, no system call.
+//!
+//! A reader loads the key's entry word, then reads the record that it names. The record is checked whole, so
+//! whatever else happens to the index or the segment meanwhile, what is returned was stored under this key.
+//! When the record cannot be read and the word has changed, the entry moved or its segment went: once more.
+
+use std::any::TypeId;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::engine::Engine;
+use crate::engine::blob::OpenBlob;
+use crate::engine::counters::Counter;
+use crate::engine::format::record::{Kind, Record};
+use crate::engine::format::word::Word;
+use crate::engine::hot_tier::{Doorkeeper, Form, HotContent, HotEntry};
+use crate::engine::index::{Probe, Slot};
+use crate::engine::log::segment::{Segment, SegmentPin};
+use crate::engine::log::segment_map::SegmentGuard;
+use crate::entry::{Change, Condition, Decoded, Expiry, Item, SharedValue, Soft, Stored};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::step;
+
+/// Values up to this many bytes are copied; larger ones are handed out where they lie, and keep their segment
+/// mapped for as long as somebody holds them.
+const COPY_LIMIT: usize = 4 << 10;
+
+/// How often a read begins again because the segment it was led to has gone. Each time somebody else made
+/// progress.
+const RETRIES: usize = 64;
+
+/// A live, verified entry in the log, on its way to a reader.
+pub(crate) struct Hit<'a> {
+    segment: &'a Arc<Segment>,
+    record: &'a Record<'a>,
+    value: &'a [u8],
+    soft: Soft,
+    /// Segments of so many bytes may be kept for values that the program holds.
+    most_pinned: u64,
+}
+
+/// Where a hit came from.
+pub(crate) enum ValueSource<'a> {
+    HotTier {
+        stored: Stored,
+        generation: u32,
+    },
+    Log(Hit<'a>),
+    /// Open, not verified yet.
+    Blob {
+        blob: OpenBlob,
+        record: &'a Record<'a>,
+        soft: Soft,
+    },
+}
+
+impl<'a> ValueSource<'a> {
+    fn expires_at(&self) -> Expiry {
+        match self {
+            Self::HotTier { stored, .. } => stored.expires_at,
+            Self::Log(Hit { record, .. }) | Self::Blob { record, .. } => record.expires_at,
+        }
+    }
+
+    /// The same with all of its value in reach, verified; `None` if that is damaged.
+    fn whole(self) -> Result<Option<Self>> {
+        let Self::Blob { blob, record, soft } = self else { return Ok(Some(self)) };
+        let value = blob.load().map_err(|e| Error::new(ErrorKind::Io, "read").with_source(e))?;
+        Ok(value.map(|value| Self::HotTier {
+            stored: stored(record, soft, value),
+            generation: record.generation,
+        }))
+    }
+
+    /// The value must be in reach.
+    pub(crate) fn item(&self) -> Item<'_> {
+        match self {
+            Self::HotTier { stored, .. } => stored.item(),
+            Self::Log(hit) => Item {
+                value: hit.value,
+                codec: hit.record.codec,
+                expires_at: hit.record.expires_at,
+                soft: hit.soft,
+                token: hit.record.sequence,
+            },
+            Self::Blob { record, soft, .. } => Item {
+                value: &[],
+                codec: record.codec,
+                expires_at: record.expires_at,
+                soft: *soft,
+                token: record.sequence,
+            },
+        }
+    }
+
+    fn generation(&self) -> u32 {
+        match self {
+            Self::HotTier { generation, .. } => *generation,
+            Self::Log(Hit { record, .. }) | Self::Blob { record, .. } => record.generation,
+        }
+    }
+
+    /// The value must be in reach.
+    pub(crate) fn into_stored(self) -> Stored {
+        match self {
+            Self::HotTier { stored, .. } => stored,
+            Self::Log(hit) => stored(hit.record, hit.soft, hit.share()),
+            Self::Blob { record, soft, .. } => stored(record, soft, Bytes::new()),
+        }
+    }
+}
+
+/// Bytes of a segment, which stays mapped as long as they live.
+struct Pinned {
+    segment: SegmentPin,
+    offset: usize,
+    len: usize,
+}
+
+impl AsRef<[u8]> for Pinned {
+    fn as_ref(&self) -> &[u8] {
+        self.segment.bytes_at(self.offset, self.len)
+    }
+}
+
+fn stored(record: &Record<'_>, soft: Soft, value: Bytes) -> Stored {
+    Stored {
+        value,
+        codec: record.codec,
+        expires_at: record.expires_at,
+        soft,
+        token: record.sequence,
+    }
+}
+
+impl Hit<'_> {
+    /// The value to keep: where it lies, as long as not too much of the log is kept so.
+    fn share(&self) -> Bytes {
+        let pin =
+            (self.value.len() > COPY_LIMIT).then(|| self.segment.pin(self.most_pinned)).flatten();
+        let Some(segment) = pin else { return Bytes::copy_from_slice(self.value) };
+        let (offset, len) = (self.segment.offset_of(self.value), self.value.len());
+        Bytes::from_owner(Pinned { segment, offset, len })
+    }
+}
+
+/// What the probe of one word decided.
+enum Verdict<R> {
+    Hit(R),
+    /// The key's record is there, but expired or of an older generation.
+    Dead,
+    /// The key's record is there, but its value fails its check.
+    Damaged,
+    /// The environment refuses to let its value be read.
+    Failed(Error),
+}
+
+impl Engine {
+    /// Hands the live entry of `key` to `take`, if there is one.
+    pub(crate) fn read<R>(
+        &self,
+        key: &[u8],
+        mut take: impl FnMut(ValueSource<'_>) -> R,
+    ) -> Result<Option<R>> {
+        self.look_for(key, &mut |source, _| Ok(source.whole()?.map(&mut take)))
+    }
+
+    /// When the live entry of `key` expires, if there is one. Its value is not read if it is in a blob.
+    pub(crate) fn expiry_of(&self, key: &[u8]) -> Result<Option<Expiry>> {
+        self.look_for(key, &mut |source, _| Ok(Some(source.expires_at())))
+    }
+
+    /// Gives `to` the value of `from`, with the same codec and expiry, and returns the token that `from` has. A blob
+    /// is named by both then.
+    pub(crate) fn copy_entry(&self, from: &[u8], to: &[u8]) -> Result<Option<u64>> {
+        let hash = self.hasher.hash(from);
+        let (Stored { value, codec, expires_at, soft, token }, pin) = loop {
+            let found = self.look_for(from, &mut |source, word| {
+                let blob = match &source {
+                    ValueSource::Blob { record, .. } => record.blob(),
+                    _ => None,
+                };
+                Ok(Some((source.into_stored(), blob.map(|blob| (blob, word)))))
+            })?;
+            let Some((stored, blob)) = found else { return Ok(None) };
+            let Some((blob, word)) = blob else { break (stored, None) };
+            let pin = self.blobs.pin(blob)?;
+            step!("blob::pinned");
+            // What nothing names any more may be about to be removed, so it is not named again.
+            if pin.is_some() && self.index.slot_of(hash, word).is_some() {
+                break (stored, pin);
+            }
+        };
+        let change = Change::Store { value: &value, codec, expires_at, soft };
+        self.commit_with(to, Condition::Always, change, pin)?;
+        Ok(Some(token))
+    }
+
+    pub(crate) fn look_for<R>(
+        &self,
+        key: &[u8],
+        take: &mut impl FnMut(ValueSource<'_>, Word) -> Result<Option<R>>,
+    ) -> Result<Option<R>> {
+        self.find_live(key, |word, verdict| {
+            self.log.prefetch(word);
+            self.judge(word, key, self.hot.observe(word, Form::Bytes), take, verdict)
+        })
+    }
+
+    /// The live entry of `key` as a `wanted`: the value that was decoded from this very record before, if the hot
+    /// tier has it, or else what `decode` makes of the entry.
+    pub(crate) fn read_decoded(
+        &self,
+        key: &[u8],
+        wanted: TypeId,
+        decode: &mut dyn FnMut(Item<'_>) -> Option<Decoded>,
+    ) -> Result<Option<SharedValue>> {
+        let found = self.find_live(key, |word, verdict| {
+            let door = self.hot.observe(word, Form::Decoded);
+            if door == Doorkeeper::Inside
+                && let Some((generation, (value, expires_at))) =
+                    self.hot
+                        .get(word, Form::Decoded, key, |e| Some((e.generation, e.decoded(wanted)?)))
+            {
+                *verdict = Some(self.judge_hot(generation, expires_at, || Some(value)));
+                return Probe::Match;
+            }
+            // The bytes themselves need not come in as well.
+            let is_inside = self.hot.is_inside(word, Form::Bytes);
+            let bytes_door = if is_inside { Doorkeeper::Inside } else { Doorkeeper::Unknown };
+            let mut take = |source: ValueSource<'_>, _| {
+                let Some(source) = source.whole()? else { return Ok(None) };
+                let Some(decoded) = decode(source.item()) else { return Ok(Some(None)) };
+                let value = decoded.value.clone();
+                if door != Doorkeeper::Unknown && self.hot.admits(decoded.weight) {
+                    let expires_at = source.expires_at();
+                    let content = HotContent::Decoded { value: decoded, expires_at };
+                    self.hot.insert(
+                        word,
+                        HotEntry { key: key.into(), generation: source.generation(), content },
+                    );
+                }
+                Ok(Some(Some(value)))
+            };
+            self.judge(word, key, bytes_door, &mut take, verdict)
+        });
+        Ok(found?.flatten())
+    }
+
+    /// What came of the live entry of `key`, if there is one. `judge` is called for each word that may be its.
+    fn find_live<R>(
+        &self,
+        key: &[u8],
+        mut judge: impl FnMut(Word, &mut Option<Verdict<R>>) -> Probe,
+    ) -> Result<Option<R>> {
+        let hash = self.hasher.hash(key);
+        self.hints.prefetch(self.index.primary_of(hash));
+        self.log.keep_up();
+        for _ in 0..RETRIES {
+            let mut verdict = None;
+            let found = self.index.find(hash, |word| judge(word, &mut verdict));
+            match (verdict, found.entry) {
+                // A damaged word may lead to an older record of the same key.
+                (Some(Verdict::Hit(result)), Some((slot, _)))
+                    if !self.index.is_damaged(hash, &found) =>
+                {
+                    self.hints.touch(slot, self.index.recency(), self.ghosts.is_some());
+                    self.counters.one(Counter::Hits);
+                    return Ok(Some(result));
+                }
+                (Some(Verdict::Failed(error)), _) => return Err(error),
+                (Some(Verdict::Damaged), Some((slot, word))) => self.drop_damaged(slot, word),
+                _ => {}
+            }
+            match found.unreadable {
+                Some((slot, word)) if self.index.word(slot) != word => continue,
+                Some((slot, word)) => self.drop_damaged(slot, word),
+                None => {}
+            }
+            if self.index.is_damaged(hash, &found) && !self.is_read_only() {
+                // Taking the lock wipes what does not fit its check. If somebody has it, they do.
+                if let Ok(locked) = self.index.lock(hash) {
+                    self.note_wiped(locked.wiped());
+                }
+            }
+            break;
+        }
+        self.counters.one(Counter::Misses);
+        Ok(None)
+    }
+
+    /// What the hot tier has is a hit, unless it is dead meanwhile.
+    fn judge_hot<R>(
+        &self,
+        generation: u32,
+        expires_at: Expiry,
+        take: impl FnOnce() -> R,
+    ) -> Verdict<R> {
+        if self.has_ended(generation, expires_at) {
+            return Verdict::Dead;
+        }
+        self.counters.one(Counter::HotHits);
+        Verdict::Hit(take())
+    }
+
+    fn has_ended(&self, generation: u32, expires_at: Expiry) -> bool {
+        generation < self.index.generation() || self.has_passed(expires_at)
+    }
+
+    fn judge<R>(
+        &self,
+        word: Word,
+        key: &[u8],
+        door: Doorkeeper,
+        take: &mut impl FnMut(ValueSource<'_>, Word) -> Result<Option<R>>,
+        verdict: &mut Option<Verdict<R>>,
+    ) -> Probe {
+        if door == Doorkeeper::Inside
+            && let Some((generation, stored)) =
+                self.hot.get(word, Form::Bytes, key, |e| Some((e.generation, e.stored()?)))
+        {
+            let expires_at = stored.expires_at;
+            return match self.judge_hot(generation, expires_at, || {
+                take(ValueSource::HotTier { stored, generation }, word)
+            }) {
+                Verdict::Hit(taken) => conclude(taken, verdict),
+                _ => {
+                    *verdict = Some(Verdict::Dead);
+                    Probe::Match
+                }
+            };
+        }
+        let guard = match self.log.fetch(word.segment()) {
+            Ok(guard) => guard,
+            Err(error) => {
+                *verdict = Some(Verdict::Failed(error));
+                return Probe::Match;
+            }
+        };
+        let Some(segment) = guard.get() else {
+            return Probe::Unreadable;
+        };
+        let Some(record) = segment.record(word.offset()) else { return Probe::Unreadable };
+        if record.key != key {
+            return Probe::Other;
+        }
+        if self.has_ended(record.generation, record.expires_at) {
+            *verdict = Some(Verdict::Dead);
+        } else if let Some(reference) = record.blob() {
+            let opened = self.blobs.open_blob(reference);
+            let taken = opened.and_then(|blob| {
+                blob.map_or(Ok(None), |blob| {
+                    take(ValueSource::Blob { blob, record: &record, soft: record.soft() }, word)
+                })
+            });
+            return conclude(taken, verdict);
+        } else if let Some((soft, value)) = record.content().filter(|_| record.kind == Kind::Value)
+        {
+            let hit =
+                Hit { segment, record: &record, value, soft, most_pinned: self.most_pinned() };
+            if door == Doorkeeper::Seen && self.hot.admits(value.len()) {
+                self.keep_hot(word, &hit);
+            }
+            return conclude(take(ValueSource::Log(hit), word), verdict);
+        } else {
+            *verdict = Some(Verdict::Damaged);
+        }
+        Probe::Match
+    }
+
+    fn keep_hot(&self, word: Word, hit: &Hit<'_>) {
+        // A copy, even of a large value: the hot tier must not keep segments from going.
+        let content =
+            HotContent::Bytes(stored(hit.record, hit.soft, Bytes::copy_from_slice(hit.value)));
+        self.hot.insert(
+            word,
+            HotEntry { key: hit.record.key.into(), generation: hit.record.generation, content },
+        );
+    }
+
+    /// The same for an entry that turned out to be damaged while it was read piece by piece.
+    pub(crate) fn drop_named(&self, (hash, word): (u64, Word)) {
+        if let Some(slot) = self.index.slot_of(hash, word) {
+            self.drop_damaged(slot, word);
+        }
+    }
+
+    /// Removes an entry that turned out to be damaged, so that it is found and counted once. An onlooker cannot.
+    fn drop_damaged(&self, slot: Slot, word: Word) {
+        // Where it stays, whoever reads it counts it.
+        if self.is_read_only() || self.evict(slot, word) {
+            self.counters.one(Counter::Corrupt);
+            tracing::warn!(
+                dir = %self.dir.display(),
+                segment = word.segment(),
+                offset = word.offset(),
+                "a record is damaged; its key has no value"
+            );
+        }
+    }
+
+    /// Values that the program holds keep an eighth of the log at most; the rest goes on to be reclaimed.
+    fn most_pinned(&self) -> u64 {
+        self.log.budget() / 8
+    }
+
+    /// The words of a chain, and holds on the segments that they name. While an entry's record is copied elsewhere, its
+    /// segment may go.
+    fn hold_chain(&self, primary: u32) -> Result<Vec<(SegmentGuard, Word)>> {
+        let mut held = Vec::new();
+        for _ in 0..RETRIES {
+            let words = self.index.chain_words(primary).into_iter();
+            let hold = |word: Word| Ok((self.log.fetch(word.segment())?, word));
+            held = words.map(hold).collect::<Result<_>>()?;
+            if held.iter().all(|(guard, _)| guard.get().is_some()) {
+                break;
+            }
+        }
+        Ok(held)
+    }
+
+    /// Hands out the live entries of some buckets whose keys have a hash of `cursor` or more, and returns where to go on:
+    /// also in an index of another size, which an onlooker may find there at the next step. What is in blobs is read only
+    /// `with_values`.
+    pub(crate) fn scan(
+        &self,
+        cursor: u64,
+        with_values: bool,
+        visit: &mut dyn FnMut(&[u8], Item<'_>),
+    ) -> Result<Option<u64>> {
+        /// Buckets a call.
+        const STEP: u32 = 64;
+        let primaries = self.index.geometry().primaries;
+        let first = self.index.primary_of(cursor);
+        let end = first.saturating_add(STEP).min(primaries);
+        // Of a larger bucket, some of which came before.
+        let is_larger = lowest_hash(first, primaries) != Some(cursor);
+        for primary in first..end {
+            for (guard, word) in self.hold_chain(primary)? {
+                let Some(segment) = guard.get() else { continue };
+                let Some(record) = segment.record(word.offset()) else { continue };
+                if self.has_ended(record.generation, record.expires_at) || !record.is_entry() {
+                    continue;
+                }
+                if is_larger && primary == first && self.hasher.hash(record.key) < cursor {
+                    continue;
+                }
+                if let Some(reference) = record.blob() {
+                    let Some(blob) = self.blobs.open_blob(reference)? else { continue };
+                    let source = ValueSource::Blob { blob, record: &record, soft: record.soft() };
+                    let source = if with_values { source.whole()? } else { Some(source) };
+                    source.iter().for_each(|source| visit(record.key, source.item()));
+                } else if let Some((soft, value)) =
+                    record.content().filter(|_| record.kind == Kind::Value)
+                {
+                    let most_pinned = self.most_pinned();
+                    let hit = Hit { segment, record: &record, value, soft, most_pinned };
+                    visit(record.key, ValueSource::Log(hit).item());
+                }
+            }
+        }
+        Ok(lowest_hash(end, primaries))
+    }
+}
+
+/// The lowest hash of bucket `primary` of so many, if there is one of that number: see [`Index::primary_of`](super::Index::primary_of).
+fn lowest_hash(primary: u32, primaries: u32) -> Option<u64> {
+    u64::try_from((u128::from(primary) << 64).div_ceil(u128::from(primaries))).ok()
+}
+
+/// What was taken is a hit; what could not be is damaged, or, if it has gone since the word was read, elsewhere by now.
+fn conclude<R>(taken: Result<Option<R>>, verdict: &mut Option<Verdict<R>>) -> Probe {
+    *verdict = Some(match taken {
+        Ok(Some(taken)) => Verdict::Hit(taken),
+        Ok(None) => return Probe::Unreadable,
+        Err(error) => Verdict::Failed(error),
+    });
+    Probe::Match
+}

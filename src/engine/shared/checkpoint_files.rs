@@ -1,0 +1,98 @@
+//! The files of the checkpoints: `state` and the two snapshot files.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::Instant;
+
+use crate::engine::format::geometry::Geometry;
+use crate::engine::format::index_header::HeaderCopy;
+use crate::engine::format::sizing;
+use crate::engine::format::snapshot::{self, Header};
+use crate::engine::format::state::State;
+use crate::error::{Error, Result};
+use crate::limits::Limits;
+use crate::sys::file;
+use crate::sys::fork::OwnFile;
+
+/// The names of the two files.
+pub(crate) const NAMES: [&str; 2] = ["snapshot.a", "snapshot.b"];
+
+/// What the checkpoints of an open directory keep. Processes take turns ([`Role::Space`](crate::engine::index::Role)).
+pub(crate) struct CheckpointFiles {
+    pub(crate) state: State,
+    pub(crate) files: [OwnFile; 2],
+    /// When this process last saw that there was one, and which that was.
+    pub(crate) last: Instant,
+    pub(crate) seen: u64,
+}
+
+impl CheckpointFiles {
+    pub(crate) fn open(dir: &Path, state: State, geometry: Geometry) -> Result<Self> {
+        let mut any_new = false;
+        let mut open = |name| {
+            let path = dir.join(name);
+            let opened = file::open_or_create(&path).and_then(|(file, is_new)| {
+                any_new |= is_new;
+                if file.metadata()?.len() < snapshot::LEAST_LEN {
+                    file::allocate(&file, sizing::snapshot_len(geometry))?;
+                }
+                Ok(file)
+            });
+            opened.map_err(|e| Error::io("open", &path, e))
+        };
+        let [a, b] = NAMES;
+        let files = [open(a)?, open(b)?].map(OwnFile::new);
+        if any_new {
+            // Before anything is written that a recovery would look for with them, and with `state`.
+            file::sync_dir(dir).map_err(|e| Error::io("sync", dir, e))?;
+        }
+        Ok(Self { state, files, last: Instant::now(), seen: 0 })
+    }
+
+    pub(crate) fn mark_clean(&mut self, header: HeaderCopy, limits: Limits) -> std::io::Result<()> {
+        self.state.refresh()?;
+        self.state.mark_clean(header, limits)
+    }
+
+    /// Has the directory remember these limits. The caller has the turn to take checkpoints.
+    pub(crate) fn set_limits(&mut self, limits: Limits) -> std::io::Result<()> {
+        self.state.refresh()?;
+        self.state.mark_open(limits)
+    }
+}
+
+/// What there is of snapshots.
+pub(crate) struct FoundSnapshot {
+    /// The newest that is whole.
+    pub(crate) newest: Option<(File, Header)>,
+    /// Whether none was ever written, as far as the files tell.
+    pub(crate) untouched: bool,
+}
+
+/// Looks for the newest snapshot that is whole and not older than number `least`.
+pub(crate) fn find(dir: &Path, least: u64) -> Result<FoundSnapshot> {
+    let mut newest: Option<(File, Header)> = None;
+    let mut untouched = true;
+    for name in NAMES {
+        let path = dir.join(name);
+        let found = match file::open_to_read(&path) {
+            Ok(file) => snapshot::is_untouched(&file).and_then(|is| {
+                untouched &= is;
+                Ok(snapshot::header(&file)?.map(|header| (file, header)))
+            }),
+            Err(e) if file::is_unusable(&e) => {
+                untouched = false;
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        };
+        let found = found.map_err(|e| Error::io("read", &path, e))?;
+        let newer = |h: &Header| {
+            h.number >= least && newest.as_ref().is_none_or(|(_, n)| n.number < h.number)
+        };
+        if let Some((file, header)) = found.filter(|(_, header)| newer(header)) {
+            newest = Some((file, header));
+        }
+    }
+    Ok(FoundSnapshot { newest, untouched })
+}
