@@ -1,13 +1,16 @@
-//! Whether what was seen of a key can have happened: whether there is an order of the operations, each at one moment
-//! between its begin and its end, in which every one of them saw what the last before it left.
+//! A linearizability checker for the operations on one key. A history is correct if the operations
+//! have an order in which each takes effect at one moment between its begin and its end, and sees
+//! what the operation before it left.
 //!
-//! Every value has one writer. So what was seen of a value, its write and its reads, is a *cluster*; `first` is when the
-//! first of these ended, `last` when the last of them began. If `first < last`, the value was there all the time
-//! between, and nothing else was. (With single writers per value, that no two clusters contradict each other is all
-//! that there is to check: Gibbons and Korach, "Testing Shared Memories", 1997.)
+//! Every value has one writer. The write of a value and its reads form a *cluster*: `first` is the
+//! end of the operation that ended first, `last` is the begin of the one that began last. If
+//! `first < last`, the key held this value, and no other, from `first` to `last`. With a single
+//! writer per value, it is enough to check that no two clusters contradict each other (Gibbons and
+//! Korach, "Testing Shared Memories", 1997).
 //!
-//! That nothing was there has many causes: a delete, a clear, the end of a lifetime, and no write before. So of what
-//! was seen of that, and of what was there without saying which, it is checked that there was a cause at all.
+//! An absent key has many causes: a delete, a clear, the end of a lifetime, or no write before. So
+//! for operations that saw the key absent, or present without its value, the checker only ensures
+//! that there was a cause at all.
 
 use std::collections::HashMap;
 
@@ -25,13 +28,13 @@ pub(crate) enum Saw {
     Value(u64),
 }
 
-/// What it left.
+/// What an operation left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Did {
     Nothing,
     Wrote(u64),
     Removed,
-    /// It was to count up; nobody was told to what.
+    /// An increment that was never acknowledged, so that its result is unknown.
     Counted,
 }
 
@@ -40,47 +43,48 @@ pub(crate) enum Did {
 pub(crate) struct Event {
     pub(crate) begin: u64,
     pub(crate) end: u64,
-    /// Whether it was acknowledged. Otherwise it took effect between begin and end, or not.
-    pub(crate) told: bool,
+    /// Whether it was acknowledged. Otherwise it took effect between begin and end, or never.
+    pub(crate) acknowledged: bool,
     pub(crate) saw: Saw,
     pub(crate) did: Did,
-    /// How many nanoseconds the value that it wrote lives; `None` for ever.
-    pub(crate) lives: Option<u64>,
+    /// The lifetime of the value that it wrote, in nanoseconds; `None` if the value never expires.
+    pub(crate) lifetime: Option<u64>,
     pub(crate) by: Name,
 }
 
-/// Why what was seen cannot have happened.
+/// Why a history is not correct.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Wrong {
-    /// A value that nobody wrote, or that was written after it was read.
+pub(crate) enum Anomaly {
+    /// A value was read that was never written, or that was written after the read.
     FromNowhere,
-    /// Two writes left one value: an increment was lost.
+    /// Two writes left the same value: an increment was lost.
     WrittenTwice,
-    /// A value was read after something else had taken its place.
+    /// A value was read after it was superseded.
     Stale,
-    /// A value was read when its lifetime was over.
+    /// A value was read after the end of its lifetime.
     Expired,
-    /// Nothing was there, and nobody had removed what was.
+    /// The key was absent, and no operation had removed it.
     Lost,
-    /// Something was there, and nobody had written it since it was removed.
-    Risen,
+    /// The key was present, and no operation had written it since it was removed.
+    Resurrected,
 }
 
-/// What is wrong, and with which operations.
+/// An anomaly, and the operations that show it.
 #[derive(Debug)]
 pub(crate) struct Violation {
-    pub(crate) wrong: Wrong,
-    #[expect(dead_code, reason = "for whoever reads the message of a failed test")]
+    pub(crate) anomaly: Anomaly,
+    #[expect(dead_code, reason = "shown in the message of a failed test")]
     pub(crate) events: Vec<Event>,
 }
 
-/// How much the clock by which lifetimes end may differ from that of the stamps, in nanoseconds.
+/// The largest difference between the clock of lifetimes and the clock of begin and end, in
+/// nanoseconds.
 const LIFETIME_SLACK: u64 = 20_000_000;
 
 struct Cluster {
-    /// The end of the first operation that saw or wrote the value, and that operation.
+    /// The end of the operation that ended first, of those that saw or wrote the value.
     first: (u64, Event),
-    /// The begin of the last one.
+    /// The begin of the operation that began last.
     last: (u64, Event),
     write: Option<Event>,
 }
@@ -104,7 +108,8 @@ impl Cluster {
     }
 }
 
-/// Checks all that was seen of a key that was absent at first. With `evicts`, an entry may go at any time.
+/// Checks the operations on a key that was absent at first. With `evicts`, the entry may be evicted
+/// at any time.
 pub(crate) fn check(events: &[Event], evicts: bool) -> Result<(), Violation> {
     let clusters = clusters(events)?;
     nothing_is_stale(events, &clusters)?;
@@ -112,11 +117,11 @@ pub(crate) fn check(events: &[Event], evicts: bool) -> Result<(), Violation> {
     if evicts { Ok(()) } else { nothing_is_lost(events, &clusters) }
 }
 
-fn wrong(wrong: Wrong, events: &[Event]) -> Violation {
-    Violation { wrong, events: events.to_vec() }
+fn violation(anomaly: Anomaly, events: &[Event]) -> Violation {
+    Violation { anomaly, events: events.to_vec() }
 }
 
-/// What was seen of each value.
+/// The cluster of each value.
 fn clusters(events: &[Event]) -> Result<HashMap<u64, Cluster>, Violation> {
     let mut clusters: HashMap<u64, Cluster> = HashMap::new();
     let mut see = |value, event| {
@@ -129,19 +134,20 @@ fn clusters(events: &[Event]) -> Result<HashMap<u64, Cluster>, Violation> {
         if let Saw::Value(value) = event.saw {
             see(value, *event);
         }
-        if let (true, Did::Wrote(value)) = (event.told, event.did) {
+        if let (true, Did::Wrote(value)) = (event.acknowledged, event.did) {
             see(value, *event);
         }
     }
     for event in events {
         let Did::Wrote(value) = event.did else { continue };
-        // One that was never told and that nobody saw says nothing.
+        // A write that was not acknowledged, and whose value was never read, proves nothing.
         let Some(cluster) = clusters.get_mut(&value) else { continue };
         match cluster.write {
             None => cluster.write = Some(*event),
-            // One that was never told may take effect at more than one time; it is one all the same.
-            Some(other) if !event.told && event.by == other.by => {}
-            Some(other) => return Err(wrong(Wrong::WrittenTwice, &[other, *event])),
+            // A write that was not acknowledged has several events, as it may take effect at
+            // several times. It is one write.
+            Some(other) if !event.acknowledged && event.by == other.by => {}
+            Some(other) => return Err(violation(Anomaly::WrittenTwice, &[other, *event])),
         }
     }
     let mut unclaimed: Vec<Event> = Vec::new();
@@ -151,18 +157,20 @@ fn clusters(events: &[Event]) -> Result<HashMap<u64, Cluster>, Violation> {
             continue;
         };
         if cluster.first.0 < write.begin {
-            return Err(wrong(Wrong::FromNowhere, &[write, cluster.first.1]));
+            return Err(violation(Anomaly::FromNowhere, &[write, cluster.first.1]));
         }
-        let over = write.lives.map(|lives| write.end.saturating_add(lives + LIFETIME_SLACK));
+        let over =
+            write.lifetime.map(|lifetime| write.end.saturating_add(lifetime + LIFETIME_SLACK));
         if over.is_some_and(|over| over < cluster.last.0) {
-            return Err(wrong(Wrong::Expired, &[write, cluster.last.1]));
+            return Err(violation(Anomaly::Expired, &[write, cluster.last.1]));
         }
     }
     claim(unclaimed, events)?;
     Ok(clusters)
 }
 
-/// Values without a writer come from counting that was never told, one from each, begun before the value was seen.
+/// Checks the values without a writer: each must come from its own unacknowledged increment, which
+/// began before the value was read.
 fn claim(mut unclaimed: Vec<Event>, events: &[Event]) -> Result<(), Violation> {
     let counted = events.iter().filter(|event| event.did == Did::Counted);
     let mut begun: HashMap<Name, u64> = HashMap::new();
@@ -175,23 +183,26 @@ fn claim(mut unclaimed: Vec<Event>, events: &[Event]) -> Result<(), Violation> {
     unclaimed.sort_unstable_by_key(|event| event.end);
     for (nth, event) in unclaimed.into_iter().enumerate() {
         if begun.get(nth).is_none_or(|begin| *begin > event.end) {
-            return Err(wrong(Wrong::FromNowhere, &[event]));
+            return Err(violation(Anomaly::FromNowhere, &[event]));
         }
     }
     Ok(())
 }
 
-/// No value was there at a moment at which another was, or nothing.
+/// Checks that the key never held a value while it held another one, or was absent.
 fn nothing_is_stale(events: &[Event], clusters: &HashMap<u64, Cluster>) -> Result<(), Violation> {
     let mut forward: Vec<&Cluster> =
         clusters.values().filter(|cluster| cluster.is_forward()).collect();
     forward.sort_unstable_by_key(|cluster| cluster.first.0);
     for pair in forward.windows(2) {
         if pair[1].first.0 < pair[0].last.0 {
-            return Err(wrong(Wrong::Stale, &[pair[0].first.1, pair[1].first.1, pair[0].last.1]));
+            return Err(violation(
+                Anomaly::Stale,
+                &[pair[0].first.1, pair[1].first.1, pair[0].last.1],
+            ));
         }
     }
-    // What was not there for long must fit in between.
+    // A cluster that proves no interval, and an absence, must not lie inside another's interval.
     let around = |begin: u64, end: u64| {
         let before = forward.partition_point(|cluster| cluster.first.0 < begin);
         let cluster = forward.get(before.checked_sub(1)?)?;
@@ -199,34 +210,34 @@ fn nothing_is_stale(events: &[Event], clusters: &HashMap<u64, Cluster>) -> Resul
     };
     for cluster in clusters.values().filter(|cluster| !cluster.is_forward()) {
         if let Some(other) = around(cluster.last.0, cluster.first.0) {
-            return Err(wrong(Wrong::Stale, &[other.first.1, cluster.first.1, other.last.1]));
+            return Err(violation(Anomaly::Stale, &[other.first.1, cluster.first.1, other.last.1]));
         }
     }
     for event in events.iter().filter(|event| is_absence(event)) {
         if let Some(other) = around(event.begin, event.end) {
-            return Err(wrong(Wrong::Stale, &[other.first.1, *event, other.last.1]));
+            return Err(violation(Anomaly::Stale, &[other.first.1, *event, other.last.1]));
         }
     }
     Ok(())
 }
 
-/// Whether there was nothing at some moment of it.
+/// Whether the key was absent at some moment of the operation.
 fn is_absence(event: &Event) -> bool {
-    event.told && (event.saw == Saw::Absent || event.did == Did::Removed)
+    event.acknowledged && (event.saw == Saw::Absent || event.did == Did::Removed)
 }
 
-/// Whether there was something at some moment of it.
+/// Whether the key was present at some moment of the operation.
 fn is_presence(event: &Event) -> bool {
     let writes = matches!(event.did, Did::Wrote(_));
-    event.told && (writes || matches!(event.saw, Saw::Present | Saw::Value(_)))
+    event.acknowledged && (writes || matches!(event.saw, Saw::Present | Saw::Value(_)))
 }
 
-/// An end or a begin, and the operation it is of.
+/// The end or the begin of an operation, and that operation.
 type Moment = (u64, Event);
 
-/// The latest of some moments, of those that come before a time: `keyed` by the time that decides.
+/// A prefix maximum: for each time, the latest of the moments whose key time is before it.
 struct Latest {
-    /// By time; each with the latest moment up to it.
+    /// Sorted by key time; each with the latest moment up to there.
     sorted: Vec<(u64, Moment)>,
 }
 
@@ -248,7 +259,7 @@ impl Latest {
     }
 }
 
-/// Whatever was there had been written since there was nothing.
+/// Checks that whenever the key was present, it had been written since it was last absent.
 fn nothing_rises(events: &[Event]) -> Result<(), Violation> {
     let writes = |event: &&Event| matches!(event.did, Did::Wrote(_) | Did::Counted);
     let written =
@@ -261,36 +272,39 @@ fn nothing_rises(events: &[Event]) -> Result<(), Violation> {
         if let Some((gone, by)) = absent
             && written.is_none_or(|(end, _)| end < gone)
         {
-            return Err(wrong(Wrong::Risen, &[by, *event]));
+            return Err(violation(Anomaly::Resurrected, &[by, *event]));
         }
         if written.is_none() {
-            return Err(wrong(Wrong::FromNowhere, &[*event]));
+            return Err(violation(Anomaly::FromNowhere, &[*event]));
         }
     }
     Ok(())
 }
 
-/// Whenever nothing was there, somebody had removed what was, or its lifetime was over.
+/// Checks that whenever the key was absent, it had been removed, or its lifetime had ended.
 fn nothing_is_lost(events: &[Event], clusters: &HashMap<u64, Cluster>) -> Result<(), Violation> {
     let removals = events.iter().filter(|event| event.did == Did::Removed);
     let removals = removals.map(|event| (event.begin, (event.end, *event)));
-    let unnamed = events.iter().filter(|event| event.told && event.saw == Saw::Present);
+    let unnamed = events.iter().filter(|event| event.acknowledged && event.saw == Saw::Present);
     let unnamed = Latest::of(unnamed.map(|event| (event.begin, (event.begin, *event))));
     let ends = events.iter().filter_map(|event| {
-        let (Did::Wrote(value), Some(lives)) = (event.did, event.lives) else { return None };
-        // It takes the place of nothing that was written after this value was there last.
+        let (Did::Wrote(value), Some(lifetime)) = (event.did, event.lifetime) else { return None };
+        // Its expiry cannot remove a value that was written after this value was seen last.
         let named = clusters.get(&value).map_or(0, |cluster| cluster.last.0);
-        let over = event.end.saturating_add(lives + LIFETIME_SLACK);
+        let over = event.end.saturating_add(lifetime + LIFETIME_SLACK);
         let last = unnamed.before(over).map_or(named, |(begin, _)| begin.max(named));
-        Some(((event.begin + lives).saturating_sub(LIFETIME_SLACK), (event.end.max(last), *event)))
+        Some((
+            (event.begin + lifetime).saturating_sub(LIFETIME_SLACK),
+            (event.end.max(last), *event),
+        ))
     });
     let removed = Latest::of(removals.chain(ends));
     let presences = events.iter().filter(|event| is_presence(event));
     let present = Latest::of(presences.map(|event| (event.end, (event.begin, *event))));
-    for event in events.iter().filter(|event| event.told && event.saw == Saw::Absent) {
+    for event in events.iter().filter(|event| event.acknowledged && event.saw == Saw::Absent) {
         let Some((since, by)) = present.before(event.begin) else { continue };
         if removed.before(event.end).is_none_or(|(end, _)| end < since) {
-            return Err(wrong(Wrong::Lost, &[by, *event]));
+            return Err(violation(Anomaly::Lost, &[by, *event]));
         }
     }
     Ok(())

@@ -1,11 +1,11 @@
-//! What the checker takes, and what it must find.
+//! Tests of the checker: histories that it must accept, and anomalies that it must find.
 
 use super::*;
 use crate::harness::Verdict;
 use crate::rng::{self, Rng};
 
 fn event(begin: u64, end: u64, saw: Saw, did: Did) -> Event {
-    Event { begin, end, told: true, saw, did, lives: None, by: Name(begin << 20 | end) }
+    Event { begin, end, acknowledged: true, saw, did, lifetime: None, by: Name(begin << 20 | end) }
 }
 
 fn write(begin: u64, end: u64, value: u64) -> Event {
@@ -32,43 +32,44 @@ fn touch(begin: u64, end: u64) -> Event {
     event(begin, end, Saw::Present, Did::Nothing)
 }
 
-/// From one value to the next, as an increment does it.
+/// An increment from one value to the next.
 fn count(begin: u64, end: u64, from: u64) -> Event {
     event(begin, end, Saw::Value(from), Did::Wrote(from + 1))
 }
 
+/// An operation that was never acknowledged.
 fn begun(begin: u64, did: Did) -> Event {
-    Event { told: false, ..event(begin, u64::MAX, Saw::Unknown, did) }
+    Event { acknowledged: false, ..event(begin, u64::MAX, Saw::Unknown, did) }
 }
 
 fn living(event: Event, millis: u64) -> Event {
-    Event { lives: Some(millis * 1_000_000), ..event }
+    Event { lifetime: Some(millis * 1_000_000), ..event }
 }
 
 /// Milliseconds.
 const MS: u64 = 1_000_000;
 
-fn found(events: &[Event], evicts: bool) -> Option<Wrong> {
-    check(events, evicts).err().map(|violation| violation.wrong)
+fn found(events: &[Event], evicts: bool) -> Option<Anomaly> {
+    check(events, evicts).err().map(|violation| violation.anomaly)
 }
 
-pub(crate) fn each_wrong_is_found() -> Verdict {
-    use Wrong::*;
-    let cases: &[(&str, Option<Wrong>, Vec<Event>)] = &[
-        ("nothing yet", None, vec![miss(1, 2)]),
-        ("its own value", None, vec![write(1, 2, 1), read(3, 4, 1)]),
-        ("either, while it is written", None, vec![write(1, 9, 1), miss(2, 3), read(4, 5, 1)]),
+pub(crate) fn finds_each_anomaly() -> Verdict {
+    use Anomaly::*;
+    let cases: &[(&str, Option<Anomaly>, Vec<Event>)] = &[
+        ("not written yet, and absent", None, vec![miss(1, 2)]),
+        ("read after its write", None, vec![write(1, 2, 1), read(3, 4, 1)]),
+        ("absent or not during the write", None, vec![write(1, 9, 1), miss(2, 3), read(4, 5, 1)]),
         ("never written", Some(FromNowhere), vec![read(3, 4, 1)]),
         ("not written yet", Some(FromNowhere), vec![read(1, 2, 1), write(3, 4, 1)]),
         ("superseded", Some(Stale), vec![write(1, 2, 1), write(3, 4, 2), read(5, 6, 1)]),
-        ("superseded meanwhile", None, vec![write(1, 2, 1), write(3, 6, 2), read(5, 7, 1)]),
+        ("superseded during the read", None, vec![write(1, 2, 1), write(3, 6, 2), read(5, 7, 1)]),
         (
-            "back, after the next was seen",
+            "the old value after the new one",
             Some(Stale),
             vec![write(1, 2, 1), write(3, 20, 2), read(5, 6, 2), read(7, 8, 1)],
         ),
         (
-            "of two at once, both in turn",
+            "two concurrent writes, read alternately",
             Some(Stale),
             vec![write(1, 20, 1), write(1, 20, 2), read(3, 4, 1), read(5, 6, 2), read(7, 8, 1)],
         ),
@@ -80,39 +81,47 @@ pub(crate) fn each_wrong_is_found() -> Verdict {
             vec![write(1, 2, 1), read(3, 4, 1), miss(5, 6), read(7, 8, 1)],
         ),
         ("lost", Some(Lost), vec![write(1, 2, 1), miss(3, 4)]),
-        ("deleted, so gone", None, vec![write(1, 2, 1), delete(3, 4), miss(5, 6)]),
-        ("deleted meanwhile", None, vec![write(1, 2, 1), delete(3, 9), miss(5, 6)]),
+        ("absent after its delete", None, vec![write(1, 2, 1), delete(3, 4), miss(5, 6)]),
+        ("absent during its delete", None, vec![write(1, 2, 1), delete(3, 9), miss(5, 6)]),
         (
-            "deleted too late",
+            "absent before its clear",
             Some(Lost),
             vec![write(1, 2, 1), miss(3, 4), clear(5, 6), write(7, 8, 2)],
         ),
         (
-            "deleted before",
+            "deleted before the last write",
             Some(Lost),
             vec![write(1, 2, 1), delete(3, 4), write(5, 6, 2), miss(7, 8)],
         ),
         (
-            "touched, so not gone",
+            "absent after a touch",
             Some(Lost),
             vec![write(1, 9, 1), delete(2, 3), touch(5, 6), miss(7, 8)],
         ),
-        ("touched after its delete", Some(Risen), vec![write(1, 2, 1), delete(3, 4), touch(5, 6)]),
-        ("touched before anything", Some(FromNowhere), vec![touch(1, 2)]),
-        ("gone by itself", Some(Lost), vec![living(write(1, 2, 1), 100), miss(50 * MS, 60 * MS)]),
-        ("its lifetime over", None, vec![living(write(1, 2, 1), 100), miss(100 * MS, 110 * MS)]),
         (
-            "touched, then its lifetime over",
+            "touched after its delete",
+            Some(Resurrected),
+            vec![write(1, 2, 1), delete(3, 4), touch(5, 6)],
+        ),
+        ("touched before any write", Some(FromNowhere), vec![touch(1, 2)]),
+        (
+            "expired too early",
+            Some(Lost),
+            vec![living(write(1, 2, 1), 100), miss(50 * MS, 60 * MS)],
+        ),
+        ("expired", None, vec![living(write(1, 2, 1), 100), miss(100 * MS, 110 * MS)]),
+        (
+            "touched, then expired",
             None,
             vec![living(write(1, 2, 1), 100), touch(5, 6), miss(100 * MS, 110 * MS)],
         ),
         (
-            "alive too long",
+            "expired too late",
             Some(Expired),
             vec![living(write(1, 2, 1), 100), read(150 * MS, 151 * MS, 1)],
         ),
         (
-            "the next is not over",
+            "the next value does not expire",
             Some(Lost),
             vec![living(write(1, 2, 1), 100), write(3, 4, 2), miss(200 * MS, 201 * MS)],
         ),
@@ -137,7 +146,7 @@ pub(crate) fn each_wrong_is_found() -> Verdict {
             ],
         ),
         (
-            "added where something was",
+            "added where a value was",
             Some(Lost),
             vec![write(1, 2, 1), event(3, 4, Saw::Absent, Did::Wrote(2)), read(5, 6, 2)],
         ),
@@ -158,7 +167,7 @@ pub(crate) fn each_wrong_is_found() -> Verdict {
         ),
         ("counted and killed", None, vec![write(1, 2, 1), begun(3, Did::Counted), count(5, 6, 2)]),
         (
-            "one killed that counted twice",
+            "two counts of one killed increment",
             Some(FromNowhere),
             vec![write(1, 2, 1), begun(3, Did::Counted), read(5, 6, 2), read(7, 8, 3)],
         ),
@@ -168,19 +177,19 @@ pub(crate) fn each_wrong_is_found() -> Verdict {
             vec![write(1, 2, 1), begun(3, Did::Removed), miss(5, 6)],
         ),
     ];
-    for (name, wrong, events) in cases {
-        assert_eq!(found(events, false), *wrong, "{name}");
-        // Where entries are evicted, a miss needs no reason. All else is as wrong as before.
+    for (name, anomaly, events) in cases {
+        assert_eq!(found(events, false), *anomaly, "{name}");
+        // With evictions, a miss needs no cause. All other anomalies remain.
         assert_eq!(
             found(events, true),
-            wrong.filter(|wrong| *wrong != Lost),
+            anomaly.filter(|anomaly| *anomaly != Lost),
             "{name}, with evictions"
         );
     }
     Ok(())
 }
 
-/// A history as it can be: each operation takes effect at a moment of its own, and begins and ends around it.
+/// A random correct history: each operation takes effect at one moment between its begin and end.
 fn possible(rng: &mut Rng, evicts: bool) -> Vec<Event> {
     let (mut there, mut made, mut events) = (None, 0, Vec::new());
     for step in 1..=200 {
@@ -208,12 +217,12 @@ fn possible(rng: &mut Rng, evicts: bool) -> Vec<Event> {
             Did::Removed => there = None,
             _ => {}
         }
-        // Some were never told, whether they took effect or not.
-        let told = rng.below(20) > 0;
-        match (told, did) {
+        // Some are never acknowledged, whether they took effect or not.
+        let acknowledged = rng.below(20) > 0;
+        match (acknowledged, did) {
             (false, Did::Nothing) => {}
             (false, _) => events.push(Event {
-                told,
+                acknowledged,
                 end: u64::MAX,
                 saw: Saw::Unknown,
                 ..event(begin, end, saw, did)
@@ -224,8 +233,8 @@ fn possible(rng: &mut Rng, evicts: bool) -> Vec<Event> {
     events
 }
 
-/// No history that can be is refused; one in which a read is answered with a superseded value always is.
-pub(crate) fn what_can_be_is_taken_and_a_planted_stale_read_is_found() -> Verdict {
+/// The checker accepts every correct history, and refuses it once one read gets a superseded value.
+pub(crate) fn accepts_possible_histories() -> Verdict {
     let mut rng = Rng::new(rng::seed());
     let mut planted = 0;
     for round in 0..400 {
@@ -234,9 +243,12 @@ pub(crate) fn what_can_be_is_taken_and_a_planted_stale_read_is_found() -> Verdic
         if let Err(violation) = check(&events, evicts) {
             panic!("round {round}: {violation:?}");
         }
-        // A read now sees what was there long before: a value that another took the place of.
-        let writes: Vec<Event> =
-            events.iter().filter(|e| e.told && matches!(e.did, Did::Wrote(_))).copied().collect();
+        // One read now returns an old value, which another write superseded before the read began.
+        let writes: Vec<Event> = events
+            .iter()
+            .filter(|e| e.acknowledged && matches!(e.did, Did::Wrote(_)))
+            .copied()
+            .collect();
         let reads = events
             .iter()
             .enumerate()
@@ -252,10 +264,10 @@ pub(crate) fn what_can_be_is_taken_and_a_planted_stale_read_is_found() -> Verdic
             events[at].saw = Saw::Value(old);
             planted += 1;
             let found = found(&events, evicts);
-            assert_eq!(found, Some(Wrong::Stale), "round {round}: {:?} is stale", events[at]);
+            assert_eq!(found, Some(Anomaly::Stale), "round {round}: {:?} is stale", events[at]);
         }
     }
     assert!(planted > 200, "{planted} stale reads planted");
-    println!("400 histories that can be, taken; {planted} stale reads planted, all found");
+    println!("400 correct histories accepted; {planted} stale reads planted, all found");
     Ok(())
 }

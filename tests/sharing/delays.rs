@@ -1,17 +1,22 @@
-//! How long calls took, and how much of that the machine is to blame for.
+//! How long calls took, and how much of that the scheduler of the machine caused.
 //!
-//! Eight processes on a few cores wait for these longer than for each other, and what else the machine does comes on
-//! top. The kernel tells of each thread how long it was ready to run while others had the processors (`schedstat`). Two
-//! things do not count as a call's delay: such time of its own thread; and, of a call that took so long that it matters,
-//! the longest stretch within it for which another thread of the processes at work was put off its processor. That
-//! other one may have held what the call waited for, whether it was at work, in the background, or dying: what a killed
-//! process holds is free when it gets a processor to die on, which its killer cannot hasten.
+//! Eight processes on a few cores wait longer for a core than for each other, and the machine may
+//! have other work. The kernel reports the run-queue time of each thread: how long it was ready to
+//! run while other threads had the processors (`schedstat`). Two things do not count as a delay of
+//! a call:
 //!
-//! Each process is looked at some ten milliseconds apart; what a thread waited between two looks counts as one stretch.
-//! So does a time for which a processor stood still, as one of a virtual machine may: a thread on each, which has nothing
-//! to do with the cache, sleeps again and again, and sees how late it is woken.
+//! - the run-queue time of its own thread;
+//! - for a call that took long enough to matter, the longest stretch within it for which one other
+//!   thread of the processes was descheduled. That thread may have held what the call waited for,
+//!   whether it worked, ran in the background, or was dying: the locks of a killed process become
+//!   free only when it gets a processor to die on, and its killer cannot speed that up.
 //!
-//! What is left is time in which those who could make it shorter ran, or slept because the engine had them sleep.
+//! Each process is sampled about every ten milliseconds. The run-queue time of a thread between two
+//! samples counts as one stretch. So does a time for which a whole processor was stalled, as
+//! happens to a virtual machine. To detect this, a thread on each processor, which does not use the
+//! cache, sleeps again and again and measures how late it is woken.
+//!
+//! The rest is time in which the threads that could shorten it ran, or slept because of the engine.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,56 +27,59 @@ use std::time::Duration;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-use crate::crew::{self, Waits};
+use crate::child_processes::{self, RunQueueTime};
 use crate::harness::Verdict;
 use crate::history::{History, Kind, Times};
 
-/// When a thread was put off its processor: `long` nanoseconds somewhere between these two moments.
+/// A stretch for which a thread was descheduled: `long` nanoseconds between these two moments.
 struct Wait {
     from: u64,
     to: u64,
     long: u64,
-    /// Which thread of the history it was; none that is in it.
+    /// The thread of the history; `None` for a thread that is not in it.
     thread: Option<u32>,
 }
 
-/// Who was put off the processors, and when.
+/// Which threads were descheduled, and when.
 #[derive(Default)]
-pub(crate) struct Starved {
-    /// Of each thread of the system: when it was looked at last, and how long it had waited by then.
+pub(crate) struct StarvedThreads {
+    /// For each thread of the system: the time of its last sample, and its run-queue time by then.
     seen: HashMap<u32, (u64, u64)>,
     waits: Vec<Wait>,
 }
 
-impl Starved {
-    /// Shorter ones explain nothing.
-    const LEAST: u64 = 1_000_000;
+impl StarvedThreads {
+    /// Shorter stretches are ignored.
+    const MIN: u64 = 1_000_000;
 
-    /// Looks at all threads of a process, the first of which is `thread` of the history.
-    pub(crate) fn look(&mut self, process: u32, thread: u32) {
+    /// Samples all threads of a process. Its main thread is `thread` of the history.
+    pub(crate) fn sample(&mut self, process: u32, thread: u32) {
         for entry in
             std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten()
         {
             let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
                 continue;
             };
-            let (Some(waited), to) = (Waits::of(process, id), crew::now()) else { continue };
+            let (Some(waited), to) = (RunQueueTime::of(process, id), child_processes::now()) else {
+                continue;
+            };
             let (at, before) = self.seen.insert(id, (to, waited)).unwrap_or((to, 0));
-            // Lower than before, it is another thread of the same number.
+            // If the time is lower than before, a new thread has the same id.
             let long = waited.checked_sub(before).unwrap_or(waited);
-            if long >= Self::LEAST {
+            if long >= Self::MIN {
                 let thread = (id == process).then_some(thread);
                 self.waits.push(Wait { from: at.saturating_sub(long), to, long, thread });
             }
         }
     }
 
-    /// Adds what the processors were looked at for.
+    /// Adds the stalls of the processors.
     pub(crate) fn add(&mut self, processors: Processors) {
         self.waits.extend(processors.end());
     }
 
-    /// The longest time between two moments for which one thread, and not `thread`, was put off.
+    /// The longest time between two moments for which one thread other than `thread` was
+    /// descheduled.
     fn longest(&self, begin: u64, end: u64, thread: u32) -> u64 {
         let others = self.waits.iter().filter(|wait| wait.thread != Some(thread));
         let within =
@@ -80,7 +88,7 @@ impl Starved {
     }
 }
 
-/// Threads that look how late they are woken, one on each processor.
+/// Threads that measure how late they are woken, one on each processor.
 pub(crate) struct Processors {
     threads: Vec<JoinHandle<Vec<Wait>>>,
     over: Arc<AtomicBool>,
@@ -91,7 +99,7 @@ impl Processors {
 
     pub(crate) fn watch() -> Self {
         let over = Arc::new(AtomicBool::new(false));
-        // Where the kernel does not tell, or allow it, none is watched.
+        // No processor is watched if the kernel does not report or allow affinities.
         let ours = sched_getaffinity(Pid::from_raw(0)).unwrap_or_default();
         let ours = (0..CpuSet::count()).filter(|number| ours.is_set(*number).unwrap_or(false));
         let watch = |number| {
@@ -108,11 +116,11 @@ impl Processors {
             return waits;
         }
         while !over.load(Ordering::Relaxed) {
-            let from = crew::now();
+            let from = child_processes::now();
             std::thread::sleep(Self::PAUSE);
-            let to = crew::now();
+            let to = child_processes::now();
             let long = (to - from).saturating_sub(Self::PAUSE.as_nanos() as u64);
-            if long >= Starved::LEAST {
+            if long >= StarvedThreads::MIN {
                 waits.push(Wait { from, to, long, thread: None });
             }
         }
@@ -131,37 +139,37 @@ impl Drop for Processors {
     }
 }
 
-/// How long the calls of a round took.
+/// The durations of the calls of a round.
 pub(crate) struct Delays {
-    /// Operations that were told.
+    /// Operations that were acknowledged.
     pub(crate) operations: u64,
-    /// Operations that were begun and never told.
+    /// Operations that began and were never acknowledged.
     pub(crate) pending: u64,
-    /// The longest, without what the machine is to blame for.
+    /// The longest call, without the time that the scheduler caused.
     pub(crate) longest: Duration,
-    /// What of each its own thread did not wait for a processor, in order.
-    itself: Vec<u64>,
+    /// The duration of each call without the run-queue time of its own thread, sorted.
+    durations: Vec<u64>,
     slowest: Kind,
     by_the_wall: u64,
-    /// What the machine is to blame for most.
+    /// The longest time of another thread's wait that was subtracted from one call.
     excused: u64,
 }
 
 impl Delays {
-    /// Shorter ones are not looked at closely.
-    pub(crate) const MATTERS: Duration = Duration::from_millis(50);
+    /// The waits of other threads are not subtracted from shorter calls.
+    pub(crate) const RELEVANT: Duration = Duration::from_millis(50);
 
-    pub(crate) fn of(history: &History, starved: &Starved) -> Self {
-        let (mut operations, mut pending, mut itself, mut slowest) =
+    pub(crate) fn of(history: &History, starved: &StarvedThreads) -> Self {
+        let (mut operations, mut pending, mut durations, mut slowest) =
             (0, 0, Vec::new(), (0, Kind::Get));
         let (mut longest, mut by_the_wall, mut excused) = (0, 0, 0);
         for (name, op) in history.ops() {
             let thread = name.thread() as u32;
             *if op.end > 0 { &mut operations } else { &mut pending } += 1;
-            // Nor may somebody have waited for long who was killed over it.
+            // A call during which its process was killed from outside counts up to the kill.
             let Some(times) = op.times(history.killed.get(&thread).copied()) else { continue };
             let Times { end, took, itself: own } = times;
-            let others = if own < Self::MATTERS.as_nanos() as u64 {
+            let others = if own < Self::RELEVANT.as_nanos() as u64 {
                 0
             } else {
                 starved.longest(op.begin, end, thread).min(own)
@@ -172,39 +180,41 @@ impl Delays {
             if own >= slowest.0 {
                 slowest = (own, op.kind);
             }
-            itself.push(own);
+            durations.push(own);
         }
-        itself.sort_unstable();
+        durations.sort_unstable();
         let longest = Duration::from_nanos(longest);
-        Self { operations, pending, longest, itself, slowest: slowest.1, by_the_wall, excused }
+        Self { operations, pending, longest, durations, slowest: slowest.1, by_the_wall, excused }
     }
 
-    /// For people.
-    pub(crate) fn told(&self) -> String {
+    /// The durations, as text.
+    pub(crate) fn summary(&self) -> String {
         let all_but_one_in = |n: usize| {
-            let at = (self.itself.len() - self.itself.len().div_ceil(n)).min(self.itself.len() - 1);
-            Duration::from_nanos(self.itself[at])
+            let at = (self.durations.len() - self.durations.len().div_ceil(n))
+                .min(self.durations.len() - 1);
+            Duration::from_nanos(self.durations[at])
         };
-        let [p99, p9999, all] = [100, 10_000, self.itself.len() + 1].map(all_but_one_in);
+        let [p99, p9999, all] = [100, 10_000, self.durations.len() + 1].map(all_but_one_in);
         let [wall, excused] = [self.by_the_wall, self.excused].map(Duration::from_nanos);
         format!(
-            "{} calls: 99 % within {p99:.1?}, 99.99 % within {p9999:.1?}, the longest, {:?}, {all:.1?} (by the clock on \
-             the wall {wall:.1?}; up to {excused:.1?} of one while another thread had no processor)",
-            self.itself.len(),
+            "{} calls: 99 % within {p99:.1?}, 99.99 % within {p9999:.1?}, the longest, {:?}, \
+             {all:.1?} (wall clock {wall:.1?}; up to {excused:.1?} of one call excused, while \
+             another thread had no processor)",
+            self.durations.len(),
             self.slowest
         )
     }
 }
 
-/// That no more is excused than one other thread waited, within the call.
-pub(crate) fn the_machine_is_blamed_for_one_wait_of_another() -> Verdict {
+/// A call is excused for the wait of one other thread, and only for the part within the call.
+pub(crate) fn one_wait_of_another_is_excused() -> Verdict {
     let wait = |from, to, long, thread| Wait { from, to, long, thread };
     let waits =
         vec![wait(100, 400, 200, Some(1)), wait(0, 1000, 50, None), wait(350, 900, 500, Some(2))];
-    let starved = Starved { waits, ..Starved::default() };
+    let starved = StarvedThreads { waits, ..StarvedThreads::default() };
     assert_eq!(starved.longest(0, 1000, 3), 500);
-    assert_eq!(starved.longest(0, 400, 3), 200, "of the third, 50 are within");
-    assert_eq!(starved.longest(0, 400, 1), 50, "its own is not another's");
+    assert_eq!(starved.longest(0, 400, 3), 200, "of the third wait, 50 are within the call");
+    assert_eq!(starved.longest(0, 400, 1), 50, "the wait of its own thread is no excuse");
     assert_eq!(starved.longest(2000, 3000, 3), 0);
     Ok(())
 }

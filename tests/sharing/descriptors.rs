@@ -1,17 +1,17 @@
-//! However many handles and threads a process has, it has one engine for a directory: descriptors and mappings stay
-//! as few.
+//! A process has one engine for a directory: the number of descriptors and mappings does not grow
+//! with the number of handles and threads.
 
 use std::fs;
 use std::path::Path;
 
 use keepwarm::{Builder, Cache, Timeout};
 
-use crate::crew::{self, Member, arguments};
+use crate::child_processes::{self, ChildProcess, arguments};
 use crate::harness::Verdict;
 
 const HANDLES: usize = 1000;
 const THREADS: usize = 100;
-/// What the background may open for a moment, and the segments that it may make meanwhile.
+/// Slack for files that the background opens for a moment, and for segments that it creates.
 const FEW: usize = 8;
 
 fn builder(dir: &Path) -> Builder {
@@ -28,7 +28,8 @@ fn held(dir: &Path) -> (usize, usize) {
     )
 }
 
-/// A process beside another: the directory.
+/// Role: opens many handles beside another process, and prints the numbers of descriptors and
+/// mappings. Argument: the directory.
 pub(crate) fn hold_many(arguments: &[String]) {
     let [dir] = arguments else { panic!("{arguments:?}") };
     let dir = Path::new(dir);
@@ -38,7 +39,7 @@ pub(crate) fn hold_many(arguments: &[String]) {
         assert_eq!(cache.get(&format!("key {n}")).unwrap(), Some(n));
     };
     work(&cache, 0);
-    crew::ready();
+    child_processes::wait_for_start();
     let before = held(dir);
     let handles: Vec<Cache> = (0..HANDLES).map(|_| builder(dir).open().unwrap()).collect();
     let most = std::thread::scope(|scope| {
@@ -66,16 +67,17 @@ pub(crate) fn do_not_grow() -> Verdict {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
     let cache = builder(&dir).open().unwrap();
-    let mut member = Member::start("hold-many", arguments![dir.display()]);
-    assert_eq!(member.hear(), "ready");
-    member.go();
-    let said = member.finish();
+    let mut child = ChildProcess::start("hold-many", arguments![dir.display()]);
+    assert_eq!(child.next_line(), "ready");
+    child.proceed();
+    let printed = child.finish();
     let counts: Vec<usize> =
-        said.split_whitespace().map(|count| crew::number(count) as usize).collect();
+        printed.split_whitespace().map(|count| child_processes::number(count) as usize).collect();
     let [fds, maps, most_fds, most_maps, fds_after, maps_after] = counts[..] else {
-        panic!("{said}")
+        panic!("{printed}")
     };
-    // Threads that count at the same moment each have the directory open that they count in.
+    // A thread that counts descriptors holds one itself: /proc/self/fd is open. All threads may
+    // count at the same moment.
     assert!(most_fds <= fds + THREADS + FEW, "{fds} descriptors, then {most_fds}");
     assert!(fds_after <= fds + FEW, "{fds} descriptors with one handle, then {fds_after}");
     assert!(
@@ -84,8 +86,8 @@ pub(crate) fn do_not_grow() -> Verdict {
     );
     assert_eq!(cache.get("key 1000").unwrap(), Some(1000));
     println!(
-        "{HANDLES} handles, {THREADS} threads: {fds_after} descriptors and {maps_after} mappings; with one handle, {fds} \
-         and {maps}"
+        "{HANDLES} handles, {THREADS} threads: {fds_after} descriptors and {maps_after} mappings; \
+         with one handle, {fds} and {maps}"
     );
     Ok(())
 }

@@ -1,8 +1,9 @@
-//! What each thread did, when, and what it was told: written down cheaply, and read back as events of each key.
+//! Journals of what each thread did, when, and with which result: cheap to write, and read back as
+//! the events of each key.
 //!
-//! One file a thread, of 32 bytes an operation:
+//! One file for each thread, 32 bytes for each operation:
 //!
-//!     begin (8) | end, 0 until it was told (8) | kind, outcome, key (2), waited (4) | what it saw (8)
+//!     begin (8) | end, 0 until acknowledged (8) | kind, outcome, key (2), waited (4) | saw (8)
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,10 +11,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::checker::{Did, Event, Saw};
-use crate::crew::{self, Waits};
+use crate::child_processes::{self, RunQueueTime};
 use crate::value::{self, Name};
 
-/// The key that a clear stands under.
+/// The key under which a clear is recorded.
 const ALL: u32 = u16::MAX as u32;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,21 +46,21 @@ const KINDS: [Kind; 9] = [
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Op {
     pub(crate) begin: u64,
-    /// 0 if it was never told.
+    /// 0 if it was never acknowledged.
     pub(crate) end: u64,
     pub(crate) kind: Kind,
-    /// Whether it found, or did, what it was to.
+    /// Whether it found the key, or changed it.
     pub(crate) yes: bool,
-    /// How long its thread was ready to run and had no processor, in units of [`WAITED_UNIT`]: while it took, or, as
-    /// long as it was not told, in all the time before it began.
+    /// The run-queue time of its thread, in units of [`WAITED_UNIT`]: during the operation; or,
+    /// until it is acknowledged, all the time before its begin.
     waited: u32,
     pub(crate) key: u32,
-    /// A read or a computation: the value. A set: how many milliseconds the value may live, 0 for ever. A swap: the value that was to
-    /// be replaced. An increment: the result.
+    /// A read or a computation: the value. A set: the lifetime of the value in milliseconds, 0 if
+    /// it never expires. A swap: the expected value. An increment: the result.
     pub(crate) saw: u64,
 }
 
-/// How long an operation took, in nanoseconds.
+/// How long an operation took, in nanoseconds: `itself` is `took` without the run-queue time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Times {
     pub(crate) end: u64,
@@ -67,7 +68,7 @@ pub(crate) struct Times {
     pub(crate) itself: u64,
 }
 
-/// When a process was killed from outside, and how long its thread had waited for a processor when it was dead.
+/// When a process was killed from outside, and the run-queue time of its thread at its death.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Killed {
     pub(crate) at: u64,
@@ -78,7 +79,7 @@ pub(crate) struct Killed {
 const WAITED_UNIT: u64 = 1 << 16;
 const OP: usize = 32;
 
-/// What somebody read that nobody can have stored.
+/// Stands for bytes that no thread stored.
 pub(crate) const RUBBISH: u64 = u64::MAX;
 
 impl Op {
@@ -107,9 +108,8 @@ impl Op {
         }
     }
 
-    /// When it was told, or its process was killed from outside over it; how long it took until then; and how much of
-    /// that its thread ran or slept, and did not wait for a processor that others had. Nothing of one over which its
-    /// process killed itself.
+    /// The times of an operation that was acknowledged, or during which its process was killed from
+    /// outside. `None` if its process killed itself during the operation.
     pub(crate) fn times(&self, killed: Option<Killed>) -> Option<Times> {
         let waited = u64::from(self.waited) * WAITED_UNIT;
         let (end, waited) = match killed {
@@ -121,12 +121,12 @@ impl Op {
         Some(Times { end, took, itself: took.saturating_sub(waited) })
     }
 
-    /// What it is to the checker; a read that was never told is nothing.
+    /// The event for the checker; `None` for a read that was never acknowledged.
     fn event(&self, name: Name, pending_until: u64) -> Option<Event> {
         use Did::*;
         use Saw::*;
-        let told = self.end > 0;
-        let (saw, did) = match (self.kind, told, self.yes) {
+        let acknowledged = self.end > 0;
+        let (saw, did) = match (self.kind, acknowledged, self.yes) {
             (Kind::Get | Kind::Touch, false, _) => return None,
             (Kind::Get, _, true) => (Value(self.saw), Nothing),
             (Kind::Set, ..) => (Unknown, Wrote(name.0)),
@@ -145,9 +145,9 @@ impl Op {
             (Kind::Incr, false, _) => (Unknown, Counted),
             (Kind::Incr, ..) => (value::before(self.saw).map_or(Absent, Value), Wrote(self.saw)),
         };
-        let lives = (self.kind == Kind::Set && self.saw > 0).then(|| self.saw * 1_000_000);
-        let end = if told { self.end } else { pending_until };
-        Some(Event { begin: self.begin, end, told, saw, did, lives, by: name })
+        let lifetime = (self.kind == Kind::Set && self.saw > 0).then(|| self.saw * 1_000_000);
+        let end = if acknowledged { self.end } else { pending_until };
+        Some(Event { begin: self.begin, end, acknowledged, saw, did, lifetime, by: name })
     }
 }
 
@@ -155,56 +155,63 @@ fn units(waited: u64) -> u32 {
     u32::try_from(waited / WAITED_UNIT).unwrap_or(u32::MAX)
 }
 
-/// Writes down what one thread does.
+/// Records the operations of one thread.
 pub(crate) struct Journal {
     thread: u32,
     file: File,
-    /// `None`: each operation goes to the file as it begins and as it ends, so that a kill leaves it.
+    /// `None`: the file is written at the begin and the end of each operation, so that it survives
+    /// a kill.
     buffer: Option<Vec<u8>>,
     next: usize,
     open: Option<(Op, u64)>,
-    waits: Option<Waits>,
+    waits: Option<RunQueueTime>,
 }
 
 impl Journal {
-    fn create(dir: &Path, thread: u32, buffer: Option<Vec<u8>>, waits: Option<Waits>) -> Self {
+    fn create(
+        dir: &Path,
+        thread: u32,
+        buffer: Option<Vec<u8>>,
+        waits: Option<RunQueueTime>,
+    ) -> Self {
         let file = File::create_new(dir.join(thread.to_string())).unwrap();
         Self { thread, file, buffer, next: 0, open: None, waits }
     }
 
-    /// One that is written at the end.
+    /// A journal that is written to its file when it is dropped.
     pub(crate) fn in_memory(dir: &Path, thread: u32) -> Self {
         Self::create(dir, thread, Some(Vec::new()), None)
     }
 
-    /// One that survives a kill, and knows how long this thread, which is to use it, waited for a processor.
+    /// A journal that survives a kill. It records the run-queue time of the calling thread, which
+    /// must be the one that uses it.
     pub(crate) fn in_file(dir: &Path, thread: u32) -> Self {
-        Self::create(dir, thread, None, Some(Waits::new()))
+        Self::create(dir, thread, None, Some(RunQueueTime::new()))
     }
 
     fn waited(&self) -> u64 {
-        self.waits.as_ref().map_or(0, Waits::so_far)
+        self.waits.as_ref().map_or(0, RunQueueTime::so_far)
     }
 
-    /// Notes that an operation begins, and gives the name of what it writes.
+    /// Records that an operation begins, and returns the name of its write.
     pub(crate) fn begin(&mut self, kind: Kind, key: u32, saw: u64) -> Name {
         assert!(self.open.is_none());
         let key = if kind == Kind::Clear { ALL } else { key };
         let mut op = Op { begin: 0, end: 0, kind, yes: false, waited: 0, key, saw };
         let waited = self.waited();
         op.waited = units(waited);
-        op.begin = crew::now();
+        op.begin = child_processes::now();
         if self.buffer.is_none() {
-            // A page is a multiple of an operation, so a kill leaves all of it or nothing.
+            // The page size is a multiple of the record size, so no record is torn by a kill.
             self.file.write_all_at(&op.to_bytes(), (self.next * OP) as u64).unwrap();
         }
         self.open = Some((op, waited));
         Name::new(self.thread, self.next)
     }
 
-    /// Notes that the operation that began last has ended.
+    /// Records that the operation that began last has ended.
     pub(crate) fn end(&mut self, yes: bool, saw: u64) {
-        let now = crew::now();
+        let now = child_processes::now();
         let (mut op, waited) = self.open.take().unwrap();
         op.waited = units(self.waited() - waited);
         (op.end, op.yes) = (now, yes);
@@ -227,22 +234,22 @@ impl Drop for Journal {
     }
 }
 
-/// What all threads did.
+/// The operations of all threads.
 #[derive(Default)]
 pub(crate) struct History {
     /// By thread.
     pub(crate) threads: BTreeMap<u32, Vec<Op>>,
-    /// When the processes of threads were gone that were killed.
+    /// When the kernel had removed each killed process, by thread.
     pub(crate) died: BTreeMap<u32, u64>,
-    /// Those of them that were killed from outside.
+    /// The processes that were killed from outside, by thread.
     pub(crate) killed: BTreeMap<u32, Killed>,
-    /// From when to when everybody was dead and somebody opened the directory: what was begun and not told may take
-    /// effect then, too.
+    /// Begin and end of each recovery: all processes were dead, and a new one opened the directory.
+    /// An unacknowledged operation may take effect then, too.
     pub(crate) recoveries: Vec<(u64, u64)>,
 }
 
 impl History {
-    /// Reads what was written down in `dir`.
+    /// Reads all journals in `dir`.
     pub(crate) fn read(dir: &Path) -> Self {
         let mut history = Self::default();
         for entry in std::fs::read_dir(dir).unwrap() {
@@ -250,7 +257,7 @@ impl History {
             let thread = path.file_name().unwrap().to_str().unwrap().parse().unwrap();
             let bytes = std::fs::read(&path).unwrap();
             let (ops, rest) = bytes.as_chunks();
-            assert!(rest.is_empty(), "{}: part of an operation", path.display());
+            assert!(rest.is_empty(), "{}: incomplete operation", path.display());
             history.threads.insert(thread, ops.iter().map(Op::from_bytes).collect());
         }
         history
@@ -262,17 +269,18 @@ impl History {
         })
     }
 
-    /// The events of each key; a clear is one of every key.
+    /// The events of each key; a clear is an event of every key.
     pub(crate) fn events(&self) -> BTreeMap<u32, Vec<Event>> {
         let mut keys: BTreeMap<u32, Vec<Event>> = BTreeMap::new();
         for (name, op) in self.ops() {
             let died = self.died.get(&(name.thread() as u32)).copied().unwrap_or(u64::MAX);
-            // A clear that was begun is completed by who takes its lock over, at the latest the next who clears.
+            // An interrupted clear is completed by the process that takes over its lock, at the
+            // latest by the next clear.
             let until = if op.kind == Kind::Clear { self.next_clear(died) } else { died };
             let Some(event) = op.event(name, until) else { continue };
             let events = keys.entry(op.key).or_default();
             events.push(event);
-            if !event.told {
+            if !event.acknowledged {
                 let later = self.recoveries.iter().filter(|(begin, _)| *begin >= died);
                 events.extend(later.map(|(begin, end)| Event {
                     begin: *begin,
@@ -286,7 +294,7 @@ impl History {
         keys
     }
 
-    /// When the first clear ended that began after `time`.
+    /// The end of the first clear that began after `time`.
     fn next_clear(&self, time: u64) -> u64 {
         let clears =
             self.ops().filter(|(_, op)| op.kind == Kind::Clear && op.begin > time && op.end > 0);

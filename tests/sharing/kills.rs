@@ -1,10 +1,11 @@
-//! Eight processes at work in one directory, one killed with SIGKILL every few milliseconds and replaced: at random
-//! moments, and (with the feature `failpoints`) exactly at the named steps. Nothing that was acknowledged is lost,
-//! nobody reads anything wrong, nobody waits, and nothing is left behind.
+//! Eight processes work in one directory. Every few milliseconds one is killed with SIGKILL and
+//! replaced: at random moments, and (with the feature `failpoints`) exactly at the named steps. No
+//! acknowledged operation is lost, no read is wrong, no call is delayed, and no space leaks.
 //!
-//! Of each call, also of one over which its process was killed from outside, it is measured how much longer it took than
-//! any does where processes come and go as often and nobody is killed, before and after; [`delays`](crate::delays) says
-//! what counts.
+//! The duration of each call is measured, also of a call during which its process was killed from
+//! outside. The longest is compared with the longest in control rounds, before and after, in which
+//! processes attach and detach as often but none is killed. [`delays`](crate::delays) defines what
+//! counts as a delay.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
@@ -17,8 +18,8 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use crate::crew::{self, Member, Waits, arguments, number};
-use crate::delays::{Delays, Processors, Starved};
+use crate::child_processes::{self, ChildProcess, RunQueueTime, arguments, number};
+use crate::delays::{Delays, Processors, StarvedThreads};
 use crate::harness::Verdict;
 use crate::histories;
 use crate::history::{History, Journal, Killed};
@@ -28,35 +29,36 @@ use crate::locks::first_held;
 use crate::rng::{self, Rng};
 
 const PROCESSES: usize = 8;
-/// In the test command.
+/// Kills, unless the environment asks for more.
 const KILLS: u64 = 1040;
-/// Kills, and then a look at everything.
+/// Kills in a round, after which the history and the directory are checked.
 const ROUND: u64 = 200;
 /// Mean milliseconds from one kill at a random moment to the next.
 const PAUSE: u64 = 8;
-/// How long one that is to die at a named step may take to come by it.
+/// How long a process may take to reach the named step at which it must die.
 const PATIENCE: Duration = Duration::from_millis(700);
-/// What deaths may add to the time of a call.
-const MOST_ADDED: Duration = Duration::from_millis(100);
-/// The same where somebody must, in the end.
-const LONGER: Duration = Duration::from_secs(10);
-/// How long it may take in the mean until a process has ended, on a busy machine; and until the first has.
-const MOST: Duration = Duration::from_secs(1);
-const AT_FIRST: Duration = Duration::from_secs(120);
+/// How much deaths may add to the duration of a call.
+const MAX_ADDED: Duration = Duration::from_millis(100);
+/// Like `PATIENCE`, while a part of the engine still needs a death.
+const PART_PATIENCE: Duration = Duration::from_secs(10);
+/// The mean time in which a process must end, on a busy machine; and the time for the first one.
+const MEAN_EXIT: Duration = Duration::from_secs(1);
+const FIRST_EXIT: Duration = Duration::from_secs(120);
 
-/// A process that works until it is dismissed or killed: the directory, where to write down what it does, the number of
-/// its thread, the step at which it kills itself (or `-`), at which time of coming by, and the load.
+/// Role: works until it is told to exit or killed. Arguments: the directory, the directory of the
+/// journals, the number of its thread, the step at which it kills itself (or `-`), how often it
+/// must reach the step until then, the load.
 pub(crate) fn live(arguments: &[String]) {
     let [dir, journals, thread, point, nth, load @ ..] = arguments else { panic!("{arguments:?}") };
     let (thread, load) = (number(thread) as u32, Load::from_arguments(load));
     if point != "-" {
         die_at(point, number(nth));
     }
-    let dismissed = crew::dismissed();
+    let exit_requested = child_processes::exit_requested();
     let cache = load.builder(Path::new(dir), thread).open().unwrap();
     let mut worker =
         Worker::new(&cache, load, thread, Journal::in_file(Path::new(journals), thread));
-    while !dismissed.load(std::sync::atomic::Ordering::Acquire) {
+    while !exit_requested.load(std::sync::atomic::Ordering::Acquire) {
         worker.step().unwrap();
     }
 }
@@ -77,10 +79,10 @@ fn die_at(point: &str, nth: u64) {
     fail::cfg_callback(point, die).unwrap();
 }
 
-/// The named steps of the source at which a process can be killed that shares its directory with others.
+/// The named steps of the source that a process can reach while others have the directory open.
 #[cfg(feature = "failpoints")]
 pub(crate) fn points() -> Vec<String> {
-    // Only whoever makes a directory, is the first to open it, or the last to leave, comes by these.
+    // Only a process that creates the directory, opens it first, or closes it last, reaches these.
     const ALONE: [&str; 5] = ["recovery::", "sys::", "attach::marked", "detach::", "replace::"];
     let alone = |name: &String| ALONE.iter().any(|prefix| name.starts_with(prefix));
     crate::points::all().into_iter().filter(|name| !alone(name)).collect()
@@ -91,32 +93,32 @@ fn points() -> Vec<String> {
     Vec::new()
 }
 
-/// At random moments.
+/// Stands for a kill at a random moment.
 const ANYWHERE: &str = "anywhere";
-/// The parts of the engine, each of which somebody dies in.
+/// The parts of the engine; in each of them at least one process must die.
 const PARTS: [&str; 7] =
     ["commit::", "clear::", "checkpoint::", "compact::", "log::", "blob::", "attach::"];
-/// Small rounds in which processes die in a part that chance has passed by, at most.
-const MORE_ROUNDS: u64 = 20;
+/// The most extra small rounds, for parts in which no process has died by chance.
+const MAX_EXTRA_ROUNDS: u64 = 20;
 
-/// One of the processes at work; the next takes its place.
-struct Place {
-    member: Member,
+/// One of the working processes; the next process gets its slot.
+struct WorkerSlot {
+    child: ChildProcess,
     thread: u32,
     point: Option<String>,
     started: Instant,
-    dismissed: bool,
-    /// When it was killed from outside, and how long its thread had waited for a processor.
+    exit_requested: bool,
+    /// When it was killed from outside, and the run-queue time of its thread.
     killed: Option<Killed>,
 }
 
-impl Place {
+impl WorkerSlot {
     fn id(&self) -> u32 {
-        self.member.child.id()
+        self.child.process.id()
     }
 
-    /// Whether the process has ended. As long as nobody waits for it, the kernel still tells of it.
-    fn is_gone(&self) -> bool {
+    /// Whether the process has ended. It stays a zombie, so that the kernel still reports on it.
+    fn is_dead(&self) -> bool {
         let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         waitid(Id::Pid(Pid::from_raw(self.id() as i32)), peek) != Ok(WaitStatus::StillAlive)
     }
@@ -124,180 +126,181 @@ impl Place {
 
 /// How the processes of a round end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ends {
-    Killed,
-    /// By themselves, when they are told.
-    Dismissed,
+enum EndBy {
+    Kill,
+    /// They exit when they are told.
+    Request,
 }
 
-/// A directory, and what becomes of it.
-struct Scene {
+/// A directory that is used in several rounds.
+struct Scenario {
     home: TempDir,
     load: Load,
     rng: Rng,
     next_thread: u32,
     /// Kills at each step.
     kills: BTreeMap<String, u64>,
-    /// Where alone processes are to die, if they are to at a named step.
+    /// If set, processes that die at a named step die only in this part.
     part: Option<&'static str>,
 }
 
-/// Some time of it, all of which is written down and checked.
-struct Act<'a> {
-    scene: &'a mut Scene,
-    ends: Ends,
+/// A round while it runs. All its operations are recorded, and checked at the end.
+struct RunningRound<'a> {
+    scenario: &'a mut Scenario,
+    ends: EndBy,
     journals: TempDir,
-    places: Vec<Place>,
-    /// When the processes were gone that were killed, by thread, and when the kills came that came from outside.
+    slots: Vec<WorkerSlot>,
+    /// By thread: when the kernel had removed each killed process, and the kills from outside.
     died: BTreeMap<u32, u64>,
     killed: BTreeMap<u32, Killed>,
     ended: u64,
-    starved: Starved,
+    starved: StarvedThreads,
     processors: Processors,
-    /// At which place it is looked next who has no processor.
-    looks_at: usize,
+    /// The slot whose run-queue times are sampled next.
+    next_sampled: usize,
 }
 
-/// What a round came to.
-struct Round {
+/// The result of a round.
+struct RoundResult {
     kills: u64,
     delays: Delays,
 }
 
-impl<'a> Act<'a> {
-    fn new(scene: &'a mut Scene, ends: Ends, journals: TempDir) -> Self {
+impl<'a> RunningRound<'a> {
+    fn new(scenario: &'a mut Scenario, ends: EndBy, journals: TempDir) -> Self {
         Self {
-            scene,
+            scenario,
             ends,
             journals,
-            places: Vec::new(),
+            slots: Vec::new(),
             died: BTreeMap::new(),
             killed: BTreeMap::new(),
             ended: 0,
-            starved: Starved::default(),
+            starved: StarvedThreads::default(),
             processors: Processors::watch(),
-            looks_at: 0,
+            next_sampled: 0,
         }
     }
 
-    /// Puts a new process in a place.
+    /// Starts a new process in a slot.
     fn start(&mut self, at: usize) {
-        let scene = &mut *self.scene;
-        let thread = scene.thread();
-        let point = if self.ends == Ends::Killed && at % 2 == 1 { scene.point() } else { None };
-        // Most steps are passed by all the time, some hardly ever.
-        let nth = [1, 1, 2, 1 + scene.rng.below(30)][scene.rng.below(4) as usize];
-        let (dir, named) = (scene.dir(), point.as_deref().unwrap_or("-"));
+        let scenario = &mut *self.scenario;
+        let thread = scenario.thread();
+        let point = if self.ends == EndBy::Kill && at % 2 == 1 { scenario.point() } else { None };
+        // Most steps are reached all the time, some hardly ever.
+        let nth = [1, 1, 2, 1 + scenario.rng.below(30)][scenario.rng.below(4) as usize];
+        let (dir, named) = (scenario.dir(), point.as_deref().unwrap_or("-"));
         let mut line =
             arguments![dir.display(), self.journals.path().display(), thread, named, nth];
-        line.extend(scene.load.to_arguments());
-        let place = Place {
-            member: Member::start("live", line),
+        line.extend(scenario.load.to_arguments());
+        let slot = WorkerSlot {
+            child: ChildProcess::start("live", line),
             thread,
             point,
             started: Instant::now(),
-            dismissed: false,
+            exit_requested: false,
             killed: None,
         };
-        match self.places.get_mut(at) {
-            Some(old) => *old = place,
-            None => self.places.push(place),
+        match self.slots.get_mut(at) {
+            Some(old) => *old = slot,
+            None => self.slots.push(slot),
         }
     }
 
-    /// If the process in a place is gone: notes how it ended.
+    /// Whether the process in a slot has ended. If so, records how.
     fn has_ended(&mut self, at: usize) -> bool {
-        let place = &mut self.places[at];
-        if !place.is_gone() {
+        let slot = &mut self.slots[at];
+        if !slot.is_dead() {
             return false;
         }
-        self.starved.look(place.id(), place.thread);
-        let (gone, waited) = (crew::now(), Waits::of(place.id(), place.id()).unwrap_or(0));
-        let status = place.member.child.wait().unwrap();
+        self.starved.sample(slot.id(), slot.thread);
+        let (gone, waited) =
+            (child_processes::now(), RunQueueTime::of(slot.id(), slot.id()).unwrap_or(0));
+        let status = slot.child.process.wait().unwrap();
         self.ended += 1;
-        if status.success() && place.dismissed {
+        if status.success() && slot.exit_requested {
             return true;
         }
-        let point = place.point.as_deref().filter(|_| place.killed.is_none());
-        let point = point.or(place.killed.is_some().then_some(ANYWHERE));
-        match point.and_then(|point| self.scene.kills.get_mut(point)) {
+        let point = slot.point.as_deref().filter(|_| slot.killed.is_none());
+        let point = point.or(slot.killed.is_some().then_some(ANYWHERE));
+        match point.and_then(|point| self.scenario.kills.get_mut(point)) {
             Some(kills) if status.signal() == Some(9) => *kills += 1,
             _ => panic!("a process failed by itself: {status}"),
         }
-        if let Some(killed) = &mut place.killed {
-            // It may have waited when it was killed, which is counted only when it gets a processor to die on.
+        if let Some(killed) = &mut slot.killed {
+            // A wait during the kill is counted only once the process gets a processor to die on.
             killed.waited = waited;
-            self.killed.insert(place.thread, *killed);
+            self.killed.insert(slot.thread, *killed);
         }
-        self.died.insert(place.thread, gone);
+        self.died.insert(slot.thread, gone);
         true
     }
 
-    /// Has the process in a place end. The kernel takes its time over it.
-    fn end(&mut self, at: usize, ends: Ends) {
-        let place = &mut self.places[at];
-        if ends == Ends::Dismissed {
-            place.dismissed = true;
-            place.member.dismiss();
-        } else if place.killed.is_none() && !place.is_gone() {
-            place.killed = Some(Killed { at: crew::now(), waited: 0 });
-            place.member.child.kill().unwrap();
+    /// Tells or forces the process in a slot to end. The kernel may take some time over it.
+    fn end(&mut self, at: usize, ends: EndBy) {
+        let slot = &mut self.slots[at];
+        if ends == EndBy::Request {
+            slot.exit_requested = true;
+            slot.child.request_exit();
+        } else if slot.killed.is_none() && !slot.is_dead() {
+            slot.killed = Some(Killed { at: child_processes::now(), waited: 0 });
+            slot.child.process.kill().unwrap();
         }
     }
 
-    /// One that dies by itself, if it comes by its step before long.
-    fn is_left_alone(&self, at: usize) -> bool {
-        let place = &self.places[at];
-        let patience = if self.scene.lacks_part() { LONGER } else { PATIENCE };
-        place.point.is_some() && place.started.elapsed() < patience
+    /// Whether the process in a slot still has time to reach the step at which it kills itself.
+    fn is_waited_for(&self, at: usize) -> bool {
+        let slot = &self.slots[at];
+        let patience = if self.scenario.needs_part() { PART_PATIENCE } else { PATIENCE };
+        slot.point.is_some() && slot.started.elapsed() < patience
     }
 
-    /// Whether another process is at work that nobody but this one ends. Where entries are evicted, there must always be
-    /// one: whoever opened the directory after the last of all was killed could find some again.
+    /// Whether the process in a slot may be killed. With tight limits, another process must stay
+    /// that does not kill itself: if all were dead, recovery could bring evicted entries back.
     fn may_be_killed(&self, at: usize) -> bool {
-        let journal = |place: &Place| self.journals.path().join(place.thread.to_string());
-        let is_at_work = |place: &Place| place.killed.is_none() && journal(place).exists();
-        let mut others = self.places.iter().enumerate().filter(|(other, _)| *other != at);
-        !self.scene.load.tight
-            || others.any(|(_, place)| place.point.is_none() && is_at_work(place))
+        let journal = |slot: &WorkerSlot| self.journals.path().join(slot.thread.to_string());
+        let is_at_work = |slot: &WorkerSlot| slot.killed.is_none() && journal(slot).exists();
+        let mut others = self.slots.iter().enumerate().filter(|(other, _)| *other != at);
+        !self.scenario.load.tight
+            || others.any(|(_, slot)| slot.point.is_none() && is_at_work(slot))
     }
 
-    /// Has `count` processes end, and one of those in the part that is asked for, one after the other, and others take
-    /// their places.
-    fn go_on(&mut self, count: u64) {
+    /// Ends `count` processes, one after the other, and replaces each. If a part is set, continues
+    /// until a process has died in it.
+    fn run(&mut self, count: u64) {
         let started = Instant::now();
         let mut next = started;
-        while self.ended < count || (self.scene.lacks_part() && started.elapsed() < AT_FIRST) {
-            let is_busy = started.elapsed() < AT_FIRST + MOST * count as u32;
+        while self.ended < count || (self.scenario.needs_part() && started.elapsed() < FIRST_EXIT) {
+            let is_busy = started.elapsed() < FIRST_EXIT + MEAN_EXIT * count as u32;
             assert!(is_busy, "only {} of {count} ended", self.ended);
             std::thread::sleep(Duration::from_millis(1));
             if Instant::now() >= next {
-                next += Duration::from_millis(self.scene.rng.below(2 * PAUSE + 1));
-                let at = self.scene.rng.below(PROCESSES as u64) as usize;
-                let is_left = self.ends == Ends::Killed
-                    && (!self.may_be_killed(at) || self.is_left_alone(at));
+                next += Duration::from_millis(self.scenario.rng.below(2 * PAUSE + 1));
+                let at = self.scenario.rng.below(PROCESSES as u64) as usize;
+                let is_left =
+                    self.ends == EndBy::Kill && (!self.may_be_killed(at) || self.is_waited_for(at));
                 if !is_left {
                     self.end(at, self.ends);
                 }
             }
-            for at in 0..self.places.len() {
+            for at in 0..self.slots.len() {
                 if self.has_ended(at) {
                     self.start(at);
                 }
             }
-            // In turn, as it costs some.
+            // Two slots at a time, as a sample has a cost.
             for _ in 0..2 {
-                self.looks_at = (self.looks_at + 1) % PROCESSES;
-                let place = &self.places[self.looks_at];
-                self.starved.look(place.id(), place.thread);
+                self.next_sampled = (self.next_sampled + 1) % PROCESSES;
+                let slot = &self.slots[self.next_sampled];
+                self.starved.sample(slot.id(), slot.thread);
             }
         }
     }
 
-    /// Has all that are left end.
-    fn end_all(&mut self, ends: Ends) {
+    /// Ends all remaining processes.
+    fn end_all(&mut self, ends: EndBy) {
         (0..PROCESSES).for_each(|at| self.end(at, ends));
-        let deadline = Instant::now() + AT_FIRST;
+        let deadline = Instant::now() + FIRST_EXIT;
         for at in 0..PROCESSES {
             while !self.has_ended(at) {
                 assert!(Instant::now() < deadline, "a process does not end");
@@ -307,7 +310,7 @@ impl<'a> Act<'a> {
     }
 }
 
-impl Scene {
+impl Scenario {
     fn new(load: Load) -> Self {
         let kills =
             points().into_iter().chain([ANYWHERE.to_owned()]).map(|point| (point, 0)).collect();
@@ -327,14 +330,14 @@ impl Scene {
         self.next_thread - 1
     }
 
-    /// Whether nobody has died in the part that is asked for.
-    fn lacks_part(&self) -> bool {
+    /// Whether a part is set in which no process has died yet.
+    fn needs_part(&self) -> bool {
         let died_in = |part| self.kills.iter().any(|(point, n)| point.starts_with(part) && *n > 0);
         self.part.is_some_and(|part| !died_in(part))
     }
 
-    /// A step for a process to die at: one at which nobody has died so far, or one that is come by often; one of
-    /// `self.part`, if there is such a part.
+    /// A step for a process to die at: one without a death so far, or one that had deaths already.
+    /// If `self.part` is set, a step of that part.
     fn point(&mut self) -> Option<String> {
         let unknown = self.rng.below(2) == 0 && self.kills.values().any(|n| *n == 0);
         let part = self.part;
@@ -347,46 +350,47 @@ impl Scene {
         (!points.is_empty()).then(|| points[self.rng.below(points.len() as u64) as usize].clone())
     }
 
-    /// Someone who writes down what he does himself.
-    fn witness<'a>(&mut self, cache: &'a Cache, journals: &Path) -> Worker<'a> {
+    /// A worker in this process, which records its operations.
+    fn recorder<'a>(&mut self, cache: &'a Cache, journals: &Path) -> Worker<'a> {
         let thread = self.thread();
         Worker::new(cache, self.load, thread, Journal::in_file(journals, thread))
     }
 
-    /// Has eight processes work, `count` of them end and be replaced, and looks at all that was done and seen.
-    fn round(&mut self, ends: Ends, count: u64) -> Round {
+    /// Runs eight processes until `count` of them have ended and been replaced, and checks all
+    /// operations and the directory.
+    fn round(&mut self, ends: EndBy, count: u64) -> RoundResult {
         let journals = home();
-        // All begins with nothing there.
+        // The history begins with an empty cache.
         let cache = self.open();
-        self.witness(&cache, journals.path()).clear().unwrap();
+        self.recorder(&cache, journals.path()).clear().unwrap();
         drop(cache);
         let tight = self.load.tight;
-        let mut act = Act::new(self, ends, journals);
-        (0..PROCESSES).for_each(|at| act.start(at));
-        act.go_on(count);
+        let mut running = RunningRound::new(self, ends, journals);
+        (0..PROCESSES).for_each(|at| running.start(at));
+        running.run(count);
         let mut recoveries = Vec::new();
         let cache = if tight {
-            let cache = act.scene.open();
-            act.end_all(Ends::Dismissed);
+            let cache = running.scenario.open();
+            running.end_all(EndBy::Request);
             cache
-        } else if ends == Ends::Dismissed {
-            act.end_all(ends);
-            act.scene.open()
+        } else if ends == EndBy::Request {
+            running.end_all(ends);
+            running.scenario.open()
         } else {
-            // Nobody is left, so what they left has to be recovered.
-            act.end_all(ends);
-            let alone = crew::now();
-            let cache = act.scene.open();
-            recoveries.push((alone, crew::now()));
+            // All processes are dead, so this open must recover the directory.
+            running.end_all(ends);
+            let alone = child_processes::now();
+            let cache = running.scenario.open();
+            recoveries.push((alone, child_processes::now()));
             cache
         };
-        let Act { journals, died, killed, mut starved, processors, .. } = act;
+        let RunningRound { journals, died, killed, mut starved, processors, .. } = running;
         starved.add(processors);
-        let mut reader = self.witness(&cache, journals.path());
+        let mut reader = self.recorder(&cache, journals.path());
         (0..KEYS).for_each(|key| reader.get(key).unwrap());
         drop(reader);
         let history = History { died, killed, recoveries, ..History::read(journals.path()) };
-        self.judge(&history);
+        self.check_history(&history);
         is_sound(&cache);
         cache.maintain().unwrap();
         is_sound(&cache);
@@ -394,20 +398,20 @@ impl Scene {
             tight || cache.stats().evicted == 0,
             "the test stores more than its own bounds allow"
         );
-        Round { kills: history.died.len() as u64, delays: Delays::of(&history, &starved) }
+        RoundResult { kills: history.died.len() as u64, delays: Delays::of(&history, &starved) }
     }
 
-    fn judge(&self, history: &History) {
+    fn check_history(&self, history: &History) {
         if let Err((key, violation)) = histories::check(history, self.load.tight) {
             panic!("key {key}: {violation:#?}\n{:?}", self.load);
         }
     }
 
-    /// What the directory comes to when all is cleared and nobody has it open.
+    /// The size of the directory after a clear, when no process has it open.
     fn footprint(&self) -> Footprint {
         let cache = self.open();
         cache.clear().unwrap();
-        // What is emptied goes with a checkpoint that began later.
+        // An emptied segment is removed by a checkpoint that began later.
         for _ in 0..4 {
             cache.maintain().unwrap();
         }
@@ -434,12 +438,13 @@ struct Footprint {
     /// Other files, and directories.
     others: u64,
     bytes: u64,
-    /// Whether anybody still holds a lock.
+    /// Whether a lock is still held.
     is_locked: bool,
 }
 
 impl Footprint {
-    /// Whether no more is left than `before`. Some segments that are made ahead, or that the dead left to who needs one next, may be there or not.
+    /// Whether no more is left than `before`. The number of spare segments may differ: those
+    /// created ahead, and those that dead processes left for the next writer.
     fn is_back_at(&self, before: &Self) -> bool {
         const AHEAD: u64 = 5;
         let may = AHEAD * before.bytes / before.segments;
@@ -456,12 +461,12 @@ fn is_sound(cache: &Cache) {
     assert!(report.is_sound(), "{:?}", report.problems);
 }
 
-fn report<'a>(what: &str, round: &'a Round) -> &'a Delays {
-    println!("{what}: {}", round.delays.told());
+fn report<'a>(what: &str, round: &'a RoundResult) -> &'a Delays {
+    println!("{what}: {}", round.delays.summary());
     &round.delays
 }
 
-pub(crate) fn the_death_of_any_harms_nobody() -> Verdict {
+pub(crate) fn harm_no_other_process() -> Verdict {
     let target = std::env::var("KEEPWARM_SHARED_KILLS").map_or(KILLS, |text| number(&text));
     let seed = rng::seed();
     let (mut kills, mut operations, mut pending) = (0, 0, 0);
@@ -472,63 +477,64 @@ pub(crate) fn the_death_of_any_harms_nobody() -> Verdict {
         points.peek().is_none() || points.any(|(_, n)| *n > 0)
     };
     for tight in [false, true] {
-        // One in four kills where entries are evicted.
+        // A quarter of the kills happen with tight limits, so that entries are evicted.
         let target = if tight { target / 4 } else { target - target / 4 };
         let load = Load { seed, tight, closes: !tight, stale: false };
-        let mut scene = Scene::new(load);
-        let control = |scene: &mut Scene| {
-            report("without kills", &scene.round(Ends::Dismissed, ROUND / 2)).longest
+        let mut scenario = Scenario::new(load);
+        let control = |scenario: &mut Scenario| {
+            report("without kills", &scenario.round(EndBy::Request, ROUND / 2)).longest
         };
-        let before = control(&mut scene);
-        let baseline = scene.footprint();
+        let before = control(&mut scenario);
+        let baseline = scenario.footprint();
         let (mut longest, mut done) = (Duration::ZERO, 0);
-        let mut more = MORE_ROUNDS;
+        let mut more = MAX_EXTRA_ROUNDS;
         loop {
             let left = target.saturating_sub(done);
-            // Which steps are reached takes chance, and `kill_points` goes through them one by one; but no part may be left out.
-            let is_left = |part: &&&str| !has_died_at(part, [&at_points, &scene.kills]);
-            scene.part =
+            // It is a matter of chance which steps are reached, and `kill_points` goes through them
+            // one by one. But no part may be left out.
+            let is_left = |part: &&&str| !has_died_at(part, [&at_points, &scenario.kills]);
+            scenario.part =
                 PARTS.iter().find(is_left).filter(|_| left == 0 && tight && more > 0).copied();
-            if left == 0 && scene.part.is_none() {
+            if left == 0 && scenario.part.is_none() {
                 break;
             }
             more -= u64::from(left == 0);
             let round =
-                scene.round(Ends::Killed, if left == 0 { ROUND / 10 } else { ROUND.min(left) });
+                scenario.round(EndBy::Kill, if left == 0 { ROUND / 10 } else { ROUND.min(left) });
             let delays = report(&format!("{} kills", round.kills), &round);
             longest = longest.max(delays.longest);
             done += round.kills;
             operations += delays.operations;
             pending += delays.pending;
-            let footprint = scene.footprint();
+            let footprint = scenario.footprint();
             assert!(
                 footprint.is_back_at(&baseline),
-                "{footprint:?} is left, {baseline:?} was before"
+                "the directory has {footprint:?}, and had {baseline:?} before"
             );
         }
-        let without = before.max(control(&mut scene));
+        let without = before.max(control(&mut scenario));
         assert!(
-            longest <= without + MOST_ADDED,
-            "a call took {longest:?}, without kills none more than {without:?}"
+            longest <= without + MAX_ADDED,
+            "a call took {longest:?}, without kills at most {without:?}"
         );
         println!(
-            "no call took more than {longest:.1?}, without kills {without:.1?}; left: {baseline:?}"
+            "longest call {longest:.1?}, without kills {without:.1?}; empty directory {baseline:?}"
         );
         kills += done;
-        scene.kills.into_iter().for_each(|(point, n)| *at_points.entry(point).or_default() += n);
+        scenario.kills.into_iter().for_each(|(point, n)| *at_points.entry(point).or_default() += n);
     }
     assert!(kills >= target, "{kills} kills");
     let never: Vec<&String> =
         at_points.iter().filter(|(_, n)| **n == 0).map(|(point, _)| point).collect();
     println!(
-        "{kills} kills among {PROCESSES} processes: {operations} operations acknowledged, 0 lost, 0 wrong, {pending} \
-         never told; kills at {at_points:?}"
+        "{kills} kills among {PROCESSES} processes: {operations} operations acknowledged, 0 lost, \
+         0 wrong, {pending} never acknowledged; kills at {at_points:?}"
     );
-    println!("nobody died at {never:?}");
+    println!("no kills at {never:?}");
     for part in PARTS {
         assert!(
             has_died_at(part, [&at_points, &BTreeMap::new()]),
-            "nobody died at any step of {part}"
+            "no process died at any step of {part}"
         );
     }
     Ok(())

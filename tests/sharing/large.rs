@@ -1,5 +1,5 @@
-//! Large values that many processes write, move, read and remove: each lies in a file, which one of them makes and
-//! another unlinks.
+//! Large values that many processes write, move, read and remove. Each value is a file that one
+//! process creates and another may unlink.
 
 use std::fs;
 use std::io::Read;
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use keepwarm::{Builder, Cache, Error, ErrorKind, Timeout};
 
-use crate::crew::{self, arguments, number};
+use crate::child_processes::{self, arguments, number};
 use crate::harness::Verdict;
 use crate::rng::{self, Rng};
 
@@ -17,14 +17,14 @@ const CALLS: u64 = 600;
 const KEYS: u64 = 12;
 const VERSIONS: u64 = 3;
 const MAX_BYTES: u64 = 8 << 20;
-/// What the largest value takes.
+/// The size of the largest value.
 const LARGEST: u64 = 300 << 10;
 
 fn builder(dir: &Path) -> Builder {
     Cache::builder(dir).max_entries(500).max_bytes(MAX_BYTES).hot_bytes(0)
 }
 
-/// A value that says itself how it goes on.
+/// A value whose first word is the seed of the rest, so that a reader can check all of it.
 fn value(seed: u64) -> Vec<u8> {
     let mut rng = Rng::new(seed);
     let words = 12_500 + rng.below(25_000);
@@ -39,7 +39,7 @@ fn assert_whole(found: &[u8]) {
     assert!(value(seed) == found, "{} bytes that begin with {seed}", found.len());
 }
 
-/// What others do to an entry meanwhile, or to the space that it needs.
+/// `None` for the errors that other processes may cause: they removed the entry, or took the space.
 fn unless_lost<T>(result: Result<T, Error>) -> Option<T> {
     match result {
         Ok(done) => Some(done),
@@ -48,11 +48,12 @@ fn unless_lost<T>(result: Result<T, Error>) -> Option<T> {
     }
 }
 
-/// A process: the directory and a seed. Says how many values it read.
+/// Role: calls random operations, and prints how many values it read. Arguments: the directory, a
+/// seed.
 pub(crate) fn churn(arguments: &[String]) {
     let [dir, seed] = arguments else { panic!("{arguments:?}") };
     let (cache, mut rng) = (builder(Path::new(dir)).open().unwrap(), Rng::new(number(seed)));
-    crew::ready();
+    child_processes::wait_for_start();
     let (mut read, mut kept) = (0, Vec::new());
     for _ in 0..CALLS {
         let view = cache.with_version(1 + rng.below(VERSIONS) as i64);
@@ -63,7 +64,7 @@ pub(crate) fn churn(arguments: &[String]) {
                 if let Some(found) = view.get_bytes(&key).unwrap() {
                     assert_whole(&found);
                     read += 1;
-                    // Others remove it meanwhile.
+                    // Held until the next read, while other processes remove the value.
                     kept = vec![found];
                 }
             }
@@ -79,7 +80,7 @@ pub(crate) fn churn(arguments: &[String]) {
             8 => drop(unless_lost(view.incr_version(&key, 1))),
             _ => drop(unless_lost(view.delete(&key))),
         }
-        // What each is just making may be counted twice.
+        // A value that a process is storing at this moment may be counted twice.
         assert!(cache.stats().bytes <= MAX_BYTES + PROCESSES * LARGEST);
     }
     kept.iter().for_each(|found| assert_whole(found));
@@ -87,7 +88,7 @@ pub(crate) fn churn(arguments: &[String]) {
     println!("{read}");
 }
 
-pub(crate) fn values_are_whole_and_nothing_is_left() -> Verdict {
+pub(crate) fn are_whole_and_leave_no_files() -> Verdict {
     let mut rng = Rng::new(rng::seed());
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
@@ -95,20 +96,24 @@ pub(crate) fn values_are_whole_and_nothing_is_left() -> Verdict {
     cache.set("small", "small", Timeout::Never).unwrap();
     let before = cache.stats().bytes;
     let seeds: Vec<u64> = (0..PROCESSES).map(|_| rng.next()).collect();
-    let said = crew::together("churn", seeds.iter().map(|seed| arguments![dir.display(), seed]));
-    let read: u64 = said.iter().map(|line| number(line.trim())).sum();
+    let printed = child_processes::run_together(
+        "churn",
+        seeds.iter().map(|seed| arguments![dir.display(), seed]),
+    );
+    let read: u64 = printed.iter().map(|line| number(line.trim())).sum();
     assert!(read > CALLS / 4, "only {read} values were read");
     let report = cache.check().unwrap();
     assert!(report.is_sound(), "{:?}", report.problems);
     let (entries, files) = (report.blobs, fs::read_dir(dir.join("blobs")).unwrap().count());
-    // This process made none of them.
+    // This process created none of the files, and must remove them all.
     cache.clear().unwrap();
     cache.maintain().unwrap();
     assert_eq!(fs::read_dir(dir.join("blobs")).unwrap().count(), 0);
     let after = cache.stats().bytes;
     assert!(after <= before + (1 << 20), "{after} bytes in use, {before} at first");
     println!(
-        "{PROCESSES} processes × {CALLS} calls on large values: {read} read whole, {entries} in {files} files at the end"
+        "{PROCESSES} processes × {CALLS} calls on large values: {read} read whole, \
+         {entries} in {files} files at the end"
     );
     Ok(())
 }

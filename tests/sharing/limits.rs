@@ -1,11 +1,12 @@
-//! The limits of a directory are those of all processes that have it open, and any of them can change them.
+//! The limits of a directory apply to all processes that have it open, and any of them can change
+//! them.
 
 use std::path::Path;
 use std::time::Instant;
 
 use keepwarm::{Cache, NewLimits, Timeout};
 
-use crate::crew::{self, Member, arguments, until};
+use crate::child_processes::{self, ChildProcess, arguments, wait_until};
 use crate::harness::Verdict;
 
 const LESS_BYTES: u64 = 6 << 20;
@@ -18,7 +19,8 @@ fn fill(cache: &Cache, name: &str, count: u64) {
     }
 }
 
-/// A process that asked for other limits than those that count. Says what it sees, when it is told to go on.
+/// Role: opens the directory with other limits than those in force. Each time that it is told to
+/// proceed, it writes, and prints the limits that it sees. Argument: the directory.
 pub(crate) fn keep_within(arguments: &[String]) {
     let [dir] = arguments else { panic!("{arguments:?}") };
     let cache = Cache::builder(Path::new(dir)).max_entries(77).max_bytes(2 << 20).open().unwrap();
@@ -35,19 +37,19 @@ pub(crate) fn keep_within(arguments: &[String]) {
     }
 }
 
-pub(crate) fn count_for_all() -> Verdict {
+pub(crate) fn apply_to_all() -> Verdict {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
     let cache = Cache::builder(&dir).max_entries(5000).max_bytes(64 << 20).open().unwrap();
     fill(&cache, "ours", 800);
-    let mut member = Member::start("keep-within", arguments![dir.display()]);
+    let mut child = ChildProcess::start("keep-within", arguments![dir.display()]);
     let mut ask = || {
-        assert_eq!(member.hear(), "ready");
-        member.go();
-        let said = member.hear();
-        said.split_whitespace().map(crew::number).collect::<Vec<_>>()
+        assert_eq!(child.next_line(), "ready");
+        child.proceed();
+        let line = child.next_line();
+        line.split_whitespace().map(child_processes::number).collect::<Vec<_>>()
     };
-    assert_eq!(ask()[..2], [5000, 64 << 20], "not what it asked for itself");
+    assert_eq!(ask()[..2], [5000, 64 << 20], "the limits in force, not those that it asked for");
     assert_eq!(cache.len(), 2100);
     let counts = cache.configure(&NewLimits::new().max_entries(FEW)).unwrap();
     assert_eq!((counts.max_entries, counts.max_bytes), (FEW, 64 << 20));
@@ -59,31 +61,35 @@ pub(crate) fn count_for_all() -> Verdict {
         cache.configure(&NewLimits::new().max_bytes(LESS_BYTES).max_entries(5000)).unwrap();
     let took = began.elapsed();
     assert_eq!(counts.max_bytes, LESS_BYTES);
-    // The other process goes on writing, and gives up the segment that it was at, which is too long now.
+    // The other process continues to write. It abandons its active segment, which is too long now.
     assert_eq!(ask()[1], LESS_BYTES);
-    until("all is within less bytes", || cache.stats().bytes <= LESS_BYTES);
+    wait_until("the cache is within the lower limit", || cache.stats().bytes <= LESS_BYTES);
     fill(&cache, "ours", 800);
     ask();
-    // What moves in the count of the other process at this moment may count twice.
-    until("all stays within them", || cache.stats().bytes <= LESS_BYTES);
-    member.finish();
+    // Bytes that the other process moves between its counters at this moment may count twice.
+    wait_until("the cache stays within the limit", || cache.stats().bytes <= LESS_BYTES);
+    child.finish();
     assert!(cache.check().unwrap().is_sound());
     println!("a tenth of max_bytes, while another process writes: {took:?}");
     Ok(())
 }
 
-/// A process that writes some, goes on having the directory open, and writes some more when it is told to.
+/// Role: writes some entries, keeps the directory open, and writes more when it is told to proceed.
+/// Arguments: the directory, its `max_bytes`, a prefix of the keys.
 pub(crate) fn write_twice(arguments: &[String]) {
     let [dir, bytes, name] = arguments else { panic!("{arguments:?}") };
-    let cache =
-        Cache::builder(Path::new(dir)).max_bytes(crew::number(bytes)).hot_bytes(0).open().unwrap();
+    let cache = Cache::builder(Path::new(dir))
+        .max_bytes(child_processes::number(bytes))
+        .hot_bytes(0)
+        .open()
+        .unwrap();
     fill(&cache, name, 20);
-    crew::ready();
+    child_processes::wait_for_start();
     fill(&cache, name, 20);
     assert!(cache.get_bytes(&format!("{name} 19")).unwrap().is_some());
 }
 
-/// Each process that writes has a part of the space for itself, whether it writes at the time or not.
+/// Each writing process has a share of the space reserved, even while it does not write.
 pub(crate) fn serve_many_writers() -> Verdict {
     const WRITERS: u32 = 40;
     const BYTES: u64 = 4 << 20;
@@ -91,16 +97,16 @@ pub(crate) fn serve_many_writers() -> Verdict {
     let dir = home.path().join("cache");
     let cache = Cache::builder(&dir).max_bytes(BYTES).open().unwrap();
     let began = Instant::now();
-    // One after the other, so that the first ones have more than is left for the last.
+    // One after the other, so that the first writers hold more than is left for the last one.
     let start = |n: u32| {
-        let mut writer = Member::start("write-twice", arguments![dir.display(), BYTES, n]);
-        assert_eq!(writer.hear(), "ready", "number {n} found no room");
+        let mut writer = ChildProcess::start("write-twice", arguments![dir.display(), BYTES, n]);
+        assert_eq!(writer.next_line(), "ready", "writer {n} found no space");
         assert!(cache.stats().bytes <= BYTES);
         writer
     };
     let writers: Vec<_> = (0..WRITERS).map(start).collect();
     for mut writer in writers {
-        writer.go();
+        writer.proceed();
         writer.finish();
     }
     assert!(cache.check().unwrap().is_sound());

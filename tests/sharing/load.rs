@@ -1,4 +1,4 @@
-//! What processes do to a cache that they share, a random operation after the other, each of them written down.
+//! The workload on a shared cache: random operations, each recorded in a journal.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -7,27 +7,27 @@ use std::time::Duration;
 use keepwarm::{Builder, Cache, Durability, Eviction, NewLimits, Swap, Timeout, Token};
 use serde_bytes::ByteBuf;
 
-use crate::crew::{arguments, number};
+use crate::child_processes::{arguments, number};
 use crate::history::{Journal, Kind, RUBBISH};
 use crate::rng::Rng;
 use crate::value::{self, Name};
 
-/// What kind of load it is.
+/// The kind of load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Load {
     pub(crate) seed: u64,
-    /// Whether the bounds are so tight that entries are evicted.
+    /// Whether the limits are so low that entries are evicted.
     pub(crate) tight: bool,
-    /// Whether some let go of the directory now and then, and take it up again.
+    /// Whether processes close the cache now and then; the next call reopens it.
     pub(crate) closes: bool,
-    /// Whether reads go through a copy that is not kept up to date.
+    /// Whether reads use a copy that is not kept up to date, so that they are stale.
     pub(crate) stale: bool,
 }
 
-/// One entry in so many goes with a cull, or in two more.
+/// A cull removes one entry in this many, or in up to two more (see `configure`).
 const CULL_FREQUENCY: u64 = 8;
 
-/// Keys whose values stay, keys whose values live a short time, and counters.
+/// Keys without expiry, keys with short lifetimes, and counters.
 const STAYING: u32 = 200;
 const SHORT_LIVED: u32 = 20;
 const COUNTERS: u32 = 20;
@@ -42,7 +42,7 @@ fn is_short_lived(key: u32) -> bool {
 }
 
 impl Load {
-    /// For process number `process`: what concerns it alone differs from one to the other.
+    /// The builder for process number `process`. Options that concern one process alone differ.
     pub(crate) fn builder(&self, dir: &Path, process: u32) -> Builder {
         let eviction = [Eviction::Lru, Eviction::Adaptive][self.seed as usize % 2];
         let durability = match process % 8 {
@@ -76,13 +76,13 @@ impl Load {
     }
 }
 
-/// One thread at work.
+/// A thread that does random operations.
 pub(crate) struct Worker<'a> {
     pub(crate) cache: &'a Cache,
     load: Load,
     rng: Rng,
     journal: Journal,
-    /// What this thread read last of each key, and how often it may still answer from that.
+    /// For each key, the result of the last read, and how many more reads it may answer.
     copies: HashMap<u32, (Option<u64>, u32)>,
 }
 
@@ -92,7 +92,7 @@ impl<'a> Worker<'a> {
         Self { cache, load, rng, journal, copies: HashMap::new() }
     }
 
-    /// Half of the operations are on a handful of keys.
+    /// A random key. Half of the operations are on a tenth of the keys.
     fn key(&mut self) -> u32 {
         let kind = self.rng.below(100);
         let (first, count) = match kind {
@@ -108,7 +108,7 @@ impl<'a> Worker<'a> {
     pub(crate) fn step(&mut self) -> keepwarm::Result<()> {
         match self.rng.below(10_000) {
             0 => return self.clear(),
-            // Where there is compaction, something has to live until it comes.
+            // More clears, unless the limits are tight: compaction needs entries that live longer.
             1..4 if !self.load.tight => return self.clear(),
             8..16 => return self.cache.flush(),
             16..24 => return self.cache.maintain(),
@@ -133,14 +133,14 @@ impl<'a> Worker<'a> {
             78..85 => self.add(key),
             85..90 => self.swap(key),
             90..94 => self.compute(key),
-            // It would make short lives long.
+            // A touch would remove the short lifetime.
             _ if is_short_lived(key) => self.get(key),
             _ => self.touch(key),
         }
     }
 
     /// Does one read.
-    pub(crate) fn look(&mut self) -> keepwarm::Result<()> {
+    pub(crate) fn read_step(&mut self) -> keepwarm::Result<()> {
         let key = self.key();
         self.get(key)
     }
@@ -157,7 +157,7 @@ impl<'a> Worker<'a> {
         value::name(bytes, !self.load.tight).map_or(RUBBISH, |name| name.0)
     }
 
-    /// Reads in one of the ways that there are.
+    /// Reads with one of the read functions, chosen at random.
     fn read(&mut self, key: u32) -> keepwarm::Result<Option<u64>> {
         let (name, cache) = (Self::name(key), self.cache);
         let way = self.rng.below(4);
@@ -214,7 +214,7 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Puts another value in the place of the one that is there.
+    /// Replaces the current value with `compare_and_swap`.
     fn swap(&mut self, key: u32) -> keepwarm::Result<()> {
         self.journal.begin(Kind::Get, key, 0);
         let entry = self.cache.get_entry::<ByteBuf>(&Self::name(key))?;
@@ -229,7 +229,7 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Reads, or else stores what one of those computes who ask at the same time.
+    /// Calls `get_or_set`: reads, or stores the value that one of the concurrent callers computes.
     fn compute(&mut self, key: u32) -> keepwarm::Result<()> {
         let name = self.journal.begin(Kind::Compute, key, 0);
         let new = || ByteBuf::from(self.bytes(name));
@@ -238,17 +238,17 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Looks at the names of all that is there.
+    /// Lists all keys and checks their names.
     fn list(&self) -> keepwarm::Result<()> {
         for key in self.cache.keys() {
             let key = key?;
             let number = key.strip_prefix("key ").map(|number| number.parse::<u32>());
-            assert!(matches!(number, Some(Ok(number)) if number < KEYS), "{key:?} is nobody's key");
+            assert!(matches!(number, Some(Ok(number)) if number < KEYS), "unknown key {key:?}");
         }
         Ok(())
     }
 
-    /// Has culls remove more or fewer at a time, which changes nothing of what may be seen.
+    /// Changes how many entries a cull removes, which must not change what reads may see.
     fn configure(&mut self) -> keepwarm::Result<()> {
         let frequency = CULL_FREQUENCY + self.rng.below(3);
         self.cache.configure(&NewLimits::new().cull_frequency(frequency)).map(drop)

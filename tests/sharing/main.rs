@@ -1,8 +1,8 @@
-//! Many processes share one directory: what they count is exact, what they read is never stale, and neither the
-//! death of any of them nor its standing still harms the others.
+//! Tests with several processes that share one directory. Counters are exact, reads are never
+//! stale, and a process that dies or is stopped (SIGSTOP) does not harm the others.
 //!
-//! Longer, by the environment: `KEEPWARM_HISTORY_OPERATIONS` (10,000,000 and more), `KEEPWARM_SHARED_KILLS`
-//! (100,000 and more).
+//! Two environment variables make the tests longer: `KEEPWARM_HISTORY_OPERATIONS` (10,000,000 and
+//! more) and `KEEPWARM_SHARED_KILLS` (100,000 and more).
 #![cfg(test)]
 
 #[path = "../support/harness.rs"]
@@ -11,8 +11,8 @@ mod harness;
 mod rng;
 
 mod checker;
+mod child_processes;
 mod counting;
-mod crew;
 mod delays;
 mod descriptors;
 mod formats;
@@ -42,12 +42,12 @@ mod value;
 
 use std::process::ExitCode;
 
-/// What a process can be that this program starts.
-const ROLES: &[crew::Role] = &[
+/// The roles in which this program can be started as a child process.
+const ROLES: &[child_processes::Role] = &[
     ("count", counting::count),
     ("add", counting::add),
     ("work", histories::work),
-    ("look-on", histories::look_on),
+    ("read-only", histories::read),
     ("live", kills::live),
     ("churn", large::churn),
     ("contain", namespaces::contain),
@@ -68,68 +68,44 @@ const ROLES: &[crew::Role] = &[
 ];
 
 fn main() -> ExitCode {
-    if crew::play(ROLES) {
+    if child_processes::run_role(ROLES) {
         return ExitCode::SUCCESS;
     }
     harness::main(&[
-        ("the_checker_finds_each_wrong", checker::tests::each_wrong_is_found),
-        (
-            "the_checker_takes_what_can_be",
-            checker::tests::what_can_be_is_taken_and_a_planted_stale_read_is_found,
-        ),
+        ("the_checker_finds_each_anomaly", checker::tests::finds_each_anomaly),
+        ("the_checker_accepts_possible_histories", checker::tests::accepts_possible_histories),
         ("increments_of_eight_processes_are_exact", counting::increments),
-        ("of_eight_processes_that_add_a_key_one_wins", counting::additions),
-        ("nobody_reads_what_was_superseded", histories::nobody_reads_what_was_superseded),
-        (
-            "nobody_reads_what_was_superseded_while_entries_are_evicted",
-            histories::while_entries_are_evicted,
-        ),
-        (
-            "who_may_not_write_reads_nothing_that_was_superseded",
-            histories::who_looks_on_reads_nothing_that_was_superseded,
-        ),
-        ("reads_through_a_stale_copy_are_found", histories::a_stale_copy_is_found),
-        (
-            "large_values_are_whole_whoever_removes_them_and_nothing_is_left",
-            large::values_are_whole_and_nothing_is_left,
-        ),
-        (
-            "the_machine_is_blamed_for_one_wait_of_another",
-            delays::the_machine_is_blamed_for_one_wait_of_another,
-        ),
-        ("the_death_of_any_process_harms_nobody", kills::the_death_of_any_harms_nobody),
+        ("one_of_eight_processes_wins_each_add", counting::additions),
+        ("no_read_returns_a_superseded_value", histories::no_read_is_stale),
+        ("no_read_is_stale_while_entries_are_evicted", histories::while_entries_are_evicted),
+        ("no_read_of_a_read_only_process_is_stale", histories::read_only_process),
+        ("the_checker_finds_reads_from_a_stale_copy", histories::a_stale_copy_is_found),
+        ("large_values_are_whole_and_leave_no_files", large::are_whole_and_leave_no_files),
+        ("one_wait_of_another_thread_is_excused", delays::one_wait_of_another_is_excused),
+        ("a_killed_process_harms_no_other", kills::harm_no_other_process),
         #[cfg(feature = "failpoints")]
-        (
-            "a_process_that_stands_still_holds_up_its_own_bucket_alone",
-            stopped::holds_up_its_own_bucket_alone,
-        ),
+        ("a_stopped_process_blocks_only_its_own_bucket", stopped::blocks_only_its_own_bucket),
         #[cfg(feature = "failpoints")]
-        ("who_dies_in_a_pass_is_followed_by_another", stopped::who_dies_reaping_is_followed),
+        ("another_process_reaps_after_a_reaper_dies", stopped::another_reaps_after_a_death),
         #[cfg(feature = "failpoints")]
-        (
-            "who_needs_room_beside_a_process_that_stands_still_is_told",
-            stopped::is_told_to_who_needs_room,
-        ),
+        ("a_stopped_process_fails_writers_out_of_space", stopped::fails_writers_out_of_space),
         #[cfg(feature = "failpoints")]
-        (
-            "a_process_that_stands_still_anywhere_holds_up_nobody",
-            stopped::holds_up_nobody_wherever_it_stops,
-        ),
+        ("a_process_stopped_at_any_step_blocks_no_other", stopped::at_any_step_blocks_no_other),
         ("containers_that_share_a_volume_count_exactly", namespaces::containers_count_exactly),
-        ("limits_that_are_changed_count_for_all", limits::count_for_all),
-        ("many_processes_that_write_have_room_for_each", limits::serve_many_writers),
-        ("what_processes_count_is_added_up", statistics::are_added_up),
-        ("by_any_path_it_is_one_directory", paths::by_any_path_it_is_one),
-        ("by_a_bind_mount_it_is_one_directory", paths::by_a_bind_mount_it_is_one),
-        ("who_may_not_write_reads_what_others_write", read_only::reads_what_others_write),
-        ("who_may_not_write_reads_what_was_closed", read_only::reads_what_was_closed),
-        ("who_may_not_write_reads_what_was_left", read_only::reads_what_was_left),
-        ("who_may_not_write_lets_go_of_what_was_removed", read_only::lets_go_of_what_was_removed),
-        ("a_read_only_file_system_is_read", read_only::file_system_is_read),
-        ("another_format_at_once_is_refused", formats::another_is_refused),
-        ("what_one_process_removes_all_let_go_of", reclaim::what_is_removed_is_let_go_of),
-        ("what_is_about_to_go_counts_as_room", reclaim::what_goes_counts_as_room),
-        ("who_leads_is_followed_by_another", reclaim::who_leads_is_followed),
-        ("descriptors_and_mappings_do_not_grow_with_handles_and_threads", descriptors::do_not_grow),
+        ("changed_limits_apply_to_all_processes", limits::apply_to_all),
+        ("each_of_forty_writers_has_space", limits::serve_many_writers),
+        ("statistics_of_all_processes_are_added_up", statistics::are_added_up),
+        ("all_paths_lead_to_one_directory", paths::all_lead_to_one),
+        ("a_bind_mount_leads_to_the_same_directory", paths::bind_mount_leads_to_the_same),
+        ("a_read_only_process_sees_each_write", read_only::sees_each_write),
+        ("a_read_only_process_reads_a_closed_directory", read_only::reads_a_closed_directory),
+        ("a_read_only_process_reads_after_a_kill", read_only::reads_after_a_kill),
+        ("a_read_only_process_unmaps_removed_files", read_only::unmaps_removed_files),
+        ("a_read_only_file_system_can_be_read", read_only::file_system_can_be_read),
+        ("another_format_in_use_is_refused", formats::another_is_refused),
+        ("all_processes_unmap_removed_segments", reclaim::removed_segments_are_unmapped),
+        ("space_about_to_be_freed_counts_as_free", reclaim::space_about_to_be_freed),
+        ("another_process_leads_after_a_leader_dies", reclaim::another_leads_after_a_death),
+        ("descriptors_and_mappings_do_not_grow_with_handles", descriptors::do_not_grow),
     ])
 }

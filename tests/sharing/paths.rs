@@ -1,27 +1,28 @@
-//! A directory is the same whatever path leads to it: for the handles of one process, and for processes.
+//! All paths to a directory lead to the same cache: for the handles of one process, and for
+//! several processes.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use keepwarm::{Cache, Timeout};
 
-use crate::crew::{self, arguments};
+use crate::child_processes::{self, arguments};
 use crate::harness::Verdict;
 use crate::mount;
 
 const TIMES: u64 = 5_000;
 
-/// Counts under a path.
+/// Role: increments a counter. Argument: the path of the directory.
 pub(crate) fn count_at(arguments: &[String]) {
     let [path] = arguments else { panic!("{arguments:?}") };
     let cache = Cache::open(Path::new(path)).unwrap();
-    crew::ready();
+    child_processes::wait_for_start();
     for _ in 0..TIMES {
         cache.incr_or_init("counter", 1, 0, Timeout::Never).unwrap();
     }
 }
 
-/// Opens the directory by all `paths` in this process, and in a process for each.
+/// Opens the directory by all `paths` in this process, and by each path in a process of its own.
 fn is_one(paths: &[PathBuf]) {
     let caches: Vec<Cache> = paths.iter().map(|path| Cache::open(path).unwrap()).collect();
     for (n, cache) in caches.iter().enumerate() {
@@ -34,18 +35,18 @@ fn is_one(paths: &[PathBuf]) {
         }
     }
     assert_eq!(caches[0].process_stats().unwrap().len(), 1);
-    crew::together("count-at", paths.iter().map(|path| arguments![path.display()]));
+    child_processes::run_together("count-at", paths.iter().map(|path| arguments![path.display()]));
     let count = caches[0].get::<u64>("counter").unwrap();
     assert_eq!(count, Some(paths.len() as u64 * TIMES));
     assert!(caches[0].check().unwrap().is_sound());
     drop(caches);
-    // One after the other, each finds what the one before left.
+    // Opened one after the other, each finds the data that the previous one left.
     for path in paths {
         assert_eq!(Cache::open(path).unwrap().get::<u64>("counter").unwrap(), count, "{path:?}");
     }
 }
 
-pub(crate) fn by_any_path_it_is_one() -> Verdict {
+pub(crate) fn all_lead_to_one() -> Verdict {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
     let [link, around, detour] = ["link", "around", "detour"].map(|name| home.path().join(name));
@@ -65,14 +66,15 @@ pub(crate) fn by_any_path_it_is_one() -> Verdict {
     Ok(())
 }
 
-/// In a mount namespace: `home/cache` is at `home/bound` as well.
+/// Role, in a mount namespace in which `home/cache` is also mounted at `home/bound`. Argument:
+/// `home`.
 pub(crate) fn bound(arguments: &[String]) {
     let [home] = arguments else { panic!("{arguments:?}") };
     let home = Path::new(home);
     is_one(&[home.join("cache"), home.join("bound")]);
 }
 
-pub(crate) fn by_a_bind_mount_it_is_one() -> Verdict {
+pub(crate) fn bind_mount_leads_to_the_same() -> Verdict {
     let home = tempfile::tempdir().unwrap();
     for name in ["cache", "bound"] {
         std::fs::create_dir(home.path().join(name)).unwrap();

@@ -1,4 +1,5 @@
-//! Processes that read a directory and may not write to it: as it is mounted so for them, or as they lack the permission.
+//! Processes that may read a directory and not write to it: the directory is mounted read-only for
+//! them, or they lack the permission.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};
@@ -10,18 +11,19 @@ use std::time::{Duration, SystemTime};
 
 use keepwarm::{Cache, ErrorKind, NewLimits, Result, Timeout};
 
-use crate::crew::{self, Member, arguments, number, until};
+use crate::child_processes::{self, ChildProcess, arguments, number, wait_until};
 use crate::harness::Verdict;
 use crate::mount;
 
-/// More than is stored in a segment of these caches.
+/// A size that is too large for a segment of these caches, so that the value becomes a file.
 const LARGE: usize = 300_000;
 
 fn kind_of<T: std::fmt::Debug>(result: Result<T>) -> String {
     result.map_or_else(|e| format!("{:?}", e.kind()), |value| format!("{value:?}"))
 }
 
-/// Answers what it is asked on its standard input about the cache in a directory.
+/// Role: answers the questions on its standard input about a cache. Arguments: `read` or `write`,
+/// the directory.
 pub(crate) fn serve(arguments: &[String]) {
     let [access, dir] = arguments else { panic!("{arguments:?}") };
     let opened = Cache::builder(dir).max_bytes(8 << 20).read_only(access == "read").open();
@@ -107,18 +109,18 @@ fn answer(cache: &Cache, dir: &Path, question: &[&str]) -> String {
 
 /// Why a process may not write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
-    /// The directory is mounted read-only, where it looks.
+enum Restriction {
+    /// The directory is mounted read-only in the namespace of the process.
     Mount,
-    /// All in the directory that is there now may only be read, and the process is nobody special.
+    /// All files that the directory has now are read-only, and the process is unprivileged.
     Permissions,
 }
 
-const WAYS: [Way; 2] = [Way::Mount, Way::Permissions];
+const RESTRICTIONS: [Restriction; 2] = [Restriction::Mount, Restriction::Permissions];
 
-impl Way {
-    /// A process that may only read.
-    fn open(self, dir: &Path) -> std::result::Result<Member, &'static str> {
+impl Restriction {
+    /// Starts a process that may only read.
+    fn open(self, dir: &Path) -> std::result::Result<ChildProcess, &'static str> {
         let mut command = match self {
             Self::Mount => mount::command(mount::READ_ONLY, dir, "--role serve read")?,
             Self::Permissions => {
@@ -135,16 +137,16 @@ impl Way {
                     return Err("needs root and user namespaces (permissions)");
                 }
                 forbid(dir);
-                unprivileged(&crew::command("serve", arguments!["read", dir.display()]))
+                unprivileged(&child_processes::command("serve", arguments!["read", dir.display()]))
             }
         };
-        let mut member = Member::spawn(&mut command);
-        assert_eq!(member.hear(), "open", "{self:?}");
-        Ok(member)
+        let mut child = ChildProcess::spawn(&mut command);
+        assert_eq!(child.next_line(), "open", "{self:?}");
+        Ok(child)
     }
 }
 
-/// Takes the permission to write away.
+/// Removes the permission to write.
 fn forbid(path: &Path) {
     let is_dir = path.is_dir();
     if is_dir {
@@ -157,11 +159,11 @@ fn writer(dir: &Path) -> Cache {
     Cache::builder(dir).max_bytes(8 << 20).max_entries(1000).open().unwrap()
 }
 
-/// A process that writes.
-fn process(dir: &Path) -> Member {
-    let mut member = Member::start("serve", arguments!["write", dir.display()]);
-    assert_eq!(member.hear(), "open");
-    member
+/// Starts a process that writes.
+fn process(dir: &Path) -> ChildProcess {
+    let mut child = ChildProcess::start("serve", arguments!["write", dir.display()]);
+    assert_eq!(child.next_line(), "open");
+    child
 }
 
 fn fill(cache: &Cache) {
@@ -175,7 +177,7 @@ fn some(value: u64) -> String {
     format!("Some({value})")
 }
 
-fn sees_all(reader: &mut Member) {
+fn assert_sees_all(reader: &mut ChildProcess) {
     assert_eq!((reader.ask("len"), reader.ask("iterate")), ("101".into(), "101".into()));
     for n in 0..100 {
         assert_eq!(reader.ask(&format!("get {n}")), some(n));
@@ -186,16 +188,20 @@ fn sees_all(reader: &mut Member) {
     assert_eq!(reader.ask("writes"), "refused");
 }
 
-/// A cache in `dir` that is open here, and a process that may only read and sees all of it.
-fn looked_at(dir: &Path, way: Way) -> std::result::Result<(Cache, Member), &'static str> {
+/// Fills a cache in `dir`, which stays open here, and starts a read-only process that sees all of
+/// it.
+fn writer_and_reader(
+    dir: &Path,
+    restriction: Restriction,
+) -> std::result::Result<(Cache, ChildProcess), &'static str> {
     let cache = writer(dir);
     fill(&cache);
-    let mut reader = way.open(dir)?;
-    sees_all(&mut reader);
+    let mut reader = restriction.open(dir)?;
+    assert_sees_all(&mut reader);
     Ok((cache, reader))
 }
 
-/// All that is in a directory: names, times and bytes.
+/// The content of a directory: names, times and bytes.
 type Listing = BTreeMap<PathBuf, (SystemTime, Vec<u8>)>;
 
 fn listing(dir: &Path) -> Listing {
@@ -213,7 +219,7 @@ fn listing(dir: &Path) -> Listing {
 }
 
 #[track_caller]
-fn unchanged(dir: &Path, before: &Listing) {
+fn assert_unchanged(dir: &Path, before: &Listing) {
     let now = listing(dir);
     let names = |listing: &Listing| listing.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&now), names(before));
@@ -222,8 +228,13 @@ fn unchanged(dir: &Path, before: &Listing) {
     }
 }
 
-/// Writes in one process or another, and reads here in between: no read gives what was there before a write that is over.
-fn sees_each(reader: &mut Member, mut set: impl FnMut(u64), times: std::ops::Range<u64>) {
+/// Calls `set` for each number, and asserts that the reader sees each write as soon as it is
+/// acknowledged.
+fn assert_sees_each(
+    reader: &mut ChildProcess,
+    mut set: impl FnMut(u64),
+    times: std::ops::Range<u64>,
+) {
     for n in times {
         set(n);
         for _ in 0..3 {
@@ -233,15 +244,15 @@ fn sees_each(reader: &mut Member, mut set: impl FnMut(u64), times: std::ops::Ran
     }
 }
 
-pub(crate) fn reads_what_others_write() -> Verdict {
-    for way in WAYS {
+pub(crate) fn sees_each_write() -> Verdict {
+    for restriction in RESTRICTIONS {
         let home = tempfile::tempdir().unwrap();
         let dir = home.path().join("cache");
-        let (cache, mut reader) = looked_at(&dir, way)?;
+        let (cache, mut reader) = writer_and_reader(&dir, restriction)?;
         assert_eq!(reader.ask("processes"), "2");
-        assert_eq!(cache.process_stats().unwrap().len(), 1, "nobody sees who looks on");
+        assert_eq!(cache.process_stats().unwrap().len(), 1, "read-only processes are not listed");
         let set = |n| cache.set("a", &n, Timeout::Never).unwrap();
-        sees_each(&mut reader, set, 0..500);
+        assert_sees_each(&mut reader, set, 0..500);
         assert!(cache.delete("a").unwrap());
         assert_eq!(reader.ask("get a"), "None");
         set(7);
@@ -249,74 +260,75 @@ pub(crate) fn reads_what_others_write() -> Verdict {
         assert_eq!(reader.ask("get a"), "None");
         cache.set_bytes("large", &vec![8; LARGE], Timeout::Never).unwrap();
         assert_eq!(reader.ask("large large"), format!("{:?}", Some((LARGE, true, 8))));
-        // The background may be giving some back, or making a segment, between the one look and the other.
-        until("both count the same bytes", || {
+        // Between the two calls, the background may release bytes or create a segment.
+        wait_until("both count the same bytes", || {
             reader.ask("bytes") == cache.stats().bytes.to_string()
         });
         cache.clear().unwrap();
         assert_eq!((reader.ask("get 1"), reader.ask("len")), ("None".into(), "0".into()));
-        // It goes on when all leave, and when others come.
+        // The reader continues when all writers close the directory, and when others open it.
         set(8);
         drop(cache);
         let before = listing(&dir);
         assert_eq!(reader.ask("get a"), some(8));
         assert_eq!(reader.ask("writes"), "refused");
-        unchanged(&dir, &before);
+        assert_unchanged(&dir, &before);
         let cache = writer(&dir);
-        sees_each(&mut reader, |n| cache.set("a", &n, Timeout::Never).unwrap(), 9..20);
+        assert_sees_each(&mut reader, |n| cache.set("a", &n, Timeout::Never).unwrap(), 9..20);
         drop(cache);
-        // The same, where the index has to be another size.
+        // The same if the index must be rebuilt with another size.
         let cache = Cache::builder(&dir).max_bytes(64 << 20).max_entries(100_000).open().unwrap();
-        sees_each(&mut reader, |n| cache.set("a", &n, Timeout::Never).unwrap(), 20..30);
+        assert_sees_each(&mut reader, |n| cache.set("a", &n, Timeout::Never).unwrap(), 20..30);
         drop(cache);
-        // And where one dies who was the only one.
+        // The same if the only writer dies.
         let mut one = process(&dir);
         let mut set = |n: u64| assert_eq!(one.ask(&format!("set a {n}")), "()");
-        sees_each(&mut reader, &mut set, 30..40);
+        assert_sees_each(&mut reader, &mut set, 30..40);
         one.kill();
         assert_eq!(reader.ask("get a"), some(39));
         let mut other = process(&dir);
         let mut set = |n: u64| assert_eq!(other.ask(&format!("set a {n}")), "()");
-        sees_each(&mut reader, &mut set, 40..50);
+        assert_sees_each(&mut reader, &mut set, 40..50);
         assert_eq!(reader.ask("check"), "[]");
         reader.finish();
         other.finish();
         println!(
-            "{way:?}: 541 writes of others, each seen at once, through three openings and a death"
+            "{restriction:?}: 541 writes of others seen at once, across three opens and a kill"
         );
     }
     Ok(())
 }
 
-pub(crate) fn reads_what_was_closed() -> Verdict {
-    for way in WAYS {
+pub(crate) fn reads_a_closed_directory() -> Verdict {
+    for restriction in RESTRICTIONS {
         let home = tempfile::tempdir().unwrap();
         let dir = home.path().join("cache");
         fill(&writer(&dir));
         let before = listing(&dir);
-        let mut reader = way.open(&dir)?;
-        sees_all(&mut reader);
+        let mut reader = restriction.open(&dir)?;
+        assert_sees_all(&mut reader);
         assert_eq!((reader.ask("processes"), reader.ask("handles")), ("1".into(), "0".into()));
-        unchanged(&dir, &before);
-        // Whoever comes later is seen.
+        assert_unchanged(&dir, &before);
+        // The reader sees the writes of a process that opens the directory later.
         let mut one = process(&dir);
         let set = |n: u64| assert_eq!(one.ask(&format!("set a {n}")), "()");
-        sees_each(&mut reader, set, 0..10);
+        assert_sees_each(&mut reader, set, 0..10);
         assert_eq!(reader.ask("processes"), "2");
         one.finish();
-        // Where there is nothing to look at instead, what was seen is not kept: who has to make it may lack that space.
+        // Without an index, the reader unmaps the old one: the process that must rebuild it may
+        // need its space.
         drop(Cache::builder(&dir).max_bytes(64 << 20).max_entries(100_000).open().unwrap());
         fs::remove_file(dir.join("index")).unwrap();
         assert_eq!((reader.ask("get a"), reader.ask("dropped")), ("Io".into(), "0".into()));
         let cache = writer(&dir);
-        sees_each(&mut reader, |n| cache.set("a", &n, Timeout::Never).unwrap(), 10..20);
+        assert_sees_each(&mut reader, |n| cache.set("a", &n, Timeout::Never).unwrap(), 10..20);
         reader.finish();
     }
     Ok(())
 }
 
-pub(crate) fn reads_what_was_left() -> Verdict {
-    for way in WAYS {
+pub(crate) fn reads_after_a_kill() -> Verdict {
+    for restriction in RESTRICTIONS {
         let home = tempfile::tempdir().unwrap();
         let dir = home.path().join("cache");
         fill(&writer(&dir));
@@ -326,21 +338,21 @@ pub(crate) fn reads_what_was_left() -> Verdict {
         }
         one.kill();
         let before = listing(&dir);
-        let mut reader = way.open(&dir)?;
-        sees_all(&mut reader);
-        unchanged(&dir, &before);
-        let mut second = way.open(&dir)?;
-        // Whoever recovers it is seen.
+        let mut reader = restriction.open(&dir)?;
+        assert_sees_all(&mut reader);
+        assert_unchanged(&dir, &before);
+        let mut second = restriction.open(&dir)?;
+        // The reader sees the writes of the process that recovers the directory.
         let mut one = process(&dir);
         let mut set = |n: u64| assert_eq!(one.ask(&format!("set a {n}")), "()");
-        sees_each(&mut reader, &mut set, 0..10);
+        assert_sees_each(&mut reader, &mut set, 0..10);
         set(20);
         assert_eq!((reader.ask("processes"), reader.ask("get a")), ("2".into(), some(20)));
         overfill(&writer(&dir));
         assert_eq!(one.ask("set a 20"), "()");
         one.kill();
-        // Idle so far: it looked before both.
-        lets_go(&mut second);
+        // The second reader was idle so far: it attached before the recovery and the overfill.
+        wait_until_unmapped(&mut second);
         assert_eq!(second.ask("get a"), some(20));
         assert_eq!(reader.ask("get a"), some(20));
         for reader in [reader, second] {
@@ -350,7 +362,7 @@ pub(crate) fn reads_what_was_left() -> Verdict {
     Ok(())
 }
 
-/// Stores several times what there is room for.
+/// Stores several times `max_bytes`.
 fn overfill(cache: &Cache) {
     for n in 1000..3000 {
         cache.set_bytes(&n.to_string(), &[1; 10_000], Timeout::Never).unwrap();
@@ -358,18 +370,18 @@ fn overfill(cache: &Cache) {
     cache.maintain().unwrap();
 }
 
-/// Waits until nothing that was removed is mapped there, although nothing is read meanwhile.
-fn lets_go(reader: &mut Member) {
-    until("removed files are let go of", || number(&reader.ask("dropped")) == 0);
+/// Waits until the reader has no removed file mapped, although it reads nothing meanwhile.
+fn wait_until_unmapped(reader: &mut ChildProcess) {
+    wait_until("removed files are unmapped", || number(&reader.ask("dropped")) == 0);
 }
 
-pub(crate) fn lets_go_of_what_was_removed() -> Verdict {
-    for way in WAYS {
+pub(crate) fn unmaps_removed_files() -> Verdict {
+    for restriction in RESTRICTIONS {
         let home = tempfile::tempdir().unwrap();
         let dir = home.path().join("cache");
-        let (cache, mut reader) = looked_at(&dir, way)?;
+        let (cache, mut reader) = writer_and_reader(&dir, restriction)?;
         overfill(&cache);
-        lets_go(&mut reader);
+        wait_until_unmapped(&mut reader);
         assert_eq!(reader.ask("large large"), "None");
         assert_eq!(reader.ask("iterate"), cache.len().to_string());
         reader.finish();
@@ -377,14 +389,15 @@ pub(crate) fn lets_go_of_what_was_removed() -> Verdict {
     Ok(())
 }
 
-/// In a mount namespace: `home/mount` is a file system of its own that cannot be written to.
+/// Role, in a mount namespace in which `home/mount` is a read-only file system. Argument: `home`.
 pub(crate) fn see_all(arguments: &[String]) {
     let [home] = arguments else { panic!("{arguments:?}") };
     let mount = Path::new(home).join("mount");
     for name in ["closed", "left"] {
-        let mut reader = Member::start("serve", arguments!["read", mount.join(name).display()]);
-        assert_eq!(reader.hear(), "open", "{name}");
-        sees_all(&mut reader);
+        let mut reader =
+            ChildProcess::start("serve", arguments!["read", mount.join(name).display()]);
+        assert_eq!(reader.next_line(), "open", "{name}");
+        assert_sees_all(&mut reader);
         reader.finish();
         #[cfg(feature = "cli")]
         for command in
@@ -392,16 +405,17 @@ pub(crate) fn see_all(arguments: &[String]) {
         {
             let mut tool = Command::new(env!("CARGO_BIN_EXE_keepwarm"));
             tool.arg(command[0]).arg(mount.join(name)).args((command[0] == "get").then_some("50"));
-            let said = tool.output().unwrap();
-            let told = String::from_utf8(said.stdout).unwrap();
-            assert!(said.status.success() && told.contains(command[1]), "{command:?}: {told}");
+            let output = tool.output().unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            assert!(output.status.success() && text.contains(command[1]), "{command:?}: {text}");
         }
         let opened = Cache::builder(mount.join(name)).open();
-        assert!(opened.is_err(), "to write");
+        assert!(opened.is_err(), "opening it for writing fails");
     }
     for name in ["damaged-index", "damaged-log"] {
-        let mut reader = Member::start("serve", arguments!["read", mount.join(name).display()]);
-        assert_eq!(reader.hear(), "open", "{name}");
+        let mut reader =
+            ChildProcess::start("serve", arguments!["read", mount.join(name).display()]);
+        assert_eq!(reader.next_line(), "open", "{name}");
         for _ in 0..2 {
             let missed = (0..100).filter(|n| {
                 let got = reader.ask(&format!("get {n}"));
@@ -416,12 +430,13 @@ pub(crate) fn see_all(arguments: &[String]) {
     for (name, kind) in
         [("no-index", "Io"), ("no-index-in-it", "Io"), ("empty", "Io"), ("none", "Io")]
     {
-        let mut reader = Member::start("serve", arguments!["read", mount.join(name).display()]);
-        assert_eq!(reader.hear(), kind, "{name}");
+        let mut reader =
+            ChildProcess::start("serve", arguments!["read", mount.join(name).display()]);
+        assert_eq!(reader.next_line(), kind, "{name}");
     }
 }
 
-pub(crate) fn file_system_is_read() -> Verdict {
+pub(crate) fn file_system_can_be_read() -> Verdict {
     let home = tempfile::tempdir().unwrap();
     let at = |name: &str| home.path().join(name);
     for name in ["mount", "empty"] {
@@ -436,7 +451,7 @@ pub(crate) fn file_system_is_read() -> Verdict {
         bytes[from..].iter_mut().filter(|byte| **byte != 0).for_each(|byte| *byte ^= 0x55);
         fs::write(path, bytes).unwrap();
     };
-    // Behind the table of processes: the buckets, and places of segments that there are not.
+    // The second half of the index: the buckets, and places that point to missing segments.
     spoil(&dirs[3].join("index"), fs::metadata(dirs[3].join("index")).unwrap().len() as usize / 2);
     for segment in fs::read_dir(dirs[4].join("segments")).unwrap() {
         spoil(&segment.unwrap().path(), 64);
@@ -448,7 +463,8 @@ pub(crate) fn file_system_is_read() -> Verdict {
         assert_eq!(one.ask(&format!("set {n} {n}")), "()");
     }
     one.kill();
-    let script = "mount -t tmpfs none \"$0/mount\" && (cd \"$0\" && cp -a closed left no-index* damaged* empty mount) \
+    let script = "mount -t tmpfs none \"$0/mount\" \
+        && (cd \"$0\" && cp -a closed left no-index* damaged* empty mount) \
         && mount -o remount,ro \"$0/mount\"";
     mount::run(script, home.path(), "--role see-all")
 }

@@ -1,5 +1,6 @@
-//! What one process removes, the others let go of within about a second, though they do nothing: the space comes back.
-//! And what a leader did is done by another as soon after its death.
+//! When one process removes a segment, the others unmap it within about a second, even if they are
+//! idle, so that its space becomes free. When a leader dies, another process takes over its work as
+//! soon.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use keepwarm::{Builder, Cache, Timeout};
 
-use crate::crew::{self, Member, arguments, until};
+use crate::child_processes::{self, ChildProcess, arguments, wait_until};
 use crate::harness::Verdict;
 
 const KEYS: u64 = 500;
@@ -22,7 +23,8 @@ fn value(seed: u64) -> Vec<u8> {
     (0..8000).map(|n: u64| (n.wrapping_mul(31) + seed) as u8).collect()
 }
 
-/// A process that reads everything, so that all segments are mapped, keeps one value or none, and does nothing then.
+/// Role: reads everything, so that all segments are mapped, holds one value or none, and is idle
+/// then. Arguments: the directory, the number of the value to hold.
 pub(crate) fn keep(arguments: &[String]) {
     let [dir, kept] = arguments else { panic!("{arguments:?}") };
     let cache = builder(Path::new(dir)).open().unwrap();
@@ -31,35 +33,37 @@ pub(crate) fn keep(arguments: &[String]) {
     }
     let kept: Option<u64> = kept.parse().ok();
     let held = kept.map(|n| (n, cache.get_bytes(&n.to_string()).unwrap().unwrap()));
-    crew::ready();
+    child_processes::wait_for_start();
     if let Some((n, held)) = held {
-        assert_eq!(held, value(n)[..], "what is held stays as it was");
+        assert_eq!(held, value(n)[..], "a held value stays unchanged");
         assert_ne!(cache.get_bytes(&n.to_string()).unwrap().unwrap(), value(n)[..]);
     }
 }
 
-/// How many removed segments a process has mapped.
+/// The number of removed segments that a process has mapped.
 fn removed_and_mapped(process: u32) -> usize {
     let maps = fs::read_to_string(format!("/proc/{process}/maps")).unwrap();
     maps.lines().filter(|line| line.contains(".seg") && line.ends_with("(deleted)")).count()
 }
 
-/// The bytes that files take in `dir`, directories left out. What the background removes meanwhile takes none.
+/// The bytes that the files in `dir` occupy, without directories. Files that the background removes
+/// meanwhile count zero.
 fn on_disk(dir: &Path) -> u64 {
     let files =
         walkdir::WalkDir::new(dir).into_iter().filter_map(|entry| entry.ok()?.metadata().ok());
     files.filter(fs::Metadata::is_file).map(|file| file.blocks() * 512).sum()
 }
 
-pub(crate) fn what_is_removed_is_let_go_of() -> Verdict {
+pub(crate) fn removed_segments_are_unmapped() -> Verdict {
     for (kept, most_mapped) in [("nothing", 0), ("77", 1)] {
-        in_time("what is removed is let go of", || let_go_of(kept, most_mapped));
+        assert_in_time("removed segments are unmapped", || time_to_unmap(kept, most_mapped));
     }
     Ok(())
 }
 
-/// Says when an idle process that keeps what is in so many segments had let go of all others that were removed.
-fn let_go_of(kept: &str, most_mapped: usize) -> Duration {
+/// The time until an idle process, which holds values in `most_mapped` segments, has unmapped all
+/// other removed ones.
+fn time_to_unmap(kept: &str, most_mapped: usize) -> Duration {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
     let cache = builder(&dir).open().unwrap();
@@ -69,44 +73,45 @@ fn let_go_of(kept: &str, most_mapped: usize) -> Duration {
         });
     };
     fill(0);
-    let mut idle = Member::start("keep", arguments![dir.display(), kept]);
-    assert_eq!(idle.hear(), "ready");
-    let process = idle.child.id();
+    let mut idle = ChildProcess::start("keep", arguments![dir.display(), kept]);
+    assert_eq!(idle.next_line(), "ready");
+    let process = idle.process.id();
     (1..10).for_each(fill);
     let began = Instant::now();
     cache.maintain().unwrap();
-    until("an idle process lets go of what others removed", || {
+    wait_until("an idle process unmaps segments that others removed", || {
         removed_and_mapped(process) == most_mapped
     });
     let took = began.elapsed();
     println!(
-        "removed and let go of in {took:?}, where an idle process keeps {kept}: {most_mapped} segments stay"
+        "removed segments unmapped after {took:?}; an idle process holds {kept}: \
+         {most_mapped} segments stay mapped"
     );
-    // It counts what is kept, and nothing else that is not there.
+    // The counter includes the segment that is held, and no other removed file.
     let segments = fs::read_dir(dir.join("segments")).unwrap();
     let len =
         segments.filter_map(|segment| Some(segment.ok()?.metadata().ok()?.len())).max().unwrap();
     let held = most_mapped as u64 * len;
-    until("the space is free", || {
+    wait_until("the space is free", || {
         cache.maintain().unwrap();
         cache.stats().bytes <= on_disk(&dir) + held
     });
-    idle.go();
+    idle.proceed();
     idle.finish();
     assert!(cache.check().unwrap().is_sound());
     took
 }
 
-/// While a process that does nothing has not let go of what was removed, nothing more is evicted for that.
-pub(crate) fn what_goes_counts_as_room() -> Verdict {
+/// Segments that an idle process has not unmapped yet do not cause more evictions.
+pub(crate) fn space_about_to_be_freed() -> Verdict {
     const FIT: u64 = 3000;
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
     let cache = builder(&dir).open().unwrap();
     let set = |n: u64| cache.set_bytes(&n.to_string(), &value(n), Timeout::Never).unwrap();
     (0..KEYS).for_each(set);
-    let mut idle = Member::start("keep", arguments![dir.display(), "nothing"]);
-    assert_eq!(idle.hear(), "ready");
+    let mut idle = ChildProcess::start("keep", arguments![dir.display(), "nothing"]);
+    assert_eq!(idle.next_line(), "ready");
     (KEYS..FIT).for_each(set);
     let (mut least, mut most) = (u64::MAX, 0);
     for n in FIT..4 * FIT {
@@ -116,44 +121,46 @@ pub(crate) fn what_goes_counts_as_room() -> Verdict {
     }
     println!("a writer at max_bytes beside an idle process: {least} to {most} entries");
     assert!(least > most / 2, "{least} of {most} entries");
-    idle.go();
+    idle.proceed();
     idle.finish();
     Ok(())
 }
 
-/// The first process in a directory, which leads: says so once it has removed something that expired.
+/// Role: opens the directory first, so it leads. Reports once it has reaped an expired entry.
+/// Argument: the directory.
 pub(crate) fn lead(arguments: &[String]) {
     let [dir] = arguments else { panic!("{arguments:?}") };
     let cache = builder(Path::new(dir)).open().unwrap();
     cache.set("short", &0, SHORT).unwrap();
-    until("a leader reaps", || cache.stats().expired == 1);
-    crew::ready();
+    wait_until("a leader reaps", || cache.stats().expired == 1);
+    child_processes::wait_for_start();
 }
 
-pub(crate) fn who_leads_is_followed() -> Verdict {
-    in_time("another process leads", another_leads);
+pub(crate) fn another_leads_after_a_death() -> Verdict {
+    assert_in_time("another process leads", time_until_another_leads);
     Ok(())
 }
 
-/// Has a leader die, and says when another process had done its work.
-fn another_leads() -> Duration {
+/// Kills the leader. Returns the time until another process had done a leader's work.
+fn time_until_another_leads() -> Duration {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
-    let mut leader = Member::start("lead", arguments![dir.display()]);
-    assert_eq!(leader.hear(), "ready");
+    let mut leader = ChildProcess::start("lead", arguments![dir.display()]);
+    assert_eq!(leader.next_line(), "ready");
     let cache = builder(&dir).open().unwrap();
     leader.kill();
     let died = Instant::now();
     cache.set("short", &0, SHORT).unwrap();
-    until("another leads", || cache.stats().expired == 1);
+    wait_until("another leads", || cache.stats().expired == 1);
     let took = died.elapsed();
-    println!("{took:?} after its leader's death another process had reaped");
+    println!("another process had reaped {took:?} after the death of the leader");
     took
 }
 
-/// What happens once a second comes in time, unless the machine is busy each time that it is looked at.
+/// Asserts that one of five tries takes at most two seconds: work that runs once a second is in
+/// time, unless the machine is busy during all tries.
 #[track_caller]
-fn in_time(what: &str, take: impl Fn() -> Duration) {
+fn assert_in_time(what: &str, take: impl Fn() -> Duration) {
     const MOST: Duration = Duration::from_secs(2);
     let tries: Vec<_> = (0..5).map(|_| take()).take_while(|took| *took > MOST).collect();
     assert!(tries.len() < 5, "{what} only after {tries:?}");

@@ -1,5 +1,5 @@
-//! A process that stands still (SIGSTOP) while it changes something: reads of others go on, and so do their writes
-//! elsewhere. Only who wants to change the very same is told, after a while, that it is busy.
+//! A process that is stopped (SIGSTOP) in the middle of a change. Other processes continue to read,
+//! and to write other keys. Only a change of the same chain times out with `Busy`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,14 +11,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
-use crate::crew::{self, Member, arguments};
+use crate::child_processes::{self, ChildProcess, arguments};
 use crate::harness::Verdict;
 use crate::home::home;
 use crate::kills;
 
-/// How long others are held up at most.
+/// The longest delay of other processes.
 const MOST: Duration = Duration::from_secs(1);
-/// How long a process tries to come by a step at which it is to stop, and how often at least.
+/// How long a process tries to reach the step at which it must stop, and how many rounds at least.
 const REACH: Duration = Duration::from_millis(1500);
 const ROUNDS: u64 = 12;
 const KEY: &str = "key";
@@ -28,12 +28,12 @@ fn builder(dir: &Path) -> Builder {
     Cache::builder(dir).max_entries(100_000).max_bytes(64 << 20)
 }
 
-/// A process: the directory, the step at which it stops, and what it does: `set`, `delete`, `clear`, `reap`,
-/// `maintain` or `everything`.
+/// Role: stops itself at a step. Arguments: the directory, the step, and the operation: `set`,
+/// `delete`, `clear`, `reap`, `maintain` or `everything`.
 pub(crate) fn stop_at(arguments: &[String]) {
     let [dir, point, what] = arguments else { panic!("{arguments:?}") };
     let cache = builder(Path::new(dir)).open().unwrap();
-    crew::ready();
+    child_processes::wait_for_start();
     let stopped = Arc::new(AtomicBool::new(false));
     let has_stopped = Arc::clone(&stopped);
     let stop = move || {
@@ -47,7 +47,7 @@ pub(crate) fn stop_at(arguments: &[String]) {
         "delete" => drop(cache.delete(KEY).unwrap()),
         "clear" => cache.clear().unwrap(),
         "reap" => cache.maintain().unwrap(),
-        // Until there was something to do for it, and not for another process.
+        // Repeated until this process, and not another one, had something to maintain.
         "maintain" => {
             while !has_stopped.load(Ordering::SeqCst) {
                 (0..1000)
@@ -60,7 +60,7 @@ pub(crate) fn stop_at(arguments: &[String]) {
     }
 }
 
-/// Comes by as many steps as there are, until it was stopped, or this takes too long.
+/// Reaches as many steps as possible, until the process was stopped or the time is over.
 fn everything(cache: &Cache, has_stopped: &AtomicBool) {
     let started = Instant::now();
     for round in 0u64.. {
@@ -84,10 +84,10 @@ fn everything(cache: &Cache, has_stopped: &AtomicBool) {
     }
 }
 
-/// Waits until a process has stopped, and gives its id; `None` if it came to its end.
-fn stops(member: &Member) -> Option<Pid> {
-    let pid = Pid::from_raw(member.child.id().cast_signed());
-    // As long as nobody waits for it, its id is not another's.
+/// Waits until a process has stopped, and returns its id; `None` if it exited.
+fn wait_until_stopped(child: &ChildProcess) -> Option<Pid> {
+    let pid = Pid::from_raw(child.process.id().cast_signed());
+    // WNOWAIT leaves a zombie, so that its process id is not reused.
     let peek = WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT;
     match waitid(Id::Pid(pid), peek).unwrap() {
         WaitStatus::Stopped(_, Signal::SIGSTOP) => Some(pid),
@@ -96,9 +96,10 @@ fn stops(member: &Member) -> Option<Pid> {
     }
 }
 
-/// Has a process stop that does `what` at `point`, with `before` under the key. Everything else goes on, and so does
-/// what `meanwhile` does. Then the process goes on to its end, and leaves `afterwards`.
-fn stopped(
+/// Stops a process at `point` of the operation `what`; the key holds `before`. Asserts that other
+/// keys are not blocked, and calls `meanwhile`. Then the process continues and exits, and the key
+/// holds `afterwards`.
+fn with_stopped_process(
     point: &str,
     what: &str,
     before: Option<i64>,
@@ -111,31 +112,31 @@ fn stopped(
     if let Some(before) = before {
         cache.set(KEY, &before, Timeout::Never).unwrap();
     }
-    let mut member = Member::start("stop-at", arguments![dir.display(), point, what]);
-    assert_eq!(member.hear(), "ready", "a process failed before it began");
-    member.go();
+    let mut child = ChildProcess::start("stop-at", arguments![dir.display(), point, what]);
+    assert_eq!(child.next_line(), "ready", "a process failed before it began");
+    child.proceed();
     let name = format!("{what} at {point}");
-    let pid = stops(&member).unwrap_or_else(|| panic!("{name}: it does not come by"));
-    others_go_on(&cache, &name);
-    let ((), took) = crew::timed(|| meanwhile(&cache, &name));
-    assert!(took < 4 * MOST, "{name}: others were held up for {took:?}");
+    let pid = wait_until_stopped(&child).unwrap_or_else(|| panic!("{name}: not reached"));
+    assert_others_continue(&cache, &name);
+    let ((), took) = child_processes::timed(|| meanwhile(&cache, &name));
+    assert!(took < 4 * MOST, "{name}: other processes were blocked for {took:?}");
     kill(pid, Signal::SIGCONT).unwrap();
-    member.finish();
-    assert_eq!(cache.get::<i64>(KEY).unwrap(), afterwards, "{name}, when it went on");
+    child.finish();
+    assert_eq!(cache.get::<i64>(KEY).unwrap(), afterwards, "{name}, after it continued");
     cache.set(KEY, &4, Timeout::Never).unwrap();
     assert_eq!(cache.get(KEY).unwrap(), Some(4));
     let report = cache.check().unwrap();
     assert!(report.is_sound(), "{name}: {:?}", report.problems);
 }
 
-/// Nothing else is held up.
-fn others_go_on(cache: &Cache, name: &str) {
-    let (in_its_bucket, took) = crew::timed(|| {
+/// Asserts that a stopped process does not block other keys.
+fn assert_others_continue(cache: &Cache, name: &str) {
+    let (in_its_bucket, took) = child_processes::timed(|| {
         let mut in_its_bucket = 0;
         for n in 0..OTHERS {
             let other = format!("other {n}");
             match cache.set(&other, &n, Timeout::Never) {
-                // One key in 25,000 is in the bucket of the process that stands still.
+                // One key in 25,000 is in the bucket that the stopped process has locked.
                 Err(e) if e.kind() == ErrorKind::Busy && in_its_bucket < 2 => {
                     in_its_bucket += 1;
                     continue;
@@ -148,33 +149,33 @@ fn others_go_on(cache: &Cache, name: &str) {
         }
         in_its_bucket
     });
-    assert!(took < MOST * (1 + in_its_bucket), "{name}: others took {took:?}");
+    assert!(took < MOST * (1 + in_its_bucket), "{name}: other keys took {took:?}");
 }
 
 #[track_caller]
-fn busy<T>(name: &str, what: impl FnOnce() -> keepwarm::Result<T>) {
-    let (done, took) = crew::timed(what);
+fn assert_busy<T>(name: &str, what: impl FnOnce() -> keepwarm::Result<T>) {
+    let (done, took) = child_processes::timed(what);
     assert_eq!(done.err().map(|error| error.kind()), Some(ErrorKind::Busy), "{name}");
-    assert!(took < MOST, "{name}: it took {took:?} to say that it is busy");
+    assert!(took < MOST, "{name}: the call timed out with Busy only after {took:?}");
 }
 
-fn reads(cache: &Cache, name: &str, expected: Option<i64>) {
+fn assert_reads(cache: &Cache, name: &str, expected: Option<i64>) {
     let read =
         || (0..1000).for_each(|_| assert_eq!(cache.get::<i64>(KEY).unwrap(), expected, "{name}"));
-    let ((), took) = crew::timed(read);
+    let ((), took) = child_processes::timed(read);
     assert!(took < MOST, "{name}: reads took {took:?}");
 }
 
-pub(crate) fn holds_up_its_own_bucket_alone() -> Verdict {
-    // It holds no lock yet.
+pub(crate) fn blocks_only_its_own_bucket() -> Verdict {
+    // The process holds no lock yet.
     let writes = |cache: &Cache, name: &str| {
-        reads(cache, name, Some(1));
+        assert_reads(cache, name, Some(1));
         cache.set(KEY, &3, Timeout::Never).unwrap();
-        reads(cache, name, Some(3));
+        assert_reads(cache, name, Some(3));
     };
-    stopped("commit::begun", "set", Some(1), writes, Some(2));
-    stopped("commit::reserved", "set", Some(1), writes, Some(2));
-    // It has the bucket locked. What the key holds before, meanwhile and afterwards:
+    with_stopped_process("commit::begun", "set", Some(1), writes, Some(2));
+    with_stopped_process("commit::reserved", "set", Some(1), writes, Some(2));
+    // The process has the bucket locked. The values of the key before, meanwhile and afterwards:
     for (point, what, [before, meanwhile, afterwards]) in [
         ("commit::counted", "set", [None, None, Some(2)]),
         ("commit::stamped", "set", [None, None, Some(2)]),
@@ -184,118 +185,121 @@ pub(crate) fn holds_up_its_own_bucket_alone() -> Verdict {
         ("commit::published", "delete", [Some(1), None, None]),
     ] {
         let is_busy = |cache: &Cache, name: &str| {
-            reads(cache, name, meanwhile);
-            busy(name, || cache.set(KEY, &3, Timeout::Never));
-            busy(name, || cache.incr_or_init(KEY, 1, 0, Timeout::Never));
-            reads(cache, name, meanwhile);
+            assert_reads(cache, name, meanwhile);
+            assert_busy(name, || cache.set(KEY, &3, Timeout::Never));
+            assert_busy(name, || cache.incr_or_init(KEY, 1, 0, Timeout::Never));
+            assert_reads(cache, name, meanwhile);
         };
-        stopped(point, what, before, is_busy, afterwards);
+        with_stopped_process(point, what, before, is_busy, afterwards);
     }
-    // A clear that stands still holds up other clears.
+    // A stopped clear blocks other clears.
     let clears_are_busy = |cache: &Cache, name: &str| {
-        reads(cache, name, Some(1));
-        busy(name, || cache.clear());
+        assert_reads(cache, name, Some(1));
+        assert_busy(name, || cache.clear());
     };
-    stopped("clear::stamped", "clear", Some(1), clears_are_busy, None);
-    // One that counts from zero already is brought to take effect by whoever inserts.
+    with_stopped_process("clear::stamped", "clear", Some(1), clears_are_busy, None);
+    // A clear that has already reset the counters is completed by the next process that inserts.
     let all_are_counted = |cache: &Cache, name: &str| {
-        reads(cache, name, None);
+        assert_reads(cache, name, None);
         (0..OTHERS).for_each(|n| cache.set(&format!("counted {n}"), &n, Timeout::Never).unwrap());
         assert_eq!(cache.stats().entries, OTHERS, "{name}");
-        busy(name, || cache.clear());
+        assert_busy(name, || cache.clear());
     };
-    stopped("clear::counted", "clear", Some(1), all_are_counted, None);
-    // Who leads and stands still holds up what leaders do, and nobody's calls.
-    let all_goes_on = |cache: &Cache, name: &str| {
-        reads(cache, name, Some(1));
+    with_stopped_process("clear::counted", "clear", Some(1), all_are_counted, None);
+    // A stopped leader blocks the work of leaders, and no calls.
+    let calls_continue = |cache: &Cache, name: &str| {
+        assert_reads(cache, name, Some(1));
         cache.clear().unwrap();
-        reads(cache, name, None);
+        assert_reads(cache, name, None);
         cache.set(KEY, &3, Timeout::Never).unwrap();
     };
-    stopped("checkpoint::begun", "maintain", Some(1), all_goes_on, Some(3));
+    with_stopped_process("checkpoint::begun", "maintain", Some(1), calls_continue, Some(3));
     Ok(())
 }
 
-/// What a process that died in a pass would have noted to expire is reaped all the same.
-pub(crate) fn who_dies_reaping_is_followed() -> Verdict {
+/// If a process dies during a pass, the expiry times that it had not recorded are not lost: another
+/// process reaps the entry.
+pub(crate) fn another_reaps_after_a_death() -> Verdict {
     let home = home();
     let dir = home.path().join("cache");
     let cache = builder(&dir).open().unwrap();
-    let mut member = Member::start("stop-at", arguments![dir.display(), "reap::begun", "reap"]);
-    assert_eq!(member.hear(), "ready", "a process failed before it began");
+    let mut child =
+        ChildProcess::start("stop-at", arguments![dir.display(), "reap::begun", "reap"]);
+    assert_eq!(child.next_line(), "ready", "a process failed before it began");
     cache.set("short", &0, Timeout::After(2 * MOST)).unwrap();
-    member.go();
-    stops(&member).expect("it comes by");
-    member.kill();
-    crew::until("another reaps", || cache.stats().expired == 1);
+    child.proceed();
+    wait_until_stopped(&child).expect("the step is reached");
+    child.kill();
+    child_processes::wait_until("another reaps", || cache.stats().expired == 1);
     Ok(())
 }
 
-/// Who needs room while a process stands still with a chain locked, so that no checkpoint can be taken, is told within ten
-/// seconds, and evicts no more for that.
-pub(crate) fn is_told_to_who_needs_room() -> Verdict {
+/// A process is stopped with a chain locked, so that no checkpoint can be taken. A writer that
+/// needs space gets an error within ten seconds, and does not evict more entries meanwhile.
+pub(crate) fn fails_writers_out_of_space() -> Verdict {
     const WITHIN: Duration = Duration::from_secs(10);
     let home = home();
     let dir = home.path().join("cache");
     let cache = builder(&dir).max_bytes(8 << 20).open().unwrap();
     let set = |n: u64| cache.set_bytes(&format!("large {n}"), &[7; 8000], Timeout::Never);
     (0..400).for_each(|n| set(n).unwrap());
-    let mut member = Member::start("stop-at", arguments![dir.display(), "commit::stamped", "set"]);
-    assert_eq!(member.hear(), "ready", "a process failed before it began");
-    member.go();
-    let pid = stops(&member).expect("it comes by");
-    let (mut most, mut told) = (0, 0);
+    let mut child =
+        ChildProcess::start("stop-at", arguments![dir.display(), "commit::stamped", "set"]);
+    assert_eq!(child.next_line(), "ready", "a process failed before it began");
+    child.proceed();
+    let pid = wait_until_stopped(&child).expect("the step is reached");
+    let (mut most, mut timed_out) = (0, 0);
     for n in 400..4000 {
-        let (set, took) = crew::timed(|| set(n));
+        let (set, took) = child_processes::timed(|| set(n));
         most = most.max(cache.stats().entries);
         assert!(took < WITHIN, "a call took {took:?}");
         match set {
-            // One that is for the very chain is told at once.
+            // A write to the locked chain fails early.
             Err(e) => assert_eq!(e.kind(), ErrorKind::Busy, "{e}"),
             Ok(()) => continue,
         }
-        told += u64::from(took > MOST);
-        if told == 2 {
+        timed_out += u64::from(took > MOST);
+        if timed_out == 2 {
             break;
         }
     }
     let left = cache.stats().entries;
-    assert_eq!(told, 2, "{left} of {most} entries");
-    println!("who needed room was told; {left} of {most} entries are left");
+    assert_eq!(timed_out, 2, "{left} of {most} entries");
+    println!("writers without space got an error; {left} of {most} entries are left");
     assert!(left > most / 2, "{left} of {most} entries");
     kill(pid, Signal::SIGCONT).unwrap();
-    member.finish();
+    child.finish();
     (0..2000).for_each(|n| set(n).unwrap());
     assert!(cache.check().unwrap().is_sound());
     Ok(())
 }
 
-/// Wherever a process stops that shares its directory with others.
-pub(crate) fn holds_up_nobody_wherever_it_stops() -> Verdict {
+pub(crate) fn at_any_step_blocks_no_other() -> Verdict {
     let (mut stopped, mut not_reached) = (0, Vec::new());
     for point in kills::points() {
         let home = home();
         let dir = home.path().join("cache");
         let cache = builder(&dir).open().unwrap();
-        // So that it has room to write: to make some, it would have to wait for the other.
+        // Reserves space for this process: to free some, it would have to wait for the other.
         cache.set("before", &0, Timeout::Never).unwrap();
-        let mut member = Member::start("stop-at", arguments![dir.display(), point, "everything"]);
-        assert_eq!(member.hear(), "ready", "a process failed before it began");
-        member.go();
-        match stops(&member) {
+        let mut child =
+            ChildProcess::start("stop-at", arguments![dir.display(), point, "everything"]);
+        assert_eq!(child.next_line(), "ready", "a process failed before it began");
+        child.proceed();
+        match wait_until_stopped(&child) {
             Some(pid) => {
-                others_go_on(&cache, &point);
+                assert_others_continue(&cache, &point);
                 kill(pid, Signal::SIGCONT).unwrap();
                 stopped += 1;
             }
             None => not_reached.push(point.clone()),
         }
-        member.finish();
+        child.finish();
         let report = cache.check().unwrap();
         assert!(report.is_sound(), "{point}: {:?}", report.problems);
     }
     println!(
-        "a process stopped at {stopped} steps and held up nobody; not reached: {not_reached:?}"
+        "a process stopped at {stopped} steps and blocked no other; not reached: {not_reached:?}"
     );
     assert!(not_reached.len() <= stopped / 3, "{not_reached:?}");
     Ok(())

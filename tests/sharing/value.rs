@@ -1,15 +1,15 @@
-//! Values that name who wrote them.
+//! Values that identify the write that stored them.
 
 use crate::rng::Rng;
 
-/// The write that stored a value: its thread and its number among the operations of that thread. No two are
-/// equal.
+/// The id of a write: its thread, and its number among the operations of that thread. Ids are
+/// unique.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Name(pub(crate) u64);
 
-/// Operations of one thread; the bits above are the thread's.
+/// Bits for the operations of one thread; the bits above them hold the thread.
 const INDEX_BITS: u32 = 23;
-/// Increments since a counter came to be; the bits above name who made it.
+/// Bits for the increments since a counter was created; the bits above them hold its creator.
 const COUNT_BITS: u32 = 20;
 
 impl Name {
@@ -22,20 +22,21 @@ impl Name {
         self.0 >> INDEX_BITS
     }
 
-    /// From what a counter starts that this operation makes. No two counters, nor two that were one after the
-    /// other, ever show the same number.
+    /// The start value of a counter that this operation creates. No two counters ever show the same
+    /// number, and neither do two incarnations of one counter.
     pub(crate) fn counts_from(self) -> i64 {
         (self.0 << COUNT_BITS) as i64
     }
 }
 
-/// What a counter showed before it showed `count`; none if that was its first.
+/// The value of a counter before it was `count`; `None` if `count` was its first value.
 pub(crate) fn before(count: u64) -> Option<u64> {
     let nth = count & ((1 << COUNT_BITS) - 1);
     (nth > 1).then(|| count - 1)
 }
 
-/// What is stored for `name`: most are small, some take pages, and if `large`, a few are files of their own.
+/// The bytes that the write `name` stores. Most are small and some take pages; with `large`, a few
+/// are so large that each is a file of its own.
 pub(crate) fn bytes(name: Name, large: bool) -> Vec<u8> {
     let mut rng = Rng::new(name.0);
     let words = match rng.below(100) {
@@ -48,7 +49,7 @@ pub(crate) fn bytes(name: Name, large: bool) -> Vec<u8> {
     name.0.to_le_bytes().into_iter().chain(filling).collect()
 }
 
-/// Who wrote `bytes`, if they are whole.
+/// The write that stored `bytes`, if they are complete and unchanged.
 pub(crate) fn name(read: &[u8], large: bool) -> Option<Name> {
     let name = Name(u64::from_le_bytes(*read.first_chunk()?));
     (*read == *bytes(name, large)).then_some(name)
