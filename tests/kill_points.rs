@@ -1,7 +1,8 @@
-//! What was acknowledged survives a kill at each step that persists anything: for each named point in the
-//! source, a process is killed exactly there, the first time it comes by, the last time, and in between.
+//! Acknowledged operations survive a kill at each step that persists anything. For each named point
+//! in the source, a process is killed exactly there: the first time it reaches the point, the last
+//! time, and once in between.
 //!
-//! The names are read from the source, so that a new point is tested as soon as it is there.
+//! The names are read from the source, so a new point is tested as soon as it exists.
 #![cfg(test)]
 
 #[path = "support/dir.rs"]
@@ -36,8 +37,8 @@ fn main() -> ExitCode {
     harness::main(&[("a_kill_at_any_step_loses_nothing_acknowledged", kill_at_every_point)])
 }
 
-/// In the child, before it works: `POINT N` kills it when it comes by that point for the n-th time;
-/// `count FILE` writes down how often it came by each point.
+/// In the child, before it works: `POINT N` kills it when it reaches that point for the n-th time;
+/// `count FILE` records how often it reaches each point.
 fn prepare(arguments: &[String]) {
     match arguments {
         [] => {}
@@ -49,7 +50,7 @@ fn prepare(arguments: &[String]) {
                 let count = move || {
                     let mut counts = counts.lock().unwrap();
                     *counts.entry(counted.clone()).or_default() += 1;
-                    // Each time, as nobody says which is the last.
+                    // Written each time, as the last time is not known in advance.
                     let lines: Vec<String> =
                         counts.iter().map(|(k, n)| format!("{k} {n}\n")).collect();
                     std::fs::write(file, lines.concat()).unwrap();
@@ -71,24 +72,24 @@ fn prepare(arguments: &[String]) {
     }
 }
 
-/// How often what depends on chance is tried.
+/// How often a step that depends on chance is tried.
 const TRIES: usize = 4;
 
-/// From what a child begins.
+/// The state of the directory when the child starts.
 #[derive(Debug, Clone, Copy)]
 enum Before {
     Nothing,
     Closed,
     Killed,
-    /// The same, and somebody looks at what was left.
-    LookedAt,
+    /// Left by a killed process, and open in a read-only process.
+    Observed,
 }
 
-const BEFORE: [Before; 4] = [Before::Nothing, Before::Closed, Before::Killed, Before::LookedAt];
+const BEFORE: [Before; 4] = [Before::Nothing, Before::Closed, Before::Killed, Before::Observed];
 
-/// Has the index there for as long as what is returned lives, like a process that may only read.
-fn look(witness: &Witness, before: Before) -> Option<std::fs::File> {
-    matches!(before, Before::LookedAt).then(|| {
+/// Locks the index as a read-only process does, until the returned file is dropped.
+fn observe(witness: &Witness, before: Before) -> Option<std::fs::File> {
+    matches!(before, Before::Observed).then(|| {
         let index = std::fs::File::open(witness.dir().join("index")).unwrap();
         let shared = nix::libc::flock {
             l_type: nix::libc::F_RDLCK as _,
@@ -110,12 +111,12 @@ fn directory(before: Before, rng: &mut Rng, tight: bool) -> Witness {
         Before::Nothing => {}
         Before::Closed => {
             let ended = witness.round(plan, &[], true, |_, _| ());
-            assert!(ended.status.success(), "{plan:?}: the child failed by itself");
+            assert!(ended.status.success(), "{plan:?}: the child failed without a kill");
         }
-        Before::Killed | Before::LookedAt => {
+        Before::Killed | Before::Observed => {
             let plan = Plan { operations: u64::MAX, waits: true, ..plan };
             witness.round(plan, &[], true, |child, reports| {
-                (0..300).for_each(|_| assert!(reports.next(), "the child ended by itself"));
+                (0..300).for_each(|_| assert!(reports.next(), "the child ended before the kill"));
                 child.kill().unwrap();
             });
         }
@@ -123,47 +124,47 @@ fn directory(before: Before, rng: &mut Rng, tight: bool) -> Witness {
     witness
 }
 
-/// What came of the kills so far.
+/// The results of the kills so far.
 #[derive(Default)]
 struct Tally {
-    /// How often somebody was killed at each point.
+    /// The number of kills at each point.
     reached: BTreeMap<String, u64>,
     rounds: u64,
     not_reached: u64,
     acknowledged: u64,
-    in_effect_without: u64,
+    in_effect_unacknowledged: u64,
 }
 
 fn kill_at_every_point() -> Verdict {
     let mut rng = Rng::new(rng::seed());
-    // What only happens where a process that died has left something to others; tests/sharing comes by it.
+    // This point needs a dead process and a live one; `tests/sharing` reaches it.
     let is_shared = |name: &String| name == "log::adopted";
     let names = points::all().into_iter().filter(|name| !is_shared(name));
     let reached = names.map(|name| (name, 0)).collect();
     let tally = Mutex::new(Tally { reached, ..Tally::default() });
-    // Each waits for its child most of the time.
+    // Each thread waits for its child most of the time.
     std::thread::scope(|scope| {
         for before in BEFORE {
             let (rng, tally) = (Rng::new(rng.next()), &tally);
             scope.spawn(move || kill_from(before, rng, tally));
         }
     });
-    kill_at_the_rest(&mut rng, &tally);
-    let Tally { reached, rounds, not_reached, acknowledged, in_effect_without } =
+    kill_at_unreached_points(&mut rng, &tally);
+    let Tally { reached, rounds, not_reached, acknowledged, in_effect_unacknowledged } =
         tally.into_inner().unwrap();
     let never: Vec<&String> =
         reached.iter().filter(|(_, n)| **n == 0).map(|(name, _)| name).collect();
-    assert!(never.is_empty(), "nobody was killed at {never:?}");
+    assert!(never.is_empty(), "no process was killed at {never:?}");
     println!(
         "{} points, {} kills at them ({not_reached} more not reached): {acknowledged} operations \
-         acknowledged, 0 lost; {in_effect_without} in effect without acknowledgement",
+         acknowledged, 0 lost; {in_effect_unacknowledged} in effect without acknowledgement",
         reached.len(),
         rounds - not_reached
     );
     Ok(())
 }
 
-/// Kills a child at each point that one comes by which begins like that.
+/// Kills a child at each point that a child reaches which starts from this state.
 fn kill_from(before: Before, mut rng: Rng, tally: &Mutex<Tally>) {
     let plan = plan_for_all(&mut rng);
     for (point, times) in count_points(before, plan, &mut rng) {
@@ -171,8 +172,9 @@ fn kill_from(before: Before, mut rng: Rng, tally: &Mutex<Tally>) {
         moments.sort_unstable();
         moments.dedup();
         for nth in moments {
-            // How often something is evicted, whether the directory was closed just before the kill, or the background
-            // comes by, differs from run to run. So a moment that was not reached is tried again, unless another was.
+            // Evictions, a close just before the kill and the work of the background differ from
+            // run to run. So a moment that was not reached is tried again, unless another moment of
+            // the same point was reached.
             for again in 0..TRIES {
                 let is_known =
                     || tally.lock().unwrap().reached.get(&point).is_some_and(|times| *times > 0);
@@ -185,8 +187,8 @@ fn kill_from(before: Before, mut rng: Rng, tally: &Mutex<Tally>) {
     }
 }
 
-/// What chance has passed by, in other plans, until somebody comes by.
-fn kill_at_the_rest(rng: &mut Rng, tally: &Mutex<Tally>) {
+/// Tries other plans for the points without a kill, until a child reaches them.
+fn kill_at_unreached_points(rng: &mut Rng, tally: &Mutex<Tally>) {
     const ROUNDS: usize = 40;
     for _ in 0..ROUNDS {
         let reached = tally.lock().unwrap().reached.clone();
@@ -200,7 +202,8 @@ fn kill_at_the_rest(rng: &mut Rng, tally: &Mutex<Tally>) {
     }
 }
 
-/// Has a child die when it comes by a point for the n-th time, and looks at what it left. Says whether it came by.
+/// Kills a child when it reaches a point for the n-th time, and checks the directory. Returns
+/// whether the child reached it.
 fn kill_at(
     before: Before,
     point: &str,
@@ -210,10 +213,10 @@ fn kill_at(
     tally: &Mutex<Tally>,
 ) -> bool {
     let mut witness = directory(before, rng, plan.tight);
-    let looked_at = look(&witness, before);
+    let observer = observe(&witness, before);
     let on_a_copy = rng.below(2) == 0;
     let ended = witness.round(plan, &[point.to_owned(), nth.to_string()], on_a_copy, |_, _| ());
-    drop(looked_at);
+    drop(observer);
     let is_killed = ended.status.signal() == Some(9);
     let failed = !is_killed && !ended.status.success();
     assert!(!failed, "{before:?} {point} {nth}: the child ended with {:?}", ended.status);
@@ -224,11 +227,11 @@ fn kill_at(
     tally.rounds += 1;
     tally.not_reached += u64::from(!is_killed);
     tally.acknowledged += ended.acknowledged;
-    tally.in_effect_without += ended.unacknowledged_in_effect;
+    tally.in_effect_unacknowledged += ended.unacknowledged_in_effect;
     is_killed
 }
 
-/// A plan in which no operation is missing that leads by steps of its own.
+/// A plan that has all the rare operations that reach points of their own.
 fn plan_for_all(rng: &mut Rng) -> Plan {
     use Operation::{Clear, Close, Configure, Move};
     let rare: [fn(&Operation) -> bool; 4] = [
@@ -250,7 +253,7 @@ fn plan_for_all(rng: &mut Rng) -> Plan {
     }
 }
 
-/// How often a child comes by each point, at most, in some runs.
+/// How often a child reaches each point: the maximum of several runs.
 fn count_points(before: Before, plan: Plan, rng: &mut Rng) -> BTreeMap<String, u64> {
     let mut most = BTreeMap::new();
     for (point, times) in (0..TRIES).flat_map(|_| count_points_once(before, plan, rng)) {
@@ -264,9 +267,9 @@ fn count_points_once(before: Before, plan: Plan, rng: &mut Rng) -> Vec<(String, 
     let counts = tempfile::NamedTempFile::new().unwrap();
     let extra = ["count".to_owned(), counts.path().to_str().unwrap().to_owned()];
     let mut witness = directory(before, rng, plan.tight);
-    let _looked_at = look(&witness, before);
+    let _observer = observe(&witness, before);
     let ended = witness.round(plan, &extra, true, |_, _| ());
-    assert!(ended.status.success(), "{plan:?}: the child failed by itself");
+    assert!(ended.status.success(), "{plan:?}: the child failed without a kill");
     let text = std::fs::read_to_string(counts.path()).unwrap();
     let line =
         |line: &str| line.split_once(' ').map(|(name, n)| (name.to_owned(), n.parse().unwrap()));

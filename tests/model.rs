@@ -1,5 +1,6 @@
-//! Whatever a program does, in whatever order, the cache answers as a plain map would: random operations through
-//! the public API, the clock going forwards and backwards, closing, reopening with other bounds, and kills.
+//! Random operations on a cache are compared with a model, a plain map: all operations of the
+//! public API, a clock that moves forwards and backwards, close, reopening with other bounds, and
+//! kills.
 #![cfg(test)]
 
 #[path = "support/dir.rs"]
@@ -53,7 +54,8 @@ fn op(bounds: BoxedStrategy<Bounds>) -> impl Strategy<Value = Op> {
         1 => key().prop_map(Op::Persist),
         2 => (key(), -5000..30_000i64).prop_map(|(k, at)| Op::ExpireAt(k, at)),
         6 => (key(), any::<i64>()).prop_map(|(k, n)| Op::Incr(k, n >> (n & 63))),
-        6 => (key(), -9..9i64, -9..9i64, life()).prop_map(|(k, n, i, l)| Op::IncrOrInit(k, n, i, l)),
+        6 => (key(), -9..9i64, -9..9i64, life())
+            .prop_map(|(k, n, i, l)| Op::IncrOrInit(k, n, i, l)),
         8 => key().prop_map(Op::Delete),
         1 => names().prop_map(Op::DeleteMany),
         5 => (key(), len(), life()).prop_map(|(k, n, l)| Op::GetOrSet(k, n, l)),
@@ -74,7 +76,7 @@ fn op(bounds: BoxedStrategy<Bounds>) -> impl Strategy<Value = Op> {
     ]
 }
 
-/// `KEEPWARM_MODEL_CASES` makes it last longer.
+/// Runs `cases` random cases, or `KEEPWARM_MODEL_CASES` of them.
 fn test(new: New, cases: u32, first: BoxedStrategy<Bounds>, later: BoxedStrategy<Bounds>) {
     let given = std::env::var("KEEPWARM_MODEL_CASES").ok();
     let config = Config {
@@ -95,12 +97,12 @@ fn test(new: New, cases: u32, first: BoxedStrategy<Bounds>, later: BoxedStrategy
 }
 
 #[test]
-fn with_room_for_all_every_answer_is_that_of_a_map() {
+fn with_space_for_all_every_answer_is_exact() {
     test(|dir| Builder::new(dir), 60, Just(WIDE).boxed(), Just(WIDE).boxed());
 }
 
 #[test]
-fn at_the_bounds_an_answer_is_that_of_a_map_or_a_miss() {
+fn at_the_bounds_an_answer_is_exact_or_a_miss() {
     test(
         |dir| Builder::new(dir),
         60,
@@ -109,14 +111,14 @@ fn at_the_bounds_an_answer_is_that_of_a_map_or_a_miss() {
     );
 }
 
-/// With `Sync`, as only what was flushed survives a kill there.
+/// With `Durability::Sync`, because on sled only flushed writes survive a kill.
 #[cfg(feature = "sled")]
 mod on_sled {
     use super::*;
     use keepwarm::Durability;
 
     #[test]
-    fn with_room_for_all_every_answer_is_that_of_a_map() {
+    fn with_space_for_all_every_answer_is_exact() {
         test(
             |dir| Builder::sled(dir).durability(Durability::Sync),
             12,
@@ -126,7 +128,7 @@ mod on_sled {
     }
 
     #[test]
-    fn at_the_bounds_an_answer_is_that_of_a_map_or_a_miss() {
+    fn at_the_bounds_an_answer_is_exact_or_a_miss() {
         test(
             |dir| Builder::sled(dir).durability(Durability::Sync),
             12,

@@ -1,5 +1,6 @@
-//! What a kill costs on sled: the last of what was acknowledged and not flushed, and nothing else. What is there is
-//! what some moment of the past held, whole; with `Sync` that moment is the last acknowledgement.
+//! What a kill loses on sled: the latest acknowledged writes that were not flushed, and nothing
+//! else. The cache then has its exact state of an earlier moment; with `Durability::Sync`, of the
+//! last acknowledgement.
 #![cfg(test)]
 
 #[path = "support/harness.rs"]
@@ -20,7 +21,7 @@ use rng::Rng;
 
 const MARK: &str = "--work-until-killed";
 const KEYS: u64 = 300;
-/// Set in a report: everything up to here was flushed as well.
+/// A flag in a report: all operations up to this one were flushed.
 const FLUSHED: u64 = 1 << 63;
 
 fn main() -> ExitCode {
@@ -31,9 +32,9 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     harness::main(&[
-        ("without_a_flush_the_last_writes_are_lost_and_nothing_else", without_a_flush),
-        ("what_was_flushed_is_there", flushed),
-        ("with_sync_every_acknowledged_write_is_there", with_sync),
+        ("without_a_flush_only_the_last_writes_are_lost", without_a_flush),
+        ("flushed_writes_survive_a_kill", flushed),
+        ("with_sync_every_acknowledged_write_survives", with_sync),
     ])
 }
 
@@ -56,10 +57,11 @@ fn key(operation: u64) -> String {
     format!("key {}", Rng::new(!operation).below(KEYS))
 }
 
-/// The operations from 1 on: each sets a key and then counts. Reports each one that was acknowledged.
+/// Does the operations from 1 on: each sets a key and then increments a counter. Reports each
+/// acknowledged operation.
 fn work(dir: &Path, mode: u64, flush_every: u64) {
     let cache = open(dir, mode);
-    // Not `stdout`, which would buffer.
+    // Not `stdout`, which would buffer the reports.
     let mut pipe = File::options().write(true).open("/proc/self/fd/1").unwrap();
     for operation in 1.. {
         cache.set_bytes(&key(operation), &value(operation), Timeout::Never).unwrap();
@@ -73,15 +75,15 @@ fn work(dir: &Path, mode: u64, flush_every: u64) {
     }
 }
 
-/// What a killed child left.
+/// The state after a kill.
 struct Ended {
     acknowledged: u64,
     flushed: u64,
     /// How many operations are in effect.
-    there: u64,
+    in_effect: u64,
 }
 
-/// Lets a child work until it has acknowledged `reports` operations, kills it, and looks at what is there.
+/// Runs a child until `reports` operations are acknowledged, kills it, and checks the cache.
 fn round(mode: u64, flush_every: u64, reports: u64, rng: &mut Rng) -> Ended {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
@@ -108,13 +110,13 @@ fn round(mode: u64, flush_every: u64, reports: u64, rng: &mut Rng) -> Ended {
             killed = true;
         }
     }
-    assert_eq!(child.wait().unwrap().signal(), Some(9), "the child failed by itself");
+    assert_eq!(child.wait().unwrap().signal(), Some(9), "the child failed without a kill");
     let cache = open(&dir, 0);
     let count = cache.get::<u64>("count").unwrap().unwrap_or(0);
     let mut last = vec![None; KEYS as usize];
     let number = |key: &str| key["key ".len()..].parse::<usize>().unwrap();
     (1..=count).for_each(|operation| last[number(&key(operation))] = Some(operation));
-    // The one after the last count may have set its key.
+    // The operation after the last count may have set its key.
     let next = count + 1;
     for (n, last) in last.iter().enumerate() {
         let name = format!("key {n}");
@@ -128,7 +130,7 @@ fn round(mode: u64, flush_every: u64, reports: u64, rng: &mut Rng) -> Ended {
     assert!(cache.check().unwrap().is_sound());
     assert_eq!(cache.stats().corrupt, 0);
     assert!(count <= acknowledged + 1, "{count} of {acknowledged}");
-    Ended { acknowledged, flushed, there: count }
+    Ended { acknowledged, flushed, in_effect: count }
 }
 
 fn rounds(name: &str, rounds: u64, mode: u64, flush_every: u64, most: u64) -> Vec<Ended> {
@@ -139,12 +141,13 @@ fn rounds(name: &str, rounds: u64, mode: u64, flush_every: u64, most: u64) -> Ve
             round(mode, flush_every, reports, &mut rng)
         })
         .collect();
-    let mut lost: Vec<u64> = ended.iter().map(|e| e.acknowledged.saturating_sub(e.there)).collect();
+    let mut lost: Vec<u64> =
+        ended.iter().map(|e| e.acknowledged.saturating_sub(e.in_effect)).collect();
     lost.sort_unstable();
     let acknowledged: u64 = ended.iter().map(|e| e.acknowledged).sum();
     println!(
-        "{name}: {rounds} kills, {acknowledged} acknowledged operations of two writes each; lost in each kill: \
-         least {}, median {}, most {}",
+        "{name}: {rounds} kills, {acknowledged} acknowledged operations of two writes each; \
+         lost in each kill: least {}, median {}, most {}",
         lost[0],
         lost[lost.len() / 2],
         lost[lost.len() - 1]
@@ -161,9 +164,9 @@ fn without_a_flush() -> Verdict {
 fn flushed() -> Verdict {
     for ended in rounds("Interval of 500 ms, a flush every 100", 8, 0, 100, 3000) {
         assert!(
-            ended.there >= ended.flushed,
-            "{} of {} flushed ones are there",
-            ended.there,
+            ended.in_effect >= ended.flushed,
+            "{} operations are in effect, {} were flushed",
+            ended.in_effect,
             ended.flushed
         );
     }
@@ -172,7 +175,12 @@ fn flushed() -> Verdict {
 
 fn with_sync() -> Verdict {
     for ended in rounds("Sync", 6, 2, 0, 300) {
-        assert!(ended.there >= ended.acknowledged, "{} of {}", ended.there, ended.acknowledged);
+        assert!(
+            ended.in_effect >= ended.acknowledged,
+            "{} of {}",
+            ended.in_effect,
+            ended.acknowledged
+        );
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Any number of threads may use a cache at once: counters are exact, `add` has one winner, and a reader sees
-//! nothing but what was written under its key, whatever else goes on.
+//! Many threads use one cache at the same time: counters are exact, `add` has one winner, and a
+//! reader sees only values that were written under its key.
 #![cfg(test)]
 
 mod common;
@@ -17,7 +17,7 @@ use serde_bytes::ByteBuf;
 
 const THREADS: u64 = 8;
 
-/// Runs `work` on so many threads at once, each with its number.
+/// Runs `work` on [`THREADS`] threads at once; each gets its number.
 fn on_threads(work: impl Fn(u64) + Sync) {
     let start = Barrier::new(THREADS as usize);
     thread::scope(|scope| {
@@ -53,7 +53,7 @@ fn one_counter_is_exact() {
         assert_eq!(
             sum.into_inner(),
             total * (total + 1) / 2,
-            "every number from 1 on was given out once"
+            "the increments returned every number from 1 on once"
         );
     });
 }
@@ -66,7 +66,7 @@ fn a_hundred_counters_are_exact() {
         on_threads(|number| {
             for round in 0..100 {
                 for n in 0..counters.len() {
-                    // Each thread in an order of its own.
+                    // Each thread uses an order of its own.
                     let counter =
                         &counters[(n * 37 + number as usize * 11 + round) % counters.len()];
                     cache.incr_or_init(counter, 1, 0, Timeout::Never).unwrap();
@@ -109,11 +109,11 @@ fn compare_and_swap_loses_no_change() {
         let cache = make.builder().open().unwrap();
         cache.set("list", &Vec::<u64>::new(), Timeout::Never).unwrap();
         on_threads(|number| {
-            for turn in 0..100 {
+            for round in 0..100 {
                 loop {
                     let entry = cache.get_entry::<Vec<u64>>("list").unwrap().unwrap();
                     let mut list = entry.value;
-                    list.push(number << 32 | turn);
+                    list.push(number << 32 | round);
                     let swap = cache
                         .compare_and_swap("list", Some(entry.token), &list, Timeout::Never)
                         .unwrap();
@@ -127,34 +127,35 @@ fn compare_and_swap_loses_no_change() {
         assert_eq!(list.len() as u64, THREADS * 100);
         for number in 0..THREADS {
             let mine = list.iter().filter(|n| *n >> 32 == number).map(|n| n & 0xffff_ffff);
-            assert!(mine.eq(0..100), "the changes of thread {number} in their order");
+            assert!(mine.eq(0..100), "the changes of thread {number} are lost or out of order");
         }
     });
 }
 
-/// A value that says which key it is for, who wrote it, and in which turn; whole or not at all.
-fn value(key: u64, writer: u64, turn: u64) -> Vec<u8> {
-    let mut rng = Rng::new(key << 40 | writer << 32 | turn);
+/// A value that names its key, its writer and the writer's round. Its bytes follow from these, so a
+/// reader can check all of it.
+fn value(key: u64, writer: u64, round: u64) -> Vec<u8> {
+    let mut rng = Rng::new(key << 40 | writer << 32 | round);
     let len =
         [rng.below(100), rng.below(3000), rng.below(60_000)][(rng.below(20) / 9).min(2) as usize];
-    let mut bytes: Vec<u8> = [key, writer, turn].iter().flat_map(|n| n.to_le_bytes()).collect();
+    let mut bytes: Vec<u8> = [key, writer, round].iter().flat_map(|n| n.to_le_bytes()).collect();
     bytes.extend((0..len).map(|_| rng.next() as u8));
     bytes
 }
 
-/// The writer and the turn, if the bytes are a value for this key.
+/// The writer and the round, if the bytes are a value for this key.
 fn written(key: u64, bytes: &[u8]) -> (u64, u64) {
     let word = |at: usize| bytes.get(at..at + 8).map(|b| u64::from_le_bytes(b.try_into().unwrap()));
-    let (writer, turn) = (word(8).unwrap(), word(16).unwrap());
+    let (writer, round) = (word(8).unwrap(), word(16).unwrap());
     assert!(
-        *bytes == value(key, writer, turn),
-        "key {key}: {} bytes that nobody wrote there",
+        *bytes == value(key, writer, round),
+        "key {key}: {} bytes that were never written under it",
         bytes.len()
     );
-    (writer, turn)
+    (writer, round)
 }
 
-/// Lets the readers end when a writer does, also if it fails.
+/// Tells the readers to end when a writer ends, also if it panics.
 struct SetOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for SetOnDrop<'_> {
@@ -164,7 +165,7 @@ impl Drop for SetOnDrop<'_> {
 }
 
 #[test]
-fn readers_see_only_what_was_written_while_everything_churns() {
+fn readers_see_only_written_values_while_writers_churn() {
     const KEYS: u64 = 200;
     for_each_backend(|make| {
         let seed = rng::seed();
@@ -183,10 +184,11 @@ fn readers_see_only_what_was_written_while_everything_churns() {
             let mut rng = Rng::new(seed ^ number);
             if number < THREADS / 2 {
                 let _done = SetOnDrop(&done);
-                // Readers may hardly have had a processor by then.
-                let is_over =
-                    |turn| turn >= 3000 && (hits.load(Ordering::Relaxed) > 1000 || turn >= 300_000);
-                for turn in (0..).take_while(|turn| !is_over(*turn)) {
+                // By round 3000, the readers may hardly have had a processor.
+                let is_over = |round| {
+                    round >= 3000 && (hits.load(Ordering::Relaxed) > 1000 || round >= 300_000)
+                };
+                for round in (0..).take_while(|round| !is_over(*round)) {
                     let key = rng.below(KEYS);
                     let name = key.to_string();
                     match rng.below(40) {
@@ -194,11 +196,11 @@ fn readers_see_only_what_was_written_while_everything_churns() {
                         1 if rng.below(20) == 0 => cache.clear().unwrap(),
                         2 => drop(cache.touch(&name, Timeout::Never).unwrap()),
                         3..6 => {
-                            let value = ByteBuf::from(value(key, number, turn));
+                            let value = ByteBuf::from(value(key, number, round));
                             cache.add(&name, &value, Timeout::Never).unwrap();
                         }
                         _ => cache
-                            .set_bytes(&name, &value(key, number, turn), Timeout::Never)
+                            .set_bytes(&name, &value(key, number, round), Timeout::Never)
                             .unwrap(),
                     }
                     assert!(cache.len() <= 150);
@@ -213,15 +215,15 @@ fn readers_see_only_what_was_written_while_everything_churns() {
                 reads.fetch_add(1, Ordering::Relaxed);
                 let Some(bytes) = cache.get_bytes(&key.to_string()).unwrap() else { continue };
                 hits.fetch_add(1, Ordering::Relaxed);
-                let (writer, turn) = written(key, &bytes);
-                // What one thread wrote is never seen to go back.
+                let (writer, round) = written(key, &bytes);
+                // The values of one writer never go back to an older round.
                 let newest = &mut newest[key as usize][writer as usize];
                 assert!(
-                    *newest <= turn,
-                    "key {key}: turn {turn} of thread {writer} after {newest}"
+                    *newest <= round,
+                    "key {key}: round {round} of thread {writer} after {newest}"
                 );
-                *newest = turn;
-                // Some bytes are kept, a little while after their entry has gone.
+                *newest = round;
+                // Some bytes are held for a while after their entry was removed.
                 if rng.below(50) == 0 {
                     held.push((key, bytes));
                     if held.len() > 2 {

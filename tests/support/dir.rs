@@ -1,13 +1,14 @@
-//! Directories as a killed process leaves them.
+//! Copies of directories, as a killed process leaves them.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Copies the directory of an open cache as its process would leave it if it were killed now: nothing is
-/// closed, and what was stored into a map is in the file. Nobody may be writing; the background may be working.
+/// Copies the directory of an open cache in the state in which a kill would leave it now: nothing is
+/// closed, and all stores into a mapping are in the file. No thread may write meanwhile; the
+/// background may work.
 pub(crate) fn copy_as_killed(from: &Path, to: &Path) {
-    // What a checkpoint removes follows what it wrote, and a copy takes a while: one that saw the one and not the
-    // other is of no moment.
+    // A checkpoint first writes its state and then removes segments. A copy that has the one without
+    // the other is inconsistent, so the copy is repeated if either changed meanwhile.
     let moment = || {
         let segments = std::fs::read_dir(from.join("segments")).into_iter().flatten();
         let mut names: Vec<_> = segments.map(|entry| entry.unwrap().file_name()).collect();
@@ -28,8 +29,8 @@ pub(crate) fn copy_as_killed(from: &Path, to: &Path) {
 fn copy(from: &Path, to: &Path) {
     let mut names: Vec<PathBuf> =
         std::fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()).collect();
-    // Newest first: the background removes segments from the oldest on, so what is found missing here went before
-    // anything that is still to be copied.
+    // Newest first: the background removes the oldest segments first, so a segment that is missing
+    // here was removed before all that are still to be copied.
     names.sort_unstable_by(|a, b| b.cmp(a));
     for path in names {
         let to = to.join(path.file_name().unwrap());

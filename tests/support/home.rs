@@ -1,11 +1,12 @@
-//! Directories in memory.
+//! Temporary directories in memory.
 
 use std::path::Path;
 
 use nix::sys::statvfs::statvfs;
 use tempfile::TempDir;
 
-/// Where no sync takes any time, if there is such a place with room in it: what a kill leaves is the same.
+/// A temporary directory in memory if there is enough space, so that a sync costs nothing. A kill
+/// leaves the same state as on a disk.
 pub(crate) fn home() -> TempDir {
     const ROOM: u64 = 56 << 20;
     let memory = Path::new("/dev/shm");

@@ -1,4 +1,4 @@
-//! Who holds what of a lock file.
+//! Queries of the locks on a file.
 
 use std::fs::File;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
-/// A byte of the file at `path` that some open file holds.
+/// The first byte of the file at `path` that is locked through any open file.
 pub(crate) fn first_held(path: &Path) -> Option<i64> {
     let file = File::options().read(true).write(true).open(path).unwrap();
     let mut query = libc::flock {

@@ -1,7 +1,7 @@
-//! A plain map beside a cache: whatever is done to the cache, the map says what it may answer.
+//! A model of a cache: a plain map that receives the same operations and predicts the answers.
 //!
-//! Where nothing has to be evicted, every answer is exact. Where something may be, a miss is right for what was
-//! evicted; a wrong value, or one older than the last, never is.
+//! If the bounds are never reached, every answer is predicted exactly. If entries may be evicted, a
+//! miss is also allowed; a wrong value, or one older than the last, never is.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::dir::copy_as_killed;
 use crate::rng::Rng;
 
-/// Says that the cache differs from the model, unless this holds.
+/// Returns an error from the function unless the condition holds: the cache differs from the model.
 macro_rules! ensure {
     ($holds:expr) => {
         ensure!($holds, "{} does not hold", stringify!($holds))
@@ -40,7 +40,7 @@ macro_rules! ensure_eq {
 /// A key: its name and its version.
 pub(crate) type Key = (u8, i64);
 
-/// How long an entry is to live: `None` for ever.
+/// The lifetime of an entry in milliseconds; `None` if it never expires.
 pub(crate) type Life = Option<u64>;
 
 #[derive(Debug, Clone)]
@@ -69,7 +69,8 @@ pub(crate) enum Op {
     Maintain,
     Flush,
     Clock(i64),
-    /// To so many milliseconds after the end of the key's entry, and a look at it.
+    /// Sets the clock to this many milliseconds after the expiry of the key's entry, and reads the
+    /// key.
     ClockToEnd(Key, i64),
     Close,
     Reopen(Bounds),
@@ -96,7 +97,7 @@ pub(crate) const WIDE: Bounds = Bounds {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Value {
-    /// The bytes that follow from this number, so many of them.
+    /// The number that generates the bytes, and their length.
     Bytes(u64, usize),
     Count(i64),
 }
@@ -106,18 +107,18 @@ fn bytes(number: u64, len: usize) -> Vec<u8> {
     number.to_le_bytes().into_iter().chain((0..len).map(|_| rng.below(256) as u8)).collect()
 }
 
-/// The last that was acknowledged for a key.
+/// The last value that was acknowledged for a key.
 #[derive(Debug, Clone, Copy)]
 struct Last {
     value: Value,
     expires_at: Option<Timestamp>,
-    /// Whether it must be there until it expires. Otherwise it may have been evicted, or reaped while the clock
-    /// had gone further than it shows now; and it may be back after a kill.
+    /// Whether it must be present until it expires. Otherwise it may have been evicted, or reaped
+    /// before the clock was set back; and it may return after a kill.
     sure: bool,
-    /// Whether its end has passed before, and the clock may have gone back since.
+    /// Whether its expiry has passed once; the clock may have been set back since.
     passed: bool,
-    /// Whether it was deleted, or rather was not, because its end had passed. Only a clock that goes back can
-    /// bring it to light.
+    /// Whether a delete found it expired, so that it was not removed. It can only return if the
+    /// clock is set back.
     zombie: bool,
 }
 
@@ -127,7 +128,7 @@ struct World {
     homes: Vec<TempDir>,
     cache: Cache,
     bounds: Bounds,
-    /// Whether anything was ever evicted for its bounds.
+    /// Whether the bounds have ever been so low that entries may have been evicted.
     evicts: bool,
     entries: BTreeMap<Key, Last>,
     next_number: u64,
@@ -137,7 +138,7 @@ struct World {
     held: Vec<(bytes::Bytes, Vec<u8>)>,
 }
 
-/// What an operation says that differs from the model.
+/// The result of a comparison: how the cache differs from the model.
 pub(crate) type Check = Result<(), String>;
 
 fn name(key: Key) -> String {
@@ -148,7 +149,7 @@ fn timeout(life: Life) -> Timeout {
     life.map_or(Timeout::Never, |millis| Duration::from_millis(millis).into())
 }
 
-/// The options of a cache in a directory, on the backend that is tested.
+/// Returns the options of a cache in a directory, on the backend under test.
 pub(crate) type New = fn(&Path) -> Builder;
 
 fn open(builder: New, home: &TempDir, bounds: Bounds, clock: &ManualClock) -> Cache {
@@ -206,7 +207,8 @@ impl World {
         (Value::Bytes(self.next_number, len), bytes(self.next_number, len).into())
     }
 
-    /// Notes that `value` was acknowledged for `key`. It took effect only if `expires_at` is still to come.
+    /// Records that `value` was acknowledged for `key`. It takes effect only if `expires_at` is in
+    /// the future.
     fn stored(&mut self, key: Key, value: Value, expires_at: Option<Timestamp>) {
         if self.has_passed(expires_at) {
             self.removed(key, false);
@@ -216,7 +218,7 @@ impl World {
         }
     }
 
-    /// Notes that the key was left without an entry, and whether one was `found` there to remove.
+    /// Records that the key has no entry now, and whether an entry was `found` and removed.
     fn removed(&mut self, key: Key, found: bool) {
         match self.entries.get_mut(&key) {
             Some(last) if last.passed && !found => last.zombie = true,
@@ -224,7 +226,7 @@ impl World {
         }
     }
 
-    /// Compares what a look at `key` found with what must and may be there.
+    /// Compares the value that a read of `key` found with what must or may be present.
     fn compare(&self, key: Key, found: Option<Value>) -> Check {
         match (self.live(key), found) {
             (None, None) => {}
@@ -233,7 +235,7 @@ impl World {
             (None, Some(value)) => {
                 ensure!(
                     false,
-                    "{key:?} holds {value:?}, where nothing is left: {:?}",
+                    "{key:?} holds {value:?}, and must be absent: {:?}",
                     self.entries.get(&key)
                 );
             }
@@ -241,9 +243,9 @@ impl World {
         Ok(())
     }
 
-    /// Whether what was found at a second look is nothing, and need not be what the first one found: the background
-    /// may evict an entry in between.
-    fn may_have_gone<T>(&self, found: &Option<T>) -> bool {
+    /// Whether a second read found nothing, and may differ from the first one: the background may
+    /// evict an entry in between.
+    fn may_be_evicted<T>(&self, found: &Option<T>) -> bool {
         self.evicts && found.is_none()
     }
 
@@ -255,20 +257,20 @@ impl World {
         }
     }
 
-    fn expect_presence(&self, key: Key, said: bool, what: &Op) -> Check {
+    fn expect_presence(&self, key: Key, answer: bool, what: &Op) -> Check {
         if let Some(present) = self.presence(key) {
-            ensure_eq!(said, present, "{:?} with {:?}", what, self.entries.get(&key));
+            ensure_eq!(answer, present, "{:?} with {:?}", what, self.entries.get(&key));
         }
         Ok(())
     }
 
-    /// What is under the key now, read in more than one way.
-    fn look(&mut self, key: Key) -> Result<Option<Value>, String> {
+    /// Reads the value of the key through several functions, which must agree.
+    fn read(&mut self, key: Key) -> Result<Option<Value>, String> {
         let (cache, name) = (self.at(key), name(key));
         let entry = match cache.get_entry::<i64>(&name) {
             Ok(entry) => {
                 let shared = cache.get_shared::<i64>(&name).unwrap();
-                if !self.may_have_gone(&shared) {
+                if !self.may_be_evicted(&shared) {
                     ensure_eq!(
                         shared.as_deref(),
                         entry.as_ref().map(|e| &e.value),
@@ -281,16 +283,16 @@ impl World {
             Err(e) => {
                 ensure_eq!(e.kind(), ErrorKind::Decode, "{}", e);
                 let entry = cache.get_entry::<serde_bytes::ByteBuf>(&name).unwrap();
-                if self.may_have_gone(&entry) {
+                if self.may_be_evicted(&entry) {
                     return Ok(None);
                 }
                 let entry = entry.unwrap();
                 let number = u64::from_le_bytes(*entry.value.first_chunk().unwrap());
                 let len = entry.value.len() - 8;
-                ensure!(*entry.value == bytes(number, len), "{key:?} holds what nobody stored");
+                ensure!(*entry.value == bytes(number, len), "{key:?} holds bytes never stored");
                 let shared = cache.get_shared::<serde_bytes::ByteBuf>(&name).unwrap();
-                if !self.may_have_gone(&shared) {
-                    ensure!(*shared.unwrap() == entry.value, "{key:?} is shared as something else");
+                if !self.may_be_evicted(&shared) {
+                    ensure!(*shared.unwrap() == entry.value, "{key:?}: get_shared differs");
                 }
                 Some((Value::Bytes(number, len), entry.token, entry.expires_at))
             }
@@ -302,10 +304,10 @@ impl World {
         let ttl = cache.ttl(&name).unwrap();
         let left = expires_at
             .map_or(Ttl::Never, |end| Ttl::Remaining(end.saturating_since(self.clock.now())));
-        if !self.may_have_gone(&ttl) {
+        if !self.may_be_evicted(&ttl) {
             ensure_eq!(ttl, Some(left), "{:?}", key);
         }
-        // A token means one write of the key, whatever happens in between.
+        // A token identifies one write of the key for ever.
         let write = (value, expires_at);
         ensure_eq!(
             *self.writes.entry((key, token)).or_insert(write),
@@ -320,7 +322,7 @@ impl World {
     }
 
     fn get(&mut self, key: Key) -> Check {
-        let found = self.look(key)?;
+        let found = self.read(key)?;
         self.compare(key, found)
     }
 
@@ -328,7 +330,7 @@ impl World {
         (0..24).flat_map(|name| (-1..6).map(move |version| (name, version))).collect()
     }
 
-    /// Everything, and whether the directory is sound.
+    /// Checks all keys, the bounds, and that the directory is sound.
     fn check_all(&mut self) -> Check {
         let report = self.cache.check().unwrap();
         ensure!(report.is_sound(), "{:?}", report.problems);
@@ -412,7 +414,8 @@ impl World {
                 let live = self.live(*key);
                 let begins = result.as_ref().is_ok_and(|sum| *sum == initial + delta);
                 if begins && self.presence(*key) != Some(true) {
-                    // It began anew, or went on from the same number; then it kept its expiry.
+                    // The counter was created, or it continued from the same number and kept its
+                    // expiry.
                     let entry = self.at(*key).get_entry::<i64>(&name(*key)).unwrap();
                     match (entry, live) {
                         (
@@ -421,7 +424,7 @@ impl World {
                         ) if before == *initial && entry.expires_at == expires_at => {
                             self.stored(*key, Value::Count(initial + delta), expires_at);
                         }
-                        // Nothing was there and nothing is stored.
+                        // The key was absent, and nothing is stored.
                         _ if *life == Some(0) => {}
                         _ => self.stored(*key, Value::Count(initial + delta), end),
                     }
@@ -457,15 +460,16 @@ impl World {
                         ensure!(*got == self::bytes(number, len), "{op:?}");
                     }
                     live => {
-                        ensure!(called, "{op:?}: a value out of nowhere");
+                        ensure!(called, "{op:?}: a value that was never stored");
                         ensure!(got == bytes);
-                        // What is there and is no byte array counts as missing.
+                        // A value that is not a byte array counts as missing.
                         let there = matches!(
                             live,
                             Some(Last { value: Value::Bytes(..), sure: true, zombie: false, .. })
                         );
-                        ensure!(!there, "{op:?}: a value was computed again");
-                        // Where nothing was there, nothing is stored; a value of another type is replaced.
+                        ensure!(!there, "{op:?}: a present value was recomputed");
+                        // With a lifetime of zero, an absent key stays absent, and a value of
+                        // another type is replaced.
                         if *life != Some(0) || live.is_some_and(|last| last.sure) {
                             self.stored(*key, value, self.end(*life));
                         }
@@ -493,21 +497,21 @@ impl World {
                 }
             }
             Op::SwapCurrent(key, len, life) => {
-                let token = self.look(*key)?.map(|_| self.current[key]);
+                let token = self.read(*key)?.map(|_| self.current[key]);
                 let swap = self.swap(*key, token, *len, *life)?;
-                let has_gone = self.evicts && token.is_some() && swap == Swap::Conflict(None);
+                let evicted = self.evicts && token.is_some() && swap == Swap::Conflict(None);
                 ensure!(
-                    matches!(swap, Swap::Stored(_)) || has_gone,
+                    matches!(swap, Swap::Stored(_)) || evicted,
                     "{op:?} with the current token: {swap:?}"
                 );
             }
             Op::SwapRemembered(key, len, life) => {
                 let Some(token) = self.remembered.remove(key) else { return Ok(()) };
-                let current = self.look(*key)?.map(|_| self.current[key]);
+                let current = self.read(*key)?.map(|_| self.current[key]);
                 self.remembered.remove(key);
                 match self.swap(*key, Some(token), *len, *life)? {
                     Swap::Stored(_) => ensure_eq!(Some(token), current, "{:?}", op),
-                    Swap::Conflict(found) if self.may_have_gone(&found) => {}
+                    Swap::Conflict(found) if self.may_be_evicted(&found) => {}
                     Swap::Conflict(found) => {
                         ensure!(
                             found == current && found != Some(token),
@@ -517,7 +521,7 @@ impl World {
                 }
             }
             Op::SwapAbsent(key, len, life) => {
-                let present = self.look(*key)?.is_some();
+                let present = self.read(*key)?.is_some();
                 match self.swap(*key, None, *len, *life)? {
                     Swap::Stored(_) => ensure!(!present || self.evicts, "{op:?}"),
                     Swap::Conflict(_) => ensure!(present, "{op:?}"),
@@ -525,7 +529,7 @@ impl World {
             }
             Op::Hold(key) => {
                 if let Ok(Some(held)) = self.at(*key).get_bytes(&name(*key)) {
-                    // A few short byte arrays of small integers are all that could be mistaken; there are none.
+                    // The bytes are not decoded, so the type of the value does not matter.
                     self.held.truncate(3);
                     self.held.push((held.clone(), held.to_vec()));
                 }
@@ -565,7 +569,8 @@ impl World {
             }
             Op::Close => self.cache.close().unwrap(),
             Op::Reopen(bounds) => {
-                // Dropped first: there is one engine for a directory, with the bounds it was opened with.
+                // The cache is dropped first: a directory has one engine in a process, which keeps
+                // the bounds with which it was opened.
                 self.cache = Cache::dummy();
                 self.open(*bounds)?;
             }
@@ -574,7 +579,7 @@ impl World {
                 copy_as_killed(self.homes.last().unwrap().path(), copy.path());
                 self.cache = Cache::dummy();
                 self.homes.push(copy);
-                // No token outlives its process.
+                // Tokens are not valid in another process.
                 self.remembered.clear();
                 self.writes.clear();
                 self.open(*bounds)?;
@@ -653,7 +658,7 @@ impl World {
     }
 }
 
-/// Does all of it on a new cache, and says what differs from the model.
+/// Applies all operations to a new cache, and returns how it differs from the model.
 pub(crate) fn run(builder: New, ops: &[Op], bounds: Bounds) -> Check {
     let mut world = World::new(builder, bounds);
     for (number, op) in ops.iter().enumerate() {
@@ -663,7 +668,7 @@ pub(crate) fn run(builder: New, ops: &[Op], bounds: Bounds) -> Check {
     let World { cache, held, homes, .. } = world;
     drop(cache);
     for (held, copy) in &held {
-        ensure!(held == copy, "bytes that are held changed");
+        ensure!(held == copy, "held bytes have changed");
     }
     drop(homes);
     Ok(())

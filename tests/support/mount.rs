@@ -1,22 +1,22 @@
-//! Mounts that nobody else sees.
+//! Mounts in a new mount namespace, which other processes do not see.
 
 use std::path::Path;
 use std::process::Command;
 
 use crate::harness::Verdict;
 
-/// The commands that make `$0` read-only.
+/// The shell commands that mount `$0` read-only.
 pub(crate) const READ_ONLY: &str = "mount --bind \"$0\" \"$0\" && mount -o remount,bind,ro \"$0\"";
 
-/// Starts this program again with `role` and `dir`, in a mount namespace of its own in which the shell commands
-/// `script` were run, with `dir` as `$0`: as root, or as a user who is root in a namespace of his own.
+/// Starts this program again with `role` and `dir`, in a new mount namespace. The shell commands
+/// `script` run there first, with `dir` as `$0`: as root, or as root of a new user namespace.
 pub(crate) fn run(script: &str, dir: &Path, role: &str) -> Verdict {
     let status = command(script, dir, role)?.status().unwrap();
     assert!(status.success(), "{role} failed: {status}");
     Ok(())
 }
 
-/// The command that does so. Whether it may is tried out.
+/// The command for [`run`]. Tries first whether this user may run `script`.
 pub(crate) fn command(script: &str, dir: &Path, role: &str) -> Result<Command, &'static str> {
     let inside = |flags: &str, script: &str| {
         let mut command = Command::new("unshare");

@@ -1,5 +1,5 @@
-//! Any bytes as operations on a cache: what a fuzzer changes is which operation comes next, on which key, with what
-//! numbers, and not how they are written down.
+//! Decodes any bytes as operations on a cache. So a fuzzer varies the operations, keys and numbers,
+//! and every input is valid.
 
 use std::path::Path;
 use std::sync::Once;
@@ -10,16 +10,16 @@ use keepwarm::Eviction;
 
 use crate::model::{Bounds, Key, Life, Op, WIDE, run};
 
-/// Most operations of one input.
+/// The most operations of one input.
 const MOST: usize = 200;
 
-/// Does what the bytes say on a cache in a directory, beside a model of it.
+/// Applies the operations in `bytes` to a cache in a directory and to a model.
 ///
 /// # Panics
 /// If the cache differs from the model.
 pub(crate) fn operations(bytes: &[u8]) {
     static IN_MEMORY: Once = Once::new();
-    // Where that is possible: files and syncs are what this spends its time on.
+    // In memory if possible: most of the time goes to files and syncs.
     IN_MEMORY.call_once(|| {
         let memory = Path::new("/dev/shm");
         if tempfile::tempdir_in(memory).is_ok() {
@@ -40,7 +40,7 @@ pub(crate) fn operations(bytes: &[u8]) {
     }
 }
 
-/// Half of all bounds are never reached.
+/// Half of the bounds are so wide that they are never reached.
 fn bounds(input: &mut Unstructured<'_>) -> Result<Bounds> {
     if bool::arbitrary(input)? {
         return Ok(WIDE);
@@ -50,7 +50,7 @@ fn bounds(input: &mut Unstructured<'_>) -> Result<Bounds> {
         max_entries,
         max_bytes: 1 << 20,
         cull_frequency: input.int_in_range(0..=4)?,
-        // Not from the input, so that what is in the corpora means what it meant.
+        // Not read from the input, so that the inputs in the corpora keep their meaning.
         eviction: [Eviction::Lru, Eviction::Adaptive][max_entries as usize % 2],
         hot_bytes: if bool::arbitrary(input)? { 200_000 } else { 0 },
     })

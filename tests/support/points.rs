@@ -1,4 +1,4 @@
-//! The named points of the source.
+//! The named points of the source, at which tests can stop, kill or fail a process.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -1,6 +1,6 @@
-//! Randomness that can be repeated.
+//! A pseudo-random generator with a seed, so that runs can be repeated.
 
-/// SplitMix64: small, good enough, and the same everywhere.
+/// SplitMix64: small, good enough, and with the same results everywhere.
 #[derive(Debug, Clone)]
 pub(crate) struct Rng(u64);
 
@@ -17,14 +17,14 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// From 0 to below `n`.
+    /// A number from 0 to `n - 1`.
     pub(crate) fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 }
 
-/// The seed of this run: what `KEEPWARM_SEED` says, or another one each time. Printed, so that a failure can
-/// be repeated.
+/// The seed of this run: the value of `KEEPWARM_SEED`, or a random one. It is printed, so that a
+/// failure can be repeated.
 pub(crate) fn seed() -> u64 {
     let given = std::env::var("KEEPWARM_SEED").ok();
     let seed = given.map_or_else(

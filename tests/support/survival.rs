@@ -1,9 +1,9 @@
-//! A child process that works through the public API until it is killed, and a witness who knows what it was
-//! told.
+//! Crash tests: a child process that works through the public API until it is killed, and a witness
+//! in the parent that knows which operations were acknowledged.
 //!
-//! What the child does follows from a seed, so its witness knows each operation beforehand; the child reports
-//! the number and the result of each one that was acknowledged. After the kill, every acknowledged operation
-//! must be in effect, and of each thread the one after that may be.
+//! The operations of the child follow from a seed, so the witness knows them in advance. The child
+//! reports the number and the result of each acknowledged operation. After the kill, every
+//! acknowledged operation must be in effect. Of each thread, the next operation may be in effect.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use crate::dir::copy_as_killed;
 use crate::rng::Rng;
 
-/// The `cull_frequency` with which a child opens the directory.
+/// The `cull_frequency` that a child passes when it opens the directory.
 const FREQUENCY: u64 = 4;
 
 /// How a child works.
@@ -28,13 +28,13 @@ const FREQUENCY: u64 = 4;
 pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) threads: u64,
-    /// How many operations each thread does before the child is done.
+    /// How many operations each thread does before the child has finished.
     pub(crate) operations: u64,
-    /// Whether the child, when it is done, waits to be killed, or ends by itself.
+    /// Whether the child, when it has finished, waits for a kill, or exits.
     pub(crate) waits: bool,
-    /// Whether the bounds are so tight that entries are evicted.
+    /// Whether the limits are so low that entries are evicted.
     pub(crate) tight: bool,
-    /// 0: buffered, 1: every millisecond, 2: each write, otherwise the default.
+    /// 0: buffered, 1: sync every millisecond, 2: sync at each write, otherwise the default.
     pub(crate) durability: u64,
 }
 
@@ -74,7 +74,7 @@ impl Plan {
     pub(crate) fn operation(&self, thread: u64, index: u64) -> Operation {
         let mut rng = Rng::new(self.seed ^ (thread << 56) ^ (index << 20));
         let nonce = rng.next();
-        // A few are written again and again, others stay among what is dead.
+        // A few keys are written again and again. Entries of the others stay, between dead records.
         let mut value = || {
             let keys = if rng.below(4) > 0 { 6 } else { 40 };
             format!("{thread} value {}", rng.below(keys))
@@ -88,7 +88,7 @@ impl Plan {
             690..730 => Operation::Touch(value()),
             730..740 => {
                 let key = value();
-                // One so large that it is a file of its own.
+                // A value so large that it is a file of its own.
                 let large =
                     (0..).map(|n| nonce ^ n << 40).find(|n| self::value(&key, *n).len() > 10_000);
                 Operation::Move(key, large.unwrap())
@@ -119,7 +119,7 @@ pub(crate) enum Operation {
     Move(String, u64),
     Incr(String, i64),
     Clear,
-    /// Has a cull remove one entry in so many, which changes nothing of what is acknowledged.
+    /// Sets `cull_frequency`, which does not change what is acknowledged.
     Configure(u64),
     Flush,
     Maintain,
@@ -143,7 +143,7 @@ impl Operation {
     }
 }
 
-/// What is stored under `key` for `nonce`: no two values are the same, most are small, a few take pages.
+/// The value for `key` and `nonce`. Values are unique; most are small, a few take pages.
 fn value(key: &str, nonce: u64) -> Vec<u8> {
     let mut rng = Rng::new(nonce);
     let len = match rng.below(20) {
@@ -157,14 +157,16 @@ fn value(key: &str, nonce: u64) -> Vec<u8> {
     bytes
 }
 
-/// What a report from the child consists of: thread, index and result, 8 bytes each.
+/// The size of a report from the child: thread, index and result, 8 bytes each.
 const REPORT: usize = 24;
 
-/// The command line of a child: a mark, the directory and the plan. What follows is the caller's.
+/// The command line of a child: a mark, the directory and the plan. Further arguments belong to the
+/// test.
 const MARK: &str = "--work-until-killed";
 const ARGUMENTS: usize = 8;
 
-/// If this process was started to be killed: works, after handing the rest of the command line to `prepare`.
+/// If this process was started as a child: passes the further arguments to `prepare`, and works.
+/// Returns false in any other process.
 pub(crate) fn work_if_child(prepare: impl FnOnce(&[String])) -> bool {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.first().is_none_or(|a| a != MARK) {
@@ -177,7 +179,7 @@ pub(crate) fn work_if_child(prepare: impl FnOnce(&[String])) -> bool {
 
 fn work(dir: &Path, plan: Plan) {
     let cache = plan.builder(dir).open().expect("the child opens the directory");
-    // Not `stdout`, which would buffer.
+    // Not `stdout`, which would buffer the reports.
     let pipe = Mutex::new(File::options().write(true).open("/proc/self/fd/1").unwrap());
     let report = |thread: u64, index: u64, result: i64| {
         let mut bytes = [0; REPORT];
@@ -186,7 +188,8 @@ fn work(dir: &Path, plan: Plan) {
         bytes[16..].copy_from_slice(&result.to_le_bytes());
         pipe.lock().unwrap().write_all(&bytes).unwrap();
     };
-    // A clear touches everybody's keys: held exclusively, so that the witness knows what came before it.
+    // A clear concerns the keys of all threads. It takes this lock exclusively, so that the witness
+    // knows which operations came before it.
     let clearing = RwLock::new(());
     std::thread::scope(|scope| {
         for thread in 0..plan.threads {
@@ -228,7 +231,7 @@ fn perform(cache: &Cache, operation: &Operation) -> keepwarm::Result<i64> {
             0
         }
         Operation::Add(key, nonce) => {
-            // `add` takes types; bytes of this one are stored as they are.
+            // `add` takes typed values; this type is stored as raw bytes.
             i64::from(cache.add(key, &ByteBuf::from(value(key, *nonce)), Timeout::Default)?)
         }
         Operation::Swap(key, nonce) => {
@@ -245,7 +248,7 @@ fn perform(cache: &Cache, operation: &Operation) -> keepwarm::Result<i64> {
             let moved =
                 cache.incr_version(key, 1).and_then(|_| cache.with_version(2).decr_version(key, 1));
             match moved {
-                // Evicted meanwhile.
+                // The entry was evicted meanwhile.
                 Err(e) if e.kind() == keepwarm::ErrorKind::NotFound => 0,
                 moved => moved?,
             }
@@ -262,7 +265,7 @@ fn perform(cache: &Cache, operation: &Operation) -> keepwarm::Result<i64> {
     })
 }
 
-/// What a key holds.
+/// The content of a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Content {
     Nothing,
@@ -270,22 +273,23 @@ enum Content {
     Count(i64),
 }
 
-/// What a child came to.
+/// The result of a child.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) acknowledged: u64,
-    /// Operations that had begun, as far as can be told, and took effect without an acknowledgement.
+    /// Operations found in effect that were not acknowledged.
     pub(crate) unacknowledged_in_effect: u64,
     pub(crate) status: ExitStatus,
 }
 
-/// A directory, and what was acknowledged of it.
+/// A directory, and the operations that were acknowledged in it.
 pub(crate) struct Witness {
     home: TempDir,
-    /// What each key may hold; nothing, where it is not named. Beside what was acknowledged, that is what an
-    /// operation that was not may have left, as long as the entry is evicted and may come back.
+    /// The possible contents of each key; a key that is missing here must be absent. Beside the
+    /// acknowledged content, this has the results of unacknowledged operations while the entry is
+    /// evicted, because a recovery may bring it back.
     possible: BTreeMap<String, Vec<Content>>,
-    /// What its `cull_frequency` may be.
+    /// The possible values of `cull_frequency`.
     frequencies: Vec<u64>,
 }
 
@@ -298,9 +302,10 @@ impl Witness {
         self.home.path().join("cache")
     }
 
-    /// Starts a child, lets `end_it` see it to its end, and checks that everything acknowledged is in effect:
-    /// in the directory itself, which is closed cleanly then, or, with `on_a_copy`, without touching it.
-    /// `extra` goes to the child's `prepare`; `end_it` reads the child's reports.
+    /// Starts a child, calls `end_it`, waits until the child has ended, and checks that all
+    /// acknowledged operations are in effect: in the directory itself, which is closed cleanly
+    /// afterwards, or, with `on_a_copy`, in a copy of it. `extra` goes to the child's `prepare`;
+    /// `end_it` reads the child's reports.
     pub(crate) fn round(
         &mut self,
         plan: Plan,
@@ -322,10 +327,10 @@ impl Witness {
         end_it(&mut child, &mut reports);
         while reports.next() {}
         let status = child.wait().unwrap();
-        self.judge(plan, &reports.received, status, on_a_copy)
+        self.check(plan, &reports.received, status, on_a_copy)
     }
 
-    fn judge(
+    fn check(
         &mut self,
         plan: Plan,
         received: &[[u64; 3]],
@@ -340,7 +345,7 @@ impl Witness {
         for [thread, index, result] in received {
             assert_eq!(
                 *index, next[*thread as usize],
-                "{plan:?}: thread {thread} reports in order"
+                "{plan:?}: thread {thread} reports out of order"
             );
             next[*thread as usize] += 1;
             self.acknowledge(plan, &plan.operation(*thread, *index), *result as i64);
@@ -352,13 +357,13 @@ impl Witness {
             .collect();
         let in_effect = if on_a_copy {
             let copy = tempfile::tempdir_in(self.home.path()).unwrap();
-            // Killed early, the child may not even have made it.
+            // An early kill may come before the child has created the directory.
             if self.dir().exists() {
                 copy_as_killed(&self.dir(), copy.path());
             }
-            self.look(plan, &begun, copy.path())
+            self.check_directory(plan, &begun, copy.path())
         } else {
-            self.look(plan, &begun, &self.dir())
+            self.check_directory(plan, &begun, &self.dir())
         };
         Ended { acknowledged: received.len() as u64, unacknowledged_in_effect: in_effect, status }
     }
@@ -367,13 +372,13 @@ impl Witness {
         self.possible.get(key).map_or(&[Content::Nothing], |possible| possible)
     }
 
-    /// What adding `delta` to a counter can come to.
+    /// The possible results of adding `delta` to a counter.
     fn sums(&self, plan: Plan, key: &str, delta: i64) -> Vec<i64> {
         let before = self.possible(key).iter().map(|content| match content {
             Content::Count(n) => *n,
             _ => 0,
         });
-        // An evicted counter begins anew.
+        // An evicted counter starts again from zero.
         before.chain(plan.tight.then_some(0)).map(|n| n + delta).collect()
     }
 
@@ -404,7 +409,7 @@ impl Witness {
         }
     }
 
-    /// What an operation that was begun and not acknowledged can make of `key`.
+    /// The possible contents of `key` after an operation that began and was not acknowledged.
     fn outcomes(&self, plan: Plan, begun: &[Operation], key: &str) -> Vec<Content> {
         let mut outcomes = Vec::new();
         for operation in begun {
@@ -434,8 +439,9 @@ impl Witness {
         outcomes
     }
 
-    /// Opens the directory and compares. What was found is what the next round begins with.
-    fn look(&mut self, plan: Plan, begun: &[Operation], dir: &Path) -> u64 {
+    /// Opens the directory and compares its content with what is possible. The content found is the
+    /// starting point of the next round. Returns how many unacknowledged operations are in effect.
+    fn check_directory(&mut self, plan: Plan, begun: &[Operation], dir: &Path) -> u64 {
         let opened = plan.builder(dir).keep_limits(true).open();
         let cache = opened.unwrap_or_else(|e| self.fail(plan, dir, &e.to_string()));
         self.frequencies.extend(begun.iter().filter_map(|operation| match operation {
@@ -457,7 +463,7 @@ impl Witness {
         if !plan.tight && cache.stats().evicted > 0 {
             self.fail(plan, dir, "the test stores more than its own bounds allow");
         }
-        // A clear that was begun took effect as a whole or not at all.
+        // An unacknowledged clear took effect as a whole or not at all.
         if found.is_empty() && begun.iter().any(|operation| matches!(operation, Operation::Clear)) {
             self.possible.clear();
             return 1;
@@ -478,8 +484,8 @@ impl Witness {
             if !possible.contains(&seen) {
                 if !outcomes.contains(&seen) {
                     let what = format!(
-                        "{key:?} holds {seen:?}; acknowledged was {possible:?}, and without \
-                         acknowledgement, of {begun:?}, there could be {outcomes:?}"
+                        "{key:?} holds {seen:?}; the acknowledged operations allow {possible:?}, \
+                         the unacknowledged ones {begun:?} allow {outcomes:?}"
                     );
                     self.fail(plan, dir, &what);
                 }
@@ -498,7 +504,7 @@ impl Witness {
     }
 }
 
-/// Everything in the cache; values must be whole.
+/// The content of the cache; all values must be complete and unchanged.
 fn contents(cache: &Cache) -> BTreeMap<String, Content> {
     let mut contents = BTreeMap::new();
     for key in cache.keys() {
@@ -512,25 +518,26 @@ fn contents(cache: &Cache) -> BTreeMap<String, Content> {
                 assert_eq!(
                     *bytes,
                     *value(&key, nonce),
-                    "{key:?} holds what was never stored there"
+                    "{key:?} holds bytes that were never stored under it"
                 );
                 Content::Value(nonce)
             })
         };
-        let content = content.unwrap_or_else(|| panic!("{key:?} is listed and is not there"));
+        let content = content.unwrap_or_else(|| panic!("{key:?} is listed and is absent"));
         assert!(contents.insert(key.clone(), content).is_none(), "{key:?} is listed twice");
     }
     contents
 }
 
-/// What a child reports.
+/// The reports of a child.
 pub(crate) struct Reports {
     pipe: std::process::ChildStdout,
     received: Vec<[u64; 3]>,
 }
 
 impl Reports {
-    /// Waits for the next report. `false` once the child is gone and everything it reported was read.
+    /// Waits for the next report. Returns `false` once the child has ended and all its reports were
+    /// read.
     pub(crate) fn next(&mut self) -> bool {
         let mut bytes = [0; REPORT];
         if self.pipe.read_exact(&mut bytes).is_err() {
