@@ -1,6 +1,7 @@
-//! What a disk has of a directory at any moment, as far as a program can rely on it: of each file what its last
-//! sync covered, of each directory the names that were synced. And from that, what a power cut at this moment may
-//! leave: of each sector the content that was synced or the one in memory, and any of the changes of names.
+//! A model of a disk. It tracks what a program can rely on at any moment: the content of each file
+//! that its last sync covered, and the synced names of each directory. From this it derives a state
+//! that a power cut may leave: each sector has its synced content or its content in memory, and any
+//! subset of the unsynced changes of names has happened.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::{OsStr, OsString};
@@ -20,13 +21,13 @@ const PAGE: usize = 8;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Node {
-    /// By a number of its own: its inode, as long as it is there.
+    /// A file, by a unique number: its inode number while it exists.
     File(u64),
-    /// By its path below the root.
+    /// A directory, by its path below the root.
     Directory(PathBuf),
 }
 
-/// A change of names that no sync has covered yet.
+/// A change of a name that no sync has covered yet.
 #[derive(Debug, Clone)]
 enum Change {
     Make(OsString, Node),
@@ -39,12 +40,12 @@ enum Change {
 struct Names {
     synced: BTreeMap<OsString, Node>,
     since: Vec<Change>,
-    /// How many changes there were before those in `since`.
+    /// The number of changes before those in `since`.
     applied: usize,
 }
 
 impl Names {
-    /// The names after those of the changes since the last sync that `happened` picks.
+    /// The synced names, with those of the later changes for which `happened` returns true.
     fn with(&self, mut happened: impl FnMut() -> bool) -> BTreeMap<OsString, Node> {
         let mut names = self.synced.clone();
         self.since.iter().filter(|_| happened()).for_each(|change| apply(&mut names, change));
@@ -81,19 +82,19 @@ fn apply(names: &mut BTreeMap<OsString, Node>, change: &Change) {
     }
 }
 
-/// What the disk has of a file.
+/// The state of a file on the disk.
 #[derive(Debug, Clone, Default)]
 struct Synced {
-    /// `None` if it was never synced: not even its length is sure.
+    /// `None` if it was never synced: then not even its length is known.
     bytes: Option<Vec<u8>>,
-    /// It was emptied since.
+    /// Whether the file was emptied since the sync.
     emptied: bool,
 }
 
 #[derive(Debug)]
 enum Memory {
     File(File),
-    /// Of a file that a killed process had removed.
+    /// The content of a file that a killed process had removed.
     Removed(Vec<u8>),
 }
 
@@ -104,7 +105,7 @@ impl Memory {
             Self::File(file) => {
                 let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
                 let mut read = 0;
-                // It may be emptied meanwhile.
+                // The file may be emptied meanwhile.
                 while let Ok(more @ 1..) = file.read_at(&mut bytes[read..], read as u64) {
                     read += more;
                 }
@@ -118,19 +119,19 @@ impl Memory {
 struct State {
     files: HashMap<u64, (Memory, Synced)>,
     directories: BTreeMap<PathBuf, Names>,
-    /// What the syncs that are under way cover.
+    /// The content that the running syncs cover.
     syncing: HashMap<(ThreadId, u64), Vec<u8>>,
     syncing_names: HashMap<(ThreadId, PathBuf), usize>,
 }
 
-/// What a disk has of the directory `root`.
+/// The disk state of the directory `root`.
 pub(crate) struct Disk {
     root: PathBuf,
     state: Mutex<State>,
 }
 
 impl Disk {
-    /// A disk that has all that there is now.
+    /// A disk on which the current content is synced.
     pub(crate) fn new(root: &Path) -> Arc<Self> {
         let mut state = State::default();
         let mut files = HashMap::new();
@@ -141,18 +142,19 @@ impl Disk {
         Arc::new(Self { root: root.to_owned(), state: Mutex::new(state) })
     }
 
-    /// The disk of a machine on which the process was killed at `moment`, which left what is in `root`.
-    pub(crate) fn after_kill(root: &Path, moment: &Moment) -> Arc<Self> {
+    /// The disk after the process was killed: `root` has the content of `image`, and the synced
+    /// state is that of `image`.
+    pub(crate) fn after_kill(root: &Path, image: &Image) -> Arc<Self> {
         let mut state = State::default();
         let mut paths = HashMap::new();
         load(root, Path::new(""), &mut state, &mut paths);
-        // From the numbers that the files had to those that they have.
+        // Maps the old numbers of the files to their new ones.
         let mut numbers = HashMap::new();
-        moment.walk(Path::new(""), &mut |path, number| {
+        image.walk(Path::new(""), &mut |path, number| {
             numbers.insert(number, paths[path]);
         });
-        for (number, (bytes, synced)) in &moment.files {
-            // Above all inodes.
+        for (number, (bytes, synced)) in &image.files {
+            // Above all inode numbers.
             let next = u64::MAX - numbers.len() as u64;
             let now = *numbers.entry(*number).or_insert(next);
             let file = state
@@ -166,7 +168,7 @@ impl Disk {
                 *number = numbers[number];
             }
         };
-        state.directories = moment.directories.clone();
+        state.directories = image.directories.clone();
         for names in state.directories.values_mut() {
             names.synced.values_mut().for_each(renumber);
             names.since.iter_mut().for_each(|change| match change {
@@ -177,57 +179,57 @@ impl Disk {
         Arc::new(Self { root: root.to_owned(), state: Mutex::new(state) })
     }
 
-    /// Has the library tell this disk what it does, until another disk is watched. Each sync lets other threads go on
-    /// for so many turns while it is under way.
-    pub(crate) fn watch(self: &Arc<Self>, turns: u32) {
+    /// Installs this disk as the observer of the library, in place of an earlier one. Each sync
+    /// yields the processor `yields` times, so that other threads work while it runs.
+    pub(crate) fn watch(self: &Arc<Self>, yields: u32) {
         let disk = self.clone();
         observe::observe(Some(Arc::new(move |step| {
-            disk.take(step);
+            disk.record(step);
             if matches!(step, Step::Syncing(_) | Step::SyncingNames(_)) {
-                (0..turns).for_each(|_| std::thread::yield_now());
+                (0..yields).for_each(|_| std::thread::yield_now());
             }
         })));
     }
 
-    /// Directory below the root, and name; `None` for what is elsewhere.
-    fn place(&self, path: &Path) -> Option<(PathBuf, OsString)> {
+    /// The directory below the root, and the name; `None` if the path is not below the root.
+    fn name_below_root(&self, path: &Path) -> Option<(PathBuf, OsString)> {
         let below = path.strip_prefix(&self.root).ok()?;
         Some((below.parent()?.to_owned(), below.file_name()?.to_owned()))
     }
 
-    fn take(&self, step: Step<'_>) {
+    fn record(&self, step: Step<'_>) {
         let thread = std::thread::current().id();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let state = &mut *state;
         let names =
             |state: &mut State, path: &Path, change: &dyn Fn(OsString, &Names) -> Change| {
-                let Some((directory, name)) = self.place(path) else { return };
+                let Some((directory, name)) = self.name_below_root(path) else { return };
                 let Some(names) = state.directories.get_mut(&directory) else { return };
                 let change = change(name, names);
                 names.since.push(change);
             };
         match step {
             Step::Created(path) => {
-                if self.place(path).is_none() {
+                if self.name_below_root(path).is_none() {
                     return;
                 }
-                // A file that is being made by one who seems to have died may be removed at once.
+                // Another thread may remove a new file at once, if its creator seems to be dead.
                 let Ok(file) = File::open(path) else { return };
                 let number = file.metadata().unwrap().ino();
                 state.files.insert(number, (Memory::File(file), Synced::default()));
                 names(state, path, &|name, _| Change::Make(name, Node::File(number)));
             }
             Step::DirectoryCreated(path) => {
-                let Some((directory, name)) = self.place(path) else { return };
+                let Some((directory, name)) = self.name_below_root(path) else { return };
                 let below = directory.join(name);
                 state.directories.entry(below.clone()).or_default();
                 names(state, path, &|name, _| Change::Make(name, Node::Directory(below.clone())));
             }
             Step::Removing(path) => names(state, path, &|name, _| Change::Remove(name)),
             Step::Renaming(from, to) => {
-                let Some((_, from)) = self.place(from) else { return };
+                let Some((_, from)) = self.name_below_root(from) else { return };
                 names(state, to, &|to, names| {
-                    let node = names.now().remove(&from).expect("what is renamed was made");
+                    let node = names.now().remove(&from).expect("a renamed file exists");
                     Change::Rename(from.clone(), to, node)
                 });
             }
@@ -266,7 +268,7 @@ impl Disk {
         }
     }
 
-    /// Whether the disk has all that is in the files of the directory `below`, and the directory itself.
+    /// Whether the directory `below`, its names and the contents of its files are synced.
     pub(crate) fn has_all_below(&self, below: &Path) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let has_names =
@@ -280,21 +282,21 @@ impl Disk {
             })
     }
 
-    /// What a system does that writes back when it likes: some sectors and names reach the disk.
+    /// Simulates write-back by the system at any time: some sectors and names reach the disk.
     pub(crate) fn write_back(&self, rng: &mut Rng) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let mixture = Mixture::draw(rng);
-        // A hash map has no order that a seed could repeat.
+        // Sorted, because the order of a hash map is not reproducible from a seed.
         let mut numbers: Vec<u64> = state.files.keys().copied().collect();
         numbers.sort_unstable();
-        // What a sync under way will say of a file would be older than this.
+        // The content that a running sync will record would be older than this.
         let syncing: HashSet<u64> = state.syncing.keys().map(|(_, number)| *number).collect();
         numbers.retain(|number| rng.below(3) == 0 && !syncing.contains(number));
         for number in numbers {
             let Some((memory, synced)) = state.files.get_mut(&number) else { continue };
             let now = memory.read();
             let mut bytes = mixture.of(&now, synced, rng);
-            // The length comes with the first sector.
+            // The length reaches the disk with the first sector.
             bytes.resize(now.len(), 0);
             *synced = Synced { bytes: Some(bytes), emptied: false };
         }
@@ -303,23 +305,23 @@ impl Disk {
         }
     }
 
-    /// What memory and disk have now. Whoever syncs or changes names meanwhile waits, so that it is of one moment:
-    /// what others store while it is read might have been stored before it and not synced. `look` is called before
-    /// and after.
-    pub(crate) fn moment<T>(&self, look: impl Fn() -> T) -> (Moment, T, T) {
+    /// The current content of memory and disk. Syncs and changes of names wait meanwhile, so the
+    /// image is a state of one moment: bytes that other threads store during the read could also
+    /// have been stored before it, unsynced. `inspect` is called before and after.
+    pub(crate) fn image<T>(&self, inspect: impl Fn() -> T) -> (Image, T, T) {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = look();
+        let before = inspect();
         let read = |(number, (memory, synced)): (&u64, &(Memory, Synced))| {
             (*number, (memory.read(), synced.clone()))
         };
         let files = state.files.iter().map(read).collect();
-        let after = look();
-        (Moment { files, directories: state.directories.clone() }, before, after)
+        let after = inspect();
+        (Image { files, directories: state.directories.clone() }, before, after)
     }
 }
 
 impl State {
-    /// Lets go of files that no name leads to, and none that a power cut could bring back.
+    /// Drops the files that have no name now, and can have none after a power cut.
     fn forget_files(&mut self) {
         let mentioned: HashSet<u64> = self
             .directories
@@ -331,7 +333,7 @@ impl State {
     }
 }
 
-/// Takes in what is in a directory, and by which number each file is known.
+/// Adds the content of a directory to `state`, and the number of each file to `files`.
 fn load(root: &Path, below: &Path, state: &mut State, files: &mut HashMap<PathBuf, u64>) {
     let mut names = Names::default();
     for entry in fs::read_dir(root.join(below)).unwrap() {
@@ -352,15 +354,15 @@ fn load(root: &Path, below: &Path, state: &mut State, files: &mut HashMap<PathBu
     state.directories.insert(below.to_owned(), names);
 }
 
-/// What memory and disk had at one moment.
+/// The content of memory and disk at one moment.
 #[derive(Debug)]
-pub(crate) struct Moment {
+pub(crate) struct Image {
     files: HashMap<u64, (Vec<u8>, Synced)>,
     directories: BTreeMap<PathBuf, Names>,
 }
 
-impl Moment {
-    /// All files that have a name.
+impl Image {
+    /// Visits all files that have a name.
     fn walk(&self, below: &Path, visit: &mut dyn FnMut(&Path, u64)) {
         for (name, node) in self.directories.get(below).map(Names::now).unwrap_or_default() {
             match node {
@@ -370,20 +372,20 @@ impl Moment {
         }
     }
 
-    /// How many bytes the files of the directory `below` take.
+    /// The size of the files in the directory `below`, in bytes.
     pub(crate) fn bytes_below(&self, below: &Path) -> u64 {
         let mut bytes = 0;
         self.walk(below, &mut |_, number| bytes += self.files[&number].0.len() as u64);
         bytes
     }
 
-    /// Puts into `to` what is there after the process was killed at this moment.
+    /// Writes to `to` the content after a kill of the process at this moment.
     pub(crate) fn kill(&self, to: &Path) {
         let put = |number| self.files[&number].0.clone();
-        self.lay_out(Path::new(""), to, &mut |names| names.now(), &mut |number| put(number));
+        self.write_image(Path::new(""), to, &mut |names| names.now(), &mut |number| put(number));
     }
 
-    /// Puts into `to` what may be there after a power cut at this moment.
+    /// Writes to `to` a content that a power cut at this moment may leave.
     pub(crate) fn cut(&self, to: &Path, rng: &mut Rng) {
         let mut for_names = Rng::new(rng.next());
         let kind = for_names.below(4);
@@ -404,10 +406,10 @@ impl Moment {
             let (now, synced) = &self.files[&number];
             same.unwrap_or_else(|| Mixture::draw(rng)).of(now, synced, rng)
         };
-        self.lay_out(Path::new(""), to, &mut names, &mut put);
+        self.write_image(Path::new(""), to, &mut names, &mut put);
     }
 
-    fn lay_out(
+    fn write_image(
         &self,
         below: &Path,
         to: &Path,
@@ -419,7 +421,7 @@ impl Moment {
             let to = to.join(AsRef::<OsStr>::as_ref(&name));
             match node {
                 Node::File(number) => fs::write(to, put(number)).unwrap(),
-                Node::Directory(path) => self.lay_out(&path, &to, names, put),
+                Node::Directory(path) => self.write_image(&path, &to, names, put),
             }
         }
     }
@@ -428,11 +430,11 @@ impl Moment {
 /// Which sectors of a file reached the disk.
 #[derive(Debug, Clone, Copy)]
 struct Mixture {
-    /// Of 64.
+    /// The share of sectors that reached the disk, of 64.
     new: u64,
-    /// Sectors that go together.
+    /// The number of sectors that are written together.
     grain: usize,
-    /// How often, of 64, the next sectors share the fate of those before.
+    /// How often, of 64, the next sectors get the same result as those before.
     runs: u64,
 }
 

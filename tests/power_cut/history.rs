@@ -1,11 +1,11 @@
-//! What each key may hold after a power cut: every value that it was given since the last one which was surely on
-//! the disk, that one included.
+//! The values that each key may hold after a power cut: the last value that was surely on the disk,
+//! and every value that the key got later.
 
 use std::collections::BTreeMap;
 
 use keepwarm::Timestamp;
 
-/// What a key holds. No two values are the same.
+/// The content of a key. Values are unique.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Content {
     Nothing,
@@ -21,21 +21,21 @@ pub(crate) const NOTHING: Held = (Content::Nothing, None);
 #[derive(Debug, Clone, Copy)]
 struct Version {
     held: Held,
-    /// Its place in the order of all changes.
+    /// Its position in the order of all changes.
     order: u64,
-    is: Is,
+    status: Status,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Is {
-    /// An operation that was begun may have stored it.
+enum Status {
+    /// An operation that began, and has not ended, may have stored it.
     Begun,
-    /// It was stored, and a power cut since may have taken it, or not.
+    /// It was stored, and a later power cut may have removed it.
     InDoubt,
     Acknowledged,
 }
 
-/// What one key was given, oldest first.
+/// The versions of one key, oldest first.
 #[derive(Debug, Clone, Default)]
 struct History {
     versions: Vec<Version>,
@@ -44,9 +44,9 @@ struct History {
 }
 
 impl History {
-    /// The floor and what came after it.
+    /// The version on the disk, and the later ones.
     fn since_floor(&self) -> impl Iterator<Item = Held> {
-        // Before its first version a key holds nothing.
+        // Before its first version a key is absent.
         let nothing = (self.floor == 0).then_some(NOTHING);
         nothing
             .into_iter()
@@ -54,19 +54,26 @@ impl History {
     }
 
     fn last(&self) -> Held {
-        self.versions.iter().rev().find(|v| v.is == Is::Acknowledged).map_or(NOTHING, |v| v.held)
+        self.versions
+            .iter()
+            .rev()
+            .find(|v| v.status == Status::Acknowledged)
+            .map_or(NOTHING, |v| v.held)
     }
 
     fn doubt_above(&mut self, order: u64) {
-        self.versions.iter_mut().filter(|v| v.order > order).for_each(|v| v.is = Is::InDoubt);
+        self.versions
+            .iter_mut()
+            .filter(|v| v.order > order)
+            .for_each(|v| v.status = Status::InDoubt);
     }
 
     fn last_order(&self) -> u64 {
-        self.versions.iter().rev().find(|v| v.is == Is::Acknowledged).map_or(0, |v| v.order)
+        self.versions.iter().rev().find(|v| v.status == Status::Acknowledged).map_or(0, |v| v.order)
     }
 }
 
-/// How a life of the directory ended.
+/// How a run on the directory ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
     PowerCut,
@@ -78,18 +85,18 @@ pub(crate) enum End {
 pub(crate) struct Histories {
     keys: BTreeMap<String, History>,
     order: u64,
-    /// Whether entries may be evicted: then each may be missing.
+    /// Whether entries may be evicted: then each key may be absent.
     evicts: bool,
 }
 
-/// What a comparison of a directory with the histories came to.
+/// The result of a comparison of a directory with the histories.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Tally {
-    /// Keys that were looked at.
+    /// The number of keys.
     pub(crate) keys: u64,
-    /// Those that hold something else than what was acknowledged last.
+    /// Keys whose content is not the last acknowledged one.
     pub(crate) older: u64,
-    /// Those that were being changed and hold nothing, neither old nor new.
+    /// Keys that were changing and are absent: they have neither the old content nor the new one.
     pub(crate) torn: u64,
 }
 
@@ -98,7 +105,7 @@ impl Histories {
         Self { keys: BTreeMap::new(), order: 0, evicts }
     }
 
-    /// What the key holds, as far as was acknowledged.
+    /// The last acknowledged content of the key.
     pub(crate) fn last(&self, key: &str, now: Timestamp) -> Held {
         self.keys.get(key).map_or(NOTHING, |history| unless_passed(history.last(), now))
     }
@@ -107,31 +114,39 @@ impl Histories {
         self.keys.keys().cloned().collect()
     }
 
-    /// An operation began that may give `key` any of these.
+    /// Records that an operation began which may give `key` any of these contents.
     pub(crate) fn begin(&mut self, key: &str, possible: &[Held]) {
         let history = self.keys.entry(key.to_owned()).or_default();
         for held in possible {
             self.order += 1;
-            history.versions.push(Version { held: *held, order: self.order, is: Is::Begun });
+            history.versions.push(Version {
+                held: *held,
+                order: self.order,
+                status: Status::Begun,
+            });
         }
     }
 
-    /// It ended, and gave the key this, or nothing new. Returns the order of what the key holds now.
+    /// Records that the operation ended, and gave the key this content, or did not change it.
     pub(crate) fn end(&mut self, key: &str, held: Option<Held>) {
         let history = self.keys.entry(key.to_owned()).or_default();
-        history.versions.retain(|v| v.is != Is::Begun);
+        history.versions.retain(|v| v.status != Status::Begun);
         if let Some(held) = held {
             self.order += 1;
-            history.versions.push(Version { held, order: self.order, is: Is::Acknowledged });
+            history.versions.push(Version {
+                held,
+                order: self.order,
+                status: Status::Acknowledged,
+            });
         }
     }
 
-    /// What is acknowledged of each key now, for [`is_synced`](Histories::is_synced).
+    /// The last acknowledged version of each key, for [`is_synced`](Histories::is_synced).
     pub(crate) fn acknowledged(&self) -> BTreeMap<String, u64> {
         self.keys.iter().map(|(key, history)| (key.clone(), history.last_order())).collect()
     }
 
-    /// This is on the disk now.
+    /// Records that these versions are on the disk now.
     pub(crate) fn is_synced(&mut self, acknowledged: &BTreeMap<String, u64>) {
         for (key, order) in acknowledged {
             let history = self.keys.entry(key.clone()).or_default();
@@ -139,27 +154,29 @@ impl Histories {
         }
     }
 
-    /// What is acknowledged of this key is on the disk now.
+    /// Records that the last acknowledged version of this key is on the disk now.
     pub(crate) fn key_is_synced(&mut self, key: &str) {
         if let Some(history) = self.keys.get_mut(key) {
             history.floor = history.floor.max(history.last_order());
         }
     }
 
-    /// The same histories, with only that on the disk which surely was in `earlier`.
+    /// The same histories, with only those versions on the disk that were surely there in
+    /// `earlier`.
     pub(crate) fn with_floors_of(mut self, earlier: &Self) -> Self {
         self.set_floors(earlier, |history| history.floor);
         self
     }
 
-    /// The same histories, for who finds all that was acknowledged in `earlier`, on the disk or not.
+    /// The same histories for an end that loses nothing that was acknowledged in `earlier`, synced
+    /// or not.
     pub(crate) fn with_all_of(mut self, earlier: &Self) -> Self {
         self.set_floors(earlier, History::last_order);
         self
     }
 
-    /// The same histories, before anybody has looked what the end of a life has left: acknowledged is what is surely
-    /// there, according to `possible`.
+    /// The same histories, before the content after the end of a run is known: only the versions
+    /// that are surely there, according to `possible`, count as acknowledged.
     pub(crate) fn unsettled(mut self, possible: &Self) -> Self {
         for (key, history) in &mut self.keys {
             let floor = possible.keys.get(key).map_or(0, |possible| possible.floor);
@@ -174,8 +191,9 @@ impl Histories {
         }
     }
 
-    /// Compares with what is `found` in a directory whose last life ended so. What is wrong is the error.
-    pub(crate) fn judge(
+    /// Compares with the content `found` in a directory whose last run ended with `end`. The error
+    /// describes the difference.
+    pub(crate) fn check(
         &self,
         found: &BTreeMap<String, Held>,
         end: End,
@@ -207,14 +225,14 @@ impl Histories {
         Ok(tally)
     }
 
-    /// A life of the directory ended, and the next one found this, which is all there can be of the last one.
+    /// Records the content that the next run found. Nothing else of the last run can appear later.
     pub(crate) fn settle(&mut self, found: &BTreeMap<String, Held>, end: End, now: Timestamp) {
         for (key, history) in &mut self.keys {
             self.order += 1;
             let seen = found.get(key).copied().unwrap_or(NOTHING);
-            let version = Version { held: seen, order: self.order, is: Is::Acknowledged };
+            let version = Version { held: seen, order: self.order, status: Status::Acknowledged };
             if seen == NOTHING && self.evicts {
-                // What was evicted may be back after the next cut.
+                // An evicted entry may return after the next power cut.
                 history.doubt_above(history.floor);
                 continue;
             }
@@ -223,13 +241,13 @@ impl Histories {
                     history.versions = vec![version];
                     history.floor = version.order;
                 }
-                // What is not there now will never be.
+                // A version that is not there after a kill will never appear.
                 End::Kill => {
                     match history.versions.iter().rposition(|v| unless_passed(v.held, now) == seen)
                     {
                         Some(at) => {
                             history.versions.truncate(at + 1);
-                            history.versions[at].is = Is::Acknowledged;
+                            history.versions[at].status = Status::Acknowledged;
                         }
                         None => history.versions = vec![version],
                     }
@@ -239,7 +257,7 @@ impl Histories {
     }
 }
 
-/// Nothing, if it has expired.
+/// The content, or nothing if it has expired.
 fn unless_passed(held: Held, now: Timestamp) -> Held {
     if held.1.is_some_and(|end| end <= now) { NOTHING } else { held }
 }

@@ -1,9 +1,10 @@
-//! What a power cut leaves, simulated: at any moment of any work, each sector of each file is as it was synced
-//! last or as it is in memory, and each name that was made or removed since the last sync of its directory is
-//! there or not. Whatever comes of that, the directory opens, and no key holds anything torn, anything that it was
-//! never given, or anything older than what was surely on the disk.
+//! Simulated power cuts. At any moment of random work, each sector of each file has its last synced
+//! content or its content in memory. Each name that was created or removed since the last sync of
+//! its directory is there or not. In every such state the directory opens, and no key holds a torn
+//! value, a value that was never stored under it, or one that is older than the last that was
+//! surely on the disk.
 //!
-//! `KEEPWARM_CUT_SECONDS` says how long to go on (12 in all if it is not set), `KEEPWARM_SEED` where to begin.
+//! `KEEPWARM_CUT_SECONDS` sets the total time (default 12), `KEEPWARM_SEED` the first seed.
 #![cfg(test)]
 
 mod disk;
@@ -22,24 +23,24 @@ use std::time::{Duration, Instant};
 use keepwarm::Durability;
 
 use rng::Rng;
-use work::{Lives, Plan, Totals};
+use work::{CrashRuns, Plan, Totals};
 
-/// Directories with the lives that `plan` asks for, until this test's share of the time, in hundredths, is over.
-fn cut_again_and_again(share: u32, plan: impl Fn(&mut Rng) -> Plan) {
+/// Runs directories according to `plan`, until this test's share of the time, in percent, is over.
+fn cut_power_repeatedly(share: u32, plan: impl Fn(&mut Rng) -> Plan) {
     const SECONDS: u64 = 12;
-    const LIVES: usize = 8;
-    /// However slow the machine is.
+    const RUNS: usize = 8;
+    /// The minimum, also on a slow machine.
     const LEAST_CUTS: u64 = 50;
-    // Fail points and the observer are the same for all threads of a process, so one test at a time.
+    // Fail points and the observer are global in a process, so the tests run one at a time.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let seconds = std::env::var("KEEPWARM_CUT_SECONDS").map_or(SECONDS, |n| n.parse().unwrap());
     let end = Instant::now() + Duration::from_secs(seconds) * share / 100;
     let mut totals = Totals::default();
-    // Each directory has the seed after the one before, so that a failure is repeated first.
+    // Each directory gets the next seed. So the seed of a failure repeats it first.
     let mut seed = rng::seed();
     while Instant::now() < end || totals.cuts < LEAST_CUTS {
-        Lives::new(Plan { seed, ..plan(&mut Rng::new(seed)) }).live(LIVES, end, &mut totals);
+        CrashRuns::new(Plan { seed, ..plan(&mut Rng::new(seed)) }).run(RUNS, end, &mut totals);
         seed = seed.wrapping_add(1);
     }
     println!("{totals}");
@@ -55,8 +56,8 @@ fn any_durability(rng: &mut Rng) -> Durability {
 }
 
 #[test]
-fn nothing_that_was_synced_is_lost() {
-    cut_again_and_again(35, |rng| Plan {
+fn a_power_cut_loses_no_synced_write() {
+    cut_power_repeatedly(35, |rng| Plan {
         seed: 0,
         tight: false,
         durability: any_durability(rng),
@@ -67,8 +68,8 @@ fn nothing_that_was_synced_is_lost() {
 }
 
 #[test]
-fn nothing_old_comes_back_while_entries_are_evicted_and_segments_go() {
-    cut_again_and_again(35, |rng| Plan {
+fn a_power_cut_with_evictions_restores_nothing_old() {
+    cut_power_repeatedly(35, |rng| Plan {
         seed: 0,
         tight: true,
         durability: any_durability(rng),
@@ -79,8 +80,8 @@ fn nothing_old_comes_back_while_entries_are_evicted_and_segments_go() {
 }
 
 #[test]
-fn the_same_with_several_threads() {
-    cut_again_and_again(30, |rng| Plan {
+fn a_power_cut_with_several_threads_loses_no_synced_write() {
+    cut_power_repeatedly(30, |rng| Plan {
         seed: 0,
         tight: rng.below(2) == 0,
         durability: any_durability(rng),

@@ -1,5 +1,6 @@
-//! The work that is cut off: random operations through the public API, by one thread or several, and a camera that
-//! catches what memory and disk have at random moments, between operations and at the named points of the source.
+//! The work during which the power is cut: random operations through the public API, by one thread
+//! or several. A recorder captures the content of memory and disk at random moments: between
+//! operations, and at the named points of the source.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,24 +12,24 @@ use std::time::{Duration, Instant};
 use keepwarm::{Builder, Cache, Clock, Durability, ManualClock, Swap, Timeout, Timestamp};
 use serde_bytes::ByteBuf;
 
-use crate::disk::{Disk, Moment};
+use crate::disk::{Disk, Image};
 use crate::history::{Content, End, Held, Histories, NOTHING, Tally};
 use crate::home::home;
 use crate::points;
 use crate::rng::Rng;
 
-/// How a directory is worked with.
+/// How a directory is used.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan {
-    /// What repeats it.
+    /// The seed, which repeats all of it.
     pub(crate) seed: u64,
-    /// Whether the bounds are so tight that entries are evicted and segments go.
+    /// Whether the limits are so low that entries are evicted and segments are removed.
     pub(crate) tight: bool,
     pub(crate) durability: Durability,
     pub(crate) threads: u64,
-    /// Of each thread in each life.
+    /// Operations of each thread in each run.
     pub(crate) operations: u64,
-    /// Most bytes of a value, in most cases.
+    /// The largest size of most values, in bytes.
     pub(crate) most_bytes: u64,
 }
 
@@ -48,21 +49,21 @@ impl Plan {
     }
 }
 
-/// The name of the cache directory, in a directory that is on the disk from the beginning.
+/// The name of the cache directory. Its parent is on the disk from the beginning.
 const DIRECTORY: &str = "cache";
-/// What the log of a directory in which nothing may be evicted has room for.
+/// The size of the log from which a directory without evictions is not used any more.
 const LOG_BYTES: u64 = 2 << 20;
 
-/// What memory and disk had at one moment, and what may be found after it.
-pub(crate) struct Shot {
-    moment: Moment,
-    /// What is surely there, and what may be.
+/// The content of memory and disk at one moment, and what may be found after it.
+pub(crate) struct Capture {
+    image: Image,
+    /// The histories before and after the capture: what is surely there, and what may be there.
     before: Histories,
     after: Histories,
 }
 
-impl Shot {
-    /// What may be found if it all ends so at this moment.
+impl Capture {
+    /// What may be found if the run ends like this at this moment.
     fn histories(&self, end: End) -> Histories {
         match end {
             End::PowerCut => self.after.clone().with_floors_of(&self.before),
@@ -71,7 +72,7 @@ impl Shot {
     }
 }
 
-/// What was tried.
+/// The totals of a test.
 #[derive(Debug, Default)]
 pub(crate) struct Totals {
     pub(crate) cuts: u64,
@@ -98,48 +99,50 @@ impl fmt::Display for Totals {
         let Self { cuts, kills, operations, evictions, tally: Tally { keys, older, torn } } = self;
         write!(
             f,
-            "{cuts} power cuts and {kills} kills in {operations} operations ({evictions} evictions): {keys} keys \
-             looked at, {older} as they were before, {torn} gone while they were being changed, 0 wrong"
+            "{cuts} power cuts and {kills} kills in {operations} operations \
+             ({evictions} evictions): {keys} keys checked, {older} had an older value, {torn} were lost while they changed, \
+             0 wrong"
         )
     }
 }
 
-/// The camera that the named points of the source are looked at by, while it is there.
-static AT_POINTS: Mutex<Option<Arc<Film>>> = Mutex::new(None);
-/// The number of the point at which the next shot is taken; the number of points for any.
+/// The recorder that captures at the named points of the source, if there is one.
+static AT_POINTS: Mutex<Option<Arc<Recorder>>> = Mutex::new(None);
+/// The number of the point of the next capture; the number of points stands for any point.
 static TARGET: AtomicU64 = AtomicU64::new(0);
-/// How many times it is passed by until then.
+/// How many times the target is reached until the capture.
 static COUNTDOWN: AtomicU64 = AtomicU64::new(0);
 
-/// Where the shots of one life go.
-struct Film {
+/// Records the captures of one run.
+struct Recorder {
     disk: Arc<Disk>,
     histories: Mutex<Histories>,
-    shots: Mutex<Vec<Shot>>,
+    captures: Mutex<Vec<Capture>>,
     rng: Mutex<Rng>,
-    /// How many named points there are.
+    /// The number of named points.
     points: u64,
 }
 
-impl Film {
-    const SHOTS: usize = 4;
+impl Recorder {
+    const CAPTURES: usize = 4;
 
     fn histories(&self) -> std::sync::MutexGuard<'_, Histories> {
         self.histories.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn shoot(&self) {
-        let (moment, before, after) = self.disk.moment(|| self.histories().clone());
-        let shot = Shot { moment, before, after };
-        let mut shots = self.shots.lock().unwrap_or_else(PoisonError::into_inner);
-        shots.push(shot);
-        if shots.len() < Self::SHOTS {
-            self.wind();
+    fn capture(&self) {
+        let (image, before, after) = self.disk.image(|| self.histories().clone());
+        let capture = Capture { image, before, after };
+        let mut captures = self.captures.lock().unwrap_or_else(PoisonError::into_inner);
+        captures.push(capture);
+        if captures.len() < Self::CAPTURES {
+            self.choose_next_point();
         }
     }
 
-    /// Half of the shots are taken at some point or other, half at one that was chosen: most points are seldom come by.
-    fn wind(&self) {
+    /// Chooses where to capture next. Half of the captures are at any point, half at a chosen one,
+    /// as most points are rarely reached.
+    fn choose_next_point(&self) {
         let mut rng = self.rng.lock().unwrap_or_else(PoisonError::into_inner);
         let chosen = rng.below(2 * self.points).min(self.points);
         let magnitude = if chosen == self.points { 4 + rng.below(8) } else { rng.below(4) };
@@ -147,8 +150,8 @@ impl Film {
         COUNTDOWN.store(1 + rng.below(1 << magnitude), Ordering::SeqCst);
     }
 
-    /// Notes that all that is acknowledged is on the disk, if it is.
-    fn note_synced(&self) {
+    /// If all acknowledged operations are on the disk, records that.
+    fn record_if_synced(&self) {
         let acknowledged = self.histories().acknowledged();
         if self.disk.has_all_below(&Path::new(DIRECTORY).join("segments")) {
             self.histories().is_synced(&acknowledged);
@@ -162,22 +165,22 @@ fn pass_point(point: u64, points: u64) {
         return;
     }
     if COUNTDOWN.fetch_sub(1, Ordering::SeqCst) == 1 {
-        let film = AT_POINTS.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(film) = film {
-            film.shoot();
+        let recorder = AT_POINTS.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(recorder) = recorder {
+            recorder.capture();
         }
     }
 }
 
-/// Lives of one directory.
-pub(crate) struct Lives {
+/// The runs on one directory: each starts with the content that the end of the previous one left.
+pub(crate) struct CrashRuns {
     plan: Plan,
     points: u64,
     rng: Rng,
     clock: ManualClock,
 }
 
-impl Lives {
+impl CrashRuns {
     pub(crate) fn new(plan: Plan) -> Self {
         static POINTS: OnceLock<u64> = OnceLock::new();
         let points = *POINTS.get_or_init(|| {
@@ -195,7 +198,7 @@ impl Lives {
         panic!("{what}\n  in {}\n  {:?}", root.display(), self.plan)
     }
 
-    /// Opens what is in `root`, and compares.
+    /// Opens the directory in `root`, and compares its content with the histories.
     fn open(
         &self,
         root: &Path,
@@ -206,7 +209,7 @@ impl Lives {
         let cache =
             self.plan.open(root, &self.clock).unwrap_or_else(|e| self.fail(root, &e.to_string()));
         let found = contents(&cache, &histories.keys()).unwrap_or_else(|e| self.fail(root, &e));
-        match histories.judge(&found, end, self.clock.now()) {
+        match histories.check(&found, end, self.clock.now()) {
             Ok(tally) => totals.add(end, tally),
             Err(what) => self.fail(root, &format!("after {end:?}: {what}")),
         }
@@ -217,72 +220,78 @@ impl Lives {
         (cache, found)
     }
 
-    /// One life after the other, each beginning with what the end of the last one left, until the time is over.
-    pub(crate) fn live(&mut self, lives: usize, until: Instant, totals: &mut Totals) {
-        let mut last: Option<(Shot, End)> = None;
-        for _ in 0..lives {
-            let mut shots = self.life(last.take(), totals);
-            for shot in &shots {
+    /// One run after the other, until the time is over.
+    pub(crate) fn run(&mut self, runs: usize, until: Instant, totals: &mut Totals) {
+        let mut last: Option<(Capture, End)> = None;
+        for _ in 0..runs {
+            let mut captures = self.one_run(last.take(), totals);
+            for capture in &captures {
                 for _ in 0..3 {
                     let home = home();
-                    shot.moment.cut(home.path(), &mut self.rng);
-                    self.open(home.path(), &shot.histories(End::PowerCut), End::PowerCut, totals);
+                    capture.image.cut(home.path(), &mut self.rng);
+                    self.open(
+                        home.path(),
+                        &capture.histories(End::PowerCut),
+                        End::PowerCut,
+                        totals,
+                    );
                 }
             }
-            let shot = shots.swap_remove(self.rng.below(shots.len() as u64) as usize);
+            let capture = captures.swap_remove(self.rng.below(captures.len() as u64) as usize);
             if Instant::now() > until {
                 return;
             }
             if !self.plan.tight
-                && shot.moment.bytes_below(&Path::new(DIRECTORY).join("segments")) > LOG_BYTES
+                && capture.image.bytes_below(&Path::new(DIRECTORY).join("segments")) > LOG_BYTES
             {
                 return;
             }
             let end = if self.rng.below(4) == 0 { End::Kill } else { End::PowerCut };
-            last = Some((shot, end));
+            last = Some((capture, end));
         }
     }
 
-    /// One life: opening, work, and perhaps closing. Returns the moments that were caught.
-    fn life(&mut self, last: Option<(Shot, End)>, totals: &mut Totals) -> Vec<Shot> {
+    /// One run: open, work, and in some runs close. Returns the captures.
+    fn one_run(&mut self, last: Option<(Capture, End)>, totals: &mut Totals) -> Vec<Capture> {
         let home = home();
         let root = home.path().canonicalize().unwrap();
         let disk = match &last {
-            Some((shot, End::Kill)) => {
-                shot.moment.kill(&root);
-                Disk::after_kill(&root, &shot.moment)
+            Some((capture, End::Kill)) => {
+                capture.image.kill(&root);
+                Disk::after_kill(&root, &capture.image)
             }
-            Some((shot, End::PowerCut)) => {
-                shot.moment.cut(&root, &mut self.rng);
+            Some((capture, End::PowerCut)) => {
+                capture.image.cut(&root, &mut self.rng);
                 Disk::new(&root)
             }
             None => Disk::new(&root),
         };
         let nothing = Histories::new(self.plan.tight);
         let (synced, possible, end) = match last {
-            Some((shot, end)) => (shot.histories(End::PowerCut), shot.histories(end), end),
+            Some((capture, end)) => (capture.histories(End::PowerCut), capture.histories(end), end),
             None => (nothing.clone(), nothing, End::PowerCut),
         };
         disk.watch(if self.plan.threads > 1 { 4 } else { 0 });
-        let film = Arc::new(Film {
+        let recorder = Arc::new(Recorder {
             disk,
             histories: Mutex::new(synced.unsettled(&possible)),
-            shots: Mutex::default(),
+            captures: Mutex::default(),
             rng: Mutex::new(Rng::new(self.rng.next())),
             points: self.points,
         });
-        *AT_POINTS.lock().unwrap_or_else(PoisonError::into_inner) = Some(film.clone());
-        film.wind();
+        *AT_POINTS.lock().unwrap_or_else(PoisonError::into_inner) = Some(recorder.clone());
+        recorder.choose_next_point();
         let (cache, found) = self.open(&root, &possible, end, totals);
-        film.histories().settle(&found, end, self.clock.now());
+        recorder.histories().settle(&found, end, self.clock.now());
         let clearing = RwLock::new(());
         let seed = self.rng.next();
         std::thread::scope(|scope| {
             for thread in 0..self.plan.threads {
-                let (cache, film, clearing, clock) = (cache.clone(), &film, &clearing, &self.clock);
+                let (cache, recorder, clearing, clock) =
+                    (cache.clone(), &recorder, &clearing, &self.clock);
                 let (plan, rng) = (self.plan, Rng::new(seed ^ thread << 56));
                 scope.spawn(move || {
-                    Worker { thread, plan, cache, film, clock, clearing, rng }.work()
+                    Worker { thread, plan, cache, recorder, clock, clearing, rng }.work()
                 });
             }
         });
@@ -292,24 +301,24 @@ impl Lives {
             self.fail(&root, "the test stores more than its own bounds allow");
         }
         match self.rng.below(3) {
-            0 => film.shoot(),
+            0 => recorder.capture(),
             1 => {
                 drop(cache);
-                film.shoot();
+                recorder.capture();
             }
             _ => {
                 cache.close().unwrap();
-                film.note_synced();
-                film.shoot();
+                recorder.record_if_synced();
+                recorder.capture();
             }
         }
         COUNTDOWN.store(0, Ordering::SeqCst);
         *AT_POINTS.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        std::mem::take(&mut *film.shots.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *recorder.captures.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// What is stored under `key` for `nonce`.
+/// The value for `key` and `nonce`.
 fn value(key: &str, nonce: u64, most_bytes: u64) -> Vec<u8> {
     let mut rng = Rng::new(nonce);
     let len = match rng.below(40) {
@@ -324,7 +333,8 @@ fn value(key: &str, nonce: u64, most_bytes: u64) -> Vec<u8> {
     bytes
 }
 
-/// Everything in the cache, listed or asked for by name; values must be whole.
+/// The content of the cache, from its listing and from `keys`; all values must be complete and
+/// unchanged.
 fn contents(cache: &Cache, keys: &[String]) -> Result<BTreeMap<String, Held>, String> {
     let mut contents = BTreeMap::new();
     let listed: Vec<String> = cache.keys().map(Result::unwrap).collect();
@@ -340,7 +350,7 @@ fn contents(cache: &Cache, keys: &[String]) -> Result<BTreeMap<String, Held>, St
                 |at: usize| entry.value.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
             let (nonce, most) = (word(0).unwrap_or_default(), word(8).unwrap_or_default());
             if entry.value != value(key, nonce, most.clamp(1, 1 << 20)) {
-                return Err(format!("{key:?} holds what was never stored there"));
+                return Err(format!("{key:?} holds bytes that were never stored under it"));
             }
             Some((Content::Value(nonce), entry.expires_at))
         };
@@ -349,12 +359,12 @@ fn contents(cache: &Cache, keys: &[String]) -> Result<BTreeMap<String, Held>, St
     Ok(contents)
 }
 
-/// One thread at work. It alone changes its keys, except that one of them clears.
+/// One working thread. It alone changes its keys, except that thread 0 clears the keys of all.
 struct Worker<'a> {
     thread: u64,
     plan: Plan,
     cache: Cache,
-    film: &'a Film,
+    recorder: &'a Recorder,
     clock: &'a ManualClock,
     clearing: &'a RwLock<()>,
     rng: Rng,
@@ -372,9 +382,9 @@ impl Worker<'_> {
                 self.operate();
             }
             match self.rng.below(64) {
-                0 => self.film.shoot(),
-                1..4 => self.film.disk.write_back(&mut self.rng),
-                4..10 => self.film.note_synced(),
+                0 => self.recorder.capture(),
+                1..4 => self.recorder.disk.write_back(&mut self.rng),
+                4..10 => self.recorder.record_if_synced(),
                 _ => {}
             }
         }
@@ -395,28 +405,29 @@ impl Worker<'_> {
         }
     }
 
-    /// What the key holds, as far as this thread knows.
+    /// The last acknowledged content of the key.
     fn last(&self, key: &str) -> Held {
-        self.film.histories().last(key, self.clock.now())
+        self.recorder.histories().last(key, self.clock.now())
     }
 
-    /// Does `change`, which may give `key` any of `possible`, and says what it gave.
+    /// Calls `change`, which may give `key` any of the contents in `possible`, and records its
+    /// result.
     fn change(
         &self,
         key: &str,
         possible: &[Held],
         change: impl FnOnce() -> keepwarm::Result<Option<Held>>,
     ) {
-        self.film.histories().begin(key, possible);
+        self.recorder.histories().begin(key, possible);
         let done = change().unwrap_or_else(|e| panic!("{e}, {:?}", self.plan));
-        let mut histories = self.film.histories();
+        let mut histories = self.recorder.histories();
         histories.end(key, done);
         if self.plan.durability == Durability::Sync && done.is_some() {
             histories.key_is_synced(key);
         }
     }
 
-    /// Whether the result fits what this thread knows; where entries are evicted it cannot know.
+    /// Asserts the result that this thread expects; with evictions, no result can be predicted.
     fn expect(&self, what: &str, key: &str, result: bool, expected: bool) {
         assert!(
             self.plan.tight || result == expected,
@@ -465,24 +476,24 @@ impl Worker<'_> {
             }),
             150..185 => self.count(&counter),
             185..190 => {
-                let acknowledged = self.film.histories().acknowledged();
+                let acknowledged = self.recorder.histories().acknowledged();
                 cache.flush().unwrap();
-                self.film.histories().is_synced(&acknowledged);
+                self.recorder.histories().is_synced(&acknowledged);
             }
-            // The second time nothing has changed, and what the first has emptied goes.
+            // The second call removes the segments that the first one emptied.
             190..194 => (0..2).for_each(|_| cache.maintain().unwrap()),
             194..197 => {
-                let acknowledged = self.film.histories().acknowledged();
+                let acknowledged = self.recorder.histories().acknowledged();
                 cache.close().unwrap();
-                self.film.histories().is_synced(&acknowledged);
+                self.recorder.histories().is_synced(&acknowledged);
             }
             _ => {
-                // What is there now was the last that this thread stored.
+                // An entry found here must be the last that this thread stored.
                 let found = cache.get_entry::<ByteBuf>(&key).unwrap();
-                assert!(found.is_none() || is_there, "{key:?} is there, {:?}", self.plan);
+                assert!(found.is_none() || is_there, "{key:?} is present, {:?}", self.plan);
                 assert!(
                     found.is_some() || !is_there || self.plan.tight,
-                    "{key:?} is gone, {:?}",
+                    "{key:?} is absent, {:?}",
                     self.plan
                 );
             }
@@ -495,7 +506,7 @@ impl Worker<'_> {
             Content::Count(n) => n,
             _ => 0,
         };
-        // One that was evicted begins anew.
+        // An evicted counter starts again from zero.
         let sums: Vec<Held> =
             [last, 0].map(|n| (Content::Count(n + delta), None)).into_iter().collect();
         let possible = if self.plan.tight { &sums[..] } else { &sums[..1] };
@@ -511,12 +522,13 @@ impl Worker<'_> {
         });
     }
 
-    /// Alone, as it changes everybody's keys.
+    /// Clears the cache. The caller holds the lock exclusively, as this changes the keys of all
+    /// threads.
     fn clear(&self) {
-        let keys = self.film.histories().keys();
-        keys.iter().for_each(|key| self.film.histories().begin(key, &[NOTHING]));
+        let keys = self.recorder.histories().keys();
+        keys.iter().for_each(|key| self.recorder.histories().begin(key, &[NOTHING]));
         self.cache.clear().unwrap();
-        let mut histories = self.film.histories();
+        let mut histories = self.recorder.histories();
         for key in &keys {
             histories.end(key, Some(NOTHING));
             if self.plan.durability == Durability::Sync {
