@@ -1,23 +1,23 @@
-//! What a recovery finds after everybody was killed, or after the power went: in any state, with any part of what was
-//! not synced.
+//! Recovery in the model: after a kill of all processes, or after a power cut that leaves any part
+//! of what was not synced. It is checked in every state.
 
-use crate::history::{Finally, Operation, Told, What, is_explained};
+use crate::history::{Answer, Finally, OpKind, Operation, is_explained};
 use crate::model::{Kind, Protocol, Record, Segment, Snapshot, State, Without};
 
-/// What there is of a record.
+/// Which part of a record is on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum There {
+enum Presence {
     Nothing,
-    /// Its header, without its value.
+    /// The header without the value.
     Header,
     All,
 }
 
-/// What a recovery makes of a key.
+/// The content of a key after a recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Found {
     Value(Option<u8>),
-    /// What is left of a record without its value, handed out as one.
+    /// The bytes of a record without its value, returned as a value.
     Garbage,
 }
 
@@ -26,16 +26,16 @@ fn recover(
     state: &State,
     key: u8,
     snapshot: &Snapshot,
-    there: &[There],
-    gone_are_back: bool,
+    there: &[Presence],
+    removed_are_back: bool,
 ) -> Found {
     let is_there = |number: usize, record: &Record| {
-        // What has lost its value counts as never written.
-        let is_whole = there[number] == There::All || protocol.lacks(Without::CheckOfValue);
+        // A record that has lost its value counts as never written.
+        let is_whole = there[number] == Presence::All || protocol.lacks(Without::CheckOfValue);
         record.stamped
-            && there[number] != There::Nothing
+            && there[number] != Presence::Nothing
             && is_whole
-            && (gone_are_back || state.segments[usize::from(record.segment)] != Segment::Gone)
+            && (removed_are_back || state.segments[usize::from(record.segment)] != Segment::Removed)
     };
     let is_behind = |number: usize, record: &Record| {
         let (segment, from) = snapshot.position;
@@ -60,15 +60,16 @@ fn recover(
     let Some(newest) = newest else { return Found::Value(None) };
     match state.records[newest].kind {
         Kind::Value(_) if state.records[newest].generation < generation => Found::Value(None),
-        Kind::Value(_) if there[newest] == There::Header => Found::Garbage,
+        Kind::Value(_) if there[newest] == Presence::Header => Found::Garbage,
         Kind::Value(value) => Found::Value(Some(value)),
         Kind::Tombstone | Kind::Clear => Found::Value(None),
     }
 }
 
-/// Whether everything that was acknowledged is there after a kill, and nothing else than what was begun.
+/// Whether a kill in this state keeps all acknowledged operations, and shows no value that no
+/// operation stored.
 pub(crate) fn kill_is_harmless(protocol: &Protocol, state: &State) -> bool {
-    let there = vec![There::All; state.records.len()];
+    let there = vec![Presence::All; state.records.len()];
     let snapshot = state.header.as_ref().unwrap_or(&state.snapshot);
     (0..protocol.keys()).all(|key| {
         let operations: Vec<_> =
@@ -82,7 +83,8 @@ pub(crate) fn kill_is_harmless(protocol: &Protocol, state: &State) -> bool {
     })
 }
 
-/// Whether what may be there after a power cut is never older than what was synced, and never garbage.
+/// Whether a power cut in this state leaves no value that is older than a synced one, and no
+/// garbage.
 pub(crate) fn power_cut_is_harmless(protocol: &Protocol, state: &State) -> bool {
     let snapshots = [Some(state.snapshot), state.header];
     let without_words = |snapshot: Snapshot| {
@@ -98,36 +100,38 @@ pub(crate) fn power_cut_is_harmless(protocol: &Protocol, state: &State) -> bool 
     let doubtful: Vec<usize> = (0..state.records.len())
         .filter(|n| state.records[*n].stamped && !state.records[*n].synced)
         .collect();
-    let any_gone = state.segments.contains(&Segment::Gone);
-    let mut there = vec![There::All; state.records.len()];
+    let any_removed = state.segments.contains(&Segment::Removed);
+    let mut there = vec![Presence::All; state.records.len()];
     (0..protocol.keys()).all(|key| {
         let operations = durable(protocol, state, key);
         let initial = state.initial(key);
         (0..3usize.pow(doubtful.len() as u32)).all(|mut choice| {
             for number in &doubtful {
-                there[*number] = [There::Nothing, There::Header, There::All][choice % 3];
+                there[*number] = [Presence::Nothing, Presence::Header, Presence::All][choice % 3];
                 choice /= 3;
             }
             snapshots.iter().all(|snapshot| {
-                [false, true].into_iter().take(1 + usize::from(any_gone)).all(|back| match recover(
-                    protocol, state, key, snapshot, &there, back,
-                ) {
-                    Found::Value(value) => {
-                        is_explained(&operations, initial, Finally::Recovered(value))
+                [false, true].into_iter().take(1 + usize::from(any_removed)).all(|back| {
+                    match recover(protocol, state, key, snapshot, &there, back) {
+                        Found::Value(value) => {
+                            is_explained(&operations, initial, Finally::Recovered(value))
+                        }
+                        Found::Garbage => false,
                     }
-                    Found::Garbage => false,
                 })
             })
         })
     })
 }
 
-/// The calls that changed `key`, or may have; those that are on the disk must have.
+/// The calls that changed `key`, or may have changed it. Those whose records are synced are
+/// required.
 fn durable(protocol: &Protocol, state: &State, key: u8) -> Vec<Operation> {
     let operations = state.operations(protocol, key).into_iter();
     let changes = operations.filter(|(operation, _)| {
-        let told = operation.returned.map(|(_, told)| told);
-        operation.what != What::Get && !matches!(told, Some(Told::Did(false) | Told::Value(None)))
+        let answer = operation.returned.map(|(_, answer)| answer);
+        operation.what != OpKind::Get
+            && !matches!(answer, Some(Answer::Did(false) | Answer::Value(None)))
     });
     changes
         .map(|(operation, by)| {

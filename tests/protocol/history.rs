@@ -1,11 +1,12 @@
-//! Whether what the callers of one key saw can be explained by doing their operations one after the other.
+//! Linearizability of one key: whether the answers to its callers fit a sequential order of their
+//! operations.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-/// What a caller does.
+/// The operation of a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum What {
+pub(crate) enum OpKind {
     Set(u8),
     Add(u8),
     Incr,
@@ -15,44 +16,44 @@ pub(crate) enum What {
     Evict,
 }
 
-/// What a caller is told.
+/// The answer to a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Told {
+pub(crate) enum Answer {
     Done,
-    /// Whether it did anything.
+    /// Whether it changed anything.
     Did(bool),
     Value(Option<u8>),
 }
 
-/// An operation on the key: when it began and returned, in the order of all such moments.
+/// An operation on the key. The times are positions in the order of all begins and returns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Operation {
-    pub(crate) what: What,
+    pub(crate) what: OpKind,
     pub(crate) began: u8,
-    /// With what it was told; `None` if it has not returned.
-    pub(crate) returned: Option<(u8, Told)>,
+    /// The time and the answer; `None` if it has not returned.
+    pub(crate) returned: Option<(u8, Answer)>,
     /// Whether it must have taken effect.
     pub(crate) required: bool,
 }
 
-/// What may be found in the end.
+/// What may be found at the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Finally {
     Anything,
-    /// The key holds this.
+    /// The key holds this value.
     Holds(Option<u8>),
-    /// A recovery found this: evictions are not logged, so what was evicted may be back.
+    /// A recovery found this value. Evictions are not logged, so an evicted value may be back.
     Recovered(Option<u8>),
 }
 
-/// What the key holds, and what was evicted and not superseded since.
+/// The value of the key, and the value that was evicted and not superseded since.
 type Holds = (Option<u8>, Option<u8>);
 
-/// The value that each key has in the beginning.
+/// The initial value of each key.
 pub(crate) const INITIAL: u8 = 5;
 
-/// Whether there is an order of the operations, those that are not required with or without, that fits what everybody
-/// was told and when, and what is found in the end.
+/// Whether the operations have an order that fits their answers, their times and what is found at
+/// the end. Operations that are not required may be part of the order or not.
 pub(crate) fn is_explained(
     operations: &[Operation],
     initial: Option<u8>,
@@ -79,17 +80,19 @@ fn explain(operations: &[Operation], done: u32, holds: Holds, finally: Finally) 
     if fits && left().all(|(_, operation)| !operation.required) {
         return true;
     }
-    // Nothing comes before what had returned when it began. What is left out did not happen at all.
+    // An operation cannot come before one that returned before it began. An operation that is left
+    // out did not happen.
     let first = left().filter(|(_, o)| o.required).filter_map(|(_, o)| Some(o.returned?.0)).min();
     left().any(|(i, operation)| {
-        let (told, after) = perform(operation.what, holds);
+        let (answer, after) = perform(operation.what, holds);
         first.is_none_or(|first| operation.began <= first)
-            && operation.returned.is_none_or(|(_, was_told)| was_told == told)
+            && operation.returned.is_none_or(|(_, actual)| actual == answer)
             && explain(operations, skip_earlier(operations, done, i), after, finally)
     })
 }
 
-/// `done` and `now`, and what was left out: optional operations that had returned when `now` began.
+/// `done` with `now`, and with the optional operations that are left out: those that had returned
+/// when `now` began.
 fn skip_earlier(operations: &[Operation], done: u32, now: usize) -> u32 {
     let began = operations[now].began;
     operations.iter().enumerate().fold(done | 1 << now, |done, (i, o)| {
@@ -97,19 +100,19 @@ fn skip_earlier(operations: &[Operation], done: u32, now: usize) -> u32 {
     })
 }
 
-fn perform(what: What, holds: Holds) -> (Told, Holds) {
+fn perform(what: OpKind, holds: Holds) -> (Answer, Holds) {
     let (value, evicted) = holds;
     match what {
-        What::Set(new) => (Told::Done, (Some(new), None)),
-        What::Add(new) if value.is_none() => (Told::Did(true), (Some(new), None)),
-        What::Add(_) => (Told::Did(false), holds),
-        What::Incr => match value {
-            Some(n) => (Told::Value(Some(n + 1)), (Some(n + 1), None)),
-            None => (Told::Value(None), holds),
+        OpKind::Set(new) => (Answer::Done, (Some(new), None)),
+        OpKind::Add(new) if value.is_none() => (Answer::Did(true), (Some(new), None)),
+        OpKind::Add(_) => (Answer::Did(false), holds),
+        OpKind::Incr => match value {
+            Some(n) => (Answer::Value(Some(n + 1)), (Some(n + 1), None)),
+            None => (Answer::Value(None), holds),
         },
-        What::Delete => (Told::Did(value.is_some()), (None, None)),
-        What::Clear => (Told::Done, (None, None)),
-        What::Get => (Told::Value(value), holds),
-        What::Evict => (Told::Done, (None, value.or(evicted))),
+        OpKind::Delete => (Answer::Did(value.is_some()), (None, None)),
+        OpKind::Clear => (Answer::Done, (None, None)),
+        OpKind::Get => (Answer::Value(value), holds),
+        OpKind::Evict => (Answer::Done, (None, value.or(evicted))),
     }
 }

@@ -1,9 +1,15 @@
-//! The protocol of `docs/design.md`, explored: every order in which a few threads can do its steps, with a kill and a
-//! power cut tried in every state, and with any one process dying anywhere. What callers are told must fit one order
-//! of their calls; after a kill everything acknowledged is there, after a power cut nothing older than what was
-//! synced; the bound is never exceeded. And each step is needed: without it, one of these fails.
+//! A model of the protocol in `docs/design`, explored exhaustively: every order of the steps of a
+//! few threads, with a kill and a power cut in every state, and with the death of any one process
+//! at any step. Four properties must hold:
 //!
-//! This is about the order of steps, not about the code; `tests/power_cut`, `tests/kill_points.rs` and
+//! - the answers to the callers fit one order of their calls;
+//! - a kill loses nothing that was acknowledged;
+//! - a power cut leaves nothing older than what was synced;
+//! - the bound on entries is never exceeded.
+//!
+//! Each step is necessary: without it, one of these properties fails.
+//!
+//! The model checks the order of steps, not the code. `tests/power_cut`, `tests/kill_points.rs` and
 //! `tests/threads.rs` run the code.
 #![cfg(test)]
 
@@ -14,15 +20,16 @@ mod steps;
 
 use stateright::{Checker, HasDiscoveries, Model};
 
-use history::What::{self, Add, Clear, Delete, Evict, Get, Incr, Set};
+use history::OpKind::{self, Add, Clear, Delete, Evict, Get, Incr, Set};
 use model::Task::{self, Call, Checkpoint, Compact};
 use model::Without::{self, *};
 use model::{Action, Protocol};
 
-/// All that changes a key, and looking at it.
-const CALLS: [What; 7] = [Set(9), Add(8), Incr, Delete, Clear, Evict, Get];
+/// All operations that change a key, and a read.
+const CALLS: [OpKind; 7] = [Set(9), Add(8), Incr, Delete, Clear, Evict, Get];
 
-/// Explores, and returns the number of states and the shortest way to a state in which something does not hold.
+/// Explores a protocol. Returns the number of states, and the shortest path to a state in which a
+/// property does not hold.
 fn explore(protocol: &Protocol) -> (usize, Option<(&'static str, Vec<Action>)>) {
     let checker =
         protocol.clone().checker().threads(2).finish_when(HasDiscoveries::Any).spawn_bfs().join();
@@ -30,7 +37,7 @@ fn explore(protocol: &Protocol) -> (usize, Option<(&'static str, Vec<Action>)>) 
     (checker.unique_state_count(), found.min_by_key(|(_, path)| path.len()))
 }
 
-/// Threads with their tasks, nothing left out.
+/// A protocol with these tasks of each thread, and with all steps.
 fn protocol(tasks: &[&[Task]]) -> Protocol {
     let tasks = tasks.iter().map(|tasks| tasks.to_vec()).collect();
     Protocol {
@@ -44,7 +51,7 @@ fn protocol(tasks: &[&[Task]]) -> Protocol {
     }
 }
 
-/// Explores all, and says what that was.
+/// Explores all scenarios, asserts that the properties hold, and prints a summary.
 fn holds(what: &str, scenarios: impl Iterator<Item = Protocol>) {
     let started = std::time::Instant::now();
     let (mut count, mut all_states) = (0, 0);
@@ -60,21 +67,21 @@ fn holds(what: &str, scenarios: impl Iterator<Item = Protocol>) {
     );
 }
 
-/// All pairs of calls, one order of the two.
+/// All unordered pairs of calls.
 fn pairs() -> impl Iterator<Item = (Task, Task)> {
-    let first = |i: usize, a: What| CALLS[i..].iter().map(move |b| (Call(a, 0), Call(*b, 0)));
+    let first = |i: usize, a: OpKind| CALLS[i..].iter().map(move |b| (Call(a, 0), Call(*b, 0)));
     CALLS.into_iter().enumerate().flat_map(move |(i, a)| first(i, a))
 }
 
-fn fresh(protocol: Protocol) -> Protocol {
+fn without_snapshot(protocol: Protocol) -> Protocol {
     Protocol { snapshot: false, ..protocol }
 }
 
-fn mortal(protocol: Protocol) -> Protocol {
+fn with_death(protocol: Protocol) -> Protocol {
     Protocol { deaths: true, ..protocol }
 }
 
-fn crowded(protocol: Protocol) -> Protocol {
+fn with_bound_one(protocol: Protocol) -> Protocol {
     Protocol { bound: 1, ..protocol }
 }
 
@@ -83,30 +90,30 @@ fn calls() -> impl Iterator<Item = Task> {
 }
 
 #[test]
-fn calls_beside_calls() {
+fn concurrent_calls_keep_the_properties() {
     let twice = |(a, b)| protocol(&[&[a, a], &[b]]);
     holds("two calls beside one", calls().flat_map(|a| calls().map(move |b| (a, b))).map(twice));
-    let seen = |(a, b)| mortal(protocol(&[&[a], &[b, Call(Get, 0)]]));
+    let seen = |(a, b)| with_death(protocol(&[&[a], &[b, Call(Get, 0)]]));
     holds("one of two dies", pairs().map(seen));
-    let two_keys = |a| crowded(protocol(&[&[a, Call(Add(8), 0)], &[Call(Set(9), 1)]]));
+    let two_keys = |a| with_bound_one(protocol(&[&[a, Call(Add(8), 0)], &[Call(Set(9), 1)]]));
     holds("at the bound", calls().map(two_keys));
 }
 
 #[test]
-fn calls_beside_a_checkpoint() {
+fn calls_beside_a_checkpoint_keep_the_properties() {
     let beside = |(a, b)| protocol(&[&[a], &[b], &[Checkpoint]]);
     holds("two calls beside a checkpoint", pairs().map(beside));
-    holds("two calls beside the first checkpoint", pairs().map(beside).map(fresh));
+    holds("two calls beside the first checkpoint", pairs().map(beside).map(without_snapshot));
     let buffered = |a| Protocol { sync: false, ..protocol(&[&[a], &[Compact], &[Checkpoint]]) };
     holds("a call beside a compaction and a checkpoint, without syncs", calls().map(buffered));
-    let rounds = |a| fresh(protocol(&[&[a], &[Checkpoint, Compact, Checkpoint]]));
+    let rounds = |a| without_snapshot(protocol(&[&[a], &[Checkpoint, Compact, Checkpoint]]));
     holds("a call beside one checkpoint after the other", calls().map(rounds));
-    let one_dies = |a| mortal(protocol(&[&[a, Call(Get, 0)], &[Compact, Checkpoint]]));
+    let one_dies = |a| with_death(protocol(&[&[a, Call(Get, 0)], &[Compact, Checkpoint]]));
     holds("a call beside a compaction, one dies", calls().map(one_dies));
 }
 
 #[test]
-fn calls_beside_a_compaction() {
+fn calls_beside_a_compaction_keep_the_properties() {
     holds(
         "two calls beside a compaction",
         pairs().map(|(a, b)| protocol(&[&[a], &[b], &[Compact, Checkpoint]])),
@@ -114,17 +121,17 @@ fn calls_beside_a_compaction() {
 }
 
 #[test]
-fn one_sync_of_the_copies_would_be_enough() {
+fn one_of_the_two_syncs_of_the_copies_is_enough() {
     for without in [SyncOfCopies, SecondSyncOfCopies] {
         let once = |a| Protocol {
             without,
-            ..fresh(protocol(&[&[a], &[Checkpoint, Compact, Checkpoint]]))
+            ..without_snapshot(protocol(&[&[a], &[Checkpoint, Compact, Checkpoint]]))
         };
         holds(&format!("without {without:?}"), calls().map(once));
     }
 }
 
-/// Where each step is missed.
+/// For each step, a scenario in which a property fails without it.
 fn scenarios() -> Vec<(Without, Protocol)> {
     let key = |what| Call(what, 0);
     let other = |what| Call(what, 1);
@@ -135,8 +142,8 @@ fn scenarios() -> Vec<(Without, Protocol)> {
         scenario(StampBeforeWord, &[&[key(Set(9))], &[key(Get)]]),
         scenario(TombstoneBeforeEmptying, &[&[key(Delete)], &[key(Get)]]),
         scenario(SyncOfWrites, &[&[key(Set(9))]]),
-        crowded(scenario(CountUpFirst, &[&[other(Set(9))], &[key(Get)]])),
-        crowded(scenario(CountDownLast, &[&[key(Delete)], &[other(Set(9))]])),
+        with_bound_one(scenario(CountUpFirst, &[&[other(Set(9))], &[key(Get)]])),
+        with_bound_one(scenario(CountDownLast, &[&[key(Delete)], &[other(Set(9))]])),
         scenario(LostMark, &[&[key(Evict), key(Delete)]]),
         scenario(ClearStampedFirst, &[&[key(Clear)], &[key(Get)]]),
         scenario(ReadersRetry, &[&[key(Get)], &[Compact, Checkpoint]]),
@@ -158,16 +165,16 @@ fn scenarios() -> Vec<(Without, Protocol)> {
     all.into_iter().map(|protocol| (protocol.without, protocol)).collect()
 }
 
-/// Who does what, one after the other.
-fn told(path: &[Action]) -> String {
+/// The actions of the threads in their order, as text.
+fn describe(path: &[Action]) -> String {
     let (mut text, mut last) = (String::new(), None);
     for action in path {
         let (thread, step) = match action {
-            Action::Goes(thread, step) => (*thread, format!("{step:?}")),
-            Action::Dies(thread) => (*thread, "dies".to_owned()),
+            Action::Proceed(thread, step) => (*thread, format!("{step:?}")),
+            Action::Die(thread) => (*thread, "dies".to_owned()),
         };
-        let who = if last == Some(thread) { ",".to_owned() } else { format!("; {thread}:") };
-        text += &format!("{who} {step}");
+        let prefix = if last == Some(thread) { ",".to_owned() } else { format!("; {thread}:") };
+        text += &format!("{prefix} {step}");
         last = Some(thread);
     }
     text.trim_start_matches("; ").to_owned()
@@ -182,12 +189,12 @@ fn no_step_can_be_left_out() {
         match explore(&protocol) {
             (states, Some((property, path))) => {
                 println!(
-                    "without {without:?}, {states} states: not so that {property}: {}",
-                    told(&path)
+                    "without {without:?}, {states} states: violates \"{property}\": {}",
+                    describe(&path)
                 );
             }
             (states, None) => missed.push((without, states)),
         }
     }
-    assert!(missed.is_empty(), "nothing is wrong without {missed:?}");
+    assert!(missed.is_empty(), "no property fails without {missed:?}");
 }

@@ -1,19 +1,20 @@
-//! What is shared, who works on it, and in which order the steps are done: as `docs/design.md` has them, or with one of
-//! them left out. A step is one access to what is shared, with what its thread does for itself around it.
+//! The model: the shared state, the threads, and the order of their steps. The order is that of
+//! `docs/design`, or that order with one step left out. A step is one access to the shared state,
+//! together with the private work of its thread around it.
 
 use stateright::{Model, Property};
 
 use crate::crash;
-use crate::history::{Finally, INITIAL, Operation, Told, What, is_explained};
+use crate::history::{Answer, Finally, INITIAL, OpKind, Operation, is_explained};
 
-/// A step that is left out, or done in the wrong place.
+/// A step that is left out, or done at the wrong time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Without {
-    /// All is as it should be.
+    /// All steps are there, in the right order.
     Nothing,
-    /// commit: the key is not looked at again under the lock.
+    /// commit: the key is not looked up again under the lock.
     SecondLook,
-    /// commit: the sequence is taken before the lock is.
+    /// commit: the sequence is taken before the lock.
     SequenceUnderLock,
     /// commit: the word is published before the record is stamped.
     StampBeforeWord,
@@ -21,61 +22,62 @@ pub(crate) enum Without {
     TombstoneBeforeEmptying,
     /// commit: `Sync` returns without a sync.
     SyncOfWrites,
-    /// commit: a new entry is counted after it was published.
+    /// commit: a new entry is counted only after it was published.
     CountUpFirst,
-    /// commit: a deleted entry is not counted any more while it is still there.
+    /// commit: a deleted entry is subtracted from the count before it is removed.
     CountDownLast,
-    /// evict: the chain is not marked, so a delete that finds nothing logs nothing.
+    /// evict: the chain is not marked as lossy, so a delete that finds nothing logs nothing.
     LostMark,
     /// clear: the generation is raised before the record is stamped.
     ClearStampedFirst,
-    /// get: what cannot be read is a miss, even if the word has changed.
+    /// get: an unreadable record is a miss, even if the word has changed.
     ReadersRetry,
-    /// rotate: a segment is sealed while something in it is in flight.
+    /// rotate: a segment is sealed while a record in it is in flight.
     DrainBeforeSealing,
     /// compact: the copy takes a sequence of its own.
     CopyKeepsSequence,
-    /// compact: the copy is published whatever the slot holds by then.
+    /// compact: the copy is published without a comparison with the current word of the slot.
     CompareBeforeRedirecting,
     /// compact: copies are not synced before entries name them.
     SyncOfCopies,
     /// checkpoint: copies are not synced.
     SecondSyncOfCopies,
-    /// Neither syncs them.
+    /// Neither the compaction nor the checkpoint syncs the copies.
     AnySyncOfCopies,
-    /// checkpoint: which segments go is decided in the end.
+    /// checkpoint: the segments to remove are chosen at the end.
     EmptiedBeforeItBegan,
-    /// checkpoint: the log goes on where nothing is reserved yet, whatever is in flight.
+    /// checkpoint: the replay position is the end of the log, although records are in flight.
     PositionOfFirstInFlight,
-    /// checkpoint: the generation is noted before the position.
+    /// checkpoint: the generation is read before the position.
     GenerationAfterPosition,
-    /// checkpoint: a clear that is under way is not waited for.
+    /// checkpoint: it does not wait for a running clear.
     WaitForClear,
-    /// checkpoint: a chain is copied while somebody has it locked.
+    /// checkpoint: a chain is copied while it is locked.
     WaitForLocks,
     /// checkpoint: the segments are not synced.
     SyncOfLog,
     /// checkpoint: the words are not synced before the header is written.
     SyncOfWords,
-    /// checkpoint: emptied segments go before the header is synced.
+    /// checkpoint: emptied segments are removed before the header is synced.
     HeaderBeforeRelease,
-    /// recovery: records from before the snapshot are replayed as well, where they are met.
+    /// recovery: records that are older than the snapshot are replayed as well.
     OnlyNewRecords,
-    /// recovery: the value's check is not looked at.
+    /// recovery: the check of the value is not verified.
     CheckOfValue,
 }
 
-/// What one thread does.
+/// A task of a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Task {
-    /// A call that concerns this key; a clear concerns all.
-    Call(What, u8),
-    /// Seals the active segment, copies what is alive out of the oldest that is sealed, and empties that.
+    /// A call on this key; a clear concerns all keys.
+    Call(OpKind, u8),
+    /// Seals the active segment, copies the live records out of the oldest sealed one, and empties
+    /// it.
     Compact,
     Checkpoint,
 }
 
-/// More than any scenario uses.
+/// The number of keys that a state has; no scenario uses more.
 pub(crate) const KEYS: usize = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -86,13 +88,13 @@ pub(crate) enum Kind {
 }
 
 /// A thread's number, and the number of its task.
-pub(crate) type By = (u8, u8);
+pub(crate) type TaskId = (u8, u8);
 
-/// Set in the number of a task that made room by evicting the other key's entry.
+/// A flag in the number of a task that evicted the entry of the other key to make room.
 const EVICTS: u8 = 0x80;
 
-/// Who stored what there is in the beginning.
-const BEGINNING: By = (u8::MAX, 0);
+/// The task that stored the initial values.
+const INITIAL_WRITE: TaskId = (u8::MAX, 0);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Record {
@@ -101,8 +103,8 @@ pub(crate) struct Record {
     pub(crate) sequence: u8,
     pub(crate) generation: u8,
     pub(crate) segment: u8,
-    /// Who wrote it, or what it is a copy of.
-    pub(crate) by: By,
+    /// The task that wrote it; for a copy, the task that wrote the original.
+    pub(crate) by: TaskId,
     pub(crate) is_copy: bool,
     pub(crate) in_flight: bool,
     pub(crate) stamped: bool,
@@ -114,15 +116,15 @@ pub(crate) enum Segment {
     Open,
     Sealed,
     Emptied,
-    Gone,
+    Removed,
 }
 
-/// What a checkpoint writes.
+/// The snapshot that a checkpoint writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub(crate) struct Snapshot {
     pub(crate) sequence: u8,
     pub(crate) generation: u8,
-    /// Segment and record.
+    /// The replay position: segment and record.
     pub(crate) position: (u8, u8),
     pub(crate) words: [Option<u8>; KEYS],
     pub(crate) words_synced: bool,
@@ -172,12 +174,12 @@ pub(crate) enum Step {
     Release,
 }
 
-/// What one thread knows.
+/// The private state of a thread.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(crate) struct Thread {
-    /// How many of its tasks it has done.
+    /// The number of tasks that it has finished.
     pub(crate) task: u8,
-    /// The steps of its task that are left, the next one last.
+    /// The remaining steps of its task, the next one last.
     pub(crate) steps: Vec<Step>,
     pub(crate) record: Option<u8>,
     /// The word that it saw.
@@ -185,12 +187,12 @@ pub(crate) struct Thread {
     pub(crate) generation: u8,
     pub(crate) puts: Option<u8>,
     pub(crate) removes: bool,
-    pub(crate) told: Option<Told>,
-    /// The segment that it compacts, and what it copied of each key: from where, to where.
+    pub(crate) answer: Option<Answer>,
+    /// The segment that it compacts, and for each key the record copied and its copy.
     pub(crate) source: u8,
     pub(crate) copies: [Option<(u8, u8)>; KEYS],
     pub(crate) snapshot: Snapshot,
-    /// The emptied segments when the checkpoint began, a bit each.
+    /// The segments that were emptied when the checkpoint began, one bit each.
     pub(crate) emptied: u8,
     pub(crate) dead: bool,
 }
@@ -201,45 +203,46 @@ pub(crate) struct State {
     pub(crate) generation: u8,
     /// A generation and the number of its entries.
     pub(crate) count: (u8, u8),
-    /// The bucket of each key: the record that its entry names, who has it locked, and whether it lost an entry.
+    /// The bucket of each key: the record that its entry names, the thread that has it locked, and
+    /// whether an entry was evicted from it.
     pub(crate) words: [Option<u8>; KEYS],
     pub(crate) locks: [Option<u8>; KEYS],
     pub(crate) lost: [bool; KEYS],
     pub(crate) clear_lock: Option<u8>,
-    /// In the order of their places in the log.
+    /// In the order of the log.
     pub(crate) records: Vec<Record>,
     pub(crate) segments: Vec<Segment>,
     pub(crate) active: u8,
-    /// The newest snapshot that is on the disk.
+    /// The newest snapshot on the disk.
     pub(crate) snapshot: Snapshot,
-    /// The one whose header was written and is not synced.
+    /// The snapshot whose header was written and is not synced.
     pub(crate) header: Option<Snapshot>,
     pub(crate) threads: Vec<Thread>,
-    /// Beginnings and ends of calls, with what was told in the end.
-    calls: Vec<(By, Option<Told>)>,
+    /// Begins and ends of calls; an end has the answer.
+    calls: Vec<(TaskId, Option<Answer>)>,
 }
 
-/// A thread goes on, or its process dies.
+/// A transition: a thread does its next step, or its process dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Action {
-    Goes(u8, Step),
-    Dies(u8),
+    Proceed(u8, Step),
+    Die(u8),
 }
 
-/// Who does what, and which step is left out.
+/// A scenario: the tasks of the threads, the step that is left out, and the initial state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Protocol {
     pub(crate) tasks: Vec<Vec<Task>>,
     pub(crate) without: Without,
-    /// Most entries.
+    /// The largest number of entries.
     pub(crate) bound: u8,
-    /// How many keys have a value in the beginning.
+    /// The number of keys with an initial value.
     pub(crate) filled: u8,
     /// Whether each write is synced before it returns.
     pub(crate) sync: bool,
-    /// Whether one of the processes may die by itself.
+    /// Whether one of the processes may die.
     pub(crate) deaths: bool,
-    /// Whether there is a snapshot in the beginning.
+    /// Whether there is an initial snapshot.
     pub(crate) snapshot: bool,
 }
 
@@ -269,20 +272,20 @@ impl Protocol {
         steps
     }
 
-    fn steps_of_call(&self, what: What) -> Vec<Step> {
+    fn steps_of_call(&self, what: OpKind) -> Vec<Step> {
         use Step::*;
         match (what, self.without) {
-            (What::Get, _) => vec![LoadWord, ReadRecord],
-            (What::Evict, _) => vec![Find, Lock, Empty, CountDown],
-            (What::Clear, Without::ClearStampedFirst) => {
+            (OpKind::Get, _) => vec![LoadWord, ReadRecord],
+            (OpKind::Evict, _) => vec![Find, Lock, Empty, CountDown],
+            (OpKind::Clear, Without::ClearStampedFirst) => {
                 vec![Reserve, LockClear, TakeSequence, StoreCount, StoreGeneration, Stamp, Sync]
             }
-            (What::Clear, _) => {
+            (OpKind::Clear, _) => {
                 vec![Reserve, LockClear, TakeSequence, Stamp, Sync, StoreCount, StoreGeneration]
             }
             (_, Without::SequenceUnderLock) => {
                 let mut steps = vec![Find, Reserve, TakeSequence, Lock, ReadGeneration, Decide];
-                steps.extend(if what == What::Delete {
+                steps.extend(if what == OpKind::Delete {
                     [Stamp, Publish, CountDown]
                 } else {
                     [CountUp, Stamp, Publish]
@@ -293,13 +296,13 @@ impl Protocol {
             _ => {
                 let mut steps = vec![Find, Reserve, Lock, ReadGeneration, Decide];
                 steps.extend(match (what, self.without) {
-                    (What::Delete, Without::TombstoneBeforeEmptying) => {
+                    (OpKind::Delete, Without::TombstoneBeforeEmptying) => {
                         [TakeSequence, Publish, Stamp, CountDown]
                     }
-                    (What::Delete, Without::CountDownLast) => {
+                    (OpKind::Delete, Without::CountDownLast) => {
                         [TakeSequence, Stamp, CountDown, Publish]
                     }
-                    (What::Delete, _) => [TakeSequence, Stamp, Publish, CountDown],
+                    (OpKind::Delete, _) => [TakeSequence, Stamp, Publish, CountDown],
                     (_, Without::StampBeforeWord) => [CountUp, TakeSequence, Publish, Stamp],
                     (_, Without::CountUpFirst) => [TakeSequence, Stamp, Publish, CountUp],
                     _ => [CountUp, TakeSequence, Stamp, Publish],
@@ -329,7 +332,7 @@ impl Protocol {
         steps
     }
 
-    /// How many keys there are.
+    /// The number of keys that the scenario uses.
     pub(crate) fn keys(&self) -> u8 {
         let named = self.tasks.iter().flatten().map(|task| match task {
             Task::Call(_, key) => key + 1,
@@ -338,8 +341,8 @@ impl Protocol {
         named.max().unwrap_or(1).max(self.filled)
     }
 
-    /// What `thread` leaves when it goes on; `None` if it has to wait, or is done.
-    fn go(&self, last: &State, number: u8) -> Option<State> {
+    /// The state after the next step of a thread; `None` if it must wait or has finished.
+    fn proceed(&self, last: &State, number: u8) -> Option<State> {
         let mut state = last.clone();
         let mut thread = std::mem::take(&mut state.threads[number as usize]);
         let task = *self.tasks[number as usize].get(thread.task as usize)?;
@@ -362,7 +365,7 @@ impl Protocol {
         }
         if thread.steps.is_empty() {
             if is_call {
-                state.calls.push((by, thread.told));
+                state.calls.push((by, thread.answer));
             }
             thread = Thread { task: thread.task + 1, ..Thread::default() };
         }
@@ -370,7 +373,8 @@ impl Protocol {
         Some(state)
     }
 
-    /// What a thread leaves whose process dies: the next one takes its locks, and finishes its clear.
+    /// The state after the death of a thread's process: its locks are taken over, and its clear is
+    /// finished.
     fn die(&self, last: &State, number: u8) -> Option<State> {
         let thread = &last.threads[number as usize];
         if !self.deaths || thread.steps.is_empty() || last.threads.iter().any(|t| t.dead) {
@@ -398,13 +402,13 @@ impl Protocol {
 }
 
 impl State {
-    /// Whether a reader can read the record.
+    /// Whether a reader can read this record.
     pub(crate) fn is_readable(&self, record: u8) -> bool {
         let record = &self.records[record as usize];
-        record.stamped && self.segments[record.segment as usize] != Segment::Gone
+        record.stamped && self.segments[record.segment as usize] != Segment::Removed
     }
 
-    /// The value that `word` leads to where `generation` is the current one.
+    /// The value of `word` if `generation` is the current one.
     pub(crate) fn value(&self, word: Option<u8>, generation: u8) -> Option<u8> {
         let record = &self.records[word.filter(|word| self.is_readable(*word))? as usize];
         match record.kind {
@@ -413,34 +417,34 @@ impl State {
         }
     }
 
-    /// What the key had in the beginning.
+    /// The initial value of the key.
     pub(crate) fn initial(&self, key: u8) -> Option<u8> {
         self.records
             .iter()
-            .any(|record| record.by == BEGINNING && record.key == key)
+            .any(|record| record.by == INITIAL_WRITE && record.key == key)
             .then_some(INITIAL)
     }
 
-    /// The calls that concern `key`, and who made them.
-    pub(crate) fn operations(&self, protocol: &Protocol, key: u8) -> Vec<(Operation, By)> {
-        let mut operations: Vec<(Operation, By)> = Vec::new();
-        for (moment, (by, told)) in (0..).zip(&self.calls) {
+    /// The calls that concern `key`, with their tasks.
+    pub(crate) fn operations(&self, protocol: &Protocol, key: u8) -> Vec<(Operation, TaskId)> {
+        let mut operations: Vec<(Operation, TaskId)> = Vec::new();
+        for (moment, (by, answer)) in (0..).zip(&self.calls) {
             let task = protocol.tasks[by.0 as usize][(by.1 & !EVICTS) as usize];
             let Task::Call(what, of) = task else { continue };
             let (what, of) =
-                if by.1 & EVICTS == 0 { (what, of) } else { (What::Evict, KEYS as u8 - 1 - of) };
-            match told {
-                _ if of != key && what != What::Clear => {}
+                if by.1 & EVICTS == 0 { (what, of) } else { (OpKind::Evict, KEYS as u8 - 1 - of) };
+            match answer {
+                _ if of != key && what != OpKind::Clear => {}
                 None => {
                     let operation =
                         Operation { what, began: moment, returned: None, required: false };
                     operations.push((operation, *by));
                 }
-                Some(told) => {
+                Some(answer) => {
                     if let Some((operation, _)) = operations.iter_mut().rfind(|(_, b)| b == by) {
-                        operation.returned = Some((moment, *told));
-                        // An eviction may find that there is nothing to evict.
-                        operation.required = what != What::Evict;
+                        operation.returned = Some((moment, *answer));
+                        // An eviction may find nothing to evict.
+                        operation.required = what != OpKind::Evict;
                     }
                 }
             }
@@ -448,13 +452,14 @@ impl State {
         operations
     }
 
-    /// A call evicted the entry of the other key.
-    pub(crate) fn note_eviction(&mut self, (thread, task): By) {
+    /// Records that a call evicted the entry of the other key.
+    pub(crate) fn note_eviction(&mut self, (thread, task): TaskId) {
         let by = (thread, task | EVICTS);
-        self.calls.extend([(by, None), (by, Some(Told::Done))]);
+        self.calls.extend([(by, None), (by, Some(Answer::Done))]);
     }
 
-    /// Whether what was told so far can be explained, and what each key holds when all have returned.
+    /// Whether an order of the calls explains the answers so far, and the value of each key once
+    /// all calls have returned.
     fn is_linearizable(&self, protocol: &Protocol) -> bool {
         (0..protocol.keys()).all(|key| {
             let operations: Vec<_> =
@@ -466,7 +471,7 @@ impl State {
         })
     }
 
-    /// Entries that count.
+    /// The number of entries of the counted generation.
     fn entries(&self) -> usize {
         let counts = |word: &u8| {
             let record = &self.records[*word as usize];
@@ -487,7 +492,7 @@ impl Model for Protocol {
             sequence: key + 1,
             generation: 0,
             segment: 0,
-            by: BEGINNING,
+            by: INITIAL_WRITE,
             is_copy: false,
             in_flight: false,
             stamped: true,
@@ -524,25 +529,25 @@ impl Model for Protocol {
                 continue;
             };
             let next = thread.steps.last().copied().or_else(|| self.steps(*task).last().copied());
-            actions.extend(next.map(|step| Action::Goes(number, step)));
-            actions.push(Action::Dies(number));
+            actions.extend(next.map(|step| Action::Proceed(number, step)));
+            actions.push(Action::Die(number));
         }
     }
 
     fn next_state(&self, state: &State, action: Action) -> Option<State> {
         match action {
-            Action::Goes(thread, _) => self.go(state, thread),
-            Action::Dies(thread) => self.die(state, thread),
+            Action::Proceed(thread, _) => self.proceed(state, thread),
+            Action::Die(thread) => self.die(state, thread),
         }
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
             Property::always(
-                "what callers are told fits one order of their calls",
+                "the answers to callers fit one order of their calls",
                 |protocol, state: &State| state.is_linearizable(protocol),
             ),
-            Property::always("a kill loses nothing, and brings nothing back", |protocol, state| {
+            Property::always("a kill loses nothing and restores nothing old", |protocol, state| {
                 crash::kill_is_harmless(protocol, state)
             }),
             Property::always(

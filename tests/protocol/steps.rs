@@ -1,18 +1,20 @@
-//! What each step does.
+//! The effect of each step on the state.
 
-use crate::history::{Told, What};
-use crate::model::{By, KEYS, Kind, Protocol, Record, Segment, State, Step, Task, Thread, Without};
+use crate::history::{Answer, OpKind};
+use crate::model::{
+    KEYS, Kind, Protocol, Record, Segment, State, Step, Task, TaskId, Thread, Without,
+};
 
 impl Protocol {
-    /// One step of a call. `None` if it has to wait.
+    /// One step of a call. `None` if the thread must wait.
     pub(crate) fn call(
         &self,
         state: &mut State,
         thread: &mut Thread,
         step: Step,
-        what: What,
+        what: OpKind,
         key: u8,
-        by: By,
+        by: TaskId,
     ) -> Option<()> {
         let at = usize::from(key);
         match step {
@@ -25,7 +27,7 @@ impl Protocol {
                 {
                     thread.steps = self.steps(Task::Call(what, key));
                 } else {
-                    thread.told = Some(Told::Value(state.value(thread.word, state.generation)));
+                    thread.answer = Some(Answer::Value(state.value(thread.word, state.generation)));
                 }
             }
             Step::Find => {
@@ -39,7 +41,7 @@ impl Protocol {
             Step::Reserve => {
                 thread.record = Some(state.records.len() as u8);
                 let kind = match (what, thread.puts) {
-                    (What::Clear, _) => Kind::Clear,
+                    (OpKind::Clear, _) => Kind::Clear,
                     (_, Some(value)) => Kind::Value(value),
                     (_, None) => Kind::Tombstone,
                 };
@@ -61,21 +63,22 @@ impl Protocol {
                     return None;
                 }
                 state.locks[at] = Some(by.0);
-                if what == What::Evict && state.words[at] != thread.word {
+                if what == OpKind::Evict && state.words[at] != thread.word {
                     thread.steps.clear();
                 }
             }
             Step::ReadGeneration => thread.generation = state.generation,
-            Step::Decide => self.decide_again(state, thread, what, key),
+            Step::Decide => self.decide_under_lock(state, thread, what, key),
             Step::CountUp => {
                 let before = thread.word.filter(|word| state.records[usize::from(*word)].stamped);
                 let before = before.map(|word| state.records[usize::from(word)].generation);
-                // What is there is counted, and what is of an older generation is dead before it is born.
+                // An entry of the current generation is already counted. A record of an older
+                // generation is dead as soon as it is published.
                 if before != Some(thread.generation) && state.count.0 == thread.generation {
                     if state.count.1 < self.bound {
                         state.count.1 += 1;
                     } else if !self.lacks(Without::CountUpFirst) {
-                        self.begin_again(state, thread, what, key);
+                        self.restart(state, thread, what, key);
                         thread.steps.push(Step::MakeRoom);
                     }
                 }
@@ -103,7 +106,7 @@ impl Protocol {
                     Kind::Value(_) | Kind::Clear => thread.generation,
                 };
                 record.stamped = true;
-                record.in_flight &= what != What::Clear;
+                record.in_flight &= what != OpKind::Clear;
             }
             Step::Publish => state.words[at] = thread.record.filter(|_| !thread.removes),
             Step::Empty => {
@@ -121,7 +124,7 @@ impl Protocol {
                 }
                 state.clear_lock = Some(by.0);
                 thread.generation = state.generation + 1;
-                thread.told = Some(Told::Done);
+                thread.answer = Some(Answer::Done);
             }
             Step::StoreCount => state.count = (thread.generation, 0),
             Step::StoreGeneration => {
@@ -130,14 +133,14 @@ impl Protocol {
             }
             _ => return None,
         }
-        // With the last step under it the lock is given back, and the record is finished.
+        // The last step under the lock releases it, and the record is no longer in flight.
         if state.locks[at] == Some(by.0) && matches!(thread.steps.last(), None | Some(Step::Sync)) {
             state.unlock(thread, at);
         }
         Some(())
     }
 
-    fn decide_again(&self, state: &mut State, thread: &mut Thread, what: What, key: u8) {
+    fn decide_under_lock(&self, state: &mut State, thread: &mut Thread, what: OpKind, key: u8) {
         let at = usize::from(key);
         let (puts, removes, word) = (thread.puts, thread.removes, thread.word);
         if !self.lacks(Without::SecondLook) {
@@ -146,26 +149,26 @@ impl Protocol {
         let value = state.value(thread.word, thread.generation);
         decide(thread, what, value, state.lost[at]);
         let is_other = (puts, removes) != (thread.puts, thread.removes);
-        // An increment asks for the very entry whose value it has read.
-        let is_outdated = what == What::Incr && thread.word != word;
+        // An increment requires the same entry whose value it has read.
+        let is_outdated = what == OpKind::Incr && thread.word != word;
         if !thread.has_work(what) {
             thread.steps.clear();
         } else if is_other || is_outdated {
-            self.begin_again(state, thread, what, key);
+            self.restart(state, thread, what, key);
         } else if removes && value.is_none() {
-            // Nothing is there, but a recovery may bring it back: the tombstone is all.
+            // The key is absent, but a recovery may bring it back: only the tombstone is written.
             thread.steps.retain(|step| !matches!(step, Step::Publish | Step::CountDown));
         }
     }
 
-    /// Leaves its space in the log as it is, and begins again.
-    fn begin_again(&self, state: &mut State, thread: &mut Thread, what: What, key: u8) {
+    /// Abandons the reserved space in the log, and starts again.
+    fn restart(&self, state: &mut State, thread: &mut Thread, what: OpKind, key: u8) {
         state.unlock(thread, key.into());
         thread.record = None;
         thread.steps = self.steps(Task::Call(what, key));
     }
 
-    /// One step of a compaction. `None` if it has to wait.
+    /// One step of a compaction. `None` if the thread must wait.
     pub(crate) fn compact(&self, state: &mut State, thread: &mut Thread, step: Step) -> Option<()> {
         match step {
             Step::Rotate => {
@@ -233,7 +236,7 @@ impl Protocol {
         Some(())
     }
 
-    /// One step of a checkpoint. `None` if it has to wait.
+    /// One step of a checkpoint. `None` if the thread must wait.
     pub(crate) fn checkpoint(
         &self,
         state: &mut State,
@@ -279,7 +282,7 @@ impl Protocol {
             Step::Release => {
                 for (id, segment) in state.segments.iter_mut().enumerate() {
                     if thread.emptied & (1 << id) != 0 && *segment == Segment::Emptied {
-                        *segment = Segment::Gone;
+                        *segment = Segment::Removed;
                     }
                 }
             }
@@ -290,10 +293,10 @@ impl Protocol {
 }
 
 impl Thread {
-    /// Whether a call has anything to do, after it was decided.
-    fn has_work(&self, what: What) -> bool {
+    /// Whether a call changes anything, after [`decide`].
+    fn has_work(&self, what: OpKind) -> bool {
         match what {
-            What::Evict => self.word.is_some(),
+            OpKind::Evict => self.word.is_some(),
             _ => self.removes || self.puts.is_some(),
         }
     }
@@ -307,14 +310,14 @@ impl State {
         }
     }
 
-    /// An entry that named this record is gone.
+    /// Decrements the count for a removed entry that named this record.
     fn count_down(&mut self, word: u8) {
         if self.records[usize::from(word)].generation == self.count.0 {
             self.count.1 = self.count.1.saturating_sub(1);
         }
     }
 
-    /// A sync of some records.
+    /// Syncs the stamped records that `covers` selects.
     fn sync(&mut self, covers: impl Fn(&Record) -> bool) {
         self.records
             .iter_mut()
@@ -323,20 +326,20 @@ impl State {
     }
 }
 
-/// What a change comes to, given what is there.
-fn decide(thread: &mut Thread, what: What, value: Option<u8>, lost: bool) {
+/// Decides what a call changes and answers, from the current value.
+fn decide(thread: &mut Thread, what: OpKind, value: Option<u8>, lost: bool) {
     (thread.puts, thread.removes) = match what {
-        What::Set(new) => (Some(new), false),
-        What::Add(new) => (Some(new).filter(|_| value.is_none()), false),
-        What::Incr => (value.map(|n| n + 1), false),
-        // What was evicted may come back with a recovery: it must not, after this.
-        What::Delete => (None, value.is_some() || lost),
-        What::Clear | What::Get | What::Evict => (None, false),
+        OpKind::Set(new) => (Some(new), false),
+        OpKind::Add(new) => (Some(new).filter(|_| value.is_none()), false),
+        OpKind::Incr => (value.map(|n| n + 1), false),
+        // A recovery may bring an evicted value back. The tombstone prevents that.
+        OpKind::Delete => (None, value.is_some() || lost),
+        OpKind::Clear | OpKind::Get | OpKind::Evict => (None, false),
     };
-    thread.told = Some(match what {
-        What::Add(_) => Told::Did(value.is_none()),
-        What::Delete => Told::Did(value.is_some()),
-        What::Incr => Told::Value(thread.puts),
-        _ => Told::Done,
+    thread.answer = Some(match what {
+        OpKind::Add(_) => Answer::Did(value.is_none()),
+        OpKind::Delete => Answer::Did(value.is_some()),
+        OpKind::Incr => Answer::Value(thread.puts),
+        _ => Answer::Done,
     });
 }
