@@ -1,9 +1,8 @@
-//! Damaged files: whatever happens to a file of a closed or killed cache, `open` returns a typed
-//! error or a cache in which each entry is unchanged or missing. Never a wrong value, a panic or a
-//! hang; and never an older value, unless the damage destroyed the newer record in the log of a
-//! killed cache.
+//! Whatever happens to a file of the directory, while it is closed or after a kill, opening it gives a typed
+//! error, or a cache in which an entry is as it was or missing: never a wrong value, a panic or a hang; and
+//! never an older value either, except where the log itself lost the newer one after a kill.
 //!
-//! `KEEPWARM_DAMAGE=all` flips every bit of every byte; the default is a selection.
+//! `KEEPWARM_DAMAGE=all` flips every bit of every byte, instead of a choice of them.
 #![cfg(test)]
 
 #[path = "support/dir.rs"]
@@ -36,13 +35,13 @@ fn open(dir: &Path) -> keepwarm::Result<Cache> {
         .open()
 }
 
-/// File contents by path within the directory. Directories have no entry.
+/// Files by their names within the directory; directories have none.
 type Files = BTreeMap<PathBuf, Vec<u8>>;
 
-/// A directory before the damage, and its contents.
+/// A directory to be damaged, and what is in it.
 struct Original {
     files: Files,
-    /// The versions of each key, oldest first; `None` is a deletion.
+    /// The versions of each key, the last one last; `None` is a deletion.
     keys: BTreeMap<String, Vec<Option<String>>>,
     killed: bool,
 }
@@ -69,8 +68,7 @@ impl Original {
             cache.set_bytes(key, value.as_bytes(), Timeout::Never).unwrap();
             versions.push(Some(value));
         };
-        // Consecutive records of 64 bytes: one flipped bit of an offset leads from one version to
-        // another.
+        // Records of 64 bytes one after the other: a single flipped bit leads from one version to another.
         for _ in 0..24 {
             set("a", 0);
         }
@@ -98,7 +96,7 @@ impl Original {
         Self { files, keys, killed }
     }
 
-    /// The length of the file up to its last byte that is not 0.
+    /// The bytes of the file that say something: not those that were never written.
     fn used(&self, name: &Path) -> usize {
         self.files[name].iter().rposition(|b| *b != 0).map_or(0, |at| at + 1)
     }
@@ -116,8 +114,7 @@ impl Original {
         }
     }
 
-    /// Whether a read of `key` may return `found`. `log_damaged` is whether the damage was to the
-    /// log.
+    /// Whether `found` may be under `key`, if `log_damaged`.
     fn allows(&self, key: &str, found: Option<&[u8]>, log_damaged: bool) -> bool {
         let Some(versions) = self.keys.get(key) else { return found.is_none() };
         let is = |version: &Option<String>| version.as_deref().map(str::as_bytes) == found;
@@ -127,7 +124,7 @@ impl Original {
     }
 }
 
-/// One damage to a directory.
+/// What is done to a directory.
 #[derive(Debug, Clone)]
 enum Damage {
     Flip { name: PathBuf, at: usize, mask: u8 },
@@ -162,7 +159,7 @@ impl Damage {
         }
     }
 
-    /// Applies the damage. `elsewhere` is a directory that the cache must not change afterwards.
+    /// Does it. `elsewhere` is a directory that must stay as this leaves it.
     fn inflict(&self, original: &Original, dir: &Path, elsewhere: &Path) -> io::Result<()> {
         let path = dir.join(self.name());
         let outside = elsewhere.join("outside");
@@ -202,18 +199,18 @@ impl Damage {
         }
     }
 
-    /// Whether the damage is to the log, so that it may have destroyed the newer of two records.
+    /// Whether it may have destroyed the newer of two records.
     fn is_of_log(&self) -> bool {
         self.name().starts_with("segments")
     }
 
-    /// Whether a link leads out of the directory, where the cache must change nothing.
+    /// Whether it leads out of the directory, where nothing must be changed.
     fn leads_out(&self) -> bool {
         matches!(self, Self::Link { .. } | Self::SecondName { .. } | Self::LinkedDirectory { .. })
     }
 }
 
-/// Counts of the outcomes.
+/// What it came to.
 #[derive(Debug, Default)]
 struct Tally {
     cases: AtomicU64,
@@ -223,7 +220,7 @@ struct Tally {
 }
 
 /// Damages a copy of the original, opens it, reads everything, writes, and opens it again.
-fn try_damage(original: &Original, damage: &Damage, rng: &mut Rng, tally: &Tally) {
+fn suffer(original: &Original, damage: &Damage, rng: &mut Rng, tally: &Tally) {
     let (home, elsewhere) = (home(), home());
     original.put(home.path());
     damage.inflict(original, home.path(), elsewhere.path()).unwrap();
@@ -267,7 +264,7 @@ fn try_damage(original: &Original, damage: &Damage, rng: &mut Rng, tally: &Tally
         held.extend(found.map(|bytes| (key, bytes)));
     }
     cache.check().unwrap();
-    // The cache still works: new writes are readable now and after the next open.
+    // It goes on working: what is written now is read, now and later.
     for key in original.keys.keys() {
         match rng.below(3) {
             0 => cache.set(key, "new", Timeout::Never).unwrap(),
@@ -297,7 +294,7 @@ fn try_damage(original: &Original, damage: &Damage, rng: &mut Rng, tally: &Tally
     let cache = open(home.path()).unwrap();
     for key in original.keys.keys() {
         let found = cache.get::<String>(key).unwrap();
-        assert_eq!(found.as_deref(), Some("new"), "{damage:?}: {key:?}, after another open");
+        assert_eq!(found.as_deref(), Some("new"), "{damage:?}: {key:?}, after another opening");
     }
     cache.clear().unwrap();
     assert_eq!(cache.len(), 0, "{damage:?}");
@@ -309,11 +306,11 @@ fn assert_untouched(damage: &Damage, elsewhere: &Path, outside: &Files) {
     if damage.leads_out() {
         let mut found = Files::new();
         read(elsewhere, Path::new(""), &mut found);
-        assert!(found == *outside, "{damage:?}: a file outside the directory was changed");
+        assert!(found == *outside, "{damage:?}: what lies outside of the directory was changed");
     }
 }
 
-/// The state of a worker thread.
+/// What a thread is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Work {
     Idle,
@@ -321,7 +318,7 @@ enum Work {
     Done,
 }
 
-/// Sets `Work::Done` when its thread ends, also by a panic.
+/// Says so when its thread ends, however it does.
 struct Done<'a>(&'a Mutex<Work>);
 
 impl Drop for Done<'_> {
@@ -330,12 +327,11 @@ impl Drop for Done<'_> {
     }
 }
 
-/// Tries all damages, on as many threads as there are processors but at most four. Aborts if one
-/// takes longer than `FOREVER`.
-fn try_all(original: &Original, damages: &[Damage]) {
-    /// Far more than one case takes, also on a busy machine.
+/// Inflicts all of it, on as many threads as there are processors, but not too many, and fails if one takes forever.
+fn suffer_all(original: &Original, damages: &[Damage]) {
+    /// On a machine that does other things as well, too.
     const FOREVER: Duration = Duration::from_secs(200);
-    /// More threads would need more memory than some machines have in `/dev/shm`.
+    /// More threads would need more memory than every machine has in `/dev/shm`.
     const MOST_WORKERS: usize = 4;
     let (seed, tally, next) = (rng::seed(), Tally::default(), AtomicUsize::new(0));
     let workers = std::thread::available_parallelism().map_or(2, usize::from).min(MOST_WORKERS);
@@ -349,7 +345,7 @@ fn try_all(original: &Original, damages: &[Damage]) {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     let Some(damage) = damages.get(number) else { break };
                     *mine.lock().unwrap() = Work::On(number, Instant::now());
-                    try_damage(original, damage, &mut Rng::new(seed ^ number as u64), tally);
+                    suffer(original, damage, &mut Rng::new(seed ^ number as u64), tally);
                 }
             });
         }
@@ -360,8 +356,7 @@ fn try_all(original: &Original, damages: &[Damage]) {
                     if let Work::On(number, since) = *work.lock().unwrap()
                         && since.elapsed() > FOREVER
                     {
-                        // Not `eprintln!`: the test harness captures its output, and the abort
-                        // would discard it.
+                        // Not `eprintln!`, which would be lost with the process.
                         let _ = writeln!(io::stderr(), "{:?} takes forever", damages[number]);
                         std::process::abort();
                     }
@@ -387,7 +382,7 @@ fn flips(name: &Path, at: usize, each_bit: bool, rng: &mut Rng, damages: &mut Ve
     damages.extend(masks.into_iter().map(|mask| Damage::Flip { name: name.to_owned(), at, mask }));
 }
 
-/// The index: where its header ends, and where the segment table starts, with the buckets behind.
+/// The index: where its header ends, where the segment table and the buckets begin.
 const INDEX_HEADER: usize = 64 * 8;
 const SEGMENT_TABLE: usize = (512 + 4 * 1024) * 8;
 
@@ -403,18 +398,18 @@ fn flips_of(original: &Original, files: &[&str]) -> Vec<Damage> {
             let chosen = match name.to_str().unwrap() {
                 "meta" | "CACHEDIR.TAG" | "locks" => true,
                 "state" => at % 1024 < 620 || rng.below(50) == 0,
-                // After a kill these are discarded whole.
+                // A kill makes all of it void.
                 "index" | "hints" if original.killed => rng.below(400) == 0,
                 "index" => at < INDEX_HEADER || is_bucket || rng.below(200) == 0,
                 "hints" => !is_empty && rng.below(4) == 0 || rng.below(200) == 0,
-                // The bytes of the long value are all alike.
+                // The long value tells little.
                 _ => {
                     at < original.used(name) + 64 && (!is_long(line) || rng.below(60) == 0)
                         || rng.below(2000) == 0
                 }
             };
             if chosen || everything() {
-                // The bits of a record's location or of a bucket lock.
+                // The bits that say where a record is, or that a bucket is locked.
                 let each_bit = is_bucket && !original.killed && at % 8 < 3;
                 flips(name, at, each_bit, &mut rng, &mut damages);
             }
@@ -431,35 +426,35 @@ fn is_long(line: &[u8]) -> bool {
 const SMALL: [&str; 4] = ["meta", "state", "locks", "CACHEDIR.TAG"];
 
 #[test]
-fn flipped_bits_of_small_files_give_no_wrong_value() {
+fn flipped_bits_of_the_small_files() {
     for killed in [false, true] {
         let original = Original::new(killed);
-        try_all(&original, &flips_of(&original, &SMALL));
+        suffer_all(&original, &flips_of(&original, &SMALL));
     }
 }
 
 #[test]
-fn flipped_bits_of_index_and_hints_give_no_wrong_value() {
+fn flipped_bits_of_the_index_and_the_hints() {
     for killed in [false, true] {
         let original = Original::new(killed);
-        try_all(&original, &flips_of(&original, &["index", "hints"]));
+        suffer_all(&original, &flips_of(&original, &["index", "hints"]));
     }
 }
 
 #[test]
-fn flipped_bits_of_a_closed_log_give_no_wrong_value() {
+fn flipped_bits_of_the_log_after_closing() {
     let original = Original::new(false);
-    try_all(&original, &flips_of(&original, &["segments"]));
+    suffer_all(&original, &flips_of(&original, &["segments"]));
 }
 
 #[test]
-fn flipped_bits_of_a_killed_log_give_no_wrong_value() {
+fn flipped_bits_of_the_log_after_a_kill() {
     let original = Original::new(true);
-    try_all(&original, &flips_of(&original, &["segments"]));
+    suffer_all(&original, &flips_of(&original, &["segments"]));
 }
 
 #[test]
-fn cut_removed_or_replaced_files_give_no_wrong_value() {
+fn files_that_are_cut_removed_or_replaced() {
     for killed in [false, true] {
         let original = Original::new(killed);
         let mut rng = Rng::new(2);
@@ -505,6 +500,6 @@ fn cut_removed_or_replaced_files_give_no_wrong_value() {
             }
         }
         damages.push(Damage::LinkedDirectory { name: "segments".into() });
-        try_all(&original, &damages);
+        suffer_all(&original, &damages);
     }
 }

@@ -1,4 +1,4 @@
-//! Replays the fuzz corpus: every stored input runs through its fuzz target as an ordinary test.
+//! What fuzzing found worth keeping is tried again by an ordinary test.
 
 #![cfg(test)]
 
@@ -9,7 +9,7 @@ mod model;
 #[path = "support/operations.rs"]
 mod operations;
 #[path = "support/rng.rs"]
-#[expect(dead_code, reason = "the inputs of the corpus replace random seeds")]
+#[expect(dead_code, reason = "the corpus brings its own seeds")]
 mod rng;
 
 use std::path::Path;

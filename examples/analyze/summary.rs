@@ -1,4 +1,4 @@
-//! The summary of a run: times and counts. Unlike the report, it differs from run to run.
+//! What a run took, which unlike the report differs from run to run.
 
 use std::fmt;
 use std::path::Path;
@@ -12,11 +12,11 @@ pub(crate) struct Summary<'a> {
     pub(crate) files: usize,
     pub(crate) counts: Counts,
     pub(crate) jobs: usize,
-    /// The time to list the files.
+    /// Until it was known which files there are.
     pub(crate) listing: Duration,
-    /// The time to get the results of all files.
+    /// From then until each file had a result, or none.
     pub(crate) results: Duration,
-    /// The time to write the report.
+    /// From then until the report was written.
     pub(crate) report: Duration,
     pub(crate) cache: &'a Path,
 }
@@ -30,7 +30,7 @@ impl Summary<'_> {
         }
     }
 
-    /// The summary as one line of JSON.
+    /// One line.
     pub(crate) fn json(&self) -> String {
         let Counts { read, computed, copies, from_cache, not_kept, unreadable } = self.counts;
         json!({
@@ -68,8 +68,7 @@ impl fmt::Display for Summary<'_> {
         )?;
         writeln!(
             f,
-            "  {read} read, {computed} analysed, {copies} copies of these, \
-             {from_cache} from the cache"
+            "  {read} read, {computed} analysed, {copies} copies of these, {from_cache} from the cache"
         )?;
         if unreadable > 0 {
             writeln!(f, "  {unreadable} could not be read; the report says why")?;
@@ -82,7 +81,7 @@ impl fmt::Display for Summary<'_> {
         }
         writeln!(
             f,
-            "  in addition, {:.3} s to list the files and {:.3} s for the report",
+            "  besides, {:.3} s to list the files and {:.3} s for the report",
             self.listing.as_secs_f64(),
             self.report.as_secs_f64(),
         )?;

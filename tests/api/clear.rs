@@ -1,11 +1,11 @@
-//! `clear`: removes every entry, of all prefixes and versions.
+//! `clear` removes everything, whatever its prefix and version.
 
 use keepwarm::Timeout;
 
 use crate::with_cache;
 
 #[test]
-fn clear_empties_every_view() {
+fn every_view_is_emptied() {
     with_cache(|cache, _| {
         let views = [cache.clone(), cache.with_version(2), cache.with_prefix("other")];
         for view in &views {
@@ -21,7 +21,7 @@ fn clear_empties_every_view() {
 }
 
 #[test]
-fn entries_stored_after_a_clear_stay() {
+fn what_is_stored_afterwards_stays() {
     with_cache(|cache, _| {
         for round in 0..10 {
             cache.set("a", &round, Timeout::Never).unwrap();

@@ -1,5 +1,4 @@
-//! Single flight: of the threads that miss a key at the same time exactly one computes, and no
-//! thread waits forever.
+//! Of the threads that miss a key at the same time one computes, and nobody waits for ever.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Barrier;
@@ -10,7 +9,7 @@ use keepwarm::{Cache, ComputeError, Error, ErrorKind, Timeout};
 
 use crate::{for_each_backend, secs, with_cache};
 
-/// Runs `call` on 64 threads that start together. Its argument is the number of the thread.
+/// Runs `call` on 64 threads that start together; it is given the number of its thread.
 fn on_64_threads<R: Send>(call: impl Fn(usize) -> R + Sync) -> Vec<R> {
     let barrier = Barrier::new(64);
     thread::scope(|scope| {
@@ -27,8 +26,8 @@ fn on_64_threads<R: Send>(call: impl Fn(usize) -> R + Sync) -> Vec<R> {
     })
 }
 
-/// Yields for a while, so that the other threads reach their wait.
-fn yield_for_a_while() {
+/// Lets the others run for a while, so that they come to wait.
+fn dawdle() {
     for _ in 0..1000 {
         thread::yield_now();
     }
@@ -41,7 +40,7 @@ fn sixty_four_threads_compute_once() {
         let values = on_64_threads(|me| {
             let compute = || {
                 computed.fetch_add(1, SeqCst);
-                yield_for_a_while();
+                dawdle();
                 me
             };
             cache.get_or_set("a", Timeout::Default, compute).unwrap()
@@ -52,14 +51,14 @@ fn sixty_four_threads_compute_once() {
 }
 
 #[test]
-fn clones_and_views_share_one_computation() {
+fn clones_and_views_share_their_flights() {
     with_cache(|cache, _| {
         let computed = AtomicUsize::new(0);
         on_64_threads(|me| {
             let view =
                 if me % 2 == 0 { cache.clone() } else { cache.with_prefix("x").with_prefix("") };
             view.get_or_set("a", Timeout::Default, || {
-                yield_for_a_while();
+                dawdle();
                 computed.fetch_add(1, SeqCst)
             })
             .unwrap();
@@ -69,7 +68,7 @@ fn clones_and_views_share_one_computation() {
 }
 
 #[test]
-fn computations_of_different_keys_run_concurrently() {
+fn other_keys_do_not_wait() {
     with_cache(|cache, _| {
         // Each closure ends only once all are being computed at the same time.
         let barrier = Barrier::new(8);
@@ -87,34 +86,34 @@ fn computations_of_different_keys_run_concurrently() {
 }
 
 #[test]
-fn waiters_get_a_value_that_is_not_kept() {
+fn without_a_timeout_those_who_wait_still_get_the_value() {
     with_cache(|cache, _| {
         let (computed, started) = (AtomicUsize::new(0), AtomicUsize::new(0));
         on_64_threads(|_| {
             started.fetch_add(1, SeqCst);
             let compute = || {
-                // Not before all 64 threads are about to call.
+                // Not before everybody is about to ask.
                 while started.load(SeqCst) < 64 {
                     thread::yield_now();
                 }
-                yield_for_a_while();
+                dawdle();
                 computed.fetch_add(1, SeqCst)
             };
             cache.get_or_set("a", secs(0), compute).unwrap()
         });
-        // Nothing is stored, so a call after the end of a flight computes again; but not all 64.
+        // Nothing is kept, so who comes after a landing computes anew; but not each of the 64.
         assert!((1..=16).contains(&computed.load(SeqCst)), "{computed:?}");
         assert!(cache.is_empty());
     });
 }
 
 #[test]
-fn after_a_panic_a_waiter_computes() {
+fn after_a_panic_one_of_the_others_computes() {
     with_cache(|cache, _| {
         let computed = AtomicUsize::new(0);
         let results = on_64_threads(|_| {
             let compute = || {
-                yield_for_a_while();
+                dawdle();
                 if computed.fetch_add(1, SeqCst) < 3 {
                     std::panic::resume_unwind(Box::new("on purpose"));
                 }
@@ -131,12 +130,12 @@ fn after_a_panic_a_waiter_computes() {
 }
 
 #[test]
-fn after_an_error_a_waiter_computes() {
+fn after_an_error_one_of_the_others_computes() {
     with_cache(|cache, _| {
         let computed = AtomicUsize::new(0);
         let results = on_64_threads(|_| {
             cache.try_get_or_set("a", Timeout::Default, || {
-                yield_for_a_while();
+                dawdle();
                 match computed.fetch_add(1, SeqCst) {
                     n if n < 3 => Err(n),
                     n => Ok(n),
@@ -153,7 +152,7 @@ fn after_an_error_a_waiter_computes() {
 }
 
 #[test]
-fn waiters_get_a_value_that_cannot_be_stored() {
+fn if_the_value_cannot_be_stored_those_who_wait_still_get_it() {
     for_each_backend(|make| {
         let cache = make.builder().max_bytes(4 << 20).open().unwrap();
         let (computed, started) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -164,7 +163,7 @@ fn waiters_get_a_value_that_cannot_be_stored() {
                 while started.load(SeqCst) < 64 {
                     thread::yield_now();
                 }
-                yield_for_a_while();
+                dawdle();
                 "x".repeat(5 << 20)
             };
             cache.get_or_set("a", Timeout::Default, compute).unwrap().len()
@@ -176,7 +175,7 @@ fn waiters_get_a_value_that_cannot_be_stored() {
 }
 
 #[test]
-fn a_waiter_for_another_type_computes_for_itself() {
+fn who_wants_another_type_computes_for_itself() {
     with_cache(|cache, _| {
         let results = on_64_threads(|me| match me % 2 {
             0 => cache.get_or_set("a", Timeout::Default, || 7u8).unwrap() == 7,
@@ -200,18 +199,18 @@ fn asking_for_the_key_being_computed_is_an_error() {
 }
 
 #[test]
-fn asking_for_it_through_another_key_is_an_error() {
+fn asking_for_it_by_way_of_another_key_is_an_error() {
     with_cache(|cache, _| {
         let innermost = || is_recursion(cache.get_or_set("a", Timeout::Default, || true));
         let inner = || cache.get_or_set("b", Timeout::Default, innermost).unwrap();
         assert!(cache.get_or_set("a", Timeout::Default, inner).unwrap());
-        // The cache still works afterwards.
+        // The cache is fit for use afterwards.
         assert!(cache.get_or_set("c", Timeout::Default, || true).unwrap());
     });
 }
 
 #[test]
-fn nested_computations_of_other_keys_succeed() {
+fn keys_within_keys_are_no_recursion() {
     with_cache(|cache, _| {
         fn depth(cache: &Cache, n: u64) -> u64 {
             if n == 0 {
@@ -227,9 +226,9 @@ fn nested_computations_of_other_keys_succeed() {
 }
 
 #[test]
-fn a_deadlock_of_two_threads_is_detected() {
+fn two_threads_that_would_wait_for_each_other_do_not() {
     with_cache(|cache, _| {
-        // One thread computes a and asks for b while the other computes b and asks for a.
+        // One computes a and asks for b while the other computes b and asks for a.
         let both = Barrier::new(2);
         let ask = |mine: &str, other: &str| {
             cache.try_get_or_set(mine, Timeout::Default, || {
@@ -246,13 +245,13 @@ fn a_deadlock_of_two_threads_is_detected() {
             values.sort();
             values
         });
-        // One of them gets the error and continues; the other gets the value computed by the first.
+        // One of them is told, and goes on; the other then gets what that one computed.
         assert_eq!(values, [100, 101]);
     });
 }
 
 #[test]
-fn a_deadlock_through_two_caches_is_detected() {
+fn a_circle_through_two_caches_is_found_too() {
     for_each_backend(|make| {
         let (left, right) = (make.builder().open().unwrap(), make.builder().open().unwrap());
         let both = Barrier::new(2);

@@ -1,10 +1,8 @@
-//! Tests of `AsyncCache`: its promises beyond the answers of `Cache` (which `tests/conformance.rs`
-//! compares). Which calls run on another thread, single flight among tasks and threads, and
-//! dropped futures. Each test runs on every backend, on a runtime with one thread and on one with
-//! several. No test sleeps.
+//! What `AsyncCache` promises beyond the answers of `Cache` (which `tests/conformance.rs` compares): what leaves
+//! the thread and what does not, single flight among tasks and threads, and futures that are dropped. Each test
+//! runs on every backend, on a runtime with one thread and on one with many. No test sleeps.
 
-// A file in `tests` is always compiled with `test`. The attribute tells clippy that the helpers
-// are test code too.
+// Always so for a file in `tests`; said for clippy, which then takes the helpers for tests as well.
 #![cfg(test)]
 
 #[path = "../common/mod.rs"]
@@ -27,8 +25,8 @@ use common::for_each_backend;
 use keepwarm::{AsyncCache, Builder, Clock, ManualClock, Timestamp};
 use tokio::runtime::{self, Runtime};
 
-/// The name of the threads of the runtimes.
-const RUNTIME: &str = "runtime thread";
+/// What the threads of the runtimes are called.
+const RUNTIME: &str = "of the runtime";
 
 fn runtimes() -> [Runtime; 2] {
     let (mut one, mut many) =
@@ -39,11 +37,11 @@ fn runtimes() -> [Runtime; 2] {
     ]
 }
 
-/// A clock that counts its reads on threads of the runtime. The test's own thread is not counted.
+/// A clock that counts how often it is read on a thread of the runtime, and not on that of the test.
 #[derive(Clone, Default)]
-struct CountingClock(ManualClock, Arc<AtomicUsize>);
+struct Witness(ManualClock, Arc<AtomicUsize>);
 
-impl Clock for CountingClock {
+impl Clock for Witness {
     fn now(&self) -> Timestamp {
         if thread::current().name() == Some(RUNTIME) {
             self.1.fetch_add(1, SeqCst);
@@ -52,8 +50,8 @@ impl Clock for CountingClock {
     }
 }
 
-impl CountingClock {
-    /// Awaits a call that reads the clock; returns whether it did so on another thread.
+impl Witness {
+    /// Awaits a call that reads the clock, and says whether it did so on another thread.
     async fn left_the_thread<F: Future>(&self, call: F) -> (bool, F::Output) {
         let before = self.1.load(SeqCst);
         let output = call.await;
@@ -79,7 +77,7 @@ fn with_options<C: Clock + Clone + Default>(
     });
 }
 
-/// Polls `future` once and returns its output if it is ready.
+/// What `future` gives if it is polled once.
 fn at_once<F: Future>(future: F) -> Option<F::Output> {
     poll(pin!(future))
 }
@@ -91,8 +89,8 @@ fn poll<F: Future>(future: Pin<&mut F>) -> Option<F::Output> {
     }
 }
 
-/// Yields for a while, so that the other tasks reach their wait.
-async fn yield_for_a_while() {
+/// Lets the other tasks run for a while, so that they come to wait.
+async fn dawdle() {
     for _ in 0..200 {
         tokio::task::yield_now().await;
     }

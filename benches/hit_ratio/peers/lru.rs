@@ -1,9 +1,7 @@
-//! Exact LRU.
-
 use super::Policy;
 use super::list::{List, Table};
 
-/// Evicts the least recently used key, exactly.
+/// Least recently used first, exactly.
 pub(crate) struct Lru {
     capacity: usize,
     order: List,

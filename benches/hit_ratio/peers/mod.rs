@@ -1,5 +1,4 @@
-//! The policies that keepwarm is compared with, each implemented exactly as its paper describes it.
-//! Keys are integers from 0.
+//! The policies that keepwarm is put beside, each exact, as its paper tells it. Keys are numbers from 0 on.
 
 mod belady;
 mod list;
@@ -16,6 +15,6 @@ pub(crate) use tiny_lfu::WTinyLfu;
 
 /// A cache that holds keys.
 pub(crate) trait Policy {
-    /// Looks `key` up and admits it if it is absent. Returns whether it was a hit.
+    /// Looks `key` up, and takes it in if it is not there. Says whether it was there.
     fn request(&mut self, key: u32) -> bool;
 }

@@ -1,4 +1,4 @@
-//! Child processes made with `fork`, and pipes to talk to them.
+//! Real children, by `fork`.
 
 use std::fs;
 use std::io::{PipeReader, PipeWriter, Read, Write};
@@ -9,16 +9,15 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, alarm, fork};
 
-/// The longest that a child may run, and that a process waits to receive. SIGALRM ends one that
-/// hangs.
+/// How long a child may take, and how long is waited for what another process says. What hangs is ended by SIGALRM.
 const SECONDS: u32 = 240;
 
-/// A child process. It is killed when this is dropped.
+/// A child. Dropped, it is killed.
 pub(crate) struct Child {
     pid: Option<Pid>,
 }
 
-/// Forks a child that runs `work` and then calls `_exit`: with 0, or with 1 if it panicked.
+/// Forks a child, which does `work` and ends by `_exit`: with 0, unless it panics.
 pub(crate) fn child(work: impl FnOnce()) -> Child {
     match fork_here() {
         ForkResult::Parent { child } => Child { pid: Some(child) },
@@ -32,23 +31,23 @@ pub(crate) fn child(work: impl FnOnce()) -> Child {
 
 #[expect(
     unsafe_code,
-    reason = "these tests are about what the child of a process with threads may do"
+    reason = "what the child of a process with threads may do is what these tests are about"
 )]
 fn fork_here() -> ForkResult {
-    // SAFETY: the child allocates, which the C library allows. Of the locks that other threads may
-    // hold it takes only ours, and those are under test.
+    // SAFETY: the child allocates, which the C library allows; of locks that other threads may hold it takes ours alone,
+    // which are what is tested.
     unsafe { fork() }.unwrap()
 }
 
-/// Ends the process without destructors or exit handlers, as a server's child may.
+/// Ends the process with nothing run, as a server's child may.
 #[expect(unsafe_code, reason = "there is no safe way to call it")]
 fn end(status: i32) -> ! {
-    // SAFETY: `_exit` may be called anywhere.
+    // SAFETY: it may be called anywhere.
     unsafe { libc::_exit(status) }
 }
 
 impl Child {
-    /// Waits for the child, which must exit with 0.
+    /// Sees it to its end, which must be a good one.
     #[track_caller]
     pub(crate) fn finish(mut self) {
         let pid = self.pid.take().unwrap();
@@ -59,9 +58,9 @@ impl Child {
         );
     }
 
-    /// Waits for the child, which must end by SIGKILL.
+    /// Waits until the kernel has killed it and is done with it.
     #[track_caller]
-    pub(crate) fn wait_killed(mut self) {
+    pub(crate) fn see_killed(mut self) {
         let pid = self.pid.take().unwrap();
         let status = waitpid(pid, None).unwrap();
         assert_eq!(status, WaitStatus::Signaled(pid, Signal::SIGKILL, false));
@@ -70,7 +69,7 @@ impl Child {
     #[track_caller]
     pub(crate) fn kill(self) {
         kill(self.pid.unwrap(), Signal::SIGKILL).unwrap();
-        self.wait_killed();
+        self.see_killed();
     }
 }
 
@@ -83,25 +82,25 @@ impl Drop for Child {
     }
 }
 
-/// A pipe that carries numbers from one process to another.
-pub(crate) struct Pipe {
+/// A line from one process to another.
+pub(crate) struct Line {
     from: PipeReader,
     to: PipeWriter,
 }
 
-impl Pipe {
+impl Line {
     pub(crate) fn new() -> Self {
         let (from, to) = std::io::pipe().unwrap();
         Self { from, to }
     }
 
-    pub(crate) fn send(&self, number: u64) {
+    pub(crate) fn say(&self, number: u64) {
         (&self.to).write_all(&number.to_le_bytes()).unwrap();
     }
 
-    pub(crate) fn receive(&self) -> u64 {
+    pub(crate) fn hear(&self) -> u64 {
         let mut bytes = [0; 8];
-        // The sender may have failed.
+        // Whoever should have spoken may have failed.
         let before = alarm::set(SECONDS);
         (&self.from).read_exact(&mut bytes).unwrap();
         before.map_or_else(alarm::cancel, alarm::set);
@@ -109,12 +108,12 @@ impl Pipe {
     }
 }
 
-/// The number of open descriptors of this process.
+/// The descriptors of this process.
 pub(crate) fn descriptors() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// The number of mappings of this process whose line in `maps` contains all of `parts`.
+/// The mappings of this process whose line has all of `parts` in it.
 pub(crate) fn mappings(parts: &[&str]) -> usize {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     maps.lines().filter(|line| parts.iter().all(|part| line.contains(part))).count()

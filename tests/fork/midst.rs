@@ -1,12 +1,11 @@
-//! Forks while other threads of the parent run every operation of the cache, whatever locks they
-//! hold at that moment.
+//! Forks while other threads are in the midst of everything that a cache does, whatever they have locked.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use keepwarm::{Cache, Timeout};
 
-use crate::child::child;
+use crate::family::child;
 use crate::harness::Verdict;
 use crate::home::home;
 use crate::inherited::builder;
@@ -15,12 +14,12 @@ const FORKS: u64 = 200;
 /// Increments of each child.
 const TIMES: i64 = 20;
 
-/// Repeats `call` until `stop` is set.
-fn repeat(stop: &AtomicBool, call: impl Fn(u64)) {
+/// Calls it until told to stop.
+fn again_and_again(stop: &AtomicBool, call: impl Fn(u64)) {
     (0..).take_while(|_| !stop.load(Ordering::Relaxed)).for_each(call);
 }
 
-/// Stops the threads when the test ends or panics.
+/// Has all stop that look at it, when this is over or has failed.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -29,7 +28,7 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// The work of a child. All of it must succeed, whatever the parent's threads were doing.
+/// What a child does, whatever the threads of its parent were doing.
 fn live(cache: &Cache, n: u64) {
     for _ in 0..TIMES {
         cache.incr_or_init("count", 1, 0, Timeout::Never).unwrap();
@@ -37,7 +36,7 @@ fn live(cache: &Cache, n: u64) {
     let key = format!("child {n}");
     cache.set(&key, &n, Timeout::Never).unwrap();
     assert_eq!(cache.get(&key).unwrap(), Some(n));
-    // The parent and other children may be computing it.
+    // The parent may be computing it, and other children.
     cache.get_or_set(&format!("computed {}", n % 7), Duration::from_millis(1), || n).unwrap();
     let lease = cache.lease(&format!("lease {n}"), Duration::from_secs(60)).unwrap().unwrap();
     assert!(lease.release().unwrap());
@@ -50,9 +49,8 @@ fn live(cache: &Cache, n: u64) {
     }
 }
 
-pub(crate) fn fork_beside_them() -> Verdict {
-    // On a fast file system: the wait for a process that frees space has a time-out, and a slow
-    // disk must not exhaust it.
+pub(crate) fn of_everything() -> Verdict {
+    // A slow disk is not waited for: who makes room is, and not for ever.
     let home = home();
     let cache = builder(&home.path().join("cache")).open().unwrap();
     cache.set_bytes("held", &[7; 60_000], Timeout::Never).unwrap();
@@ -65,7 +63,7 @@ pub(crate) fn fork_beside_them() -> Verdict {
     let write = |n: u64| {
         cache.set_bytes(&format!("value {}", n % 100), &[9; 3000], Timeout::Never).unwrap()
     };
-    // Large enough that a read returns a view into the mapped segment.
+    // Large enough to be handed out where it lies.
     let held = || cache.get_bytes("held").unwrap();
     let read = |n: u64| {
         drop(held());
@@ -86,7 +84,7 @@ pub(crate) fn fork_beside_them() -> Verdict {
     let stop = &stop;
     std::thread::scope(|scope| {
         for call in calls {
-            scope.spawn(move || repeat(stop, call));
+            scope.spawn(move || again_and_again(stop, call));
         }
         let _stop = Stop(stop);
         for n in 0..FORKS {
