@@ -1,4 +1,4 @@
-//! `get_or_set` and its relatives, for computations that are futures.
+//! `get_or_set` and its variants, for computations that are futures.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -6,7 +6,7 @@ use std::pin::pin;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{AsyncCache, LARGE_VALUE, make, pause};
+use super::{AsyncCache, LARGE_VALUE, pause, run_call};
 use crate::cache::ComputeError;
 use crate::cache::call::Call;
 use crate::cache::compute::cannot_fail;
@@ -16,11 +16,12 @@ use crate::error::Result;
 use crate::timeout::Lifespan;
 
 impl AsyncCache {
-    /// As [`Cache::get_or_set`](crate::Cache::get_or_set), with a closure that gives a future. Neither has to be
-    /// `'static`. Of all who miss the key at the same time, tasks, threads and processes, one computes.
+    /// As [`Cache::get_or_set`](crate::Cache::get_or_set), with a closure that returns a future.
+    /// Neither must be `'static`. If several tasks, threads and processes miss the key at the same
+    /// time, one of them computes.
     ///
-    /// The future of who computes may be dropped, by a timeout say: then one of the others computes its own. If
-    /// nobody else waits, nothing is computed to its end.
+    /// The computing future may be dropped, for example by a timeout. Then one of the waiters runs
+    /// its own computation. If there is no waiter, the computation stops.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -35,9 +36,10 @@ impl AsyncCache {
     /// ```
     ///
     /// # Errors
-    /// As [`Cache::get_or_set`](crate::Cache::get_or_set). `Recursion` if the computation asks for the key that it
-    /// computes, itself or by way of other keys, tasks and threads; a task that it spawns and waits for is not
-    /// seen through. Several computations of one task under way at the same time do not disturb each other.
+    /// As [`Cache::get_or_set`](crate::Cache::get_or_set). `Recursion` if the computation asks for
+    /// the key that it computes, directly or through other keys, tasks and threads. A task that the
+    /// computation spawns and awaits is not tracked. One task may run several computations at the
+    /// same time.
     ///
     /// # Panics
     /// As [`Cache::get_or_set`](crate::Cache::get_or_set).
@@ -55,7 +57,19 @@ impl AsyncCache {
         cannot_fail(self.compute("get_or_set", key, Lifespans::one(timeout), f).await)
     }
 
-    /// As [`Cache::try_get_or_set`](crate::Cache::try_get_or_set), with a closure that gives a future.
+    /// As [`Cache::try_get_or_set`](crate::Cache::try_get_or_set), with a closure that returns a
+    /// future.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// let port = cache.try_get_or_set("port", Timeout::Default, async || "80".parse::<u16>());
+    /// assert_eq!(port.await.unwrap(), 80);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::try_get_or_set`](crate::Cache::try_get_or_set).
@@ -75,7 +89,21 @@ impl AsyncCache {
         self.compute("try_get_or_set", key, Lifespans::one(timeout), f).await
     }
 
-    /// As [`Cache::get_or_set_option`](crate::Cache::get_or_set_option), with a closure that gives a future.
+    /// As [`Cache::get_or_set_option`](crate::Cache::get_or_set_option), with a closure that
+    /// returns a future.
+    ///
+    /// ```
+    /// # use keepwarm::Cache;
+    /// # use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// let (found, absent) = (Duration::from_secs(3600), Duration::from_secs(5));
+    /// let user = cache.get_or_set_option("user 7", found, absent, async || None::<String>);
+    /// assert_eq!(user.await?, None);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::get_or_set`](crate::Cache::get_or_set).
@@ -98,8 +126,22 @@ impl AsyncCache {
         cannot_fail(self.compute("get_or_set_option", key, lifespans, f).await)
     }
 
-    /// As [`Cache::try_get_or_set_option`](crate::Cache::try_get_or_set_option), with a closure that gives a
-    /// future.
+    /// As [`Cache::try_get_or_set_option`](crate::Cache::try_get_or_set_option), with a closure
+    /// that returns a future.
+    ///
+    /// ```
+    /// # use keepwarm::Cache;
+    /// # use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// let (found, absent) = (Duration::from_secs(3600), Duration::from_secs(5));
+    /// let query = async || Ok::<_, std::io::Error>(Some(7));
+    /// let user = cache.try_get_or_set_option("user 7", found, absent, query);
+    /// assert_eq!(user.await.unwrap(), Some(7));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::try_get_or_set`](crate::Cache::try_get_or_set).
@@ -135,7 +177,7 @@ impl AsyncCache {
         let call = self.cache.call(name, key)?;
         call.check(&lifespans)?;
         let begin = move |call: &Call<'_>| call.step(&lifespans, Caller::Future);
-        let mut step = make(&call, self.reads_here(&call), begin).await?;
+        let mut step = run_call(&call, self.reads_inline(&call), begin).await?;
         loop {
             step = match step {
                 Step::Done(value) => return Ok(value),
@@ -143,16 +185,16 @@ impl AsyncCache {
                     let landed = ticket.await;
                     let is_small = landed.as_ref().is_none_or(|value| value.len() < LARGE_VALUE);
                     if let Some(value) =
-                        make(&call, is_small, |call| Ok(call.landed(landed))).await?
+                        run_call(&call, is_small, |call| Ok(call.landed(landed))).await?
                     {
                         return Ok(value);
                     }
-                    make(&call, self.reads_here(&call), begin).await?
+                    run_call(&call, self.reads_inline(&call), begin).await?
                 }
                 Step::Pause(queued) => {
                     pause(queued.pause).await.map_err(|error| call.about(error))?;
                     let resume = move |call: &Call<'_>| call.resume(&lifespans, queued);
-                    make(&call, self.reads_here(&call), resume).await?
+                    run_call(&call, self.reads_inline(&call), resume).await?
                 }
                 Step::Compute(turn) => {
                     let value = match within(&turn.leader, f).await {
@@ -178,7 +220,7 @@ impl AsyncCache {
     }
 }
 
-/// Computes: whatever thread polls the future is in the computation for as long as it does so.
+/// Runs the computation. Each poll is inside it, on whatever thread polls.
 async fn within<F: Future>(leader: &Leader, f: impl FnOnce() -> F) -> F::Output {
     let mut future = pin!(async { f().await });
     poll_fn(|context| {

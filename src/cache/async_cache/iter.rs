@@ -1,4 +1,4 @@
-//! Going through the entries of a view, some hundred at a time, each time on another thread.
+//! Iteration over the entries of a view: blocking threads read batches of 256 items.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -8,12 +8,12 @@ use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-use super::{AsyncCache, joined};
+use super::{AsyncCache, task_result};
 use crate::cache::{Iter, Keys};
 use crate::error::Result;
 
 impl AsyncCache {
-    /// As [`Cache::keys`](crate::Cache::keys); the items are given by [`AsyncKeys::next`].
+    /// As [`Cache::keys`](crate::Cache::keys); [`AsyncKeys::next`] returns the items.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -32,7 +32,21 @@ impl AsyncCache {
         AsyncKeys(Batches::new(self.cache.keys()))
     }
 
-    /// As [`Cache::iter`](crate::Cache::iter); the items are given by [`AsyncIter::next`].
+    /// As [`Cache::iter`](crate::Cache::iter); [`AsyncIter::next`] returns the items.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// cache.set("a", &1, Timeout::Default).await?;
+    /// let mut entries = cache.iter::<i32>();
+    /// while let Some(entry) = entries.next().await {
+    ///     assert_eq!(entry?, ("a".to_owned(), 1));
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn iter<T: DeserializeOwned + Send + 'static>(&self) -> AsyncIter<T> {
         AsyncIter(Batches::new(self.cache.iter()))
     }
@@ -45,7 +59,7 @@ pub struct AsyncKeys(Batches<Keys, String>);
 pub struct AsyncIter<T>(Batches<Iter<T>, (String, T)>);
 
 impl AsyncKeys {
-    /// The next key, or `None` at the end. The future may be dropped; nothing is left out then.
+    /// The next key, or `None` at the end. Dropping the future loses no item.
     ///
     /// # Errors
     /// As [`Cache::keys`](crate::Cache::keys).
@@ -55,7 +69,7 @@ impl AsyncKeys {
 }
 
 impl<T: DeserializeOwned + Send + 'static> AsyncIter<T> {
-    /// The next key and value, or `None` at the end. The future may be dropped; nothing is left out then.
+    /// The next key and value, or `None` at the end. Dropping the future loses no item.
     ///
     /// # Errors
     /// As [`Cache::iter`](crate::Cache::iter).
@@ -64,10 +78,10 @@ impl<T: DeserializeOwned + Send + 'static> AsyncIter<T> {
     }
 }
 
-/// Items that one trip to another thread brings.
+/// Items that one run of a blocking thread reads.
 const BATCH: usize = 256;
 
-/// An iterator of which other threads take some items at a time.
+/// An iterator that blocking threads advance, one batch at a time.
 struct Batches<I, R> {
     batch: VecDeque<Result<R>>,
     rest: Rest<I, R>,
@@ -95,7 +109,8 @@ where
             if let Some(item) = self.batch.pop_front() {
                 return Some(item);
             }
-            // Whatever is awaited is in `self`, so that it is there for the next call if this one is dropped.
+            // The awaited handle stays in `self`: if this future is dropped, the next call awaits
+            // it.
             (self.batch, self.rest) = match &mut self.rest {
                 Rest::Nothing => return None,
                 Rest::Here(_) => {
@@ -108,7 +123,7 @@ where
                         (rest, _) => (VecDeque::new(), rest),
                     }
                 }
-                Rest::Away(filling) => joined(filling.await, "iter")
+                Rest::Away(filling) => task_result(filling.await, "iter")
                     .unwrap_or_else(|error| (VecDeque::from([Err(error)]), Rest::Nothing)),
             };
         }

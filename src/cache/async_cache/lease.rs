@@ -1,4 +1,4 @@
-//! Leases in async code.
+//! Leases for async code.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,15 +9,15 @@ use super::AsyncCache;
 use crate::cache::Lease;
 use crate::error::Result;
 
-/// A [`Lease`] in async code: held until it is dropped or released, or until its time is over. See
+/// A [`Lease`] for async code, held until it is released, dropped or expired. See
 /// [`AsyncCache::lease`].
 ///
-/// Dropping it gives it back at once, on the thread where it is dropped; only where that has to wait for the disk
-/// (with [`Durability::Sync`](crate::Durability::Sync)) it is left to another thread of the runtime, and the lease
-/// ends a moment later. [`release`](AsyncLease::release) says when it has.
+/// Dropping it releases the lease at once, on the thread that drops it. If the release must wait
+/// for the disk (with [`Durability::Sync`](crate::Durability::Sync)), a blocking thread of the
+/// runtime does it, a moment later. Call [`release`](AsyncLease::release) to know when it is done.
 #[must_use = "a lease that is not kept is released at once"]
 pub struct AsyncLease {
-    /// Until it is dropped.
+    /// `None` once it is released or dropped.
     lease: Option<Lease>,
     cache: AsyncCache,
     key: String,
@@ -30,12 +30,26 @@ impl AsyncLease {
         Self { lease: Some(lease), cache, key, owner }
     }
 
-    /// The key that the lease is on.
+    /// The key of the lease. Free.
     pub fn key(&self) -> &str {
         &self.key
     }
 
     /// As [`Lease::is_held`].
+    ///
+    /// ```
+    /// # use keepwarm::Cache;
+    /// # use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// let lease = cache.lease("import", Duration::from_secs(5)).await?.expect("it was free");
+    /// assert!(lease.is_held().await?);
+    /// assert!(lease.renew(Duration::from_secs(5)).await?);
+    /// assert!(lease.release().await?);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Lease::is_held`].
@@ -53,7 +67,8 @@ impl AsyncLease {
         self.cache.change("renew", &self.key, move |call| call.renew_lease(owner, duration)).await
     }
 
-    /// As [`Lease::release`]. If the future is dropped before its end, the lease is given back all the same.
+    /// As [`Lease::release`]. If the future is dropped before it completes, the lease is released
+    /// all the same.
     ///
     /// # Errors
     /// As [`Lease::release`].
@@ -68,7 +83,7 @@ impl Drop for AsyncLease {
     fn drop(&mut self) {
         let lease = self.lease.take();
         if lease.is_some()
-            && !self.cache.writes_here(0)
+            && !self.cache.writes_inline(0)
             && let Ok(runtime) = Handle::try_current()
         {
             drop(runtime.spawn_blocking(move || drop(lease)));

@@ -1,5 +1,6 @@
-//! The cache for programs on tokio. What is decided, and every read and write, is the blocking facade's; what is
-//! here is only how callers wait, and what leaves their thread.
+//! The asynchronous facade, for programs on tokio. The blocking facade makes every decision, read
+//! and write. This module only decides how a caller waits, and which calls run on a blocking
+//! thread.
 
 mod compute;
 mod iter;
@@ -26,41 +27,49 @@ use crate::error::{Error, ErrorKind, Result};
 pub use iter::{AsyncIter, AsyncKeys};
 pub use lease::AsyncLease;
 
-/// Calls with a value of at least so many bytes leave the thread. Below, they take some tens of microseconds at
-/// most, which is about what it costs to leave it and come back.
+/// Calls with a value of at least this many bytes run on a blocking thread. A smaller value takes
+/// some tens of microseconds at most, about the cost of a switch to another thread and back.
 const LARGE_VALUE: usize = 64 << 10;
 
-/// The same cache as [`Cache`], for programs on [tokio](https://docs.rs/tokio): the same names, and the same
-/// answers. Made from a `Cache`, with [`into_async`](Cache::into_async) or `From`, or opened.
+/// A [`Cache`] for programs on [tokio](https://docs.rs/tokio): the same methods with the same
+/// results. Convert a `Cache` with [`into_async`](Cache::into_async) or `From`, or call
+/// [`open`](AsyncCache::open).
 ///
-/// A call is nearly always over faster than it could be handed to another thread and back, so nearly all of them
-/// are done where they are awaited, at once: **a hit costs no task switch**, nor does a write. What leaves the
-/// thread, by [`spawn_blocking`](tokio::task::spawn_blocking), is:
+/// Most calls take less time than a switch to another thread and back. They run at once, on the
+/// thread that polls the future: **a hit costs no task switch**, and neither does a small write.
+/// The following run on a blocking thread, by [`spawn_blocking`](tokio::task::spawn_blocking):
 ///
-/// - a value of 64 KiB or more, read or written (it is encoded, but not decoded, where it is awaited);
+/// - a read or write of a value of 64 KiB or more. A written value is encoded on the polling
+///   thread; a value that is read is decoded on the blocking thread;
 /// - a write with [`Durability::Sync`](crate::Durability::Sync), which waits for the disk;
-/// - a write to a full cache that makes room by itself: one of 1,000 to 10,000 entries, or one with a
-///   [`cull_frequency`](Builder::cull_frequency) of 0;
-/// - the pauses, of 2 ms at most, in which another process computes what is missing;
-/// - `open`, `flush`, `close`, `clear`, `check`, `maintain`, iteration, and any call on a directory that was closed.
+/// - a write to a full cache that evicts within the call: a cache of 1,000 to 10,000 entries, or
+///   one with a [`cull_frequency`](Builder::cull_frequency) of 0;
+/// - the pauses, of at most 2 ms each, while another process computes a missing value;
+/// - `open`, `flush`, `close`, `clear`, `check`, `maintain`, `configure`, iteration, the statistics
+///   of other processes, and any call on a directory that was closed.
 ///
-/// **A cold page blocks the worker.** A directory is read by way of mapped memory: what the kernel has not in its
-/// page cache is fetched from the disk while the thread stands still, 0.1 ms on a good SSD to 10 ms on a disk
-/// that turns. Nobody can tell beforehand whether a page is there. Where the directory is much larger than the
-/// memory of the machine, and a pause of the worker is worse than a switch each time, call the `Cache` in
-/// `spawn_blocking`. Likewise a thread waits where a write is faster than the background makes new segments, and
-/// where the last handle of a directory is dropped, which closes it; [`close`](AsyncCache::close) before that
-/// leaves nothing to wait for.
+/// **A cold page blocks the worker thread.** A directory is read through mapped memory. If a page
+/// is not in the page cache of the kernel, the thread waits for the disk: about 0.1 ms on a good
+/// SSD, up to 10 ms on a rotating disk. keepwarm cannot tell in advance whether a page is cached.
+/// If the directory is much larger than the memory of the machine, and such a pause is worse than a
+/// thread switch for each call, call the [`Cache`] inside `spawn_blocking`. A thread also waits if
+/// it writes faster than the background creates segments, and when the last handle of a directory
+/// is dropped, which closes it. Call [`close`](AsyncCache::close) first, and the drop does not
+/// wait.
 ///
-/// [`get_or_set`](AsyncCache::get_or_set) takes an async closure, which may borrow what is around it, and shares its
-/// single flights with the blocking calls of the same cache. Futures may be dropped at any time. One that was
-/// computing makes way for one of those who wait. A write whose future is dropped before its end may or may not
-/// take effect, and, where it had left the thread, may do so later.
+/// [`get_or_set`](AsyncCache::get_or_set) takes an async closure, which may borrow from its
+/// surroundings. It shares its single flights with the blocking calls of the same cache.
 ///
-/// A runtime of tokio does not survive a `fork`, so neither does this: a child makes its own, of the inherited [`Cache`].
+/// Any future may be dropped at any time. If the future that computes a value is dropped, one of
+/// its waiters computes instead. If the future of a write is dropped before it completes, the write
+/// may or may not take effect. If it was already on a blocking thread, it may take effect later.
 ///
-/// Works on runtimes with one and with many threads. Without a runtime of tokio around it everything is done where
-/// it is awaited. Typed values that are read must be `Send` and `'static`, as their decoding may leave the thread.
+/// A tokio runtime does not survive a `fork`, so an `AsyncCache` does not either. The child must
+/// create its own runtime, and an `AsyncCache` from the inherited [`Cache`].
+///
+/// Works on single-threaded and multi-threaded runtimes. Without a tokio runtime every call runs on
+/// the thread that polls it. A typed value that is read must be `Send` and `'static`, because it
+/// may be decoded on another thread.
 ///
 /// ```
 /// use keepwarm::{AsyncCache, Cache, Timeout};
@@ -68,7 +77,8 @@ const LARGE_VALUE: usize = 64 << 10;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> keepwarm::Result<()> {
-/// let cache: AsyncCache = Cache::in_memory().into_async(); // AsyncCache::open("/var/cache/app").await?
+/// // or AsyncCache::open("/var/cache/app").await?
+/// let cache: AsyncCache = Cache::in_memory().into_async();
 /// cache.set("greeting", "hello", Duration::from_secs(60)).await?;
 /// assert_eq!(cache.get::<String>("greeting").await?.as_deref(), Some("hello"));
 ///
@@ -93,25 +103,40 @@ impl From<Cache> for AsyncCache {
 }
 
 impl Cache {
-    /// The same cache for async code. See [`AsyncCache`].
+    /// This cache for async code; see [`AsyncCache`]. Free.
+    ///
+    /// ```
+    /// # use keepwarm::{AsyncCache, Cache};
+    /// let cache: AsyncCache = Cache::in_memory().into_async();
+    /// ```
     pub fn into_async(self) -> AsyncCache {
         self.into()
     }
 }
 
 impl Builder {
-    /// As [`open`](Builder::open), on a thread where it may block.
+    /// As [`open`](Builder::open), on a blocking thread.
+    ///
+    /// ```
+    /// # use keepwarm::{Builder, Timeout};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// let cache = Builder::in_memory().max_entries(10_000).open_async().await?;
+    /// cache.set("a", &1, Timeout::Default).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`open`](Builder::open).
     pub async fn open_async(self) -> Result<AsyncCache> {
-        Ok(elsewhere("open", move || self.open()).await?.into_async())
+        Ok(run_blocking("open", move || self.open()).await?.into_async())
     }
 }
 
-/// Calls `f` on a thread that may block, if there is a runtime that has such threads, else here. What `f` does
-/// belongs to the computation that the caller is in.
-async fn elsewhere<R: Send + 'static>(
+/// Calls `f` on a blocking thread of the current runtime, or on this thread if there is no runtime.
+/// `f` runs inside the computation of the caller, so that recursion through it is detected.
+async fn run_blocking<R: Send + 'static>(
     name: &'static str,
     f: impl FnOnce() -> Result<R> + Send + 'static,
 ) -> Result<R> {
@@ -121,43 +146,43 @@ async fn elsewhere<R: Send + 'static>(
         let _within = computation.enter();
         f()
     });
-    joined(called.await, name)?
+    task_result(called.await, name)?
 }
 
-/// Lets `duration` pass on a thread that may block, and not by tokio's timer: that panics on a runtime that was built
-/// without one.
+/// Sleeps for `duration` on a blocking thread. Not with the timer of tokio, which panics on a
+/// runtime that was built without one.
 async fn pause(duration: Duration) -> Result<()> {
-    elsewhere("wait", move || {
+    run_blocking("wait", move || {
         thread::sleep(duration);
         Ok(())
     })
     .await
 }
 
-/// What another thread gave. A panic there goes on here.
-fn joined<R>(given: Result<R, JoinError>, name: &'static str) -> Result<R> {
-    given.map_err(|error| match error.try_into_panic() {
+/// The result of a blocking task. A panic of the task resumes here.
+fn task_result<R>(joined: Result<R, JoinError>, name: &'static str) -> Result<R> {
+    joined.map_err(|error| match error.try_into_panic() {
         Ok(panic) => resume_unwind(panic),
         Err(error) => Error::new(ErrorKind::Interrupted, name)
-            .with_source(format!("the runtime ends: {error}")),
+            .with_source(format!("the async runtime is shutting down: {error}")),
     })
 }
 
-/// Makes `call` here, or else on a thread that may block.
-async fn make<R: Send + 'static>(
+/// Runs `f` with `call`: on this thread if `inline`, else on a blocking thread.
+async fn run_call<R: Send + 'static>(
     call: &Call<'_>,
-    here: bool,
+    inline: bool,
     f: impl FnOnce(&Call<'_>) -> Result<R> + Send + 'static,
 ) -> Result<R> {
-    if here {
+    if inline {
         return f(call);
     }
     let detached = call.detach();
-    elsewhere(call.name, move || detached.make(f)).await.map_err(|error| call.about(error))
+    run_blocking(call.name, move || detached.make(f)).await.map_err(|error| call.about(error))
 }
 
 impl AsyncCache {
-    /// As [`Cache::open`], on a thread where it may block.
+    /// As [`Cache::open`], on a blocking thread.
     ///
     /// ```no_run
     /// # async fn f() -> keepwarm::Result<()> {
@@ -172,11 +197,12 @@ impl AsyncCache {
         Builder::new(dir).open_async().await
     }
 
-    /// The same cache for code that blocks. Its calls must not wait on a thread of the runtime, except for
-    /// reads and small writes, for which it is as good.
+    /// The same cache for blocking code. On a thread of the runtime, use it for reads and small
+    /// writes only: its calls may wait with the thread.
     ///
-    /// A blocking `get_or_set` of a key that an async one computes waits for it; on a thread that belongs to a
-    /// runtime, where that might be for ever, it computes for itself instead.
+    /// A blocking `get_or_set` waits if an async one already computes its key. On a thread of a
+    /// runtime that wait might never end, because the computation may need that thread. There it
+    /// computes the value itself instead.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -188,133 +214,216 @@ impl AsyncCache {
         &self.cache
     }
 
-    /// As [`Cache::with_version`].
+    /// As [`Cache::with_version`]: a view of the same cache, whose keys have version `version`.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// cache.with_version(2).set("a", &1, Timeout::Default).await?;
+    /// assert_eq!(cache.get::<u8>("a").await?, None);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn with_version(&self, version: i64) -> Self {
         self.cache.with_version(version).into()
     }
 
-    /// As [`Cache::with_prefix`].
+    /// As [`Cache::with_prefix`]: a view of the same cache, whose keys have the prefix `prefix`.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// cache.with_prefix("users").set("7", "Ada", Timeout::Default).await?;
+    /// assert_eq!(cache.get::<String>("7").await?, None);
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn with_prefix(&self, prefix: impl Into<Arc<str>>) -> Self {
         self.cache.with_prefix(prefix).into()
     }
 
-    /// The prefix of this view.
+    /// The prefix of this view. Free.
     pub fn prefix(&self) -> &str {
         self.cache.prefix()
     }
 
-    /// The version of this view.
+    /// The version of this view. Free.
     pub fn version(&self) -> i64 {
         self.cache.version()
     }
 
-    /// As [`Cache::clear`]. Always leaves the thread.
+    /// As [`Cache::clear`]. Always runs on a blocking thread.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// cache.set("a", &1, Timeout::Default).await?;
+    /// cache.clear().await?;
+    /// assert!(cache.is_empty().await && cache.len().await == 0);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::clear`].
     pub async fn clear(&self) -> Result<()> {
-        self.chore("clear", Cache::clear).await
+        self.call_blocking("clear", Cache::clear).await
     }
 
-    /// As [`Cache::len`].
+    /// As [`Cache::len`]. Runs on a blocking thread only if the directory was closed.
     pub async fn len(&self) -> u64 {
-        self.gauge(Cache::len).await
+        self.read_gauge(Cache::len).await
     }
 
-    /// As [`Cache::is_empty`].
+    /// As [`Cache::is_empty`]. Runs on a blocking thread only if the directory was closed.
     pub async fn is_empty(&self) -> bool {
         self.len().await == 0
     }
 
-    /// As [`Cache::stats`].
+    /// As [`Cache::stats`]. Runs on a blocking thread only if the directory was closed.
+    ///
+    /// ```
+    /// # use keepwarm::Cache;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// cache.get::<u8>("missing").await?;
+    /// assert_eq!(cache.stats().await.misses, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn stats(&self) -> Stats {
-        self.gauge(Cache::stats).await
+        self.read_gauge(Cache::stats).await
     }
 
-    /// As [`Cache::total_stats`]. Always leaves the thread.
+    /// As [`Cache::total_stats`]. Always runs on a blocking thread.
+    ///
+    /// ```
+    /// # use keepwarm::Cache;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// cache.get::<u8>("missing").await?;
+    /// assert_eq!(cache.total_stats().await?.misses, 1);
+    /// assert_eq!(cache.process_stats().await?.len(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::total_stats`].
     pub async fn total_stats(&self) -> Result<Stats> {
-        self.chore("stats", Cache::total_stats).await
+        self.call_blocking("stats", Cache::total_stats).await
     }
 
-    /// As [`Cache::process_stats`]. Always leaves the thread.
+    /// As [`Cache::process_stats`]. Always runs on a blocking thread.
     ///
     /// # Errors
     /// As [`Cache::total_stats`].
     pub async fn process_stats(&self) -> Result<Vec<ProcessStats>> {
-        self.chore("stats", Cache::process_stats).await
+        self.call_blocking("stats", Cache::process_stats).await
     }
 
-    /// As [`Cache::limits`]. Of a directory that was closed, the thread waits until it is open again.
+    /// As [`Cache::limits`]. If the directory was closed, this opens it, and the thread waits for
+    /// that.
     pub fn limits(&self) -> Limits {
         self.cache.limits()
     }
 
-    /// As [`Cache::configure`]. Always leaves the thread.
+    /// As [`Cache::configure`]. Always runs on a blocking thread.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, NewLimits};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// let limits = cache.configure(&NewLimits::new().max_entries(10_000)).await?;
+    /// assert_eq!(limits.max_entries, 10_000);
+    /// assert_eq!(cache.limits(), limits);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::configure`].
     pub async fn configure(&self, new: &NewLimits) -> Result<Limits> {
         let (cache, new) = (self.cache.clone(), *new);
-        elsewhere("configure", move || cache.configure(&new)).await
+        run_blocking("configure", move || cache.configure(&new)).await
     }
 
-    /// As [`Cache::maintain`]. Always leaves the thread.
+    /// As [`Cache::maintain`]. Always runs on a blocking thread.
     ///
     /// # Errors
     /// As [`Cache::maintain`].
     pub async fn maintain(&self) -> Result<()> {
-        self.chore("maintain", Cache::maintain).await
+        self.call_blocking("maintain", Cache::maintain).await
     }
 
-    /// As [`Cache::flush`]. Always leaves the thread.
+    /// As [`Cache::flush`]. Always runs on a blocking thread.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// cache.set("a", &1, Timeout::Default).await?;
+    /// cache.flush().await?; // a power cut cannot undo it from here on
+    /// cache.close().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::flush`].
     pub async fn flush(&self) -> Result<()> {
-        self.chore("flush", Cache::flush).await
+        self.call_blocking("flush", Cache::flush).await
     }
 
-    /// As [`Cache::close`]. Always leaves the thread.
+    /// As [`Cache::close`]. Always runs on a blocking thread.
     ///
     /// # Errors
     /// As [`Cache::flush`].
     pub async fn close(&self) -> Result<()> {
-        self.chore("close", Cache::close).await
+        self.call_blocking("close", Cache::close).await
     }
 
-    /// As [`Cache::check`]. Always leaves the thread.
+    /// As [`Cache::check`]. Always runs on a blocking thread.
     ///
     /// # Errors
     /// As [`Cache::check`].
     pub async fn check(&self) -> Result<CheckReport> {
-        self.chore("check", Cache::check).await
+        self.call_blocking("check", Cache::check).await
     }
 
-    /// Calls `f` elsewhere.
-    async fn chore<R: Send + 'static>(
+    /// Calls `f` on a blocking thread.
+    async fn call_blocking<R: Send + 'static>(
         &self,
         name: &'static str,
         f: fn(&Cache) -> Result<R>,
     ) -> Result<R> {
         let cache = self.cache.clone();
-        elsewhere(name, move || f(&cache)).await
+        run_blocking(name, move || f(&cache)).await
     }
 
-    /// What `f` shows; nothing if the runtime ends while the directory is opened for it.
-    async fn gauge<R: Default + Send + 'static>(&self, f: fn(&Cache) -> R) -> R {
+    /// The result of `f`. Only a closed directory needs a blocking thread, to open it first; if the
+    /// runtime shuts down during that, the default value.
+    async fn read_gauge<R: Default + Send + 'static>(&self, f: fn(&Cache) -> R) -> R {
         if !self.cache.shared.backend.reads_take_long() {
             return f(&self.cache);
         }
         let cache = self.cache.clone();
-        elsewhere("open", move || Ok(f(&cache))).await.unwrap_or_default()
+        run_blocking("open", move || Ok(f(&cache))).await.unwrap_or_default()
     }
 
-    /// Makes a call that reads the value of `key`: here, if it is small.
+    /// Runs a call that reads the value of `key`: on this thread if the value is small.
     async fn read<R: Send + 'static>(
         &self,
         name: &'static str,
@@ -322,29 +431,30 @@ impl AsyncCache {
         f: impl FnOnce(&Call<'_>) -> Result<R> + Send + 'static,
     ) -> Result<R> {
         let call = self.cache.call(name, key)?;
-        make(&call, self.reads_here(&call), f).await
+        run_call(&call, self.reads_inline(&call), f).await
     }
 
-    fn reads_here(&self, call: &Call<'_>) -> bool {
+    fn reads_inline(&self, call: &Call<'_>) -> bool {
         let backend = &self.cache.shared.backend;
         !backend.reads_take_long() && backend.weight(&call.full) < LARGE_VALUE
     }
 
-    /// Makes a call that stores a value of `len` bytes: here, if that is quick.
+    /// Runs a call that stores a value of `len` bytes: on this thread if it does not take long.
     async fn write<R: Send + 'static>(
         &self,
         call: &Call<'_>,
         len: usize,
         f: impl FnOnce(&Call<'_>) -> Result<R> + Send + 'static,
     ) -> Result<R> {
-        make(call, self.writes_here(len), f).await
+        run_call(call, self.writes_inline(len), f).await
     }
 
-    fn writes_here(&self, len: usize) -> bool {
+    fn writes_inline(&self, len: usize) -> bool {
         len < LARGE_VALUE && !self.cache.shared.backend.commits_take_long()
     }
 
-    /// Makes a call that changes the entry of `key`, whatever its value: here, if that is quick.
+    /// Runs a call that changes the entry of `key` and keeps its value, so that the size of the
+    /// stored value decides: on this thread if it does not take long.
     async fn change<R: Send + 'static>(
         &self,
         name: &'static str,

@@ -1,4 +1,5 @@
-//! Calls on one key.
+//! Calls on one key: the asynchronous twins of `values`, `entry`, `expiry`, `counter`, `versions`
+//! and `lease`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,14 +38,38 @@ impl AsyncCache {
 
     /// As [`Cache::get_bytes`](crate::Cache::get_bytes).
     ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// cache.set_bytes("page", b"<html>", Timeout::Default).await?;
+    /// assert_eq!(cache.get_bytes("page").await?.as_deref(), Some(&b"<html>"[..]));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::get_bytes`](crate::Cache::get_bytes).
     pub async fn get_bytes(&self, key: &str) -> Result<Option<Bytes>> {
         self.read("get_bytes", key, |call| call.bytes()).await
     }
 
-    /// As [`Cache::get_shared`](crate::Cache::get_shared). A large value leaves the thread even if it was decoded
-    /// before.
+    /// As [`Cache::get_shared`](crate::Cache::get_shared). A stored value of 64 KiB or more needs a
+    /// blocking thread even if it is already decoded.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # use std::sync::Arc;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// cache.set("primes", &vec![2u64, 3, 5], Timeout::Default).await?;
+    /// let primes: Option<Arc<Vec<u64>>> = cache.get_shared("primes").await?;
+    /// assert_eq!(primes.unwrap().len(), 3);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::get`](crate::Cache::get).
@@ -57,6 +82,18 @@ impl AsyncCache {
 
     /// As [`Cache::get_entry`](crate::Cache::get_entry).
     ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// cache.set("a", &1, Timeout::Never).await?;
+    /// let entry = cache.get_entry::<u8>("a").await?.unwrap();
+    /// assert_eq!((entry.value, entry.expires_at), (1, None));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::get_entry`](crate::Cache::get_entry).
     pub async fn get_entry<T: DeserializeOwned + Send + 'static>(
@@ -68,6 +105,17 @@ impl AsyncCache {
 
     /// As [`Cache::contains_key`](crate::Cache::contains_key).
     ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// cache.set("a", &1, Timeout::Default).await?;
+    /// assert!(cache.contains_key("a").await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::contains_key`](crate::Cache::contains_key).
     #[doc(alias = "has_key")]
@@ -77,13 +125,36 @@ impl AsyncCache {
 
     /// As [`Cache::ttl`](crate::Cache::ttl).
     ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout, Ttl};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// cache.set("a", &1, Timeout::Never).await?;
+    /// assert_eq!(cache.ttl("a").await?, Some(Ttl::Never));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::ttl`](crate::Cache::ttl).
     pub async fn ttl(&self, key: &str) -> Result<Option<Ttl>> {
         self.read("ttl", key, |call| call.ttl()).await
     }
 
-    /// As [`Cache::set`](crate::Cache::set). The value is encoded where the call is awaited, whatever its size.
+    /// As [`Cache::set`](crate::Cache::set). The value is encoded on the polling thread, whatever
+    /// its size.
+    ///
+    /// ```
+    /// # use keepwarm::Cache;
+    /// # use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// cache.set("list", &[1, 2, 3], Duration::from_secs(5)).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::set`](crate::Cache::set).
@@ -104,7 +175,18 @@ impl AsyncCache {
         .await
     }
 
-    /// As [`Cache::set_bytes`](crate::Cache::set_bytes). A value that leaves the thread is copied once more.
+    /// As [`Cache::set_bytes`](crate::Cache::set_bytes). If the write runs on a blocking thread,
+    /// the value is copied once more.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// cache.set_bytes("page", b"<html>", Timeout::Default).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::set_bytes`](crate::Cache::set_bytes).
@@ -116,7 +198,7 @@ impl AsyncCache {
     ) -> Result<()> {
         let call = self.cache.call("set_bytes", key)?;
         let expires_at = self.cache.expiry(timeout);
-        if self.writes_here(value.len()) {
+        if self.writes_inline(value.len()) {
             return call.set(Codec::Raw, value, expires_at);
         }
         let value = value.to_vec();
@@ -124,6 +206,17 @@ impl AsyncCache {
     }
 
     /// As [`Cache::add`](crate::Cache::add).
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// assert!(cache.add("first", "me", Timeout::Default).await?);
+    /// assert!(!cache.add("first", "you", Timeout::Default).await?);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::set`](crate::Cache::set).
@@ -142,6 +235,17 @@ impl AsyncCache {
     }
 
     /// As [`Cache::compare_and_swap`](crate::Cache::compare_and_swap).
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Swap, Timeout};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// let swap = cache.compare_and_swap("a", None, &1, Timeout::Default).await?;
+    /// assert!(matches!(swap, Swap::Stored(_)));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::set`](crate::Cache::set).
@@ -164,6 +268,17 @@ impl AsyncCache {
 
     /// As [`Cache::delete`](crate::Cache::delete).
     ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// cache.set("a", &1, Timeout::Default).await?;
+    /// assert!(cache.delete("a").await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::delete`](crate::Cache::delete).
     pub async fn delete(&self, key: &str) -> Result<bool> {
@@ -171,6 +286,19 @@ impl AsyncCache {
     }
 
     /// As [`Cache::touch`](crate::Cache::touch).
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout, Ttl};
+    /// # use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// cache.set("session", "x", Duration::from_secs(10)).await?;
+    /// assert!(cache.touch("session", Timeout::Never).await?);
+    /// assert_eq!(cache.ttl("session").await?, Some(Ttl::Never));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::touch`](crate::Cache::touch).
@@ -181,6 +309,19 @@ impl AsyncCache {
 
     /// As [`Cache::persist`](crate::Cache::persist).
     ///
+    /// ```
+    /// # use keepwarm::{Cache, Ttl};
+    /// # use std::time::Duration;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// cache.set("session", "x", Duration::from_secs(10)).await?;
+    /// assert!(cache.persist("session").await?);
+    /// assert_eq!(cache.ttl("session").await?, Some(Ttl::Never));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As [`Cache::touch`](crate::Cache::touch).
     pub async fn persist(&self, key: &str) -> Result<bool> {
@@ -188,6 +329,18 @@ impl AsyncCache {
     }
 
     /// As [`Cache::expire_at`](crate::Cache::expire_at).
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # use std::time::{Duration, SystemTime};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// cache.set("report", "x", Timeout::Never).await?;
+    /// assert!(cache.expire_at("report", SystemTime::now() + Duration::from_secs(60)).await?);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::touch`](crate::Cache::touch).
@@ -197,6 +350,18 @@ impl AsyncCache {
     }
 
     /// As [`Cache::incr`](crate::Cache::incr).
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// cache.set("visits", &1, Timeout::Never).await?;
+    /// assert_eq!(cache.incr("visits", 1000).await?, 1001);
+    /// assert_eq!(cache.decr("visits", 1).await?, 1000);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::incr`](crate::Cache::incr).
@@ -213,6 +378,17 @@ impl AsyncCache {
     }
 
     /// As [`Cache::incr_or_init`](crate::Cache::incr_or_init).
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// assert_eq!(cache.incr_or_init("visits", 1, 0, Timeout::Never).await?, 1);
+    /// assert_eq!(cache.incr_or_init("visits", 1, 0, Timeout::Never).await?, 2);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::incr_or_init`](crate::Cache::incr_or_init).
@@ -237,6 +413,18 @@ impl AsyncCache {
     }
 
     /// As [`Cache::incr_version`](crate::Cache::incr_version).
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> keepwarm::Result<()> {
+    /// # let cache = Cache::in_memory().into_async();
+    /// cache.set("layout", "x", Timeout::Default).await?;
+    /// assert_eq!(cache.incr_version("layout", 1).await?, 2);
+    /// assert!(cache.with_version(2).contains_key("layout").await?);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// As [`Cache::incr_version`](crate::Cache::incr_version).
