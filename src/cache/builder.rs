@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use super::flight::Flights;
-use super::plan::Jitter;
-use super::turn::PATIENCE;
+use super::expiry_policy::Jitter;
+use super::flight_table::Flights;
+use super::single_flight::MAX_CLAIM_WAIT;
 use super::view::View;
 use super::{Cache, Shared};
 use crate::backend::{Backend, DummyBackend, FileBackend, MemoryBackend};
@@ -366,7 +366,7 @@ impl Builder {
             keys: self.keys,
             jitter: Jitter::new(self.jitter, seed),
             flights: Flights::new(),
-            patience: PATIENCE,
+            max_claim_wait: MAX_CLAIM_WAIT,
             store_failures: AtomicU64::new(0),
             refresh_failures: AtomicU64::new(0),
         };

@@ -8,8 +8,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Cache;
-use super::flight::Caller;
-use super::turn::{Lifespans, Step};
+use super::flight_table::Caller;
+use super::single_flight::{Lifespans, NextStep};
 use crate::error::{Error, Result};
 use crate::timeout::Lifespan;
 
@@ -196,31 +196,32 @@ impl Cache {
         f: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, ComputeError<E>> {
         let call = self.call(name, key)?;
-        call.check(&lifespans)?;
-        let mut step = call.step(&lifespans, Caller::Thread)?;
+        call.validate(&lifespans)?;
+        let mut step = call.first_step(&lifespans, Caller::Thread)?;
         loop {
             step = match step {
-                Step::Done(value) => return Ok(value),
-                Step::Wait(ticket) => match call.landed(ticket.wait()) {
+                NextStep::Return(value) => return Ok(value),
+                NextStep::Wait(waiter) => match call.flight_result(waiter.wait()) {
                     Some(value) => return Ok(value),
-                    None => call.step(&lifespans, Caller::Thread)?,
+                    None => call.first_step(&lifespans, Caller::Thread)?,
                 },
-                Step::Pause(queued) => {
-                    thread::sleep(queued.pause);
-                    call.resume(&lifespans, queued)?
+                NextStep::Pause(wait) => {
+                    thread::sleep(wait.pause);
+                    call.retry_claim(&lifespans, wait)?
                 }
-                Step::Compute(turn) => {
-                    let within = turn.leader.enter();
+                NextStep::Compute(permit) => {
+                    let entered = permit.leader.enter();
                     let computed = f();
-                    drop(within);
+                    drop(entered);
                     return match computed {
-                        Ok(value) => Ok(match call.computed(&value, &turn, &lifespans) {
+                        Ok(value) => Ok(match call.prepare(&value, &permit, &lifespans) {
                             Some(computed) => {
-                                call.keep(&computed, turn.leader, &lifespans).unwrap_or(value)
+                                let leader = permit.leader;
+                                call.store_computed(&computed, leader, &lifespans).unwrap_or(value)
                             }
                             None => value,
                         }),
-                        Err(error) => call.failed(turn).ok_or(ComputeError::Compute(error)),
+                        Err(error) => call.stale_value(permit).ok_or(ComputeError::Compute(error)),
                     };
                 }
             }

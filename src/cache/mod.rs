@@ -8,14 +8,14 @@ mod compute;
 mod counter;
 mod entry;
 mod expiry;
-mod flight;
+mod expiry_policy;
+mod flight_table;
 mod iter;
 mod lease;
 mod many;
-mod plan;
 mod shared;
+mod single_flight;
 mod stream;
-mod turn;
 mod values;
 mod versions;
 mod view;
@@ -41,8 +41,8 @@ pub use iter::{Iter, Keys};
 pub use lease::Lease;
 pub use stream::{Reader, Writer};
 
-use flight::Flights;
-use plan::Jitter;
+use expiry_policy::Jitter;
+use flight_table::Flights;
 use view::View;
 
 /// A cache: typed values under string keys, each until its timeout or until room is needed.
@@ -83,8 +83,8 @@ struct Shared {
     keys: KeyRule,
     jitter: Jitter,
     flights: Flights,
-    /// For how long it waits for other processes that compute.
-    patience: Duration,
+    /// How long it waits for a computation of another process.
+    max_claim_wait: Duration,
     store_failures: AtomicU64,
     refresh_failures: AtomicU64,
 }

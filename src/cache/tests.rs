@@ -1,5 +1,6 @@
-//! What processes that share a store do for each other. Each has an open file of its own for what it claims, which is
-//! all that the kernel tells processes by; the store is in memory. (`tests/single_flight.rs` has real ones.)
+//! Single flight and leases between processes that share a store. Each simulated process has its own
+//! open file for its claims, which is all that the kernel distinguishes processes by; the store is in
+//! memory. (`tests/single_flight.rs` uses real processes.)
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::turn::PATIENCE;
+use super::single_flight::MAX_CLAIM_WAIT;
 use super::{Builder, Cache};
 use crate::backend::{
     Backend, Change, Claimed, Condition, Item, Limits, Matter, MemoryBackend, NewLimits, Outcome,
@@ -23,14 +24,14 @@ use crate::sys::file;
 use crate::time::ManualClock;
 use crate::timeout::{Lifespan, Timeout};
 
-/// What processes share.
-struct Shared {
+/// What the processes share.
+struct SharedStore {
     dir: TempDir,
     store: Arc<MemoryBackend>,
     clock: ManualClock,
 }
 
-impl Shared {
+impl SharedStore {
     fn new() -> Self {
         let clock = ManualClock::new();
         let options = Options { clock: Arc::new(clock.clone()), ..Options::default() };
@@ -44,67 +45,68 @@ impl Shared {
     fn process(&self) -> Process {
         let id = file::directory_id(self.dir.path()).unwrap();
         let claims = Claims::new(self.dir.path().to_owned(), id, KeyHasher::new(&[7; 16]));
-        self.beside(Arc::new(claims))
+        self.cache_of(Arc::new(claims))
     }
 
-    /// A cache in the process that has these claims.
-    fn beside(&self, claims: Arc<Claims>) -> Process {
-        let (refused, first) = (Arc::default(), Arc::default());
-        let store = Store {
+    /// Another cache in the process that owns these claims.
+    fn cache_of(&self, claims: Arc<Claims>) -> Process {
+        let (refused, before_claim) = (Arc::default(), Arc::default());
+        let store = ProcessStore {
             store: self.store.clone(),
             claims: claims.clone(),
             refused: Arc::clone(&refused),
-            first: Arc::clone(&first),
+            before_claim: Arc::clone(&before_claim),
         };
         let cache = Builder::in_memory().clock(self.clock.clone()).build(Box::new(store));
-        Process { cache, claims, refused, first }
+        Process { cache, claims, refused, before_claim }
     }
 }
 
-/// A process, or a cache of one.
+/// A process, or one cache of a process.
 struct Process {
     cache: Cache,
     claims: Arc<Claims>,
-    /// How often something was claimed that somebody else has.
+    /// How many claims were refused because another process holds them.
     refused: Arc<AtomicUsize>,
-    first: Arc<Mutex<Option<Other>>>,
+    before_claim: Arc<Mutex<Option<Action>>>,
 }
 
-/// What somebody else does.
-type Other = Box<dyn FnOnce() + Send>;
+/// What another process does.
+type Action = Box<dyn FnOnce() + Send>;
 
 impl Process {
-    /// Somebody else does `other` just before this process claims something for the next time.
-    fn before_it_claims(&self, other: impl FnOnce() + Send + 'static) {
-        *self.first.lock().unwrap() = Some(Box::new(other));
+    /// Runs `action` just before the next claim of this process.
+    fn before_next_claim(&self, action: impl FnOnce() + Send + 'static) {
+        *self.before_claim.lock().unwrap() = Some(Box::new(action));
     }
 
     fn get_or_set(&self, key: &str, f: impl FnOnce() -> u32) -> u32 {
         self.cache.get_or_set(key, Timeout::Default, f).unwrap()
     }
 
-    /// Returns when it has been waiting for somebody else: a condition, not a length of time.
+    /// Returns when this process has polled a claim three times. Waits for that condition, not for a
+    /// fixed time.
     fn until_it_waits(&self) {
         let (started, before) = (Instant::now(), self.refused.load(SeqCst));
         while self.refused.load(SeqCst) < before + 3 {
-            assert!(started.elapsed() < PATIENCE, "it does not wait");
+            assert!(started.elapsed() < MAX_CLAIM_WAIT, "it does not wait");
             thread::yield_now();
         }
     }
 }
 
-/// The store, as one process sees it.
-struct Store {
+/// The store, as one process sees it: its claims are real.
+struct ProcessStore {
     store: Arc<MemoryBackend>,
     claims: Arc<Claims>,
     refused: Arc<AtomicUsize>,
-    first: Arc<Mutex<Option<Other>>>,
+    before_claim: Arc<Mutex<Option<Action>>>,
 }
 
-impl Backend for Store {
+impl Backend for ProcessStore {
     fn claim(&self, matter: Matter<'_>) -> Claimed {
-        let first = self.first.lock().unwrap().take();
-        first.into_iter().for_each(|other| other());
+        let action = self.before_claim.lock().unwrap().take();
+        action.into_iter().for_each(|action| action());
         let claimed = self.claims.claim(matter);
         self.refused.fetch_add(usize::from(!matches!(claimed, Claimed::Mine(_))), SeqCst);
         claimed
@@ -172,8 +174,8 @@ fn secs(seconds: u64) -> Duration {
 }
 
 #[test]
-fn of_all_threads_of_all_processes_one_computes() {
-    let shared = Shared::new();
+fn one_thread_of_all_processes_computes_a_key() {
+    let shared = SharedStore::new();
     let processes = [(); 4].map(|()| shared.process());
     for round in 0..50 {
         let (start, computed) = (Barrier::new(16), AtomicUsize::new(0));
@@ -195,9 +197,10 @@ fn of_all_threads_of_all_processes_one_computes() {
     }
 }
 
-/// One process computes, another waits for it; then `end` happens to the first one, which is given its result.
+/// One process computes and another waits for it. Then the first process ends its computation with
+/// the result of `end`. Returns what the waiting process gets.
 fn while_another_waits(end: impl FnOnce(&Process) -> Option<u32> + Send) -> u32 {
-    let shared = Shared::new();
+    let shared = SharedStore::new();
     let (one, other) = (shared.process(), shared.process());
     let begun = Barrier::new(2);
     thread::scope(|scope| {
@@ -215,18 +218,18 @@ fn while_another_waits(end: impl FnOnce(&Process) -> Option<u32> + Send) -> u32 
 }
 
 #[test]
-fn who_waits_is_given_the_value() {
+fn a_waiting_process_receives_the_value() {
     assert_eq!(while_another_waits(|_| Some(1)), 1);
 }
 
 #[test]
-fn when_the_one_who_computes_fails_another_one_does() {
+fn if_the_computing_process_fails_a_waiter_computes() {
     assert_eq!(while_another_waits(|_| None), 2);
 }
 
 #[test]
-fn when_the_process_that_computes_dies_another_one_does() {
-    let shared = Shared::new();
+fn if_the_computing_process_dies_a_waiter_computes() {
+    let shared = SharedStore::new();
     let (dies, other) = (shared.process(), shared.process());
     let (begun, over) = (Barrier::new(2), Barrier::new(2));
     let started = Instant::now();
@@ -242,20 +245,22 @@ fn when_the_process_that_computes_dies_another_one_does() {
         });
         begun.wait();
         assert_eq!(other.get_or_set("a", || 2), 2);
-        assert!(started.elapsed() < PATIENCE, "it was not told");
+        assert!(started.elapsed() < MAX_CLAIM_WAIT, "it noticed the death late");
         over.wait();
     });
 }
 
 #[test]
-fn nobody_waits_for_ever() {
-    let shared = Shared::new();
+fn the_wait_for_another_process_times_out() {
+    let shared = SharedStore::new();
     let (stopped, mut waits) = (shared.process(), shared.process());
-    // A busy machine may put it off for as long as it would wait, so that it does not look twice.
+    // On a busy machine the process may be descheduled for its whole wait, and poll only once. So it
+    // tries again with longer limits.
     let has_waited = (0..12).any(|n| {
         let key = n.to_string();
         let _claim = stopped.claims.claim(Matter::Computing(&format!(":1:{key}")));
-        Arc::get_mut(&mut waits.cache.shared).unwrap().patience = Duration::from_millis(5 << n);
+        Arc::get_mut(&mut waits.cache.shared).unwrap().max_claim_wait =
+            Duration::from_millis(5 << n);
         let before = waits.refused.load(SeqCst);
         assert_eq!(waits.get_or_set(&key, || 2), 2);
         assert_eq!(stopped.get_or_set(&key, || 1), 2);
@@ -265,8 +270,8 @@ fn nobody_waits_for_ever() {
 }
 
 #[test]
-fn where_nothing_can_be_claimed_everybody_computes() {
-    let shared = Shared::new();
+fn without_claims_each_process_computes() {
+    let shared = SharedStore::new();
     let (one, other) = (shared.process(), shared.process());
     std::fs::remove_dir(shared.dir.path()).unwrap();
     let both = || one.get_or_set("a", || other.get_or_set("a", || 2) + 1);
@@ -276,8 +281,8 @@ fn where_nothing_can_be_claimed_everybody_computes() {
 }
 
 #[test]
-fn one_process_refreshes_and_the_others_are_given_what_is_stale() {
-    let shared = Shared::new();
+fn one_process_refreshes_while_others_get_the_stale_value() {
+    let shared = SharedStore::new();
     let (one, other) = (shared.process(), shared.process());
     let lifespan = Lifespan::new(secs(10)).stale_for(secs(20));
     let ask =
@@ -285,33 +290,33 @@ fn one_process_refreshes_and_the_others_are_given_what_is_stale() {
     assert_eq!(ask(&one, 1), 1);
     shared.clock.advance(secs(10));
     let refreshed = one.cache.get_or_set("a", lifespan, || {
-        assert_eq!(ask(&other, 99), 1, "at once, on this very thread");
+        assert_eq!(ask(&other, 99), 1, "at once, on this same thread");
         2
     });
     assert_eq!((refreshed.unwrap(), ask(&other, 99)), (2, 2));
     assert_eq!(other.refused.load(SeqCst), 1, "it asked once");
-    // After the end of its stale time it is waited for.
+    // After the stale window it is a miss.
     shared.clock.advance(secs(30));
     assert_eq!(ask(&other, 3), 3);
 }
 
 #[test]
-fn what_was_stored_between_look_and_claim_is_not_computed_again() {
-    let shared = Shared::new();
+fn a_value_stored_before_the_claim_is_not_recomputed() {
+    let shared = SharedStore::new();
     let (one, other) = (shared.process(), shared.process().cache);
-    one.before_it_claims(move || other.set("a", &1, Timeout::Never).unwrap());
+    one.before_next_claim(move || other.set("a", &1, Timeout::Never).unwrap());
     assert_eq!(one.get_or_set("a", || unreachable!("it is there")), 1);
 }
 
 #[test]
-fn a_refresh_that_ended_between_look_and_claim_is_not_repeated() {
-    let shared = Shared::new();
+fn a_refresh_completed_before_the_claim_is_not_repeated() {
+    let shared = SharedStore::new();
     let (one, other) = (shared.process(), shared.process());
     let lifespan = Lifespan::new(secs(10)).stale_for(secs(20));
     one.cache.get_or_set("a", lifespan, || 1).unwrap();
     shared.clock.advance(secs(10));
     for _ in 0..200 {
-        // Whoever comes second finds it fresh, or stale and claimed.
+        // The second process finds it fresh, or stale and claimed.
         let (start, computed) = (Barrier::new(2), AtomicUsize::new(0));
         thread::scope(|scope| {
             for process in [&one, &other] {
@@ -329,10 +334,10 @@ fn a_refresh_that_ended_between_look_and_claim_is_not_repeated() {
 }
 
 #[test]
-fn two_caches_of_one_process_wait_for_each_other_unless_one_is_within_the_other() {
-    let shared = Shared::new();
+fn two_caches_of_a_process_wait_for_each_other_unless_nested() {
+    let shared = SharedStore::new();
     let one = shared.process();
-    let other = shared.beside(one.claims.clone());
+    let other = shared.cache_of(one.claims.clone());
     let begun = Barrier::new(2);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -351,8 +356,8 @@ fn two_caches_of_one_process_wait_for_each_other_unless_one_is_within_the_other(
 }
 
 #[test]
-fn a_lease_has_one_holder_until_it_is_given_back() {
-    let shared = Shared::new();
+fn a_lease_has_one_holder_until_its_release() {
+    let shared = SharedStore::new();
     let (one, other) = (shared.process(), shared.process());
     let lease = one.cache.lease("a", secs(5)).unwrap().unwrap();
     assert!(other.cache.lease("a", secs(5)).unwrap().is_none());
@@ -360,7 +365,7 @@ fn a_lease_has_one_holder_until_it_is_given_back() {
     assert!(lease.renew(secs(9)).unwrap());
     shared.clock.advance(secs(8));
     assert!(other.cache.lease("a", secs(5)).unwrap().is_none());
-    // On another thread, where it ends.
+    // Released on another thread.
     thread::scope(|scope| drop(scope.spawn(move || lease.release().unwrap()).join()));
     let lease = other.cache.lease("a", secs(5)).unwrap().unwrap();
     assert!(one.cache.lease("a", secs(5)).unwrap().is_none());
@@ -369,13 +374,13 @@ fn a_lease_has_one_holder_until_it_is_given_back() {
 }
 
 #[test]
-fn the_lease_of_a_dead_process_is_taken_over_by_one() {
-    let shared = Shared::new();
+fn one_process_takes_over_the_lease_of_a_dead_process() {
+    let shared = SharedStore::new();
     let dies = shared.process();
     let others = [(); 8].map(|()| shared.process());
     for key in 0..50 {
         let key = key.to_string();
-        // For ever, and renewed: its token is another one by now.
+        // It never expires, and the renewal has changed its token.
         let lease = dies.cache.lease(&key, Duration::MAX).unwrap().unwrap();
         assert!(lease.renew(Duration::MAX).unwrap());
         assert!(others[0].cache.lease(&key, secs(5)).unwrap().is_none());
@@ -402,20 +407,20 @@ fn the_lease_of_a_dead_process_is_taken_over_by_one() {
 }
 
 #[test]
-fn a_dead_lease_that_is_something_else_by_now_is_not_taken_over() {
-    let shared = Shared::new();
+fn a_replaced_lease_of_a_dead_process_is_not_taken_over() {
+    let shared = SharedStore::new();
     let [dies, other, late] = [(); 3].map(|()| shared.process());
     let _lease = dies.cache.lease("a", secs(5)).unwrap().unwrap();
     dies.claims.die();
     let other = other.cache;
-    late.before_it_claims(move || other.set("a", &1, Timeout::Never).unwrap());
+    late.before_next_claim(move || other.set("a", &1, Timeout::Never).unwrap());
     assert!(late.cache.lease("a", secs(5)).unwrap().is_none());
     assert_eq!(late.cache.get("a").unwrap(), Some(1));
 }
 
 #[test]
-fn a_lease_that_ended_while_it_was_held_is_in_nobodys_way() {
-    let shared = Shared::new();
+fn a_lost_lease_does_not_block_later_leases() {
+    let shared = SharedStore::new();
     let [late, dies, next] = [(); 3].map(|()| shared.process());
     let lost = late.cache.lease("a", secs(5)).unwrap().unwrap();
     shared.clock.advance(secs(5));
@@ -427,16 +432,16 @@ fn a_lease_that_ended_while_it_was_held_is_in_nobodys_way() {
 }
 
 #[test]
-fn what_is_no_lease_with_a_claim_is_not_taken_over() {
-    let shared = Shared::new();
+fn an_entry_without_a_lease_claim_is_not_taken_over() {
+    let shared = SharedStore::new();
     let other = shared.process();
-    // As leases without a claim look, and values of whoever uses the cache.
+    // Entries like leases without a claim, and values that a program may have stored.
     for value in [&[1; 16][..], &[1; 24], &[0; 24], b"", b"claimed\n"] {
         other.cache.set_bytes("a", value, Timeout::Never).unwrap();
         assert!(other.cache.lease("a", secs(5)).unwrap().is_none());
         assert_eq!(other.cache.get_bytes("a").unwrap().unwrap(), value);
     }
-    // One whose holder cannot be asked about.
+    // A lease whose claim this process cannot query.
     let (holder, blind) = (shared.process(), shared.process());
     let _lease = holder.cache.lease("b", secs(5)).unwrap().unwrap();
     std::fs::remove_file(shared.dir.path().join("flights")).unwrap();
@@ -446,18 +451,18 @@ fn what_is_no_lease_with_a_claim_is_not_taken_over() {
 
 #[cfg(feature = "async")]
 #[test]
-fn futures_wait_for_other_processes_without_their_thread() {
+fn futures_wait_for_other_processes_without_blocking() {
     use std::future::poll_fn;
     use std::task::Poll;
 
-    // Without a timer.
+    // The runtime has no timer.
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let shared = Shared::new();
+    let shared = SharedStore::new();
     let (one, other) = (shared.process(), shared.process());
     let [computes, waits] = [&one, &other].map(|process| process.cache.clone().into_async());
     runtime.block_on(async {
         let compute = async || {
-            // The other one waits on the same thread.
+            // The other future waits on the same thread.
             let before = other.refused.load(SeqCst);
             while other.refused.load(SeqCst) < before + 3 {
                 tokio::task::yield_now().await;
@@ -468,7 +473,7 @@ fn futures_wait_for_other_processes_without_their_thread() {
         let second = waits.get_or_set("a", Timeout::Default, async || 2);
         let (first, second) = tokio::join!(first, second);
         assert_eq!((first.unwrap(), second.unwrap()), (1, 1));
-        // One that is dropped while it waits lets the others of its process go on.
+        // A future that is dropped while it waits does not block later ones of its process.
         let claim = one.claims.claim(Matter::Computing(":1:b"));
         let mut dropped = Box::pin(waits.get_or_set("b", Timeout::Default, async || 3));
         poll_fn(|context| {

@@ -156,7 +156,11 @@ impl Cache {
 
     /// When an entry that is stored now with `timeout` is to expire.
     pub(super) fn expiry(&self, timeout: impl Into<Timeout>) -> Expiry {
-        super::plan::expiry(timeout.into(), self.shared.default_timeout, &*self.shared.clock)
+        super::expiry_policy::expiry(
+            timeout.into(),
+            self.shared.default_timeout,
+            &*self.shared.clock,
+        )
     }
 }
 

@@ -10,8 +10,8 @@ use super::{AsyncCache, LARGE_VALUE, pause, run_call};
 use crate::cache::ComputeError;
 use crate::cache::call::Call;
 use crate::cache::compute::cannot_fail;
-use crate::cache::flight::{Caller, Leader};
-use crate::cache::turn::{Lifespans, Step};
+use crate::cache::flight_table::{Caller, Leader};
+use crate::cache::single_flight::{Lifespans, NextStep};
 use crate::error::Result;
 use crate::timeout::Lifespan;
 
@@ -175,39 +175,41 @@ impl AsyncCache {
         F: Future<Output = Result<T, E>>,
     {
         let call = self.cache.call(name, key)?;
-        call.check(&lifespans)?;
-        let begin = move |call: &Call<'_>| call.step(&lifespans, Caller::Future);
-        let mut step = run_call(&call, self.reads_inline(&call), begin).await?;
+        call.validate(&lifespans)?;
+        let first_step = move |call: &Call<'_>| call.first_step(&lifespans, Caller::Future);
+        let mut step = run_call(&call, self.reads_inline(&call), first_step).await?;
         loop {
             step = match step {
-                Step::Done(value) => return Ok(value),
-                Step::Wait(ticket) => {
-                    let landed = ticket.await;
-                    let is_small = landed.as_ref().is_none_or(|value| value.len() < LARGE_VALUE);
-                    if let Some(value) =
-                        run_call(&call, is_small, |call| Ok(call.landed(landed))).await?
-                    {
+                NextStep::Return(value) => return Ok(value),
+                NextStep::Wait(waiter) => {
+                    let result = waiter.await;
+                    let is_small = result.as_ref().is_none_or(|value| value.len() < LARGE_VALUE);
+                    let decode = |call: &Call<'_>| Ok(call.flight_result(result));
+                    if let Some(value) = run_call(&call, is_small, decode).await? {
                         return Ok(value);
                     }
-                    run_call(&call, self.reads_inline(&call), begin).await?
+                    run_call(&call, self.reads_inline(&call), first_step).await?
                 }
-                Step::Pause(queued) => {
-                    pause(queued.pause).await.map_err(|error| call.about(error))?;
-                    let resume = move |call: &Call<'_>| call.resume(&lifespans, queued);
-                    run_call(&call, self.reads_inline(&call), resume).await?
+                NextStep::Pause(wait) => {
+                    pause(wait.pause).await.map_err(|error| call.about(error))?;
+                    let retry = move |call: &Call<'_>| call.retry_claim(&lifespans, wait);
+                    run_call(&call, self.reads_inline(&call), retry).await?
                 }
-                Step::Compute(turn) => {
-                    let value = match within(&turn.leader, f).await {
+                NextStep::Compute(permit) => {
+                    let value = match run_inside(&permit.leader, f).await {
                         Ok(value) => value,
-                        Err(error) => return call.failed(turn).ok_or(ComputeError::Compute(error)),
+                        Err(error) => {
+                            return call.stale_value(permit).ok_or(ComputeError::Compute(error));
+                        }
                     };
-                    let Some(computed) = call.computed(&value, &turn, &lifespans) else {
+                    let Some(computed) = call.prepare(&value, &permit, &lifespans) else {
                         return Ok(value);
                     };
                     let len = computed.len();
-                    let keep =
-                        move |call: &Call<'_>| Ok(call.keep(&computed, turn.leader, &lifespans));
-                    return Ok(match self.write(&call, len, keep).await {
+                    let store = move |call: &Call<'_>| {
+                        Ok(call.store_computed(&computed, permit.leader, &lifespans))
+                    };
+                    return Ok(match self.write(&call, len, store).await {
                         Ok(theirs) => theirs.unwrap_or(value),
                         Err(error) => {
                             call.store_failed(&error);
@@ -221,10 +223,10 @@ impl AsyncCache {
 }
 
 /// Runs the computation. Each poll is inside it, on whatever thread polls.
-async fn within<F: Future>(leader: &Leader, f: impl FnOnce() -> F) -> F::Output {
+async fn run_inside<F: Future>(leader: &Leader, f: impl FnOnce() -> F) -> F::Output {
     let mut future = pin!(async { f().await });
     poll_fn(|context| {
-        let _within = leader.enter();
+        let _entered = leader.enter();
         future.as_mut().poll(context)
     })
     .await

@@ -19,7 +19,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinError;
 
 use super::call::Call;
-use super::flight::Computation;
+use super::flight_table::Computation;
 use super::{Builder, Cache};
 use crate::backend::{CheckReport, Limits, NewLimits, ProcessStats, Stats};
 use crate::error::{Error, ErrorKind, Result};
@@ -141,9 +141,9 @@ async fn run_blocking<R: Send + 'static>(
     f: impl FnOnce() -> Result<R> + Send + 'static,
 ) -> Result<R> {
     let Ok(runtime) = Handle::try_current() else { return f() };
-    let computation = Computation::here();
+    let computation = Computation::current();
     let called = runtime.spawn_blocking(move || {
-        let _within = computation.enter();
+        let _entered = computation.enter();
         f()
     });
     task_result(called.await, name)?

@@ -1,4 +1,5 @@
-//! What is decided without any I/O: when an entry is to expire.
+//! The expiry policy: when an entry expires, when `get_or_set` refreshes it, and the jitter of both.
+//! Pure: no I/O, and the clock is an argument.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -7,13 +8,13 @@ use crate::backend::{Expiry, Soft};
 use crate::time::{Clock, Timestamp};
 use crate::timeout::{Lifespan, Timeout};
 
-/// What [`Timeout::Default`] means where nobody said otherwise.
+/// The meaning of [`Timeout::Default`] unless the [`Builder`](super::Builder) sets another one.
 pub(super) const DEFAULT_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A time that has passed on every clock.
 const PAST: Expiry = Some(Timestamp::from_millis(0));
 
-/// `timeout`, with the default put in its place.
+/// `timeout`, with [`Timeout::Default`] replaced by `default`.
 pub(super) fn resolve(timeout: Timeout, default: Timeout) -> Timeout {
     match (timeout, default) {
         (Timeout::Default, Timeout::Default) => Timeout::After(DEFAULT_TIMEOUT),
@@ -22,13 +23,13 @@ pub(super) fn resolve(timeout: Timeout, default: Timeout) -> Timeout {
     }
 }
 
-/// When an entry that is stored now is to expire.
+/// When an entry that is stored now will expire.
 pub(super) fn expiry(timeout: Timeout, default: Timeout, clock: &dyn Clock) -> Expiry {
-    end(resolve(timeout, default), || clock.now())
+    expires_at(resolve(timeout, default), || clock.now())
 }
 
-/// When a resolved timeout is over.
-fn end(timeout: Timeout, now: impl FnOnce() -> Timestamp) -> Expiry {
+/// The end of a resolved timeout that starts now.
+fn expires_at(timeout: Timeout, now: impl FnOnce() -> Timestamp) -> Expiry {
     match timeout {
         Timeout::After(Duration::ZERO) => PAST,
         Timeout::After(duration) => now().checked_add(duration),
@@ -36,19 +37,20 @@ fn end(timeout: Timeout, now: impl FnOnce() -> Timestamp) -> Expiry {
     }
 }
 
-/// What is stored with a value that `get_or_set` computed from `began` until `now`.
-pub(super) fn terms(
+/// The expiry of a value that `get_or_set` computed from `started_at` until `now`, and what is stored
+/// with it for a later refresh.
+pub(super) fn computed(
     lifespan: &Lifespan,
     default: Timeout,
     jitter: &Jitter,
-    began: Timestamp,
+    started_at: Timestamp,
     now: Timestamp,
 ) -> (Expiry, Soft) {
-    let fresh_until = end(jitter.shorten(resolve(lifespan.fresh, default)), || now);
+    let fresh_until = expires_at(jitter.shorten(resolve(lifespan.fresh, default)), || now);
     if fresh_until == PAST {
         return (PAST, Soft::default());
     }
-    let took = now.saturating_since(began).as_millis();
+    let took = now.saturating_since(started_at).as_millis();
     let took = lifespan.early.map(|_| u32::try_from(took).unwrap_or(u32::MAX));
     match fresh_until.filter(|_| !lifespan.stale.is_zero()) {
         Some(end) => (end.checked_add(lifespan.stale), Soft { stale_at: fresh_until, took }),
@@ -56,9 +58,10 @@ pub(super) fn terms(
     }
 }
 
-/// Whether a value that is there is to be computed anew: it is stale, or will be as soon as it would take to
-/// compute it, times `early`, times a random number. (XFetch: Vattani, Chierichetti and Lowenstein, 2015.)
-pub(super) fn is_due(
+/// Whether a stored value must be recomputed: it is stale now, or will be within `early` × the time
+/// that its last computation took × a random number with mean 1 (exponentially distributed). (XFetch:
+/// Vattani, Chierichetti and Lowenstein, 2015.)
+pub(super) fn is_refresh_due(
     expires_at: Expiry,
     soft: Soft,
     early: Option<f64>,
@@ -66,7 +69,7 @@ pub(super) fn is_due(
     random: &Jitter,
 ) -> bool {
     let ahead = match (early, soft.took) {
-        // The logarithm of a number above 0, up to 1.
+        // The logarithm of a number above 0 and at most 1.
         (Some(beta), Some(millis)) => beta * f64::from(millis) * -(1.0 - random.random()).ln(),
         _ => 0.0,
     };
@@ -74,7 +77,7 @@ pub(super) fn is_due(
     end.is_some_and(|end| clock.now().as_millis() as f64 + ahead >= end.as_millis() as f64)
 }
 
-/// Shortens timeouts at random, so that what was stored together does not expire together.
+/// Shortens timeouts at random, so that entries stored together do not expire together.
 #[derive(Debug)]
 pub(super) struct Jitter {
     fraction: f64,
@@ -82,7 +85,8 @@ pub(super) struct Jitter {
 }
 
 impl Jitter {
-    /// Shortens by up to `fraction`, from 0 to below 1. The same seed gives the same sequence.
+    /// Shortens by at most `fraction`, which is at least 0 and below 1. The same seed gives the same
+    /// sequence.
     pub(super) fn new(fraction: f64, seed: u64) -> Self {
         Self { fraction, state: AtomicU64::new(seed) }
     }
@@ -90,7 +94,7 @@ impl Jitter {
     pub(super) fn shorten(&self, timeout: Timeout) -> Timeout {
         match timeout {
             Timeout::After(duration) if self.fraction > 0.0 && !duration.is_zero() => {
-                // Not shortened to zero, which would mean not to store at all.
+                // At least 1 ms: a timeout of zero would store nothing.
                 Timeout::After(
                     duration
                         .mul_f64(1.0 - self.fraction * self.random())
@@ -101,7 +105,7 @@ impl Jitter {
         }
     }
 
-    /// From 0 to below 1: SplitMix64, which needs one atomic addition.
+    /// A number of at least 0 and below 1, by SplitMix64. Costs one atomic addition.
     fn random(&self) -> f64 {
         const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
         let mut z = self.state.fetch_add(STEP, Relaxed).wrapping_add(STEP);
@@ -159,11 +163,11 @@ mod tests {
     }
 
     #[test]
-    fn jitter_leaves_zero_and_never_alone() {
+    fn jitter_does_not_change_zero_and_never() {
         let jitter = Jitter::new(0.9, 7);
         assert_eq!(jitter.shorten(Timeout::After(Duration::ZERO)), Timeout::After(Duration::ZERO));
         assert_eq!(jitter.shorten(Timeout::Never), Timeout::Never);
-        // The longest of all must not overflow on the way.
+        // The longest duration must not overflow.
         assert!(
             matches!(jitter.shorten(Timeout::After(Duration::MAX)), Timeout::After(d) if d > Duration::ZERO)
         );
