@@ -1,4 +1,5 @@
-//! One call on one key: the stored key, and errors that say what was being done to which key.
+//! One call on one key: composes the stored key, and adds the name of the call and the key to
+//! errors.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -9,7 +10,7 @@ use crate::codec::{self, Encoded};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::FullKey;
 
-/// A call called `name` for `key`, which is stored as `full`.
+/// A call named `name` on `key`, which is stored as `full`.
 pub(super) struct Call<'a> {
     pub(super) cache: &'a Cache,
     pub(super) name: &'static str,
@@ -27,7 +28,7 @@ impl Cache {
     }
 }
 
-/// A call that stands for itself, so that another thread can make it.
+/// An owned call, which another thread can run.
 #[cfg(feature = "async")]
 pub(super) struct Detached {
     cache: Cache,
@@ -51,7 +52,7 @@ impl Call<'_> {
         Detached { cache: cache.clone(), name, key: key.to_owned(), full: full.clone() }
     }
 
-    /// What `f` makes of the entry, if there is one.
+    /// Applies `f` to the entry; `None` if there is none.
     pub(super) fn read<R>(&self, mut f: impl FnMut(Item<'_>) -> R) -> Result<Option<R>> {
         let mut seen = None;
         let visited = self.cache.shared.backend.visit(&self.full, &mut |item| seen = Some(f(item)));
@@ -66,18 +67,18 @@ impl Call<'_> {
         self.cache.shared.backend.get(&self.full).map_err(|error| self.about(error))
     }
 
-    /// When the entry expires, if there is one.
+    /// The expiry of the entry; `None` if there is none.
     pub(super) fn expiry(&self) -> Result<Option<Expiry>> {
         self.cache.shared.backend.expiry_of(&self.full).map_err(|error| self.about(error))
     }
 
-    /// The entry as a `T`.
+    /// The entry, decoded as a `T`.
     pub(super) fn decoded<T: DeserializeOwned>(&self) -> Result<Option<T>> {
-        // Decoded where the value lies, without a copy.
+        // Decodes from the stored bytes in place, without a copy.
         self.read(codec::decode)?.transpose().map_err(|error| self.about(error))
     }
 
-    /// `value` as it is stored.
+    /// `value` as MessagePack.
     pub(super) fn encode<T: Serialize + ?Sized>(&self, value: &T) -> Result<Encoded> {
         codec::encode(value).map_err(|error| self.about(error))
     }
@@ -90,7 +91,7 @@ impl Call<'_> {
             .map_err(|error| self.about(error))
     }
 
-    /// Commits, where all that matters is whether it took effect.
+    /// Commits, and returns whether the change took effect.
     pub(super) fn took_effect(&self, condition: Condition, change: Change<'_>) -> Result<bool> {
         Ok(matches!(self.commit(condition, change)?, Outcome::Done { .. }))
     }
@@ -104,13 +105,13 @@ impl Call<'_> {
     }
 }
 
-/// The change that stores MessagePack.
+/// A change that stores MessagePack.
 pub(super) fn pack(value: &[u8], expires_at: Expiry) -> Change<'_> {
     Change::Store { value, codec: Codec::MessagePack, expires_at, soft: Soft::default() }
 }
 
-/// `error`, as the caller should read it: under the name of the call and of the key that was given. An error
-/// about a file keeps saying which file, and what was being done to it.
+/// Rewrites `error` for the caller: with the name of the call and the key that the caller gave. An
+/// error about a file keeps its path and operation.
 pub(super) fn about(error: Error, name: &'static str, key: Option<&str>) -> Error {
     match key {
         _ if error.path().is_some() => error,

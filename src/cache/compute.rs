@@ -1,4 +1,4 @@
-//! `get_or_set` and its relatives: what is missing is computed once, and kept.
+//! `get_or_set` and its variants: compute a missing value once, and store it.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -13,12 +13,12 @@ use super::single_flight::{Lifespans, NextStep};
 use crate::error::{Error, Result};
 use crate::timeout::Lifespan;
 
-/// Why a computation that may fail gave no value.
+/// Why a computation that may fail returned no value.
 #[derive(Debug)]
 pub enum ComputeError<E> {
-    /// The cache failed before the closure was called.
+    /// The cache failed, before the closure was called.
     Cache(Error),
-    /// The closure failed, with this.
+    /// The closure failed with this error.
     Compute(E),
 }
 
@@ -54,25 +54,30 @@ pub(super) fn cannot_fail<T>(result: Result<T, ComputeError<Infallible>>) -> Res
 }
 
 impl Cache {
-    /// The value of `key`; if there is none, what `f` returns, which is stored until `timeout` has passed.
+    /// The value of `key`. If it is missing, calls `f`, stores the result until `timeout` has
+    /// passed, and returns it.
     ///
-    /// Of those that miss the same key at the same time, one calls its closure, and the others wait for what it
-    /// returns: threads, and processes that share the directory. If it panics, the panic goes on in its thread,
-    /// and one of the others calls its own; so it is if its process dies, however it does. Where somebody stores
-    /// a value meanwhile, that one is returned.
+    /// If several callers miss the same key at the same time, one of them calls its closure and the
+    /// others wait for its value: threads, and processes that share the directory. If the closure
+    /// panics, the panic continues in its thread, and one of the waiters calls its own closure. The
+    /// same happens if the computing process dies. If another call stores a value meanwhile, that
+    /// value is returned.
     ///
-    /// A process waits for others for 30 seconds at most and then calls its closure all the same, as whoever
-    /// computes may have been stopped. It looks at least every 2 ms or so whether the value is there.
+    /// A process waits at most 30 seconds for another process, which may be stopped, and then calls
+    /// its own closure. While it waits, it looks for the value about every 2 ms or more often.
     ///
-    /// - A stored value that is not a `T` counts as missing and is replaced.
-    /// - With a timeout of zero nothing is stored; threads that wait are still given the value, other processes
-    ///   compute their own, one after the other.
-    /// - Once `f` has returned, the call succeeds: if its value cannot be stored, that is logged and counted
-    ///   in [`Stats::store_failures`](crate::Stats::store_failures).
-    /// - Timeouts are shortened by the [jitter](crate::Builder::jitter) of the cache.
-    /// - Instead of a timeout, a [`Lifespan`](crate::Lifespan) can say that the value is of use for a while
-    ///   after it, while one caller computes it anew (a stale window), or that it may be computed anew before
-    ///   its end. Who does so waits for its own `f`; nobody else waits.
+    /// - A stored value that does not decode as a `T` counts as missing and is replaced.
+    /// - With a timeout of zero nothing is stored. Waiting threads still receive the value. Waiting
+    ///   processes compute their own, one after the other.
+    /// - Once `f` has returned, the call succeeds. If the value cannot be stored, that is logged
+    ///   and counted in [`Stats::store_failures`](crate::Stats::store_failures).
+    /// - The [jitter](crate::Builder::jitter) of the cache shortens timeouts.
+    /// - A [`Lifespan`](crate::Lifespan) in place of the timeout can add a stale window, in which
+    ///   one caller recomputes the value and all others get the stale one, or an early refresh
+    ///   before the timeout. The caller that recomputes waits for its own `f`; no other caller
+    ///   waits.
+    ///
+    /// A hit costs what [`get`](Cache::get) costs.
     ///
     /// ```
     /// # use keepwarm::Cache;
@@ -85,14 +90,14 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// `Recursion` if waiting could never end: `f` asks for the key that it computes, itself or by way of
-    /// other keys and threads (a thread that `f` starts and waits for is not seen through; nor are other
-    /// processes, for which the 30 seconds end it). `InvalidKey`;
-    /// `InvalidOption` for a lifespan that cannot be; `Io` if the disk refuses to be read. In all these cases
-    /// `f` was not called.
+    /// `Recursion` if the wait would never end: `f` asks for the key that it computes, directly or
+    /// through other keys and threads. A thread that `f` starts and joins is not tracked, and
+    /// neither are other processes; a wait for those ends after 30 seconds. `InvalidKey`.
+    /// `InvalidOption` for an invalid lifespan. `Io` if the disk fails on a read. In all these
+    /// cases `f` was not called.
     ///
     /// # Panics
-    /// Only if `f` or the `Serialize` of `T` does; what was there stays then.
+    /// Only if `f` or the `Serialize` of `T` panics. Then the stored value stays.
     pub fn get_or_set<T: Serialize + DeserializeOwned>(
         &self,
         key: &str,
@@ -102,13 +107,14 @@ impl Cache {
         cannot_fail(self.compute("get_or_set", key, Lifespans::one(timeout), || Ok(f())))
     }
 
-    /// The value of `key`; if there is none, what `f` returns, which is stored until `timeout` has passed if
-    /// it is `Ok`. An error is not stored: it goes to this caller, and one of those who wait calls its own
-    /// closure. Otherwise as [`get_or_set`](Cache::get_or_set).
+    /// As [`get_or_set`](Cache::get_or_set), for a computation that may fail. An `Ok` is stored. An
+    /// `Err` is not: this caller gets it, and one of the waiters calls its own closure.
     ///
-    /// Where a value is there that was to be computed anew ([`Lifespan`](crate::Lifespan)), and has not expired
-    /// meanwhile, an error of `f` changes nothing: this caller is given that value, the failure is logged and
-    /// counted in [`Stats::refresh_failures`](crate::Stats::refresh_failures), and the next caller tries again.
+    /// If the call was a refresh of a value that still exists ([`Lifespan`](crate::Lifespan)), an
+    /// `Err` changes nothing. Unless the value has expired meanwhile, this caller gets it instead
+    /// of the error. The failure is logged and counted in
+    /// [`Stats::refresh_failures`](crate::Stats::refresh_failures), and the next caller tries
+    /// again.
     ///
     /// ```
     /// use keepwarm::{Cache, ComputeError, Timeout};
@@ -121,7 +127,7 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// `Compute` with the error of `f`, or `Cache` in the cases of [`get_or_set`](Cache::get_or_set).
+    /// `Compute` with the error of `f`; `Cache` in the cases of [`get_or_set`](Cache::get_or_set).
     ///
     /// # Panics
     /// As [`get_or_set`](Cache::get_or_set).
@@ -134,11 +140,11 @@ impl Cache {
         self.compute("try_get_or_set", key, Lifespans::one(timeout), f)
     }
 
-    /// As [`get_or_set`](Cache::get_or_set), for a computation that may find nothing. That it found nothing
-    /// is kept too (a negative entry), until `absent_timeout` has passed; commonly a shorter one. With an
-    /// `absent_timeout` of zero it is not kept.
+    /// As [`get_or_set`](Cache::get_or_set), for a computation that may find nothing. That result
+    /// is stored too, as a negative entry, until `absent_timeout` has passed, which is usually
+    /// shorter. With an `absent_timeout` of zero it is not stored.
     ///
-    /// A negative entry is an entry with the value `None`: `get::<Option<T>>` gives `Some(None)`.
+    /// A negative entry has the value `None`: `get::<Option<T>>` returns `Some(None)`.
     ///
     /// ```
     /// use keepwarm::Cache;
@@ -148,7 +154,7 @@ impl Cache {
     /// let (found, absent) = (Duration::from_secs(3600), Duration::from_secs(5));
     /// let user = cache.get_or_set_option("user 7", found, absent, || None::<String>)?;
     /// assert_eq!(user, None);
-    /// // For five seconds nobody looks again.
+    /// // The closure is not called again for five seconds.
     /// let again = cache.get_or_set_option("user 7", found, absent, || Some("Ada".to_owned()))?;
     /// assert_eq!(again, None);
     /// # Ok::<(), keepwarm::Error>(())
@@ -170,8 +176,19 @@ impl Cache {
         cannot_fail(self.compute("get_or_set_option", key, lifespans, || Ok(f())))
     }
 
-    /// As [`get_or_set_option`](Cache::get_or_set_option), for a computation that may also fail; an error
-    /// is not stored.
+    /// As [`get_or_set_option`](Cache::get_or_set_option), for a computation that may also fail. An
+    /// error is not stored.
+    ///
+    /// ```
+    /// use keepwarm::Cache;
+    /// use std::time::Duration;
+    ///
+    /// let cache = Cache::in_memory();
+    /// let (found, absent) = (Duration::from_secs(3600), Duration::from_secs(5));
+    /// let query = || Ok::<_, std::io::Error>(Some(7));
+    /// let user = cache.try_get_or_set_option("user 7", found, absent, query);
+    /// assert_eq!(user.unwrap(), Some(7));
+    /// ```
     ///
     /// # Errors
     /// As [`try_get_or_set`](Cache::try_get_or_set).

@@ -8,8 +8,11 @@ use crate::error::{ErrorKind, Result};
 use crate::timeout::Timeout;
 
 impl Cache {
-    /// Adds `delta` to the integer under `key` and returns the sum. Atomic among all who use the cache; the
-    /// expiry stays. Any integer that `set` stored will do, of whatever width (but not `i128` and `u128`).
+    /// Adds `delta` to the integer under `key`, and returns the sum. Atomic among all threads and
+    /// processes that use the cache. The expiry stays. Accepts any integer that `set` stored, of
+    /// any width except `i128` and `u128`.
+    ///
+    /// Costs a read and a write, and both again for each concurrent change of the same key.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -21,26 +24,34 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// `NotFound` if there is no entry; `NotAnInteger` if it is something else (a float or a bool too);
-    /// `Overflow` if the sum does not fit into 64 bits, signed; `InvalidKey`; `NoSpace` or `Io` if the disk
-    /// refuses. Then the entry is as before.
+    /// `NotFound` if there is no entry. `NotAnInteger` if the value is of another type, also a
+    /// float or a bool. `Overflow` if the sum does not fit into an `i64`. `InvalidKey`. `NoSpace`
+    /// or `Io` if the disk is full or fails. Then the entry is unchanged.
     pub fn incr(&self, key: &str, delta: i64) -> Result<i64> {
         self.call("incr", key)?.count(i128::from(delta), None)
     }
 
-    /// Subtracts `delta` from the integer under `key` and returns the difference. Otherwise as
+    /// Subtracts `delta` from the integer under `key`, and returns the difference. Otherwise as
     /// [`incr`](Cache::incr).
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # let cache = Cache::in_memory();
+    /// cache.set("stock", &5, Timeout::Never)?;
+    /// assert_eq!(cache.decr("stock", 1)?, 4);
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`incr`](Cache::incr).
     pub fn decr(&self, key: &str, delta: i64) -> Result<i64> {
-        // In 128 bits, where the least delta has an opposite.
+        // As an i128, in which `i64::MIN` has an opposite.
         self.call("decr", key)?.count(-i128::from(delta), None)
     }
 
-    /// Adds `delta` to the integer under `key`, or to `initial` if there is no entry, and returns the sum.
-    /// `timeout` is for a new entry; one that is there keeps its expiry. So the first of many calls starts
-    /// the clock:
+    /// Adds `delta` to the integer under `key`, or to `initial` if there is no entry, and returns
+    /// the sum. `timeout` applies to a new entry only; an existing one keeps its expiry. So the
+    /// first of many calls starts a time window:
     ///
     /// ```
     /// # use keepwarm::Cache;
@@ -66,7 +77,7 @@ impl Cache {
 }
 
 impl Call<'_> {
-    /// Adds `delta`, or makes an entry of `init` first.
+    /// Adds `delta` to the integer, or creates the entry from `init` first.
     pub(super) fn count(&self, delta: i128, init: Option<(i64, Timeout)>) -> Result<i64> {
         loop {
             let seen = self.read(|item| {
@@ -89,7 +100,7 @@ impl Call<'_> {
                     (None, None) => return Err(self.fail(ErrorKind::NotFound)),
                 };
             let to = i64::try_from(from + delta).map_err(|_| self.fail(ErrorKind::Overflow))?;
-            // Refused means that somebody else's change came in between, so some progress was made.
+            // Refused: another caller changed the entry, so the system as a whole made progress.
             let value = &codec::encode_integer(to);
             let change = Change::Store { value, codec: Codec::MessagePack, expires_at, soft };
             if let Outcome::Done { .. } = self.commit(condition, change)? {

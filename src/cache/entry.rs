@@ -11,12 +11,12 @@ use crate::error::Result;
 use crate::time::Timestamp;
 use crate::timeout::Timeout;
 
-/// Identifies one write of one key: whoever changes the entry in whatever way, be it to the same value,
-/// gives it another token. Means nothing to another cache.
+/// Identifies one write of one key. Every change of the entry gives it a new token, even a change
+/// to the same value. A token is valid only for the cache that it came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Token(u64);
 
-/// The token of an entry that was gone as soon as it was stored. Backends begin to count at one.
+/// The token of an entry that expired as it was stored. Backends count from one.
 const NO_ENTRY: Token = Token(0);
 
 /// An entry: its value, its token and its expiry. See [`Cache::get_entry`].
@@ -25,26 +25,38 @@ const NO_ENTRY: Token = Token(0);
 pub struct Entry<T> {
     /// The value.
     pub value: T,
-    /// What [`Cache::compare_and_swap`] expects, in order to replace just this.
+    /// Pass it to [`Cache::compare_and_swap`] to replace exactly this write.
     pub token: Token,
-    /// When it expires; `None` is never.
+    /// When the entry expires; `None` if never.
     pub expires_at: Option<Timestamp>,
-    /// From when on `get_or_set` computes it anew, before it expires: [`Lifespan::stale_for`](crate::Lifespan).
+    /// When the value becomes stale, so that `get_or_set` recomputes it. `None` if it has no stale
+    /// window; see [`Lifespan::stale_for`](crate::Lifespan::stale_for).
     pub stale_at: Option<Timestamp>,
 }
 
-/// What became of a [`Cache::compare_and_swap`].
+/// The result of a [`Cache::compare_and_swap`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Swap {
-    /// The value was stored, and this is the token of the entry now there. (With a timeout of zero no entry
-    /// is there, and the token is never that of one.)
+    /// The value was stored, and this is its token. (With a timeout of zero there is no entry, and
+    /// no entry ever has this token.)
     Stored(Token),
-    /// The entry was not the one expected, but has this token, or there is none. Nothing changed.
+    /// The entry is not the expected one; this is its token, or `None` if there is no entry.
+    /// Nothing changed.
     Conflict(Option<Token>),
 }
 
 impl Cache {
-    /// The entry of `key`, if there is one: the value, and what is needed to replace it safely.
+    /// The entry of `key`, or `None`: the value, its expiry, and the token that
+    /// [`compare_and_swap`](Cache::compare_and_swap) expects. Costs what [`get`](Cache::get) costs.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # let cache = Cache::in_memory();
+    /// cache.set("a", &1, Timeout::Never)?;
+    /// let entry = cache.get_entry::<u8>("a")?.unwrap();
+    /// assert_eq!((entry.value, entry.expires_at), (1, None));
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`get`](Cache::get).
@@ -52,8 +64,9 @@ impl Cache {
         self.call("get_entry", key)?.entry()
     }
 
-    /// Stores `value` only if the entry of `key` is still the one with the token `expected`, or, given
-    /// `None`, only if there is no entry. One step for all who use the cache.
+    /// Stores `value` only if the entry of `key` still has the token `expected`; if `expected` is
+    /// `None`, only if there is no entry. Atomic among all threads and processes that use the
+    /// cache.
     ///
     /// ```
     /// use keepwarm::{Cache, Swap, Timeout};

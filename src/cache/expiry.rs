@@ -1,4 +1,4 @@
-//! Asking for, and changing, when an entry expires.
+//! Reads and changes of an entry's expiry.
 
 use super::Cache;
 use super::call::Call;
@@ -8,11 +8,11 @@ use crate::time::Timestamp;
 use crate::timeout::{Timeout, Ttl};
 
 impl Cache {
-    /// Lets the entry of `key` live for `timeout` from now on, and says whether there is one. With a timeout
-    /// of zero it is removed. The value is not read nor decoded.
+    /// Gives the entry of `key` a new timeout, from now on, and returns whether there is an entry.
+    /// A timeout of zero removes it. The value is not read or decoded.
     ///
-    /// The whole of the new time is fresh: a stale window that the entry had of its
-    /// [`Lifespan`](crate::Lifespan) is gone.
+    /// The entry is fresh for the whole timeout: a stale window that it had from its
+    /// [`Lifespan`](crate::Lifespan) is dropped.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout, Ttl};
@@ -26,13 +26,23 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// `InvalidKey`; `NoSpace` or `Io` if the disk refuses. Then the expiry stays.
+    /// `InvalidKey`. `NoSpace` or `Io` if the disk is full or fails. Then the expiry stays.
     pub fn touch(&self, key: &str, timeout: impl Into<Timeout>) -> Result<bool> {
         self.call("touch", key)?.reschedule(self.expiry(timeout))
     }
 
-    /// Lets the entry of `key` live until it is deleted or evicted, and says whether there is one. It is not
-    /// stale any more, and never becomes so.
+    /// Makes the entry of `key` live until it is deleted or evicted, and returns whether there is
+    /// an entry. A stale entry becomes fresh, and never becomes stale again.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Ttl};
+    /// # use std::time::Duration;
+    /// # let cache = Cache::in_memory();
+    /// cache.set("session", "x", Duration::from_secs(10))?;
+    /// assert!(cache.persist("session")?);
+    /// assert_eq!(cache.ttl("session")?, Some(Ttl::Never));
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`touch`](Cache::touch).
@@ -40,8 +50,9 @@ impl Cache {
         self.call("persist", key)?.reschedule(None)
     }
 
-    /// Lets the entry of `key` expire at `at`, and says whether there is one. If `at` has passed, the entry
-    /// is removed. Until then it is fresh, as after [`touch`](Cache::touch).
+    /// Makes the entry of `key` expire at `at`, to the millisecond, and returns whether there is an
+    /// entry. If `at` has passed, the entry is removed. Until `at` the entry is fresh, as after
+    /// [`touch`](Cache::touch).
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -58,20 +69,22 @@ impl Cache {
         self.call("expire_at", key)?.reschedule(Some(at.into()))
     }
 
-    /// How long the entry of `key` still has to live, its stale time included; `None` if there is none.
+    /// The time until the entry of `key` expires, including its stale window. `None` if there is no
+    /// entry.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout, Ttl};
     /// # use std::time::Duration;
     /// # let cache = Cache::in_memory();
     /// cache.set("a", &1, Duration::from_secs(10))?;
-    /// assert!(matches!(cache.ttl("a")?, Some(Ttl::Remaining(left)) if left <= Duration::from_secs(10)));
+    /// let left = cache.ttl("a")?.and_then(Ttl::remaining).unwrap();
+    /// assert!(left <= Duration::from_secs(10));
     /// assert_eq!(cache.ttl("missing")?, None);
     /// # Ok::<(), keepwarm::Error>(())
     /// ```
     ///
     /// # Errors
-    /// `InvalidKey`; `Io` if the disk refuses.
+    /// `InvalidKey`. `Io` if the disk fails.
     pub fn ttl(&self, key: &str) -> Result<Option<Ttl>> {
         self.call("ttl", key)?.ttl()
     }
@@ -81,7 +94,7 @@ impl Call<'_> {
     pub(super) fn ttl(&self) -> Result<Option<Ttl>> {
         let Some(expires_at) = self.expiry()? else { return Ok(None) };
         let Some(at) = expires_at else { return Ok(Some(Ttl::Never)) };
-        // It may expire between the read and this reading of the clock.
+        // The entry may expire between the read and this reading of the clock.
         let left = at.saturating_since(self.cache.shared.clock.now());
         Ok((!left.is_zero()).then_some(Ttl::Remaining(left)))
     }

@@ -1,5 +1,5 @@
-//! The expiry policy: when an entry expires, when `get_or_set` refreshes it, and the jitter of both.
-//! Pure: no I/O, and the clock is an argument.
+//! The expiry policy: when an entry expires, when `get_or_set` refreshes it, and the jitter of
+//! both. Pure: no I/O, and the clock is an argument.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -37,8 +37,8 @@ fn expires_at(timeout: Timeout, now: impl FnOnce() -> Timestamp) -> Expiry {
     }
 }
 
-/// The expiry of a value that `get_or_set` computed from `started_at` until `now`, and what is stored
-/// with it for a later refresh.
+/// The expiry of a value that `get_or_set` computed from `started_at` until `now`, and what is
+/// stored with it for a later refresh.
 pub(super) fn computed(
     lifespan: &Lifespan,
     default: Timeout,
@@ -59,8 +59,8 @@ pub(super) fn computed(
 }
 
 /// Whether a stored value must be recomputed: it is stale now, or will be within `early` × the time
-/// that its last computation took × a random number with mean 1 (exponentially distributed). (XFetch:
-/// Vattani, Chierichetti and Lowenstein, 2015.)
+/// that its last computation took × a random number with mean 1 (exponentially distributed).
+/// (XFetch: Vattani, Chierichetti and Lowenstein, 2015.)
 pub(super) fn is_refresh_due(
     expires_at: Expiry,
     soft: Soft,
@@ -85,8 +85,8 @@ pub(super) struct Jitter {
 }
 
 impl Jitter {
-    /// Shortens by at most `fraction`, which is at least 0 and below 1. The same seed gives the same
-    /// sequence.
+    /// Shortens by at most `fraction`, which is at least 0 and below 1. The same seed gives the
+    /// same sequence.
     pub(super) fn new(fraction: f64, seed: u64) -> Self {
         Self { fraction, state: AtomicU64::new(seed) }
     }
@@ -168,8 +168,7 @@ mod tests {
         assert_eq!(jitter.shorten(Timeout::After(Duration::ZERO)), Timeout::After(Duration::ZERO));
         assert_eq!(jitter.shorten(Timeout::Never), Timeout::Never);
         // The longest duration must not overflow.
-        assert!(
-            matches!(jitter.shorten(Timeout::After(Duration::MAX)), Timeout::After(d) if d > Duration::ZERO)
-        );
+        let longest = jitter.shorten(Timeout::After(Duration::MAX));
+        assert!(matches!(longest, Timeout::After(d) if d > Duration::ZERO));
     }
 }

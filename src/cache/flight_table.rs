@@ -1,23 +1,23 @@
 //! The flight table: the single flights of this process, and the wait-for graph between them.
 //!
-//! A *flight* is one computation of one key of one cache. The first caller that misses the key starts
-//! it and is its *leader*. Callers that miss the key while it runs are its *waiters*; they receive
-//! the value of the leader, or look the key up again if the leader failed.
+//! A *flight* is one computation of one key of one cache. The first caller that misses the key
+//! starts it and is its *leader*. Callers that miss the key while it runs are its *waiters*; they
+//! receive the value of the leader, or look the key up again if the leader failed.
 //!
-//! The wait-for graph has the flights as nodes. A flight has an edge to the flight that it waits for,
-//! and a parent flight waits for the child that its computation started. Before a computation waits
-//! for a flight, [`FlightTable::waits_for`] searches the graph. If the wait would close a cycle, the
-//! caller gets `Recursion` instead of a deadlock. This covers a closure that asks for its own key, a
-//! chain (A asks for B, B for A), and a cycle across threads and caches (one thread computes A and
-//! asks for B, another computes B and asks for A).
+//! The wait-for graph has the flights as nodes. A flight has an edge to the flight that it waits
+//! for, and a parent flight waits for the child that its computation started. Before a computation
+//! waits for a flight, [`FlightTable::waits_for`] searches the graph. If the wait would close a
+//! cycle, the caller gets `Recursion` instead of a deadlock. This covers a closure that asks for
+//! its own key, a chain (A asks for B, B for A), and a cycle across threads and caches (one thread
+//! computes A and asks for B, another computes B and asks for A).
 //!
-//! The graph knows what a computation itself asks for, on the thread that runs it at that moment. So
-//! closures and futures are treated alike, and a thread or a task may have any number of them in
+//! The graph knows what a computation itself asks for, on the thread that runs it at that moment.
+//! So closures and futures are treated alike, and a thread or a task may have any number of them in
 //! progress. A thread or a task that a computation starts is not tracked.
 //!
 //! Callers wait with their thread or as a future, for the same flights. One combination is not
-//! allowed: a thread of an async runtime must not block on a flight that a future leads, because that
-//! future may need the thread to make progress. Such a caller computes the value itself.
+//! allowed: a thread of an async runtime must not block on a flight that a future leads, because
+//! that future may need the thread to make progress. Such a caller computes the value itself.
 //!
 //! One mutex guards the table and the graph, for all caches of the process. Only a miss takes it: a
 //! few times, for a few map operations each.
@@ -26,9 +26,9 @@
 //! holds the claim to compute (see [`single_flight`](super::single_flight)), and releases it before
 //! the flight completes.
 //!
-//! After a `fork` the child has none of the threads that lead and await the flights of its parent, and
-//! one of those threads may have held the mutex. So the child starts with an empty table and a new
-//! mutex. A leader or a waiter that its one thread inherited is dropped without a lock.
+//! After a `fork` the child has none of the threads that lead and await the flights of its parent,
+//! and one of those threads may have held the mutex. So the child starts with an empty table and a
+//! new mutex. A leader or a waiter that its one thread inherited is dropped without a lock.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -72,8 +72,8 @@ struct Flight {
     /// The computation that started this one.
     parent: Option<Arc<Flight>>,
     waiters: AtomicU64,
-    /// Set when the flight completes: the value as MessagePack; `None` if the leader failed or had no
-    /// waiters.
+    /// Set when the flight completes: the value as MessagePack; `None` if the leader failed or had
+    /// no waiters.
     result: OnceLock<Option<Bytes>>,
     completed: Condvar,
     /// The wakers of the waiting futures, by the ids of their [`Waiter`]s.
@@ -85,7 +85,8 @@ struct Flight {
 pub(super) enum Caller {
     /// It blocks its thread while it waits or computes.
     Thread,
-    /// It is a future, and returns its thread to the runtime while it waits or its computation does.
+    /// It is a future, and returns its thread to the runtime while it waits or its computation
+    /// does.
     Future,
 }
 
@@ -127,8 +128,9 @@ impl Computation {
 }
 
 impl FlightTable {
-    /// Whether `flight` waits for the computation `me`, directly or through others, so that it cannot
-    /// complete before `me` continues. A breadth-first search from `me` along the reversed edges.
+    /// Whether `flight` waits for the computation `me`, directly or through others, so that it
+    /// cannot complete before `me` continues. A breadth-first search from `me` along the reversed
+    /// edges.
     fn waits_for(&self, flight: &Arc<Flight>, me: Arc<Flight>) -> bool {
         let mut reached = vec![me];
         let mut next = 0;
@@ -169,7 +171,8 @@ pub(super) struct StartedFlight {
     pub(super) lookup_is_outdated: bool,
 }
 
-/// A count of completed flights, for [`Flights::join`]. The caller reads it before it looks a key up.
+/// A count of completed flights, for [`Flights::join`]. The caller reads it before it looks a key
+/// up.
 pub(super) struct CompletionCount(u64);
 
 impl Flights {
@@ -283,8 +286,8 @@ impl Future for Waiter {
             return Poll::Ready(None);
         }
         let mut wakers = self.flight.wakers();
-        // Read under the mutex of the wakers. The leader takes that mutex after it sets the result, so
-        // either this sees the result or the leader sees this waker.
+        // Read under the mutex of the wakers. The leader takes that mutex after it sets the result,
+        // so either this sees the result or the leader sees this waker.
         match self.flight.result.get() {
             Some(value) => Poll::Ready(value.clone()),
             None => {
@@ -318,8 +321,8 @@ impl Drop for Waiter {
     }
 }
 
-/// The leader of a flight: the right of one caller to compute one key. Dropping it, also by a panic,
-/// completes the flight and wakes its waiters.
+/// The leader of a flight: the right of one caller to compute one key. Dropping it, also by a
+/// panic, completes the flight and wakes its waiters.
 pub(super) struct Leader {
     key: FlightKey,
     flight: Arc<Flight>,
@@ -427,7 +430,8 @@ mod tests {
         }
     }
 
-    /// Returns when `count` callers wait for `leader`. Waits for that condition, not for a fixed time.
+    /// Returns when `count` callers wait for `leader`. Waits for that condition, not for a fixed
+    /// time.
     fn until_awaited(leader: &Leader, count: u64) {
         while leader.flight.waiters.load(Relaxed) < count {
             thread::yield_now();

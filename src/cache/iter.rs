@@ -1,4 +1,4 @@
-//! Going through the entries of a view.
+//! Iteration over the entries of a view.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -14,14 +14,15 @@ use crate::codec;
 use crate::error::Result;
 
 impl Cache {
-    /// The keys of this view, in no particular order, without its prefix and version. Expired entries are
-    /// left out. An entry that is there all the while comes exactly once; one that comes or goes meanwhile,
-    /// at most once or not at all.
+    /// The keys of this view, in no particular order, without its prefix and version. Expired
+    /// entries are left out. An entry that exists during the whole iteration is returned exactly
+    /// once. An entry that is added or removed meanwhile is returned at most once.
     ///
-    /// With a [key function](crate::Builder::key_function), which cannot be undone, the stored keys of the
-    /// whole cache are given as they are, whatever their prefix and version.
+    /// A [key function](crate::Builder::key_function) cannot be inverted. With one, this returns
+    /// the stored keys of the whole cache, whatever their prefix and version.
     ///
-    /// Goes through the whole cache, some hundred entries at a time; reading does not count as use.
+    /// Costs a pass over the whole cache, some hundred entries at a time. It does not count as a
+    /// use of the entries.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -34,12 +35,13 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// An item is an error if the disk refuses; it is the last then.
+    /// An item is `Io` if the disk fails. It is the last item then.
     pub fn keys(&self) -> Keys {
         Keys(Scan::new(self, "keys"))
     }
 
-    /// The keys and values of this view, in no particular order; otherwise as [`keys`](Cache::keys).
+    /// The keys and values of this view, in no particular order. Otherwise as
+    /// [`keys`](Cache::keys).
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -52,8 +54,8 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// An item is a `Decode` error, with the key, where the value is not a `T`; others follow. It is another
-    /// error if the disk refuses, and the last then.
+    /// An item is `Decode`, with the key, if the value is not a `T`; further items follow. It is
+    /// `Io` if the disk fails, and the last item then.
     pub fn iter<T: DeserializeOwned>(&self) -> Iter<T> {
         Iter { scan: Scan::new(self, "iter"), values: PhantomData }
     }
@@ -68,7 +70,7 @@ pub struct Iter<T> {
     values: PhantomData<fn() -> T>,
 }
 
-/// A scan of the backend, with what it handed out and nobody has taken yet.
+/// A scan of the backend, with the batch of items that it has returned.
 struct Scan<I> {
     cache: Cache,
     name: &'static str,
@@ -76,7 +78,7 @@ struct Scan<I> {
     batch: VecDeque<Result<I>>,
 }
 
-/// Is given each key and entry of a scan.
+/// Receives each key and entry of a scan.
 type Visit<'a> = dyn FnMut(&str, Item<'_>) + 'a;
 
 impl<I> Scan<I> {
@@ -113,7 +115,7 @@ impl<I> Scan<I> {
 }
 
 impl Cache {
-    /// What this view calls the stored key `full`; `None` if that is of another view.
+    /// The name of the stored key `full` in this view; `None` if it belongs to another view.
     fn own_key<'k>(&self, full: &'k str) -> Option<&'k str> {
         match self.shared.keys.function {
             Some(_) => Some(full),

@@ -1,17 +1,21 @@
-//! Leases: locks between all who use a cache, which end by themselves.
+//! Leases: locks on keys that expire by themselves, shared by all users of a cache.
 //!
-//! A lease is an entry that says who holds it, and that ends with its time. Where processes share the store, the holder
-//! also has a claim, under a number that it drew and that the entry tells; so whoever finds the entry can ask for the
-//! same claim, and is given it only if the holder is dead. It then has the sole right to put itself in its place, for
-//! which the entry must still be the same: a lease that was renewed, given back or ended by its time is not taken
-//! over. As each lease has a claim of its own, one that was lost unnoticed is in nobody's way.
+//! A lease is an entry whose value is the id of the lease, and whose expiry ends it. If processes
+//! share the store, the holder also has a *claim*: a lock of the operating system under a random
+//! number, which is part of the id. The system releases the claim when the holder dies. So any
+//! process that finds the entry can ask for the same claim, and gets it only if the holder is dead.
+//! It then has the sole right to replace the entry by its own, on the condition that the entry is
+//! unchanged: a lease that was renewed, released or expired meanwhile is not taken over. Each lease
+//! has its own claim, so the claim of a lost lease blocks no later lease.
 //!
 //! ```text
-//! look.  nothing:              claim a new number; add the entry, or begin again
-//!        a lease with a claim: ask for that claim; refused: somebody holds it
-//!                              claim a new number; swap the entry that was seen, or begin again
-//!        anything else:        somebody holds it
-//! give back: remove the entry, if it is ours; then let go of the claim
+//! look the key up
+//!   missing:               claim a new number; add the entry, or start over
+//!   a lease with a claim:  ask for that claim
+//!     refused:             the lease is held
+//!     granted:             claim a new number; swap the entry just seen, or start over
+//!   any other entry:       the key is held
+//! release: remove the entry if it is ours; then release the claim
 //! ```
 
 use std::fmt;
@@ -27,39 +31,42 @@ use crate::backend::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::timeout::Timeout;
 
-/// A lock on a key, held until it is dropped or released, or until its time is over. See [`Cache::lease`].
+/// A lock on a key, held until it is released, dropped or expired. See [`Cache::lease`].
 ///
-/// A holder that was stopped for longer than the duration (suspended, swapped out) does not know that it no
-/// longer holds the lease, unless it asks; so a lease keeps work from being done twice most of the time,
-/// and is no proof that it never is.
+/// If the holder is stalled for longer than the duration (suspended, swapped out), it loses the
+/// lease without notice; only [`is_held`](Lease::is_held) tells. So a lease avoids most duplicate
+/// work, and does not guarantee mutual exclusion.
 ///
-/// It belongs to the process that took it. In one that was forked from that, dropping or releasing it does nothing, and
-/// it ends when the process that took it does.
+/// A lease belongs to the process that took it. In a child forked from that process, releasing or
+/// dropping it does nothing, and it ends when the process that took it dies.
 #[must_use = "a lease that is not kept is released at once"]
 pub struct Lease {
     pub(super) cache: Cache,
     key: String,
-    pub(super) owner: Owner,
+    pub(super) id: LeaseId,
     claim: Claim,
     pub(super) released: bool,
 }
 
-/// Tells the entry of this lease from that of any other, also of other processes: the number of its claim, 8 random
-/// bytes, and [`CLAIMED`] or zeros.
-pub(super) type Owner = [u8; 24];
+/// Identifies one lease among those of all processes: the number of its claim, 8 random bytes, and
+/// [`CLAIMED`], or zeros if it has no claim.
+pub(super) type LeaseId = [u8; 24];
 
-/// In the entry of a lease whose holder has a claim.
+/// The last 8 bytes of the id of a lease that has a claim.
 const CLAIMED: [u8; 8] = *b"claimed\n";
 
 impl Cache {
-    /// Takes the lease on `key` for `duration`, or returns `None` while somebody holds it. Among any number
-    /// of callers at the same time, in whatever processes, one gets it.
+    /// Takes the lease on `key` for `duration`. Returns `None` if it is held. Of any number of
+    /// concurrent callers, in any processes, one gets it.
     ///
-    /// The lease is an entry like any other, in this view: `clear` ends it, and so does eviction. A duration
-    /// too long for the clock lasts until it is released.
+    /// The lease is an entry of this view like any other: `clear` ends it, and so does eviction. If
+    /// `duration` is too long for the clock, the lease lasts until it is released.
     ///
-    /// In a directory it also ends when its process dies, however it does: whoever asks next takes it over at once,
-    /// with a duration of its own. (Where the system refuses the lock that this takes, it lasts for its duration.)
+    /// In a directory, a lease also ends when its process dies, in whatever way. The next caller
+    /// takes it over at once, with its own duration. (If the system refuses the lock that this
+    /// needs, the lease lasts for its duration.)
+    ///
+    /// Costs a read and a write, and in a directory a lock of the operating system.
     ///
     /// ```
     /// use keepwarm::Cache;
@@ -75,7 +82,7 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// `InvalidOption` if the duration is zero, which would protect nothing; otherwise as
+    /// `InvalidOption` if `duration` is zero, which would protect nothing. Otherwise as
     /// [`set`](Cache::set).
     pub fn lease(&self, key: &str, duration: Duration) -> Result<Option<Lease>> {
         self.call("lease", key)?.lease(duration)
@@ -87,53 +94,50 @@ impl Call<'_> {
         let expires_at = self.lease_expiry(duration)?;
         let mut ours = None;
         loop {
-            // The claim of who died is kept until the entry is ours.
-            let (condition, _theirs) = match self.holder()? {
+            // Keep the claim of the dead holder until the entry is ours.
+            let (condition, _dead_holders) = match self.holder()? {
                 None => (Condition::Absent, Claim::default()),
-                Some((owner, token)) => match self.claim_of_the_dead(owner) {
+                Some((id, token)) => match self.claim_of_dead_holder(id) {
                     Some(claim) => (Condition::Token(token), claim),
                     None => return Ok(None),
                 },
             };
-            let (owner, _) = ours.get_or_insert_with(|| self.new_owner());
-            let change = Change::Store {
-                value: &*owner,
-                codec: Codec::Raw,
-                expires_at,
-                soft: Soft::default(),
-            };
+            let (id, _) = ours.get_or_insert_with(|| self.new_id());
+            let change =
+                Change::Store { value: &*id, codec: Codec::Raw, expires_at, soft: Soft::default() };
             if self.took_effect(condition, change)? {
                 break;
             }
         }
-        let lease = |(owner, claim)| {
+        let lease = |(id, claim)| {
             let (cache, key) = (self.cache.clone(), self.key.to_owned());
-            Lease { cache, key, owner, claim, released: false }
+            Lease { cache, key, id, claim, released: false }
         };
         Ok(ours.map(lease))
     }
 
-    /// Who holds the lease, and the token of the entry; somebody unknown, if the entry is no lease.
-    fn holder(&self) -> Result<Option<(Owner, u64)>> {
+    /// The id of the held lease and the token of its entry. An id of zeros if the entry is no
+    /// lease.
+    fn holder(&self) -> Result<Option<(LeaseId, u64)>> {
         self.read(|Item { value, codec, token, .. }| {
-            let owner = if codec == Codec::Raw { Owner::try_from(value).ok() } else { None };
-            (owner.unwrap_or_default(), token)
+            let id = if codec == Codec::Raw { LeaseId::try_from(value).ok() } else { None };
+            (id.unwrap_or_default(), token)
         })
     }
 
-    /// The claim of a holder that has died.
-    fn claim_of_the_dead(&self, owner: Owner) -> Option<Claim> {
-        let number = claim_number(&owner)?;
+    /// Takes the claim of the holder, which succeeds only if the holder is dead.
+    fn claim_of_dead_holder(&self, id: LeaseId) -> Option<Claim> {
+        let number = claim_number(&id)?;
         match self.cache.shared.backend.claim(Matter::Lease(number)) {
-            // A claim that nobody sees tells nothing of the holder.
+            // A claim that no process can see says nothing about the holder.
             Claimed::Mine(claim) => claim.is_seen().then_some(claim),
             Claimed::Here | Claimed::Elsewhere => None,
         }
     }
 
-    fn new_owner(&self) -> (Owner, Claim) {
+    fn new_id(&self) -> (LeaseId, Claim) {
         static LEASES: AtomicU64 = AtomicU64::new(0);
-        // The process is a part of it because a forked child has the same keys and counter as its parent.
+        // Includes the process id, because a forked child inherits the hash keys and the counter.
         let unique = (std::process::id(), LEASES.fetch_add(1, Relaxed));
         let [number, other] = [(); 2].map(|()| RandomState::new().hash_one(unique));
         let claim = match self.cache.shared.backend.claim(Matter::Lease(number)) {
@@ -141,30 +145,29 @@ impl Call<'_> {
             Claimed::Here | Claimed::Elsewhere => Claim::default(),
         };
         let mark = if claim.is_seen() { CLAIMED } else { [0; 8] };
-        let mut owner = Owner::default();
-        for (to, from) in owner.chunks_mut(8).zip([number.to_le_bytes(), other.to_le_bytes(), mark])
-        {
+        let mut id = LeaseId::default();
+        for (to, from) in id.chunks_mut(8).zip([number.to_le_bytes(), other.to_le_bytes(), mark]) {
             to.copy_from_slice(&from);
         }
-        (owner, claim)
+        (id, claim)
     }
 
-    pub(super) fn holds_lease(&self, owner: Owner) -> Result<bool> {
-        Ok(self.token_of(owner)?.is_some())
+    pub(super) fn holds_lease(&self, id: LeaseId) -> Result<bool> {
+        Ok(self.token_of(id)?.is_some())
     }
 
-    pub(super) fn renew_lease(&self, owner: Owner, duration: Duration) -> Result<bool> {
+    pub(super) fn renew_lease(&self, id: LeaseId, duration: Duration) -> Result<bool> {
         let expires_at = self.lease_expiry(duration)?;
-        self.change_lease(owner, Change::Touch { expires_at })
+        self.change_lease(id, Change::Touch { expires_at })
     }
 
-    pub(super) fn release_lease(&self, owner: Owner) -> Result<bool> {
-        self.change_lease(owner, Change::Delete)
+    pub(super) fn release_lease(&self, id: LeaseId) -> Result<bool> {
+        self.change_lease(id, Change::Delete)
     }
 
-    /// Makes `change` if the entry is the owner's, even if its token has changed because it was touched.
-    fn change_lease(&self, owner: Owner, change: Change<'_>) -> Result<bool> {
-        while let Some(token) = self.token_of(owner)? {
+    /// Applies `change` if the entry is this lease, also if a renewal has changed its token.
+    fn change_lease(&self, id: LeaseId, change: Change<'_>) -> Result<bool> {
+        while let Some(token) = self.token_of(id)? {
             if let Outcome::Done { .. } = self.commit(Condition::Token(token), change)? {
                 return Ok(true);
             }
@@ -172,43 +175,54 @@ impl Call<'_> {
         Ok(false)
     }
 
-    /// The token of the entry, if it is the owner's.
-    fn token_of(&self, owner: Owner) -> Result<Option<u64>> {
-        let ours = |value: &[u8], codec| codec == Codec::Raw && value == owner;
+    /// The token of the entry, if the entry is this lease.
+    fn token_of(&self, id: LeaseId) -> Result<Option<u64>> {
+        let ours = |value: &[u8], codec| codec == Codec::Raw && value == id;
         Ok(self.read(|item| ours(item.value, item.codec).then_some(item.token))?.flatten())
     }
 
     fn lease_expiry(&self, duration: Duration) -> Result<Expiry> {
         if duration.is_zero() {
             let error = Error::new(ErrorKind::InvalidOption, self.name).with_option("duration");
-            return Err(error.with_source("a lease of no duration protects nothing"));
+            return Err(error.with_source("a lease with a duration of zero protects nothing"));
         }
         Ok(self.cache.expiry(Timeout::After(duration)))
     }
 }
 
 impl Lease {
-    /// The key that the lease is on.
+    /// The key of the lease. Free.
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// Whether the lease still holds at this moment.
-    ///
-    /// # Errors
-    /// `Io` if the disk refuses.
-    pub fn is_held(&self) -> Result<bool> {
-        self.cache.call("is_held", &self.key)?.holds_lease(self.owner)
-    }
-
-    /// Lets the lease last for `duration` from now on, and says whether it still held; if not, it is not
-    /// taken again.
+    /// Whether the lease is still held at this moment. Costs a read.
     ///
     /// ```
     /// # use keepwarm::Cache;
     /// # use std::time::Duration;
     /// # let cache = Cache::in_memory();
-    /// let lease = cache.lease("import", Duration::from_secs(5))?.expect("nobody else has it");
+    /// let lease = cache.lease("import", Duration::from_secs(5))?.expect("it is free");
+    /// assert!(lease.is_held()?);
+    /// cache.clear()?;
+    /// assert!(!lease.is_held()?);
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// `Io` if the disk fails.
+    pub fn is_held(&self) -> Result<bool> {
+        self.cache.call("is_held", &self.key)?.holds_lease(self.id)
+    }
+
+    /// Extends the lease to `duration` from now, and returns whether it was still held. A lost
+    /// lease is not taken again. Costs a read and a write.
+    ///
+    /// ```
+    /// # use keepwarm::Cache;
+    /// # use std::time::Duration;
+    /// # let cache = Cache::in_memory();
+    /// let lease = cache.lease("import", Duration::from_secs(5))?.expect("it is free");
     /// assert!(lease.renew(Duration::from_secs(5))?);
     /// # Ok::<(), keepwarm::Error>(())
     /// ```
@@ -216,34 +230,45 @@ impl Lease {
     /// # Errors
     /// As [`Cache::lease`].
     pub fn renew(&self, duration: Duration) -> Result<bool> {
-        self.cache.call("renew", &self.key)?.renew_lease(self.owner, duration)
+        self.cache.call("renew", &self.key)?.renew_lease(self.id, duration)
     }
 
-    /// Gives the lease back, and says whether it still held. Dropping it does the same, but cannot tell.
+    /// Releases the lease, and returns whether it was still held. Dropping it also releases it,
+    /// without a result.
+    ///
+    /// ```
+    /// # use keepwarm::Cache;
+    /// # use std::time::Duration;
+    /// # let cache = Cache::in_memory();
+    /// let lease = cache.lease("import", Duration::from_secs(5))?.expect("it is free");
+    /// assert!(lease.release()?);
+    /// assert!(cache.lease("import", Duration::from_secs(5))?.is_some());
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// `NoSpace` or `Io` if the disk refuses; then the lease ends when its time is over, or, in a directory, as soon
-    /// as somebody asks for it.
+    /// `NoSpace` or `Io` if the disk is full or fails. Then the lease ends when it expires; in a
+    /// directory, as soon as another caller asks for it.
     pub fn release(mut self) -> Result<bool> {
-        self.give_back()
+        self.release_once()
     }
 
-    fn give_back(&mut self) -> Result<bool> {
+    fn release_once(&mut self) -> Result<bool> {
         self.released = true;
         if self.claim.is_inherited() {
-            // It is the parent's, who may still need it.
+            // It belongs to the parent, which may still need it.
             return Ok(false);
         }
-        self.cache.call("release", &self.key)?.release_lease(self.owner)
+        self.cache.call("release", &self.key)?.release_lease(self.id)
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         if !self.released
-            && let Err(error) = self.give_back()
+            && let Err(error) = self.release_once()
         {
-            tracing::warn!(%error, "a lease could not be released; it ends when its time is over");
+            tracing::warn!(%error, "a lease could not be released; it ends when it expires");
         }
     }
 }
@@ -254,8 +279,8 @@ impl fmt::Debug for Lease {
     }
 }
 
-/// The number of the claim, if there is one.
-fn claim_number(owner: &Owner) -> Option<u64> {
-    let (number, rest) = owner.split_first_chunk()?;
+/// The number of the claim, if the lease has one.
+fn claim_number(id: &LeaseId) -> Option<u64> {
+    let (number, rest) = id.split_first_chunk()?;
     rest.ends_with(&CLAIMED).then(|| u64::from_le_bytes(*number))
 }

@@ -1,4 +1,4 @@
-//! The same call for many keys.
+//! The same call for many keys. Not atomic: each key is a call of its own.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -9,15 +9,17 @@ use crate::error::{Error, Result};
 use crate::timeout::Timeout;
 
 impl Cache {
-    /// The values of `keys`, in their order, each as [`get`](Cache::get) gives it. One that fails does not
-    /// keep the others from being read.
+    /// The values of `keys`, in the same order, each as from [`get`](Cache::get). An error for one
+    /// key does not affect the others.
+    ///
+    /// Costs one `get` for each key. Not atomic: other callers may write between two keys.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
     /// # let cache = Cache::in_memory();
     /// cache.set("a", &1, Timeout::Default)?;
-    /// let values = cache.get_many::<i32, _>(&["a", "b"]).into_iter().collect::<Result<Vec<_>, _>>()?;
-    /// assert_eq!(values, [Some(1), None]);
+    /// let values = cache.get_many::<i32, _>(&["a", "b"]);
+    /// assert_eq!(values.into_iter().collect::<Result<Vec<_>, _>>()?, [Some(1), None]);
     /// # Ok::<(), keepwarm::Error>(())
     /// ```
     pub fn get_many<T: DeserializeOwned, K: AsRef<str>>(
@@ -27,8 +29,8 @@ impl Cache {
         keys.iter().map(|key| self.get(key.as_ref())).collect()
     }
 
-    /// Stores each value under its key as [`set`](Cache::set) does, and returns the keys that failed, with
-    /// the reason; none, if all went well.
+    /// Stores each value under its key as [`set`](Cache::set) does. Returns the keys that failed,
+    /// each with its error; an empty list if all were stored. Not atomic.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -51,7 +53,8 @@ impl Cache {
             .collect()
     }
 
-    /// Removes the entries of `keys` and says for each, in their order, whether there was one.
+    /// Removes the entries of `keys`. Returns for each key, in the same order, whether there was an
+    /// entry. Not atomic.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -65,9 +68,9 @@ impl Cache {
         keys.iter().map(|key| self.delete(key.as_ref())).collect()
     }
 
-    /// Fills the cache: stores each value under its key, replacing what is there, and returns how many were
-    /// stored. Unlike [`set_many`](Cache::set_many) it takes items as they come, for any number of them, and
-    /// stops at the first that fails.
+    /// Fills the cache from an iterator of any length: stores each value under its key, replaces
+    /// existing entries, and returns the number of values stored. Unlike
+    /// [`set_many`](Cache::set_many) it stops at the first item that fails.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -78,7 +81,7 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// As [`set`](Cache::set). What was stored before stays stored.
+    /// As [`set`](Cache::set). The values before the failed one stay stored.
     pub fn warm<K: AsRef<str>, T: Serialize>(
         &self,
         items: impl IntoIterator<Item = (K, T)>,

@@ -1,4 +1,5 @@
-//! The cache as programs see it: typed values under keys with prefix and version, over any backend.
+//! The blocking facade: typed values under keys with a prefix and a version, over any backend. The
+//! files below add one group of calls each; [`call`] has what all calls share.
 
 #[cfg(feature = "async")]
 mod async_cache;
@@ -45,16 +46,18 @@ use expiry_policy::Jitter;
 use flight_table::Flights;
 use view::View;
 
-/// A cache: typed values under string keys, each until its timeout or until room is needed.
+/// A cache: typed values under string keys. An entry lives until its timeout, or until it is
+/// evicted.
 ///
-/// Cheap to clone (three reference counts); clones and views share entries, counters and limits, and may be
-/// used from any number of threads at once. Nothing needs to be closed. After a `fork`, a cache in a directory works in
-/// the child as in the parent.
+/// Cloning is cheap (three reference counts). Clones and views share entries, counters and limits,
+/// and any number of threads may use them at the same time. A cache never has to be closed. After a
+/// `fork`, a cache in a directory works in the child as in the parent.
 ///
 /// A key is stored as `prefix:version:key`. [`with_prefix`](Cache::with_prefix) and
-/// [`with_version`](Cache::with_version) give views on the same cache under another prefix or version. As in
-/// Django, a colon in a prefix or key is not escaped, so that prefix `a:1`, version 1, key `x` and prefix
-/// `a`, version 1, key `1:x` are the same entry. A stored key has at most 65,536 bytes; the empty key works.
+/// [`with_version`](Cache::with_version) return views of the same cache with another prefix or
+/// version. As in Django, a colon in a prefix or key is not escaped: prefix `a:1`, version 1, key
+/// `x` and prefix `a`, version 1, key `1:x` name the same entry. A stored key has at most 65,536
+/// bytes. The empty key is valid.
 ///
 /// ```
 /// use keepwarm::{Cache, Timeout};
@@ -74,7 +77,7 @@ pub struct Cache {
     view: View,
 }
 
-/// What all clones and views of a cache have in common.
+/// The state that all clones and views of a cache share.
 struct Shared {
     backend: Box<dyn Backend>,
     clock: Arc<dyn Clock>,
@@ -95,8 +98,8 @@ const _: () = {
 };
 
 impl Cache {
-    /// Opens the cache in the directory `dir`, with the default options, and makes the directory if there is
-    /// none; its parent must be there.
+    /// Opens the cache in the directory `dir`, with the default options. Creates the directory if
+    /// it is missing; its parent must exist.
     ///
     /// ```no_run
     /// let cache = keepwarm::Cache::open("/var/cache/app")?;
@@ -104,27 +107,29 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// If the directory cannot be used: the [kind](crate::Error::kind) says why; see [`Builder::open`]. Other processes may
-    /// have it open, up to 1,023 of them: one more is the error `Busy`.
+    /// If the directory cannot be used; the [kind](crate::Error::kind) says why, see
+    /// [`Builder::open`]. At most 1,024 processes can have a directory open: one more gets `Busy`.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         Builder::new(dir.as_ref()).open()
     }
 
-    /// The options for a cache in the directory `dir`; [`Builder::open`] then opens it.
+    /// A [`Builder`] for a cache in the directory `dir`, with the default options.
+    /// [`Builder::open`] opens it.
     ///
     /// ```no_run
     /// use keepwarm::Cache;
     /// use std::time::Duration;
     ///
-    /// let cache = Cache::builder("/var/cache/app").default_timeout(Duration::from_secs(3600)).open()?;
+    /// let hour = Duration::from_secs(3600);
+    /// let cache = Cache::builder("/var/cache/app").default_timeout(hour).open()?;
     /// # Ok::<(), keepwarm::Error>(())
     /// ```
     pub fn builder(dir: impl AsRef<Path>) -> Builder {
         Builder::new(dir.as_ref())
     }
 
-    /// A cache in the memory of this process, with the default options. It is gone with its last clone.
-    /// [`Builder::in_memory`] gives one with other options.
+    /// A cache in the memory of this process, with the default options. It is freed with its last
+    /// clone. [`Builder::in_memory`] creates one with other options.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -137,8 +142,9 @@ impl Cache {
         Builder::in_memory().build_in_memory()
     }
 
-    /// A cache that keeps nothing, for development and tests: every write succeeds, every read is a miss.
-    /// `get_or_set` computes each time, once for all threads that wait for the same key.
+    /// A cache that stores nothing, for development and tests. Every write succeeds, every read is
+    /// a miss. `get_or_set` computes on each call, but once for all threads that wait for the same
+    /// key.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -151,8 +157,8 @@ impl Cache {
         Builder::dummy().build_dummy()
     }
 
-    /// Removes every entry of the cache, whatever its prefix and version. The cost does not grow with
-    /// their number, except that a cache in memory frees them before it returns.
+    /// Removes all entries of the cache, whatever their prefix and version. The cost does not grow
+    /// with their number; only a cache in memory frees its entries before this returns.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -164,23 +170,37 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// If the disk refuses; then nothing was removed.
+    /// `NoSpace` or `Io` if the disk is full or fails. Then nothing was removed.
     pub fn clear(&self) -> Result<()> {
         self.shared.backend.clear().map_err(|error| call::about(error, "clear", None))
     }
 
-    /// The number of entries in the whole cache, whatever their prefix and version, expired ones that were
-    /// not reaped yet included. O(1).
+    /// The number of entries in the whole cache, whatever their prefix and version. Includes
+    /// expired entries that were not removed yet. O(1).
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # let cache = Cache::in_memory();
+    /// cache.set("a", &1, Timeout::Default)?;
+    /// cache.with_version(2).set("a", &2, Timeout::Default)?;
+    /// assert_eq!(cache.len(), 2);
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
     pub fn len(&self) -> u64 {
         self.shared.backend.len()
     }
 
-    /// Whether there is no entry at all; see [`len`](Cache::len).
+    /// Whether the cache has no entry at all, as [`len`](Cache::len) counts. O(1).
+    ///
+    /// ```
+    /// assert!(keepwarm::Cache::in_memory().is_empty());
+    /// ```
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// What the cache counted since it was opened: hits, misses, evictions, bytes in use and more. Cheap.
+    /// What this process has counted since it opened the cache: hits, misses, evictions, bytes in
+    /// use and more. Cheap.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -193,11 +213,14 @@ impl Cache {
         self.with_failures(self.shared.backend.stats())
     }
 
-    /// The same over all processes that share the directory: what they have counted since one of them opened it that nobody had
-    /// open, those included that have left or were killed since. Of other processes it is at most a second or two old, and what
-    /// a killed one counted in its last second is missing. `store_failures` and `refresh_failures` are of this
-    /// `Cache` alone. Costs a read of 128 bytes for each process; of a cache that is not in a directory it is
-    /// [`stats`](Cache::stats).
+    /// The sum of the [`stats`](Cache::stats) of all processes that share the directory. It covers
+    /// the time since the directory was last opened while no other process had it open, and
+    /// includes processes that have closed it or were killed since.
+    ///
+    /// The counts of other processes are one or two seconds old at most; what a killed process
+    /// counted in its last second is missing. `store_failures` and `refresh_failures` cover this
+    /// `Cache` alone. Costs a read of 128 bytes for each process. For a cache that is not in a
+    /// directory, this is [`stats`](Cache::stats).
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -210,7 +233,7 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// If what the processes wrote down cannot be read.
+    /// `Io` if the file with the counts of the processes cannot be read.
     pub fn total_stats(&self) -> Result<Stats> {
         let stats = self.shared.backend.total_stats();
         stats
@@ -218,7 +241,16 @@ impl Cache {
             .map_err(|error| call::about(error, "stats", None))
     }
 
-    /// The same for each process that has the directory open, this one first. See [`total_stats`](Cache::total_stats).
+    /// The [`stats`](Cache::stats) of each process that has the directory open, this one first. Age
+    /// and cost as for [`total_stats`](Cache::total_stats).
+    ///
+    /// ```
+    /// # use keepwarm::Cache;
+    /// # let cache = Cache::in_memory();
+    /// let processes = cache.process_stats()?;
+    /// assert_eq!(processes[0].pid, std::process::id());
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`total_stats`](Cache::total_stats).
@@ -241,26 +273,36 @@ impl Cache {
         stats
     }
 
-    /// The limits that count now. Cheap.
+    /// The limits in effect now. Cheap.
+    ///
+    /// ```
+    /// # use keepwarm::Builder;
+    /// let cache = Builder::in_memory().max_entries(10_000).open()?;
+    /// assert_eq!(cache.limits().max_entries, 10_000);
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
     pub fn limits(&self) -> Limits {
         self.shared.backend.limits()
     }
 
-    /// Changes limits of the cache while it is open, for all processes that share its directory, at once, and returns what
-    /// counts now.
+    /// Changes the limits of the open cache, at once and for all processes that share its
+    /// directory. Returns the limits now in effect.
     ///
-    /// Entries beyond a lower `max_entries` are evicted before this returns, and so is what this process can give up beyond a
-    /// lower `max_bytes`; other processes and the background do the rest within a few seconds. So a call that lowers
-    /// a limit costs a pass over the entries.
+    /// A lower `max_entries` evicts the excess entries before this returns. A lower `max_bytes`
+    /// frees what this process can free before this returns; other processes and the background
+    /// free the rest within a few seconds. So a call that lowers a limit costs a pass over the
+    /// entries.
     ///
-    /// The index of a directory is as large as the limits asked for when no process had it open. More entries than it is
-    /// made for, more bytes than its table has segments for (a GiB in any case; 16 where it was opened with one), and fewer
-    /// than it takes itself, count fully when the directory is opened the next time while no process has it open. Until
-    /// then the nearest that is possible counts, and is what is returned.
+    /// The size of the index is fixed when a directory is opened that no process has open. Until it
+    /// is opened that way again, three requests take effect only in part, and the nearest possible
+    /// limit is in effect and returned: more entries than the index has room for; more bytes than
+    /// its segment table covers (at least 1 GiB; at least 16 GiB if it was opened with 1 GiB); and
+    /// fewer bytes than the index itself occupies.
     ///
-    /// The directory remembers what was asked for. A program that opens it while others have it open goes by their
-    /// limits; when nobody has, the options of the opening count, or, with [`keep_limits`](Builder::keep_limits), what is
-    /// remembered. A cache in memory or on sled changes its own limits, until it is dropped; a dummy just tells them.
+    /// The directory stores the requested limits. A program that opens it while others have it open
+    /// takes over their limits. If no other process has it open, the options of that program apply,
+    /// or, with [`keep_limits`](Builder::keep_limits), the stored limits. A cache in memory or on
+    /// sled changes its own limits, until it is dropped. A dummy only returns them.
     ///
     /// ```
     /// # use keepwarm::{Cache, NewLimits, Timeout};
@@ -272,34 +314,67 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// `InvalidOption`, naming the first that is out of its limits, which are those of the [`Builder`]; `Busy` if another
-    /// process is stopped while it makes room; or if the disk refuses. Nothing has changed then.
+    /// `InvalidOption` for the first limit that is out of its bounds, which are those of the
+    /// [`Builder`]. `Busy` if another process is stopped while it frees space. `NoSpace` or `Io` if
+    /// the disk is full or fails. Then nothing has changed.
     pub fn configure(&self, new: &NewLimits) -> Result<Limits> {
         let configured = new.validate().and_then(|()| self.shared.backend.configure(new));
         configured.map_err(|error| call::about(error, "configure", None))
     }
 
-    /// Does now what happens in the background in time: reaps expired entries and makes room. Never needed;
-    /// for tests and quiet hours. The cost grows with the number of entries.
+    /// Runs now what otherwise runs in the background: removes expired entries and frees space.
+    /// Never needed; for tests and quiet hours. The cost grows with the number of entries.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # use std::time::Duration;
+    /// # let cache = Cache::in_memory();
+    /// cache.set("a", &1, Duration::from_millis(1))?;
+    /// std::thread::sleep(Duration::from_millis(5));
+    /// cache.maintain()?;
+    /// assert_eq!(cache.len(), 0);
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// If the disk refuses.
+    /// `NoSpace` or `Io` if the disk is full or fails.
     pub fn maintain(&self) -> Result<()> {
         self.shared.backend.maintain().map_err(|error| call::about(error, "maintain", None))
     }
 
-    /// Makes every write that was acknowledged durable, whatever the [durability](crate::Durability) in use,
-    /// and returns when the disk has it. Does nothing for a cache in memory.
+    /// Makes every acknowledged write durable, whatever the [durability](crate::Durability), and
+    /// returns when the disk has it. Costs a sync of the disk. Does nothing for a cache in memory.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # let cache = Cache::in_memory();
+    /// cache.set("a", &1, Timeout::Never)?;
+    /// cache.flush()?; // a power cut cannot undo it from here on
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// If the disk refuses; what was written since the last success may be lost in a power cut.
+    /// `NoSpace` or `Io` if the disk is full or fails. Writes since the last successful flush may
+    /// then be lost in a power cut.
     pub fn flush(&self) -> Result<()> {
         self.shared.backend.flush().map_err(|error| call::about(error, "flush", None))
     }
 
-    /// Flushes, and gives up what the cache holds of the operating system, for all clones and views. Never
-    /// needed; the next call of any of them takes it up again. Values that were handed out stay valid. What they keep on the
-    /// disk, if other processes remove it meanwhile, counts against `max_bytes` from that next call on only.
+    /// Flushes, and releases the files and mappings of the cache, for all clones and views. Never
+    /// needed. The next call of any of them opens the directory again.
+    ///
+    /// Values that were returned earlier stay valid. If another process removes such a value
+    /// meanwhile, the disk space that it keeps counts against `max_bytes` only from that next call
+    /// on.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # let cache = Cache::in_memory();
+    /// cache.set("a", &1, Timeout::Never)?;
+    /// cache.close()?;
+    /// assert_eq!(cache.get("a")?, Some(1));
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`flush`](Cache::flush).
@@ -309,11 +384,21 @@ impl Cache {
 }
 
 impl Cache {
-    /// Looks whether everything in the directory is as it should be, and says what is not. Changes nothing,
-    /// reads everything. What moves or goes meanwhile is not reported. A cache in memory has nothing to check.
+    /// Verifies the whole directory, and reports what is wrong. Changes nothing and reads
+    /// everything. Entries that move or are removed meanwhile are not reported. A cache in memory
+    /// has nothing to verify.
+    ///
+    /// ```
+    /// # use keepwarm::Cache;
+    /// # let cache = Cache::in_memory();
+    /// let report = cache.check()?;
+    /// assert!(report.is_sound(), "{:?}", report.problems);
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// If the directory was closed and cannot be opened again.
+    /// Those of [`Builder::open`] if the directory was closed and cannot be opened again. Damage is
+    /// no error: it is in the report.
     pub fn check(&self) -> Result<CheckReport> {
         self.shared.backend.check().map_err(|error| call::about(error, "check", None))
     }

@@ -1,4 +1,4 @@
-//! Values that are decoded once and shared from then on.
+//! `get_shared`: values that are decoded once, and shared from then on.
 
 use std::any::TypeId;
 use std::sync::Arc;
@@ -12,19 +12,21 @@ use crate::codec;
 use crate::error::Result;
 
 impl Cache {
-    /// The value of `key`, decoded once and shared by all who read it from then on: a hit costs a look into the
-    /// index and a count of references, whatever the size of the value. For values that are read far more often
-    /// than they are written.
+    /// The value of `key`, decoded once and shared by all callers from then on. A hit costs an
+    /// index lookup and a reference count, whatever the size of the value. For values that are read
+    /// far more often than they are written.
     ///
-    /// It is never stale: as soon as the entry is replaced, touched, removed or has expired, so is what is given
-    /// here; an `Arc` that a caller holds stays as it is. Entries are kept decoded from about their second read on,
-    /// in one type each, the one that was asked for last.
+    /// The result is never out of date: once the entry is replaced, touched, removed or expired, so
+    /// is the shared value. An `Arc` that a caller holds does not change. An entry is kept decoded
+    /// from about its second read on, in one type: the type of the last call.
     ///
-    /// Decoded values share [`hot_bytes`](crate::Builder::hot_bytes) with the bytes of other entries, the least
-    /// recently used going first. A value counts as the length of its key and of its stored bytes, the size of `T`
-    /// and about 200 bytes: an estimate, as what `T` itself allocated is not known. One that takes more than 1/64
-    /// of `hot_bytes` is decoded each time, and with `hot_bytes` of 0 all are. A value that nothing names any
-    /// more, on disk, stays in memory until others push it out, or the cache is cleared or closed.
+    /// Decoded values share [`hot_bytes`](crate::Builder::hot_bytes) with the bytes of other
+    /// entries; the least recently used is evicted first. A value counts as the length of its key
+    /// and of its stored bytes, the size of `T`, and about 200 bytes. This is an estimate: heap
+    /// memory that `T` itself owns is not known. A value of more than 1/64 of `hot_bytes` is
+    /// decoded on each call, and so is every value if `hot_bytes` is 0. If an entry on disk is
+    /// removed or replaced, its decoded value stays in memory until it is evicted, or the cache is
+    /// cleared or closed.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -66,7 +68,7 @@ impl Call<'_> {
         let found =
             self.cache.shared.backend.get_decoded(&self.full, TypeId::of::<T>(), &mut decode);
         match (found.map_err(|error| self.about(error))?, failed) {
-            // Of another type it cannot be, as that is what was asked for.
+            // The downcast cannot fail: the backend was asked for this type.
             (Some(value), _) => Ok(value.downcast().ok()),
             (None, Some(error)) => Err(self.about(error)),
             (None, None) => Ok(None),

@@ -1,5 +1,5 @@
-//! Single flight: the decisions of `get_or_set`, for blocking and asynchronous callers alike. Of all
-//! callers that miss a key at the same time, in any thread of any process, one computes it.
+//! Single flight: the decisions of `get_or_set`, for blocking and asynchronous callers alike. Of
+//! all callers that miss a key at the same time, in any thread of any process, one computes it.
 //!
 //! ```text
 //! look the key up
@@ -8,14 +8,14 @@
 //!   missing:           this process computes the key: wait for that flight, then start over
 //!                      another process does: pause, look up again, until it is there or a time-out
 //!                      no process does: look up again, then compute
-//! computed:            store the value, unless another caller stored one meanwhile; wake the waiters
-//! failed:              return the stale value, if there is one; else the error, and a waiter computes
+//! computed:            store the value, unless another caller stored one; wake the waiters
+//! failed:              return the stale value, if any; else the error, and a waiter computes
 //! ```
 //!
 //! Within a process the [flight table](super::flight_table) tells waiters when a computation ends.
-//! Between processes there is no such signal, neither for a result nor for a death. So a process polls
-//! with growing pauses. It polls for [`MAX_CLAIM_WAIT`] at most, because the computing process may be
-//! stopped, and then computes the value itself.
+//! Between processes there is no such signal, neither for a result nor for a death. So a process
+//! polls with growing pauses. It polls for [`MAX_CLAIM_WAIT`] at most, because the computing
+//! process may be stopped, and then computes the value itself.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -69,8 +69,8 @@ impl<T> Lifespans<Option<T>> {
 pub(super) enum NextStep<T> {
     /// Return the value.
     Return(T),
-    /// Another caller in this process computes the key. Wait, take [its result](Call::flight_result),
-    /// or start over.
+    /// Another caller in this process computes the key. Wait, take [its
+    /// result](Call::flight_result), or start over.
     Wait(Waiter),
     /// Another process computes the key. Sleep for the [pause](ClaimWait::pause), then
     /// [retry](Call::retry_claim).
@@ -217,8 +217,8 @@ impl Call<'_> {
         }
     }
 
-    /// Grants the permit to compute, unless another process holds the claim. Then the caller returns
-    /// the value that is due, or waits.
+    /// Grants the permit to compute, unless another process holds the claim. Then the caller
+    /// returns the value that is due, or waits.
     fn claim_or_wait<T: DeserializeOwned>(
         &self,
         lifespans: &Lifespans<T>,
@@ -299,8 +299,8 @@ impl Call<'_> {
         codec::decode(item).ok()
     }
 
-    /// The value to return after a failed computation: the one that was to be replaced, unless it has
-    /// expired meanwhile.
+    /// The value to return after a failed computation: the one that was to be replaced, unless it
+    /// has expired meanwhile.
     pub(super) fn stale_value<T>(&self, permit: ComputePermit<T>) -> Option<T> {
         let shared = &self.cache.shared;
         let CachedValue::Due(due) = permit.previous else { return None };
@@ -335,9 +335,9 @@ impl Call<'_> {
         Some(ComputedValue { encoded, expires_at, soft, condition })
     }
 
-    /// Stores the computed value, completes the flight with it, and returns `None`. If another caller
-    /// stored a value meanwhile that is fresh and decodes as a `T`, that one stays and is returned, as
-    /// in Django.
+    /// Stores the computed value, completes the flight with it, and returns `None`. If another
+    /// caller stored a value meanwhile that is fresh and decodes as a `T`, that one stays and is
+    /// returned, as in Django.
     pub(super) fn store_computed<T: DeserializeOwned>(
         &self,
         computed: &ComputedValue,

@@ -1,4 +1,5 @@
-//! Values that are written and read piece by piece, so that large ones never need to be in memory.
+//! Streams: values that are written and read piece by piece, so that large ones never have to fit
+//! into memory.
 
 use std::fmt;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -13,13 +14,15 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::timeout::Timeout;
 
 impl Cache {
-    /// Writes the bytes of `key` piece by piece; [`commit`](Writer::commit) then makes them its value, until `timeout`
-    /// has passed from that moment on. Until then, and if the writer is dropped before, the key keeps what it has.
-    /// What is stored is what [`set_bytes`](Cache::set_bytes) would store.
+    /// A writer for the bytes of `key`, piece by piece. [`commit`](Writer::commit) makes them the
+    /// value of the key, until `timeout` has passed since the commit. Before that, or if the writer
+    /// is dropped, the key keeps its entry. The result is the same as that of
+    /// [`set_bytes`](Cache::set_bytes).
     ///
-    /// Memory stays flat: beyond a mebibyte (less where `max_bytes` is small) the bytes go to a file of their own.
-    /// Its space is taken from `max_bytes` while it grows, so that others make room for it. A cache in memory
-    /// collects the bytes. While the writer lives, [`close`](Cache::close) leaves the directory open.
+    /// Memory stays bounded: beyond 1 MiB (less if `max_bytes` is small) the bytes go to a file of
+    /// their own. The file counts against `max_bytes` while it grows, and other entries are evicted
+    /// for it. A cache in memory collects the bytes in memory. While the writer exists,
+    /// [`close`](Cache::close) leaves the directory open.
     ///
     /// ```
     /// use keepwarm::{Cache, Timeout};
@@ -36,20 +39,21 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// `InvalidKey`; `NoSpace` or `Io` if the disk refuses.
+    /// `InvalidKey`. `NoSpace` or `Io` if the disk is full or fails.
     pub fn writer(&self, key: &str, timeout: impl Into<Timeout>) -> Result<Writer> {
         let call = self.call("writer", key)?;
         let spool = self.shared.backend.spool().map_err(|error| call.about(error))?;
-        let place = spool.map_or_else(|| Place::Memory(Vec::new()), Place::Spool);
-        Ok(Writer { cache: self.clone(), key: key.to_owned(), timeout: timeout.into(), place })
+        let buffer = spool.map_or_else(|| Buffer::Memory(Vec::new()), Buffer::Spool);
+        Ok(Writer { cache: self.clone(), key: key.to_owned(), timeout: timeout.into(), buffer })
     }
 
-    /// Reads the bytes of `key` piece by piece, from wherever it is asked to: what [`get_bytes`](Cache::get_bytes) would
-    /// give. `None` if there is no entry.
+    /// A reader for the bytes of `key`, piece by piece and from any position: those that
+    /// [`get_bytes`](Cache::get_bytes) returns. `None` if there is no entry.
     ///
-    /// The reader goes on reading the value that it opened, whatever becomes of the entry meanwhile; until it is dropped,
-    /// that value's space counts against `max_bytes`. A large value is verified 64 KiB at a time, as it is read, and
-    /// takes no more memory than that.
+    /// The reader keeps reading the value that it opened, even if the entry is replaced or removed
+    /// meanwhile. Until the reader is dropped, the space of that value counts against `max_bytes`.
+    /// A large value is verified as it is read, 64 KiB at a time, and takes no more memory than
+    /// that.
     ///
     /// ```
     /// use keepwarm::{Cache, Timeout};
@@ -67,7 +71,7 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// `Decode` if the value is no byte array; `InvalidKey`; `Io` if the disk refuses.
+    /// `Decode` if the value is not a byte array. `InvalidKey`. `Io` if the disk fails.
     pub fn reader(&self, key: &str) -> Result<Option<Reader>> {
         let call = self.call("reader", key)?;
         let streamed = self.shared.backend.stream(&call.full).map_err(|error| call.about(error))?;
@@ -77,41 +81,52 @@ impl Cache {
     }
 }
 
-/// A value on its way into the cache; see [`Cache::writer`].
+/// A value that is being written; see [`Cache::writer`].
 ///
-/// It belongs to the process that began it: in one that was forked from that, it fails with `Interrupted` where the
-/// cache is in a directory, and dropping it does nothing.
+/// A writer belongs to the process that created it. In a child forked from that process, a writer
+/// for a directory fails with `Interrupted`, and dropping it does nothing.
 ///
-/// An error of [`write`](Write::write) holds an [`Error`] that says why; after one, the writer is of no use any more, and
-/// [`commit`](Writer::commit) fails.
+/// An error of [`write`](Write::write) contains an [`Error`] with the reason. After an error the
+/// writer cannot be used any more, and [`commit`](Writer::commit) fails.
 #[must_use = "nothing is stored unless it is committed"]
 pub struct Writer {
     cache: Cache,
     key: String,
     timeout: Timeout,
-    place: Place,
+    buffer: Buffer,
 }
 
-enum Place {
+enum Buffer {
     Memory(Vec<u8>),
     Spool(Box<dyn Spool>),
-    /// Writing failed.
-    Broken,
+    /// A write has failed.
+    Failed,
 }
 
 impl Writer {
-    /// Makes what was written the value of the key. When it returns, a large value is on the disk, whatever the
-    /// durability in use.
+    /// Makes the written bytes the value of the key. When it returns, a large value is on the disk,
+    /// whatever the durability: that costs a sync of its file.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # use std::io::Write;
+    /// # let cache = Cache::in_memory();
+    /// let mut writer = cache.writer("page", Timeout::Never)?;
+    /// writer.write_all(b"<html>").unwrap();
+    /// writer.commit()?;
+    /// assert_eq!(cache.get_bytes("page")?.as_deref(), Some(&b"<html>"[..]));
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// `ValueTooLarge`; `NoSpace` or `Io` if the disk refuses; `Interrupted` if a write failed before. Then the key keeps
-    /// what it had.
+    /// `ValueTooLarge`. `NoSpace` or `Io` if the disk is full or fails. `Interrupted` if an earlier
+    /// write failed. Then the key keeps its entry.
     pub fn commit(self) -> Result<()> {
-        let Self { cache, key, timeout, place } = self;
+        let Self { cache, key, timeout, buffer } = self;
         let call = cache.call("commit", &key)?;
         let expires_at = cache.expiry(timeout);
-        match place {
-            Place::Memory(value) => {
+        match buffer {
+            Buffer::Memory(value) => {
                 call.commit(
                     Condition::Always,
                     Change::Store {
@@ -123,35 +138,35 @@ impl Writer {
                 )?;
                 Ok(())
             }
-            Place::Spool(spool) => {
+            Buffer::Spool(spool) => {
                 spool.commit(&call.full, expires_at).map_err(|error| call.about(error))
             }
-            Place::Broken => Err(broken(&call)),
+            Buffer::Failed => Err(write_failed(&call)),
         }
     }
 }
 
-fn broken(call: &Call<'_>) -> Error {
-    call.fail(ErrorKind::Interrupted).with_source("a write of this value failed before")
+fn write_failed(call: &Call<'_>) -> Error {
+    call.fail(ErrorKind::Interrupted).with_source("an earlier write of this value failed")
 }
 
 impl Write for Writer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = match &mut self.place {
-            Place::Memory(value) => {
+        let written = match &mut self.buffer {
+            Buffer::Memory(value) => {
                 value.extend_from_slice(bytes);
                 Ok(())
             }
-            Place::Spool(spool) => spool.write(bytes),
-            Place::Broken => Err(Error::new(ErrorKind::Interrupted, "write")),
+            Buffer::Spool(spool) => spool.write(bytes),
+            Buffer::Failed => Err(Error::new(ErrorKind::Interrupted, "write")),
         };
         written.map(|()| bytes.len()).map_err(|error| {
-            self.place = Place::Broken;
+            self.buffer = Buffer::Failed;
             io_error(super::call::about(error, "write", Some(&self.key)))
         })
     }
 
-    /// Does nothing: only [`commit`](Writer::commit) makes anything last.
+    /// Does nothing: only [`commit`](Writer::commit) stores the value.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -165,10 +180,11 @@ impl fmt::Debug for Writer {
 
 /// A value that is read piece by piece; see [`Cache::reader`].
 ///
-/// In a process that was forked since, a large one fails with `Interrupted`: read it with another.
+/// In a child that was forked since, a reader of a large value fails with `Interrupted`; create a
+/// new one there.
 ///
-/// An error of [`read`](Read::read) holds an [`Error`]: of the kind `Damaged` if what is on the disk is not what was
-/// stored. Then the entry is gone for whoever asks for it next.
+/// An error of [`read`](Read::read) contains an [`Error`]. Its kind is `Damaged` if the bytes on
+/// the disk are not those that were stored; later reads of the key are then misses.
 pub struct Reader {
     key: String,
     value: Value,
@@ -179,7 +195,7 @@ enum Value {
     Whole(Bytes),
     Pieces {
         source: Box<dyn Pieces>,
-        /// Where in the stored value the bytes begin.
+        /// The offset of the bytes within the stored value.
         start: u64,
         len: u64,
     },
@@ -202,7 +218,16 @@ impl Reader {
         Ok(Self { key: key.to_owned(), value, position: 0 })
     }
 
-    /// The length of the whole value, in bytes.
+    /// The length of the whole value, in bytes. Free.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # let cache = Cache::in_memory();
+    /// cache.set_bytes("page", b"<html>", Timeout::Never)?;
+    /// let reader = cache.reader("page")?.unwrap();
+    /// assert!(reader.len() == 6 && !reader.is_empty());
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
     pub fn len(&self) -> u64 {
         match &self.value {
             Value::Whole(value) => value.len() as u64,
@@ -210,7 +235,7 @@ impl Reader {
         }
     }
 
-    /// Whether the value has no bytes at all.
+    /// Whether the value has no bytes. Free.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -244,7 +269,7 @@ impl Seek for Reader {
             SeekFrom::Current(by) => self.position.checked_add_signed(by),
         };
         let before_start =
-            || io::Error::new(io::ErrorKind::InvalidInput, "a position before the start");
+            || io::Error::new(io::ErrorKind::InvalidInput, "seek to a position before the start");
         self.position = position.ok_or_else(before_start)?;
         Ok(self.position)
     }

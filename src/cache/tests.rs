@@ -1,6 +1,6 @@
-//! Single flight and leases between processes that share a store. Each simulated process has its own
-//! open file for its claims, which is all that the kernel distinguishes processes by; the store is in
-//! memory. (`tests/single_flight.rs` uses real processes.)
+//! Single flight and leases between processes that share a store. Each simulated process has its
+//! own open file for its claims, which is all that the kernel distinguishes processes by; the store
+//! is in memory. (`tests/single_flight.rs` uses real processes.)
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -84,8 +84,8 @@ impl Process {
         self.cache.get_or_set(key, Timeout::Default, f).unwrap()
     }
 
-    /// Returns when this process has polled a claim three times. Waits for that condition, not for a
-    /// fixed time.
+    /// Returns when this process has polled a claim three times. Waits for that condition, not for
+    /// a fixed time.
     fn until_it_waits(&self) {
         let (started, before) = (Instant::now(), self.refused.load(SeqCst));
         while self.refused.load(SeqCst) < before + 3 {
@@ -254,8 +254,8 @@ fn if_the_computing_process_dies_a_waiter_computes() {
 fn the_wait_for_another_process_times_out() {
     let shared = SharedStore::new();
     let (stopped, mut waits) = (shared.process(), shared.process());
-    // On a busy machine the process may be descheduled for its whole wait, and poll only once. So it
-    // tries again with longer limits.
+    // On a busy machine the process may be descheduled for its whole wait, and poll only once. So
+    // it tries again with longer limits.
     let has_waited = (0..12).any(|n| {
         let key = n.to_string();
         let _claim = stopped.claims.claim(Matter::Computing(&format!(":1:{key}")));

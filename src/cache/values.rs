@@ -1,4 +1,4 @@
-//! Reading and writing one value.
+//! Reads and writes of one value.
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -12,9 +12,11 @@ use crate::error::Result;
 use crate::timeout::Timeout;
 
 impl Cache {
-    /// The value of `key`, or `None` if there is no entry. A stored `None` or unit is an entry like any
-    /// other: `get::<Option<T>>` then gives `Some(None)`. A stale value (see [`Lifespan`](crate::Lifespan)) is
-    /// given until it expires.
+    /// The value of `key`, or `None` if there is no entry. A stored `None` or unit is an entry like
+    /// any other: `get::<Option<T>>` then returns `Some(None)`. A stale value (see
+    /// [`Lifespan`](crate::Lifespan)) is returned until it expires.
+    ///
+    /// The value is decoded from the memory of the cache, without a copy of its bytes.
     ///
     /// ```
     /// # use keepwarm::{Cache, ErrorKind, Timeout};
@@ -27,16 +29,19 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// `Decode` if the value is not a `T`; `InvalidKey`; `Io` if the disk refuses. A damaged entry is a miss.
+    /// `Decode` if the value is not a `T`. `InvalidKey`. `Io` if the disk fails. A damaged entry is
+    /// a miss.
     pub fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
         self.call("get", key)?.decoded()
     }
 
-    /// The bytes of `key`: what [`set_bytes`](Cache::set_bytes) stored, or those of a byte array that `set`
-    /// stored (`Vec<u8>`, `[u8; N]`, `serde_bytes`, `bytes::Bytes`). May share memory with the cache
-    /// instead of copying.
+    /// The bytes of `key`: what [`set_bytes`](Cache::set_bytes) stored, or a byte array that `set`
+    /// stored (`Vec<u8>`, `[u8; N]`, `serde_bytes`, `bytes::Bytes`). The result may share memory
+    /// with the cache instead of being a copy; space that it shares counts against `max_bytes`
+    /// until it is dropped.
     ///
-    /// A short array of small integers of any width looks the same as one of bytes, and is given as bytes.
+    /// In MessagePack a short array of small integers of any width looks like an array of bytes,
+    /// and is returned as bytes.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -47,13 +52,13 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// As [`get`](Cache::get); `Decode` if the value is no byte array.
+    /// As [`get`](Cache::get). `Decode` if the value is not a byte array.
     pub fn get_bytes(&self, key: &str) -> Result<Option<Bytes>> {
         self.call("get_bytes", key)?.bytes()
     }
 
-    /// Stores `value` under `key` until `timeout` has passed, replacing what is there. With a timeout of
-    /// zero the key is left without an entry.
+    /// Stores `value` under `key` until `timeout` has passed, and replaces the entry that is there.
+    /// A timeout of zero removes the entry.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -65,11 +70,11 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// `Encode` if the value cannot be turned into MessagePack; `ValueTooLarge`; `InvalidKey`; `NoSpace` or
-    /// `Io` if the disk refuses. Then what was there stays.
+    /// `Encode` if the value cannot be written as MessagePack. `ValueTooLarge`. `InvalidKey`.
+    /// `NoSpace` or `Io` if the disk is full or fails. Then the old entry stays.
     ///
     /// # Panics
-    /// Only if the `Serialize` of `T` does; nothing is stored then.
+    /// Only if the `Serialize` of `T` panics. Then nothing is stored.
     pub fn set<T: Serialize + ?Sized>(
         &self,
         key: &str,
@@ -81,8 +86,16 @@ impl Cache {
         call.set(Codec::MessagePack, &encoded, self.expiry(timeout))
     }
 
-    /// Stores `value` as it is, without a type, until `timeout` has passed. [`get_bytes`](Cache::get_bytes)
-    /// reads it, and so does `get` for types of bytes.
+    /// Stores `value` as raw bytes, until `timeout` has passed, and replaces the entry that is
+    /// there. [`get_bytes`](Cache::get_bytes) reads it, and so does `get` for byte types.
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// # let cache = Cache::in_memory();
+    /// cache.set_bytes("page", b"<html>", Timeout::Default)?;
+    /// assert_eq!(cache.get_bytes("page")?.as_deref(), Some(&b"<html>"[..]));
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`set`](Cache::set), except `Encode`.
@@ -90,10 +103,10 @@ impl Cache {
         self.call("set_bytes", key)?.set(Codec::Raw, value, self.expiry(timeout))
     }
 
-    /// Stores `value` under `key` only if there is no entry, and says whether it did. Among any number of
-    /// callers at the same time, one is told `true`.
+    /// Stores `value` under `key` only if there is no entry, and returns whether it did. Atomic: of
+    /// any number of concurrent callers, in any processes, one gets `true`.
     ///
-    /// With a timeout of zero, `true` says that there was no entry; nothing is stored.
+    /// With a timeout of zero nothing is stored, and `true` means that there was no entry.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -119,7 +132,7 @@ impl Cache {
         call.add(&encoded, self.expiry(timeout))
     }
 
-    /// Removes the entry of `key`, and says whether there was one.
+    /// Removes the entry of `key`, and returns whether there was one.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -131,13 +144,13 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// `InvalidKey`; `NoSpace` or `Io` if the disk refuses. Then the entry stays.
+    /// `InvalidKey`. `NoSpace` or `Io` if the disk is full or fails. Then the entry stays.
     pub fn delete(&self, key: &str) -> Result<bool> {
         self.call("delete", key)?.delete()
     }
 
-    /// Whether `key` has an entry. Cheaper than `get`, as nothing is decoded; it counts as a use all the
-    /// same.
+    /// Whether `key` has an entry. Cheaper than `get`, because nothing is decoded. Counts as a use
+    /// of the entry all the same.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -148,13 +161,13 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// `InvalidKey`; `Io` if the disk refuses.
+    /// `InvalidKey`. `Io` if the disk fails.
     #[doc(alias = "has_key")]
     pub fn contains_key(&self, key: &str) -> Result<bool> {
         self.call("contains_key", key)?.exists()
     }
 
-    /// When an entry that is stored now with `timeout` is to expire.
+    /// When an entry that is stored now with `timeout` will expire.
     pub(super) fn expiry(&self, timeout: impl Into<Timeout>) -> Expiry {
         super::expiry_policy::expiry(
             timeout.into(),

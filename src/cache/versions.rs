@@ -1,4 +1,4 @@
-//! Moving an entry from one version to another.
+//! Moves of an entry from one version to another.
 
 use super::Cache;
 use super::call::Call;
@@ -6,12 +6,13 @@ use crate::backend::{Change, Condition};
 use crate::error::{ErrorKind, Result};
 
 impl Cache {
-    /// Moves the entry of `key` from the version of this view to the one `delta` higher, and returns that
-    /// version. The expiry stays, and so does the stale time
-    /// that it may have of a [`Lifespan`](crate::Lifespan). A delta of 0 changes nothing.
+    /// Moves the entry of `key` from the version of this view to the version `delta` higher, and
+    /// returns that version. The entry keeps its expiry and its stale window
+    /// ([`Lifespan`](crate::Lifespan)). A delta of 0 changes nothing.
     ///
-    /// The new entry is there before the old one goes, so that one of the two is there at any moment, and
-    /// for a moment both. An old entry that somebody changes meanwhile stays, under the old version.
+    /// Not atomic: the new entry is added before the old one is removed, so at least one of them
+    /// exists at any moment, and for a moment both. If another call changes the old entry
+    /// meanwhile, it stays under the old version.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -24,14 +25,23 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// `NotFound` if there is no entry; `Overflow` if there is no such version; `InvalidKey`; `NoSpace` or
-    /// `Io` if the disk refuses. Then the old entry is as before, and the new one may be there already.
+    /// `NotFound` if there is no entry. `Overflow` if the version does not fit into an `i64`.
+    /// `InvalidKey`. `NoSpace` or `Io` if the disk is full or fails. Then the old entry is
+    /// unchanged, and the new one may already exist.
     pub fn incr_version(&self, key: &str, delta: i64) -> Result<i64> {
         self.call("incr_version", key)?.change_version(self.view.version.checked_add(delta))
     }
 
     /// Moves the entry of `key` to the version `delta` lower. Otherwise as
     /// [`incr_version`](Cache::incr_version).
+    ///
+    /// ```
+    /// # use keepwarm::{Cache, Timeout};
+    /// let v2 = Cache::in_memory().with_version(2);
+    /// v2.set("layout", "x", Timeout::Default)?;
+    /// assert_eq!(v2.decr_version("layout", 1)?, 1);
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`incr_version`](Cache::incr_version).
@@ -41,7 +51,7 @@ impl Cache {
 }
 
 impl Call<'_> {
-    /// Moves the entry to `version`; `None` for one that is out of bounds.
+    /// Moves the entry to `version`; `None` stands for a version out of bounds.
     pub(super) fn change_version(&self, version: Option<i64>) -> Result<i64> {
         self.expiry()?.ok_or_else(|| self.fail(ErrorKind::NotFound))?;
         let version = version.ok_or_else(|| self.fail(ErrorKind::Overflow))?;
@@ -54,7 +64,8 @@ impl Call<'_> {
         let token = copied
             .map_err(|error| self.about(error))?
             .ok_or_else(|| self.fail(ErrorKind::NotFound))?;
-        // Refused if it has changed meanwhile; by the copy itself, if a key function leaves the version out.
+        // Refused if another call changed the old entry meanwhile. Also refused if a key function
+        // ignores the version: then the copy itself replaced the old entry.
         self.commit(Condition::Token(token), Change::Delete)?;
         Ok(version)
     }

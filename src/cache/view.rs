@@ -1,11 +1,11 @@
-//! Views: the same cache under another prefix or version.
+//! Views: the same cache with another prefix or version.
 
 use std::sync::Arc;
 
 use super::Cache;
 use crate::key;
 
-/// Where a cache handle stands among the keys.
+/// The prefix and version of a cache handle.
 #[derive(Clone)]
 pub(super) struct View {
     pub(super) prefix: Arc<str>,
@@ -22,8 +22,8 @@ impl View {
 }
 
 impl Cache {
-    /// The same cache, its keys under version `version`. The versions are apart: an entry of one is not
-    /// seen under another.
+    /// A view of the same cache, whose keys have version `version`. Entries of one version are not
+    /// visible in another.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -38,7 +38,8 @@ impl Cache {
         Self { shared: self.shared.clone(), view: View::new(self.view.prefix.clone(), version) }
     }
 
-    /// The same cache, its keys under `prefix` in place of the prefix of this view.
+    /// A view of the same cache, whose keys have the prefix `prefix` in place of the prefix of this
+    /// view.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -54,12 +55,22 @@ impl Cache {
         Self { shared: self.shared.clone(), view: View::new(prefix.into(), self.view.version) }
     }
 
-    /// The prefix of this view.
+    /// The prefix of this view. Free.
+    ///
+    /// ```
+    /// # use keepwarm::Cache;
+    /// assert_eq!(Cache::in_memory().with_prefix("users").prefix(), "users");
+    /// ```
     pub fn prefix(&self) -> &str {
         &self.view.prefix
     }
 
-    /// The version of this view.
+    /// The version of this view. Free.
+    ///
+    /// ```
+    /// # use keepwarm::Cache;
+    /// assert_eq!(Cache::in_memory().version(), 1);
+    /// ```
     pub fn version(&self) -> i64 {
         self.view.version
     }

@@ -7,6 +7,7 @@ use tokio::runtime::Handle;
 
 use super::AsyncCache;
 use crate::cache::Lease;
+use crate::cache::lease::LeaseId;
 use crate::error::Result;
 
 /// A [`Lease`] for async code, held until it is released, dropped or expired. See
@@ -21,13 +22,13 @@ pub struct AsyncLease {
     lease: Option<Lease>,
     cache: AsyncCache,
     key: String,
-    owner: crate::cache::lease::Owner,
+    id: LeaseId,
 }
 
 impl AsyncLease {
     pub(super) fn new(lease: Lease) -> Self {
-        let (cache, key, owner) = (lease.cache.clone().into(), lease.key().to_owned(), lease.owner);
-        Self { lease: Some(lease), cache, key, owner }
+        let (cache, key, id) = (lease.cache.clone().into(), lease.key().to_owned(), lease.id);
+        Self { lease: Some(lease), cache, key, id }
     }
 
     /// The key of the lease. Free.
@@ -54,8 +55,8 @@ impl AsyncLease {
     /// # Errors
     /// As [`Lease::is_held`].
     pub async fn is_held(&self) -> Result<bool> {
-        let owner = self.owner;
-        self.cache.read("is_held", &self.key, move |call| call.holds_lease(owner)).await
+        let id = self.id;
+        self.cache.read("is_held", &self.key, move |call| call.holds_lease(id)).await
     }
 
     /// As [`Lease::renew`].
@@ -63,8 +64,8 @@ impl AsyncLease {
     /// # Errors
     /// As [`Lease::renew`].
     pub async fn renew(&self, duration: Duration) -> Result<bool> {
-        let owner = self.owner;
-        self.cache.change("renew", &self.key, move |call| call.renew_lease(owner, duration)).await
+        let id = self.id;
+        self.cache.change("renew", &self.key, move |call| call.renew_lease(id, duration)).await
     }
 
     /// As [`Lease::release`]. If the future is dropped before it completes, the lease is released
