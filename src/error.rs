@@ -1,4 +1,4 @@
-//! The one error type: what was being done, to which key or path, and why it failed.
+//! The one error type: the operation that failed, the key or path it worked on, and the reason.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,9 +10,9 @@ type Source = Box<dyn std::error::Error + Send + Sync + 'static>;
 
 /// Why a call failed.
 ///
-/// An error names the operation and the key or path it was working on; [`kind`](Error::kind) is what a
-/// program branches on, the `Display` text is for people. A call that returned an error changed nothing,
-/// unless its documentation says otherwise. One pointer in size.
+/// An error names the operation and the key or path it was working on. A program branches on
+/// [`kind`](Error::kind); the `Display` text is for people and may change. A call that returned an
+/// error changed nothing, unless its documentation says otherwise. The size of a pointer.
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -29,56 +29,58 @@ enum Subject {
     Option(&'static str),
 }
 
-/// The kinds of [`Error`]. More may be added.
+/// The kinds of [`Error`]. Later versions may add more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// The operating system refused or failed; the source says how.
+    /// The operating system refused the operation or failed; the source says how.
     Io,
-    /// The disk or the quota is full, or nothing within `max_bytes` can be given up; the source says what takes it. What was
-    /// stored stays.
+    /// The disk or the quota is full, or nothing within `max_bytes` can be evicted; the source says
+    /// what holds the space. Stored entries stay.
     NoSpace,
-    /// Another process has the directory open, or this one has, which what was asked for does not allow.
+    /// The directory is already open, in another process or in this one, and the operation needs it
+    /// for itself.
     InUse,
-    /// The path exists but is not a keepwarm directory, or not a directory at all.
+    /// The path exists, but it is not a keepwarm directory, or not a directory at all.
     NotACache,
-    /// The directory is on a file system of another machine, where neither mapped files nor locks can be relied on.
+    /// The directory is on a network file system, where neither mapped files nor locks are
+    /// reliable.
     NetworkFileSystem,
-    /// The directory was made by another version of keepwarm, whose format this one does not know. It was not touched.
+    /// The directory was made by a version of keepwarm with another format. It was not changed.
     UnsupportedFormat,
-    /// A file that the directory cannot be opened without is damaged.
+    /// A file that is needed to open the directory is damaged.
     Corrupt,
-    /// Part of a value that is being read is damaged. The entry is gone for whoever reads it next.
+    /// Part of the value that is being read is damaged. The entry is a miss for later reads.
     Damaged,
-    /// An option is out of its limits.
+    /// An option has a value that is not allowed.
     InvalidOption,
-    /// The key is too long or not allowed by the key check in use.
+    /// The key is too long, or the key check in use refuses it.
     InvalidKey,
     /// The value does not fit within `max_bytes`.
     ValueTooLarge,
-    /// The value cannot be turned into MessagePack.
+    /// The value cannot be encoded as MessagePack.
     Encode,
-    /// The stored value is not of the type that was asked for.
+    /// The stored value is not of the requested type.
     Decode,
     /// The operation needs an entry, and there is none.
     NotFound,
-    /// The entry is not an integer of 64 bits.
+    /// The entry is not a 64-bit integer.
     NotAnInteger,
-    /// The result would not fit into 64 bits.
+    /// The result does not fit into a signed 64-bit integer.
     Overflow,
-    /// The closure of a `get_or_set` waits, in the end, for itself: it asks for its own key, or for one that is computed by
-    /// a thread which waits for this one.
+    /// The closure of a `get_or_set` would wait for itself: it asks for its own key, or for a key
+    /// that is being computed by a thread which waits for this one.
     Recursion,
-    /// The cache was opened to be read only.
+    /// The cache was opened read-only.
     ReadOnly,
-    /// Another process, which is stopped perhaps, did not release a lock or let go of space in time; or as many processes
-    /// have the directory open as can. Try again.
+    /// Another process, which may be stopped, did not release a lock or free space in time; or as
+    /// many processes as possible already have the directory open. Try again.
     Busy,
-    /// Another process took a lock of this one over while it was held, taking it for dead. What the call did may have
-    /// been undone.
+    /// Another process took over a lock that this one held, because it took this process for dead.
+    /// The change may have been undone.
     LockLost,
-    /// The directory was closed by another thread during the call; a reader or writer was inherited from a process that
-    /// forked, or has failed before; or the async runtime ends.
+    /// Another thread closed the directory during the call; a reader or writer was inherited from a
+    /// process that forked, or has failed before; or the async runtime is shutting down.
     Interrupted,
 }
 
@@ -87,44 +89,50 @@ impl ErrorKind {
         match self {
             Self::Io => "the operating system reported an error",
             Self::NoSpace => "no space left on the disk or within max_bytes",
-            Self::InUse => "the directory is open already",
+            Self::InUse => "the directory is already open",
             Self::NotACache => "this is not a keepwarm directory; choose an empty or new one",
             Self::NetworkFileSystem => {
                 "this is on a network file system; choose a local directory, or allow it with \
                  Builder::allow_network_file_system if a single machine uses it"
             }
             Self::UnsupportedFormat => {
-                "made by another version of keepwarm; use that version, another directory, or remove this one"
+                "made by another version of keepwarm; use that version, choose another directory, \
+                 or remove this one"
             }
             Self::Corrupt => {
-                "the file is damaged; remove the directory to start with an empty cache"
+                "the file is damaged; to start with an empty cache, end all processes that use the \
+                 directory and remove it"
             }
-            Self::Damaged => "part of the value is damaged",
-            Self::InvalidOption => "the option is out of its limits",
+            Self::Damaged => "part of the stored value is damaged; the entry is now a miss",
+            Self::InvalidOption => "the value of the option is not allowed",
             Self::InvalidKey => "the key is not allowed",
             Self::ValueTooLarge => "the value is too large for max_bytes",
-            Self::Encode => "the value cannot be encoded",
-            Self::Decode => "the stored value is not of this type",
+            Self::Encode => "the value cannot be encoded as MessagePack",
+            Self::Decode => "the stored value is not of the requested type",
             Self::NotFound => "there is no such entry",
             Self::NotAnInteger => "the entry is not a 64-bit integer",
-            Self::Overflow => "the result does not fit into 64 bits",
-            Self::Recursion => "the closure asked for the key that it is computing",
-            Self::ReadOnly => "the cache was opened to be read only",
-            Self::Busy => "a lock was not released in time; try again",
-            Self::LockLost => "a lock was taken over by another process while it was held",
+            Self::Overflow => "the result does not fit into a signed 64-bit integer",
+            Self::Recursion => {
+                "the closure waits for itself: it asked for a key that waits for its result"
+            }
+            Self::ReadOnly => "the cache was opened read-only",
+            Self::Busy => "another process holds what this call needs; try again",
+            Self::LockLost => {
+                "another process took over a lock while this one held it; the change may be undone"
+            }
             Self::Interrupted => "the operation was interrupted",
         }
     }
 }
 
 impl Error {
-    /// A new error of `kind` that happened during `operation` (an infinitive: "set", "open").
+    /// An error of `kind` that happened during `operation` (an infinitive: "set", "open").
     pub fn new(kind: ErrorKind, operation: &'static str) -> Self {
         Self(Box::new(Inner { kind, operation, subject: Subject::None, source: None }))
     }
 
-    /// An error of the operating system during `operation` on `path`; a full disk becomes
-    /// [`ErrorKind::NoSpace`].
+    /// An error of the operating system during `operation` on `path`. A full disk or quota becomes
+    /// [`ErrorKind::NoSpace`], everything else [`ErrorKind::Io`].
     pub fn io(operation: &'static str, path: &Path, source: std::io::Error) -> Self {
         let kind = match source.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
@@ -135,35 +143,35 @@ impl Error {
         Self::new(kind, operation).with_path(path).with_source(source)
     }
 
-    /// The same error about `key`.
+    /// This error, with `key` as its subject.
     #[must_use]
     pub fn with_key(mut self, key: &str) -> Self {
         self.0.subject = Subject::Key(key.to_owned());
         self
     }
 
-    /// The same error about `path`.
+    /// This error, with `path` as its subject.
     #[must_use]
     pub fn with_path(mut self, path: &Path) -> Self {
         self.0.subject = Subject::Path(path.to_owned());
         self
     }
 
-    /// The same error about the option called `name`.
+    /// This error, with the option `name` as its subject.
     #[must_use]
     pub fn with_option(mut self, name: &'static str) -> Self {
         self.0.subject = Subject::Option(name);
         self
     }
 
-    /// The same error, caused by `source`. A `&str` or `String` serves as a plain explanation.
+    /// This error, with `source` as its cause. A `&str` or `String` serves as a plain explanation.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Source>) -> Self {
         self.0.source = Some(source.into());
         self
     }
 
-    /// The same error, said to have happened during `operation`.
+    /// This error, with `operation` in place of the operation that it names.
     #[must_use]
     pub fn during(mut self, operation: &'static str) -> Self {
         self.0.operation = operation;
@@ -175,12 +183,12 @@ impl Error {
         self.0.kind
     }
 
-    /// What was being done: the name of the call, or of the step in it.
+    /// The operation that failed: the name of the call, or of a step in it.
     pub fn operation(&self) -> &'static str {
         self.0.operation
     }
 
-    /// The key that it was done to, where there is one.
+    /// The key that the operation worked on, if the error names one.
     pub fn key(&self) -> Option<&str> {
         match &self.0.subject {
             Subject::Key(key) => Some(key),
@@ -188,7 +196,7 @@ impl Error {
         }
     }
 
-    /// The file or directory that it was done to, where there is one.
+    /// The file or directory that the operation worked on, if the error names one.
     pub fn path(&self) -> Option<&Path> {
         match &self.0.subject {
             Subject::Path(path) => Some(path),
@@ -196,7 +204,7 @@ impl Error {
         }
     }
 
-    /// The option that is out of its limits, where it is that.
+    /// The option whose value is not allowed, if that is the error.
     pub fn option(&self) -> Option<&'static str> {
         match self.0.subject {
             Subject::Option(name) => Some(name),
@@ -205,7 +213,7 @@ impl Error {
     }
 }
 
-/// Long keys are cut in messages, so that one bad key cannot flood a log.
+/// A message shows at most this much of a key, so that one bad key cannot flood a log.
 const SHOWN_KEY_CHARS: usize = 100;
 
 impl fmt::Display for Error {
@@ -222,7 +230,7 @@ impl fmt::Display for Error {
             Subject::Option(name) => write!(f, " option {name}")?,
         }
         write!(f, ": {}", self.0.kind.text())?;
-        // The source is part of the text because most programs print only the outermost error.
+        // Most programs print only the outermost error, so its text includes the source.
         match &self.0.source {
             Some(source) => write!(f, " ({source})"),
             None => Ok(()),
@@ -247,7 +255,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn says_what_was_done_to_what_and_why() {
+    fn an_error_names_operation_subject_and_reason() {
         let error = Error::new(ErrorKind::ValueTooLarge, "set")
             .with_key("a")
             .with_source("5 MiB of at most 1");
@@ -259,13 +267,13 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_has_a_kind_of_its_own() {
+    fn a_full_disk_is_no_space() {
         let full = std::io::Error::from_raw_os_error(nix::libc::ENOSPC);
         assert_eq!(Error::io("set", Path::new("/x"), full).kind(), ErrorKind::NoSpace);
     }
 
     #[test]
-    fn long_keys_are_cut() {
+    fn a_long_key_is_cut_in_the_message() {
         let text =
             Error::new(ErrorKind::InvalidKey, "get").with_key(&"k".repeat(70_000)).to_string();
         assert!(text.len() < 300, "{text}");

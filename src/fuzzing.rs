@@ -1,5 +1,6 @@
-//! What the fuzz targets in `fuzz/` call, and the test that replays their corpora. Not part of the API.
-#![expect(clippy::panic, reason = "this is how a fuzz target says what it found")]
+//! The entry points of the fuzz targets in `fuzz/`, which the test that replays their corpora calls
+//! too. Not part of the API.
+#![expect(clippy::panic, reason = "a fuzz target reports a finding by a panic")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,10 +14,10 @@ use crate::engine;
 use crate::limits::Limits;
 use crate::timeout::Timeout;
 
-/// Decodes a record from any bytes: 8 of salt, then the record.
+/// Decodes a record from any bytes: 8 bytes of salt, then the record.
 ///
 /// # Panics
-/// If what is decoded is not what is there.
+/// If the decoded record differs from the bytes.
 pub fn record_decode(bytes: &[u8]) {
     engine::format::record::fuzz(bytes);
 }
@@ -24,28 +25,28 @@ pub fn record_decode(bytes: &[u8]) {
 /// Reads `meta` from any bytes.
 ///
 /// # Panics
-/// If what is read is not what would be written.
+/// If writing the result gives other bytes.
 pub fn meta(bytes: &[u8]) {
     engine::format::meta::fuzz(bytes);
 }
 
-/// Scans any bytes as a segment: 8 of salt, then what is behind the header.
+/// Scans any bytes as a segment: 8 bytes of salt, then the part after the header.
 ///
 /// # Panics
-/// If the scan leaves the file or yields what is no record.
+/// If the scan leaves the file or yields something that is not a record.
 pub fn segment_scan(bytes: &[u8]) {
     let dir = scratch();
     engine::fuzz::segment_scan(&dir.path().join("segment"), bytes);
 }
 
-/// A new directory, in memory where that is possible.
+/// A new temporary directory, in memory if possible.
 fn scratch() -> TempDir {
     let shm = Path::new("/dev/shm");
     let made = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() };
-    made.unwrap_or_else(|e| panic!("a temporary directory: {e}"))
+    made.unwrap_or_else(|e| panic!("cannot create a temporary directory: {e}"))
 }
 
-/// A directory that was closed, and every value that was ever stored in it.
+/// The files of a closed directory, and every value that was ever stored in it.
 struct Closed {
     files: Vec<(PathBuf, Vec<u8>)>,
     ever: BTreeMap<String, Vec<Vec<u8>>>,
@@ -62,7 +63,7 @@ fn open(dir: &Path) -> crate::error::Result<Cache> {
 impl Closed {
     fn make() -> crate::error::Result<Self> {
         let dir = scratch();
-        // The same secret each time, so that an input means the same each time.
+        // A fixed secret, so that an input has the same meaning in every run.
         let meta = engine::format::meta::with_secret([7; 16]).unwrap_or_default();
         fs::write(dir.path().join("meta"), meta).unwrap_or_else(|e| panic!("{e}"));
         let mut ever: BTreeMap<String, Vec<Vec<u8>>> = BTreeMap::new();
@@ -102,8 +103,8 @@ impl Closed {
 }
 
 impl Closed {
-    /// Puts the directory there again, each file as `change` makes it from what it was, and works with it. `forged`:
-    /// somebody made the checks fit.
+    /// Restores the directory with each file changed by `change`, and works with it. `forged`: the
+    /// change also recomputed the checks.
     fn open_changed(&self, forged: bool, change: impl Fn(&str, &mut Vec<u8>)) {
         let dir = scratch();
         for folder in ["segments", "blobs"] {
@@ -115,7 +116,7 @@ impl Closed {
             fs::write(dir.path().join(name), file)
                 .unwrap_or_else(|e| panic!("{}: {e}", name.display()));
         }
-        // Damage that a program is told of is no failure.
+        // Damage that is reported as an error is no failure.
         if let Ok(cache) = open(dir.path()) {
             work(&cache, &self.ever, forged);
             drop(cache);
@@ -126,20 +127,21 @@ impl Closed {
     }
 }
 
-/// The same directory each time.
+/// The directory that all inputs start from.
 fn closed() -> &'static Closed {
     static CLOSED: OnceLock<Closed> = OnceLock::new();
     CLOSED.get_or_init(|| Closed::make().unwrap_or_else(|e| panic!("{e}")))
 }
 
-/// Opens a directory whose index and state were changed, and works with it.
+/// Opens a directory with a changed index and state, and works with it.
 ///
-/// The first byte: 1 the buckets' checks are made to fit; 2 the state says that the directory was closed with this
-/// very index; 4 the rest is `state` as it is; 8 the rest is `index` as it is; 16 the rest is `hints`. Without 4, 8
-/// and 16 the rest is changes of the index, 11 bytes each.
+/// Bits of the first byte: 1 recomputes the checks of the buckets; 2 makes `state` say that the
+/// directory was closed with this index; with 4 the other bytes replace `state`, with 8 `index`,
+/// with 16 `hints`. Without 4, 8 and 16 the other bytes are changes to the index, 11 bytes each.
 ///
 /// # Panics
-/// If a value is read that was never stored under its key, a bound is exceeded, or what is written anew is not there.
+/// If a value is read that was never stored under its key, a bound is exceeded, or a new write is
+/// missing.
 pub fn index_open(bytes: &[u8]) {
     let Some((mode, rest)) = bytes.split_first() else { return };
     let change_index = |index: &mut Vec<u8>| match mode & 28 {
@@ -163,10 +165,10 @@ pub fn index_open(bytes: &[u8]) {
     });
 }
 
-/// Opens a directory that was not closed and whose snapshots were changed, and works with it.
+/// Opens a directory that was not closed, with changed snapshots, and works with it.
 ///
-/// The first byte: 1 the checks are made to fit; 2 the rest is a whole snapshot. Without 2 the rest is changes of the
-/// snapshot that is there, 4 bytes each.
+/// Bits of the first byte: 1 recomputes the checks; with 2 the other bytes replace the snapshot.
+/// Without 2 they are changes to the existing snapshot, 4 bytes each.
 ///
 /// # Panics
 /// As [`index_open`].
@@ -186,7 +188,7 @@ pub fn snapshot_open(bytes: &[u8]) {
     });
 }
 
-/// Whatever is read was stored under its key.
+/// Asserts that every value that can be read was stored under its key.
 fn assert_stored(cache: &Cache, ever: &BTreeMap<String, Vec<Vec<u8>>>) {
     for (key, values) in ever {
         if let Ok(Some(bytes)) = cache.get_bytes(key) {
@@ -200,7 +202,7 @@ fn work(cache: &Cache, ever: &BTreeMap<String, Vec<Vec<u8>>>, forged: bool) {
     assert_stored(cache, ever);
     assert!(cache.check().is_ok());
     let listed = cache.keys().take(1000).filter_map(Result::ok).count();
-    assert!(listed < 1000, "a walk through the keys ends");
+    assert!(listed < 1000, "iterating the keys ends");
     for (turn, key) in ever.keys().enumerate() {
         let value = format!("new {turn} {key}");
         match turn % 4 {
@@ -213,7 +215,7 @@ fn work(cache: &Cache, ever: &BTreeMap<String, Vec<Vec<u8>>>, forged: bool) {
                     assert_eq!(
                         bytes,
                         value.as_bytes(),
-                        "what was just written is there or evicted"
+                        "a value that was just written is found or evicted"
                     );
                 }
             }
@@ -222,7 +224,8 @@ fn work(cache: &Cache, ever: &BTreeMap<String, Vec<Vec<u8>>>, forged: bool) {
     }
     drop(cache.maintain());
     assert_stored(cache, ever);
-    // A forged word that names nothing is counted until it is found, and a forged generation may be one to come.
+    // A forged word that names no record is counted until it is found, and a forged generation may
+    // be a future one.
     if cache.clear().is_ok() && !forged {
         assert_eq!(cache.len(), 0);
         for key in ever.keys() {

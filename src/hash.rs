@@ -1,9 +1,9 @@
-//! The hash of a key: SipHash-1-3 with the directory's secret, so that nobody who chooses keys can choose
-//! buckets, and stable, because words on disk hold a part of it.
+//! The hash of a key: SipHash-1-3 with the directory's secret, so that an attacker who chooses keys
+//! cannot choose buckets. It must stay the same, since words on disk hold a part of it.
 
 use siphasher::sip::SipHasher13;
 
-/// Hashes keys with one directory's secret.
+/// Hashes keys with the secret of one directory.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct KeyHasher(SipHasher13);
 

@@ -1,6 +1,6 @@
-//! From the key that a program uses to the key that is stored.
+//! Stored keys: how the key that a program uses becomes the key that is stored.
 //!
-//! The stored key is `prefix:version:key`, as in Django, or whatever a key function makes of the three.
+//! The stored key is `prefix:version:key`, as in Django, or the result of a key function.
 
 use std::cell::Cell;
 use std::fmt::Write as _;
@@ -14,23 +14,23 @@ use crate::error::{Error, ErrorKind, Result};
 /// The longest stored key, in bytes: prefix, version and colons included.
 pub(crate) const MAX_KEY_BYTES: usize = 65_536;
 
-/// The longest portable key, in characters; memcached's limit, which Django warns about.
+/// The longest portable key, in characters: the limit of memcached, which Django warns about.
 pub(crate) const PORTABLE_KEY_CHARS: usize = 250;
 
 /// Makes the stored key from prefix, version and key.
 pub(crate) type KeyFunction = Arc<dyn Fn(&str, i64, &str) -> String + Send + Sync>;
 
-/// How keys are made and checked, for all views of a cache.
+/// How all views of a cache make and check their stored keys.
 #[derive(Clone, Default)]
 pub(crate) struct KeyRule {
-    /// In place of `prefix:version:key`.
+    /// Replaces `prefix:version:key`.
     pub(crate) function: Option<KeyFunction>,
-    /// Whether to refuse keys that memcached would not take.
+    /// Whether to refuse keys that memcached does not accept.
     pub(crate) portable: bool,
 }
 
 impl KeyRule {
-    /// The stored key for `key` in a view whose [`head`] is given.
+    /// The stored key of `key` in the view with `prefix` and `version`, whose [`head`] is `head`.
     pub(crate) fn compose(
         &self,
         prefix: &str,
@@ -48,7 +48,7 @@ impl KeyRule {
             }
         };
         if full.0.len() > MAX_KEY_BYTES {
-            return Err(invalid(key, format!("{} bytes of at most {MAX_KEY_BYTES}", full.0.len())));
+            return Err(invalid(key, format!("{} bytes; at most {MAX_KEY_BYTES}", full.0.len())));
         }
         if self.portable {
             check_portable(&full.0).map_err(|why| invalid(key, why))?;
@@ -57,8 +57,8 @@ impl KeyRule {
     }
 }
 
-/// What the default rule puts before every key of a view. Made once a view, since printing a number costs
-/// more than the rest of composing a key.
+/// The text that the default rule puts before every key of a view. Made once for each view, since
+/// formatting the number costs more than the rest of composing a key.
 pub(crate) fn head(prefix: &str, version: i64) -> String {
     format!("{prefix}:{version}:")
 }
@@ -66,7 +66,7 @@ pub(crate) fn head(prefix: &str, version: i64) -> String {
 fn check_portable(full: &str) -> Result<(), String> {
     let chars = full.chars().count();
     if chars > PORTABLE_KEY_CHARS {
-        return Err(format!("{chars} characters of at most {PORTABLE_KEY_CHARS}"));
+        return Err(format!("{chars} characters; at most {PORTABLE_KEY_CHARS} are portable"));
     }
     match full.chars().find(|c| *c == ' ' || c.is_control()) {
         Some(c) => Err(format!("{c:?} is not allowed in a portable key")),
@@ -79,14 +79,14 @@ fn invalid(key: &str, why: String) -> Error {
 }
 
 thread_local! {
-    /// One buffer a thread, lent to the key in use. A call within a call finds it empty and allocates.
+    /// One buffer for each thread, taken by the key in use. A nested call finds none and allocates.
     static SPARE: Cell<String> = const { Cell::new(String::new()) };
 }
 
-/// A buffer that has grown beyond this goes back to the allocator.
+/// A buffer with more capacity than this is freed instead of kept.
 const SPARE_BYTES: usize = 4096;
 
-/// A stored key, in the thread's reused buffer.
+/// A stored key, in the reused buffer of the thread.
 #[derive(Clone)]
 pub(crate) struct FullKey(String);
 
@@ -108,19 +108,19 @@ impl Drop for FullKey {
     fn drop(&mut self) {
         if self.0.capacity() <= SPARE_BYTES {
             self.0.clear();
-            // Fails only while the thread ends; then the buffer is simply freed.
+            // Fails only while the thread exits; then the buffer is freed.
             let _ = SPARE.try_with(|spare| spare.set(std::mem::take(&mut self.0)));
         }
     }
 }
 
-/// A key function that keeps keys short: `prefix:version:key` as usual where that has at most 250 bytes,
-/// `sha256:` and 64 hexadecimal digits where it has more.
+/// A key function that keeps keys short: `prefix:version:key` as usual if that has at most 250
+/// bytes, otherwise `sha256:` and 64 hexadecimal digits.
 ///
-/// Give it to [`Builder::key_function`](crate::Builder::key_function) where keys may be longer than
-/// keepwarm (65,536 bytes) or another store takes. Stable across versions and platforms. Different keys
-/// have different results, short of a collision of SHA-256: a short key which looks like a hashed one is
-/// hashed as well.
+/// Pass it to [`Builder::key_function`](crate::Builder::key_function) if keys may be longer than
+/// keepwarm (65,536 bytes) or another store accepts. Its results are the same in all versions and
+/// on all platforms. Different keys have different results, unless SHA-256 collides: a short key
+/// that looks like a hashed one is hashed too.
 ///
 /// ```
 /// use keepwarm::hash_long_keys;
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_prefix_version_key() {
+    fn a_stored_key_is_prefix_version_key() {
         let rule = KeyRule::default();
         assert_eq!(compose(&rule, "", 1, "a").unwrap(), ":1:a");
         assert_eq!(compose(&rule, "app", -2, "").unwrap(), "app:-2:");
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_within_keys_do_not_share_the_buffer() {
+    fn nested_keys_do_not_share_the_buffer() {
         let rule = KeyRule::default();
         let outer = rule.compose("", 1, ":1:", "outer").unwrap();
         let inner = rule.compose("", 1, ":1:", "inner").unwrap();
@@ -191,9 +191,9 @@ mod tests {
     }
 
     #[test]
-    fn no_key_can_pass_for_a_hashed_one() {
+    fn a_key_that_looks_hashed_is_hashed() {
         let hashed = hash_long_keys("", 1, &"k".repeat(300));
-        // ("sha256", version, rest) composes to something of the same shape.
+        // Prefix "sha256" makes an ordinary key begin like a hashed one.
         let disguised = hash_long_keys("sha256", 1, "x");
         assert!(hashed.starts_with(HASHED) && disguised.starts_with(HASHED));
         assert_eq!(disguised.len(), HASHED.len() + 64);

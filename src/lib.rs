@@ -1,21 +1,23 @@
 //! A cache that is still warm after a restart.
 //!
-//! keepwarm is embedded in a program and lives in a directory. It has the low-level cache API that Django
-//! made familiar (get, set, add, touch, incr, versions, many), for values of any type that
-//! [serde](https://serde.rs) carries. Use it where a map in memory would do, were it not lost with the
-//! process, and where a server would be one thing more to run:
+//! keepwarm is embedded in a program and stores its entries in a directory. It has the low-level
+//! cache API that Django made familiar (get, set, add, touch, incr, versions, many), for values of
+//! any type that [serde](https://serde.rs) can serialize. Use it where you would use a map in
+//! memory, if that survived the process, and where you do not want to run a server:
 //!
-//! - **Warm at once.** What was acknowledged survives the death of the process, `kill -9` included, and
-//!   nothing ever needs to be closed. A power cut costs at most what [`Durability`] allows.
-//! - **Bounded.** Neither [`max_entries`](Builder::max_entries) nor [`max_bytes`](Builder::max_bytes) is
-//!   ever exceeded; what was used least recently goes first.
-//! - **Shared.** Any number of processes, up to 1,024, open the same directory, with no server between them. What one has
-//!   stored or deleted is what all others read, and the death of any of them holds up nobody.
-//! - **Computed once.** [`get_or_set`](Cache::get_or_set) calls its closure once, however many threads of all these
-//!   processes miss the key at the same time.
+//! - **Warm at once.** Acknowledged writes survive the death of the process, `kill -9` included,
+//!   and a cache need not be closed. A power cut costs at most what [`Durability`] allows.
+//! - **Bounded.** Neither [`max_entries`](Builder::max_entries) nor
+//!   [`max_bytes`](Builder::max_bytes) is ever exceeded. At `max_entries` the least recently used
+//!   entries are evicted.
+//! - **Shared.** Up to 1,024 processes open the same directory, without a server. What one of them
+//!   stores or deletes, all others see. A process that dies blocks no other.
+//! - **Computed once.** [`get_or_set`](Cache::get_or_set) calls its closure once, however many
+//!   threads of all these processes miss the key at the same time.
 //! - **Exact.** Counters, [`add`](Cache::add), [leases](Cache::lease) and
-//!   [`compare_and_swap`](Cache::compare_and_swap) are atomic among all of them.
-//! - **Harmless.** Values are MessagePack: no code runs when they are read, and damaged files are misses.
+//!   [`compare_and_swap`](Cache::compare_and_swap) are atomic across all of them.
+//! - **Safe to read.** Values are MessagePack: reading one runs no code, and a damaged record is a
+//!   miss.
 //!
 //! # Quick start
 //!
@@ -31,7 +33,7 @@
 //! }
 //!
 //! # fn main() -> keepwarm::Result<()> {
-//! let cache = Cache::in_memory(); // Cache::open("/var/cache/app")? for one that stays
+//! let cache = Cache::in_memory(); // or Cache::open("/var/cache/app")?, which survives a restart
 //!
 //! cache.set("user 7", &User { name: "Ada".into(), logins: 1 }, Duration::from_secs(60))?;
 //! let user: Option<User> = cache.get("user 7")?;
@@ -48,28 +50,27 @@
 //!
 //! # Which cache
 //!
-//! | | kept in | for |
+//! | | stored in | for |
 //! |---|---|---|
 //! | [`Cache::open`] | a directory | production |
-//! | `Builder::sled` | a [sled](https://docs.rs/sled/0.34.7) tree (feature `sled`) | programs that keep their data in sled |
-//! | [`Cache::in_memory`] | this process | tests, and what need not stay |
+//! | `Builder::sled` | a [sled](https://docs.rs/sled/0.34.7) tree (feature `sled`) | programs that already store their data in sled |
+//! | [`Cache::in_memory`] | this process | tests, and entries that need not survive |
 //! | [`Cache::dummy`] | nowhere | development |
 //!
-//! [`Builder`] has the options of all of them.
-//!
-//! In async code on tokio, `AsyncCache` (feature `async`) has the same calls for any of them.
+//! [`Builder`] has the options for all of them. For async code on tokio, `AsyncCache` (feature
+//! `async`) has the same calls for any of them.
 //!
 //! # Features
 //!
 //! | feature | default | what it brings | what it costs |
 //! |---|---|---|---|
-//! | `test-util` | no | a clock that stands still until it is told to move (`ManualClock`), and temporary caches (`testing::TempCache`), for the tests of programs | nothing |
+//! | `test-util` | no | for the tests of your program: a clock that moves only when told to (`ManualClock`), and temporary caches (`testing::TempCache`) | nothing |
 //! | `async` | no | `AsyncCache`, for programs on tokio | tokio (its runtime only) |
-//! | `sled` | no | `Builder::sled`, for entries in a sled tree | sled and what it needs: 12 crates |
+//! | `sled` | no | `Builder::sled`: a cache in a sled tree | sled and its dependencies: 13 crates |
 //! | `cli` | no | the command line tool `keepwarm` | clap, serde_json |
 //! | `failpoints` | no | named points in the code where a test can inject an error; never for production | fail |
 
-/// The examples of the pages beside the source run with the tests of the documentation.
+/// Runs the examples of the README and the tutorial as documentation tests.
 #[cfg(doctest)]
 mod pages {
     #[doc = include_str!("../README.md")]

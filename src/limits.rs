@@ -1,32 +1,33 @@
-//! The limits of a cache: what counts now, and what is to change while it is open.
+//! The limits of a cache: those in effect, and changes to them while it is open.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// As many entries as an index of 32-bit slots can hold, less the two patterns with a meaning of their own.
+/// The most entries that an index of 32-bit slots can hold, less two patterns with a special
+/// meaning.
 pub(crate) const MAX_ENTRIES_LIMIT: u64 = u32::MAX as u64 - 1;
-/// Below a mebibyte there is no room for segments.
+/// With less than a mebibyte there is no room for segments.
 pub(crate) const MAX_BYTES_LEAST: u64 = 1 << 20;
-/// What an x86-64 process can map: 128 TiB.
+/// The most that an x86-64 process can map: 128 TiB.
 pub(crate) const MAX_BYTES_LIMIT: u64 = 1 << 47;
 
-/// The limits that a cache keeps to; see [`Cache::limits`](crate::Cache::limits).
+/// The limits of a cache that are in effect; see [`Cache::limits`](crate::Cache::limits).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Most entries at any time.
+    /// The most entries at any time.
     pub max_entries: u64,
-    /// An insert at the bound removes one in so many entries; 0 removes all.
+    /// An insert at the bound removes 1 / `cull_frequency` of the entries; 0 removes all.
     pub cull_frequency: u64,
-    /// Most bytes at any time.
+    /// The most bytes at any time.
     pub max_bytes: u64,
 }
 
-/// What is to change of a cache's limits while it is open; see [`Cache::configure`](crate::Cache::configure). What is
-/// not named here stays as it is.
+/// Changes to the limits of an open cache; see [`Cache::configure`](crate::Cache::configure). A
+/// limit that is not set here stays as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[must_use = "nothing changes until it is given to `configure`"]
+#[must_use = "nothing changes until it is passed to `configure`"]
 pub struct NewLimits {
     max_entries: Option<u64>,
     cull_frequency: Option<u64>,
@@ -34,30 +35,30 @@ pub struct NewLimits {
 }
 
 impl NewLimits {
-    /// Changes nothing yet.
+    /// No changes yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// As [`Builder::max_entries`](crate::Builder::max_entries).
+    /// Sets the limit of [`Builder::max_entries`](crate::Builder::max_entries).
     pub fn max_entries(mut self, entries: u64) -> Self {
         self.max_entries = Some(entries);
         self
     }
 
-    /// As [`Builder::cull_frequency`](crate::Builder::cull_frequency).
+    /// Sets the limit of [`Builder::cull_frequency`](crate::Builder::cull_frequency).
     pub fn cull_frequency(mut self, frequency: u64) -> Self {
         self.cull_frequency = Some(frequency);
         self
     }
 
-    /// As [`Builder::max_bytes`](crate::Builder::max_bytes).
+    /// Sets the limit of [`Builder::max_bytes`](crate::Builder::max_bytes).
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.max_bytes = Some(bytes);
         self
     }
 
-    /// The limits `before`, changed.
+    /// The limits `before` with these changes.
     pub(crate) fn over(&self, before: Limits) -> Limits {
         Limits {
             max_entries: self.max_entries.unwrap_or(before.max_entries),
@@ -67,14 +68,14 @@ impl NewLimits {
     }
 
     /// # Errors
-    /// [`InvalidOption`](crate::ErrorKind::InvalidOption), naming the first that is out of its limits.
+    /// [`InvalidOption`](crate::ErrorKind::InvalidOption), naming the first that is out of range.
     pub(crate) fn validate(&self) -> Result<()> {
         self.max_entries.map_or(Ok(()), check_max_entries)?;
         self.max_bytes.map_or(Ok(()), check_max_bytes)
     }
 }
 
-/// The limits of a cache that only this process has, to be read without a lock.
+/// The limits of a cache that only this process uses, readable without a lock.
 #[derive(Debug)]
 pub(crate) struct OwnLimits {
     max_entries: AtomicU64,
@@ -99,7 +100,7 @@ impl OwnLimits {
         }
     }
 
-    /// Changes what `new` names, and says what counts then.
+    /// Applies `new`, and returns the limits that are then in effect.
     pub(crate) fn change(&self, new: &NewLimits) -> Limits {
         let words = [
             (&self.max_entries, new.max_entries),
@@ -127,11 +128,11 @@ pub(crate) fn within(name: &'static str, value: u64, least: u64, most: u64) -> R
     if (least..=most).contains(&value) {
         Ok(())
     } else {
-        Err(invalid(name, format!("{value}; from {least} to {most} is possible")))
+        Err(invalid(name, format!("{value}; allowed: {least} to {most}")))
     }
 }
 
-/// The error for an option called `name` that is out of its limits, as `why` tells.
+/// The error for the option `name`, whose value is not allowed for the reason `why`.
 pub(crate) fn invalid(name: &'static str, why: String) -> Error {
     Error::new(ErrorKind::InvalidOption, "open").with_option(name).with_source(why)
 }

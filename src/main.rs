@@ -1,4 +1,5 @@
-//! The command line tool `keepwarm`: looks into a cache directory, and changes single entries.
+//! The command line tool `keepwarm`: shows what is in a cache directory, and changes single
+//! entries.
 
 mod cli;
 

@@ -1,4 +1,4 @@
-//! What a store is told when it is opened, and the one place where that is checked.
+//! The options that a store is opened with, and the one place that checks them.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,20 +8,20 @@ use crate::error::Result;
 use crate::limits::{Limits, MAX_BYTES_LIMIT, check_max_bytes, check_max_entries, invalid, within};
 use crate::time::{Clock, SystemClock};
 
-/// When a write is on the disk, and so survives a power cut.
+/// When a write is on the disk and thus survives a power cut.
 ///
-/// Whatever the choice, an acknowledged write survives the death of the process, `kill -9` included; and
-/// after a power cut nothing is torn, and no value older than one that had reached the disk comes back.
-/// In memory it means nothing.
+/// With any of these, an acknowledged write survives the death of the process, `kill -9` included.
+/// After a power cut no value is torn, and no value comes back that is older than one which had
+/// reached the disk. A cache in memory ignores it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Durability {
-    /// The kernel writes back when it likes, usually within half a minute. The least work for the disk.
+    /// The kernel decides when to write back, usually within half a minute. The least disk work.
     Buffered,
-    /// What was written is synced at this interval, in the background: between 1 ms and one day.
+    /// A background thread syncs all writes at this interval, from 1 ms to one day.
     Interval(Duration),
-    /// Each call that writes returns only when the disk has it. Costs a sync of the disk a call, shared
-    /// among the threads that wait at the same time.
+    /// A call that writes returns only when its write is on the disk. Each call costs a sync of the
+    /// disk, which threads that wait at the same time share.
     Sync,
 }
 
@@ -32,60 +32,65 @@ impl Default for Durability {
     }
 }
 
-/// Which entries go when there are as many as there may be.
+/// Which entries are evicted when the cache holds `max_entries`.
 ///
-/// What has expired goes before all others, whatever the choice. It concerns `max_entries` alone: where
-/// `max_bytes` is what is short, the entries written longest ago go.
+/// Expired entries are removed first in either case. This concerns `max_entries` alone: when
+/// `max_bytes` is reached, the entries written longest ago are evicted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Eviction {
-    /// The least recently used ones. Easy to foresee: an entry that was read or written stays until as many
-    /// others as there may be were.
+    /// The least recently used entries. Easy to predict: an entry stays after its last use until
+    /// about `max_entries` other entries have been used.
     #[default]
     Lru,
-    /// The least recently used ones of those that were not used again since they came, as long as there are more
-    /// of them than pays; else those that have not been used for longest, the more often used ones after the
-    /// others. How many pays is learned from the entries that are asked for again soon after they went.
+    /// Scan-resistant: new entries start on probation, and move to the main part after two uses (an
+    /// S3-FIFO variant). While probation holds more than its share, its least recently used entries
+    /// are evicted; otherwise those of the main part that have not been used for longest, the more
+    /// often used ones later. The share adapts: it is learned from entries that are asked for again
+    /// soon after their eviction.
     ///
-    /// Keeps what is popular while much passes by that is asked for once: scans, crawlers, long tails. On
-    /// recorded traffic it has up to 26 points more hits than [`Lru`](Eviction::Lru), and nowhere 0.3 fewer (see
-    /// `docs/benchmarks.md`). Costs 6 bytes of memory for each of `max_entries`, at most 32 MiB; what was learned is
-    /// forgotten when the directory is closed, the counts of uses are not.
+    /// Keeps popular entries while many others are asked for only once: scans, crawlers, long
+    /// tails. On recorded traffic its hit ratio is up to 26 percentage points above that of
+    /// [`Lru`](Eviction::Lru), and nowhere 0.3 points below (see `docs/benchmarks.md`). Costs 6
+    /// bytes of memory for each of `max_entries`, at most 32 MiB. The learned share is forgotten
+    /// when the directory is closed; the counts of uses are kept.
     Adaptive,
 }
 
-/// The options of every backend. Which of them a backend heeds is its own affair; the limits are the same.
+/// The options of all backends. A backend may ignore some of them; their ranges are the same for
+/// all.
 #[derive(Clone)]
 pub(crate) struct Options {
-    /// Most entries at any time: 1 to [`MAX_ENTRIES_LIMIT`](crate::limits::MAX_ENTRIES_LIMIT).
+    /// The most entries at any time: 1 to [`MAX_ENTRIES_LIMIT`](crate::limits::MAX_ENTRIES_LIMIT).
     pub(crate) max_entries: u64,
-    /// An insert at the bound removes this fraction of the entries, 1 / n; 0 removes all.
+    /// An insert at the bound removes 1 / `cull_frequency` of the entries; 0 removes all.
     pub(crate) cull_frequency: u64,
-    /// Which entries go at the bound.
+    /// Which entries are evicted at the bound.
     pub(crate) eviction: Eviction,
-    /// Most bytes in the store at any time: [`MAX_BYTES_LEAST`](crate::limits::MAX_BYTES_LEAST) to [`MAX_BYTES_LIMIT`].
+    /// The most bytes in the store at any time:
+    /// [`MAX_BYTES_LEAST`](crate::limits::MAX_BYTES_LEAST) to [`MAX_BYTES_LIMIT`].
     pub(crate) max_bytes: u64,
-    /// Most bytes of memory for the hot tier: 0 (none) to [`MAX_BYTES_LIMIT`].
+    /// The most bytes of memory for the hot tier: 0 (no hot tier) to [`MAX_BYTES_LIMIT`].
     pub(crate) hot_bytes: u64,
     /// When a write is on the disk.
     pub(crate) durability: Durability,
-    /// What decides expiry.
+    /// The clock that decides expiry.
     pub(crate) clock: Arc<dyn Clock>,
-    /// Whether the limits that the directory was last opened with go before those here.
+    /// Whether the limits that the directory was last opened with replace those here.
     pub(crate) keep_limits: bool,
-    /// Whether nothing is to be changed, and no directory made.
+    /// Whether every change is refused and no directory is made.
     pub(crate) read_only: bool,
     /// Whether the directory may be on a network file system.
     pub(crate) allow_network: bool,
-    /// Whether the log is read whole, whatever else says which records count.
+    /// Whether the index is rebuilt from the whole log, without the snapshots.
     pub(crate) salvage: bool,
 }
 
-/// Up to this many entries, an insert at the bound removes the whole fraction at once, as Django does. Above, no
-/// call is to pay for so many.
+/// Up to this many entries, an insert at the bound removes the whole fraction at once, as Django
+/// does. Above, that would be too much work for one call.
 pub(crate) const INLINE_CULL_ENTRIES: u64 = 10_000;
-/// An insert at the bound that has to look through fewer entries than this for some to remove is quick all the
-/// same: some ten microseconds.
+/// An insert at the bound that searches fewer entries than this for some to remove is still quick:
+/// some ten microseconds.
 pub(crate) const QUICK_CULL_ENTRIES: u64 = 1000;
 const INTERVAL_LEAST: Duration = Duration::from_millis(1);
 const INTERVAL_LIMIT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -108,12 +113,12 @@ impl Default for Options {
     }
 }
 
-/// How many of `entries` one culling removes: `None` is all of them.
+/// How many of `entries` one cull removes; `None` means all of them.
 pub(crate) fn due(entries: u64, cull_frequency: u64) -> Option<u64> {
     Some(entries.checked_div(cull_frequency)?.max(1))
 }
 
-/// How many of `entries`, which are as many as may be, an insert removes that makes room by itself.
+/// How many of `entries`, which is the bound, an insert removes that makes room by itself.
 pub(crate) fn due_inline(entries: u64, cull_frequency: u64) -> Option<u64> {
     due(entries, cull_frequency).map(|due| if entries <= INLINE_CULL_ENTRIES { due } else { 1 })
 }
@@ -124,7 +129,7 @@ impl Options {
         Limits { max_entries, cull_frequency, max_bytes }
     }
 
-    /// The options for a directory that was last opened with the limits `found`.
+    /// These options for a directory that was last opened with the limits `found`.
     pub(crate) fn for_limits(&self, found: Option<Limits>) -> Self {
         let own = self.clone();
         match found {
@@ -136,10 +141,11 @@ impl Options {
         }
     }
 
-    /// Checks every option against its limits.
+    /// Checks that every option is within its range.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption), naming the first that is out of its limits.
+    /// [`ErrorKind::InvalidOption`](crate::ErrorKind::InvalidOption), naming the first that is out
+    /// of range.
     pub(crate) fn validate(&self) -> Result<()> {
         check_max_entries(self.max_entries)?;
         check_max_bytes(self.max_bytes)?;
@@ -150,7 +156,7 @@ impl Options {
             {
                 Err(invalid(
                     "durability",
-                    format!("an interval of {interval:?}; from 1 ms to 24 h is possible"),
+                    format!("an interval of {interval:?}; allowed: 1 ms to 24 h"),
                 ))
             }
             _ => Ok(()),
@@ -186,12 +192,12 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_are_within_their_limits() {
+    fn the_defaults_are_valid() {
         assert_eq!(refused(|_| ()), None);
     }
 
     #[test]
-    fn an_option_out_of_its_limits_is_named() {
+    fn an_invalid_option_is_named() {
         assert_eq!(refused(|o| o.max_entries = 0), Some("max_entries"));
         assert_eq!(refused(|o| o.max_entries = u64::from(u32::MAX)), Some("max_entries"));
         assert_eq!(refused(|o| o.max_bytes = MAX_BYTES_LEAST - 1), Some("max_bytes"));
@@ -203,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_at_the_limit_is_allowed() {
+    fn values_at_the_limits_are_allowed() {
         assert_eq!(refused(|o| o.max_entries = 1), None);
         assert_eq!(refused(|o| o.max_entries = MAX_ENTRIES_LIMIT), None);
         assert_eq!(refused(|o| o.max_bytes = MAX_BYTES_LEAST), None);

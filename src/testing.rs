@@ -1,4 +1,4 @@
-//! For the tests of programs that use keepwarm; under the feature `test-util`.
+//! Helpers for the tests of programs that use keepwarm (feature `test-util`).
 
 use std::fmt;
 use std::ops::Deref;
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use crate::cache::{Builder, Cache};
 use crate::error::{Error, Result};
 
-/// A [`Cache`] in a directory of its own that is deleted with it.
+/// A [`Cache`] in a temporary directory, which is deleted when this is dropped.
 ///
 /// ```
 /// use keepwarm::testing::TempCache;
@@ -22,32 +22,33 @@ use crate::error::{Error, Result};
 /// # Ok::<(), keepwarm::Error>(())
 /// ```
 pub struct TempCache {
-    // Before the directory, as fields are dropped in order.
+    // Declared before the directory, since fields are dropped in order.
     cache: Cache,
     dir: TempDir,
 }
 
 impl TempCache {
-    /// A temporary cache with the default options, in the system's directory for temporary files.
+    /// A cache with the default options, in the system's directory for temporary files.
     ///
     /// # Errors
-    /// If the directory cannot be made or used.
+    /// If the directory cannot be created or used.
     pub fn new() -> Result<Self> {
         Self::with(|builder| builder)
     }
 
-    /// A temporary cache with the options that `options` sets.
+    /// A cache with the options that `options` sets.
     ///
     /// # Errors
     /// As [`Builder::open`].
     pub fn with(options: impl FnOnce(Builder) -> Builder) -> Result<Self> {
-        let dir =
-            tempfile::tempdir().map_err(|error| Error::io("open", &std::env::temp_dir(), error))?;
+        let dir = tempfile::tempdir().map_err(|error| {
+            Error::io("create a temporary directory in", &std::env::temp_dir(), error)
+        })?;
         let cache = options(Cache::builder(dir.path())).open()?;
         Ok(Self { cache, dir })
     }
 
-    /// The directory that the cache is in.
+    /// The directory of the cache.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }

@@ -1,4 +1,4 @@
-//! Points in time, and the clock they are read from.
+//! Points in time, and the clock that gives them.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -7,11 +7,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub struct Timestamp(u64);
 
 impl Timestamp {
-    /// The latest time that can be stored: 48 bits of milliseconds less one, in the year 10,889. The
-    /// remaining pattern of all ones means "never" on disk.
+    /// The latest time that can be stored, in the year 10,889: times have 48 bits on disk, and the
+    /// pattern of all ones means "never".
     pub const MAX: Self = Self((1 << 48) - 2);
 
-    /// The time `millis` milliseconds after the Unix epoch, at most [`Timestamp::MAX`].
+    /// The time `millis` milliseconds after the Unix epoch; a later one becomes [`Timestamp::MAX`].
     pub const fn from_millis(millis: u64) -> Self {
         if millis > Self::MAX.0 { Self::MAX } else { Self(millis) }
     }
@@ -21,22 +21,22 @@ impl Timestamp {
         self.0
     }
 
-    /// This time and `duration` more, the duration rounded up to the next millisecond. `None` beyond
-    /// [`Timestamp::MAX`], which callers read as "never".
+    /// This time plus `duration`, which is rounded up to the next millisecond. `None` if the sum is
+    /// later than [`Timestamp::MAX`]; callers read that as "never".
     pub fn checked_add(self, duration: Duration) -> Option<Self> {
         let millis = duration.as_nanos().div_ceil(1_000_000);
         let sum = u128::from(self.0) + millis;
         (sum <= u128::from(Self::MAX.0)).then_some(Self(sum as u64))
     }
 
-    /// How long it is from `earlier` until this time; zero if `earlier` is later.
+    /// The time from `earlier` to this one; zero if `earlier` is later.
     pub fn saturating_since(self, earlier: Self) -> Duration {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 }
 
 impl From<SystemTime> for Timestamp {
-    /// A time before 1970 becomes the epoch itself.
+    /// A time before 1970 becomes the epoch.
     fn from(time: SystemTime) -> Self {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         Self::from_millis(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
@@ -49,16 +49,16 @@ impl From<Timestamp> for SystemTime {
     }
 }
 
-/// Where "now" comes from.
+/// The source of the current time.
 ///
-/// All expiry is decided by this clock alone. It may jump: when it steps back, entries live longer;
-/// nothing else depends on it.
+/// This clock alone decides expiry. It may jump: when it steps back, entries live longer; nothing
+/// else depends on it.
 pub trait Clock: Send + Sync + 'static {
-    /// The time now. Called at most a few times for each operation, so it should be cheap.
+    /// The current time. Called a few times for each operation at most, so it should be cheap.
     fn now(&self) -> Timestamp;
 }
 
-/// The system's wall clock, the default. About 25 ns a reading.
+/// The system's wall clock, the default. A reading takes about 25 ns.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;
 
@@ -68,7 +68,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that stands still until it is told to move, for tests. Clones share the same time.
+/// A clock for tests, which moves only when told to. Clones share the same time.
 ///
 /// ```
 /// use keepwarm::{Clock, ManualClock};
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_round_up_and_saturate() {
+    fn durations_round_up_and_overflow_to_none() {
         let epoch = Timestamp::default();
         assert_eq!(epoch.checked_add(Duration::from_nanos(1)), Some(Timestamp::from_millis(1)));
         assert_eq!(epoch.checked_add(Duration::MAX), None);

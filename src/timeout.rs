@@ -1,11 +1,11 @@
-//! How long an entry is to live, and how long it still has.
+//! Lifetimes: how long an entry lives, and how much of that remains.
 
 use std::time::Duration;
 
-/// How long an entry is to live from now on.
+/// How long an entry lives, counted from the call.
 ///
-/// Made from a [`Duration`], so that the unit is always plain; there is no conversion from integers, nor
-/// from `Option`, which could mean "never" as well as "the default".
+/// A [`Duration`] converts into it, so the unit is always explicit. There is no conversion from
+/// integers, nor from `Option`, where `None` could mean "never" as well as "the default".
 ///
 /// ```
 /// use keepwarm::{Cache, Timeout};
@@ -19,14 +19,15 @@ use std::time::Duration;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Timeout {
-    /// As long as the cache was built to keep what has no timeout of its own: 300 seconds, unless
-    /// [`Builder::default_timeout`](crate::Builder::default_timeout) says otherwise.
+    /// The default timeout of the cache: 300 seconds, unless
+    /// [`Builder::default_timeout`](crate::Builder::default_timeout) sets another.
     #[default]
     Default,
     /// Until it is deleted or evicted.
     Never,
-    /// This long, rounded up to the next millisecond. Zero means not at all: the entry has expired by the
-    /// time it is stored. What would end after [`Timestamp::MAX`](crate::Timestamp::MAX) never ends.
+    /// This long, rounded up to the next millisecond. With zero the entry has already expired when
+    /// it is stored. An expiry after [`Timestamp::MAX`](crate::Timestamp::MAX) becomes
+    /// [`Never`](Timeout::Never).
     After(Duration),
 }
 
@@ -36,16 +37,16 @@ impl From<Duration> for Timeout {
     }
 }
 
-/// How long a value that is computed is to live, and when it is computed anew although it is still there. For
-/// [`get_or_set`](crate::Cache::get_or_set) and its relatives; made from a [`Timeout`] or a [`Duration`] where
-/// nothing more is to be said.
+/// How long a computed value lives, and when it is recomputed before it has expired. For
+/// [`get_or_set`](crate::Cache::get_or_set) and related calls. A [`Timeout`] or a [`Duration`]
+/// converts into it: then the value is not recomputed before it expires.
 ///
 /// ```
 /// use keepwarm::{Cache, Lifespan};
 /// use std::time::Duration;
 ///
 /// let cache = Cache::in_memory();
-/// // Fresh for a minute. For five minutes more it is there while somebody computes it anew.
+/// // Fresh for a minute, then stale for five more: others get it while one caller recomputes it.
 /// let lifespan = Lifespan::new(Duration::from_secs(60)).stale_for(Duration::from_secs(300));
 /// assert_eq!(cache.get_or_set("rate", lifespan, || 1.08)?, 1.08);
 /// # Ok::<(), keepwarm::Error>(())
@@ -58,39 +59,42 @@ pub struct Lifespan {
 }
 
 impl Lifespan {
-    /// Fresh until `timeout` has passed, and gone then. A timeout of zero stores nothing, whatever else is said.
+    /// The value is fresh until `timeout` has passed, then it expires. A timeout of zero stores
+    /// nothing, whatever else is set.
     pub fn new(timeout: impl Into<Timeout>) -> Self {
         Self { fresh: timeout.into(), stale: Duration::ZERO, early: None }
     }
 
-    /// Keeps the value for `window` beyond its timeout, stale: the first `get_or_set` that comes upon it then
-    /// computes it anew, in its own call, while all others are given the stale value at once. There is no
-    /// thread in the background, so that an entry for which nobody asks costs nothing.
+    /// Keeps the value for `window` after its timeout, as a stale value. The first `get_or_set`
+    /// that finds it stale recomputes it, in its own call; meanwhile all others get the stale value
+    /// at once. No background thread does this, so an entry that is not asked for costs nothing.
     ///
-    /// The window belongs to the entry, across restarts too, and holds for every `get_or_set` of the key,
-    /// whatever lifespan it names. `get` gives a stale value as any other, until the window is over. If the
-    /// computation fails, the value stays as it is: its caller is given it too, and the next one tries again.
+    /// The window is stored with the entry, so it survives restarts, and it applies to every
+    /// `get_or_set` of the key, whatever lifespan that call names. `get` returns a stale value like
+    /// any other until the window ends. If the computation fails, the stale value stays: the caller
+    /// gets it too, and the next caller tries again.
     ///
-    /// Rounded up to the next millisecond. Zero is none, the default.
+    /// Rounded up to the next millisecond. Zero, the default, means no window.
     #[must_use]
     pub fn stale_for(mut self, window: Duration) -> Self {
         self.stale = window;
         self
     }
 
-    /// Computes the value anew before its time, now and then: the nearer the end of its fresh time, the more
-    /// probable, so that of many callers one, most likely, has done so by then, and nobody comes upon a miss.
-    /// A caller goes ahead by `beta` × the time that the last computation took × a random number with mean 1
-    /// (exponentially distributed). `beta` is 1 as a rule; more is earlier; 0 is never early.
+    /// Recomputes the value at random before its fresh time ends. The nearer the end, the higher
+    /// the probability, so that of many callers one has most likely done so by then, and no caller
+    /// finds a miss. A call recomputes if the fresh time ends within `beta` × the time that the
+    /// last computation took × a random number (exponentially distributed, mean 1). The usual
+    /// `beta` is 1; a higher one refreshes earlier; 0 never refreshes early.
     ///
-    /// This is XFetch, by A. Vattani, F. Chierichetti and K. Lowenstein, "Optimal Probabilistic Cache Stampede
-    /// Prevention", Proceedings of the VLDB Endowment 8(8), 2015. How long the computation took, by the clock
-    /// of the cache, in whole milliseconds, is stored with the value, 4 bytes more; what was stored without it
-    /// is not refreshed early. Who goes ahead computes in its own call, as with
-    /// [`stale_for`](Lifespan::stale_for).
+    /// This is XFetch, by A. Vattani, F. Chierichetti and K. Lowenstein, "Optimal Probabilistic
+    /// Cache Stampede Prevention", Proceedings of the VLDB Endowment 8(8), 2015. The time that the
+    /// computation took, by the clock of the cache and in whole milliseconds, is stored with the
+    /// value and takes 4 bytes. A value that was stored without it is not refreshed early. The
+    /// caller recomputes in its own call, as with [`stale_for`](Lifespan::stale_for).
     ///
-    /// Must be finite and not below zero; otherwise the call fails with `InvalidOption`, which names
-    /// `early_refresh`.
+    /// `beta` must be finite and not negative; otherwise the call fails with `InvalidOption`, which
+    /// names `early_refresh`.
     ///
     /// ```
     /// use keepwarm::{Cache, Lifespan};
@@ -114,23 +118,24 @@ impl<T: Into<Timeout>> From<T> for Lifespan {
     }
 }
 
-/// How long an entry still has to live; see [`Cache::ttl`](crate::Cache::ttl).
+/// The remaining lifetime of an entry; see [`Cache::ttl`](crate::Cache::ttl).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Ttl {
     /// Until it is deleted or evicted.
     Never,
-    /// This long, to the millisecond; always more than zero.
+    /// This much time, in whole milliseconds; always more than zero.
     Remaining(Duration),
 }
 
 impl Ttl {
-    /// The time that remains; `None` if the entry never expires.
+    /// The remaining time; `None` if the entry never expires.
     ///
     /// ```
     /// # use keepwarm::Ttl;
     /// # use std::time::Duration;
     /// assert_eq!(Ttl::Never.remaining(), None);
-    /// assert_eq!(Ttl::Remaining(Duration::from_secs(3)).remaining(), Some(Duration::from_secs(3)));
+    /// let second = Duration::from_secs(1);
+    /// assert_eq!(Ttl::Remaining(second).remaining(), Some(second));
     /// ```
     pub fn remaining(self) -> Option<Duration> {
         match self {

@@ -1,4 +1,4 @@
-//! The command line.
+//! The command line: subcommands, arguments and their help texts.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,15 +6,16 @@ use std::time::Duration;
 use clap::{Args as Group, Parser, Subcommand};
 use keepwarm::Timeout;
 
-/// Looks into a keepwarm cache directory, and changes single entries.
+/// Shows what is in a keepwarm cache directory, and changes single entries.
 ///
-/// It works beside programs that have the directory open. The limits stay those that it has, or was last opened with.
+/// It works while programs have the directory open. It keeps the limits that the directory has, or
+/// was last opened with.
 #[derive(Parser)]
 #[command(
     name = "keepwarm",
     version,
-    after_help = "Exit codes: 0 done; 1 there is no such entry (get), something is wrong (check); \
-                  2 wrong usage, or the directory cannot be used."
+    after_help = "Exit codes: 0 success; 1 there is no such entry (get), or the directory is not \
+                  sound (check); 2 wrong usage, or the directory cannot be used."
 )]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -23,7 +24,8 @@ pub(super) struct Args {
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// Prints the number of entries and of bytes on disk, and what each process counted that has the directory open
+    /// Prints the number of entries, the bytes on disk, and the counters of each process that has
+    /// the directory open
     Stats {
         #[command(flatten)]
         place: Place,
@@ -31,7 +33,8 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Prints the value of an entry as JSON; {"$bytes": "…"} holds a byte array in hexadecimal digits
+    /// Prints the value of an entry as JSON; a byte array is {"$bytes": "…"} with hexadecimal
+    /// digits
     Get {
         #[command(flatten)]
         place: Place,
@@ -39,23 +42,23 @@ pub(super) enum Command {
         key: String,
         #[command(flatten)]
         keys: Keys,
-        /// Print text and byte arrays as they are, without quotes or a line end
+        /// Print text and byte arrays as they are, without quotes and without a final newline
         #[arg(long)]
         raw: bool,
     },
-    /// Stores a value; makes the directory if there is none
+    /// Stores a value; creates the directory if it is missing
     Set {
         #[command(flatten)]
         place: Place,
         /// The entry's key
         key: String,
-        /// The value: text, unless an option says otherwise; `-` reads it from standard input
+        /// The value: text, unless --json or --bytes is given; `-` reads it from standard input
         value: String,
         #[command(flatten)]
         keys: Keys,
         #[command(flatten)]
         format: Formats,
-        /// How long the entry lives: a number with ms, s, m, h or d, or `never`
+        /// How long the entry lives: a number with a unit (ms, s, m, h or d), or `never`
         #[arg(long, value_name = "TIME", default_value = "5m", value_parser = timeout)]
         timeout: Timeout,
     },
@@ -68,20 +71,20 @@ pub(super) enum Command {
         /// Print the values too, as JSON, after a tab
         #[arg(long)]
         values: bool,
-        /// Print a JSON object a line
+        /// Print one JSON object per line
         #[arg(long)]
         json: bool,
-        /// Stop after this many
+        /// Stop after N entries
         #[arg(long, value_name = "N")]
         limit: Option<usize>,
     },
-    /// Makes the index anew from everything that the log still holds; what was deleted lately may come back. Not
-    /// while another process has the directory open
+    /// Rebuilds the index from every record in the log; recently deleted or replaced values may
+    /// come back. Refused while another process has the directory open
     Salvage {
         #[command(flatten)]
         place: Place,
     },
-    /// Reads everything and says whether it is sound
+    /// Reads and verifies everything in the directory, and prints the problems
     Check {
         #[command(flatten)]
         place: Place,
@@ -97,28 +100,29 @@ pub(super) struct Place {
     pub(super) dir: PathBuf,
 }
 
-/// Which keys are meant.
+/// Which keys a command works on.
 #[derive(Group)]
 pub(super) struct Keys {
-    /// The prefix that keys are under
+    /// The prefix of the keys
     #[arg(long, default_value = "", hide_default_value = true)]
     pub(super) prefix: String,
-    /// The version that keys are under
+    /// The version of the keys
     #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
     pub(super) key_version: i64,
-    /// Keys are meant as they are stored, prefix:version:key; `ls` lists those of the whole directory
+    /// Keys are given and printed as stored (prefix:version:key); `ls` lists all prefixes and
+    /// versions
     #[arg(long, conflicts_with_all = ["prefix", "key_version"])]
     pub(super) stored: bool,
 }
 
-/// How a value is given.
+/// How the value of `set` is given.
 #[derive(Group)]
 #[group(multiple = false)]
 pub(super) struct Formats {
-    /// The value is JSON, and stored as what it says: a number, a list, …
+    /// Parse the value as JSON, and store what it holds: a number, a list, …
     #[arg(long)]
     json: bool,
-    /// The value is stored as bytes, without a type
+    /// Store the value as bytes, without a type
     #[arg(long)]
     bytes: bool,
 }
@@ -139,7 +143,7 @@ impl Formats {
     }
 }
 
-/// Reads a number and its unit. A number alone is refused: of what?
+/// Parses a number and its unit. A number without a unit is refused, since it is ambiguous.
 fn timeout(text: &str) -> Result<Timeout, String> {
     if text == "never" {
         return Ok(Timeout::Never);
@@ -152,8 +156,8 @@ fn timeout(text: &str) -> Result<Timeout, String> {
         "m" => 60 * 1000,
         "h" => 60 * 60 * 1000,
         "d" => 24 * 60 * 60 * 1000,
-        "" => return Err("a unit is missing: ms, s, m, h or d".to_owned()),
-        _ => return Err("a number with ms, s, m, h or d is needed, or `never`".to_owned()),
+        "" => return Err("a unit is missing: add ms, s, m, h or d".to_owned()),
+        _ => return Err("expected a number with a unit (ms, s, m, h or d), or `never`".to_owned()),
     };
     let number: u64 =
         number.parse().map_err(|_| "the number is missing or too large".to_owned())?;

@@ -1,7 +1,8 @@
-//! What the tool does, command by command. What it was asked is in [`args`], how values look in [`shown`].
+//! The command line tool: one function for each command. [`args`] has the command line, [`render`]
+//! prints values.
 
 mod args;
-mod shown;
+mod render;
 
 use std::fmt;
 use std::io::{self, BufWriter, Read, Write};
@@ -13,11 +14,11 @@ use keepwarm::{Builder, Cache, Clock, ProcessStats, Stats, SystemClock};
 use serde_json::json;
 
 use self::args::{Args, Command, Format, Keys, Place};
-use self::shown::Shown;
+use self::render::Shown;
 
-/// What `get` says where there is no entry, and `check` where something is wrong.
+/// The exit code of `get` without an entry, and of `check` with a problem.
 const NO: u8 = 1;
-/// What every command says that could not be carried out. clap uses it for wrong usage.
+/// The exit code of a command that failed. clap uses it for wrong usage.
 const FAILED: u8 = 2;
 
 pub(crate) fn main() -> ExitCode {
@@ -26,17 +27,17 @@ pub(crate) fn main() -> ExitCode {
     match run(args.command, &mut out).and_then(|answer| Ok(out.flush().map(|()| answer)?)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(NO),
-        // Whoever reads our output has seen enough.
+        // The reader of our output has closed it.
         Err(Failure::Output(e)) if e.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(failure) => {
-            // Nothing more can be done if this fails.
+            // If this fails, the error cannot be reported anywhere.
             let _ = writeln!(io::stderr(), "keepwarm: {failure}");
             ExitCode::from(FAILED)
         }
     }
 }
 
-/// Carries out `command`, and gives the answer to the question that it is.
+/// Runs `command`. `false` means exit code [`NO`].
 fn run(command: Command, out: &mut impl Write) -> Result<bool, Failure> {
     match command {
         Command::Stats { place, json } => stats(&existing(&place, None)?, json, out),
@@ -70,7 +71,7 @@ fn run(command: Command, out: &mut impl Write) -> Result<bool, Failure> {
 
 fn stats(cache: &Cache, json: bool, out: &mut impl Write) -> Result<bool, Failure> {
     let all = cache.total_stats()?;
-    // The first is this process, which has done nothing.
+    // The first is this process, which has counted nothing.
     let processes = cache.process_stats()?.split_off(1);
     if json {
         let processes: Vec<_> = processes
@@ -80,7 +81,12 @@ fn stats(cache: &Cache, json: bool, out: &mut impl Write) -> Result<bool, Failur
         writeln!(
             out,
             "{}",
-            json!({ "entries": all.entries, "bytes": all.bytes, "all": all, "processes": processes })
+            json!({
+                "entries": all.entries,
+                "bytes": all.bytes,
+                "all": all,
+                "processes": processes,
+            })
         )?;
         return Ok(true);
     }
@@ -88,14 +94,15 @@ fn stats(cache: &Cache, json: bool, out: &mut impl Write) -> Result<bool, Failur
     writeln!(out, "bytes      {}", all.bytes)?;
     writeln!(out, "processes  {}", processes.len())?;
     if processes.is_empty() {
-        // What is counted begins anew with the first one.
+        // The counters start at zero with the first process that opens the directory.
         return Ok(true);
     }
     let mut line = |name: &str, seconds: &str, counts: [&dyn fmt::Display; 6]| {
         let [hits, misses, commits, evicted, expired, corrupt] = counts;
         writeln!(
             out,
-            "{name:>10} {seconds:>10} {hits:>12} {misses:>12} {commits:>12} {evicted:>12} {expired:>12} {corrupt:>8}"
+            "{name:>10} {seconds:>10} {hits:>12} {misses:>12} {commits:>12} {evicted:>12} \
+             {expired:>12} {corrupt:>8}"
         )
     };
     line("pid", "seconds", [&"hits", &"misses", &"commits", &"evicted", &"expired", &"corrupt"])?;
@@ -107,7 +114,7 @@ fn stats(cache: &Cache, json: bool, out: &mut impl Write) -> Result<bool, Failur
         let seconds = now.saturating_since(*since).as_secs();
         line(&pid.to_string(), &seconds.to_string(), counts(stats))?;
     }
-    // With those that have left.
+    // Processes that have ended are included.
     line("all", "", counts(&all))?;
     Ok(true)
 }
@@ -167,7 +174,7 @@ fn check(cache: &Cache, json: bool, out: &mut impl Write) -> Result<bool, Failur
         if report.changed {
             writeln!(
                 out,
-                "entries changed meanwhile, so whether as many are there as counted was not looked at"
+                "entries changed during the check, so their number was not compared with the count"
             )?;
         }
         writeln!(out, "{}", if report.is_sound() { "sound" } else { "not sound" })?;
@@ -175,7 +182,8 @@ fn check(cache: &Cache, json: bool, out: &mut impl Write) -> Result<bool, Failur
     Ok(report.is_sound())
 }
 
-/// The cache that is already there, be it in a place that cannot be written to: a look at a directory must not make one.
+/// Opens an existing cache read-only, also where writing is not permitted. Showing a directory must
+/// not create one.
 fn existing(place: &Place, keys: Option<Keys>) -> Result<Cache, Failure> {
     existing_place(place)?;
     Ok(builder(place, keys).read_only(true).open()?)
@@ -184,16 +192,16 @@ fn existing(place: &Place, keys: Option<Keys>) -> Result<Cache, Failure> {
 fn existing_place(place: &Place) -> Result<(), Failure> {
     let dir = &place.dir;
     if !dir.exists() {
-        return Err(Failure::told(dir, "there is no such directory"));
+        return Err(Failure::told(dir, "there is no such directory; only `set` creates one"));
     }
-    // Made before anything else and for good, so that without it there is nothing to see.
+    // `meta` is the first file that is made, and is never removed: without it there is no cache.
     if dir.is_dir() && !dir.join("meta").exists() {
         return Err(Failure::told(dir, "this is not a keepwarm directory"));
     }
     Ok(())
 }
 
-/// How every command opens the directory: under the limits of the program that it belongs to.
+/// The options with which every command opens the directory: it keeps its limits.
 fn builder(place: &Place, keys: Option<Keys>) -> Builder {
     let builder = Cache::builder(&place.dir).keep_limits(true).hot_bytes(0);
     match keys {
@@ -208,20 +216,21 @@ fn read_stdin() -> Result<Vec<u8>, Failure> {
     io::stdin()
         .lock()
         .read_to_end(&mut value)
-        .map_err(|e| Failure::Told(format!("standard input: {e}")))?;
+        .map_err(|e| Failure::Told(format!("cannot read standard input: {e}")))?;
     Ok(value)
 }
 
 fn text(value: &[u8]) -> Result<&str, Failure> {
-    std::str::from_utf8(value)
-        .map_err(|e| Failure::Told(format!("the value is no text: {e}; see --bytes")))
+    std::str::from_utf8(value).map_err(|e| {
+        Failure::Told(format!("the value is not UTF-8 text: {e}; use --bytes to store it"))
+    })
 }
 
 fn json_value(value: &[u8]) -> Result<serde_json::Value, Failure> {
     serde_json::from_slice(value).map_err(|e| Failure::Told(format!("the value is not JSON: {e}")))
 }
 
-/// On one line, whatever a key holds, and without telling the terminal anything.
+/// `text` on one line, with control characters escaped, so that a key cannot control the terminal.
 fn printable(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for c in text.chars() {
@@ -234,7 +243,7 @@ fn printable(text: &str) -> String {
     line
 }
 
-/// Why a command could not be carried out.
+/// Why a command failed.
 enum Failure {
     Cache(keepwarm::Error),
     Output(io::Error),
@@ -251,7 +260,7 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Cache(error) => error.fmt(f),
-            Self::Output(error) => write!(f, "standard output: {error}"),
+            Self::Output(error) => write!(f, "cannot write to standard output: {error}"),
             Self::Told(why) => f.write_str(why),
         }
     }
@@ -263,7 +272,7 @@ impl From<keepwarm::Error> for Failure {
     }
 }
 
-/// The only I/O that is not the cache's is to standard output.
+/// All I/O outside the cache that returns `io::Error` here is output.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::Output(error)

@@ -1,12 +1,12 @@
-//! Raw bytes as seen by a type that wants to be read: a byte array, and nothing else.
+//! A serde deserializer for raw bytes, which offers them as a byte array and as nothing else.
 
 use serde::de::value::{Error, SeqDeserializer};
 use serde::de::{Deserializer, Error as _, Unexpected, Visitor};
 
-/// Bytes that `set_bytes` stored. Types of bytes (`Vec<u8>`, `[u8; N]`, `serde_bytes::ByteBuf`,
+/// Bytes that `set_bytes` stored. Byte types (`Vec<u8>`, `[u8; N]`, `serde_bytes::ByteBuf`,
 /// `bytes::Bytes`), and options and newtypes of them, can be read from it.
 ///
-/// serde's own `BytesDeserializer` would also give strings and the variants of an enum.
+/// serde's own `BytesDeserializer` would also produce strings and variants of an enum.
 pub(super) struct RawBytes<'a>(pub(super) &'a [u8]);
 
 macro_rules! refuse {

@@ -54,7 +54,7 @@ struct Rest {
 }
 
 #[test]
-fn values_come_back_as_they_were() {
+fn values_round_trip() {
     round_trip(());
     round_trip(None::<u8>);
     round_trip(vec![1u8, 255]);
@@ -75,7 +75,7 @@ fn values_come_back_as_they_were() {
 }
 
 #[test]
-fn byte_arrays_in_flattened_structs_come_back() {
+fn byte_arrays_in_flattened_structs_round_trip() {
     let rest = Rest {
         digest: [1, 2, 3, 200],
         body: vec![9; 300],
@@ -94,7 +94,7 @@ fn byte_arrays_are_stored_as_bin() {
 }
 
 #[test]
-fn structs_are_stored_with_their_names() {
+fn structs_are_stored_with_field_names() {
     #[derive(Serialize)]
     struct Old {
         width: u32,
@@ -110,7 +110,7 @@ fn structs_are_stored_with_their_names() {
 }
 
 #[test]
-fn nothing_may_follow_the_value() {
+fn bytes_after_the_value_are_refused() {
     assert_eq!(packed::<u8>(&[1]).unwrap(), 1);
     for after in 0..=255 {
         assert_eq!(packed::<u8>(&[1, after]).unwrap_err().kind(), ErrorKind::Decode, "{after:x}");
@@ -125,13 +125,13 @@ fn damaged_bytes_are_a_decode_error() {
         assert!(packed::<(Vec<u8>, String, [u64; 2])>(&whole[..len]).is_err());
         widen::bin_to_arrays(&whole[..len]);
     }
-    // A bin that claims 4 GiB.
+    // A bin whose header claims 4 GiB.
     assert!(packed::<Vec<u8>>(&[0xc6, 0xff, 0xff, 0xff, 0xff, 1]).is_err());
     assert!(packed::<Vec<u64>>(&[0xdd, 0xff, 0xff, 0xff, 0xff, 1]).is_err());
 }
 
 #[test]
-fn raw_bytes_are_bytes_and_nothing_else() {
+fn raw_bytes_decode_only_as_byte_types() {
     assert_eq!(raw::<Vec<u8>>(b"ab").unwrap(), b"ab");
     assert_eq!(raw::<serde_bytes::ByteBuf>(b"ab").unwrap().into_vec(), b"ab");
     assert_eq!(raw::<Option<serde_bytes::ByteBuf>>(b"").unwrap().unwrap().into_vec(), b"");
@@ -144,7 +144,7 @@ fn raw_bytes_are_bytes_and_nothing_else() {
 }
 
 #[test]
-fn get_bytes_wants_a_byte_array() {
+fn get_bytes_accepts_only_byte_arrays() {
     let bytes = |value: &'static [u8], codec| {
         into_bytes(Stored {
             value: Bytes::from_static(value),
@@ -170,7 +170,7 @@ fn get_bytes_wants_a_byte_array() {
 }
 
 #[test]
-fn every_integer_counts_and_nothing_else() {
+fn only_integers_can_be_counted() {
     let integer = |value: &[u8]| decode_integer(item(value, Codec::MessagePack));
     for value in [0, 1, -1, 127, 128, -32, -33, 255, 256, -129, 65_536, -32_769, i64::MAX, i64::MIN]
     {
@@ -192,7 +192,7 @@ fn every_integer_counts_and_nothing_else() {
 }
 
 #[test]
-fn a_panicking_serialize_leaves_no_damage() {
+fn a_panicking_serialize_returns_an_empty_buffer() {
     struct Half;
     impl Serialize for Half {
         fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -220,7 +220,7 @@ fn a_failing_serialize_is_an_encode_error() {
 }
 
 #[test]
-fn get_bytes_gives_every_byte_array_that_set_stored() {
+fn get_bytes_reads_every_byte_array_of_set() {
     let long = if cfg!(miri) { 300 } else { 70_000 };
     for bytes in [vec![], vec![1u8], vec![200], vec![0; 15], vec![127; 16], vec![255; long]] {
         let value = Bytes::copy_from_slice(&encode(&bytes).unwrap());

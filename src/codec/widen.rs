@@ -1,17 +1,19 @@
-//! The same MessagePack with its byte arrays written as arrays of integers.
+//! Rewrites MessagePack with its byte arrays as arrays of integers.
 //!
-//! A container's header counts values, not bytes, so the values can be copied one after the other, each
-//! with its header, without knowing which container they are in.
+//! The header of a container counts values, not bytes. So the values are copied one after the
+//! other, each with its header, without regard to the container that they are in.
 
 use rmp::Marker;
 
-/// `value` with each bin turned into an array; `None` if there is none, or if it is not sound MessagePack.
+/// `value` with each bin turned into an array; `None` if it has no bin, or is not valid
+/// MessagePack.
 pub(super) fn bin_to_arrays(value: &[u8]) -> Option<Vec<u8>> {
     let mut rest = value;
     let mut wider = Vec::new();
     let mut found = false;
     while let Some((&first, after)) = rest.split_first() {
-        // Bytes of the header that hold a length, then bytes of payload beside that length.
+        // The size of the length field in bytes, and the payload bytes that the length does not
+        // count.
         let (length_bytes, payload) = match Marker::from_u8(first) {
             Marker::Bin8 | Marker::Bin16 | Marker::Bin32 => {
                 let length_bytes = 1 << (first - 0xc4);
@@ -28,7 +30,7 @@ pub(super) fn bin_to_arrays(value: &[u8]) -> Option<Vec<u8>> {
             Marker::Str8 => (1, 0),
             Marker::Str16 => (2, 0),
             Marker::Str32 => (4, 0),
-            // The type of the extension follows the length.
+            // The type byte of the extension follows the length.
             Marker::Ext8 => (1, 1),
             Marker::Ext16 => (2, 1),
             Marker::Ext32 => (4, 1),
@@ -56,7 +58,7 @@ pub(super) fn bin_to_arrays(value: &[u8]) -> Option<Vec<u8>> {
     found.then_some(wider)
 }
 
-/// The big-endian number in the first `bytes` bytes, and what follows it.
+/// The big-endian number in the first `bytes` bytes, and the bytes after it.
 fn number(from: &[u8], bytes: usize) -> Option<(usize, &[u8])> {
     let (digits, rest) = from.split_at_checked(bytes)?;
     Some((digits.iter().fold(0, |number, &digit| number << 8 | usize::from(digit)), rest))
