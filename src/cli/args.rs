@@ -78,8 +78,10 @@ pub(super) enum Command {
         #[arg(long, value_name = "N")]
         limit: Option<usize>,
     },
-    /// Rebuilds the index from every record in the log; recently deleted or replaced values may
-    /// come back. Refused while another process has the directory open
+    /// Rebuilds the index of a directory with damaged snapshots from its log
+    ///
+    /// Recently deleted or replaced values may come back. Refused while another process has the
+    /// directory open.
     Salvage {
         #[command(flatten)]
         place: Place,
