@@ -3,6 +3,8 @@
 //! time, and once in between.
 //!
 //! The names are read from the source, so a new point is tested as soon as it exists.
+//!
+//! Shows invariants I2 and I20.
 #![cfg(test)]
 
 #[path = "support/dir.rs"]

@@ -1,6 +1,8 @@
 //! Random operations on a cache are compared with a model, a plain map: all operations of the
 //! public API, a clock that moves forwards and backwards, close, reopening with other bounds, and
 //! kills.
+//!
+//! Shows invariant I6.
 #![cfg(test)]
 
 #[path = "support/dir.rs"]

@@ -3,6 +3,8 @@
 //! the computing process or the holder is killed, another process takes over at once.
 //!
 //! `KEEPWARM_FLIGHT_ROUNDS` sets the number of rounds.
+//!
+//! Shows invariants I24 and I34.
 #![cfg(test)]
 
 #[path = "support/harness.rs"]

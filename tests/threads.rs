@@ -1,5 +1,7 @@
 //! Many threads use one cache at the same time: counters are exact, `add` has one winner, and a
 //! reader sees only values that were written under its key.
+//!
+//! Shows invariants I1 and I27.
 #![cfg(test)]
 
 mod common;

@@ -1,5 +1,7 @@
 //! What the public API promises where Django's recorded answers (`tests/conformance.rs`) say nothing: one
 //! file a promise, each on every backend. No test sleeps; the time is in the tests' hands.
+//!
+//! Shows invariant I35.
 
 // Always so for a file in `tests`; said for clippy, which then takes the helpers for tests as well.
 #![cfg(test)]

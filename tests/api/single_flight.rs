@@ -1,4 +1,6 @@
 //! Of the threads that miss a key at the same time one computes, and nobody waits for ever.
+//!
+//! Shows invariant I34.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Barrier;

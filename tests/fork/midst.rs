@@ -1,4 +1,6 @@
 //! Forks while other threads are in the midst of everything that a cache does, whatever they have locked.
+//!
+//! Shows invariant I31.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};

@@ -1,4 +1,6 @@
 //! A parent is killed while its child lives: nothing of the parent's stays locked.
+//!
+//! Shows invariants I22 and I31.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -5,6 +5,8 @@
 //! surely on the disk.
 //!
 //! `KEEPWARM_CUT_SECONDS` sets the total time (default 12), `KEEPWARM_SEED` the first seed.
+//!
+//! Shows invariants I7, I18, I20 and I21.
 #![cfg(test)]
 
 mod disk;

@@ -11,6 +11,8 @@
 //!
 //! The model checks the order of steps, not the code. `tests/power_cut`, `tests/kill_points.rs` and
 //! `tests/threads.rs` run the code.
+//!
+//! Shows invariants I14, I15 and I18.
 #![cfg(test)]
 
 mod crash;

@@ -1,4 +1,6 @@
 //! Counters that many processes increment are exact, and one process wins each concurrent `add`.
+//!
+//! Shows invariant I10.
 
 use std::path::Path;
 use std::time::Instant;

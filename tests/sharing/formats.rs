@@ -1,4 +1,6 @@
 //! A directory that another version of the library, with another format, has open.
+//!
+//! Shows invariant I9.
 
 use std::path::Path;
 

@@ -1,5 +1,7 @@
 //! No read returns a value that was superseded before the read began. Many processes record what
 //! they do and see, and the checker examines the histories afterwards.
+//!
+//! Shows invariants I8 and I14.
 
 use std::collections::BTreeMap;
 use std::path::Path;

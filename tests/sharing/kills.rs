@@ -6,6 +6,8 @@
 //! outside. The longest is compared with the longest in control rounds, before and after, in which
 //! processes attach and detach as often but none is killed. [`delays`](crate::delays) defines what
 //! counts as a delay.
+//!
+//! Shows invariants I23 and I24.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;

@@ -1,5 +1,7 @@
 //! Large values that many processes write, move, read and remove. Each value is a file that one
 //! process creates and another may unlink.
+//!
+//! Shows invariants I27 and I30.
 
 use std::fs;
 use std::io::Read;

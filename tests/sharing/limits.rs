@@ -1,5 +1,7 @@
 //! The limits of a directory apply to all processes that have it open, and any of them can change
 //! them.
+//!
+//! Shows invariant I4.
 
 use std::path::Path;
 use std::time::Instant;

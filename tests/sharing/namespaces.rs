@@ -1,5 +1,7 @@
 //! Two containers that share a volume. A process id has no meaning in the other container, and both
 //! containers use the same ids.
+//!
+//! Shows invariant I22.
 
 use std::path::Path;
 use std::process::Command;

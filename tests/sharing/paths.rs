@@ -1,5 +1,7 @@
 //! All paths to a directory lead to the same cache: for the handles of one process, and for
 //! several processes.
+//!
+//! Shows invariant I9.
 
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};

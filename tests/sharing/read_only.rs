@@ -1,5 +1,7 @@
 //! Processes that may read a directory and not write to it: the directory is mounted read-only for
 //! them, or they lack the permission.
+//!
+//! Shows invariant I29.
 
 use std::collections::BTreeMap;
 use std::fs::{self, Permissions};

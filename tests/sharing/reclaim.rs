@@ -1,6 +1,8 @@
 //! When one process removes a segment, the others unmap it within about a second, even if they are
 //! idle, so that its space becomes free. When a leader dies, another process takes over its work as
 //! soon.
+//!
+//! Shows invariants I24 and I28.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -1,5 +1,7 @@
 //! A process that is stopped (SIGSTOP) in the middle of a change. Other processes continue to read,
 //! and to write other keys. Only a change of the same chain times out with `Busy`.
+//!
+//! Shows invariants I16 and I25.
 
 use std::path::Path;
 use std::sync::Arc;
