@@ -1,4 +1,4 @@
-//! The index, from the source of the library, over the floor in [`crate::sys`].
+//! The index, from the source of the library, over the replacement in [`crate::sys`].
 
 #[expect(dead_code, reason = "the scenarios use the part that processes share")]
 #[path = "format.rs"]

@@ -1,4 +1,4 @@
-//! Small scenarios in every order, and that each notices what it is there for.
+//! Small scenarios in every order. Each also runs with a fault that it must detect.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
@@ -12,13 +12,13 @@ use crate::expected::{fails, quieten};
 use crate::member::{Member, SEGMENT, TINY, members};
 use crate::sys::machine::{Fault, Machine, Memory};
 
-/// So often a process is put off in one run where it could have gone on: all orders of so few are tried.
+/// The bound on preemptions in one run. All orders with at most this many are tried.
 const PREEMPTIONS: usize = 2;
-/// The same, for scenarios with more steps, and with less.
+/// The bounds for scenarios with more steps and with fewer steps.
 const FEWER: usize = 1;
 const MORE: usize = 3;
 
-/// Runs `scenario` in every order, and says how many there were.
+/// Runs `scenario` in every order, and prints the number of orders.
 fn explore(name: &str, preemptions: usize, scenario: impl Fn() + Send + Sync + 'static) {
     quieten();
     let (count, started) = (Arc::new(AtomicUsize::new(0)), Instant::now());
@@ -31,22 +31,22 @@ fn explore(name: &str, preemptions: usize, scenario: impl Fn() + Send + Sync + '
         scenario();
     });
     let count = count.load(Relaxed);
-    assert!(count > 10, "{name}: {count} orders are none");
+    assert!(count > 10, "{name}: only {count} orders");
     println!("{name}: {count} orders with {preemptions} preemptions, {:?}", started.elapsed());
 }
 
-/// Runs `scenario` until something does not hold in it, which has to happen.
-fn notices(name: &str, preemptions: usize, scenario: impl Fn() + Send + Sync + 'static) {
-    assert!(fails(|| explore(name, preemptions, scenario)), "{name}: not noticed");
-    println!("{name}: noticed");
+/// Runs `scenario` until an assertion in it fails, which must happen.
+fn detects(name: &str, preemptions: usize, scenario: impl Fn() + Send + Sync + 'static) {
+    assert!(fails(|| explore(name, preemptions, scenario)), "{name}: not detected");
+    println!("{name}: detected");
 }
 
 fn world(fault: Fault, count: u32) -> Vec<Arc<Member>> {
     members(&Machine::with(Memory::Loom, TINY.index_bytes() as usize, fault), count)
 }
 
-/// Has a process do something on a thread of its own.
-fn on<T: 'static>(
+/// Runs `what` for a process on a new thread.
+fn spawn<T: 'static>(
     member: &Arc<Member>,
     what: impl FnOnce(&Member) -> T + 'static,
 ) -> thread::JoinHandle<T> {
@@ -58,10 +58,10 @@ fn on<T: 'static>(
 fn publish_against_read(fault: Fault) {
     let world = world(fault, 2);
     assert!(world[0].set(1, 1));
-    let writer = on(&world[1], |member| assert!(member.set(1, 2)));
+    let writer = spawn(&world[1], |member| assert!(member.set(1, 2)));
     let mut last = 0;
     for _ in 0..2 {
-        let (record, stamp) = world[0].get(1).expect("the key is there all the time");
+        let (record, stamp) = world[0].get(1).expect("the key is present all the time");
         assert!([1, 2].contains(&record) && stamp >= last);
         last = stamp;
     }
@@ -71,28 +71,29 @@ fn publish_against_read(fault: Fault) {
 }
 
 #[test]
-fn a_reader_sees_the_old_record_or_the_new_one_whole() {
+fn a_reader_sees_the_old_or_the_new_record_whole() {
     explore("publish against read", PREEMPTIONS, || publish_against_read(Fault::None));
-    notices("stores that publish nothing", PREEMPTIONS, || {
+    detects("stores that publish nothing", PREEMPTIONS, || {
         publish_against_read(Fault::RelaxedStores)
     });
 }
 
-/// A reader of key 1, and a copy of the chain, while another process changes key 2 beside it.
+/// A reader of key 1, and a copy of the chain, while another process changes key 2 in the same
+/// chain.
 #[test]
-fn what_changes_beside_a_key_does_not_make_it_look_damaged() {
+fn a_change_beside_a_key_does_not_make_it_look_damaged() {
     explore("publish against read of a neighbour", PREEMPTIONS, || {
         let world = world(Fault::None, 2);
         assert!(world[0].set(1, 1));
         assert!(world[0].set(2, 2));
-        let writer = on(&world[1], |member| assert!(member.set(2, 3)));
+        let writer = spawn(&world[1], |member| assert!(member.set(2, 3)));
         assert_eq!(world[0].get(1).unwrap().0, 1);
         writer.join().unwrap();
     });
     explore("publish against a copy of the chain", PREEMPTIONS, || {
         let world = world(Fault::None, 2);
         assert!(world[0].set(1, 1));
-        let writer = on(&world[1], |member| assert!(member.set(1, 2)));
+        let writer = spawn(&world[1], |member| assert!(member.set(1, 2)));
         let mut packed = crate::engine::index::Packed::default();
         assert!(world[0].index.pack(0, &mut packed));
         assert!([1, 2].contains(&(packed.primary[0].offset() / 8)), "the copy lacks the key");
@@ -102,63 +103,65 @@ fn what_changes_beside_a_key_does_not_make_it_look_damaged() {
 
 fn publish_against_publish(fault: Fault) {
     let world = world(fault, 2);
-    let other = on(&world[1], |member| member.set(1, 2));
+    let other = spawn(&world[1], |member| member.set(1, 2));
     let mine = world[0].set(1, 1);
     let theirs = other.join().unwrap();
     assert_eq!((mine, theirs), (true, true));
     let (_, last) = world[0].get(1).unwrap();
-    assert_eq!(last, world[0].stamp(1).max(world[0].stamp(2)), "the later one is there");
+    assert_eq!(last, world[0].stamp(1).max(world[0].stamp(2)), "the later record is published");
     world[0].check_at_rest();
     assert_eq!(world[0].index.count(), 1);
 }
 
 #[test]
-fn of_two_writers_of_a_key_the_later_one_wins_and_it_is_counted_once() {
+fn the_later_of_two_writers_wins_and_is_counted_once() {
     explore("publish against publish", PREEMPTIONS, || publish_against_publish(Fault::None));
-    notices("locks that do not lock", PREEMPTIONS, || publish_against_publish(Fault::BlindSwaps));
+    detects("locks that do not lock", PREEMPTIONS, || publish_against_publish(Fault::BlindSwaps));
 }
 
-/// Seals and empties the segment: no word names it any more.
+/// Seals and empties the segment; no word names it now.
 fn empty(member: &Member) {
     let index = &member.index;
     assert!(index.move_segment(SEGMENT, SegmentState::Active, SegmentState::Sealed));
     assert!(index.move_segment(SEGMENT, SegmentState::Sealed, SegmentState::Emptied));
 }
 
-/// Drops the segment, and frees its place if all have let go of it. Says whether that is so.
+/// Drops the segment, and frees its place if all processes have unmapped it. Returns whether it was
+/// freed.
 fn drop_and_free(member: &Member, asks: bool) -> bool {
     member.index.drop_segment(SEGMENT);
-    assert!(member.keep_up(SEGMENT));
+    assert!(member.acknowledge_drop(SEGMENT));
     member.index.free_dropped(if asks { member.index.drops_seen_by_all() } else { u64::MAX });
     member.index.segment(SEGMENT).is_none()
 }
 
-/// The one process drops a segment that the other has mapped, and puts something else in its place.
-fn drop_against_letting_go(lets_go: bool) {
+/// Process 1 drops a segment that process 2 has mapped, and reuses its place.
+fn drop_against_unmap(unmaps: bool) {
     let world = world(Fault::None, 2);
     world[0].set(1, 1);
     world[0].delete(1);
     empty(&world[0]);
-    let dropper = on(&world[0], |member| {
+    let dropper = spawn(&world[0], |member| {
         if drop_and_free(member, true) {
             member.free(1);
         }
     });
-    let has_let_go = world[1].keep_up(SEGMENT) && lets_go;
-    assert!(has_let_go || !world[1].is_freed(1), "a segment was freed that is in use");
+    let has_unmapped = world[1].acknowledge_drop(SEGMENT) && unmaps;
+    assert!(has_unmapped || !world[1].is_freed(1), "a segment in use was freed");
     dropper.join().unwrap();
 }
 
 #[test]
-fn a_segment_is_freed_when_everybody_has_let_go_of_it() {
-    explore("drop of a segment against who lets go of it", MORE, || drop_against_letting_go(true));
-    notices("a process that keeps what it says it let go of", MORE, || {
-        drop_against_letting_go(false)
+fn a_segment_is_freed_once_all_have_unmapped_it() {
+    explore("drop of a segment against its unmap", MORE, || drop_against_unmap(true));
+    detects("a process that keeps a segment which it acknowledged", MORE, || {
+        drop_against_unmap(false)
     });
 }
 
-/// A reader has found a word. Its record is superseded, and its segment emptied, dropped and freed; a newer record comes
-/// into a segment in the same place. The reader goes on with the record it has found, until its call is over.
+/// A reader has found a word. Then its record is superseded, its segment emptied, dropped and
+/// freed, and a newer record is stored in a segment in the same place. The reader can use the
+/// record that it has found until its call ends.
 fn drop_against_read(asks: bool) {
     let world = world(Fault::None, 2);
     assert!(world[0].set(1, 1));
@@ -176,45 +179,46 @@ fn drop_against_read(asks: bool) {
         }
     };
     let (reader, mut remover) = (&world[1], None);
-    reader.get_and(1, || remover = Some(on(&world[0], remove)));
-    reader.keep_up(SEGMENT);
+    reader.get_with(1, || remover = Some(spawn(&world[0], remove)));
+    reader.acknowledge_drop(SEGMENT);
     reader.get(1);
-    remover.expect("it was there").join().unwrap();
+    remover.expect("the reader found the key").join().unwrap();
 }
 
 #[test]
-fn a_reader_goes_on_with_what_it_has_found_until_its_call_is_over() {
+fn a_found_record_stays_readable_until_the_call_ends() {
     explore("drop of a segment against read", FEWER, || drop_against_read(true));
-    notices("a place that is freed without asking", FEWER, || drop_against_read(false));
+    detects("a place that is freed without asking the others", FEWER, || drop_against_read(false));
 }
 
-/// What is left out of opening a segment that another process made.
+/// The step that is left out when a process opens a segment of another process.
 #[derive(Clone, Copy, PartialEq)]
-enum LeftOut {
+enum Omission {
     Nothing,
     SecondLook,
     Fences,
 }
 
-/// A thread opens a segment, another of the same process lets go of what is dropped, while a third, of another process,
-/// drops it. Whether it is mapped is the process's own affair, in memory that its threads share.
-fn open_against_drop(left_out: LeftOut) {
+/// One thread opens a segment, and another of the same process unmaps dropped segments, while a
+/// third thread, of another process, drops the segment. Whether it is mapped is private to the
+/// process, in memory that its threads share.
+fn open_against_drop(omission: Omission) {
     let world = world(Fault::None, 2);
     empty(&world[0]);
     let mapped = Arc::new(AtomicBool::new(false));
     let fenced = move || {
-        if left_out != LeftOut::Fences {
+        if omission != Omission::Fences {
             fence(SeqCst);
         }
     };
-    let dropper = on(&world[0], |member| _ = drop_and_free(member, true));
+    let dropper = spawn(&world[0], |member| _ = drop_and_free(member, true));
     let map = mapped.clone();
-    let opener = on(&world[1], move |member| {
+    let opener = spawn(&world[1], move |member| {
         let is_there = || member.index.segment_state(SEGMENT) == Some(SegmentState::Emptied);
         if is_there() {
             map.store(true, SeqCst);
             fenced();
-            if left_out != LeftOut::SecondLook && !is_there() {
+            if omission != Omission::SecondLook && !is_there() {
                 map.store(false, SeqCst);
             }
         }
@@ -229,67 +233,70 @@ fn open_against_drop(left_out: LeftOut) {
     dropper.join().unwrap();
     opener.join().unwrap();
     let acknowledged = seen == world[1].index.drops();
-    assert!(!acknowledged || !mapped.load(SeqCst), "what it says it let go of is mapped");
+    assert!(!acknowledged || !mapped.load(SeqCst), "an acknowledged segment is mapped");
 }
 
 #[test]
-fn a_segment_that_is_opened_while_it_is_dropped_is_let_go_of() {
+fn a_segment_opened_during_its_drop_is_unmapped() {
     explore("drop of a segment against its opening", PREEMPTIONS, || {
-        open_against_drop(LeftOut::Nothing)
+        open_against_drop(Omission::Nothing)
     });
-    notices("no second look after opening", PREEMPTIONS, || open_against_drop(LeftOut::SecondLook));
-    notices("no fences between the looks", PREEMPTIONS, || open_against_drop(LeftOut::Fences));
+    detects("no second look after opening", PREEMPTIONS, || {
+        open_against_drop(Omission::SecondLook)
+    });
+    detects("no fences between the looks", PREEMPTIONS, || open_against_drop(Omission::Fences));
 }
 
-/// A process says that it keeps a segment that was dropped, and its place is freed, while another counts.
+/// A process reports that it keeps a dropped segment, and the place is freed, while another process
+/// counts the bytes in use.
 fn keep_against_count() {
     let world = world(Fault::None, 2);
     let index = &world[0].index;
     assert!(index.move_segment(SEGMENT, SegmentState::Active, SegmentState::Sealed));
     assert!(index.move_segment(SEGMENT, SegmentState::Sealed, SegmentState::Emptied));
     index.drop_segment(SEGMENT);
-    assert!(world[0].keep_up(SEGMENT));
+    assert!(world[0].acknowledge_drop(SEGMENT));
     let bytes = index.segment(SEGMENT).unwrap().len;
     assert_eq!(index.used_bytes(), bytes);
-    let keeper = on(&world[1], move |member| {
+    let keeper = spawn(&world[1], move |member| {
         member.index.set_own_bytes(bytes, 0);
-        assert!(member.keep_up(SEGMENT));
+        assert!(member.acknowledge_drop(SEGMENT));
         member.index.free_dropped(member.index.drops_seen_by_all());
         assert!(member.index.segment(SEGMENT).is_none());
     });
-    assert!(world[0].index.used_bytes() >= bytes, "it is in the table, or kept");
+    assert!(world[0].index.used_bytes() >= bytes, "the segment counts in the table or as kept");
     keeper.join().unwrap();
     assert_eq!(world[0].index.used_bytes(), bytes);
 }
 
 #[test]
-fn what_moves_from_the_table_to_who_keeps_it_counts_all_the_time() {
+fn bytes_that_move_from_the_table_to_a_keeper_always_count() {
     explore("a kept segment against a count", FEWER, keep_against_count);
 }
 
-/// Process 2 dies instead of making one more change than `changes` of those that `set` makes. Says whether it did.
+/// Process 2 dies after `changes` of the changes of its `set`; process 1 takes the lock over.
 fn take_over(changes: u64, is_new: bool) {
     let world = world(Fault::None, 2);
     if !is_new {
         assert!(world[0].set(1, 3));
     }
     world[1].process.die_after(changes);
-    let doomed = on(&world[1], |member| member.survives(|| assert!(member.set(1, 2))));
+    let doomed = spawn(&world[1], |member| member.survives(|| assert!(member.set(1, 2))));
     assert!(world[0].set(1, 1));
     let survived = doomed.join().unwrap();
-    let (record, stamp) = world[0].get(1).expect("one of them was published");
+    let (record, stamp) = world[0].get(1).expect("a record was published");
     let (mine, theirs) = (world[0].stamp(1), world[0].stamp(2));
     if survived || mine > theirs {
-        assert_eq!(stamp, mine.max(theirs), "record {record}: the later one is there");
+        assert_eq!(stamp, mine.max(theirs), "record {record} is not the later one");
     } else {
-        assert_ne!(record, 3, "what was acknowledged is there, or what came later");
+        assert_ne!(record, 3, "an acknowledged record was lost");
     }
     world[0].check_at_rest();
 }
 
 #[test]
-fn whoever_takes_a_lock_over_goes_on_with_what_the_dead_have_published() {
-    // A lock, a count if the key is new, a sequence, a stamp, a word, an unlock.
+fn a_lock_taken_over_from_a_dead_process_loses_nothing() {
+    // The changes: lock, count if the key is new, sequence, stamp, word, unlock.
     for (is_new, all) in [(true, 6), (false, 5)] {
         for changes in 0..all {
             explore(
@@ -303,10 +310,10 @@ fn whoever_takes_a_lock_over_goes_on_with_what_the_dead_have_published() {
     }
 }
 
-/// The kernel lies: each takes the other for dead.
+/// The kernel reports every process as dead, so each takes the other's lock.
 fn steal(fault: Fault) {
     let world = world(fault, 2);
-    let other = on(&world[1], |member| member.set(1, 2));
+    let other = spawn(&world[1], |member| member.set(1, 2));
     let mine = world[0].set(1, 1);
     let theirs = other.join().unwrap();
     let stolen = world[0].index.wants_recount();
@@ -315,7 +322,7 @@ fn steal(fault: Fault) {
 }
 
 #[test]
-fn a_lock_that_is_stolen_from_the_living_is_noticed_at_its_unlock() {
+fn a_stolen_lock_is_detected_at_its_unlock() {
     explore("a lock is stolen", FEWER, || steal(Fault::AllSeemDead));
-    notices("an unlock that does not compare", FEWER, || steal(Fault::BlindAndAllSeemDead));
+    detects("an unlock that does not compare", FEWER, || steal(Fault::BlindAndAllSeemDead));
 }

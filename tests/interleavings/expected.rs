@@ -1,31 +1,32 @@
-//! Panics of which nobody wants to read: those that have to happen, and those by which loom takes threads down.
+//! Silences panics that are not failures: those that a test expects, and those with which loom ends
+//! threads.
 
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
 thread_local! {
-    /// Loom and shuttle run the threads of a scenario on the one that asks for it.
+    /// Loom and shuttle run all threads of a scenario on the thread that starts it.
     static EXPECTED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// From now on only what is told with a message, and not expected, is printed.
+/// Prints from now on only panics that have a message and are not expected.
 pub(crate) fn quieten() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
-        // Shuttle has a hook of its own, from its first run on, which would be in front of this one.
+        // Shuttle installs its own hook at its first run, which would then precede this one.
         shuttle::check_random(|| {}, 1);
         let hook = panic::take_hook();
         panic::set_hook(Box::new(move |panicked| {
-            let told = panicked.payload().is::<&str>() || panicked.payload().is::<String>();
-            if told && !EXPECTED.get() {
+            let has_message = panicked.payload().is::<&str>() || panicked.payload().is::<String>();
+            if has_message && !EXPECTED.get() {
                 hook(panicked);
             }
         }));
     });
 }
 
-/// Whether `what` panics. Nothing is printed of it.
+/// Whether `what` panics. The panic is not printed.
 pub(crate) fn fails(what: impl FnOnce()) -> bool {
     quieten();
     EXPECTED.set(true);

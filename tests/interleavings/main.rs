@@ -1,11 +1,12 @@
-//! The protocol that processes share the index by, in every order and in many random ones.
+//! The index that processes share, in every interleaving and in many random ones.
 //!
-//! This compiles the source of the index itself, over a floor ([`sys`]) whose memory is loom's or shuttle's. Loom
-//! runs small scenarios in every interleaving with a bounded number of preemptions, and has each load return each value
-//! that its memory order allows. Shuttle runs a larger one in random orders, with a process that dies. `tests/protocol`
-//! is about the order of the steps with log and disk; this is about the code and its memory orders.
+//! These tests compile the source of the index itself over a replacement of [`sys`], whose memory
+//! is that of loom or shuttle. Loom runs small scenarios in every interleaving with a bounded
+//! number of preemptions, and each load returns each value that its memory order allows. Shuttle
+//! runs a larger scenario in random orders, with a process that dies. `tests/protocol` checks the
+//! order of the steps, with log and disk; these tests check the code and its memory orders.
 
-#[expect(dead_code, reason = "shuttle has the chance; only the seed is ours")]
+#[expect(dead_code, reason = "shuttle has a generator of its own; only the seed is used")]
 #[cfg(test)]
 #[path = "../support/rng.rs"]
 mod rng;
@@ -24,7 +25,7 @@ mod limits {
 mod options {
     pub(crate) const INLINE_CULL_ENTRIES: u64 = 10_000;
 }
-// Not under `cfg(test)`: the lints see the index as they do in the library.
+// Not under `cfg(test)`, so that lints apply to the index as in the library.
 mod engine;
 #[cfg(test)]
 mod every_order;

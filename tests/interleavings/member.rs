@@ -1,4 +1,4 @@
-//! What a process does with the index, in the order in which the engine does it.
+//! The operations of a process on the index, in the order in which the engine performs them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
@@ -11,20 +11,20 @@ use crate::sys::file::File;
 use crate::sys::fork::OwnFile;
 use crate::sys::machine::{Died, Machine, Process};
 
-/// One chain, and two buckets for it to grow by.
+/// One chain, and two overflow buckets for it.
 pub(crate) const TINY: Geometry = Geometry { primaries: 1, buckets: 3, segments: 2 };
-/// The segment that a scenario begins with.
+/// The segment that exists when a scenario begins.
 pub(crate) const SEGMENT: u32 = 1;
-/// What is in place of a record whose segment was freed.
+/// Replaces the stamp of a record whose segment was freed.
 const FREED: u64 = u64::MAX;
 
-/// A process that is attached.
+/// An attached process.
 pub(crate) struct Member {
     pub(crate) index: Index,
     pub(crate) process: Arc<Process>,
 }
 
-/// Processes 1 to `count` on `machine`, all attached to an index that the first has made.
+/// Attaches processes 1 to `count` on `machine` to an index that the first one creates.
 pub(crate) fn members(machine: &Arc<Machine>, count: u32) -> Vec<Arc<Member>> {
     let attach = |number| {
         let process = Process::new(machine, number);
@@ -32,7 +32,7 @@ pub(crate) fn members(machine: &Arc<Machine>, count: u32) -> Vec<Arc<Member>> {
         let process_slot = ProcessSlot::new(Arc::new(OwnFile(process.clone())), number);
         let index = match number {
             1 => Index::create(&file, TINY, process_slot).unwrap(),
-            _ => Index::join(&file, process_slot).unwrap().expect("an index is there"),
+            _ => Index::join(&file, process_slot).unwrap().expect("the index exists"),
         };
         Arc::new(Member { index, process })
     };
@@ -40,22 +40,22 @@ pub(crate) fn members(machine: &Arc<Machine>, count: u32) -> Vec<Arc<Member>> {
     let first = &members[0];
     assert_eq!(first.index.begin_segment(4096), Some(SEGMENT));
     assert!(first.index.move_segment(SEGMENT, SegmentState::Unborn, SegmentState::Active));
-    // Loom wants every word that is used to be made before others begin.
+    // Loom requires that all words are created before other threads start.
     assert!(first.set(9, 0) && first.delete(9));
     assert!(!first.index.wants_recount() && first.index.drops() == 0);
     members
 }
 
 impl Member {
-    /// Publishes a record of a key. `false` if the lock was stolen meanwhile.
+    /// Publishes a record of a key. Returns `false` if the lock was stolen meanwhile.
     pub(crate) fn set(&self, key: u64, record: u32) -> bool {
         self.set_in(SEGMENT, key, record)
     }
 
-    /// The same, where the record is in another segment.
+    /// The same with a record in another segment.
     pub(crate) fn set_in(&self, segment: u32, key: u64, record: u32) -> bool {
         let index = &self.index;
-        let locked = index.lock(key).expect("nobody is stopped");
+        let locked = index.lock(key).expect("no process is stopped");
         let old = index.find(key, |_| Probe::Match).entry;
         let generation = loop {
             let generation = index.generation();
@@ -64,9 +64,9 @@ impl Member {
             }
             match index.count_up(generation, 100) {
                 CountUp::Counted => break generation,
-                // Whoever began it may be dead: this process has to see it all the same.
+                // The process that began the generation may be dead. This process must see it.
                 CountUp::OtherGeneration => assert!(index.generation() > generation),
-                CountUp::Full => panic!("there is room"),
+                CountUp::Full => panic!("the bound is not reached"),
             }
         };
         let slot = old.map_or_else(|| locked.vacant().unwrap().slot, |(slot, _)| slot);
@@ -76,9 +76,9 @@ impl Member {
         locked.unlock().is_ok()
     }
 
-    /// Removes a key, if it is there; likewise.
+    /// Removes a key if it is present. Returns `false` if the lock was stolen meanwhile.
     pub(crate) fn delete(&self, key: u64) -> bool {
-        let locked = self.index.lock(key).expect("nobody is stopped");
+        let locked = self.index.lock(key).expect("no process is stopped");
         let generation = self.index.generation();
         match self.index.find(key, |_| Probe::Match).entry {
             Some((slot, word)) if self.generation_of(word) == generation => {
@@ -92,17 +92,17 @@ impl Member {
 
     /// The record of a key and its stamp.
     pub(crate) fn get(&self, key: u64) -> Option<(u32, u64)> {
-        self.get_and(key, || {})
+        self.get_with(key, || {})
     }
 
-    /// The same, with something done when the word is found and the record not read yet.
-    pub(crate) fn get_and(&self, key: u64, between: impl FnOnce()) -> Option<(u32, u64)> {
+    /// The same, with a call of `between` after the word is found and before the record is read.
+    pub(crate) fn get_with(&self, key: u64, between: impl FnOnce()) -> Option<(u32, u64)> {
         let found = self.index.find(key, |_| Probe::Match);
         between();
         let read = found.entry.map(|(_, word)| (word.offset() / 8, self.stamp(word.offset() / 8)));
-        assert!(!self.index.is_damaged(key, &found), "what nobody damaged was taken for damaged");
+        assert!(!self.index.is_damaged(key, &found), "an intact key was taken for damaged");
         if let Some((record, stamp)) = read {
-            assert_ne!(stamp, 0, "a word names record {record}, which nobody has stamped");
+            assert_ne!(stamp, 0, "a word names record {record}, which is not stamped");
             assert_ne!(stamp, FREED, "a word names record {record}, which was freed");
         }
         read
@@ -116,7 +116,7 @@ impl Member {
         self.process.record(record).load(Relaxed)
     }
 
-    /// Puts something else where the record was.
+    /// Overwrites the record, as the reuse of its place does.
     pub(crate) fn free(&self, record: u32) {
         self.process.record(record).store(FREED, Relaxed);
     }
@@ -125,15 +125,16 @@ impl Member {
         self.stamp(record) == FREED
     }
 
-    /// Lets go of segment `id` if it was dropped, and says so. Says whether it has.
-    pub(crate) fn keep_up(&self, id: u32) -> bool {
+    /// Acknowledges the drops so far. Returns whether segment `id` was dropped, so that the process
+    /// must have unmapped it.
+    pub(crate) fn acknowledge_drop(&self, id: u32) -> bool {
         let seen = self.index.drops();
         let dropped = self.index.segment_state(id) == Some(SegmentState::Dropped);
         self.index.acknowledge_drops(seen);
         dropped
     }
 
-    /// Does `what`, unless the process dies of it. Says whether it lives.
+    /// Calls `what`. Returns whether the process survived it.
     pub(crate) fn survives(&self, what: impl FnOnce()) -> bool {
         match catch_unwind(AssertUnwindSafe(what)) {
             Ok(()) => true,
@@ -142,7 +143,8 @@ impl Member {
         }
     }
 
-    /// As the engine counts: one at a time, and if no lock was held or taken meanwhile, the count is of the same moment.
+    /// Recounts the entries as the engine does: one process at a time. The count is valid only if
+    /// no lock was held or taken meanwhile, so that it is of one moment.
     pub(crate) fn count_again(&self) {
         let Some(_turn) = self.index.try_acquire(Role::Count).unwrap() else { return };
         self.index.set_wants_recount(false);
@@ -162,17 +164,16 @@ impl Member {
         self.index.correct_count(generation, counted as i64 - i64::from(seen));
     }
 
-    /// What holds when nobody changes anything: the words fit their checks, no key is there twice, and the count is
-    /// right, or is known to be wrong, and then it is too high.
+    /// Asserts what holds while no process changes anything: the words fit their checks, no key is
+    /// there twice, and the count is right. If a recount is wanted, the count may be too high.
     pub(crate) fn check_at_rest(&self) {
         self.index.release_locks_of_dead();
         assert_eq!(self.index.damaged_buckets(), [0u32; 0]);
         let mut words = self.index.chain_words(0);
         let (generation, count) = self.index.generation_and_count();
-        let there = words.iter().filter(|word| self.generation_of(**word) == generation).count();
-        let right =
-            count as usize == there || (self.index.wants_recount() && count as usize > there);
-        assert!(right, "{count} counted, {there} there");
+        let live = words.iter().filter(|word| self.generation_of(**word) == generation).count();
+        let right = count as usize == live || (self.index.wants_recount() && count as usize > live);
+        assert!(right, "{count} counted, {live} live");
         let all = words.len();
         words.sort_unstable_by_key(|word| word.0 >> 54);
         words.dedup_by_key(|word| word.0 >> 54);

@@ -1,4 +1,5 @@
-//! A larger scenario in many random orders: three processes do all that the index is shared for, and one dies of it.
+//! A larger scenario in many random orders: three processes use all shared parts of the index, and
+//! one of them dies.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -20,16 +21,16 @@ const PROCESSES: u32 = 3;
 const CALLS: usize = 3;
 const KEYS: u64 = 9;
 
-/// Something at random that a process does with the index.
+/// A random operation of a process on the index.
 fn call(member: &Member, next_record: &AtomicU32) {
     let mut random = shuttle::rand::thread_rng();
     let key = random.gen_range(1..=KEYS);
     match random.gen_range(0..10) {
         0..=3 => {
             let record = next_record.fetch_add(1, Relaxed);
-            assert!(member.set(key, record), "nobody steals");
+            assert!(member.set(key, record), "no lock is stolen");
         }
-        4 => assert!(member.delete(key), "nobody steals"),
+        4 => assert!(member.delete(key), "no lock is stolen"),
         5 => clear(member),
         6 | 7 => {
             let first = member.get(key);
@@ -44,12 +45,13 @@ fn call(member: &Member, next_record: &AtomicU32) {
 }
 
 fn clear(member: &Member) {
-    let lock = member.index.lock_clear().expect("nobody is stopped");
+    let lock = member.index.lock_clear().expect("no process is stopped");
     member.index.begin_generation(member.index.generation() + 1);
     drop(lock);
 }
 
-/// Goes on with a segment that a process left or began, seals it, drops it, and frees what all have let go of.
+/// Adopts an orphaned segment or begins one, seals it, drops it, and frees the places that all
+/// processes have unmapped.
 fn segments(member: &Member) {
     let index = &member.index;
     let id = match index
@@ -66,12 +68,12 @@ fn segments(member: &Member) {
             None => return,
         },
     };
-    assert!(index.is_own(index.segment(id).expect("it is this process's").owner));
+    assert!(index.is_own(index.segment(id).expect("it belongs to this process").owner));
     index.set_segment_tail(id, 64, 64);
     index.seal_segment(id);
-    assert!(index.move_segment(id, SegmentState::Sealed, SegmentState::Emptied), "one has it");
+    assert!(index.move_segment(id, SegmentState::Sealed, SegmentState::Emptied), "one owner");
     index.drop_segment(id);
-    member.keep_up(id);
+    member.acknowledge_drop(id);
     index.free_dropped(index.drops_seen_by_all());
 }
 
@@ -79,7 +81,8 @@ fn scenario(fault: Fault) {
     let machine = Machine::with(Memory::Shuttle, TINY.index_bytes() as usize, fault);
     let world = members(&machine, PROCESSES);
     world[0].index.leave_segment(crate::member::SEGMENT);
-    // One more entry than these, and the chain grows by a bucket, which may die with it or be given back.
+    // One more entry extends the chain by a bucket. Its process may die then, or release the
+    // bucket.
     const THERE: u32 = 7;
     (1..=THERE).for_each(|record| assert!(world[0].set(100 + u64::from(record), record)));
     let next_record = Arc::new(AtomicU32::new(THERE + 1));
@@ -101,7 +104,7 @@ fn scenario(fault: Fault) {
     let died = survivor.index.reap_dead();
     assert_eq!(died, world[2].process.is_dead());
     if died {
-        // As the engine does: it may have died after it said that it would count again.
+        // As the engine does: the dead process may have cleared the request for a recount already.
         survivor.index.set_wants_recount(true);
     }
     finish_clear(survivor);
@@ -111,9 +114,9 @@ fn scenario(fault: Fault) {
     survivor.check_at_rest();
 }
 
-/// Does what whoever comes after a dead process does: a clear that it began is done again.
+/// Finishes a clear that a dead process began, as the next process does.
 fn finish_clear(member: &Member) {
-    let lock = member.index.lock_clear().expect("whoever has it is dead");
+    let lock = member.index.lock_clear().expect("a holder of the lock is dead");
     if lock.unfinished {
         member.index.begin_generation(member.index.generation() + 1);
     }
@@ -124,20 +127,20 @@ fn finish_clear(member: &Member) {
 fn explore(fault: Fault) {
     let scheduler = RandomScheduler::new_from_seed(rng::seed(), SCHEDULES);
     let mut config = Config::new();
-    // The seed says it all; and a process that dies is not a failure.
+    // The seed repeats a failure; and a process that dies is not a failure.
     config.failure_persistence = FailurePersistence::None;
     config.silence_warnings = true;
     Runner::new(scheduler, config).run(move || scenario(fault));
 }
 
 #[test]
-fn three_processes_of_which_one_dies_leave_a_sound_index() {
+fn a_death_among_three_processes_leaves_a_sound_index() {
     let started = Instant::now();
     explore(Fault::None);
     println!("three processes, one dies: {SCHEDULES} schedules, {:?}", started.elapsed());
 }
 
 #[test]
-fn locks_that_do_not_lock_are_noticed_in_random_orders() {
+fn random_orders_detect_locks_that_do_not_lock() {
     assert!(fails(|| explore(Fault::BlindSwaps)));
 }

@@ -1,12 +1,13 @@
-//! The floor that the index stands on, with the memory in the hands of loom or shuttle.
+//! A replacement of `sys`, with the memory of loom or shuttle.
 //!
-//! A [`Machine`](machine::Machine) is what processes share: the words of the index, the records, and the lock bytes, which
-//! the kernel takes back from the dead. Each process reaches it through words of its own, so a [`Process`](machine::Process)
-//! can die at any change that it makes: from then on nothing that it does has an effect.
+//! A [`Machine`](machine::Machine) is what processes share: the words of the index, the records,
+//! and the lock bytes, which the kernel releases when a process dies. Each process has its own
+//! handles of the words. So a [`Process`](machine::Process) can die at any of its changes; from
+//! then on, none of its operations has an effect.
 
 pub(crate) mod machine;
 
-/// A place to stop at; here every change of a word is one.
+/// A named point. It does nothing here: a process can die at every change of a word.
 macro_rules! step {
     ($name:literal) => {};
 }
@@ -55,7 +56,7 @@ pub(crate) mod file {
     use std::io;
     use std::sync::Arc;
 
-    /// The file of the index, as one process has them open.
+    /// The file of the index, as one process has it open.
     #[derive(Debug)]
     pub(crate) struct File(pub(crate) Arc<Process>);
 
@@ -65,7 +66,7 @@ pub(crate) mod file {
         Ok(File(Process::new(&Machine::new(Memory::Plain, 1 << 20), 1)))
     }
 
-    /// A machine is made with zeros.
+    /// A new machine has zeros already.
     pub(crate) fn reset(file: &File, len: u64, _piece: u64) -> io::Result<()> {
         file.0.set_len(len);
         Ok(())
@@ -92,7 +93,7 @@ pub(crate) mod fork {
     use super::machine::Process;
     use std::sync::Arc;
 
-    /// The file of the locks, as one process has it open. Nobody forks here.
+    /// The file of the locks, as one process has it open. No process forks here.
     #[derive(Debug)]
     pub(crate) struct OwnFile(pub(crate) Arc<Process>);
 
@@ -132,8 +133,8 @@ pub(crate) mod random {
 pub(crate) mod wait {
     use super::machine::{Memory, memory};
 
-    /// Lets others go on. Asks at once who is alive; nobody is stopped here, so only plain memory, where nobody else
-    /// is, makes the wait a long one.
+    /// Yields to the other processes, and asks at once whether the holder is alive. No process is
+    /// stopped here, so a wait is long only in plain memory, where there is no other process.
     #[derive(Debug, Default)]
     pub(crate) struct Backoff {
         pauses: u32,

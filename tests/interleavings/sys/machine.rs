@@ -1,4 +1,4 @@
-//! A machine with its memory, and the processes on it.
+//! A simulated machine with its memory, and the processes on it.
 
 use std::cell::Cell as Local;
 use std::panic::resume_unwind;
@@ -6,14 +6,14 @@ use std::sync::atomic::AtomicU64 as Plain;
 use std::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed};
 use std::sync::{Arc, OnceLock};
 
-/// Whose the words are.
+/// The kind of memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Memory {
-    /// The processor's.
+    /// The memory of the processor.
     Plain,
-    /// Loom's: each load returns, one time or another, each value that its memory order allows.
+    /// Loom: over all runs, each load returns each value that its memory order allows.
     Loom,
-    /// Shuttle's: one order of all, another each time.
+    /// Shuttle: one random order of all accesses in each run.
     Shuttle,
 }
 
@@ -21,22 +21,22 @@ thread_local! {
     static MEMORY: Local<Memory> = const { Local::new(Memory::Plain) };
 }
 
-/// Whose memory the machines of this thread have.
+/// The memory of the machines of this thread.
 pub(crate) fn memory() -> Memory {
     MEMORY.get()
 }
 
-/// What is wrong with a machine, to see that a scenario notices.
+/// A fault of a machine. A scenario must detect it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     None,
-    /// A store publishes nothing of what was stored before it.
+    /// All stores are relaxed: they do not publish earlier stores.
     RelaxedStores,
     /// A compare-and-swap does not compare.
     BlindSwaps,
-    /// The kernel says of everybody that it is dead.
+    /// The kernel reports every process as dead.
     AllSeemDead,
-    /// Both.
+    /// `BlindSwaps` and `AllSeemDead`.
     BlindAndAllSeemDead,
 }
 
@@ -49,11 +49,12 @@ enum Word {
     Shuttle(shuttle::sync::atomic::AtomicU64),
 }
 
-/// Who looks at a word, one by one, for loom.
+/// For loom: an extra word for each reader of a word.
 ///
-/// Loom runs two accesses in both orders if one of them is a store. But it remembers only the last access of a word: of a
-/// load here, a load there and a store there it takes the first for harmless. So a process that loads a word loads
-/// one of its own beside it, and who stores changes those of all others.
+/// Loom runs two accesses in both orders if one of them is a store. But it remembers only the last
+/// access of a word: if two threads load a word and the second one then stores it, loom does not
+/// reorder the first load. So a process that loads a word also loads its own reader word, and a
+/// process that stores a word changes the reader words of all others.
 #[derive(Debug)]
 struct Readers([Loom; LOOM_PROCESSES]);
 
@@ -85,7 +86,7 @@ impl Word {
     }
 }
 
-/// Does something with the atomic in a word, as a process that looks or changes.
+/// Evaluates `$do` with the atomic of a word, as an access by a process: `look` or `change`.
 macro_rules! on {
     ($word:expr, $process:expr, $access:ident, $atomic:ident => $do:expr) => {
         match $word {
@@ -99,24 +100,24 @@ macro_rules! on {
     };
 }
 
-/// So many records, and more lock bytes than the processes of a scenario and the turns that they take. Loom is slow to
-/// make them.
+/// The numbers of records and of lock bytes, enough for the processes and the roles of a scenario.
+/// They are small for loom, which creates them slowly.
 fn records_and_locks(memory: Memory) -> (usize, usize) {
     if memory == Memory::Loom { (4, LOOM_PROCESSES + 1) } else { (64, 16) }
 }
-/// The lock bytes of processes end here; those of the turns follow.
-const TURNS_AT: i64 = crate::engine::format::index_header::MOST_PROCESSES as i64;
+/// The lock bytes of processes end here; those of the roles follow.
+const ROLES_AT: i64 = crate::engine::format::index_header::MOST_PROCESSES as i64;
 
 #[derive(Debug)]
 pub(crate) struct Machine {
     memory: Memory,
     fault: Fault,
     len: Plain,
-    /// Made when they are first touched: most never are.
+    /// Created at the first access, as most are never accessed.
     words: Vec<OnceLock<Word>>,
     /// The first words of records.
     records: Vec<Word>,
-    /// Who has each lock byte; the kernel orders whoever asks.
+    /// The holder of each lock byte. The kernel orders the accesses.
     locks: Vec<Word>,
 }
 
@@ -140,20 +141,20 @@ impl Machine {
     }
 
     fn lock(&self, byte: i64) -> &Word {
-        let at = if byte > TURNS_AT { self.locks.len() as i64 / 2 + byte - TURNS_AT } else { byte };
+        let at = if byte > ROLES_AT { self.locks.len() as i64 / 2 + byte - ROLES_AT } else { byte };
         &self.locks[at as usize]
     }
 }
 
-/// Thrown through the code of a process that dies.
+/// The payload of the panic that ends a dying process.
 pub(crate) struct Died;
 
-/// A process on a machine, and what it can do there.
+/// A process on a machine.
 #[derive(Debug)]
 pub(crate) struct Process {
     machine: Arc<Machine>,
     number: u64,
-    /// It dies instead of making one more change than this.
+    /// The number of changes after which it dies instead of the next one.
     changes_left: Plain,
     dead: Plain,
 }
@@ -165,7 +166,7 @@ impl Process {
         Arc::new(Self { machine: machine.clone(), number, changes_left, dead })
     }
 
-    /// Has it die instead of making one more change than `changes`, counted from now.
+    /// Makes the process die after `changes` more changes, instead of the next one.
     pub(crate) fn die_after(&self, changes: u64) {
         self.changes_left.store(changes, Relaxed);
     }
@@ -187,7 +188,7 @@ impl Process {
         AtomicU64(Of::Word(self.clone(), at))
     }
 
-    /// What the word is; 0 if nobody has touched it yet.
+    /// The value of the word; 0 if it was never accessed.
     pub(crate) fn read(self: &Arc<Self>, at: usize) -> u64 {
         let is_there = self.machine.words[at].get().is_some();
         if is_there { self.word(at).load(Relaxed) } else { 0 }
@@ -200,12 +201,16 @@ impl Process {
     pub(crate) fn try_lock(&self, byte: i64) -> bool {
         let mine = self.number;
         self.may_change()
-            && on!(self.machine.lock(byte), self.number, change, a => a.compare_exchange(0, mine, AcqRel, Acquire).is_ok())
+            && on!(self.machine.lock(byte), self.number, change, a => {
+                a.compare_exchange(0, mine, AcqRel, Acquire).is_ok()
+            })
     }
 
     pub(crate) fn unlock(&self, byte: i64) {
         if self.may_change() {
-            let _ = on!(self.machine.lock(byte), self.number, change, a => a.compare_exchange(self.number, 0, AcqRel, Acquire));
+            let _ = on!(self.machine.lock(byte), self.number, change, a => {
+                a.compare_exchange(self.number, 0, AcqRel, Acquire)
+            });
         }
     }
 
@@ -215,7 +220,7 @@ impl Process {
         !lies && by != 0 && by != self.number
     }
 
-    /// Counts a change. Says whether it may be made, or dies.
+    /// Counts a change, or dies. Returns whether the change may be made.
     fn may_change(&self) -> bool {
         if self.is_dead() {
             return false;
@@ -224,7 +229,9 @@ impl Process {
         if left == 0 {
             self.dead.store(1, Relaxed);
             for lock in &self.machine.locks {
-                let _ = on!(lock, self.number, change, a => a.compare_exchange(self.number, 0, AcqRel, Acquire));
+                let _ = on!(lock, self.number, change, a => {
+                    a.compare_exchange(self.number, 0, AcqRel, Acquire)
+                });
             }
             resume_unwind(Box::new(Died));
         }
@@ -237,20 +244,20 @@ impl Process {
 enum Of {
     Word(Arc<Process>, usize),
     Record(Arc<Process>, usize),
-    Nobody(Word),
+    Private(Word),
 }
 
-/// A word as one process has it.
+/// The handle of one process for a word.
 #[derive(Debug)]
 pub(crate) struct AtomicU64(Of);
 
 impl AtomicU64 {
-    /// A word that nobody shares.
+    /// A word that is not shared.
     pub(crate) fn new(value: u64) -> Self {
-        Self(Of::Nobody(Word::Plain(Plain::new(value))))
+        Self(Of::Private(Word::Plain(Plain::new(value))))
     }
 
-    /// The word, and the number of the process that has it.
+    /// The word, and the number of the process that has the handle.
     fn word(&self) -> (&Word, u64) {
         match &self.0 {
             Of::Word(process, at) => {
@@ -259,11 +266,11 @@ impl AtomicU64 {
                 (word, process.number)
             }
             Of::Record(process, number) => (&process.machine.records[*number], process.number),
-            Of::Nobody(word) => (word, 0),
+            Of::Private(word) => (word, 0),
         }
     }
 
-    /// The word, the number and the fault of the machine, if a change may be made.
+    /// The word, the process number and the fault of the machine, if a change may be made.
     fn to_change(&self) -> Option<(&Word, u64, Fault)> {
         let fault = match &self.0 {
             Of::Word(process, _) | Of::Record(process, _) => {
@@ -272,7 +279,7 @@ impl AtomicU64 {
                 }
                 process.machine.fault
             }
-            Of::Nobody(_) => Fault::None,
+            Of::Private(_) => Fault::None,
         };
         let (word, number) = self.word();
         Some((word, number, fault))
