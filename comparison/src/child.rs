@@ -1,4 +1,5 @@
-//! What needs a process of its own: memory, idleness, and being killed. The program starts itself again.
+//! Child processes, for measurements that need their own process: memory, idle activity, and kills.
+//! The program starts itself again.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -16,31 +17,31 @@ use crate::race::{set_all, set_one, version_of};
 use crate::results::Results;
 use crate::workload::{self, Size, Values};
 
-/// What a child is told to do.
+/// The task of a child process.
 #[derive(Debug, Subcommand)]
 #[command(hide = true)]
 pub(crate) enum Task {
-    /// Load everything and say what memory that took.
+    /// Load everything and print the memory used.
     #[command(hide = true)]
     Memory(Stage),
-    /// Load everything and then do nothing; say what that took.
+    /// Load everything, then do nothing, and print the activity meanwhile.
     #[command(hide = true)]
     Idle(Stage),
-    /// Write, with a byte to the standard output for each write that was acknowledged, until killed.
+    /// Write until killed, with a byte on standard output for each acknowledged write.
     #[command(hide = true)]
     Write {
         #[command(flatten)]
         stage: Stage,
-        /// The version to write; 1 stands for loading everything before.
+        /// The version to write; with 1, load everything first.
         #[arg(long)]
         version: u64,
     },
-    /// One of some processes at once.
+    /// Be one of several concurrent processes.
     #[command(hide = true)]
     Share(Share),
 }
 
-/// Which store, where, and how large.
+/// The store of a child: the engine, the directory, and the size.
 #[derive(Debug, Args)]
 pub(crate) struct Stage {
     #[arg(long)]
@@ -64,7 +65,7 @@ impl Stage {
 }
 
 impl Task {
-    /// Does it, in the child.
+    /// Runs the task, in the child.
     pub(crate) fn run(&self) {
         match self {
             Self::Memory(stage) => {
@@ -79,10 +80,10 @@ impl Task {
     }
 }
 
-/// The ids that a killed child writes in turn: half of them new, half overwritten.
+/// The ids that a child writes until it is killed, alternately new and existing ones.
 fn writes(entries: u32, version: u64) -> impl Iterator<Item = u32> {
     let overwritten = workload::shuffled(entries, version);
-    // Within the tenth that the bounds leave: each of five children has a fiftieth.
+    // The bounds leave a tenth for new entries: each of five children gets a fiftieth.
     let new = entries + entries / 50 * ((version - 1) as u32)..;
     let room = entries as usize / 50;
     new.take(room).zip(overwritten).flat_map(|(new, old)| [new, old])
@@ -99,14 +100,15 @@ fn write(stage: &Stage, version: u64) {
         set_one(&*store, &values, id, version + 1, &mut value);
         out.write_all(b".").and_then(|()| out.flush()).unwrap();
     }
-    // The last byte says that nothing more comes; the killer may be slow.
+    // All writes are done; the kill may come later.
     loop {
         std::thread::park();
     }
 }
 
-/// How long a child does nothing before and while it is looked at.
+/// How long an idle child waits before the measurement.
 const SETTLING: Duration = Duration::from_secs(3);
+/// How long its activity is measured.
 const IDLE: Duration = Duration::from_secs(5);
 
 fn idle(stage: &Stage) {
@@ -122,10 +124,10 @@ fn idle(stage: &Stage) {
     drop(store);
 }
 
-/// What the threads of the process did so far, all but the main thread.
+/// The activity so far of all threads of the process except the main thread.
 #[derive(Debug, Default)]
 struct Activity {
-    /// How often one began to run: each wait and each interruption ended once.
+    /// Context switches: how often a thread waited or was interrupted, and so began to run again.
     switches: u64,
     nanoseconds: u64,
 }
@@ -135,7 +137,7 @@ impl Activity {
         let mut all = Self::default();
         let me = std::process::id().to_string();
         for task in std::fs::read_dir("/proc/self/task").unwrap().map(Result::unwrap) {
-            // A thread may end meanwhile.
+            // A thread may end meanwhile; then its files are missing.
             let read =
                 |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
             if task.file_name() != *me {
@@ -159,7 +161,7 @@ fn status_kilobytes(name: &str) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// A child at work.
+/// A running child.
 pub(crate) struct Started(Child);
 
 impl Started {
@@ -167,7 +169,7 @@ impl Started {
         Self::waiting(task, which, dir, size, more, Stdio::inherit())
     }
 
-    /// With a standard input to wait for.
+    /// A child that waits for the end of its standard input.
     pub(crate) fn waiting(
         task: &str,
         which: Which,
@@ -184,13 +186,13 @@ impl Started {
         Self(command.stdin(input).stdout(Stdio::piped()).spawn().unwrap())
     }
 
-    /// Waits for the byte that says it is ready.
+    /// Waits for the byte by which the child reports that it is ready.
     pub(crate) fn wait_until_ready(&mut self) {
         let out = self.0.stdout.as_mut().unwrap();
         out.read_exact(&mut [0]).expect("a child ended before it was ready");
     }
 
-    /// The numbers that it prints at its end.
+    /// Waits for the end of the child and returns the numbers that it printed.
     pub(crate) fn numbers<const N: usize>(mut self) -> [f64; N] {
         let mut printed = String::new();
         self.0.stdout.take().unwrap().read_to_string(&mut printed).unwrap();
@@ -199,7 +201,8 @@ impl Started {
         numbers.try_into().unwrap()
     }
 
-    /// Kills it when it has acknowledged `count` writes, and says how many it had acknowledged in the end.
+    /// Kills the child when it has acknowledged `count` writes. Returns how many it had
+    /// acknowledged in total.
     fn kill_after(mut self, count: usize) -> usize {
         let mut out = self.0.stdout.take().unwrap();
         let (mut acknowledged, mut buffer) = (0, [0; 4096]);
@@ -222,10 +225,10 @@ impl Started {
     }
 }
 
-/// The group of results that are not about one size.
+/// The group of the results that do not belong to one size.
 pub(crate) const GROUP: &str = "process";
 
-/// Everything that takes children, at the smallest size.
+/// Everything that needs children: memory at every size, the rest at the smallest.
 pub(crate) fn run(plan: &Plan, results: &mut Results) {
     let Some(size) = plan.smallest() else { return };
     if plan.wants(Workload::Memory) {
@@ -253,9 +256,9 @@ fn memory(plan: &Plan, size: Size, results: &mut Results) {
 }
 
 fn idleness(plan: &Plan, size: Size, results: &mut Results) {
-    eprintln!("doing nothing");
+    eprintln!("idle processes");
     let size = Size { entries: size.entries / 10, ..size };
-    // At the same time: those who do nothing do not disturb each other.
+    // All at the same time: idle processes do not disturb each other.
     let children: Vec<_> = plan
         .contenders
         .iter()
@@ -276,14 +279,14 @@ fn kills(plan: &Plan, size: Size, which: Which, results: &mut Results) {
     let writes_each = size.entries as usize / 50;
     for version in 1..=plan.rounds as u64 {
         eprintln!("{}: kill {version} of {}", which.name(), plan.rounds);
-        let told = ["--version", &version.to_string()];
+        let args = ["--version", &version.to_string()];
         let acknowledged =
-            Started::new("write", which, dir.path(), size, &told).kill_after(writes_each.max(1));
+            Started::new("write", which, dir.path(), size, &args).kill_after(writes_each.max(1));
         let started = Instant::now();
         let store = which.open(dir.path(), Bounds::roomy(size.entries));
         let right = version_of(&*store, &values, 0).is_some();
         let elapsed = started.elapsed();
-        // Nothing overwrites the first ids of a round within it, so each write must be there as it was made.
+        // A child writes each id at most once, so each acknowledged write must be readable.
         let lost = writes(size.entries, version)
             .take(acknowledged)
             .filter(|id| version_of(&*store, &values, *id) != Some(version + 1))
@@ -292,7 +295,7 @@ fn kills(plan: &Plan, size: Size, which: Which, results: &mut Results) {
         results.add(GROUP, "acknowledged", which, acknowledged as f64);
         results.add(GROUP, "lost", which, lost as f64);
         if !right {
-            eprintln!("{}: an entry of the load is gone", which.name());
+            eprintln!("{}: an entry of the load is lost", which.name());
         }
         store.close();
     }
@@ -303,7 +306,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_child_writes_each_id_once_and_new_ones_stay_within_the_bounds() {
+    fn a_child_writes_each_id_once_and_within_the_bounds() {
         let entries = 1000;
         let bounds = Bounds::roomy(entries);
         let mut all_new = Vec::new();
@@ -318,12 +321,12 @@ mod tests {
         }
         all_new.sort_unstable();
         all_new.dedup();
-        assert_eq!(all_new.len(), 100, "no child writes what another did");
+        assert_eq!(all_new.len(), 100, "no two children write the same new id");
         assert!(u64::from(entries) + 100 < bounds.entries);
     }
 
     #[test]
-    fn both_kinds_of_switches_count() {
+    fn both_kinds_of_context_switches_count() {
         let status = "Name:\tx\nvoluntary_ctxt_switches:\t12\nnonvoluntary_ctxt_switches:\t3\n";
         assert_eq!(switches_in(status), 15);
     }

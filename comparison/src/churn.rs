@@ -1,4 +1,5 @@
-//! Stores at their bounds, and counters that are counted up without end.
+//! Churn: stores at their bounds, and a counter that is incremented far more often than the log has
+//! room for.
 
 use keepwarm::{Cache, Timeout};
 
@@ -17,7 +18,7 @@ pub(crate) const COUNTING: &str = "counting";
 const LEN: usize = 100;
 const BOUND: u32 = 100_000;
 const BYTES: u64 = 64 << 20;
-/// New keys, after the store is full, as a multiple of what it holds.
+/// The number of new keys after the store is full, as a multiple of its entries.
 const TURNS: u32 = 5;
 const COUNTS: u32 = 5_000_000;
 
@@ -48,7 +49,7 @@ pub(crate) fn run(plan: &Plan, results: &mut Results) {
     }
 }
 
-/// Sets new keys, each once: the first `full` of them fill the store, the others are timed.
+/// Sets new keys, each once. The first `full` of them fill the store, the others are timed.
 fn churn(store: &dyn Contender, full: u32) -> Latencies {
     let (values, mut value, mut latencies) = (Values::new(LEN), Vec::new(), Latencies::new());
     for id in 0..full {
@@ -62,7 +63,8 @@ fn churn(store: &dyn Contender, full: u32) -> Latencies {
     latencies
 }
 
-/// A cache used as caches are: what is missing is set, keys are drawn by Zipf's law from five times as many as fit.
+/// The usual use of a cache: a missing key is set, and keys are drawn by Zipf's law from five times
+/// as many as fit.
 fn zipf(plan: &Plan, results: &mut Results) {
     let full = plan.scaled(BOUND);
     let ids = workload::zipf(full * TURNS, 0.99, (full * TURNS * 2) as usize);
@@ -88,7 +90,7 @@ fn zipf(plan: &Plan, results: &mut Results) {
     results.add(AT_BYTES, "write amplification", Which::Keepwarm, amplification);
 }
 
-/// One counter, counted up far more often than there are bytes to spare.
+/// One counter, incremented so often that the log must reclaim space.
 fn counting(plan: &Plan, results: &mut Results) {
     let dir = plan.fresh_dir();
     let cache = Cache::open(dir.path().join("cache")).unwrap();

@@ -1,4 +1,4 @@
-//! What keepwarm sets out to reach in this race, and whether it does.
+//! The goals of keepwarm in this comparison, and whether the results reach them.
 
 use crate::child;
 use crate::churn;
@@ -12,6 +12,7 @@ use crate::shared;
 
 /// A figure and its limit.
 struct Goal {
+    /// The name of the figure.
     what: String,
     measured: Option<f64>,
     limit: Limit,
@@ -44,7 +45,7 @@ impl Goal {
     }
 }
 
-/// The table of all goals that there are figures for.
+/// The table of all goals for which there are figures.
 pub(crate) fn table(results: &Results) -> Table {
     let mut table = Table::new(["goal", "wanted", "measured", "reached"]);
     all(results).iter().filter_map(Goal::row).for_each(|row| table.row(row));
@@ -82,7 +83,7 @@ fn all(results: &Results) -> Vec<Goal> {
     goals.push(Goal::new(IncrOne.name(), counts, AtLeast(1e6), crate::report::rate));
     let part = own(churn::COUNTING, "most bytes").zip(own(churn::COUNTING, "bytes written"));
     let part = part.map(|(most, written)| most / written);
-    goals.push(Goal::new("disk that a counter takes, of what it wrote", part, AtMost(0.5), ratio));
+    goals.push(Goal::new("disk of a counter, per byte written", part, AtMost(0.5), ratio));
     let closed = own("100 B", "reopen after close");
     goals.push(Goal::new("reopen after close, 1 M entries", closed, AtMost(2e-3), span));
     let killed = own(child::GROUP, "reopen after a kill");
@@ -108,12 +109,12 @@ fn all(results: &Results) -> Vec<Goal> {
         ratio,
     ));
     let wakes = own(child::GROUP, "wake-ups a second");
-    goals.push(Goal::new("wake-ups a second when nothing happens", wakes, AtMost(1.05), |n| {
+    goals.push(Goal::new("wake-ups per second when idle", wakes, AtMost(1.05), |n| {
         format!("{n:.1}")
     }));
     let busy = own(child::GROUP, "idle processor time");
     let percent = |part: f64| format!("{:.3} %", part * 100.0);
-    goals.push(Goal::new("processor time when nothing happens", busy, AtMost(0.001), percent));
+    goals.push(Goal::new("processor time when idle", busy, AtMost(0.001), percent));
     goals
 }
 
@@ -132,7 +133,7 @@ mod tests {
         assert_eq!(verdict(1.51, Limit::AtMost(1.5)), "**no**");
         assert!(
             Goal::new("x", None, Limit::AtMost(1.0), ratio).row().is_none(),
-            "nothing was measured"
+            "a goal without a figure has no row"
         );
     }
 
@@ -148,6 +149,7 @@ mod tests {
         results.add(processes::GROUP, &mixed, Which::Keepwarm, 5e6);
         results.add(processes::GROUP, &mixed, Which::Lmdb, 2e6);
         let text = table(&results).to_string();
-        assert!(text.contains("2 processes, against LMDB | ≥ 3.0 × | 2.5 × | **no** |"), "{text}");
+        let row = "2 processes, against LMDB | ≥ 3.0 × | 2.5 × | **no** |";
+        assert!(text.contains(row), "{text}");
     }
 }

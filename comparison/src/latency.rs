@@ -1,4 +1,4 @@
-//! How long single calls take.
+//! Latencies of single calls.
 
 use std::time::Instant;
 
@@ -7,16 +7,16 @@ use hdrhistogram::Histogram;
 use crate::contender::Which;
 use crate::results::Results;
 
-/// The percentiles that are reported, with the names they have in the results.
+/// The reported percentiles with their names in the results.
 pub(crate) const PERCENTILES: [(f64, &str); 5] =
     [(50.0, "p50"), (90.0, "p90"), (99.0, "p99"), (99.9, "p99.9"), (99.99, "p99.99")];
 
-/// Times of calls, in nanoseconds, to within a thousandth.
+/// Times of calls in nanoseconds, with a relative error of at most a thousandth.
 pub(crate) struct Latencies(Histogram<u64>);
 
 impl Latencies {
     pub(crate) fn new() -> Self {
-        // Up to a minute.
+        // From a nanosecond to a minute.
         Self(Histogram::new_with_bounds(1, 60_000_000_000, 3).unwrap())
     }
 
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_those_of_what_was_recorded() {
+    fn percentiles_match_the_recorded_times() {
         let mut latencies = Latencies::new();
         (1..=100_000u64).for_each(|n| latencies.0.record(n * 100).unwrap());
         for (percentile, wanted) in [(50.0, 5e-3), (99.0, 9.9e-3), (99.99, 9.999e-3)] {
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_is_timed_and_its_result_handed_on() {
+    fn a_timed_call_returns_its_result() {
         let mut latencies = Latencies::new();
         assert_eq!(latencies.time(|| 7), 7);
         assert_eq!(latencies.0.len(), 1);

@@ -1,10 +1,12 @@
-//! keepwarm beside other engines, in one run on the same workload: all in one process, and then in processes that share
-//! a directory.
+//! A comparison of keepwarm with other engines, in one run on the same workload: first all within
+//! one process, then in processes that share a directory.
 //!
 //! ```text
-//! cargo run --release -p keepwarm-comparison -- --write-docs    everything; docs/benchmarks.md and its plots
-//! cargo run --release -p keepwarm-comparison -- --quick         a tenth of the entries, three rounds
-//! cargo run --release -p keepwarm-comparison -- --only keepwarm,lmdb --only-workload get_uniform
+//! cargo run --release -p keepwarm-comparison -- OPTIONS
+//!
+//! --write-docs    everything; writes docs/benchmarks.md and its plots
+//! --quick         a tenth of the entries, three rounds
+//! --only keepwarm,lmdb --only-workload get_uniform
 //! ```
 
 mod child;
@@ -38,10 +40,10 @@ struct Args {
     /// A tenth of the entries, three rounds.
     #[arg(long)]
     quick: bool,
-    /// A hundredth of the entries, one round: whether everything works.
+    /// A hundredth of the entries, one round, to see whether everything works.
     #[arg(long, conflicts_with = "quick")]
     smoke: bool,
-    /// How often everything is measured; the medians are shown.
+    /// The number of rounds; the tables show medians.
     #[arg(long)]
     rounds: Option<usize>,
     /// Only these contenders.
@@ -53,16 +55,16 @@ struct Args {
     /// Only values of these lengths, in bytes.
     #[arg(long, value_delimiter = ',')]
     only_len: Vec<usize>,
-    /// Where the stores go, on the file system that is to be measured.
+    /// The directory for the stores, on the file system to measure.
     #[arg(long, default_value_os_t = std::env::temp_dir())]
     dir: PathBuf,
-    /// Writes the tables into docs/benchmarks.md and the plots beside it.
+    /// Write the tables into docs/benchmarks.md and the plots beside it.
     #[arg(long)]
     write_docs: bool,
-    /// Keeps all samples in this file.
+    /// Write all samples to this file.
     #[arg(long)]
     save: Option<PathBuf>,
-    /// Shows the samples of such a file in place of measuring.
+    /// Show the samples of such a file instead of measuring.
     #[arg(long)]
     show: Option<PathBuf>,
     #[command(subcommand)]
@@ -123,7 +125,7 @@ fn main() {
     }
 }
 
-/// Measures all that `plan` wants; `keep` is shown what there is in between.
+/// Measures everything in `plan`. Calls `keep` with the results so far after each size.
 fn measure(plan: &Plan, keep: impl Fn(&Results)) -> Results {
     let started = Instant::now();
     let mut results = Results::new(plan.rounds, plan.scale);
@@ -134,7 +136,7 @@ fn measure(plan: &Plan, keep: impl Fn(&Results)) -> Results {
     if plan.workloads.iter().any(of_stores) {
         for size in &plan.sizes {
             race::run(plan, *size, &mut results);
-            // What was measured stays if something goes wrong later.
+            // A later failure must not lose these results.
             keep(&results);
         }
     }
@@ -149,7 +151,7 @@ fn measure(plan: &Plan, keep: impl Fn(&Results)) -> Results {
         processes::run(plan, &mut results);
     }
     results.seconds = started.elapsed().as_secs();
-    eprintln!("{} s in all", results.seconds);
+    eprintln!("{} s in total", results.seconds);
     results
 }
 

@@ -1,4 +1,4 @@
-//! What is to be measured, and how long.
+//! The plan of a run: what to measure, and for how long.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,21 +9,21 @@ use crate::contender::Which;
 use crate::workload::Size;
 
 pub(crate) struct Plan {
-    /// Those that race in one process.
+    /// The engines measured within one process.
     pub(crate) contenders: Vec<Which>,
-    /// Those whose directory processes share.
+    /// The engines measured with processes that share a directory.
     pub(crate) sharing: Vec<Which>,
     pub(crate) sizes: Vec<Size>,
     pub(crate) workloads: Vec<Workload>,
-    /// How often everything is measured; the medians are reported.
+    /// The number of rounds; the report shows medians.
     pub(crate) rounds: usize,
-    /// How long reads, mixes and counters are measured at a time.
+    /// The duration of one measurement of reads, mixes and counters.
     pub(crate) slice: Duration,
-    /// Whether to wait for the disk in between.
+    /// Whether to sync the disk between measurements.
     pub(crate) settles: bool,
-    /// The part of the full number of entries that is used.
+    /// The fraction of the full number of entries.
     pub(crate) scale: f64,
-    /// Where the stores go.
+    /// The directory for the stores.
     pub(crate) dir: PathBuf,
 }
 
@@ -32,17 +32,17 @@ impl Plan {
         self.workloads.contains(&workload)
     }
 
-    /// `count` of anything, at the scale of the plan.
+    /// `count`, multiplied by the scale of the plan; at least 100.
     pub(crate) fn scaled(&self, count: u32) -> u32 {
         ((f64::from(count) * self.scale) as u32).max(100)
     }
 
-    /// The smallest size: what is measured at one size only is measured at it.
+    /// The smallest size, for everything that is measured at one size only.
     pub(crate) fn smallest(&self) -> Option<Size> {
         self.sizes.iter().copied().min_by_key(|size| size.len)
     }
 
-    /// The contenders in the order of a round, so that each is once the first.
+    /// The contenders in the order of a round. Each is the first in one round.
     pub(crate) fn order(&self, round: usize) -> Vec<Which> {
         rotated(&self.contenders, round).copied().collect()
     }
@@ -53,12 +53,12 @@ impl Plan {
     }
 }
 
-/// `all` in the order of a round, so that each is once the first.
+/// `all` in the order of a round. Each is the first in one round.
 pub(crate) fn rotated<T>(all: &[T], round: usize) -> impl Iterator<Item = &T> {
     all.iter().cycle().skip(round % all.len().max(1)).take(all.len())
 }
 
-/// What is measured, each under the name it has in the results.
+/// The workloads. [`name`](Self::name) is the name in the results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub(crate) enum Workload {
@@ -83,7 +83,7 @@ pub(crate) enum Workload {
 }
 
 impl Workload {
-    /// Those that give a rate.
+    /// The workloads whose result is a rate.
     pub(crate) const RATES: [Self; 9] = [
         Self::LoadOrdered,
         Self::LoadShuffled,
@@ -120,7 +120,8 @@ impl Workload {
     }
 }
 
-/// The bytes of disk that everything below `dir` takes. A file that an engine removes meanwhile takes none.
+/// The disk space of everything below `dir`, in bytes. A file that an engine deletes meanwhile
+/// counts 0.
 pub(crate) fn disk_bytes(dir: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let entries = std::fs::read_dir(dir).unwrap().map(Result::unwrap);
@@ -138,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn holes_take_no_disk() {
+    fn holes_of_sparse_files_count_no_disk() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("below")).unwrap();
         let file = std::fs::File::create(dir.path().join("below/sparse")).unwrap();
@@ -149,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn each_contender_is_once_the_first() {
+    fn each_contender_is_first_in_one_round() {
         let plan = Plan {
             contenders: Which::ALL.to_vec(),
             sharing: Vec::new(),

@@ -1,4 +1,4 @@
-//! The plots, as SVG that reads on a light and on a dark page.
+//! The plots, as SVG that is readable on a light and on a dark page.
 
 use std::fmt::Write as _;
 
@@ -10,17 +10,17 @@ use crate::report::{rate, span};
 use crate::results::Results;
 use crate::workload::Size;
 
-/// The file of the plot of the rates at a size.
+/// The file name of the plot of the rates at a size.
 pub(crate) fn rates_file(group: &str) -> String {
     format!("rates-{}.svg", group.replace(' ', "-"))
 }
 
-/// The file of the plot of the latencies at a size.
+/// The file name of the plot of the latencies at a size.
 pub(crate) fn latency_file(group: &str) -> String {
     format!("latency-{}.svg", group.replace(' ', "-"))
 }
 
-/// Every plot that there are figures for, with its file name.
+/// Every plot for which there are figures, with its file name.
 pub(crate) fn all(results: &Results) -> Vec<(String, String)> {
     let mut plots = Vec::new();
     for Size { name, .. } in Size::ALL {
@@ -33,7 +33,7 @@ pub(crate) fn all(results: &Results) -> Vec<(String, String)> {
     plots
 }
 
-/// Hues that can be told apart, also by those who do not see all colours, and that stand out on white and on black.
+/// Colours that are distinct also with colour blindness, and that contrast with white and black.
 fn colour(which: Which) -> &'static str {
     match which {
         Which::Keepwarm => "#d55e00",
@@ -51,7 +51,7 @@ fn colour(which: Which) -> &'static str {
 const WIDTH: f64 = 800.0;
 const LINE: f64 = 16.0;
 
-/// A drawing that grows.
+/// A drawing under construction.
 struct Svg(String);
 
 impl Svg {
@@ -68,7 +68,8 @@ impl Svg {
         let height = LINE - 4.0;
         let _ = writeln!(
             self.0,
-            "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height}\" fill=\"{colour}\"/>"
+            "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height}\" \
+             fill=\"{colour}\"/>"
         );
     }
 
@@ -76,23 +77,30 @@ impl Svg {
         let points: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
         let _ = writeln!(
             self.0,
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"{width}\"/>",
+            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" \
+             stroke-width=\"{width}\"/>",
             points.join(" ")
         );
     }
 
     fn finish(self, height: f64) -> String {
         format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height:.0}\" width=\"{WIDTH}\" \
-             height=\"{height:.0}\" font-family=\"sans-serif\" font-size=\"12\">\n<style>\ntext {{ fill: #222 }}\n\
-             .end {{ text-anchor: end }}\n.middle {{ text-anchor: middle }}\n.title {{ font-weight: bold }}\n\
-             @media (prefers-color-scheme: dark) {{ text {{ fill: #ddd }} }}\n</style>\n{}</svg>\n",
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height:.0}\" \
+             width=\"{WIDTH}\" height=\"{height:.0}\" font-family=\"sans-serif\" \
+             font-size=\"12\">\n\
+             <style>\n\
+             text {{ fill: #222 }}\n\
+             .end {{ text-anchor: end }}\n\
+             .middle {{ text-anchor: middle }}\n\
+             .title {{ font-weight: bold }}\n\
+             @media (prefers-color-scheme: dark) {{ text {{ fill: #ddd }} }}\n\
+             </style>\n{}</svg>\n",
             self.0
         )
     }
 }
 
-/// A panel of bars for each of the rates `names`, two side by side.
+/// A panel of bars for each of the rates `names`, two panels per row.
 fn rates(results: &Results, group: &str, names: &[String]) -> Option<String> {
     let contenders: Vec<Which> =
         results.contenders(group).into_iter().filter(|which| *which != Which::Nothing).collect();
@@ -122,7 +130,8 @@ fn rates(results: &Results, group: &str, names: &[String]) -> Option<String> {
     Some(svg.finish(names.len().div_ceil(2) as f64 * panel_height))
 }
 
-/// A panel of lines for get and one for set: percentiles to the right, time up, each step ten times the last.
+/// A panel of lines for get and one for set: percentiles on the x axis, time on the y axis with a
+/// logarithmic scale.
 fn latencies(results: &Results, group: &str) -> Option<String> {
     let (top, bottom, margin) = (LINE * 2.0, 320.0, 50.0);
     let panel_width = WIDTH / 2.0;
@@ -174,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bars_are_as_long_as_their_figures_and_name_their_contenders() {
+    fn bars_are_proportional_and_labelled() {
         let mut results = Results::new(1, 1.0);
         let name = Workload::GetUniform.name();
         results.add("100 B", name, Which::Keepwarm, 2e6);
@@ -183,11 +192,11 @@ mod tests {
         let svg = rates(&results, "100 B", &names).unwrap();
         assert!(svg.contains("width=\"250.0\"") && svg.contains("width=\"125.0\""), "{svg}");
         assert!(svg.contains(">keepwarm<") && svg.contains(">2.00 M<"), "{svg}");
-        assert!(rates(&results, "1 KiB", &names).is_none(), "nothing was measured there");
+        assert!(rates(&results, "1 KiB", &names).is_none(), "a size without figures has no plot");
     }
 
     #[test]
-    fn latencies_have_a_line_for_each_contender() {
+    fn latencies_have_a_line_per_contender() {
         let mut results = Results::new(1, 1.0);
         for (_, name) in PERCENTILES {
             results.add("100 B", &metric("get", name), Which::Keepwarm, 1e-6);

@@ -1,5 +1,5 @@
-//! Processes that share a directory. Some at once open what was loaded before, begin at the same moment, and each do
-//! their share of the operations.
+//! Processes that share a directory: several open a loaded store, start at the same moment, and
+//! each run their share of the operations.
 
 use std::io::{PipeReader, Read, Write};
 use std::path::Path;
@@ -19,13 +19,13 @@ use crate::workload::{self, Size, Values};
 /// The group of these results.
 pub(crate) const GROUP: &str = "one directory";
 
-/// So many processes at a time.
+/// The numbers of concurrent processes.
 pub(crate) const COUNTS: [u32; 4] = [1, 2, 4, 8];
 
-/// What all processes do together.
+/// The operations of all processes together.
 const OPERATIONS: u32 = 2_000_000;
 
-/// What the processes do, any key as likely as any other.
+/// The operations of a process, on uniformly drawn keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub(crate) enum Traffic {
@@ -41,7 +41,7 @@ impl Traffic {
         }
     }
 
-    /// The name of the rate of so many processes.
+    /// The name of the rate with this number of processes.
     pub(crate) fn metric(self, processes: u32) -> String {
         let unit = if processes == 1 { "process" } else { "processes" };
         format!("{}, {processes} {unit}", self.name())
@@ -54,7 +54,7 @@ pub(crate) fn metrics() -> Vec<String> {
     Traffic::value_variants().iter().flat_map(of).collect()
 }
 
-/// How many operations `which` does, all processes together. A tenth for SQLite, which is much slower.
+/// The number of operations of all processes together; a tenth for SQLite, which is much slower.
 fn operations(plan: &Plan, which: Which) -> u32 {
     plan.scaled(if which == Which::Sqlite { OPERATIONS / 10 } else { OPERATIONS })
 }
@@ -70,7 +70,8 @@ pub(crate) fn run(plan: &Plan, results: &mut Results) {
                 settle(plan);
                 for (which, dir) in rotated(&loaded, round) {
                     let share = operations(plan, *which) / processes;
-                    let seconds = together(*which, dir.path(), size, *traffic, processes, share);
+                    let seconds =
+                        run_together(*which, dir.path(), size, *traffic, processes, share);
                     let rate = f64::from(share * processes) / seconds;
                     results.add(GROUP, &traffic.metric(processes), *which, rate);
                 }
@@ -87,8 +88,9 @@ fn load(plan: &Plan, which: Which, size: Size) -> (Which, TempDir) {
     (which, dir)
 }
 
-/// How long `processes` take for `share` operations each: from the start to the end of the last.
-fn together(
+/// The time in which `processes` run `share` operations each: from the start to the end of the last
+/// process.
+fn run_together(
     which: Which,
     dir: &Path,
     size: Size,
@@ -102,7 +104,7 @@ fn together(
     let mut children: Vec<Started> = (0..processes).map(start).collect();
     children.iter_mut().for_each(Started::wait_until_ready);
     let started = now();
-    // All wait for the end of the same pipe.
+    // All children wait for the end of the same pipe.
     drop(starter);
     let ends = children.into_iter().map(|child| {
         let [end] = child.numbers();
@@ -122,36 +124,37 @@ fn start(
 ) -> Started {
     let traffic = traffic.to_possible_value().unwrap();
     let (process, share) = (process.to_string(), share.to_string());
-    let told = ["--traffic", traffic.get_name(), "--process", &process, "--share", &share];
-    Started::waiting("share", which, dir, size, &told, gun.into())
+    let args = ["--traffic", traffic.get_name(), "--process", &process, "--share", &share];
+    Started::waiting("share", which, dir, size, &args, gun.into())
 }
 
-/// Seconds of a clock that is the same for all processes.
+/// Seconds of a clock that all processes share.
 fn now() -> f64 {
     Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap()).as_secs_f64()
 }
 
-/// What one process is told to do.
+/// The task of one process.
 #[derive(Debug, Args)]
 pub(crate) struct Share {
     #[command(flatten)]
     stage: Stage,
     #[arg(long)]
     traffic: Traffic,
-    /// The first is 0.
+    /// The number of this process, from 0.
     #[arg(long)]
     process: u32,
-    /// So many operations.
+    /// The number of operations.
     #[arg(long)]
     share: u32,
 }
 
 impl Share {
-    /// Does it, in the child: a byte says that it is ready, the end of the standard input that it begins.
+    /// Runs the task, in the child: prints a byte when it is ready, starts at the end of standard
+    /// input.
     pub(crate) fn run(&self) {
         let store = self.stage.open();
         let (values, ids) = (Values::new(self.stage.len), self.ids());
-        // A process that runs for long has what it asks for in its maps and caches.
+        // Warm-up: a long-running process has its keys mapped and in its caches.
         let mut wrong = ids.iter().filter(|id| !get_one(&*store, &values, **id)).count() as u64;
         let (mut out, mut value) = (std::io::stdout().lock(), Vec::new());
         out.write_all(b".").and_then(|()| out.flush()).unwrap();
@@ -168,7 +171,7 @@ impl Share {
         store.close();
     }
 
-    /// Its part of the draws that all processes have together.
+    /// This process's part of the draws of all processes.
     fn ids(&self) -> Vec<u32> {
         let (process, share) = (self.process as usize, self.share as usize);
         workload::uniform(self.stage.entries, (process + 1) * share).split_off(process * share)
@@ -180,7 +183,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_shares_are_together_what_one_process_does() {
+    fn the_shares_together_are_the_draws_of_one_process() {
         let share = |process, share| {
             let stage = Stage { which: Which::Lmdb, dir: "".into(), entries: 1000, len: 100 };
             Share { stage, traffic: Traffic::Mix, process, share }.ids()
@@ -190,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn each_rate_has_a_name_of_its_own() {
+    fn each_rate_has_a_distinct_name() {
         let mut names = metrics();
         assert_eq!(names[0], "get, 1 process");
         assert_eq!(names[5], Traffic::Mix.metric(2));

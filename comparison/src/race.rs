@@ -1,5 +1,5 @@
-//! The race: every contender does the same, one directly after the other, so that whatever else goes on in the
-//! machine hits them alike.
+//! The race within one process: the contenders run the same workload, one directly after the
+//! other, so that other load on the machine affects all of them alike.
 
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
@@ -12,20 +12,21 @@ use crate::plan::{Plan, Workload, disk_bytes};
 use crate::results::Results;
 use crate::workload::{self, Key, Size, Values};
 
-/// As many ids as are drawn; then they come again.
+/// The number of drawn ids; longer workloads repeat them.
 const DRAWS: usize = 1 << 20;
 const COUNTERS: u32 = 1000;
-/// Operations between two looks at the clock.
+/// Operations between two reads of the clock.
 const BATCH: usize = 128;
-/// Calls that are timed one by one, in each round.
+/// Calls that are timed one by one in each round.
 const TIMED: u32 = 100_000;
-/// Loading is measured for so long. What is left then goes in by so many bytes at a time, as fast as the engine can.
+/// The time for which loading is measured.
 const LOADING: Duration = Duration::from_secs(2);
+/// The size in bytes of a transaction of the remaining load, which is not measured.
 const AT_ONCE: usize = 16 << 20;
-/// How long the background has before the disk is looked at.
-const GIVING_BACK: Duration = Duration::from_millis(1500);
+/// The time in which background threads reclaim space before the disk is measured.
+const RECLAIMING: Duration = Duration::from_millis(1500);
 
-/// What every contender of one size is given.
+/// The input of every contender at one size.
 struct Course {
     size: Size,
     values: Values,
@@ -34,14 +35,14 @@ struct Course {
     zipf: Vec<u32>,
 }
 
-/// A contender with everything loaded.
+/// A contender with all entries loaded.
 struct Racer {
     which: Which,
     store: Box<dyn Contender>,
     dir: TempDir,
 }
 
-/// Measures everything that is a rate, and what follows from the same stores, at one size.
+/// Measures the rates at one size, and with the same stores latencies, disk space and reopening.
 pub(crate) fn run(plan: &Plan, size: Size, results: &mut Results) {
     let course = Course {
         size,
@@ -79,7 +80,7 @@ pub(crate) fn run(plan: &Plan, size: Size, results: &mut Results) {
     }
 }
 
-/// Lets the disk finish what came before, so that it does not count against what comes next.
+/// Syncs the disk, so that earlier writes do not slow down the next measurement.
 pub(crate) fn settle(plan: &Plan) {
     if plan.settles {
         nix::unistd::sync();
@@ -103,7 +104,7 @@ impl Course {
         Racer { which, store, dir }
     }
 
-    /// The rates of everything but loading.
+    /// Measures all rates except those of loading.
     fn rates(&self, plan: &Plan, racers: &[Racer], round: usize, results: &mut Results) {
         settle(plan);
         let start = round * 7919;
@@ -179,7 +180,7 @@ impl Course {
         }
     }
 
-    /// What is measured of each contender alone: space and reopening. Ends it.
+    /// Measures the reopening and the disk space of one contender, and closes it.
     fn after(&self, plan: &Plan, mut racer: Racer, round: usize, results: &mut Results) {
         let which = racer.which;
         if which.is_persistent() && plan.wants(Workload::Reopen) {
@@ -193,7 +194,7 @@ impl Course {
                 which,
                 started.elapsed().as_secs_f64(),
             );
-            assert!(right, "{} lost what it was closed with", which.name());
+            assert!(right, "{} lost an entry in a close", which.name());
         }
         if which.is_persistent() && round == 0 && plan.wants(Workload::Disk) {
             for version in 4..7 {
@@ -211,13 +212,13 @@ impl Course {
         racer.store.close();
     }
 
-    /// The disk that is used for as many bytes of keys and values.
+    /// Measures the disk space as a multiple of the bytes of keys and values.
     fn space(&self, plan: &Plan, racer: &Racer, metric: &str, results: &mut Results) {
         if racer.which.is_persistent() {
             racer.store.flush();
-            // What is given back in the background is given back within about a second.
+            // Background threads reclaim space within about a second.
             if plan.settles {
-                std::thread::sleep(GIVING_BACK);
+                std::thread::sleep(RECLAIMING);
             }
             let times = disk_bytes(racer.dir.path()) as f64 / self.size.bytes() as f64;
             results.add(self.size.name, metric, racer.which, times);
@@ -225,7 +226,7 @@ impl Course {
     }
 }
 
-/// Whether what is under the key of `id` is its value.
+/// Whether a read of the key of `id` returns its value.
 pub(crate) fn get_one(store: &dyn Contender, values: &Values, id: u32) -> bool {
     version_of(store, values, id).is_some()
 }
@@ -248,7 +249,7 @@ pub(crate) fn set_one(
     store.set(Key::of(id).as_str(), value);
 }
 
-/// Sets all of `ids` and says how many a second, as long as that was measured.
+/// Sets all of `ids`. Returns the rate per second of the measured part.
 pub(crate) fn set_all(store: &dyn Contender, values: &Values, ids: &[u32], version: u64) -> f64 {
     let (mut value, mut done) = (Vec::new(), 0);
     let started = Instant::now();
@@ -295,7 +296,7 @@ fn incr(plan: &Plan, which: Which, store: &dyn Contender, counters: u32) -> f64 
     rate
 }
 
-/// Calls `work` with 0, 1, 2 .. until `slice` has passed; how often in a second.
+/// Calls `work` with 0, 1, 2 .. until `slice` has passed. Returns the calls per second.
 fn rate_for(slice: Duration, mut work: impl FnMut(usize)) -> f64 {
     let started = Instant::now();
     let mut done = 0;
@@ -311,7 +312,7 @@ fn rate_for(slice: Duration, mut work: impl FnMut(usize)) -> f64 {
     }
 }
 
-/// The rates of two threads together, which start at the same time, half the draws apart.
+/// The sum of the rates of two threads. They start at the same time, half the draws apart.
 fn on_two_threads(measure: impl Fn(usize) -> f64 + Sync) -> f64 {
     let barrier = Barrier::new(2);
     let on_one = |start| {

@@ -1,4 +1,4 @@
-//! What was measured: samples by group, metric and contender, and what is made of them.
+//! The results: samples by group, metric and contender, and their medians.
 
 use std::path::Path;
 
@@ -6,15 +6,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::contender::Which;
 
-/// All figures of a run. Rates are in operations a second, times in seconds, sizes in bytes.
+/// All figures of a run. Rates are in operations per second, times in seconds, sizes in bytes.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Results {
-    /// What it was measured on.
+    /// A description of the machine.
     pub(crate) machine: String,
     pub(crate) rounds: usize,
-    /// The part of the full number of entries that was used.
+    /// The fraction of the full number of entries.
     pub(crate) scale: f64,
-    /// How long all of it took.
+    /// The duration of the run.
     pub(crate) seconds: u64,
     figures: Vec<Figure>,
 }
@@ -54,7 +54,7 @@ impl Results {
         median(self.samples(group, metric, which))
     }
 
-    /// The contenders that there is a figure for in `group`, in their usual order.
+    /// The contenders with a figure in `group`, in their usual order.
     pub(crate) fn contenders(&self, group: &str) -> Vec<Which> {
         let measured =
             |which: &Which| self.figures.iter().any(|f| f.group == group && f.which == *which);
@@ -70,7 +70,7 @@ impl Results {
     }
 }
 
-/// The middle one, or the mean of the two in the middle.
+/// The median: the middle sample, or the mean of the two in the middle.
 pub(crate) fn median(samples: &[f64]) -> Option<f64> {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -79,7 +79,7 @@ pub(crate) fn median(samples: &[f64]) -> Option<f64> {
     Some((lower + upper) / 2.0)
 }
 
-/// Processor, memory and kernel in a line.
+/// Processor, memory and kernel, in one line.
 fn machine() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let value_of = |text: &str, name: &str| {
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_in_the_middle() {
+    fn the_median_is_the_middle_or_the_mean_of_two() {
         assert_eq!(median(&[]), None);
         assert_eq!(median(&[3.0]), Some(3.0));
         assert_eq!(median(&[9.0, 1.0, 5.0]), Some(5.0));
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn samples_of_the_same_thing_come_together_and_survive_a_file() {
+    fn samples_are_grouped_and_survive_a_file() {
         let mut results = Results::new(3, 1.0);
         for sample in [5.0, 1.0, 2.0] {
             results.add("100 B", "get", Which::Lmdb, sample);

@@ -1,4 +1,4 @@
-//! Typed values: a struct of twenty fields, decoded at each read, and decoded once.
+//! Typed values: a struct of twenty fields, decoded by each read (`get`) or once (`get_shared`).
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -12,7 +12,7 @@ use crate::results::Results;
 
 pub(crate) const GROUP: &str = "typed";
 
-/// What a program might keep of a user: twenty fields of the usual types.
+/// A typical cached user: twenty fields of common types.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Profile {
     id: u64,
@@ -42,7 +42,7 @@ fn profile(id: u64) -> Profile {
     Profile {
         id,
         name: text("the name"),
-        email: format!("somebody.{id}@example.org"),
+        email: format!("customer.{id}@example.org"),
         city: text("the city"),
         country: text("the country"),
         street: text("the street"),
@@ -59,11 +59,11 @@ fn profile(id: u64) -> Profile {
         roles: vec!["reader".to_owned(), "editor".to_owned(), "guest".to_owned()],
         friends: (id..id + 10).collect(),
         settings: ["colour", "language", "time zone"].map(|s| (s.to_owned(), text(s))).into(),
-        note: text("a somewhat longer note that somebody wrote about the life"),
+        note: text("a somewhat longer note that a customer wrote on the life"),
     }
 }
 
-/// Few enough to stay in memory decoded.
+/// Few enough that all decoded values stay in the hot tier.
 const PROFILES: u64 = 1000;
 
 pub(crate) fn run(plan: &Plan, results: &mut Results) {

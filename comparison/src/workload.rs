@@ -1,11 +1,11 @@
-//! What every contender is given: the same keys, values and orders.
+//! The workload: the keys, values and orders, the same for every contender.
 
 use fastrand::Rng;
 
-/// Everything that looks random begins here, so that every run does the same.
+/// The seed of all pseudo-random numbers, so that every run is the same.
 pub(crate) const SEED: u64 = 0x6b65_6570_7761_726d;
 
-/// How many entries of how many bytes.
+/// A number of entries and the length of their values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Size {
     pub(crate) name: &'static str,
@@ -20,7 +20,7 @@ impl Size {
         Self { name: "16 KiB", entries: 30_000, len: 16 << 10 },
     ];
 
-    /// The bytes of all keys and values.
+    /// The total bytes of all keys and values.
     pub(crate) fn bytes(&self) -> u64 {
         u64::from(self.entries) * (KEY_LEN + self.len) as u64
     }
@@ -30,8 +30,8 @@ pub(crate) const KEY_LEN: usize = KEY.len();
 const KEY: [u8; 20] = *b"user:0000000:profile";
 const DIGITS: std::ops::Range<usize> = 5..12;
 
-/// The key of an entry: `user:0123456:profile`. Made anew at each use, since a million stored strings would cost a
-/// cache miss each.
+/// The key of an entry: `user:0123456:profile`. Built for each use, because a million stored
+/// strings would cost a cache miss each.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Key([u8; KEY_LEN]);
 
@@ -51,7 +51,8 @@ impl Key {
     }
 }
 
-/// Values of one length. A value begins with its id and version; the rest looks random, so that nothing compresses it.
+/// Values of one length. A value starts with its id and version; the rest is pseudo-random, so that
+/// it is incompressible.
 #[derive(Debug)]
 pub(crate) struct Values {
     len: usize,
@@ -67,7 +68,7 @@ impl Values {
         Self { len, noise: (0..len.div_ceil(WORD)).map(|_| rng.u64(..)).collect() }
     }
 
-    /// The length of each.
+    /// The length of each value.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -87,8 +88,8 @@ impl Values {
         value[WORD..2 * WORD].copy_from_slice(&version.to_le_bytes());
     }
 
-    /// Which version of the value of `id` this is. Looks at the length, the id, and two words of the noise, one of
-    /// them the last; takes as long whatever it finds.
+    /// The version of `value`, if it is a value of `id`. Checks the length, the id, and two words
+    /// of the noise, one of them the last. Takes the same time for every outcome.
     pub(crate) fn version(&self, id: u32, value: &[u8]) -> Option<u64> {
         let word = |at: usize| {
             value
@@ -114,21 +115,21 @@ fn mask(id: u32, version: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// All ids once, in an order that looks random, another for each `salt`.
+/// All ids once, in a pseudo-random order that depends on `salt`.
 pub(crate) fn shuffled(entries: u32, salt: u64) -> Vec<u32> {
     let mut ids: Vec<u32> = (0..entries).collect();
     Rng::with_seed(SEED ^ salt << 8).shuffle(&mut ids);
     ids
 }
 
-/// `count` ids, each as likely as any other.
+/// `count` uniformly drawn ids.
 pub(crate) fn uniform(entries: u32, count: usize) -> Vec<u32> {
     let mut rng = Rng::with_seed(SEED ^ 1);
     (0..count).map(|_| rng.u32(..entries)).collect()
 }
 
-/// `count` ids by Zipf's law: the rank r is drawn in proportion to 1 / r^exponent. Which id has which rank looks
-/// random, so that what is popular does not lie side by side.
+/// `count` ids by Zipf's law: the probability of rank r is proportional to 1 / r^exponent. Ranks
+/// are assigned to ids pseudo-randomly, so that popular ids are not adjacent.
 pub(crate) fn zipf(entries: u32, exponent: f64, count: usize) -> Vec<u32> {
     let mut total = 0.0;
     let sums: Vec<f64> = (1..=entries)
@@ -159,15 +160,15 @@ mod tests {
     }
 
     #[test]
-    fn a_value_says_whose_it_is_and_which_version() {
+    fn a_value_identifies_its_id_and_version() {
         for len in [100, 1 << 10, 16 << 10] {
             let values = Values::new(len);
             let mut value = Vec::new();
             values.write(7, 3, &mut value);
             assert_eq!(value.len(), len);
             assert_eq!(values.version(7, &value), Some(3));
-            assert_eq!(values.version(8, &value), None, "of another id");
-            assert_eq!(values.version(7, &value[..len - 1]), None, "cut short");
+            assert_eq!(values.version(8, &value), None, "another id");
+            assert_eq!(values.version(7, &value[..len - 1]), None, "truncated");
             assert_eq!(values.version(7, &[]), None, "empty");
             for at in [0, 8, 8 * (2 + 7 % (len / 8 - 2)), len / 8 * 8 - 1] {
                 let mut damaged = value.clone();
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn values_do_not_resemble_each_other() {
+    fn versions_of_a_value_differ_in_almost_all_bytes() {
         let values = Values::new(100);
         let (mut one, mut other) = (Vec::new(), Vec::new());
         values.write(1, 1, &mut one);
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn every_id_is_once_in_the_shuffled_order() {
+    fn a_shuffled_order_contains_each_id_once() {
         let mut ids = shuffled(1000, 1);
         assert_ne!(ids, (0..1000).collect::<Vec<_>>());
         assert_ne!(ids, shuffled(1000, 2));
@@ -197,14 +198,14 @@ mod tests {
     }
 
     #[test]
-    fn uniform_draws_come_from_everywhere() {
+    fn uniform_draws_are_evenly_distributed() {
         let mut counts = [0u32; 10];
         uniform(1000, 100_000).iter().for_each(|id| counts[*id as usize / 100] += 1);
         assert!(counts.iter().all(|c| (9_500..10_500).contains(c)), "{counts:?}");
     }
 
     #[test]
-    fn the_popularity_of_zipf_draws_falls_as_its_law_says() {
+    fn zipf_draws_follow_zipfs_law() {
         let (entries, draws) = (1000, 1_000_000);
         let mut counts = vec![0u32; entries as usize];
         zipf(entries, 0.99, draws).iter().for_each(|id| counts[*id as usize] += 1);
@@ -215,6 +216,6 @@ mod tests {
             let got = f64::from(counts[ids[rank as usize - 1] as usize]);
             assert!((got / wanted - 1.0).abs() < 0.1, "rank {rank}: {got} of {wanted}");
         }
-        assert!(counts.iter().all(|c| *c > 0), "every id is drawn at times");
+        assert!(counts.iter().all(|c| *c > 0), "every id is drawn at least once");
     }
 }

@@ -1,3 +1,5 @@
+//! `HashMap` behind a lock.
+
 use std::collections::HashMap;
 use std::sync::RwLock;
 

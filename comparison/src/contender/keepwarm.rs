@@ -1,11 +1,14 @@
+//! keepwarm.
+
 use std::path::Path;
 
 use keepwarm::{Cache, Timeout};
 
 use super::{Bounds, Contender};
 
-pub(super) const SETUP: &str = "defaults (`Durability::Interval` of 1 s, 64 MiB hot tier, default key function), bounds \
-     a tenth above what is stored and 4 GiB; `set_bytes` with `Timeout::Never`, `get_bytes`, `incr_or_init`";
+pub(super) const SETUP: &str = "defaults (`Durability::Interval` of 1 s, 64 MiB hot tier, default \
+     key function), bounds a tenth above the stored entries and 4 GiB; `set_bytes` with \
+     `Timeout::Never`, `get_bytes`, `incr_or_init`";
 
 pub(super) struct Store(Cache);
 

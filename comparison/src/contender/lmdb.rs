@@ -1,3 +1,5 @@
+//! LMDB, through heed.
+
 use std::path::Path;
 
 use heed::types::{Bytes, Str};
@@ -6,8 +8,8 @@ use heed::{Database, Env, EnvFlags, EnvOpenOptions};
 use super::{Contender, count_of};
 use crate::workload::Key;
 
-pub(super) const SETUP: &str = "through heed 0.22; `NO_SYNC` and `WRITE_MAP`, a map of 16 GiB; a transaction for each \
-     call (`read_txn` with thread-local slots), values read where they lie";
+pub(super) const SETUP: &str = "through heed 0.22; `NO_SYNC` and `WRITE_MAP`, a map of 16 GiB; a \
+     transaction per call (`read_txn` with thread-local slots), values read in place";
 
 pub(super) struct Store {
     env: Env,
@@ -18,10 +20,10 @@ impl Store {
     pub(super) fn open(dir: &Path) -> Self {
         let mut options = EnvOpenOptions::new();
         options.map_size(16 << 30);
-        // SAFETY: whoever else has the directory open does it by these lines, on the same machine, and LMDB's lock file
-        // keeps the processes apart; nobody changes the files from outside. Without syncs they are sound as long
-        // as the machine runs.
-        #[expect(unsafe_code, reason = "heed cannot know who else maps the file")]
+        // SAFETY: other processes open this directory only by these lines, on the same machine, and
+        // LMDB's lock file synchronises them; nothing else changes the files. Without syncs the
+        // files are sound as long as the machine runs.
+        #[expect(unsafe_code, reason = "heed cannot know which processes map the file")]
         let env =
             unsafe { options.flags(EnvFlags::NO_SYNC | EnvFlags::WRITE_MAP).open(dir) }.unwrap();
         let mut txn = env.write_txn().unwrap();

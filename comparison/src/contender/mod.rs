@@ -1,4 +1,4 @@
-//! The engines that are compared, behind one trait, each as its own documentation would have it used.
+//! The engines of the comparison behind one trait, each used as its documentation recommends.
 
 mod hash_map;
 mod keepwarm;
@@ -17,29 +17,29 @@ use serde::{Deserialize, Serialize};
 
 use crate::workload::Key;
 
-/// An open store. What cannot go on panics: then there is nothing to compare.
+/// An open store. Its methods panic on an error: then there is nothing to compare.
 pub(crate) trait Contender: Send + Sync {
     fn set(&self, key: &str, value: &[u8]);
 
-    /// Sets many at once, where that is faster.
+    /// Sets many entries in one transaction, if that is faster.
     fn set_many(&self, entries: &[(Key, Vec<u8>)]) {
         entries.iter().for_each(|(key, value)| self.set(key.as_str(), value));
     }
 
-    /// Shows the value under `key` to `look`. `false` if there is none.
+    /// Calls `look` with the value under `key`. `false` if there is none.
     fn get(&self, key: &str, look: &mut dyn FnMut(&[u8])) -> bool;
 
-    /// Adds 1 to the counter under `key`, which begins at 0, and returns the sum.
+    /// Adds 1 to the counter under `key`, which starts at 0, and returns the sum.
     fn incr(&self, key: &str) -> i64;
 
     /// Returns when everything is on the disk.
     fn flush(&self) {}
 
-    /// Leaves the store as a program does that ends properly.
+    /// Closes the store as a program does at a normal exit.
     fn close(self: Box<Self>) {}
 }
 
-/// What a store may hold.
+/// The limits of a store.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
     pub(crate) entries: u64,
@@ -47,7 +47,7 @@ pub(crate) struct Bounds {
 }
 
 impl Bounds {
-    /// Room for `entries` and a tenth more, and for more bytes than any workload writes.
+    /// Limits of `entries` and a tenth more, and of more bytes than any workload writes.
     pub(crate) fn roomy(entries: u32) -> Self {
         Self { entries: u64::from(entries) * 11 / 10 + 10_000, bytes: 4 << 30 }
     }
@@ -67,7 +67,7 @@ pub(crate) enum Which {
     QuickCache,
     HashMap,
     Sqlite,
-    /// A store that does nothing: what the measuring itself costs.
+    /// A store that does nothing, to show the cost of the measurement itself.
     Nothing,
 }
 
@@ -98,7 +98,7 @@ impl Which {
         }
     }
 
-    /// How it is set up, in words.
+    /// A description of its version and settings.
     pub(crate) fn setup(self) -> &'static str {
         match self {
             Self::Keepwarm => keepwarm::SETUP,
@@ -113,7 +113,7 @@ impl Which {
         }
     }
 
-    /// Whether it keeps what it holds in a directory.
+    /// Whether it stores its entries in a directory.
     pub(crate) fn is_persistent(self) -> bool {
         matches!(self, Self::Keepwarm | Self::Lmdb | Self::Sled | Self::Redb | Self::Sqlite)
     }
@@ -133,7 +133,7 @@ impl Which {
         matches!(self, Self::Keepwarm | Self::Moka | Self::QuickCache)
     }
 
-    /// Opens it in `dir`, an empty directory or one that it was opened in before.
+    /// Opens it in `dir`, which is empty or was used by the same engine before.
     pub(crate) fn open(self, dir: &Path, bounds: Bounds) -> Box<dyn Contender> {
         match self {
             Self::Keepwarm => Box::new(keepwarm::Store::open(dir, bounds)),
@@ -149,7 +149,7 @@ impl Which {
     }
 }
 
-/// A counter as the stores keep it that have none of their own.
+/// Decodes a counter, for stores without counters of their own.
 fn count_of(bytes: &[u8]) -> i64 {
     bytes.try_into().map_or(0, i64::from_le_bytes)
 }
@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_contender_keeps_what_it_is_given() {
+    fn every_contender_stores_counts_and_persists() {
         for which in Which::ALL.into_iter().filter(|which| *which != Which::Nothing) {
             let dir = tempfile::tempdir().unwrap();
             let bounds = Bounds::roomy(100);

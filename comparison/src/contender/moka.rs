@@ -1,10 +1,12 @@
+//! moka.
+
 use bytes::Bytes;
 use moka::sync::Cache;
 
 use super::{Bounds, Contender, count_of};
 
-pub(super) const SETUP: &str = "0.12, `sync::Cache<String, Bytes>`, defaults (TinyLFU, SipHash), a capacity a tenth above \
-     what is stored; `and_upsert_with` for counters";
+pub(super) const SETUP: &str = "0.12, `sync::Cache<String, Bytes>`, defaults (TinyLFU, SipHash), a \
+     capacity a tenth above the stored entries; `and_upsert_with` for counters";
 
 pub(super) struct Store(Cache<String, Bytes>);
 

@@ -1,14 +1,16 @@
+//! A store that does nothing.
+
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
 use super::Contender;
 
-pub(super) const SETUP: &str = "a store that does nothing, so that the cost of the measuring itself is seen: making key \
-     and value, checking the value";
+pub(super) const SETUP: &str = "a store that does nothing, to show the cost of the measurement \
+     itself: building key and value, checking the value";
 
 #[derive(Default)]
 pub(super) struct Store(AtomicI64);
 
-/// As long as the longest value, so that whatever looks at one finds its bytes.
+/// As long as the longest value, so that a check of any value finds enough bytes.
 static VALUE: [u8; 16 << 10] = [0; 16 << 10];
 
 impl Contender for Store {

@@ -1,10 +1,12 @@
+//! quick_cache.
+
 use bytes::Bytes;
 use quick_cache::sync::{Cache, EntryAction, EntryResult};
 
 use super::{Bounds, Contender, count_of};
 
-pub(super) const SETUP: &str = "0.7, `sync::Cache<String, Bytes>`, defaults, a capacity a tenth above what is stored; \
-     `entry` for counters";
+pub(super) const SETUP: &str = "0.7, `sync::Cache<String, Bytes>`, defaults, a capacity a tenth \
+     above the stored entries; `entry` for counters";
 
 pub(super) struct Store(Cache<String, Bytes>);
 
@@ -35,7 +37,7 @@ impl Contender for Store {
                 guard.insert(Bytes::copy_from_slice(&1i64.to_le_bytes())).unwrap();
                 1
             }
-            _ => unreachable!("entries are only retained, and waited for without end"),
+            _ => unreachable!("`add` only retains entries, and the wait has no time-out"),
         }
     }
 }

@@ -1,3 +1,5 @@
+//! redb.
+
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -9,8 +11,8 @@ use redb::{
 use super::{Contender, count_of};
 use crate::workload::Key;
 
-pub(super) const SETUP: &str = "4.5; a transaction for each call, `Durability::None` but for one `Immediate` commit a \
-     second, 1 GiB cache (its default); values read where they lie";
+pub(super) const SETUP: &str = "4.5; a transaction per call, `Durability::None` except one \
+     `Immediate` commit per second, 1 GiB cache (its default); values read in place";
 
 const TABLE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("entries");
 const DURABLE_EVERY: Duration = Duration::from_secs(1);
@@ -75,7 +77,7 @@ impl Contender for Store {
     }
 
     fn flush(&self) {
-        // A commit takes with it all that were made before.
+        // A durable commit makes all earlier commits durable too.
         self.db.begin_write().unwrap().commit().unwrap();
     }
 }

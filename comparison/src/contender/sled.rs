@@ -1,13 +1,16 @@
+//! sled.
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::{Contender, count_of};
 use crate::workload::Key;
 
-pub(super) const SETUP: &str = "0.34.7; `Mode::HighThroughput`, `flush_every_ms(1000)`, 1 GiB cache (its default); \
-     `update_and_fetch` for counters";
+pub(super) const SETUP: &str = "0.34.7; `Mode::HighThroughput`, `flush_every_ms(1000)`, 1 GiB \
+     cache (its default); `update_and_fetch` for counters";
 
-/// Whoever has not let go of the files after this time is somebody else.
+/// The longest wait for the lock of a store that this process has just dropped. A lock that is held
+/// for longer belongs to another process.
 const MOST: Duration = Duration::from_secs(60);
 
 pub(super) struct Store(sled::Db);
@@ -21,7 +24,8 @@ impl Store {
         let started = Instant::now();
         loop {
             match config.open() {
-                // Its threads let go of the files a little after it was dropped; until then it cannot be opened again.
+                // The threads of a dropped store release its lock file a little later. Until then
+                // the store cannot be opened again.
                 Err(sled::Error::Io(e))
                     if e.to_string().starts_with("could not acquire lock")
                         && started.elapsed() < MOST =>

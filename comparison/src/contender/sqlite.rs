@@ -1,3 +1,5 @@
+//! SQLite, through rusqlite.
+
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -7,19 +9,21 @@ use rusqlite::{Connection, Params};
 use super::Contender;
 use crate::workload::Key;
 
-pub(super) const SETUP: &str = "through rusqlite 0.41, which brings it along; `journal_mode = WAL`, `synchronous = NORMAL`, \
-     a page cache of 256 MiB, which holds all of it, a busy timeout of a minute; a table `key BLOB PRIMARY KEY, value BLOB` \
-     `WITHOUT ROWID`, cached statements, a transaction for each call, values read where they lie";
+pub(super) const SETUP: &str = "bundled with rusqlite 0.41; `journal_mode = WAL`, `synchronous = \
+     NORMAL`, a page cache of 256 MiB, which holds the whole database, a busy timeout of a minute; \
+     a table `key BLOB PRIMARY KEY, value BLOB` `WITHOUT ROWID`, cached statements, a transaction \
+     per call, values read in place";
 
 const SET: &str =
     "INSERT INTO entries VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
 const GET: &str = "SELECT value FROM entries WHERE key = ?1";
-const INCR: &str = "INSERT INTO entries VALUES (?1, 1) ON CONFLICT (key) DO UPDATE SET value = value + 1 RETURNING value";
+const INCR: &str = "INSERT INTO entries VALUES (?1, 1) \
+     ON CONFLICT (key) DO UPDATE SET value = value + 1 RETURNING value";
 
-/// Nobody waits so long: a call fails only if something is wrong.
+/// Far longer than any wait for the lock, so that a call times out only if something is wrong.
 const BUSY: Duration = Duration::from_secs(60);
 
-/// One connection, as nobody shares it between threads here.
+/// One connection, because the workloads that include SQLite have one thread per process.
 pub(super) struct Store(Mutex<Connection>);
 
 impl Store {
@@ -28,7 +32,8 @@ impl Store {
         connection.busy_timeout(BUSY).unwrap();
         connection.pragma_update(None, "journal_mode", "WAL").unwrap();
         connection.pragma_update(None, "synchronous", "NORMAL").unwrap();
-        // Negative: in KiB. With a memory map in its place all of this is slower, and so is a table with row ids.
+        // A negative size is in KiB. With a memory map instead, all calls are slower; so they are
+        // with a table with row ids.
         connection.pragma_update(None, "cache_size", -(256 << 10)).unwrap();
         let table =
             "CREATE TABLE IF NOT EXISTS entries (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID";
