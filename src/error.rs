@@ -12,7 +12,8 @@ type Source = Box<dyn std::error::Error + Send + Sync + 'static>;
 ///
 /// An error names the operation and the key or path it was working on. A program branches on
 /// [`kind`](Error::kind); the `Display` text is for people and may change. A call that returned an
-/// error changed nothing, unless its documentation says otherwise. The size of a pointer.
+/// error changed nothing, unless its documentation says otherwise or the kind is `LockLost` or
+/// `UnknownOutcome`. The size of a pointer.
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -82,6 +83,13 @@ pub enum ErrorKind {
     /// Another thread closed the directory during the call; a reader or writer was inherited from a
     /// process that forked, or has failed before; or the async runtime is shutting down.
     Interrupted,
+    /// The server of a remote backend cannot be reached. The request was not sent: nothing changed.
+    Unreachable,
+    /// A remote backend sent a change and got no answer: the connection broke or the time was over.
+    /// The change has taken effect, or will still, or will not. Read the entry to find out.
+    UnknownOutcome,
+    /// The backend cannot do this, now or later.
+    Unsupported,
 }
 
 impl ErrorKind {
@@ -121,6 +129,9 @@ impl ErrorKind {
                 "another process took over a lock while this one held it; the change may be undone"
             }
             Self::Interrupted => "the operation was interrupted",
+            Self::Unreachable => "the server cannot be reached; nothing was changed",
+            Self::UnknownOutcome => "no answer came; the change may or may not have taken effect",
+            Self::Unsupported => "the backend does not support this",
         }
     }
 }

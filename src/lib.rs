@@ -82,7 +82,7 @@ mod pages {
 #[cfg(not(target_os = "linux"))]
 compile_error!("keepwarm supports Linux only for now");
 
-mod backend;
+pub mod backend;
 mod cache;
 mod codec;
 mod engine;
@@ -106,8 +106,7 @@ pub use cache::{AsyncCache, AsyncIter, AsyncKeys, AsyncLease};
 pub use cache::{
     Builder, Cache, ComputeError, Entry, Iter, Keys, Lease, Reader, Swap, Token, Writer,
 };
-pub use engine::CheckReport;
-pub use entry::{ProcessStats, Stats};
+pub use entry::{CheckReport, ProcessStats, Stats};
 pub use error::{Error, ErrorKind, Result};
 pub use key::hash_long_keys;
 pub use limits::{Limits, NewLimits};

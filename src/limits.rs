@@ -24,6 +24,20 @@ pub struct Limits {
     pub max_bytes: u64,
 }
 
+impl Limits {
+    /// No limits, for a backend that has none of its own: all three are [`u64::MAX`].
+    ///
+    /// ```
+    /// use keepwarm::Limits;
+    ///
+    /// let mut limits = Limits::unlimited();
+    /// limits.max_entries = 1000;
+    /// ```
+    pub const fn unlimited() -> Self {
+        Self { max_entries: u64::MAX, cull_frequency: u64::MAX, max_bytes: u64::MAX }
+    }
+}
+
 /// Changes to the limits of an open cache; see [`Cache::configure`](crate::Cache::configure). A
 /// limit that is not set here stays as it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -59,7 +73,15 @@ impl NewLimits {
     }
 
     /// The limits `before` with these changes.
-    pub(crate) fn over(&self, before: Limits) -> Limits {
+    ///
+    /// ```
+    /// use keepwarm::{Limits, NewLimits};
+    ///
+    /// let limits = NewLimits::new().max_entries(10).over(Limits::unlimited());
+    /// assert_eq!((limits.max_entries, limits.max_bytes), (10, u64::MAX));
+    /// ```
+    #[must_use]
+    pub fn over(&self, before: Limits) -> Limits {
         Limits {
             max_entries: self.max_entries.unwrap_or(before.max_entries),
             cull_frequency: self.cull_frequency.unwrap_or(before.cull_frequency),

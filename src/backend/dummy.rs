@@ -45,7 +45,8 @@ impl Backend for DummyBackend {
     }
 
     fn commit(&self, _: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
-        // Every key is absent, so only storing can take effect, and only where no entry is asked for.
+        // Every key is absent, so only storing can take effect, and only where no entry is asked
+        // for.
         match (condition, change) {
             (Condition::Always | Condition::Absent, Change::Store { .. }) => {
                 self.commits.fetch_add(1, Relaxed);
@@ -59,24 +60,12 @@ impl Backend for DummyBackend {
         Ok(())
     }
 
-    fn len(&self) -> u64 {
-        0
+    fn len(&self) -> Result<u64> {
+        Ok(0)
     }
 
     fn scan(&self, _: u64, _: &mut dyn FnMut(&str, Item<'_>)) -> Result<Option<u64>> {
         Ok(None)
-    }
-
-    fn maintain(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn flush(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn close(&self) -> Result<()> {
-        Ok(())
     }
 
     fn limits(&self) -> Limits {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use arc_swap::Guard;
 
 use super::{
-    Backend, Change, CheckReport, Claim, Claimed, Condition, Decoded, Expiry, Item, Limits, Matter,
-    NewLimits, Outcome, ProcessStats, SharedValue, Spool, Stats, Stored, Streamed,
+    Backend, Change, CheckReport, Claim, ClaimKey, Claimed, Condition, Decoded, Expiry, Item,
+    Limits, NewLimits, Outcome, ProcessStats, SharedValue, Spool, Stats, Stored, Streamed,
 };
 use crate::engine::lifecycle::directory::{check_there, may_write};
 use crate::engine::{Attached, AttachmentCell, Spooled, empty};
@@ -77,7 +77,8 @@ impl FileBackend {
     fn attach_again(&self) -> Result<Held> {
         // As it was left, in case it was configured.
         let options = Options { keep_limits: true, salvage: false, ..self.options.clone() };
-        // First: whoever makes the index that is to be looked at may lack the space which this one takes.
+        // First: whoever makes the index that is to be looked at may lack the space which this one
+        // takes.
         empty(&self.attached, |before| before.is_ours() && !before.is_of_use());
         let attached = Self::attach(&self.dir, &options)?;
         attached.note_place(&self.attached);
@@ -199,11 +200,11 @@ impl Backend for FileBackend {
         self.engine_to_write()?.get()?.commit(key.as_bytes(), condition, change)
     }
 
-    fn claim(&self, matter: Matter<'_>) -> Claimed {
-        match self.engine().and_then(|held| Ok(held.get()?.claim(matter))) {
+    fn claim(&self, key: ClaimKey<'_>) -> Claimed {
+        match self.engine().and_then(|held| Ok(held.get()?.claim(key))) {
             Ok(claimed) => claimed,
             Err(error) => {
-                tracing::debug!(%error, "nothing can be claimed in a directory that cannot be opened");
+                tracing::debug!(%error, "no claims: the directory cannot be opened");
                 Claimed::Mine(Claim::default())
             }
         }
@@ -213,8 +214,8 @@ impl Backend for FileBackend {
         self.engine_to_write()?.get()?.clear()
     }
 
-    fn len(&self) -> u64 {
-        self.gauge(|engine| engine.len())
+    fn len(&self) -> Result<u64> {
+        Ok(self.engine()?.get()?.len())
     }
 
     fn scan(&self, cursor: u64, visit: &mut dyn FnMut(&str, Item<'_>)) -> Result<Option<u64>> {

@@ -26,7 +26,7 @@ use std::time::Duration;
 use super::Cache;
 use super::call::Call;
 use crate::backend::{
-    Change, Claim, Claimed, Codec, Condition, Expiry, Item, Matter, Outcome, Soft,
+    Change, Claim, ClaimKey, Claimed, Codec, Condition, Expiry, Item, Outcome, Soft,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::timeout::Timeout;
@@ -128,7 +128,7 @@ impl Call<'_> {
     /// Takes the claim of the holder, which succeeds only if the holder is dead.
     fn claim_of_dead_holder(&self, id: LeaseId) -> Option<Claim> {
         let number = claim_number(&id)?;
-        match self.cache.shared.backend.claim(Matter::Lease(number)) {
+        match self.cache.shared.backend.claim(ClaimKey::Lease(number)) {
             // A claim that no process can see says nothing about the holder.
             Claimed::Mine(claim) => claim.is_seen().then_some(claim),
             Claimed::Here | Claimed::Elsewhere => None,
@@ -140,7 +140,7 @@ impl Call<'_> {
         // Includes the process id, because a forked child inherits the hash keys and the counter.
         let unique = (std::process::id(), LEASES.fetch_add(1, Relaxed));
         let [number, other] = [(); 2].map(|()| RandomState::new().hash_one(unique));
-        let claim = match self.cache.shared.backend.claim(Matter::Lease(number)) {
+        let claim = match self.cache.shared.backend.claim(ClaimKey::Lease(number)) {
             Claimed::Mine(claim) => claim,
             Claimed::Here | Claimed::Elsewhere => Claim::default(),
         };

@@ -157,6 +157,12 @@ impl Cache {
         Builder::dummy().build_dummy()
     }
 
+    /// A cache on a store of your own, with the default options. [`Builder::backend`] makes one
+    /// with others. [`backend`](crate::backend) has an example, and what the store must promise.
+    pub fn with_backend(backend: impl Backend) -> Self {
+        Builder::dummy().build(Box::new(backend))
+    }
+
     /// Removes all entries of the cache, whatever their prefix and version. The cost does not grow
     /// with their number; only a cache in memory frees its entries before this returns.
     ///
@@ -187,7 +193,10 @@ impl Cache {
     /// # Ok::<(), keepwarm::Error>(())
     /// ```
     pub fn len(&self) -> u64 {
-        self.shared.backend.len()
+        self.shared.backend.len().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the number of entries is not known");
+            0
+        })
     }
 
     /// Whether the cache has no entry at all, as [`len`](Cache::len) counts. O(1).

@@ -27,7 +27,7 @@ use serde::de::DeserializeOwned;
 use super::call::Call;
 use super::expiry_policy;
 use super::flight_table::{Caller, Flights, Joined, Leader, Waiter};
-use crate::backend::{Change, Claimed, Codec, Condition, Expiry, Item, Matter, Outcome, Soft};
+use crate::backend::{Change, ClaimKey, Claimed, Codec, Condition, Expiry, Item, Outcome, Soft};
 use crate::codec::{self, Encoded};
 use crate::error::{Error, ErrorKind, Result};
 use crate::time::Timestamp;
@@ -227,7 +227,7 @@ impl Call<'_> {
         mut schedule: PollSchedule,
     ) -> Result<NextStep<T>> {
         let shared = &self.cache.shared;
-        match shared.backend.claim(Matter::Computing(&self.full)) {
+        match shared.backend.claim(ClaimKey::Computation(&self.full)) {
             Claimed::Mine(claim) => {
                 // The previous holder may have stored the value after the lookup.
                 if claim.is_seen() {

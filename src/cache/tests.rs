@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::single_flight::MAX_CLAIM_WAIT;
 use super::{Builder, Cache};
 use crate::backend::{
-    Backend, Change, Claimed, Condition, Item, Limits, Matter, MemoryBackend, NewLimits, Outcome,
+    Backend, Change, ClaimKey, Claimed, Condition, Item, Limits, MemoryBackend, NewLimits, Outcome,
     Stats, Stored,
 };
 use crate::engine::Claims;
@@ -104,10 +104,10 @@ struct ProcessStore {
 }
 
 impl Backend for ProcessStore {
-    fn claim(&self, matter: Matter<'_>) -> Claimed {
+    fn claim(&self, key: ClaimKey<'_>) -> Claimed {
         let action = self.before_claim.lock().unwrap().take();
         action.into_iter().for_each(|action| action());
-        let claimed = self.claims.claim(matter);
+        let claimed = self.claims.claim(key);
         self.refused.fetch_add(usize::from(!matches!(claimed, Claimed::Mine(_))), SeqCst);
         claimed
     }
@@ -136,7 +136,7 @@ impl Backend for ProcessStore {
         self.store.clear()
     }
 
-    fn len(&self) -> u64 {
+    fn len(&self) -> Result<u64> {
         self.store.len()
     }
 
@@ -258,7 +258,7 @@ fn the_wait_for_another_process_times_out() {
     // it tries again with longer limits.
     let has_waited = (0..12).any(|n| {
         let key = n.to_string();
-        let _claim = stopped.claims.claim(Matter::Computing(&format!(":1:{key}")));
+        let _claim = stopped.claims.claim(ClaimKey::Computation(&format!(":1:{key}")));
         Arc::get_mut(&mut waits.cache.shared).unwrap().max_claim_wait =
             Duration::from_millis(5 << n);
         let before = waits.refused.load(SeqCst);
@@ -474,7 +474,7 @@ fn futures_wait_for_other_processes_without_blocking() {
         let (first, second) = tokio::join!(first, second);
         assert_eq!((first.unwrap(), second.unwrap()), (1, 1));
         // A future that is dropped while it waits does not block later ones of its process.
-        let claim = one.claims.claim(Matter::Computing(":1:b"));
+        let claim = one.claims.claim(ClaimKey::Computation(":1:b"));
         let mut dropped = Box::pin(waits.get_or_set("b", Timeout::Default, async || 3));
         poll_fn(|context| {
             assert!(dropped.as_mut().poll(context).is_pending());

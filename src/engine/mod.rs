@@ -36,13 +36,12 @@ pub(crate) use self::lifecycle::attach::{Attached, AttachmentCell};
 pub(crate) use self::lifecycle::observer::empty;
 pub(crate) use self::lifecycle::stream::Spooled;
 use self::log::Log;
-pub use self::ops::check::CheckReport;
 use self::shared::checkpoint_files::CheckpointFiles;
-pub(crate) use self::shared::claims::{Claim, Claimed, Claims, Matter};
+pub(crate) use self::shared::claims::Claims;
 use self::shared::read_only::ReadOnlyAttachment;
 use self::shared::stats_file::StatsFile;
 use self::shared::wait_queue::Queue;
-use crate::entry::{Expiry, Stats};
+use crate::entry::{Claim, ClaimKey, Claimed, Expiry, Stats};
 use crate::error::Result;
 use crate::hash::KeyHasher;
 use crate::options::{Durability, INLINE_CULL_ENTRIES, Options, QUICK_CULL_ENTRIES};
@@ -112,12 +111,8 @@ impl Engine {
     }
 
     /// See [`Claims::claim`]. Nobody sees what an onlooker claims.
-    pub(crate) fn claim(&self, matter: Matter<'_>) -> Claimed {
-        if self.is_read_only() {
-            Claimed::Mine(Claim::default())
-        } else {
-            self.claims.claim(matter)
-        }
+    pub(crate) fn claim(&self, key: ClaimKey<'_>) -> Claimed {
+        if self.is_read_only() { Claimed::Mine(Claim::default()) } else { self.claims.claim(key) }
     }
 
     /// The number of entries, expired ones that were not reaped yet included.

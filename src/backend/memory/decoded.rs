@@ -9,8 +9,8 @@ use crate::backend::{Decoded, SharedValue};
 /// What one takes beside its key and value, roughly.
 const OVERHEAD: u64 = 192;
 
-/// By the slot of their entry. Whoever changes or removes an entry removes what was decoded from it, so nothing here
-/// is stale.
+/// By the slot of their entry. Whoever changes or removes an entry removes what was decoded from
+/// it, so nothing here is stale.
 #[derive(Default)]
 pub(super) struct DecodedValues {
     values: LinkedHashMap<usize, (Decoded, u64)>,
@@ -28,8 +28,8 @@ impl DecodedValues {
         decoded.is_a(wanted).then(|| decoded.value.clone())
     }
 
-    /// Keeps a value for `slot` within `capacity` bytes. What makes room for it goes to `garbage`, and so does
-    /// the value itself if it alone is too large.
+    /// Keeps a value for `slot` within `capacity` bytes. What makes room for it goes to `garbage`,
+    /// and so does the value itself if it alone is too large.
     pub(super) fn insert(
         &mut self,
         slot: usize,

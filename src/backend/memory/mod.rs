@@ -1,7 +1,8 @@
 //! The store in the memory of this process: an LRU map behind one mutex.
 //!
-//! One mutex and not shards, because both bounds and the choice of what to cull are over all entries, to
-//! the exact count. User code (`visit`) and the freeing of many entries happen outside it.
+//! One mutex and not shards, because both bounds and the choice of what to cull are over all
+//! entries, to the exact count. User code (`visit`) and the freeing of many entries happen outside
+//! it.
 
 mod decoded;
 mod table;
@@ -62,8 +63,13 @@ impl MemoryBackend {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing of a caller's runs under the lock, so a panic elsewhere cannot have left it half done.
+        // Nothing of a caller's runs under the lock, so a panic elsewhere cannot have left it half
+        // done.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn entries(&self) -> u64 {
+        self.lock().table.len()
     }
 
     /// The key's entry, and what `beside` finds while the state is locked, if there is an entry.
@@ -187,17 +193,6 @@ fn passed(expires_at: Expiry, now: Timestamp) -> bool {
 }
 
 impl Backend for MemoryBackend {
-    fn visit(&self, key: &str, visit: &mut dyn FnMut(Item<'_>)) -> Result<bool> {
-        // Shares the value and lets go of the mutex, so that `visit` may take its time, or call again.
-        match self.get(key)? {
-            Some(stored) => {
-                visit(stored.item());
-                Ok(true)
-            }
-            None => Ok(false),
-        }
-    }
-
     fn get(&self, key: &str) -> Result<Option<Stored>> {
         Ok(self.find(key, |_| None::<()>).1)
     }
@@ -230,7 +225,7 @@ impl Backend for MemoryBackend {
     fn commits_take_long(&self) -> bool {
         let Limits { max_entries, cull_frequency, .. } = self.limits.get();
         let culls = max_entries <= INLINE_CULL_ENTRIES || cull_frequency == 0;
-        culls && self.len() >= max_entries.max(QUICK_CULL_ENTRIES)
+        culls && self.entries() >= max_entries.max(QUICK_CULL_ENTRIES)
     }
 
     fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
@@ -281,12 +276,13 @@ impl Backend for MemoryBackend {
         Ok(())
     }
 
-    fn len(&self) -> u64 {
-        self.lock().table.len()
+    fn len(&self) -> Result<u64> {
+        Ok(self.entries())
     }
 
     fn scan(&self, cursor: u64, visit: &mut dyn FnMut(&str, Item<'_>)) -> Result<Option<u64>> {
-        // An entry keeps its slot for as long as it stays, so slots in order give each exactly once.
+        // An entry keeps its slot for as long as it stays, so slots in order give each exactly
+        // once.
         let now = self.clock.now();
         let state = self.lock();
         let first = usize::try_from(cursor).unwrap_or(usize::MAX).min(state.table.slots());
@@ -312,14 +308,6 @@ impl Backend for MemoryBackend {
             self.lock().sweep(slots, now, &mut garbage);
             left -= slots;
         }
-        Ok(())
-    }
-
-    fn flush(&self) -> Result<()> {
-        Ok(())
-    }
-
-    fn close(&self) -> Result<()> {
         Ok(())
     }
 

@@ -13,8 +13,8 @@ use super::passed;
 use crate::backend::{Codec, Decoded, Expiry, SharedValue, Soft, Stored};
 use crate::time::Timestamp;
 
-/// What an entry costs beside its key and value: its node, its share of the hash table, its slot, the
-/// counts of shared ownership and the allocator's rounding. An estimate, on the high side.
+/// What an entry costs beside its key and value: its node, its share of the hash table, its slot,
+/// the counts of shared ownership and the allocator's rounding. An estimate, on the high side.
 const ENTRY_OVERHEAD: u64 = 256;
 
 /// What an entry counts against `max_bytes`.
@@ -44,8 +44,8 @@ impl Node {
     }
 }
 
-/// All entries, least recently used first. An entry has a slot from its insertion to its removal, and no
-/// other has it meanwhile.
+/// All entries, least recently used first. An entry has a slot from its insertion to its removal,
+/// and no other has it meanwhile.
 #[derive(Default)]
 pub(super) struct Table {
     entries: LinkedHashMap<Arc<str>, Node, RandomState>,
@@ -191,7 +191,8 @@ pub(super) struct Removed {
     _decoded: Option<Decoded>,
 }
 
-/// What is to be freed once the mutex is released: declared before the guard, it is dropped after it.
+/// What is to be freed once the mutex is released: declared before the guard, it is dropped after
+/// it.
 #[derive(Default)]
 pub(super) struct Garbage {
     /// Most calls leave one thing at most, and need no allocation for it.

@@ -72,7 +72,7 @@ fn large_caches_make_room_for_one() {
     for n in 0..INLINE_CULL_ENTRIES + 5 {
         put(&backend, &n.to_string(), b"");
     }
-    assert_eq!((backend.len(), backend.stats().evicted), (INLINE_CULL_ENTRIES + 1, 4));
+    assert_eq!((backend.entries(), backend.stats().evicted), (INLINE_CULL_ENTRIES + 1, 4));
 }
 
 #[test]
@@ -83,18 +83,18 @@ fn bytes_are_bounded_and_counted_back() {
         put(&backend, &format!("key {n}"), &value);
         assert!(backend.stats().bytes <= 1 << 20);
     }
-    assert_eq!(backend.len(), 10);
+    assert_eq!(backend.entries(), 10);
     let refused =
         backend.commit("large", Condition::Always, store(&vec![0; 1 << 20], None)).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::ValueTooLarge);
-    assert_eq!(backend.len(), 10);
+    assert_eq!(backend.entries(), 10);
     // An overwrite that grows evicts others, never itself.
     put(&backend, "key 40", &vec![0; 900_000]);
     assert!(backend.get("key 40").unwrap().is_some());
     for key in keys(&backend) {
         backend.commit(&key, Condition::Always, Change::Delete).unwrap();
     }
-    assert_eq!((backend.len(), backend.stats().bytes), (0, 0));
+    assert_eq!((backend.entries(), backend.stats().bytes), (0, 0));
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn an_expired_entry_counts_as_absent() {
     let soon = clock.now().checked_add(Duration::from_secs(1));
     backend.commit("a", Condition::Always, store(b"old", soon)).unwrap();
     clock.advance(Duration::from_secs(1));
-    assert_eq!(backend.len(), 1);
+    assert_eq!(backend.entries(), 1);
     assert!(!backend.visit("a", &mut |_| panic!("it has expired")).unwrap());
     backend.commit("a", Condition::Always, store(b"old", soon)).unwrap();
     let added = backend.commit("a", Condition::Absent, store(b"new", None)).unwrap();
@@ -121,7 +121,7 @@ fn inserts_reap_what_has_expired() {
     for n in 0..100 {
         put(&backend, &format!("new {n}"), b"");
     }
-    assert_eq!((backend.len(), backend.stats().expired), (100, 100));
+    assert_eq!((backend.entries(), backend.stats().expired), (100, 100));
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn maintenance_reaps_everything_that_has_expired() {
     }
     clock.advance(Duration::from_secs(1));
     backend.maintain().unwrap();
-    assert_eq!((backend.len(), backend.stats().expired), (half, half));
+    assert_eq!((backend.entries(), backend.stats().expired), (half, half));
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn conditions_are_checked_and_tokens_grow() {
     );
     let gone = refused(Condition::Present, store(b"", Some(Timestamp::default())));
     assert_eq!(gone, Outcome::Done { token: None, existed: true });
-    assert_eq!(backend.len(), 0);
+    assert_eq!(backend.entries(), 0);
 }
 
 #[test]
@@ -202,6 +202,6 @@ fn clearing_removes_everything() {
     let (backend, _) = backend(|_| ());
     let before = put(&backend, "a", b"");
     backend.clear().unwrap();
-    assert_eq!((backend.len(), backend.stats().bytes, keys(&backend).len()), (0, 0, 0));
+    assert_eq!((backend.entries(), backend.stats().bytes, keys(&backend).len()), (0, 0, 0));
     assert!(put(&backend, "a", b"") > before);
 }

@@ -1,11 +1,13 @@
-//! The store in a sled tree: keys on disk, in order, each with a record as in the log of the engine.
+//! The store in a sled tree: keys on disk, in order, each with a record as in the log of the
+//! engine.
 //!
-//! sled has the tree, the file and the syncs; here is what makes a cache of it: expiry, bounds, recency, counts,
-//! `clear` ([`sweep`]), the conditional write ([`store`]), and the directory ([`home`]). Recency and counts are
-//! kept in memory ([`books`]), so that opening reads everything once.
+//! sled has the tree, the file and the syncs; here is what makes a cache of it: expiry, bounds,
+//! recency, counts, `clear` ([`sweep`]), the conditional write ([`store`]), and the directory
+//! ([`home`]). Recency and counts are kept in memory ([`books`]), so that opening reads everything
+//! once.
 
-mod books;
-mod home;
+mod accounting;
+mod directory;
 mod store;
 mod sweep;
 mod table;
@@ -27,7 +29,8 @@ pub(crate) struct SledBackend {
     options: Options,
     limits: Arc<OwnLimits>,
     counters: Arc<Counters>,
-    /// `None` after a `close`. Written to open and to close alone, which wait for the calls under way.
+    /// `None` after a `close`. Written to open and to close alone, which wait for the calls under
+    /// way.
     store: RwLock<Option<Store>>,
 }
 
@@ -79,15 +82,6 @@ impl SledBackend {
 }
 
 impl Backend for SledBackend {
-    fn visit(&self, key: &str, visit: &mut dyn FnMut(Item<'_>)) -> Result<bool> {
-        // What was read is shared, so that `visit` may take its time, or call again.
-        let found = self.get(key)?;
-        if let Some(stored) = &found {
-            visit(stored.item());
-        }
-        Ok(found.is_some())
-    }
-
     fn get(&self, key: &str) -> Result<Option<Stored>> {
         self.with(|store| store.get(key))
     }
@@ -108,7 +102,7 @@ impl Backend for SledBackend {
         let culls = max_entries <= INLINE_CULL_ENTRIES || cull_frequency == 0;
         self.options.durability == Durability::Sync
             || self.is_closed()
-            || (culls && self.len() >= max_entries.max(QUICK_CULL_ENTRIES))
+            || (culls && self.gauge(Store::len) >= max_entries.max(QUICK_CULL_ENTRIES))
     }
 
     fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
@@ -119,8 +113,8 @@ impl Backend for SledBackend {
         self.with(Store::clear)
     }
 
-    fn len(&self) -> u64 {
-        self.gauge(Store::len)
+    fn len(&self) -> Result<u64> {
+        self.with(|store| Ok(store.len()))
     }
 
     fn scan(&self, cursor: u64, visit: &mut dyn FnMut(&str, Item<'_>)) -> Result<Option<u64>> {

@@ -7,8 +7,8 @@
 //! compare-and-swap in the tree, from the record that was read to the new one; if it is another by now: begin again
 //! ```
 //!
-//! The compare-and-swap makes a change atomic; the stripe keeps the order of sequences the order of publication, and
-//! books and tree in step. No call of users runs under a lock.
+//! The compare-and-swap makes a change atomic; the stripe keeps the order of sequences the order of
+//! publication, and books and tree in step. No call of users runs under a lock.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::AtomicBool;
@@ -17,8 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ::sled::IVec;
 use bytes::Bytes;
 
-use super::books::{Again, Books};
-use super::home::Home;
+use super::accounting::{Again, Books};
+use super::directory::Home;
 use super::sweep::LeftOver;
 use super::table::Entry;
 use crate::backend::{Change, Codec, Condition, Outcome, Stats, Stored};
@@ -51,7 +51,8 @@ pub(super) struct Store {
 }
 
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing of a caller's runs under any of the locks, so a panic elsewhere cannot have left them half done.
+    // Nothing of a caller's runs under any of the locks, so a panic elsewhere cannot have left them
+    // half done.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -273,7 +274,8 @@ impl Store {
     /// Some entries from slot `cursor` on, and where to go on.
     #[expect(clippy::type_complexity, reason = "a batch and what follows it")]
     pub(super) fn batch(&self, cursor: u64) -> Result<(Vec<(Arc<str>, Stored)>, Option<u64>)> {
-        // An entry keeps its slot for as long as it stays, so slots in order give each exactly once.
+        // An entry keeps its slot for as long as it stays, so slots in order give each exactly
+        // once.
         let books = self.books();
         let first = usize::try_from(cursor).unwrap_or(usize::MAX).min(books.table.slots());
         let end = first.saturating_add(ENTRIES_PER_HOLD).min(books.table.slots());

@@ -6,9 +6,9 @@ use std::sync::atomic::Ordering;
 
 use super::store::{ENTRIES_PER_HOLD, Store, locked};
 use super::table::Entry;
-use crate::engine::CheckReport;
 use crate::engine::counters::Counter;
 use crate::engine::format::record::Kind;
+use crate::entry::CheckReport;
 use crate::error::Result;
 use crate::limits::Limits;
 use crate::options::{Durability, INLINE_CULL_ENTRIES, due_inline};

@@ -23,7 +23,8 @@ impl Entry {
     }
 }
 
-/// Least recently used first. An entry has a slot from its insertion to its removal, and no other has it meanwhile.
+/// Least recently used first. An entry has a slot from its insertion to its removal, and no other
+/// has it meanwhile.
 #[derive(Default)]
 pub(super) struct Table {
     entries: LinkedHashMap<Arc<str>, (Entry, usize), RandomState>,

@@ -51,6 +51,7 @@ enum Location {
     Sled(PathBuf),
     Memory,
     Dummy,
+    Backend(Box<dyn Backend>),
 }
 
 impl Builder {
@@ -130,6 +131,27 @@ impl Builder {
         Self::at(Location::Sled(dir.as_ref().to_owned()))
     }
 
+    /// Options for a cache on a store of your own: see [`backend`](crate::backend).
+    ///
+    /// The options of the cache apply: keys, timeouts, jitter, clock. Those of keepwarm's own
+    /// stores (limits, eviction, durability, hot bytes) are not passed on, as the backend was given
+    /// its own when it was made. If it takes the time from a clock, give the same one to
+    /// [`clock`](Builder::clock).
+    ///
+    /// ```
+    /// use keepwarm::{Builder, Timeout};
+    ///
+    /// // One of keepwarm's own stores serves as well.
+    /// let backend = Builder::in_memory().max_entries(100).open_backend()?;
+    /// let cache = Builder::backend(backend).key_prefix("app").open()?;
+    /// cache.set("a", &1, Timeout::Never)?;
+    /// assert_eq!(cache.limits().max_entries, 100);
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    pub fn backend(backend: Box<dyn Backend>) -> Self {
+        Self::at(Location::Backend(backend))
+    }
+
     fn at(location: Location) -> Self {
         Self {
             location,
@@ -158,20 +180,40 @@ impl Builder {
     /// or `Io`. `InUse` with [`salvage`](Builder::salvage), or on sled, if the directory is already
     /// open.
     pub fn open(self) -> Result<Cache> {
+        let (backend, builder) = self.make_backend()?;
+        Ok(builder.build(backend))
+    }
+
+    /// Opens the store alone, without prefix, version, types and default timeouts: to put a
+    /// [backend](crate::backend) of your own around it, or to test it.
+    ///
+    /// ```
+    /// # use keepwarm::Builder;
+    /// let backend = Builder::in_memory().open_backend()?;
+    /// assert_eq!(backend.len()?, 0);
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`open`](Builder::open).
+    pub fn open_backend(self) -> Result<Box<dyn Backend>> {
+        Ok(self.make_backend()?.0)
+    }
+
+    fn make_backend(mut self) -> Result<(Box<dyn Backend>, Self)> {
         self.validate()?;
-        match &self.location {
-            Location::Directory(dir) => {
-                let backend = FileBackend::open(dir, &self.options)?;
-                Ok(self.build(Box::new(backend)))
-            }
+        let location = std::mem::replace(&mut self.location, Location::Dummy);
+        let backend: Box<dyn Backend> = match location {
+            Location::Directory(dir) => Box::new(FileBackend::open(&dir, &self.options)?),
             #[cfg(feature = "sled")]
             Location::Sled(dir) => {
-                let backend = crate::backend::SledBackend::open(dir, &self.options)?;
-                Ok(self.build(Box::new(backend)))
+                Box::new(crate::backend::SledBackend::open(&dir, &self.options)?)
             }
-            Location::Memory => Ok(self.build_in_memory()),
-            Location::Dummy => Ok(self.build_dummy()),
-        }
+            Location::Memory => Box::new(MemoryBackend::new(&self.options)),
+            Location::Dummy => Box::new(DummyBackend::new(&self.options)),
+            Location::Backend(backend) => backend,
+        };
+        Ok((backend, self))
     }
 
     fn validate(&self) -> Result<()> {
@@ -227,6 +269,7 @@ impl fmt::Debug for Builder {
             Location::Sled(dir) => format!("sled in {}", dir.display()),
             Location::Memory => "in memory".to_owned(),
             Location::Dummy => "dummy".to_owned(),
+            Location::Backend(_) => "a backend of the program".to_owned(),
         };
         f.debug_struct("Builder")
             .field("location", &location)

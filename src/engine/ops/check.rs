@@ -7,42 +7,7 @@ use crate::engine::Engine;
 use crate::engine::format::record::{Kind, Record};
 use crate::engine::format::word::Word;
 use crate::engine::index::{Probe, SegmentInfo, SegmentState, Slot};
-
-/// What a check found. Nothing is changed by checking.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
-#[non_exhaustive]
-pub struct CheckReport {
-    /// Segments of the log.
-    pub segments: u64,
-    /// Records in them whose header and key are sound, superseded ones included.
-    pub records: u64,
-    /// Values in files of their own.
-    pub blobs: u64,
-    /// Entries that the index names and whose records are sound.
-    pub entries: u64,
-    /// Of these, expired ones that were not reaped yet.
-    pub expired: u64,
-    /// Of these, entries from before the last `clear` that were not swept yet; not counted otherwise.
-    pub outdated: u64,
-    /// Whether entries changed meanwhile. Then it was not compared whether there are as many as counted.
-    pub changed: bool,
-    /// What is wrong, a line each, at most 100 of them.
-    pub problems: Vec<String>,
-}
-
-impl CheckReport {
-    /// Whether nothing is wrong.
-    pub fn is_sound(&self) -> bool {
-        self.problems.is_empty()
-    }
-
-    pub(crate) fn problem(&mut self, text: String) {
-        const MOST: usize = 100;
-        if self.problems.len() < MOST {
-            self.problems.push(text);
-        }
-    }
-}
+use crate::entry::CheckReport;
 
 /// The slots and words of the keys that a check has met.
 type Met = HashMap<Box<[u8]>, (Slot, Word)>;

@@ -18,51 +18,22 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::entry::{Claim, ClaimKey, Claimed, HeldClaim};
 use crate::hash::KeyHasher;
 use crate::sys::file::{self, DirectoryId};
 use crate::sys::fork::{Epoch, OwnFile};
 use crate::sys::lock;
 
-/// What can be claimed.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Matter<'a> {
-    /// To compute the value of a key.
-    Computing(&'a str),
-    /// To be the living holder of the lease with this number.
-    Lease(u64),
-}
-
-/// What became of asking for a claim.
-#[derive(Debug)]
-pub(crate) enum Claimed {
-    /// It is the caller's, until it is dropped.
-    Mine(Claim),
-    /// Somebody else in this process has it.
-    Here,
-    /// Another process has it.
-    Elsewhere,
-}
-
-/// A claim; the one by default is that of a process which shares nothing.
-#[derive(Debug, Default)]
-pub(crate) struct Claim(Option<Held>);
-
-impl Claim {
-    /// Whether others see it. If not, there are none, or the system refused.
-    pub(crate) fn is_seen(&self) -> bool {
-        self.0.is_some()
-    }
-
-    /// Whether it is not this process that has it, but the one that this was forked from.
-    pub(crate) fn is_inherited(&self) -> bool {
-        self.0.as_ref().is_some_and(|held| held.claims.is_inherited())
-    }
-}
-
-#[derive(Debug)]
+/// A lock on one byte of the file.
 struct Held {
     claims: Arc<Claims>,
     byte: i64,
+}
+
+impl HeldClaim for Held {
+    fn is_inherited(&self) -> bool {
+        self.claims.is_inherited()
+    }
 }
 
 impl Drop for Held {
@@ -101,21 +72,21 @@ impl Claims {
         Self { dir, id, hasher, epoch: Epoch::now(), open: Mutex::default() }
     }
 
-    /// Claims `matter`, without waiting. Where the system refuses, the caller goes on as if it were alone. With giving
+    /// Claims `key`, without waiting. Where the system refuses, the caller goes on as if it were alone. With giving
     /// it back two to four microseconds; more where thousands are held at once.
-    pub(crate) fn claim(self: &Arc<Self>, matter: Matter<'_>) -> Claimed {
-        self.take(self.byte(matter)).unwrap_or_else(|error| {
-            tracing::debug!(dir = %self.dir.display(), ?matter, %error, "nothing can be claimed from other processes");
+    pub(crate) fn claim(self: &Arc<Self>, key: ClaimKey<'_>) -> Claimed {
+        self.take(self.byte(key)).unwrap_or_else(|error| {
+            tracing::debug!(dir = %self.dir.display(), ?key, %error, "nothing can be claimed from other processes");
             Claimed::Mine(Claim::default())
         })
     }
 
-    fn byte(&self, matter: Matter<'_>) -> i64 {
+    fn byte(&self, key: ClaimKey<'_>) -> i64 {
         /// The offset of a lock has 63 bits: one for the kind of matter, the others to tell those of a kind apart.
         const LEASES: u64 = 1 << 62;
-        let (kind, number) = match matter {
-            Matter::Computing(key) => (0, self.hasher.hash(key.as_bytes())),
-            Matter::Lease(number) => (LEASES, number),
+        let (kind, number) = match key {
+            ClaimKey::Computation(key) => (0, self.hasher.hash(key.as_bytes())),
+            ClaimKey::Lease(number) => (LEASES, number),
         };
         (kind | number & (LEASES - 1)) as i64
     }
@@ -146,7 +117,7 @@ impl Claims {
             return Ok(Claimed::Elsewhere);
         }
         held.insert(byte);
-        Ok(Claimed::Mine(Claim(Some(Held { claims: self.clone(), byte }))))
+        Ok(Claimed::Mine(Claim::new(Held { claims: self.clone(), byte })))
     }
 
     fn open_file(&self) -> io::Result<OwnFile> {
@@ -223,7 +194,7 @@ mod tests {
         let Claims { ref dir, id, hasher, epoch, .. } = *parents;
         let childs = Claims { dir: dir.clone(), id, hasher, epoch: epoch.before(), open };
         let childs = Arc::new(childs);
-        let inherited = Claim(Some(Held { claims: childs.clone(), byte: 7 }));
+        let inherited = Claim::new(Held { claims: childs.clone(), byte: 7 });
         assert!(inherited.is_inherited());
         // The mutex may have been held at the fork.
         let never_unlocked = childs.lock();

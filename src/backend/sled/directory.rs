@@ -1,5 +1,5 @@
-//! The directory with sled's files in it: who has it open, and the few facts about it that are kept beside the
-//! entries.
+//! The directory with sled's files in it: who has it open, and the few facts about it that are kept
+//! beside the entries.
 //!
 //! ```text
 //! DIR/CACHEDIR.TAG
@@ -29,13 +29,14 @@ use crate::sys::{file, lock};
 const FORMAT: u32 = 1;
 /// The byte of `locks` that stands for the process that has the directory open.
 const PROCESS: i64 = 1;
-/// Sequences are reserved on the disk so many at a time, so that none is given out twice, whatever is lost in a
-/// kill. sled's own `generate_id` does not do: a second kill soon after the first makes it repeat itself.
+/// Sequences are reserved on the disk so many at a time, so that none is given out twice, whatever
+/// is lost in a kill. sled's own `generate_id` does not do: a second kill soon after the first
+/// makes it repeat itself.
 const SEQUENCES: u64 = 1 << 32;
 /// sled gives its file back a moment after it was closed, when its threads have come to their ends.
 const LOCK_PATIENCE: Duration = Duration::from_secs(30);
-/// How often sled writes out what it has in its buffers where nothing else is asked for. It cleans up its file then
-/// as well, so it is never left to itself.
+/// How often sled writes out what it has in its buffers where nothing else is asked for. It cleans
+/// up its file then as well, so it is never left to itself.
 const UNHURRIED: Duration = Duration::from_secs(30);
 
 const FACTS: &[u8] = b"facts";
@@ -128,12 +129,12 @@ impl Home {
         store_error(operation, &self.path, error)
     }
 
-    /// Waits until everything that was written is on the disk, but for pages of sled's that are large enough to have
-    /// files of their own.
+    /// Waits until everything that was written is on the disk, but for pages of sled's that are
+    /// large enough to have files of their own.
     pub(super) fn flush(&self) -> Result<()> {
         self.db.flush().map_err(|e| self.error("sync", e))?;
-        // On Linux sled has its pages written back and goes on: neither the file's length nor what the disk itself
-        // buffers is durable then.
+        // On Linux sled has its pages written back and goes on: neither the file's length nor what
+        // the disk itself buffers is durable then.
         file::sync(&self.log).map_err(|e| Error::io("sync", &self.path, e))
     }
 

@@ -1,10 +1,11 @@
-//! What is known of the entries without asking the tree: how many there are, how large, when each ends, and in what
-//! order they were used. The tree has nothing of that, and counting its keys would read all of it.
+//! What is known of the entries without asking the tree: how many there are, how large, when each
+//! ends, and in what order they were used. The tree has nothing of that, and counting its keys
+//! would read all of it.
 
 use super::table::{Entry, Table};
 
-/// Exact for the current generation: who changes an entry holds the lock of its stripe, so that the tree and the
-/// books change together.
+/// Exact for the current generation: who changes an entry holds the lock of its stripe, so that the
+/// tree and the books change together.
 pub(super) struct Books {
     pub(super) table: Table,
     pub(super) generation: u32,
@@ -28,7 +29,8 @@ impl Books {
         Self { table: Table::default(), generation, swept: 0 }
     }
 
-    /// Puts the entry down before it is stored, so that the bounds hold at any time. Returns what it replaces.
+    /// Puts the entry down before it is stored, so that the bounds hold at any time. Returns what
+    /// it replaces.
     pub(super) fn reserve(
         &mut self,
         key: &str,
