@@ -1,18 +1,17 @@
-//! What a process that was forked does not share with its parent: descriptors, and whatever a thread that is not there
-//! may have locked.
+//! What a forked child must not share with its parent: file descriptors, and state that a thread
+//! which does not exist in the child may have locked.
 //!
-//! `fork` gives the child a copy of the memory, with the thread alone that called it, and the same open file
-//! descriptions. A lock on a file belongs to the description, so a child that kept it would keep the parent's locks when
-//! the parent is dead. So each descriptor of ours is an [`OwnFile`], on a list; a handler of `pthread_atfork` closes them
-//! all in the child before `fork` returns there, and begins an [`Epoch`]. What was made in an earlier one is not used any
-//! more.
+//! `fork` gives the child a copy of the memory, only the thread that called it, and the same open
+//! file descriptions. A file lock belongs to its description: a child that kept the descriptor
+//! would keep the locks of the parent after the parent is dead. So each descriptor of ours is an
+//! [`OwnFile`], registered in a list. A `pthread_atfork` handler closes all of them in the child
+//! before `fork` returns there, and starts a new [`Epoch`]. Objects of an earlier epoch are not
+//! used any more.
 //!
-//! The handler may only do what is safe in a signal handler, as any thread may have been anywhere: it walks the list,
-//! which has no lock and whose entries are never freed, and calls `close`.
-#![expect(
-    unsafe_code,
-    reason = "the handler is called from C, and walks a list that no lock guards"
-)]
+//! Other threads may be anywhere when the fork happens, so the handler may only do what is
+//! async-signal-safe. It walks the list, which has no lock and whose slots are never freed, and
+//! calls `close`.
+#![expect(unsafe_code, reason = "C calls the handlers, and they walk a list without a lock")]
 
 use std::fs::File;
 use std::io;
@@ -28,13 +27,14 @@ use nix::libc;
 
 use super::lock;
 
-/// How many forks lie between the first process and this one.
+/// How many forks lie between the first process of the program and this one.
 static EPOCH: AtomicU64 = AtomicU64::new(0);
-/// How many forks this process made that are over, and how many threads are in the midst of one.
+/// How many forks this process has completed.
 static FORKS: AtomicU64 = AtomicU64::new(0);
+/// How many forks of this process are in progress.
 static FORKING: AtomicU64 = AtomicU64::new(0);
 
-/// The process that something was made in; by default this one.
+/// The process in which an object was created. The default is the current one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Epoch(u64);
 
@@ -46,36 +46,44 @@ impl Default for Epoch {
 
 impl Epoch {
     pub(crate) fn now() -> Self {
-        // Where it fails, attaching does, too.
+        // If this fails, attaching to a directory fails, too.
         let _ = watch();
         Self(EPOCH.load(Relaxed))
     }
 
-    /// Whether this process was forked since.
+    /// Whether this process was forked since, so that the object belongs to an ancestor.
     #[inline]
     pub(crate) fn is_over(self) -> bool {
         self.0 != EPOCH.load(Relaxed)
     }
 
-    /// That of the parent, as a test sees it.
+    /// The epoch of the parent, for tests.
     #[cfg(test)]
     pub(crate) fn before(self) -> Self {
         Self(self.0.wrapping_sub(1))
     }
 }
 
-/// Makes sure that forks are noticed from now on.
+/// Installs the fork handlers, once.
 ///
 /// # Errors
-/// If there is no memory for it.
+/// If the system has no memory for the handlers.
 pub(crate) fn watch() -> io::Result<()> {
     static WATCHED: AtomicBool = AtomicBool::new(false);
     if WATCHED.load(Acquire) {
         return Ok(());
     }
-    // Threads that come here at the same time each do it, which does no harm; none goes on before it is done.
-    // SAFETY: the handlers are functions that live as long as the program, and do what such handlers may.
-    match unsafe { libc::pthread_atfork(Some(begin), Some(end), Some(in_child)) } {
+    // Several threads may install them at the same time, which is harmless; none continues before
+    // they are installed.
+    // SAFETY: the handlers are functions that live as long as the program, and are
+    // async-signal-safe.
+    match unsafe {
+        libc::pthread_atfork(
+            Some(before_fork),
+            Some(after_fork_in_parent),
+            Some(after_fork_in_child),
+        )
+    } {
         0 => {
             WATCHED.store(true, Release);
             Ok(())
@@ -84,93 +92,97 @@ pub(crate) fn watch() -> io::Result<()> {
     }
 }
 
-unsafe extern "C" fn begin() {
+unsafe extern "C" fn before_fork() {
     FORKING.fetch_add(1, SeqCst);
 }
 
-unsafe extern "C" fn end() {
+unsafe extern "C" fn after_fork_in_parent() {
     FORKS.fetch_add(1, SeqCst);
     FORKING.fetch_sub(1, SeqCst);
 }
 
-unsafe extern "C" fn in_child() {
+unsafe extern "C" fn after_fork_in_child() {
     EPOCH.fetch_add(1, SeqCst);
     FORKING.store(0, SeqCst);
-    for entry in entries() {
-        let fd = entry.fd.swap(NONE, SeqCst);
+    for slot in fd_slots() {
+        let fd = slot.fd.swap(NONE, SeqCst);
         if fd != NONE {
-            // SAFETY: the descriptor was an `OwnFile`'s, which does not use or close it in this epoch.
+            // SAFETY: the descriptor belonged to an `OwnFile` of the earlier epoch, which neither
+            // uses nor closes it in this one.
             unsafe { libc::close(fd) };
         }
     }
 }
 
-/// A descriptor on the list. Never freed; one of no descriptor is used again.
+/// A slot of the list: a registered descriptor, or [`NONE`]. Never freed; a free one is reused.
 #[derive(Debug)]
-struct Entry {
+struct FdSlot {
     fd: AtomicI32,
-    next: *const Entry,
+    next: *const FdSlot,
 }
 
-// SAFETY: `next` never changes once the entry is on the list, and what it points to is never freed.
-unsafe impl Sync for Entry {}
+// SAFETY: `next` never changes once the slot is in the list, and the slot it points to is never
+// freed.
+unsafe impl Sync for FdSlot {}
 
 const NONE: RawFd = -1;
-static LIST: AtomicPtr<Entry> = AtomicPtr::new(ptr::null_mut());
+static FD_SLOTS: AtomicPtr<FdSlot> = AtomicPtr::new(ptr::null_mut());
 
-fn entries() -> impl Iterator<Item = &'static Entry> {
-    let mut next = LIST.load(Acquire).cast_const();
+fn fd_slots() -> impl Iterator<Item = &'static FdSlot> {
+    let mut next = FD_SLOTS.load(Acquire).cast_const();
     std::iter::from_fn(move || {
-        // SAFETY: null, or an entry of the list, which is never freed.
-        let entry = unsafe { next.as_ref() }?;
-        next = entry.next;
-        Some(entry)
+        // SAFETY: null, or a slot of the list, which is never freed.
+        let slot = unsafe { next.as_ref() }?;
+        next = slot.next;
+        Some(slot)
     })
 }
 
-/// Puts a descriptor on the list.
-fn enter(fd: RawFd) -> &'static Entry {
-    let take = |entry: &&Entry| entry.fd.compare_exchange(NONE, fd, AcqRel, Relaxed).is_ok();
-    if let Some(entry) = entries().find(take) {
-        return entry;
+/// Registers a descriptor: in a free slot, or in a new one.
+fn register(fd: RawFd) -> &'static FdSlot {
+    let take = |slot: &&FdSlot| slot.fd.compare_exchange(NONE, fd, AcqRel, Relaxed).is_ok();
+    if let Some(slot) = fd_slots().find(take) {
+        return slot;
     }
-    let entry = Box::leak(Box::new(Entry { fd: AtomicI32::new(fd), next: ptr::null() }));
-    let mut first = LIST.load(Acquire);
+    let slot = Box::leak(Box::new(FdSlot { fd: AtomicI32::new(fd), next: ptr::null() }));
+    let mut first = FD_SLOTS.load(Acquire);
     loop {
-        entry.next = first;
-        match LIST.compare_exchange(first, entry, AcqRel, Acquire) {
-            Ok(_) => return entry,
+        slot.next = first;
+        match FD_SLOTS.compare_exchange(first, slot, AcqRel, Acquire) {
+            Ok(_) => return slot,
             Err(now) => first = now,
         }
     }
 }
 
-/// An open file that a child does not inherit: in one it is closed before `fork` returns, and must not be used. Whatever
-/// is locked belongs into one.
+/// An open file that a child does not inherit: it is closed in the child before `fork` returns, and
+/// must not be used there. Every file with locks must be one.
 #[derive(Debug)]
 pub(crate) struct OwnFile {
     file: ManuallyDrop<File>,
-    entry: &'static Entry,
+    slot: &'static FdSlot,
     epoch: Epoch,
-    /// Whether closing it is to give back what is locked.
+    /// Whether to unlock the whole file before it is closed.
     unlocks: bool,
 }
 
 impl OwnFile {
-    /// A file on which no lock will be taken.
+    /// A file that will never be locked.
     pub(crate) fn new(file: File) -> Self {
         let epoch = Epoch::now();
-        let entry = enter(file.as_raw_fd());
-        Self { file: ManuallyDrop::new(file), entry, epoch, unlocks: false }
+        let slot = register(file.as_raw_fd());
+        Self { file: ManuallyDrop::new(file), slot, epoch, unlocks: false }
     }
 
-    /// A file on which locks may be taken. It is opened again if another thread forked meanwhile: that child may have
-    /// the descriptor, and would keep what is locked later.
+    /// A file that may be locked. If another thread forks meanwhile, this opens it again: that
+    /// child may have inherited the descriptor before it was registered, and would keep locks that
+    /// are taken later.
     ///
     /// # Errors
     /// Those of `open`.
     pub(crate) fn to_lock(mut open: impl FnMut() -> io::Result<File>) -> io::Result<Self> {
-        /// A fork takes some milliseconds. One that waits for us, in a handler of the program's, is not waited for.
+        /// A fork takes some milliseconds. This does not wait longer: a fork may itself wait for
+        /// this thread, in another handler of the program.
         const PATIENCE: Duration = Duration::from_secs(1);
         watch()?;
         let started = Instant::now();
@@ -187,18 +199,22 @@ impl OwnFile {
         }
     }
 
-    /// Closes it, and leaves what is locked to a map of it, which keeps the file open.
+    /// Closes the descriptor and leaves its locks to a map of the file, which keeps the description
+    /// open.
     pub(crate) fn leave_to_map(mut self) {
         self.unlocks = false;
     }
 
     /// Fails in a process that was forked since.
+    ///
+    /// # Errors
+    /// `Interrupted`.
     pub(crate) fn check_ours(&self) -> io::Result<()> {
-        let why = "it belongs to the process that this one was forked from";
+        let why = "it belongs to the process that forked this one";
         if self.is_ours() { Ok(()) } else { Err(io::Error::new(io::ErrorKind::Interrupted, why)) }
     }
 
-    /// Whether this process has it, and not the one that it was forked from.
+    /// Whether this process created it, and not an ancestor.
     pub(crate) fn is_ours(&self) -> bool {
         !self.epoch.is_over()
     }
@@ -208,7 +224,7 @@ impl Deref for OwnFile {
     type Target = File;
 
     fn deref(&self) -> &File {
-        debug_assert!(self.is_ours(), "this descriptor is another file's by now");
+        debug_assert!(self.is_ours(), "the descriptor now belongs to another file");
         &self.file
     }
 }
@@ -216,22 +232,23 @@ impl Deref for OwnFile {
 impl Drop for OwnFile {
     fn drop(&mut self) {
         if self.is_ours() {
-            // In this order: what is on the list is surely ours. A child that is forked in between keeps a descriptor,
-            // but no lock, as those were given back before.
+            // In this order: a registered descriptor must always be ours. A child that is forked
+            // after the store keeps the descriptor, but no lock, because the file was unlocked
+            // before.
             if self.unlocks
                 && let Err(error) = lock::unlock_all(&self.file)
             {
                 tracing::warn!(%error, "cannot unlock a file before it is closed");
             }
-            self.entry.fd.store(NONE, Release);
-            // SAFETY: it is not used again.
+            self.slot.fd.store(NONE, Release);
+            // SAFETY: the file is not used again.
             unsafe { ManuallyDrop::drop(&mut self.file) };
         }
     }
 }
 
-/// Something that each process has anew, and that a child finds as it is at the beginning, whoever had it locked in the
-/// parent. That of the parent stays in memory.
+/// A value that each process creates for itself. A child finds a new default value, whatever thread
+/// held a lock in that of its parent. The value of the parent is leaked.
 pub(crate) struct EachEpoch<T: 'static>(AtomicPtr<(Epoch, T)>);
 
 impl<T: Default + Send + Sync> EachEpoch<T> {
@@ -242,7 +259,7 @@ impl<T: Default + Send + Sync> EachEpoch<T> {
     pub(crate) fn get(&self) -> &'static T {
         let mut there = self.0.load(Acquire);
         loop {
-            // SAFETY: null, or made by `Box::into_raw` below and never freed since.
+            // SAFETY: null, or created by `Box::into_raw` below and never freed since.
             if let Some((epoch, value)) = unsafe { there.as_ref() }
                 && !epoch.is_over()
             {
@@ -252,7 +269,7 @@ impl<T: Default + Send + Sync> EachEpoch<T> {
             match self.0.compare_exchange(there, new, AcqRel, Acquire) {
                 Ok(_) => there = new,
                 Err(now) => {
-                    // SAFETY: made just now, and nobody else has it.
+                    // SAFETY: created just now, and not shared.
                     drop(unsafe { Box::from_raw(new) });
                     there = now;
                 }
@@ -268,24 +285,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_descriptor_is_on_the_list_for_as_long_as_it_is_open() {
-        let is_listed = |fd| entries().filter(|entry| entry.fd.load(Acquire) == fd).count();
+    fn a_descriptor_is_registered_while_it_is_open() {
+        let is_registered = |fd| fd_slots().filter(|slot| slot.fd.load(Acquire) == fd).count();
         let files: Vec<OwnFile> =
             (0..10).map(|_| OwnFile::new(tempfile::tempfile().unwrap())).collect();
-        assert!(files.iter().all(|file| file.is_ours() && is_listed(file.as_raw_fd()) == 1));
+        assert!(files.iter().all(|file| file.is_ours() && is_registered(file.as_raw_fd()) == 1));
         drop(files);
-        // Other tests may be faster.
-        let is_used_again = || {
-            let there: Vec<_> = entries().map(ptr::from_ref).collect();
+        // Other tests may take the free slots first.
+        let is_reused = || {
+            let there: Vec<_> = fd_slots().map(ptr::from_ref).collect();
             let again = OwnFile::to_lock(tempfile::tempfile).unwrap();
-            assert!(is_listed(again.as_raw_fd()) == 1);
-            there.contains(&ptr::from_ref(again.entry))
+            assert!(is_registered(again.as_raw_fd()) == 1);
+            there.contains(&ptr::from_ref(again.slot))
         };
-        assert!((0..100).any(|_| is_used_again()), "entries of no descriptor are used again");
+        assert!((0..100).any(|_| is_reused()), "free slots are reused");
     }
 
     #[test]
-    fn a_child_that_has_a_descriptor_which_is_being_closed_has_no_lock() {
+    fn a_child_with_a_closing_descriptor_has_no_lock() {
         let dir = tempfile::tempdir().unwrap();
         let open = || {
             File::options()
@@ -297,7 +314,7 @@ mod tests {
         };
         let (file, other) = (OwnFile::to_lock(open).unwrap(), open().unwrap());
         assert!(lock::try_lock(&file, 0).unwrap() && lock::try_lock(&file, i64::MAX - 1).unwrap());
-        // What a child has that was forked while it was off the list and open.
+        // The descriptor of a child that was forked after the slot was freed and before the close.
         let childs = file.try_clone().unwrap();
         drop(file);
         assert!(
@@ -307,17 +324,17 @@ mod tests {
     }
 
     #[test]
-    fn what_was_made_before_a_fork_is_left_alone() {
+    fn an_inherited_file_is_not_closed() {
         let file = tempfile::tempfile().unwrap();
         let fd = file.as_raw_fd();
         let mut inherited = OwnFile::new(file);
         inherited.epoch = inherited.epoch.before();
-        let entry = inherited.entry;
+        let slot = inherited.slot;
         assert!(!inherited.is_ours());
         drop(inherited);
         assert!(nix::fcntl::fcntl(std::io::stdin(), nix::fcntl::FcntlArg::F_GETFD).is_ok());
-        assert_eq!(entry.fd.load(Acquire), fd, "neither closed nor taken off the list");
-        entry.fd.store(NONE, Release);
+        assert_eq!(slot.fd.load(Acquire), fd, "neither closed nor unregistered");
+        slot.fd.store(NONE, Release);
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! Locks on single bytes of one file, held by an open file description: the kernel lets go of them when the
-//! last descriptor is closed, however its process ended.
+//! Byte-range locks: exclusive or shared locks on single bytes of one file, owned by an open file
+//! description (OFD locks). The kernel releases them when the last descriptor of the description is
+//! closed, also when the process dies.
 //!
-//! Not POSIX record locks, which any close of the file anywhere in the process drops, and never converted
-//! from shared to exclusive, which can lose the lock that was held.
+//! Not POSIX record locks: those are released by any close of the file anywhere in the process.
+//! Never upgraded from shared to exclusive: an upgrade can lose the lock that was held.
 
 use std::fs::File;
 use std::io;
@@ -22,7 +23,8 @@ fn range(kind: libc::c_int, start: i64, len: i64) -> libc::flock {
     }
 }
 
-/// Takes byte `byte` for this open file, if nobody else has it. Says whether it did.
+/// Locks byte `byte` exclusively for this open file, unless another one holds it. Returns whether
+/// it did. Never waits.
 pub(crate) fn try_lock(file: &File, byte: i64) -> io::Result<bool> {
     fault!("sys::lock");
     match fcntl(file, FcntlArg::F_OFD_SETLK(&range(libc::F_WRLCK, byte, 1))) {
@@ -32,8 +34,8 @@ pub(crate) fn try_lock(file: &File, byte: i64) -> io::Result<bool> {
     }
 }
 
-/// Takes byte `byte` for this open file, which need only be open for reading, beside all others that take it so, unless
-/// somebody has it alone. Says whether it did.
+/// Locks byte `byte` for this open file, shared with other shared holders, unless another one holds
+/// it exclusively. Returns whether it did. Never waits. The file may be open for reading only.
 pub(crate) fn try_share(file: &File, byte: i64) -> io::Result<bool> {
     fault!("sys::lock");
     match fcntl(file, FcntlArg::F_OFD_SETLK(&range(libc::F_RDLCK, byte, 1))) {
@@ -49,21 +51,23 @@ pub(crate) fn unlock(file: &File, byte: i64) -> io::Result<()> {
         .map_err(io::Error::from)
 }
 
-/// Gives back all bytes that this open file has.
+/// Releases all bytes that this open file has locked.
 pub(crate) fn unlock_all(file: &File) -> io::Result<()> {
-    /// To the end of what can be locked.
+    /// A length of zero covers everything to the end of the lockable range.
     const ALL: i64 = 0;
     fcntl(file, FcntlArg::F_OFD_SETLK(&range(libc::F_UNLCK, 0, ALL)))
         .map(drop)
         .map_err(io::Error::from)
 }
 
-/// Whether another open file holds byte `byte`.
+/// Whether another open file holds byte `byte`, exclusively or shared. This file's own locks do not
+/// count.
 pub(crate) fn is_held(file: &File, byte: i64) -> io::Result<bool> {
     first_held(file, byte, 1).map(|held| held.is_some())
 }
 
-/// One of `len` bytes from `first` on that another open file holds; the kernel does not always tell the lowest.
+/// One byte of the `len` bytes from `first` that another open file holds. Not always the lowest:
+/// the kernel returns any conflicting lock.
 pub(crate) fn first_held(file: &File, first: i64, len: i64) -> io::Result<Option<i64>> {
     let mut query = range(libc::F_WRLCK, first, len);
     fcntl(file, FcntlArg::F_OFD_GETLK(&mut query))?;
@@ -75,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_holder_a_byte_and_closing_another_descriptor_drops_nothing() {
+    fn a_byte_has_one_holder_and_another_close_keeps_the_lock() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("locks");
         let open = || {
@@ -88,7 +92,7 @@ mod tests {
         assert_eq!(first_held(&theirs, 2, 100).unwrap(), None);
         assert!(
             is_held(&theirs, 1).unwrap() && !is_held(&mine, 1).unwrap(),
-            "one's own is not told"
+            "a file's own lock is not reported"
         );
         drop(open());
         assert!(!try_lock(&theirs, 1).unwrap());
@@ -96,8 +100,9 @@ mod tests {
         assert!(try_lock(&theirs, 1).unwrap());
     }
 
+    /// And a map of a file keeps its locks, as a descriptor does.
     #[test]
-    fn who_shares_keeps_out_whoever_wants_it_alone_and_a_map_is_as_good_as_a_descriptor() {
+    fn a_shared_lock_excludes_an_exclusive_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("locks");
         std::fs::write(&path, [0; 8]).unwrap();

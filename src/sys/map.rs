@@ -1,8 +1,5 @@
 //! Files mapped into memory, shared with every other process that maps them.
-#![expect(
-    unsafe_code,
-    reason = "shared memory is reached through raw pointers; this is the room for it"
-)]
+#![expect(unsafe_code, reason = "shared memory is accessed through raw pointers")]
 
 use std::fs::File;
 use std::io;
@@ -19,11 +16,12 @@ compile_error!(
     "keepwarm maps little-endian words and supports little-endian machines only for now"
 );
 
-/// A file mapped for reading and writing, or for reading alone.
+/// A file mapped into memory, for reading and writing or for reading only.
 ///
-/// The bytes of a map are shared with other threads and processes. Two kinds of access keep that sound:
-/// atomic words ([`words`](Map::words), [`word32`](Map::word32)) for what changes, and plain bytes
-/// ([`bytes`](Map::bytes), [`fill`](Map::fill)) for what is written once, before an atomic word publishes it.
+/// Other threads and processes share the bytes of a map. Two kinds of access keep that sound:
+/// atomic words ([`words`](Map::words), [`word32`](Map::word32)) for data that changes, and plain
+/// bytes ([`bytes`](Map::bytes), [`fill`](Map::fill)) for data that is written once, before an
+/// atomic word publishes it.
 #[derive(Debug)]
 pub(crate) struct Map {
     raw: MmapRaw,
@@ -32,18 +30,18 @@ pub(crate) struct Map {
 }
 
 impl Map {
-    /// Maps the first `len` bytes of `file`, which must have at least that many.
+    /// Maps the first `len` bytes of `file` for reading and writing. Fails if the file is shorter.
     pub(crate) fn new(file: &File, len: usize) -> io::Result<Self> {
         Self::of(file, len, |options| options.map_raw(file))
     }
 
-    /// The same, of a file that is open to be read: nothing may be stored in it, neither by [`fill`](Map::fill) nor through
-    /// an atomic word.
+    /// Maps the first `len` bytes of `file` for reading only. The caller must store nothing in the
+    /// map, neither by [`fill`](Map::fill) nor through an atomic word: that would be a page fault.
     pub(crate) fn to_read(file: &File, len: usize) -> io::Result<Self> {
         Self::of(file, len, |options| options.map_raw_read_only(file))
     }
 
-    /// The one or the other.
+    /// Maps the first `len` bytes of `file` with `access`.
     pub(crate) fn open(file: &File, len: usize, access: Access) -> io::Result<Self> {
         match access {
             Access::ToRead => Self::to_read(file, len),
@@ -51,7 +49,7 @@ impl Map {
         }
     }
 
-    /// Zeros that belong to no file.
+    /// Maps `len` bytes of zeros that belong to no file.
     pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
         Ok(Self {
             raw: MmapOptions::new().len(len).map_anon()?.into(),
@@ -79,16 +77,18 @@ impl Map {
         })
     }
 
+    /// The length of the map, in bytes.
     pub(crate) fn len(&self) -> usize {
         self.raw.len()
     }
 
-    /// The whole map as atomic words.
+    /// The whole map as atomic words of 8 bytes.
     pub(crate) fn words(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping is page-aligned, lives as long as `self`, is readable, and `len / 8` words lie within it.
-        // It is writable, or whoever made it only loads from it, which is a plain load of the processor. Atomics may be
-        // shared with anybody who uses atomics, and code that uses plain access (`bytes`, `fill`) touches only ranges
-        // that nobody reads or writes by words then.
+        // SAFETY: the mapping is page-aligned, lives as long as `self`, is readable, and `len / 8`
+        // words lie within it. It is writable, or its creator only loads from it, which is a plain
+        // load of the processor. Any code that uses atomics may share these words. Code with plain
+        // access (`bytes`, `fill`) touches only ranges that no code reads or writes as words at
+        // that time.
         unsafe { std::slice::from_raw_parts(self.raw.as_ptr().cast(), self.raw.len() / 8) }
     }
 
@@ -97,33 +97,35 @@ impl Map {
         if !offset.is_multiple_of(4) || offset.checked_add(4)? > self.len() {
             return None;
         }
-        // SAFETY: in bounds and aligned as just checked (the map itself is page-aligned); see `words`.
+        // SAFETY: in bounds and aligned as just checked (the map itself is page-aligned); see
+        // `words`.
         Some(unsafe { &*self.raw.as_ptr().add(offset).cast::<AtomicU32>() })
     }
 
-    /// `len` bytes from `offset`; `None` beyond the end.
+    /// `len` bytes from `offset`; `None` beyond the end of the map.
     ///
-    /// Meant for ranges that were written before a word with their offset was published and that are never
-    /// written again. A damaged word can name other bytes, even some that are being written: what is read
-    /// then is garbage, and the checksum that every reader computes says so.
+    /// For ranges that were written before a word with their offset was published, and that are
+    /// never written again. A damaged word can point to other bytes, even to bytes that are being
+    /// written. Then this returns garbage, and the checksum that every reader verifies detects it.
     pub(crate) fn bytes(&self, offset: usize, len: usize) -> Option<&[u8]> {
         if offset.checked_add(len)? > self.len() {
             return None;
         }
-        // SAFETY: in bounds as just checked, and mapped for as long as `self` lives. Records are written
-        // once, before they are published, and files are never truncated while they are mapped.
+        // SAFETY: in bounds as just checked, and mapped for as long as `self` lives. Records are
+        // written once, before they are published, and files are never truncated while they are
+        // mapped.
         Some(unsafe { std::slice::from_raw_parts(self.raw.as_ptr().add(offset), len) })
     }
 
-    /// Copies `bytes` to `offset`; `false`, and nothing done, beyond the end. The caller owns the range: it
-    /// reserved it, and has not published it yet.
+    /// Copies `bytes` to `offset`, and returns whether they fit; if not, nothing is written. The
+    /// caller must own the range: it has reserved it, and has not published it yet.
     #[must_use]
     pub(crate) fn fill(&self, offset: usize, bytes: &[u8]) -> bool {
         let fits = offset.checked_add(bytes.len()).is_some_and(|end| end <= self.len());
         if fits {
-            // SAFETY: in bounds as just checked. Nobody else writes the range, which its caller reserved,
-            // and nobody reads it before it is published. `bytes` cannot overlap it: a `&[u8]` into this map
-            // is of a published range.
+            // SAFETY: in bounds as just checked. No other code writes the range, because the caller
+            // reserved it, or reads it before it is published. `bytes` cannot overlap it, because a
+            // `&[u8]` into this map covers a published range.
             unsafe {
                 std::ptr::copy_nonoverlapping(
                     bytes.as_ptr(),
@@ -135,19 +137,19 @@ impl Map {
         fits
     }
 
-    /// Where in memory the mapping begins, for [`prefetch`].
+    /// The address of the mapping, for [`prefetch`].
     pub(crate) fn address(&self) -> usize {
         self.raw.as_ptr().addr()
     }
 
-    /// Asks the processor to fetch the cache line at `offset`, which will be needed soon. Costs next to nothing.
+    /// Prefetches the cache line at `offset`. Costs next to nothing, also if it is not used.
     pub(crate) fn prefetch(&self, offset: usize) {
         if offset < self.len() {
             prefetch(self.address() + offset, 1);
         }
     }
 
-    /// Writes every changed page to disk and waits for it.
+    /// Writes all changed pages to the disk, and returns when they are there.
     pub(crate) fn sync(&self) -> io::Result<()> {
         fault!("sys::msync");
         tell!(Syncing(self.inode));
@@ -157,17 +159,18 @@ impl Map {
     }
 }
 
-/// Asks the processor to fetch the cache lines of the `len` bytes at `address`, ahead of their use: lines that are asked
-/// for together arrive together. Nothing happens where nothing is mapped.
+/// Prefetches the cache lines of the `len` bytes at `address`. Lines that are requested together
+/// arrive together. Safe for any address: nothing happens if it is not mapped.
 pub(crate) fn prefetch(address: usize, len: usize) {
-    /// Of a cache line.
+    /// The bytes of a cache line.
     const LINE: usize = 64;
     for at in (0..len).step_by(LINE) {
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
             let line = std::ptr::without_provenance(address.wrapping_add(at));
-            // SAFETY: a prefetch is a hint. It reads nothing that a program can see, and does not fault.
+            // SAFETY: a prefetch is a hint. It reads nothing that a program can see, and does not
+            // fault.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(line) };
         }
         #[cfg(not(target_arch = "x86_64"))]
@@ -197,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_as_long_as_what_is_mapped_of_it() {
+    fn a_map_shows_its_file_and_is_not_longer() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(4096).unwrap();
         let map = Map::new(&file, 4096).unwrap();
@@ -208,7 +211,7 @@ mod tests {
         assert!(Map::new(&file, 8192).is_err());
     }
 
-    /// Plain bytes that are filled by one thread and read by another when a word says so.
+    /// One thread fills plain bytes, and another reads them once a word publishes them.
     #[test]
     fn bytes_are_published_by_a_word() {
         use crate::sys::atomic::Ordering;

@@ -1,9 +1,10 @@
-//! The operating system: mapped files, file operations, locks. The only place with `unsafe`, and the seam
-//! where tests inject faults.
+//! The operating system: mapped files, file operations, locks, forks, waits. The only module with
+//! `unsafe` code, and the seam where tests inject faults.
 //!
-//! Every operation that can fail or that persists something passes a named fail point (feature
-//! `failpoints`), so that a test can make it return an error number, or stop the process right there. The same
-//! feature has a test told of what is synced, made and removed, so that it can simulate power cuts.
+//! Every operation that can fail, or that makes something durable, passes a named fail point
+//! (feature `failpoints`). A test can make it return an error number, or kill the process there.
+//! With the same feature a test can observe what is synced, created and removed, to
+//! simulate power cuts.
 
 pub(crate) mod atomic;
 pub(crate) mod file;
@@ -16,7 +17,8 @@ pub mod observe;
 pub(crate) mod random;
 pub(crate) mod wait;
 
-/// A fail point of a fallible step: `return(ERRNO)` makes the enclosing function return that error.
+/// A fail point in a step that can fail: `return(ERRNO)` makes the enclosing function return that
+/// error.
 macro_rules! fault {
     ($name:literal) => {
         #[cfg(feature = "failpoints")]
@@ -27,7 +29,7 @@ macro_rules! fault {
 }
 pub(crate) use fault;
 
-/// A fail point of a step that cannot fail: a place to stop or to be killed at.
+/// A fail point in a step that cannot fail: a test can stop or kill the process there.
 macro_rules! step {
     ($name:literal) => {
         #[cfg(feature = "failpoints")]
@@ -36,7 +38,7 @@ macro_rules! step {
 }
 pub(crate) use step;
 
-/// Tells a test of a step that decides what a power cut leaves.
+/// Reports a step that decides what a power cut leaves to the observer of a test.
 macro_rules! tell {
     ($step:ident($($of:expr),*)) => {
         #[cfg(feature = "failpoints")]

@@ -1,5 +1,6 @@
-//! Which file systems are of other machines. Theirs are no place for mapped files and locks that processes share: what
-//! one machine stores into a mapping another does not see, and the death of a process frees its locks at some time, or never.
+//! Detects network file systems. Mapped files and locks that processes share do not work there: one
+//! machine does not see the stores of another into a mapping, and the locks of a dead process are
+//! released late or never.
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -8,7 +9,7 @@ use std::path::Path;
 use nix::libc;
 use nix::sys::statfs::statfs;
 
-/// By the number that `statfs` tells; see statfs(2) and `linux/magic.h`.
+/// By the magic number that `statfs` returns; see statfs(2) and `linux/magic.h`.
 const NETWORK: &[(u32, &str)] = &[
     (0x6969, "NFS"),
     (0x517b, "SMB"),
@@ -26,8 +27,8 @@ const NETWORK: &[(u32, &str)] = &[
     (0xaad7_aaea, "PanFS"),
 ];
 const FUSE: u32 = 0x6573_5546;
-/// What FUSE file systems call themselves that are of other machines. Others are local, as those of virtual machines and
-/// of encrypted directories, and as good as what they lie on.
+/// The names of FUSE file systems that are on other machines. Other FUSE file systems are local
+/// (virtual machines, encrypted directories), and as reliable as the file system below them.
 const NETWORK_FUSE: &[&str] = &[
     "sshfs",
     "s3fs",
@@ -43,7 +44,7 @@ const NETWORK_FUSE: &[&str] = &[
     "smbnetfs",
 ];
 
-/// What the file system is called that `path` is on, if it is one of another machine.
+/// The name of the network file system that contains `path`; `None` if it is on a local one.
 pub(crate) fn network_file_system(path: &Path) -> io::Result<Option<&'static str>> {
     let number = number_of(path)?;
     let known = NETWORK.iter().find(|(magic, _)| *magic == number).map(|(_, name)| *name);
@@ -55,18 +56,18 @@ fn number_of(path: &Path) -> io::Result<u32> {
     ::fail::fail_point!("sys::file_system", |number: Option<String>| {
         number.and_then(|n| n.parse().ok()).ok_or_else(|| io::Error::from_raw_os_error(libc::EIO))
     });
-    // All numbers have 32 bits, whatever the type is that they come in.
+    // All magic numbers have 32 bits, whatever the type of the field.
     Ok(statfs(path)?.filesystem_type().0 as u32)
 }
 
-/// The same for one that is of FUSE.
+/// The same for a path on FUSE, by the mount table of this process.
 fn network_fuse(path: &Path) -> io::Result<Option<&'static str>> {
     let device = std::fs::metadata(path)?.dev();
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
     Ok(network_fuse_in(&mounts, &format!("{}:{}", libc::major(device), libc::minor(device))))
 }
 
-/// The same, by the lines of proc_pid_mountinfo(5) and the numbers of the device.
+/// The same for the device with the numbers `device`, given the lines of proc_pid_mountinfo(5).
 fn network_fuse_in(mounts: &str, device: &str) -> Option<&'static str> {
     let line = mounts.lines().find(|line| line.split(' ').nth(2) == Some(device))?;
     let (_, source) = line.split_once(" - ")?;
@@ -79,14 +80,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_tests_run_is_local() {
+    fn the_directory_of_temporary_files_is_local() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(network_file_system(dir.path()).unwrap(), None);
         assert!(network_file_system(&dir.path().join("missing")).is_err());
     }
 
     #[test]
-    fn what_fuse_mounts_call_themselves_tells_them_apart() {
+    fn fuse_mounts_are_told_apart_by_their_type() {
         let mounts = "25 30 0:23 / /sys rw,nosuid shared:7 - sysfs sysfs rw\n\
             90 30 0:57 / /home/a/far rw,nosuid,nodev shared:1 - fuse.sshfs host:/srv rw,user_id=0\n\
             91 30 0:58 / /home/a/near rw - fuse.gocryptfs /home/a/cipher rw\n\

@@ -145,11 +145,11 @@ pub(crate) mod wait {
             memory() == Memory::Plain && self.pauses > 100
         }
 
-        pub(crate) fn gave_time(&self) -> bool {
+        pub(crate) fn owner_had_time(&self) -> bool {
             true
         }
 
-        pub(crate) fn asks(&self) -> bool {
+        pub(crate) fn should_check_owner(&self) -> bool {
             true
         }
 

@@ -134,7 +134,8 @@ impl Index {
         loop {
             let before = word.load(Ordering::Acquire);
             let mine = next() | u64::from(self.owner()) << 1 | 1;
-            let is_free = before == 0 || (wait.asks() && !self.is_alive((before >> 1) as u32));
+            let is_free =
+                before == 0 || (wait.should_check_owner() && !self.is_alive((before >> 1) as u32));
             if is_free
                 && word.compare_exchange(before, mine, Ordering::AcqRel, Ordering::Relaxed).is_ok()
             {

@@ -51,7 +51,7 @@ impl Index {
                     chain.verify();
                     return Ok(chain);
                 }
-            } else if wait.asks() && !self.is_alive(before.check()) {
+            } else if wait.should_check_owner() && !self.is_alive(before.check()) {
                 if bucket.swap_control(before, locked) {
                     return Ok(self.take_over(Locked::new(self, primary, bucket, before, locked)));
                 }

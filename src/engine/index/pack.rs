@@ -30,7 +30,7 @@ impl Index {
                 if first.control() == control {
                     return true;
                 }
-            } else if wait.asks() && self.lock_primary(primary).is_err() {
+            } else if wait.should_check_owner() && self.lock_primary(primary).is_err() {
                 // Its holder lives; had it died, the lock was taken over and is free now.
                 return false;
             }

@@ -149,7 +149,7 @@ impl Index {
                 turned.elapsed() > role.patience()
                     || started.elapsed() > MOST_TURNS * role.patience()
             };
-            if wait.gave_time() && is_over() {
+            if wait.owner_had_time() && is_over() {
                 return Err(busy("lock the directory"));
             }
             if asked.elapsed() > ASKED_EVERY {
