@@ -70,6 +70,7 @@ fn publish_against_read(fault: Fault) {
     world[0].check_at_rest();
 }
 
+// Shows invariant I11.
 #[test]
 fn a_reader_sees_the_old_or_the_new_record_whole() {
     explore("publish against read", PREEMPTIONS, || publish_against_read(Fault::None));
@@ -80,6 +81,7 @@ fn a_reader_sees_the_old_or_the_new_record_whole() {
 
 /// A reader of key 1, and a copy of the chain, while another process changes key 2 in the same
 /// chain.
+/// Shows invariant I12.
 #[test]
 fn a_change_beside_a_key_does_not_make_it_look_damaged() {
     explore("publish against read of a neighbour", PREEMPTIONS, || {
@@ -113,6 +115,7 @@ fn publish_against_publish(fault: Fault) {
     assert_eq!(world[0].index.count(), 1);
 }
 
+// Shows invariant I10.
 #[test]
 fn the_later_of_two_writers_wins_and_is_counted_once() {
     explore("publish against publish", PREEMPTIONS, || publish_against_publish(Fault::None));
@@ -151,6 +154,7 @@ fn drop_against_unmap(unmaps: bool) {
     dropper.join().unwrap();
 }
 
+// Shows invariant I28.
 #[test]
 fn a_segment_is_freed_once_all_have_unmapped_it() {
     explore("drop of a segment against its unmap", MORE, || drop_against_unmap(true));
@@ -185,6 +189,7 @@ fn drop_against_read(asks: bool) {
     remover.expect("the reader found the key").join().unwrap();
 }
 
+// Shows invariant I8.
 #[test]
 fn a_found_record_stays_readable_until_the_call_ends() {
     explore("drop of a segment against read", FEWER, || drop_against_read(true));
@@ -236,6 +241,7 @@ fn open_against_drop(omission: Omission) {
     assert!(!acknowledged || !mapped.load(SeqCst), "an acknowledged segment is mapped");
 }
 
+// Shows invariant I28.
 #[test]
 fn a_segment_opened_during_its_drop_is_unmapped() {
     explore("drop of a segment against its opening", PREEMPTIONS, || {
@@ -294,6 +300,7 @@ fn take_over(changes: u64, is_new: bool) {
     world[0].check_at_rest();
 }
 
+// Shows invariant I23.
 #[test]
 fn a_lock_taken_over_from_a_dead_process_loses_nothing() {
     // The changes: lock, count if the key is new, sequence, stamp, word, unlock.
@@ -321,6 +328,7 @@ fn steal(fault: Fault) {
     assert_eq!(noticed, stolen, "{mine:?} {theirs:?}");
 }
 
+// Shows invariant I10.
 #[test]
 fn a_stolen_lock_is_detected_at_its_unlock() {
     explore("a lock is stolen", FEWER, || steal(Fault::AllSeemDead));

@@ -1,5 +1,7 @@
 //! A larger scenario in many random orders: three processes use all shared parts of the index, and
 //! one of them dies.
+//!
+//! Shows invariants I12, I13, I23 and I26.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
