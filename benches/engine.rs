@@ -1,10 +1,11 @@
-//! What the operations of a cache on disk cost, one by one, through the public API.
+//! The cost of each operation of a cache on disk, through the public API.
 //!
-//! `cargo bench --bench engine` runs all of it; `cargo bench --bench engine -- get_bytes` a part. Values are
-//! incompressible, keys are visited in a shuffled order, and reads check the length of what they read. Every
-//! figure is for one operation, on one thread unless it says otherwise.
+//! `cargo bench --bench engine` runs all benchmarks; `cargo bench --bench engine -- get_bytes` runs
+//! some. Values are incompressible, keys are visited in a shuffled order, and reads check the
+//! length of the value. Every figure is for one operation, on one thread unless the name says
+//! otherwise.
 
-#![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on should stop")]
+#![expect(clippy::unwrap_used, reason = "a benchmark that cannot continue should stop")]
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use criterion::{
 };
 use keepwarm::{Cache, Durability, Timeout};
 
-/// Numbers that look random, the same each time.
+/// Pseudo-random numbers, the same in every run.
 struct Shuffle(u64);
 
 impl Shuffle {
@@ -83,7 +84,7 @@ fn group<'a>(c: &'a mut Criterion, name: &str) -> BenchmarkGroup<'a, WallTime> {
     group
 }
 
-/// Reads and overwrites of entries that are there.
+/// Reads and overwrites of existing entries.
 fn operations(c: &mut Criterion) {
     for (name, entries, len) in SIZES {
         let loaded = load(entries, len);
@@ -116,7 +117,7 @@ fn operations(c: &mut Criterion) {
     }
 }
 
-/// The time of `iterations` reads shared by two threads.
+/// The time of `iterations` reads, divided between two threads.
 fn two_threads(loaded: &Loaded, iterations: u64, len: usize) -> Duration {
     let started = Instant::now();
     std::thread::scope(|scope| {
@@ -133,12 +134,13 @@ fn two_threads(loaded: &Loaded, iterations: u64, len: usize) -> Duration {
     started.elapsed()
 }
 
-/// New entries, into a cache that is made for them.
+/// Writes of new entries into a new cache.
 fn loading(c: &mut Criterion) {
     for (name, entries, len) in SIZES {
         let mut group = group(c, name);
         group.bench_function("set_bytes, new keys", |b| {
-            // Always as many, so that a short run does not measure the making of the first segment.
+            // A fixed number of entries, so that a short run does not measure the allocation of the
+            // first segment.
             b.iter_custom(|iterations| {
                 let loaded = Loaded::empty(entries, len);
                 let started = Instant::now();
@@ -156,7 +158,7 @@ struct Profile {
     scores: Vec<u32>,
 }
 
-/// A struct of twenty fields, as a program that caches rows of a table would have it.
+/// A struct of twenty fields, like a row of a table that a program caches.
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Row {
     id: u64,
@@ -185,8 +187,8 @@ fn row(id: u64) -> Row {
     Row {
         id,
         account: 40_000 + id,
-        name: format!("Somebody Number {id}"),
-        email: format!("somebody.{id}@example.org"),
+        name: format!("Customer Number {id}"),
+        email: format!("customer.{id}@example.org"),
         street: "12 Long Lane".to_owned(),
         city: "Springfield".to_owned(),
         country: "NZ".to_owned(),
@@ -206,7 +208,8 @@ fn row(id: u64) -> Row {
     }
 }
 
-/// What it saves not to decode again: one row, and a thousand of them in a shuffled order.
+/// `get` beside `get_shared`, which does not decode again: one row, and a thousand rows in a
+/// shuffled order.
 fn shared(c: &mut Criterion) {
     let loaded = Loaded::empty(1000, 0);
     let cache = &loaded.cache;
@@ -235,13 +238,13 @@ fn shared(c: &mut Criterion) {
     }
 }
 
-/// Typed values, counters and many keys at once.
+/// Typed values, counters, and reads of many keys in one call.
 fn typed(c: &mut Criterion) {
     let loaded = load(100_000, 100);
     let cache = &loaded.cache;
     let mut group = group(c, "typed");
     let profile =
-        Profile { id: 7, name: "somebody".to_owned(), scores: vec![1, 2, 3, 500, 70_000] };
+        Profile { id: 7, name: "customer".to_owned(), scores: vec![1, 2, 3, 500, 70_000] };
     cache.set("profile", &profile, Timeout::Never).unwrap();
     group.bench_function("get, a struct", |b| {
         b.iter(|| cache.get::<Profile>("profile").unwrap().unwrap().id)
@@ -263,7 +266,7 @@ fn typed(c: &mut Criterion) {
 fn reopening(c: &mut Criterion) {
     let Loaded { cache, dir, .. } = load(1_000_000, 100);
     let mut group = group(c, "reopen");
-    // What a killed process leaves: the files as they are while the cache is open.
+    // A killed process leaves the files as they are while the cache is open.
     let killed = tempfile::tempdir().unwrap();
     copy(dir.path(), killed.path());
     group.bench_function("1M x 100B, after a kill", |b| {

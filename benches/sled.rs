@@ -1,10 +1,11 @@
-//! What the sled backend costs beside a directory of keepwarm's own, in time and in space.
+//! The cost of the sled backend beside keepwarm's own file backend, in time and in space.
 //!
-//! `cargo bench --features sled --bench sled [-- DIR]` prints the table in `docs/operations.md`. Values are
-//! incompressible, keys are visited in a shuffled order, and each read checks the length of what it read.
+//! `cargo bench --features sled --bench sled [-- DIR]` prints the table in `docs/operations.md`.
+//! Values are incompressible, keys are visited in a shuffled order, and each read checks the length
+//! of the value.
 
-#![expect(clippy::print_stdout, reason = "it is a program that shows something")]
-#![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on should stop")]
+#![expect(clippy::print_stdout, reason = "the table is the output")]
+#![expect(clippy::unwrap_used, reason = "a benchmark that cannot continue should stop")]
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -96,7 +97,7 @@ fn each(count: u64, work: impl Fn(u64)) -> Duration {
     started.elapsed()
 }
 
-/// The blocks that all files below `dir` take. A file that is removed meanwhile takes none.
+/// The total size of the blocks of all files below `dir`. A file deleted meanwhile counts 0.
 fn disk_bytes(dir: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     let found = walkdir::WalkDir::new(dir)

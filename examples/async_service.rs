@@ -1,9 +1,9 @@
-//! A cache in async code: what many tasks ask for is computed once, by an async closure, and whoever computes may
-//! give up.
+//! A cache in async code: a value that many tasks ask for is computed once, by an async closure,
+//! and the computing task may be cancelled.
 //!
 //!     cargo run --features async --example async_service [-- DIR]
 
-#![expect(clippy::print_stdout, reason = "it is a program that shows something")]
+#![expect(clippy::print_stdout, reason = "the output is the point of an example")]
 
 use std::env;
 use std::error::Error;
@@ -16,7 +16,7 @@ use keepwarm::{AsyncCache, Lifespan};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-/// Something that takes its time to answer, and counts how often it is asked.
+/// A slow database that counts its queries.
 #[derive(Default)]
 struct Database {
     queries: AtomicU32,
@@ -29,7 +29,7 @@ impl Database {
     }
 }
 
-/// Fresh for half a second; of use for a minute more.
+/// A report that is fresh for half a second, and then stale for up to a minute.
 async fn report(cache: &AsyncCache, database: &Database, name: &str) -> keepwarm::Result<String> {
     let lifespan = Lifespan::new(Duration::from_millis(500)).stale_for(Duration::from_secs(60));
     cache.get_or_set(name, lifespan, || database.report(name)).await
@@ -40,7 +40,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let temporary = tempfile::tempdir()?;
     let dir = env::args_os().nth(1).map_or_else(|| temporary.path().join("cache"), PathBuf::from);
     let cache = AsyncCache::open(dir).await?;
-    // Here it is to be missed, also if the directory is one that was used before.
+    // The first calls must miss, also in a directory that was used before.
     cache.delete("sales").await?;
     let database = Arc::new(Database::default());
 
@@ -56,23 +56,23 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("64 tasks asked, the database was asked {} time", database.queries.load(Relaxed));
     println!("all had the report after {} ms", started.elapsed().as_millis());
 
-    // Stale, it is of use to everybody while one task has it computed anew.
+    // A stale report is served to the other tasks while one task refreshes it.
     sleep(Duration::from_millis(600)).await;
-    let anew = report(&cache, &database, "sales");
+    let refresh = report(&cache, &database, "sales");
     let meanwhile = async {
         let started = Instant::now();
         (report(&cache, &database, "sales").await, started.elapsed())
     };
-    // Both begin in this order.
-    let (anew, (stale, took)) = tokio::join!(biased; anew, meanwhile);
-    println!("\none task waited for: {}", anew?);
-    println!("another had, after {} µs: {}", took.as_micros(), stale?);
+    // Both start in this order.
+    let (refreshed, (stale, took)) = tokio::join!(biased; refresh, meanwhile);
+    println!("\none task refreshed it and got: {}", refreshed?);
+    println!("another task got, after {} µs: {}", took.as_micros(), stale?);
 
-    // Who computes and gives up makes way for one of those who wait.
+    // If the computing task times out, one of the waiting tasks computes.
     cache.delete("stock").await?;
-    let impatient = timeout(Duration::from_millis(10), report(&cache, &database, "stock"));
-    let (gave_up, waited) = tokio::join!(biased; impatient, report(&cache, &database, "stock"));
-    assert!(gave_up.is_err());
-    println!("\none task gave up after 10 ms, the next one computed: {}", waited?);
+    let first = timeout(Duration::from_millis(10), report(&cache, &database, "stock"));
+    let (timed_out, waited) = tokio::join!(biased; first, report(&cache, &database, "stock"));
+    assert!(timed_out.is_err());
+    println!("\none task timed out after 10 ms, a waiting task computed: {}", waited?);
     Ok(())
 }

@@ -1,11 +1,11 @@
-//! Negative caching: that something does not exist is worth remembering too.
+//! Negative caching: the cache also remembers that something does not exist.
 //!
 //!     cargo run --example negative_caching [-- DIR]
 //!
-//! Otherwise every request for what is not there goes through to the database, and there may be many such:
-//! mistyped addresses, deleted pages, somebody who tries all numbers.
+//! Without it, every request for something absent reaches the database, and there may be many:
+//! mistyped addresses, deleted pages, a client that tries all numbers.
 
-#![expect(clippy::print_stdout, reason = "it is a program that shows something")]
+#![expect(clippy::print_stdout, reason = "the output is the point of an example")]
 
 use std::cell::Cell;
 use std::env;
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use keepwarm::{Cache, ManualClock};
 
-/// Stands for a database that takes its time.
+/// Stands for a slow database. Counts its queries.
 struct Database {
     users: Vec<(u32, &'static str)>,
     queries: Cell<u32>,
@@ -28,15 +28,15 @@ impl Database {
     }
 }
 
-/// Users change rarely.
+/// Long, because users change rarely.
 const FOUND: Duration = Duration::from_secs(3600);
-/// One who is not there may appear any moment, and should not have to wait for long.
+/// Short, because an absent user may sign up at any moment and should soon be found.
 const ABSENT: Duration = Duration::from_secs(10);
 
 fn main() -> Result<(), Box<dyn Error>> {
     let temporary = tempfile::tempdir()?;
     let dir = env::args_os().nth(1).map_or_else(|| temporary.path().join("cache"), PathBuf::from);
-    // A clock that moves when it is told to, so that nobody has to wait for this example.
+    // A clock that moves only when told to, so that this example need not wait.
     let clock = ManualClock::new();
     let cache = Cache::builder(dir).clock(clock.clone()).open()?;
     cache.clear()?;
@@ -52,21 +52,21 @@ fn main() -> Result<(), Box<dyn Error>> {
             user(&database, id)?;
         }
         let queries = database.queries.get() - before;
-        println!("user {id}, asked for 1000 times: {:?}, {queries} query", user(&database, id)?);
+        println!("user {id}, 1000 lookups: {:?}, {queries} query", user(&database, id)?);
     }
     println!("user 1 is kept for {:?}", cache.ttl("user 1")?);
     println!("user 3 is kept for {:?}", cache.ttl("user 3")?);
 
-    // A plain `get` can tell "is known not to exist" from "is not known".
+    // A plain `get` distinguishes "known not to exist" from "not known".
     println!("\nuser 3: {:?}", cache.get::<Option<String>>("user 3")?);
     println!("user 4: {:?}", cache.get::<Option<String>>("user 4")?);
 
     database.users.push((3, "Katherine"));
-    println!("\nuser 3 signs up; for a moment she is still unknown: {:?}", user(&database, 3)?);
+    println!("\nuser 3 signs up; the cached absence is still served: {:?}", user(&database, 3)?);
     clock.advance(ABSENT);
     println!("{} seconds later: {:?}", ABSENT.as_secs(), user(&database, 3)?);
 
-    // Or whoever adds something deletes what says that it is not there.
+    // Alternatively, the code that adds a user deletes the cached absence.
     println!("\nuser 5: {:?}", user(&database, 5)?);
     database.users.push((5, "Hedy"));
     cache.delete("user 5")?;

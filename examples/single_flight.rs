@@ -1,10 +1,10 @@
-//! Single flight: what many threads miss at once is computed once.
+//! Single flight: a value that many threads miss at the same time is computed once.
 //!
 //!     cargo run --example single_flight [-- DIR]
 //!
-//! Without it, the moment a popular entry expires is the moment when everybody computes it again.
+//! Without it, all callers compute a popular entry again at the moment it expires (a stampede).
 
-#![expect(clippy::print_stdout, reason = "it is a program that shows something")]
+#![expect(clippy::print_stdout, reason = "the output is the point of an example")]
 
 use std::env;
 use std::error::Error;
@@ -22,11 +22,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let temporary = tempfile::tempdir()?;
     let dir = env::args_os().nth(1).map_or_else(|| temporary.path().join("cache"), PathBuf::from);
     let cache = Cache::open(dir)?;
-    // Here it is to be missed, also if the directory is one that was used before.
+    // The first calls must miss, also in a directory that was used before.
     cache.delete("report")?;
     cache.delete("rates")?;
 
-    // All threads ask for what takes a while to compute.
+    // All threads ask for a value that is slow to compute.
     let computed = AtomicU32::new(0);
     let slow_report = || {
         computed.fetch_add(1, Relaxed);
@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("{THREADS} threads asked for the report, {} computed it", computed.load(Relaxed));
     println!("all had it after {} ms", started.elapsed().as_millis());
 
-    // A computation that fails is not kept, and does not fail for all: one of those who wait tries next.
+    // A failed computation is not stored, and fails only its own caller: then a waiter tries.
     let attempts = AtomicU32::new(0);
     let failed = AtomicU32::new(0);
     let unreliable = || match attempts.fetch_add(1, Relaxed) {
@@ -56,14 +56,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         Err(error) => println!("unexpected: {error}"),
     });
     println!(
-        "\n{THREADS} threads asked for the rates, {} tried, {} of them got an error, the others the value",
+        "\n{THREADS} threads asked for the rates, {} tried, {} got an error, the others the value",
         attempts.load(Relaxed),
         failed.load(Relaxed),
     );
     Ok(())
 }
 
-/// Calls `f` in all threads at the same time.
+/// Calls `f` on all threads at the same time.
 fn all_at_once(f: impl Fn() + Sync) {
     let barrier = Barrier::new(THREADS as usize);
     thread::scope(|scope| {

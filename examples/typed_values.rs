@@ -1,8 +1,8 @@
-//! Typed values: what serde carries can be kept, and a program whose types change goes on working.
+//! Typed values: any serde type can be stored, and a program whose types change keeps working.
 //!
 //!     cargo run --example typed_values [-- DIR]
 
-#![expect(clippy::print_stdout, reason = "it is a program that shows something")]
+#![expect(clippy::print_stdout, reason = "the output is the point of an example")]
 
 use std::collections::BTreeMap;
 use std::env;
@@ -19,7 +19,7 @@ struct User {
     logins: u32,
 }
 
-/// The next release of the program: the fields in another order, and a new one.
+/// The next release of the program: the fields in another order, and a new field.
 mod next {
     use super::{Deserialize, Serialize};
 
@@ -33,7 +33,7 @@ mod next {
     }
 }
 
-/// The release after that: the count has become a list, which the old values are not.
+/// The release after that: the count has become a list, so old values no longer decode.
 mod after {
     use super::{Deserialize, Serialize};
 
@@ -49,41 +49,43 @@ fn main() -> Result<(), Box<dyn Error>> {
     let dir = env::args_os().nth(1).map_or_else(|| temporary.path().join("cache"), PathBuf::from);
     let cache = Cache::open(dir)?;
 
-    // Anything that serde carries. The type is said where the value is read.
+    // Any serde type. The reader names the type.
     cache.set("primes", &[2, 3, 5, 7], Timeout::Default)?;
     cache.set("scores", &BTreeMap::from([("Ada", 3), ("Grace", 5)]), Timeout::Default)?;
     println!("primes: {:?}", cache.get::<Vec<u8>>("primes")?);
     println!("scores: {:?}", cache.get::<BTreeMap<String, u64>>("scores")?);
 
-    // That there is no value is not the same as that the value is nothing.
+    // A missing value is not the same as a stored `None`.
     cache.set("nickname", &None::<String>, Timeout::Default)?;
     println!(
-        "kept: {:?}, missing: {:?}",
+        "stored: {:?}, missing: {:?}",
         cache.get::<Option<String>>("nickname")?,
         cache.get::<u8>("missing")?
     );
 
-    // Bytes as they are, without any encoding.
+    // Raw bytes, without any encoding.
     cache.set_bytes("icon", b"\x89PNG\r\n", Timeout::Default)?;
     println!("icon: {} bytes", cache.get_bytes("icon")?.map_or(0, |icon| icon.len()));
 
-    // A struct is kept with the names of its fields, so their order does not matter, and one may be added.
+    // A struct is stored with the names of its fields: the order does not matter, and a field may
+    // be added.
     let ada = User { name: "Ada".into(), email: "ada@example.org".into(), logins: 7 };
     cache.set("user", &ada, Timeout::Default)?;
-    println!("\nas kept:          {:?}", cache.get::<User>("user")?);
+    println!("\nas stored:        {:?}", cache.get::<User>("user")?);
     println!("next release:     {:?}", cache.get::<next::User>("user")?);
 
-    // What is no longer of the type is an error where it is read, and says so.
+    // A value that does not fit the type is a decode error for its reader.
     match cache.get::<after::User>("user") {
         Err(error) if error.kind() == ErrorKind::Decode => println!("release after it: {error}"),
         other => println!("unexpected: {other:?}"),
     }
-    // Where a value can be computed, it counts as missing and is replaced: nothing has to be deleted by hand.
+    // For `get_or_set` such a value counts as missing and is replaced; there is no need to delete
+    // it.
     let fresh = || after::User { name: "Ada".into(), logins: vec!["Monday".into()] };
-    println!("computed anew:    {:?}", cache.get_or_set("user", Timeout::Default, fresh)?);
-    println!("and kept:         {:?}", cache.get::<after::User>("user")?);
+    println!("recomputed:       {:?}", cache.get_or_set("user", Timeout::Default, fresh)?);
+    println!("and stored:       {:?}", cache.get::<after::User>("user")?);
 
-    // Or each release has a version of its own. The old one finds its values as long as they live.
+    // Alternatively each release has its own version. The old release still finds its values.
     let second = cache.with_version(2);
     second.delete("user")?;
     println!("\nversion 2: {:?}", second.get::<after::User>("user")?);

@@ -1,5 +1,5 @@
-//! The example `analyze` as its users run it: as a process of its own, over a tree of Rust files, with its
-//! results in a directory. What it must not do twice is counted.
+//! The example `analyze`, run as a separate process over a tree of Rust files, with its results in
+//! a directory. The tests count how many files it reads and analyses.
 
 #![expect(
     clippy::unwrap_used,
@@ -23,15 +23,16 @@ use serde_json::Value;
 use tempfile::TempDir;
 use walkdir::WalkDir;
 
-/// Files that parse, and files that do not.
+/// The numbers of files that parse, and of files that do not.
 const GOOD: usize = 600;
 const BAD: usize = 4;
 const FILES: usize = GOOD + BAD;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// The built example. There is no variable for it as there is for binaries, but `cargo test` builds it, next
-/// to where it builds this test. `cargo test --test analyze` does not, so see that it is of today.
+/// The built example. Cargo sets no variable for it as it does for binaries, but `cargo test`
+/// builds it next to this test. `cargo test --test analyze` does not build it, so this checks that
+/// it is current.
 static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
     let test = std::env::current_exe().unwrap();
     let program = test.parent().unwrap().parent().unwrap().join("examples").join("analyze");
@@ -51,13 +52,13 @@ static PROGRAM: LazyLock<PathBuf> = LazyLock::new(|| {
 
 const BUILD_IT: &str = "`cargo test` builds it, as does `cargo build --example analyze`";
 
-/// A directory with sources, and room for a cache beside it.
+/// A directory with sources, and a directory beside it for the cache.
 struct Tree {
     dir: TempDir,
 }
 
 impl Tree {
-    /// No two files are alike, and all have rested for an hour.
+    /// No two files are equal, and all were last modified an hour ago.
     fn new() -> Self {
         let tree = Self::empty();
         for i in 0..GOOD {
@@ -109,17 +110,17 @@ impl Tree {
         command
     }
 
-    /// A run to the end.
+    /// Runs the example to its end.
     fn run(&self, args: &[&str]) -> Run {
         Run::of(self.command().args(["--quiet", "--json-summary"]).args(args))
     }
 }
 
-/// What a run that ended well had to say.
+/// The output of a run that succeeded.
 struct Run {
     report: String,
     summary: Value,
-    /// The digests of the results that it stored, with `--log-acknowledged`.
+    /// With `--log-acknowledged`: the digests of the results that the run stored.
     acknowledged: Vec<String>,
 }
 
@@ -142,7 +143,7 @@ impl Run {
         usize::try_from(self.summary[name].as_u64().unwrap()).unwrap()
     }
 
-    /// Files read, analysed, and known from before.
+    /// Compares the numbers of files read, analysed, and found in the cache.
     #[track_caller]
     fn assert_counts(&self, read: usize, computed: usize, from_cache: usize) {
         let counts = (self.count("read"), self.count("computed"), self.count("from_cache"));
@@ -161,7 +162,7 @@ fn digest(line: &str) -> String {
 }
 
 #[test]
-fn a_second_run_reads_and_computes_nothing_and_reports_the_same() {
+fn a_second_run_reads_nothing_and_reports_the_same() {
     let tree = Tree::new();
     let cold = tree.run(&[]);
     cold.assert_counts(FILES, FILES, 0);
@@ -180,7 +181,7 @@ fn a_second_run_reads_and_computes_nothing_and_reports_the_same() {
 }
 
 #[test]
-fn a_report_in_a_file_is_the_one_on_standard_output() {
+fn a_report_in_a_file_equals_that_on_standard_output() {
     let tree = Tree::new();
     let file = tree.dir.path().join("report");
     let printed = tree.run(&[]).report;
@@ -188,9 +189,10 @@ fn a_report_in_a_file_is_the_one_on_standard_output() {
     assert!(fs::read_to_string(file).unwrap() == printed);
 }
 
-/// The threads of one process, and of four: whoever comes first computes, the others wait for the result.
+/// Four processes with two threads each. The first thread that needs a result computes it, the
+/// others wait for it.
 #[test]
-fn runs_at_the_same_time_share_the_work() {
+fn concurrent_runs_compute_each_file_once() {
     let tree = Tree::new();
     let runs: Vec<Run> = thread::scope(|scope| {
         let run = || Run::of(tree.command().args(["--quiet", "--json-summary", "--jobs", "2"]));
@@ -198,16 +200,16 @@ fn runs_at_the_same_time_share_the_work() {
         runs.into_iter().map(|run| run.join().unwrap()).collect()
     });
     let computed: Vec<usize> = runs.iter().map(|run| run.count("computed")).collect();
-    println!("of {FILES} files, four runs at the same time computed {computed:?}");
+    println!("of {FILES} files, four concurrent runs computed {computed:?}");
     assert_eq!(computed.iter().sum::<usize>(), FILES, "{computed:?}");
     assert!(runs.iter().all(|run| run.report == runs[0].report), "the reports differ");
     tree.run(&[]).assert_counts(0, 0, FILES);
 }
 
-/// Each run is killed in the middle, for certain: it must print a line for each result that it stored, into a
-/// pipe which holds few lines, and nobody reads on.
+/// Each run is certain to be killed in the middle: it must print a line for each stored result into
+/// a pipe that holds few lines, and the test stops reading that pipe.
 #[test]
-fn after_a_kill_only_what_was_not_acknowledged_is_computed() {
+fn after_a_kill_acknowledged_results_are_not_recomputed() {
     for jobs in [1, 2] {
         let tree = Tree::new();
         let mut acknowledged = HashSet::new();
@@ -223,10 +225,13 @@ fn after_a_kill_only_what_was_not_acknowledged_is_computed() {
         let left = FILES - acknowledged.len();
         let last = tree.run(&["--log-acknowledged"]);
         let computed = last.count("computed");
-        // When it is killed, each thread may have stored one result and not yet said so.
-        let unsaid = jobs * rounds.len();
-        assert!(left > unsaid, "too few are left to tell");
-        assert!((left - unsaid..=left).contains(&computed), "{left} left, {computed} computed");
+        // At the kill, each thread may have stored one result that it has not yet acknowledged.
+        let unacknowledged = jobs * rounds.len();
+        assert!(left > unacknowledged, "too few files are left for the check below");
+        assert!(
+            (left - unacknowledged..=left).contains(&computed),
+            "{left} left, {computed} computed"
+        );
         assert_eq!(last.acknowledged.len(), computed);
         assert!(last.acknowledged.iter().all(|digest| !acknowledged.contains(digest)));
         assert_eq!(computed + last.count("from_cache"), FILES);
@@ -237,12 +242,13 @@ fn after_a_kill_only_what_was_not_acknowledged_is_computed() {
     }
 }
 
-/// Kills a run with SIGKILL as soon as it has acknowledged so many results, and gives all that it acknowledged.
+/// Kills a run with SIGKILL as soon as it has acknowledged `lines` results. Returns the digests of
+/// all results that it acknowledged.
 fn killed_after(lines: usize, tree: &Tree, jobs: usize) -> Vec<String> {
     let (reader, writer) = io::pipe().unwrap();
     fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
     // A small buffer, so that no more than needed is read before the kill.
-    let mut said = BufReader::with_capacity(128, reader).lines().map(|line| {
+    let mut printed = BufReader::with_capacity(128, reader).lines().map(|line| {
         let line = line.unwrap();
         assert!(line.starts_with("stored "), "{line}");
         digest(&line)
@@ -251,18 +257,18 @@ fn killed_after(lines: usize, tree: &Tree, jobs: usize) -> Vec<String> {
     let mut command = tree.command();
     command.args(["--quiet", "--log-acknowledged", "--jobs", &jobs.to_string()]);
     let mut child = command.stdout(Stdio::null()).stderr(writer).spawn().unwrap();
-    // It holds the other end of the pipe.
+    // The command holds the write end of the pipe.
     drop(command);
-    let mut acknowledged: Vec<String> = said.by_ref().take(lines).collect();
+    let mut acknowledged: Vec<String> = printed.by_ref().take(lines).collect();
     child.kill().unwrap();
     let status = child.wait().unwrap();
-    assert_eq!(status.signal(), Some(9), "it ended before it was killed");
-    acknowledged.extend(said);
+    assert_eq!(status.signal(), Some(9), "the run ended before it was killed");
+    acknowledged.extend(printed);
     acknowledged
 }
 
 #[test]
-fn an_edited_file_is_all_that_is_computed() {
+fn only_an_edited_file_is_computed() {
     let tree = Tree::new();
     let before = tree.run(&[]);
     tree.write(&Tree::name(3), "pub fn edited(x: bool) -> u8 {\n    if x { 1 } else { 2 }\n}\n");
@@ -274,7 +280,7 @@ fn an_edited_file_is_all_that_is_computed() {
 }
 
 #[test]
-fn another_version_of_the_analysis_computes_all_and_leaves_the_results_of_the_first() {
+fn analysis_versions_do_not_share_or_replace_results() {
     let tree = Tree::new();
     tree.run(&["--analysis-version", "1"]).assert_counts(FILES, FILES, 0);
     tree.run(&["--analysis-version", "2"]).assert_counts(FILES, FILES, 0);
@@ -283,7 +289,7 @@ fn another_version_of_the_analysis_computes_all_and_leaves_the_results_of_the_fi
 }
 
 #[test]
-fn a_renamed_file_is_not_read_and_a_touched_or_copied_one_is_not_computed() {
+fn renamed_touched_and_copied_files_are_not_computed() {
     let tree = Tree::new();
     tree.run(&[]);
     fs::rename(tree.path(&Tree::name(5)), tree.path("renamed.rs")).unwrap();
@@ -299,10 +305,10 @@ fn a_renamed_file_is_not_read_and_a_touched_or_copied_one_is_not_computed() {
     tree.run(&[]).assert_counts(1, 0, FILES + 1);
 }
 
-/// With a time stamp of just now, a further change might leave it as it is. A time stamp in the future stands
-/// for it here, which is mistrusted for as long as this test may take.
+/// A further change of a file that was modified just now might leave its time stamp as it is. Here,
+/// a time stamp in the future stands for one of just now: it is distrusted during the whole test.
 #[test]
-fn a_file_that_has_not_rested_is_read_again_and_so_a_change_that_does_not_show_is_seen() {
+fn a_file_modified_just_now_is_read_again() {
     let tree = Tree::new();
     let time = SystemTime::now() + HOUR;
     let name = Tree::name(8);
@@ -342,7 +348,7 @@ impl Thing {
         fn not_mine(x: u8) { if x > 0 {} }
         match c {
             0 if a => Ok(1),                        // a guard: 6
-            1 => Ok(helper(c)?),                    // an arm, a question mark: 7, 8
+            1 => Ok(helper(c)?),                    // an arm and a question mark: 7, 8
             _ => Err(()),                           // an arm: 9
         }
     }
@@ -357,12 +363,12 @@ pub fn sum_of_even(numbers: &[u64], most: u64) -> u64 {
             sum += number.checked_mul(3).unwrap_or(most);
         }
     }
-    // A comment that the other has not.
+    // A comment that the copy does not have.
     if sum > most { most } else { sum.saturating_sub(1) }
 }
 ";
 
-/// With other names, other numbers, and no comment.
+/// The same function with other names, other numbers, and no comment.
 const COPY: &str = "
 pub fn total_of_fours(xs: &[u64], limit: u64) -> u64 {
     let mut total = 1;
@@ -375,7 +381,7 @@ pub fn total_of_fours(xs: &[u64], limit: u64) -> u64 {
 }
 ";
 
-/// As long, and another thing.
+/// A different function of the same length.
 const OTHER: &str = "
 pub fn longest(words: &[String], prefix: &str) -> Option<usize> {
     let fitting = words.iter().filter(|word| word.starts_with(prefix) && !word.is_empty());
@@ -388,7 +394,7 @@ pub fn longest(words: &[String], prefix: &str) -> Option<usize> {
 ";
 
 #[test]
-fn the_report_counts_decisions_and_finds_copies_with_other_names() {
+fn the_report_counts_decisions_and_finds_renamed_copies() {
     let tree = Tree::empty();
     for (name, text) in [
         ("branches.rs", BRANCHES),
@@ -441,9 +447,9 @@ fn files_that_do_not_parse_are_reported_and_remembered() {
     assert!(warm.report == cold.report);
 }
 
-/// A plain message and a status, rather than a panic.
+/// A message and exit status 1, and no panic.
 #[test]
-fn what_cannot_be_done_is_said() {
+fn an_unusable_path_is_an_error_message() {
     let tree = Tree::empty();
     let missing = tree.dir.path().join("missing");
     let file = tree.dir.path().join("file");
@@ -453,9 +459,9 @@ fn what_cannot_be_done_is_said() {
     let fails = |sources: &Path, cache: &Path, says: &str| {
         let output =
             Command::new(&*PROGRAM).arg(sources).arg("--cache").arg(cache).output().unwrap();
-        let said = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        assert!(said.starts_with("keepwarm-analyze: ") && said.contains(says), "{said}");
+        let printed = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{printed}");
+        assert!(printed.starts_with("keepwarm-analyze: ") && printed.contains(says), "{printed}");
         assert!(output.stdout.is_empty());
     };
     fails(&missing, &cache, "is not a directory");

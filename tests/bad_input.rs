@@ -1,7 +1,8 @@
-//! What a program or its surroundings get wrong is a typed error that names it, at once, and harms nothing: keys
-//! and values that are too long, directories that cannot be one of ours, and a second process.
+//! Bad input: a mistake of a program or its environment is an immediate, typed error that names the
+//! cause, and changes nothing. Tested: keys and values that are too long, unusable directories and
+//! disks, and several handles, threads and processes on one directory.
 //!
-//! What happens to files that are ours is in `damage.rs`, what the operating system refuses in `failures.rs`.
+//! `damage.rs` tests damaged files of a cache, `failures.rs` refusals of the operating system.
 #![cfg(test)]
 
 #[path = "support/harness.rs"]
@@ -29,17 +30,17 @@ fn main() -> ExitCode {
         Some("--on-a-small-disk") => on_a_small_disk(Path::new(&arguments[2])),
         _ => {
             return harness::main(&[
-                ("the_longest_key_has_64_kibibytes", longest_key),
-                ("a_value_that_cannot_fit_is_refused_and_the_old_one_stays", largest_value),
-                ("a_file_is_not_a_directory", a_file),
-                ("a_directory_needs_its_parent", no_parent),
-                ("a_foreign_directory_is_refused_and_left_alone", foreign),
-                ("a_directory_that_may_not_be_written_is_refused", no_permission),
+                ("a_key_has_at_most_64_kib", longest_key),
+                ("a_value_that_cannot_fit_is_refused_and_the_old_kept", largest_value),
+                ("opening_a_file_is_refused", a_file),
+                ("a_missing_parent_directory_is_an_error", no_parent),
+                ("a_foreign_directory_is_refused_and_not_changed", foreign),
+                ("a_directory_without_write_permission_is_refused", no_permission),
                 ("a_read_only_file_system_is_refused", read_only),
-                ("a_full_disk_is_an_error_and_what_is_there_stays", full),
-                ("another_path_leads_to_the_same_engine", other_paths),
-                ("threads_that_open_at_once_share_one_engine", many_threads),
-                ("a_second_process_shares_the_directory_however_the_first_ends", second_process),
+                ("a_full_disk_is_an_error_and_keeps_the_entries", full),
+                ("all_paths_to_a_directory_share_one_engine", other_paths),
+                ("threads_that_open_concurrently_share_one_engine", many_threads),
+                ("processes_share_the_directory_however_one_ends", second_process),
             ]);
         }
     }
@@ -59,7 +60,7 @@ fn longest_key() -> Verdict {
     assert_eq!(cache.get::<u8>(&longest).unwrap(), Some(1));
     assert!(cache.touch(&longest, Duration::from_secs(9)).unwrap());
     assert_eq!(cache.incr(&longest, 1).unwrap(), 2);
-    // Its start is another key.
+    // All but the first character of it is another key.
     assert_eq!(cache.get::<u8>(&longest[1..]).unwrap(), None);
     let longer = longest.clone() + "k";
     let refused = |result: keepwarm::Result<()>, call: &str| {
@@ -82,7 +83,7 @@ fn longest_key() -> Verdict {
         "get_or_set",
     );
     refused(cache.ttl(&longer).map(drop), "ttl");
-    // A version of more digits makes the same key too long.
+    // A version with more digits makes the same key too long.
     assert_eq!(cache.incr_version(&longest, 9).unwrap_err().kind(), ErrorKind::InvalidKey);
     assert_eq!(cache.get::<u8>(&longest).unwrap(), Some(2));
     assert_eq!(cache.len(), 1);
@@ -110,7 +111,7 @@ fn largest_value() -> Verdict {
         let value = vec![len as u8 | 1; len];
         match cache.set_bytes("value", &value, Timeout::Never) {
             Ok(()) => {
-                assert_eq!(refused, 0, "{len} bytes fit where fewer did not");
+                assert_eq!(refused, 0, "{len} bytes fit but fewer did not");
                 fits += 1;
                 assert!(cache.get_bytes("value").unwrap().unwrap() == value);
                 cache.set_bytes("value", b"old", Timeout::Never).unwrap();
@@ -140,7 +141,8 @@ fn largest_value() -> Verdict {
     Ok(())
 }
 
-/// What is in a directory, links not followed.
+/// All paths below a directory, with the contents of files. Symbolic links to directories are not
+/// followed.
 fn listing(dir: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
     let mut found = BTreeMap::new();
     for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
@@ -158,15 +160,15 @@ fn listing(dir: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
 fn a_file() -> Verdict {
     let home = tempfile::tempdir().unwrap();
     let file = home.path().join("file");
-    fs::write(&file, "somebody's").unwrap();
+    fs::write(&file, "foreign").unwrap();
     let error = Cache::open(&file).unwrap_err();
     assert_eq!(
         (error.kind(), error.path()),
         (ErrorKind::NotACache, Some(file.as_path())),
         "{error}"
     );
-    assert_eq!(fs::read(&file).unwrap(), b"somebody's");
-    // Within a file there is no directory either.
+    assert_eq!(fs::read(&file).unwrap(), b"foreign");
+    // A path below a file cannot be a directory.
     assert_eq!(Cache::open(file.join("cache")).unwrap_err().kind(), ErrorKind::Io);
     let pipe = home.path().join("pipe");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -194,16 +196,16 @@ fn no_parent() -> Verdict {
 fn foreign() -> Verdict {
     for name in ["letter.txt", ".hidden", "index.bak", "segment", "00000001.seg"] {
         let home = tempfile::tempdir().unwrap();
-        fs::write(home.path().join(name), "somebody's").unwrap();
+        fs::write(home.path().join(name), "foreign").unwrap();
         fs::create_dir(home.path().join("segments")).unwrap();
-        fs::write(home.path().join("segments/photo.jpg"), "somebody's").unwrap();
+        fs::write(home.path().join("segments/photo.jpg"), "foreign").unwrap();
         let before = listing(home.path());
         let error = Cache::open(home.path()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotACache, "{error}");
         assert!(error.to_string().contains(name), "{error}");
         assert_eq!(listing(home.path()), before, "{name}");
     }
-    // Somebody's files in a directory of ours stay where they are.
+    // Foreign files in a cache directory are not changed.
     let home = tempfile::tempdir().unwrap();
     let open = || Cache::builder(home.path()).max_bytes(1 << 20).open().unwrap();
     open().set("a", &1, Timeout::Never).unwrap();
@@ -214,7 +216,7 @@ fn foreign() -> Verdict {
         "segments/0000000a.SEG",
         "blobs/x",
     ];
-    names.iter().for_each(|name| fs::write(home.path().join(name), "somebody's").unwrap());
+    names.iter().for_each(|name| fs::write(home.path().join(name), "foreign").unwrap());
     let cache = open();
     assert_eq!(cache.get("a").unwrap(), Some(1));
     for n in 0..3000 {
@@ -224,15 +226,15 @@ fn foreign() -> Verdict {
     drop(cache);
     drop(open());
     for name in names {
-        assert_eq!(fs::read(home.path().join(name)).unwrap(), b"somebody's", "{name}");
+        assert_eq!(fs::read(home.path().join(name)).unwrap(), b"foreign", "{name}");
     }
     Ok(())
 }
 
-/// A child's part: opening must be refused by the operating system.
+/// A child: the operating system must refuse to open the cache.
 fn is_refused(dir: &Path) {
     for path in [dir.to_owned(), dir.join("new")] {
-        let error = Cache::open(&path).expect_err("it was opened");
+        let error = Cache::open(&path).expect_err("the cache was opened");
         assert_eq!(error.kind(), ErrorKind::Io, "{error}");
         assert!(error.path().is_some(), "{error}");
     }
@@ -249,13 +251,13 @@ fn no_permission() -> Verdict {
     allow(&dir, 0o555);
     let mut command = child("--is-refused", &dir);
     if nix::unistd::geteuid().is_root() {
-        // Permissions do not bind root, so the child is somebody else, who owns the files.
+        // Permissions do not bind root, so the child runs as another user, which owns the files.
         use std::os::unix::fs::lchown;
         use std::os::unix::process::CommandExt;
         for found in walkdir::WalkDir::new(&dir) {
             lchown(found.unwrap().path(), Some(65_534), Some(65_534)).unwrap();
         }
-        // Where it may at least be executed.
+        // Copied to where that user may execute it.
         let program = home.path().join("program");
         fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
         allow(&program, 0o755);
@@ -288,10 +290,10 @@ fn read_only() -> Verdict {
     Ok(())
 }
 
-/// A child's part: `dir` is a file system of 2 MiB.
+/// A child: `dir` is a file system of 2 MiB.
 fn on_a_small_disk(dir: &Path) {
     let (cache_dir, ballast) = (dir.join("cache"), dir.join("ballast"));
-    // Of a cache that may be much larger than the disk, not even the first segment fits.
+    // The first segment of a cache with a limit far above the disk's size does not fit.
     let large = Cache::builder(&cache_dir).max_bytes(1 << 30).max_entries(1000).open().unwrap();
     let error = large.set("a", &1, Timeout::Never).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
@@ -316,7 +318,7 @@ fn on_a_small_disk(dir: &Path) {
     }
     println!("{failed} of 3000 calls failed on a full disk");
     drop(cache);
-    // Nothing new can be made there; what exists can be opened, or says why not.
+    // No cache can be created there. The existing one opens, or the error is `NoSpace`.
     let error = Cache::open(dir.join("new")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
     if let Err(e) = small() {
@@ -357,7 +359,7 @@ fn other_paths() -> Verdict {
         assert_eq!(first.get::<String>("b").unwrap().as_deref(), Some(other));
         assert_eq!(first.len(), second.len());
     }
-    // By another name, but the same directory.
+    // After a rename it is still the same directory.
     let second = Cache::open(home.path().join("link")).unwrap();
     fs::rename(&dir, home.path().join("renamed")).unwrap();
     let third = Cache::open(home.path().join("renamed")).unwrap();
@@ -374,7 +376,7 @@ fn many_threads() -> Verdict {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..5 {
-                        // Dropped and opened again, while others do the same.
+                        // Opened and dropped again, while other threads do the same.
                         Cache::open(&dir).unwrap().incr_or_init("n", 1, 0, Timeout::Never).unwrap();
                     }
                 });
@@ -385,7 +387,7 @@ fn many_threads() -> Verdict {
     Ok(())
 }
 
-/// A child's part: has the directory open until its input ends.
+/// A child: keeps the directory open until its standard input ends.
 fn holds(dir: &Path) {
     let cache = Cache::open(dir).unwrap();
     cache.incr_or_init("opened", 1, 0, Timeout::Never).unwrap();
@@ -410,8 +412,8 @@ fn second_process() -> Verdict {
     for round in 1..=10 {
         let mut first = holder(&dir);
         let cache = Cache::open(&dir).unwrap();
-        assert_eq!(opened(&cache), Some(round), "while the first has it open");
-        // Every third time this process stays.
+        assert_eq!(opened(&cache), Some(round), "while the first process has it open");
+        // Every third time this process keeps it open.
         let cache = Some(cache).filter(|_| round % 3 == 0);
         if round % 2 == 0 {
             first.kill().unwrap();
@@ -424,7 +426,7 @@ fn second_process() -> Verdict {
         cache.maintain().unwrap();
         assert_eq!(cache.check().unwrap().problems, [""; 0]);
     }
-    // One that is stopped holds nobody up who only comes and goes.
+    // A stopped process does not block a process that opens, writes and closes.
     let mut first = holder(&dir);
     let pid = nix::unistd::Pid::from_raw(first.id() as i32);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGSTOP).unwrap();

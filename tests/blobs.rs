@@ -1,7 +1,7 @@
-//! Large values on disk: nothing is left of what was not committed, nothing is copied that need not be, space comes
-//! back, damage is a miss, and memory stays flat.
+//! Large values on disk (blob files): an uncommitted value leaves no file, an update of the expiry
+//! or the version copies no data, space is reclaimed, damage is a miss, and memory use is constant.
 //!
-//! `KEEPWARM_LARGE_MIB` sets the size of the largest value, in mebibytes, instead of 128.
+//! `KEEPWARM_LARGE_MIB` sets the size of the largest value in mebibytes; the default is 128.
 #![cfg(test)]
 
 #[path = "support/dir.rs"]
@@ -22,7 +22,7 @@ use keepwarm::{Builder, Cache, ErrorKind, Timeout};
 
 const LARGE: usize = 300_000;
 const CHUNK: usize = 64 << 10;
-/// Set for the child whose memory is measured: the directory it works in.
+/// Set for the child whose memory is measured: the directory in which it works.
 const MEASURED: &str = "KEEPWARM_LARGE_DIR";
 
 fn main() -> ExitCode {
@@ -31,16 +31,16 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     harness::main(&[
-        ("a_writer_that_is_dropped_leaves_nothing_on_disk", dropped),
-        ("touching_and_moving_name_the_same_file", not_copied),
+        ("a_dropped_writer_leaves_nothing_on_disk", dropped),
+        ("touch_and_incr_version_keep_the_same_file", not_copied),
         ("a_damaged_chunk_is_an_error_then_a_miss", damaged_chunk),
-        ("a_file_that_is_not_as_it_was_is_a_miss", damaged_file),
+        ("a_damaged_or_replaced_file_is_a_miss", damaged_file),
         ("a_missing_file_never_shows_an_older_value", missing),
-        ("what_nothing_names_is_removed_and_what_is_not_ours_stays", orphans),
-        ("what_names_a_file_is_found_after_a_close_and_after_a_kill", closed),
-        ("space_comes_back", space),
-        ("a_reader_holds_its_space_until_it_is_dropped", held_space),
-        ("the_coldest_go_and_small_values_stay", coldest),
+        ("orphaned_files_are_deleted_and_foreign_files_kept", orphans),
+        ("blobs_are_found_after_a_close_and_after_a_kill", closed),
+        ("space_of_removed_values_is_reclaimed", space),
+        ("the_space_of_a_held_value_counts_until_the_drop", held_space),
+        ("the_coldest_large_values_are_evicted_first", coldest),
         ("memory_stays_flat", flat_memory),
     ])
 }
@@ -61,7 +61,7 @@ fn value(seed: usize) -> Vec<u8> {
     (0..LARGE).map(|at| (at.wrapping_mul(131) ^ (at >> 7) ^ seed.wrapping_mul(77)) as u8).collect()
 }
 
-/// The files of the blobs.
+/// The blob files.
 fn blobs(dir: &Path) -> Vec<PathBuf> {
     fs::read_dir(dir.join("blobs")).unwrap().map(|entry| entry.unwrap().path()).collect()
 }
@@ -72,7 +72,7 @@ fn only_blob(dir: &Path) -> PathBuf {
     blobs[0].clone()
 }
 
-/// Opens what a kill would leave now.
+/// Copies the directory as a kill would leave it now, and opens the copy.
 fn killed(dir: &Path) -> (tempfile::TempDir, Cache) {
     let copy = tempfile::tempdir().unwrap();
     copy_as_killed(dir, copy.path());
@@ -93,18 +93,18 @@ fn dropped() -> Verdict {
     let mut writer = cache.writer("a", Timeout::Never).unwrap();
     (0..4).for_each(|n| writer.write_all(&value(n)).unwrap());
     assert_eq!(blobs(home.path()).len(), 1);
-    assert!(cache.stats().bytes >= before + 4 * LARGE as u64, "its space counts while it grows");
+    assert!(cache.stats().bytes >= before + 4 * LARGE as u64, "a growing value counts");
     drop(writer);
     assert!(blobs(home.path()).is_empty());
     assert_eq!(cache.stats().bytes, before);
-    // A write that is refused by its condition leaves nothing either.
+    // An `add` of an existing key leaves nothing either.
     assert!(!cache.add("a", &serde_bytes::Bytes::new(&value(1)), Timeout::Never).unwrap());
     assert!(blobs(home.path()).is_empty());
     let mut writer = cache.writer("a", Timeout::Never).unwrap();
     writer.write_all(&value(1)).unwrap();
     let (copy, again) = killed(home.path());
     assert_eq!(again.get::<String>("a").unwrap().as_deref(), Some("small"));
-    assert!(blobs(copy.path()).is_empty(), "what a killed writer left is gone");
+    assert!(blobs(copy.path()).is_empty(), "the file of a killed writer is deleted");
     Ok(())
 }
 
@@ -119,7 +119,7 @@ fn not_copied() -> Verdict {
         assert_eq!(file.metadata().unwrap().ino(), inode);
         assert!(cache.get_bytes(key).unwrap().unwrap() == value(1));
         cache.maintain().unwrap();
-        assert!(cache.get_bytes(key).unwrap().unwrap() == value(1), "after the sweep");
+        assert!(cache.get_bytes(key).unwrap().unwrap() == value(1), "after maintenance");
     };
     assert!(cache.touch("a", std::time::Duration::from_secs(1000)).unwrap());
     same("a", &cache);
@@ -143,7 +143,7 @@ fn not_copied() -> Verdict {
 fn flip(file: &Path, at: usize) {
     let mut bytes = fs::read(file).unwrap();
     bytes[at] ^= 1;
-    // Written over, so that whoever has it open sees it.
+    // Overwritten in place, so that a reader that has the file open sees the change.
     fs::OpenOptions::new().write(true).open(file).unwrap().write_all(&bytes).unwrap();
 }
 
@@ -157,7 +157,7 @@ fn damaged_chunk() -> Verdict {
         assert_eq!(cache.check().unwrap().problems.len(), 1);
         let mut before = vec![0; chunk * CHUNK];
         reader.read_exact(&mut before).unwrap();
-        assert!(before == value(1)[..chunk * CHUNK], "what comes before the damage is there");
+        assert!(before == value(1)[..chunk * CHUNK], "the bytes before the damage are readable");
         assert_eq!(cache.stats().corrupt, 0);
         let error = reader.read(&mut [0; 10]).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
@@ -170,7 +170,7 @@ fn damaged_chunk() -> Verdict {
             reader.read_to_end(&mut after).unwrap();
             assert!(
                 after == value(1)[(chunk + 1) * CHUNK..],
-                "what comes after the damage is there"
+                "the bytes after the damage are readable"
             );
         }
         assert!(cache.reader("a").unwrap().is_none() && cache.get_bytes("a").unwrap().is_none());
@@ -183,7 +183,7 @@ fn damaged_chunk() -> Verdict {
     Ok(())
 }
 
-/// What is done to a blob's file. The second path is that of another blob.
+/// A name, and a function that damages a blob's file. The second path is that of another blob.
 type Harm = (&'static str, fn(&Path, &Path));
 
 const HARMS: &[Harm] = &[
@@ -191,10 +191,12 @@ const HARMS: &[Harm] = &[
     ("a flipped bit of the last byte", |file, _| flip(file, 64 + LARGE - 1)),
     ("a flipped bit of the header", |file, _| flip(file, 30)),
     ("a flipped bit of a check", |file, _| flip(file, 64 + LARGE + 1)),
-    ("cut short", |file, _| {
+    ("truncated", |file, _| {
         fs::File::options().write(true).open(file).unwrap().set_len(100_000).unwrap()
     }),
-    ("emptied", |file, _| fs::File::options().write(true).open(file).unwrap().set_len(0).unwrap()),
+    ("truncated to 0", |file, _| {
+        fs::File::options().write(true).open(file).unwrap().set_len(0).unwrap()
+    }),
     ("removed", |file, _| fs::remove_file(file).unwrap()),
     ("another blob in its place", |file, other| assert!(fs::copy(other, file).unwrap() > 0)),
     ("a link in its place", |file, other| {
@@ -230,11 +232,11 @@ fn damaged_file() -> Verdict {
             assert!(cache.stats().corrupt <= 1, "{name}: counted once");
             assert!(
                 cache.get_bytes("b").unwrap().unwrap() == value(2),
-                "{name}: the other one is as it was"
+                "{name}: the other entry is unchanged"
             );
             cache.maintain().unwrap();
             cache.set_bytes("a", &value(3), Timeout::Never).unwrap();
-            assert!(cache.get_bytes("a").unwrap().unwrap() == value(3), "{name}: and stored again");
+            assert!(cache.get_bytes("a").unwrap().unwrap() == value(3), "{name}: stored again");
             assert_sound(&cache);
         }
     }
@@ -256,7 +258,7 @@ fn missing() -> Verdict {
         let again = open(copy.path());
         assert_eq!(again.get_bytes("a").unwrap(), None);
         assert_sound(&again);
-        // And the next time it is replayed.
+        // The same after another replay of the log.
         let (_other, once_more) = killed(copy.path());
         assert_eq!(once_more.get_bytes("a").unwrap(), None);
     }
@@ -269,7 +271,7 @@ fn orphans() -> Verdict {
     cache.set_bytes("a", &value(1), Timeout::Never).unwrap();
     let name = |file: &str| home.path().join("blobs").join(file);
     for close in [true, false] {
-        // As a kill leaves them: a blob without a record, and a writer's file.
+        // Files that a kill can leave: a blob without a record, and the file of a writer.
         let orphan = name("0123456789abcdef0123456789abcdef.blob");
         fs::copy(
             blobs(home.path()).iter().max_by_key(|b| b.metadata().unwrap().len()).unwrap(),
@@ -279,16 +281,14 @@ fn orphans() -> Verdict {
         let part = name("fedcba9876543210fedcba9876543210.part");
         fs::write(&part, b"part").unwrap();
         let foreign = ["x", "0.blob", "0123456789ABCDEF0123456789abcdef.blob", "photo.part"];
-        foreign.iter().for_each(|file| fs::write(name(file), "somebody's").unwrap());
+        foreign.iter().for_each(|file| fs::write(name(file), "foreign").unwrap());
         if close {
             cache.close().unwrap();
             assert!(cache.get_bytes("a").unwrap().unwrap() == value(1));
             assert!(!part.exists());
             cache.maintain().unwrap();
             assert!(!orphan.exists());
-            foreign
-                .iter()
-                .for_each(|file| assert_eq!(fs::read(name(file)).unwrap(), b"somebody's"));
+            foreign.iter().for_each(|file| assert_eq!(fs::read(name(file)).unwrap(), b"foreign"));
         } else {
             let (copy, again) = killed(home.path());
             assert!(again.get_bytes("a").unwrap().unwrap() == value(1));
@@ -306,7 +306,7 @@ fn closed() -> Verdict {
     (0..4).for_each(|n| cache.set_bytes(&n.to_string(), &value(n), Timeout::Never).unwrap());
     assert!(cache.delete("0").unwrap());
     for round in 0..4 {
-        // Each time under another key, which a recovery has to find as well.
+        // Each round moves the values to another key, which recovery must find too.
         let before = cache.with_version(1 + round);
         (1..4).for_each(|n| assert_eq!(before.incr_version(&n.to_string(), 1).unwrap(), 2 + round));
         let now = cache.with_version(2 + round);
@@ -345,7 +345,7 @@ fn space() -> Verdict {
         assert!(cache.stats().bytes <= 8 << 20);
     }
     cache.maintain().unwrap();
-    assert_eq!(blobs(home.path()).len(), 5, "what was overwritten is gone");
+    assert_eq!(blobs(home.path()).len(), 5, "the files of overwritten values are deleted");
     let clock = keepwarm::ManualClock::new();
     for n in 0..5 {
         match n % 3 {
@@ -358,7 +358,7 @@ fn space() -> Verdict {
     assert!(blobs(home.path()).is_empty());
     assert!(cache.stats().bytes < before + LARGE as u64 / 2, "{} of {before}", cache.stats().bytes);
     drop(cache);
-    // What expires goes as well, and so does what a clear leaves behind.
+    // The files of expired values and of cleared ones are deleted too.
     let cache = builder(home.path()).clock(clock.clone()).open().unwrap();
     cache.set_bytes("expires", &value(1), std::time::Duration::from_secs(5)).unwrap();
     clock.advance(std::time::Duration::from_secs(6));
@@ -398,7 +398,7 @@ fn held_space() -> Verdict {
 
 fn coldest() -> Verdict {
     let home = tempfile::tempdir().unwrap();
-    // The clock of recency ticks with each insert.
+    // Recency is measured in inserts.
     let cache = builder(home.path()).max_entries(200).open().unwrap();
     for n in 0..50 {
         cache.set(&format!("small {n}"), &vec![n; 100], Timeout::Never).unwrap();
@@ -406,7 +406,7 @@ fn coldest() -> Verdict {
     cache.set_bytes("favourite", &value(0), Timeout::Never).unwrap();
     for n in 0..80 {
         cache.set_bytes(&format!("large {n}"), &value(n), Timeout::Never).unwrap();
-        assert!(cache.get_bytes("favourite").unwrap().is_some(), "gone after {n} others");
+        assert!(cache.get_bytes("favourite").unwrap().is_some(), "evicted after {n} others");
         assert!(cache.stats().bytes <= 8 << 20);
     }
     for n in 0..50u8 {
@@ -415,7 +415,7 @@ fn coldest() -> Verdict {
     let left =
         (0..80).filter(|n| cache.contains_key(&format!("large {n}")).unwrap()).collect::<Vec<_>>();
     assert!(left.len() > 10 && left.contains(&79), "{left:?}");
-    assert!(*left.iter().min().unwrap() > 50, "the coldest went first: {left:?}");
+    assert!(*left.iter().min().unwrap() > 50, "the coldest were evicted first: {left:?}");
     assert!(cache.stats().evicted >= 80 - left.len() as u64);
     assert_sound(&cache);
     Ok(())
@@ -429,7 +429,7 @@ fn flat_memory() -> Verdict {
     Ok(())
 }
 
-/// The most memory that this process had at any time, in bytes.
+/// The peak memory of this process, in bytes.
 fn peak_memory() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -442,7 +442,7 @@ fn stream_a_large_value(dir: &Path) {
     let cache =
         Cache::builder(dir).max_bytes((2 * mib + 200) << 20).max_entries(10_000).open().unwrap();
     cache.set("warm", "up", Timeout::Never).unwrap();
-    // No two pieces are the same, and a piece says where it is.
+    // No two pieces are equal: each starts with its number.
     let mut piece: Vec<u8> =
         (0..MIB).map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let mark = |piece: &mut [u8], n: u64| piece[..8].copy_from_slice(&n.to_le_bytes());

@@ -1,8 +1,9 @@
-//! Neither `max_bytes` nor `max_entries` is ever exceeded, whatever is stored: a churn of twenty times the bound,
-//! measured while it runs.
+//! The limits: neither `max_bytes` nor `max_entries` is ever exceeded, whatever is stored. The
+//! tests write twenty times `max_bytes` and measure while they do.
 //!
-//! Once by counting the blocks of all files, and once on a file system of its own, which is exactly as large as
-//! `max_bytes` allows, so that a byte too many would be refused; there, what is unlinked and still held counts too.
+//! Once by counting the blocks of all files, and once on a file system that is exactly as large as
+//! `max_bytes`, so that it refuses one byte too many; there, unlinked files that are still open
+//! count too.
 #![cfg(test)]
 
 #[path = "support/harness.rs"]
@@ -25,7 +26,7 @@ use rng::Rng;
 
 const MAX_BYTES: u64 = 4 << 20;
 const MAX_ENTRIES: u64 = 2_000;
-/// Set for the child that works on a mount of its own: where that is.
+/// Set for the child that works on its own mount: the mount point.
 const MOUNT: &str = "KEEPWARM_BOUNDS_MOUNT";
 
 fn main() -> ExitCode {
@@ -36,12 +37,12 @@ fn main() -> ExitCode {
     harness::main(&[
         ("the_files_never_take_more_than_max_bytes", by_counting),
         ("a_file_system_as_large_as_max_bytes_is_enough", on_a_mount),
-        ("a_smaller_max_bytes_holds_from_the_next_opening_on", made_smaller),
+        ("a_smaller_max_bytes_holds_after_the_next_open", smaller_max_bytes),
     ])
 }
 
-/// Writes twenty times `max_bytes` of values of all sizes and looks at the bounds after each.
-fn churn(dir: &Path, mut look: impl FnMut(u64)) {
+/// Writes values of all sizes, twenty times `max_bytes` in total, and checks the limits after each.
+fn churn(dir: &Path, mut measure: impl FnMut(u64)) {
     let seed = rng::seed();
     let mut rng = Rng::new(seed);
     let cache = Cache::builder(dir)
@@ -71,7 +72,7 @@ fn churn(dir: &Path, mut look: impl FnMut(u64)) {
         };
         match stored {
             Ok(()) => {}
-            // The handles below keep their segments; a program that holds so many may be told so.
+            // The handles below pin their segments. A program that holds many can get `NoSpace`.
             Err(e) if e.kind() == ErrorKind::NoSpace && !held.is_empty() => held.clear(),
             Err(e) => panic!("after {written} bytes: {e}"),
         }
@@ -94,7 +95,7 @@ fn churn(dir: &Path, mut look: impl FnMut(u64)) {
         }
         assert!(cache.len() <= MAX_ENTRIES, "{} entries", cache.len());
         assert!(cache.stats().bytes <= MAX_BYTES, "{} bytes by its own count", cache.stats().bytes);
-        look(written);
+        measure(written);
         written += len;
         writes += 1;
     }
@@ -107,7 +108,7 @@ fn churn(dir: &Path, mut look: impl FnMut(u64)) {
     );
 }
 
-/// Stores through a writer; now and then one is given up before.
+/// Stores through a writer. Every fifth length is dropped without a commit.
 fn in_pieces(cache: &Cache, key: &str, value: &[u8], timeout: Timeout) -> keepwarm::Result<()> {
     let mut writer = cache.writer(key, timeout)?;
     for piece in value.chunks(7_000) {
@@ -118,7 +119,8 @@ fn in_pieces(cache: &Cache, key: &str, value: &[u8], timeout: Timeout) -> keepwa
     if value.len().is_multiple_of(5) { Ok(()) } else { writer.commit() }
 }
 
-/// The blocks of `path` and, if it is a directory, of all in it. What has gone since it was listed has none.
+/// Counts the blocks of `path` and, if it is a directory, of everything in it. A file deleted since
+/// it was listed counts none.
 fn blocks(path: &Path, found: &mut BTreeMap<PathBuf, u64>) {
     let Ok(metadata) = path.symlink_metadata() else { return };
     found.insert(path.to_owned(), metadata.blocks() * 512);
@@ -138,7 +140,7 @@ fn by_counting() -> Verdict {
                 let (mut before, mut after) = (BTreeMap::new(), BTreeMap::new());
                 blocks(dir.path(), &mut before);
                 blocks(dir.path(), &mut after);
-                // If files came or went in between, the sum is of no moment there ever was.
+                // If files were created or deleted in between, the sum belongs to no moment.
                 if before == after {
                     most = most.max(after.values().sum());
                     samples += 1;
@@ -156,14 +158,14 @@ fn by_counting() -> Verdict {
     Ok(())
 }
 
-/// All blocks of the directory, with nobody at work.
+/// All blocks of the directory, while no process works on it.
 fn all_blocks(dir: &Path) -> u64 {
     let mut found = BTreeMap::new();
     blocks(dir, &mut found);
     found.values().sum()
 }
 
-fn made_smaller() -> Verdict {
+fn smaller_max_bytes() -> Verdict {
     let dir = tempfile::tempdir().unwrap();
     let open = |max_bytes: u64, max_entries| {
         Cache::builder(dir.path()).max_bytes(max_bytes).max_entries(max_entries).open().unwrap()
@@ -192,8 +194,8 @@ fn made_smaller() -> Verdict {
     Ok(())
 }
 
-/// Starts this program again where it may mount: in a mount namespace of its own, as root or as a user who is
-/// root in a namespace of his own.
+/// Starts this program again where it may mount: in its own mount namespace, as root or as a user
+/// that is root in its own user namespace.
 fn on_a_mount() -> Verdict {
     let dir = tempfile::tempdir().unwrap();
     let mount = format!("mount -t tmpfs -o size={MAX_BYTES} keepwarm \"${MOUNT}\"");
@@ -213,7 +215,7 @@ fn on_a_mount() -> Verdict {
     Ok(())
 }
 
-/// What a program still holds when it closes a cache counts when it opens it again.
+/// Values that a program still holds when it closes a cache count when it opens the cache again.
 fn held_across_openings(mount: &Path) {
     let dir = mount.join("held");
     let half = MAX_BYTES / 2;
@@ -224,7 +226,7 @@ fn held_across_openings(mount: &Path) {
         let cache = open();
         for n in 0..20 {
             let key = format!("{round} {n}");
-            // May be refused, as so much is held.
+            // May be refused, because the held values take much of the space.
             let _ = cache.set_bytes(&key, &vec![n; 40_000], Timeout::Never);
             if n % 4 == 0 {
                 held.extend(cache.get_bytes(&key).unwrap());
@@ -251,13 +253,13 @@ fn in_use(mount: &Path) -> u64 {
     (found.blocks() - found.blocks_free()) * found.fragment_size()
 }
 
-/// The child's part: `dir` is a mount of exactly `max_bytes`.
+/// The child: `dir` is a mount of exactly `max_bytes`.
 fn on_this_mount(dir: &Path) {
     let mut most = 0;
     churn(&dir.join("cache"), |_| {
         most = most.max(in_use(dir));
     });
-    println!("on a mount of its own: at most {most} bytes of {MAX_BYTES} in use");
+    println!("on its own mount: at most {most} bytes of {MAX_BYTES} in use");
     assert!(most <= MAX_BYTES && most > MAX_BYTES / 2);
     std::fs::remove_dir_all(dir.join("cache")).unwrap();
     held_across_openings(dir);

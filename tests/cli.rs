@@ -1,6 +1,8 @@
-//! The command line tool, run as a program: what it prints, what it answers, and what it leaves alone.
+//! The command line tool, run as a program: its output, its exit codes, and what it must not
+//! change.
 
-// Always so for a file in `tests`; said for clippy, which then takes the helpers for tests as well.
+// A file in `tests` is always compiled with `test`. The attribute tells clippy that the helpers
+// are test code too.
 #![cfg(test)]
 
 use std::collections::BTreeMap;
@@ -22,22 +24,22 @@ fn keepwarm(args: &[&str]) -> Command {
 fn run(command: &str, dir: &Path, rest: &[&str]) -> (i32, String, String) {
     let args: Vec<&str> =
         [command, dir.to_str().unwrap()].into_iter().chain(rest.iter().copied()).collect();
-    seen(&keepwarm(&args).output().unwrap())
+    decoded(&keepwarm(&args).output().unwrap())
 }
 
-fn seen(output: &Output) -> (i32, String, String) {
+fn decoded(output: &Output) -> (i32, String, String) {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
 }
 
-/// What a command that succeeds prints.
-fn told(command: &str, dir: &Path, rest: &[&str]) -> String {
+/// The standard output of a command, which must succeed and write nothing to standard error.
+fn stdout(command: &str, dir: &Path, rest: &[&str]) -> String {
     let (code, out, err) = run(command, dir, rest);
     assert_eq!((code, err.as_str()), (0, ""), "{command} {rest:?}");
     out
 }
 
-/// A directory with what a program stored in it, closed again.
+/// A directory that a program has filled and closed.
 fn filled(fill: impl FnOnce(&Cache)) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(dir.path()).unwrap();
@@ -46,26 +48,26 @@ fn filled(fill: impl FnOnce(&Cache)) -> tempfile::TempDir {
 }
 
 #[test]
-fn what_is_set_is_got_and_listed() {
+fn set_get_ls_stats_and_check_agree() {
     let parent = tempfile::tempdir().unwrap();
     let dir = &parent.path().join("cache");
-    assert_eq!(told("set", dir, &["greeting", "hello \"you\""]), "");
-    assert_eq!(told("get", dir, &["greeting"]), "\"hello \\\"you\\\"\"\n");
-    assert_eq!(told("get", dir, &["greeting", "--raw"]), "hello \"you\"");
-    assert_eq!(told("ls", dir, &[]), "greeting\n");
-    assert_eq!(told("stats", dir, &[]).lines().next(), Some("entries    1"));
-    assert!(told("check", dir, &[]).ends_with("\nsound\n"));
+    assert_eq!(stdout("set", dir, &["greeting", "hello \"you\""]), "");
+    assert_eq!(stdout("get", dir, &["greeting"]), "\"hello \\\"you\\\"\"\n");
+    assert_eq!(stdout("get", dir, &["greeting", "--raw"]), "hello \"you\"");
+    assert_eq!(stdout("ls", dir, &[]), "greeting\n");
+    assert_eq!(stdout("stats", dir, &[]).lines().next(), Some("entries    1"));
+    assert!(stdout("check", dir, &[]).ends_with("\nsound\n"));
     assert_eq!(run("get", dir, &["missing"]), (1, String::new(), String::new()));
 }
 
 #[test]
-fn a_program_reads_what_the_tool_stored() {
+fn a_program_reads_values_that_the_tool_stored() {
     let dir = tempfile::tempdir().unwrap();
-    told("set", dir.path(), &["text", "5"]);
-    told("set", dir.path(), &["number", "5", "--json", "--timeout", "never"]);
-    told("set", dir.path(), &["map", r#"{"a": [1, 2.5, null]}"#, "--json"]);
-    told("set", dir.path(), &["bytes", "raw", "--bytes", "--timeout", "90s"]);
-    told("set", dir.path(), &["gone", "x", "--timeout", "0s"]);
+    stdout("set", dir.path(), &["text", "5"]);
+    stdout("set", dir.path(), &["number", "5", "--json", "--timeout", "never"]);
+    stdout("set", dir.path(), &["map", r#"{"a": [1, 2.5, null]}"#, "--json"]);
+    stdout("set", dir.path(), &["bytes", "raw", "--bytes", "--timeout", "90s"]);
+    stdout("set", dir.path(), &["gone", "x", "--timeout", "0s"]);
     let cache = Cache::open(dir.path()).unwrap();
     assert_eq!(cache.get::<String>("text").unwrap().as_deref(), Some("5"));
     assert!(cache.ttl("text").unwrap().unwrap().remaining().unwrap() <= Duration::from_secs(300));
@@ -79,7 +81,7 @@ fn a_program_reads_what_the_tool_stored() {
 }
 
 #[test]
-fn the_tool_shows_whatever_a_program_stored() {
+fn the_tool_shows_every_value_that_a_program_stored() {
     #[derive(serde::Serialize)]
     enum Shape {
         Point,
@@ -97,7 +99,7 @@ fn the_tool_shows_whatever_a_program_stored() {
         cache.set_bytes("raw", b"\x00\xff\n", Timeout::Never).unwrap();
         cache.set("ünï\n\u{1b}[31m", "", Timeout::Never).unwrap();
     });
-    let get = |key| told("get", dir.path(), &[key]);
+    let get = |key| stdout("get", dir.path(), &[key]);
     assert_eq!(get("none"), "null\n");
     assert_eq!(get("shapes"), "[\"Point\",{\"Circle\":{\"radius\":0.1}}]\n");
     assert_eq!(get("by number"), "{\"1\":true}\n");
@@ -108,42 +110,42 @@ fn the_tool_shows_whatever_a_program_stored() {
     let raw = keepwarm(&["get", dir.path().to_str().unwrap(), "raw", "--raw"]).output().unwrap();
     assert_eq!(raw.stdout, b"\x00\xff\n");
 
-    let lines = told("ls", dir.path(), &[]);
+    let lines = stdout("ls", dir.path(), &[]);
     assert_eq!(lines.lines().count(), 8);
-    assert!(lines.contains("ünï\\n\\u{1b}[31m\n"), "a terminal is told nothing: {lines:?}");
+    assert!(lines.contains("ünï\\n\\u{1b}[31m\n"), "control characters are escaped: {lines:?}");
     assert!(
-        told("ls", dir.path(), &["--values"])
+        stdout("ls", dir.path(), &["--values"])
             .lines()
             .any(|line| line == "least\t-9223372036854775808")
     );
-    assert_eq!(told("ls", dir.path(), &["--limit", "3"]).lines().count(), 3);
-    let objects = told("ls", dir.path(), &["--json", "--values"]);
+    assert_eq!(stdout("ls", dir.path(), &["--limit", "3"]).lines().count(), 3);
+    let objects = stdout("ls", dir.path(), &["--json", "--values"]);
     let objects: Vec<Value> =
         objects.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(objects.contains(&json!({ "key": "ünï\n\u{1b}[31m", "value": "" })));
-    assert!(told("ls", dir.path(), &["--json"]).contains("{\"key\":\"none\"}\n"));
+    assert!(stdout("ls", dir.path(), &["--json"]).contains("{\"key\":\"none\"}\n"));
 }
 
 #[test]
-fn keys_have_a_prefix_and_a_version() {
+fn prefix_and_version_select_the_key() {
     let dir = filled(|cache| {
         cache.set("a", &1, Timeout::Never).unwrap();
         cache.with_prefix("app").with_version(-2).set("a", &2, Timeout::Never).unwrap();
     });
     let app = ["a", "--prefix", "app", "--key-version", "-2"];
-    assert_eq!(told("get", dir.path(), &["a"]), "1\n");
-    assert_eq!(told("get", dir.path(), &app), "2\n");
+    assert_eq!(stdout("get", dir.path(), &["a"]), "1\n");
+    assert_eq!(stdout("get", dir.path(), &app), "2\n");
     assert_eq!(run("get", dir.path(), &["a", "--prefix", "app"]).0, 1);
-    assert_eq!(told("get", dir.path(), &["app:-2:a", "--stored"]), "2\n");
-    let all = told("ls", dir.path(), &["--stored"]);
+    assert_eq!(stdout("get", dir.path(), &["app:-2:a", "--stored"]), "2\n");
+    let all = stdout("ls", dir.path(), &["--stored"]);
     let mut all: Vec<&str> = all.lines().collect();
     all.sort_unstable();
     assert_eq!(all, [":1:a", "app:-2:a"]);
-    assert_eq!(told("ls", dir.path(), &app[1..]), "a\n");
+    assert_eq!(stdout("ls", dir.path(), &app[1..]), "a\n");
 }
 
 #[test]
-fn values_come_from_standard_input_whole() {
+fn a_value_from_standard_input_is_stored_whole() {
     let dir = tempfile::tempdir().unwrap();
     let value: Vec<u8> = (0..200_000).map(|i| (i % 251) as u8).collect();
     let mut set = keepwarm(&["set", dir.path().to_str().unwrap(), "big", "-", "--bytes"])
@@ -157,7 +159,7 @@ fn values_come_from_standard_input_whole() {
 }
 
 #[test]
-fn looking_at_what_is_not_there_makes_nothing() {
+fn reading_a_missing_directory_creates_nothing() {
     let parent = tempfile::tempdir().unwrap();
     let (missing, empty) = (parent.path().join("missing"), parent.path().join("empty"));
     let (foreign, file) = (parent.path().join("foreign"), parent.path().join("file"));
@@ -181,7 +183,7 @@ fn looking_at_what_is_not_there_makes_nothing() {
     assert!(!missing.exists());
     assert_eq!(std::fs::read_dir(&empty).unwrap().count(), 0);
     assert_eq!(std::fs::read_dir(&foreign).unwrap().count(), 1);
-    // Nor does a `set` that is refused.
+    // A refused `set` creates nothing either.
     assert_eq!(run("set", &foreign, &["a", "b"]).0, 2);
     assert_eq!(std::fs::read_dir(&foreign).unwrap().count(), 1);
     assert_eq!(run("set", &missing.join("deeper"), &["a", "b"]).0, 2);
@@ -189,29 +191,29 @@ fn looking_at_what_is_not_there_makes_nothing() {
 }
 
 #[test]
-fn the_tool_works_beside_a_program_that_has_the_directory_open() {
+fn the_tool_works_while_a_program_has_the_directory_open() {
     let dir = tempfile::tempdir().unwrap();
     let cache = Cache::open(dir.path()).unwrap();
     cache.set("a", &1, Timeout::Never).unwrap();
-    assert_eq!(told("get", dir.path(), &["a"]), "1\n");
-    told("set", dir.path(), &["a", "2"]);
+    assert_eq!(stdout("get", dir.path(), &["a"]), "1\n");
+    stdout("set", dir.path(), &["a", "2"]);
     assert_eq!(cache.get::<String>("a").unwrap().as_deref(), Some("2"));
     assert!(cache.delete("a").unwrap());
-    assert_eq!(told("stats", dir.path(), &[]).lines().next(), Some("entries    0"));
+    assert_eq!(stdout("stats", dir.path(), &[]).lines().next(), Some("entries    0"));
     let (code, _, err) = run("salvage", dir.path(), &[]);
     assert!(code == 2 && err.contains("already"), "{err}");
-    assert!(told("check", dir.path(), &[]).ends_with("\nsound\n"));
+    assert!(stdout("check", dir.path(), &[]).ends_with("\nsound\n"));
 }
 
 #[test]
-fn statistics_are_of_each_process_that_has_the_directory_open() {
+fn stats_lists_each_process_that_has_the_directory_open() {
     let dir = tempfile::tempdir().unwrap();
-    let nobody = "entries    1\nbytes      ";
-    told("set", dir.path(), &["a", "b"]);
-    let text = told("stats", dir.path(), &[]);
-    assert!(text.starts_with(nobody) && text.ends_with("\nprocesses  0\n"), "{text}");
+    let without_processes = "entries    1\nbytes      ";
+    stdout("set", dir.path(), &["a", "b"]);
+    let text = stdout("stats", dir.path(), &[]);
+    assert!(text.starts_with(without_processes) && text.ends_with("\nprocesses  0\n"), "{text}");
     let _cache = Cache::open(dir.path()).unwrap();
-    let text = told("stats", dir.path(), &[]);
+    let text = stdout("stats", dir.path(), &[]);
     let lines: Vec<_> =
         text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
     let id = std::process::id();
@@ -222,7 +224,7 @@ fn statistics_are_of_each_process_that_has_the_directory_open() {
     );
     assert_eq!((lines[4][0], lines[4].len()), (&*id.to_string(), 8));
     assert_eq!((lines[5][0], lines[5].len(), lines.len()), ("all", 7, 6));
-    let json: Value = serde_json::from_str(&told("stats", dir.path(), &["--json"])).unwrap();
+    let json: Value = serde_json::from_str(&stdout("stats", dir.path(), &["--json"])).unwrap();
     assert_eq!((&json["entries"], &json["all"]["entries"]), (&json!(1), &json!(1)));
     assert_eq!(json["processes"].as_array().unwrap().len(), 1);
     assert_eq!(
@@ -232,7 +234,7 @@ fn statistics_are_of_each_process_that_has_the_directory_open() {
 }
 
 #[test]
-fn the_tool_evicts_nothing_that_the_limits_of_the_program_allow() {
+fn the_tool_keeps_the_limits_of_the_program() {
     let dir = tempfile::tempdir().unwrap();
     let (least, most) = (100, 1_200_000);
     {
@@ -242,10 +244,10 @@ fn the_tool_evicts_nothing_that_the_limits_of_the_program_allow() {
             cache.warm((0..1_000_100u32).map(|n| (n.to_string(), n)), Timeout::Never).unwrap();
         assert_eq!(stored, 1_000_100);
     }
-    assert_eq!(told("stats", dir.path(), &[]).lines().next(), Some("entries    1000100"));
-    told("set", dir.path(), &["one more", "x"]);
-    assert_eq!(told("get", dir.path(), &["77"]), "77\n");
-    assert_eq!(told("stats", dir.path(), &[]).lines().next(), Some("entries    1000101"));
+    assert_eq!(stdout("stats", dir.path(), &[]).lines().next(), Some("entries    1000100"));
+    stdout("set", dir.path(), &["one more", "x"]);
+    assert_eq!(stdout("get", dir.path(), &["77"]), "77\n");
+    assert_eq!(stdout("stats", dir.path(), &[]).lines().next(), Some("entries    1000101"));
 
     let dir = tempfile::tempdir().unwrap();
     {
@@ -254,24 +256,22 @@ fn the_tool_evicts_nothing_that_the_limits_of_the_program_allow() {
         cache.warm((0..least).map(|n| (n.to_string(), n)), Timeout::Never).unwrap();
     }
     let bytes = || -> u64 {
-        let stats: Value = serde_json::from_str(&told("stats", dir.path(), &["--json"])).unwrap();
+        let stats: Value = serde_json::from_str(&stdout("stats", dir.path(), &["--json"])).unwrap();
         assert!(stats["entries"].as_u64().unwrap() <= least);
         stats["bytes"].as_u64().unwrap()
     };
     assert!(bytes() <= 1 << 20);
-    told("set", dir.path(), &["one more", "x"]);
+    stdout("set", dir.path(), &["one more", "x"]);
     assert!(bytes() <= 1 << 20, "the small directory did not grow");
 }
 
 #[test]
-fn a_check_says_what_is_wrong_with_code_1() {
+fn check_reports_problems_and_exits_with_1() {
     let dir = filled(|cache| {
         cache.set_bytes("a", &[b'x'; 1000], Timeout::Never).unwrap();
     });
-    assert_eq!(
-        serde_json::from_str::<Value>(&told("check", dir.path(), &["--json"])).unwrap()["entries"],
-        1
-    );
+    let report = stdout("check", dir.path(), &["--json"]);
+    assert_eq!(serde_json::from_str::<Value>(&report).unwrap()["entries"], 1);
     let segment =
         std::fs::read_dir(dir.path().join("segments")).unwrap().next().unwrap().unwrap().path();
     let mut bytes = std::fs::read(&segment).unwrap();
@@ -284,11 +284,11 @@ fn a_check_says_what_is_wrong_with_code_1() {
     let (code, out, _) = run("check", dir.path(), &["--json"]);
     assert_eq!(code, 1);
     assert_ne!(serde_json::from_str::<Value>(&out).unwrap()["problems"], json!([]));
-    assert_eq!(run("get", dir.path(), &["a"]).0, 1, "damaged is missing");
+    assert_eq!(run("get", dir.path(), &["a"]).0, 1, "a damaged entry is a miss");
 }
 
 #[test]
-fn wrong_usage_is_code_2() {
+fn wrong_usage_exits_with_2() {
     let dir = filled(|_| ());
     assert_eq!(run("stats", dir.path(), &["surplus"]).0, 2);
     let (code, _, err) = run("set", dir.path(), &["a", "b", "--timeout", "5"]);
@@ -297,13 +297,13 @@ fn wrong_usage_is_code_2() {
     assert_eq!(run("set", dir.path(), &["a", "{", "--json"]).0, 2);
     assert_eq!(run("set", dir.path(), &["a", "1", "--json", "--bytes"]).0, 2);
     assert_eq!(run("get", dir.path(), &["a", "--stored", "--prefix", "p"]).0, 2);
-    assert_eq!(seen(&keepwarm(&[]).output().unwrap()).0, 2);
-    let (code, out, _) = seen(&keepwarm(&["--help"]).output().unwrap());
+    assert_eq!(decoded(&keepwarm(&[]).output().unwrap()).0, 2);
+    let (code, out, _) = decoded(&keepwarm(&["--help"]).output().unwrap());
     assert!(code == 0 && out.contains("Exit codes"), "{out}");
 }
 
 #[test]
-fn a_reader_that_has_seen_enough_is_no_failure() {
+fn a_closed_output_pipe_is_not_a_failure() {
     let dir = filled(|cache| {
         cache
             .warm(

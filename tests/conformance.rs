@@ -1,9 +1,12 @@
-//! Replays what Django's caches answered, and compares every answer.
+//! Conformance with Django: replays recorded operations and compares every answer with that of
+//! Django's caches.
 //!
-//! The recordings are in `tests/conformance`, or in the directory that `KEEPWARM_CONFORMANCE` names; their
-//! format is described there. Where the recordings say nothing, the tests in `tests/api` do.
+//! The recordings are in `tests/conformance`, or in the directory that `KEEPWARM_CONFORMANCE`
+//! names; `tests/conformance/README.md` describes their format. The tests in `tests/api` cover what
+//! the recordings do not.
 
-// Always so for a file in `tests`; said for clippy, which then takes the helpers for tests as well.
+// A file in `tests` is always compiled with `test`. The attribute tells clippy that the helpers
+// are test code too.
 #![cfg(test)]
 
 mod common;
@@ -33,13 +36,13 @@ fn recordings(name: &str) -> Vec<Value> {
 }
 
 #[test]
-fn operations_answer_as_djangos_do() {
+fn every_operation_answers_as_in_django() {
     replay_operations(answer);
 }
 
 #[cfg(feature = "async")]
 #[test]
-fn async_operations_answer_as_djangos_do() {
+fn every_async_operation_answers_as_in_django() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     replay_operations(|cache, clock, step| {
         runtime.block_on(answer_async(&cache.clone().into_async(), clock, step))
@@ -68,7 +71,7 @@ fn replay_operations(answer: impl Fn(&Cache, &ManualClock, &Value) -> Value) {
                 if !agrees(&answer, &step["out"]) {
                     differences
                         .push(format!("{} step {number}: {step} gave {answer}", case["name"]));
-                    // What follows in this case would only repeat it.
+                    // Later steps of this case would only repeat the difference.
                     break;
                 }
             }
@@ -87,13 +90,13 @@ fn replay_operations(answer: impl Fn(&Cache, &ManualClock, &Value) -> Value) {
 }
 
 #[test]
-fn culling_leaves_as_many_as_djangos_does() {
+fn culling_keeps_as_many_entries_as_in_django() {
     replay_culling(|cache, key, value| cache.set(key, &value, Timeout::Default).unwrap());
 }
 
 #[cfg(feature = "async")]
 #[test]
-fn async_culling_leaves_as_many_as_djangos_does() {
+fn async_culling_keeps_as_many_entries_as_in_django() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     replay_culling(|cache, key, value| {
         let cache = cache.clone().into_async();
@@ -128,13 +131,13 @@ fn replay_culling(set: impl Fn(&Cache, &str, u64)) {
     });
 }
 
-/// Whether `answer` is what was recorded. Numbers are compared with their kind: 1 is not 1.0.
+/// Whether `answer` equals the recorded one. The kind of a number counts: 1 is not 1.0.
 fn agrees(answer: &Value, recorded: &Value) -> bool {
     *recorded == json!({"any": true}) || answer == recorded
 }
 
-/// Makes a function that says what a cache answers to a step, in the words of the recordings: the same for both
-/// facades, which differ by the word `await`.
+/// Defines a function that runs one step on a cache and returns its answer in the format of the
+/// recordings. One body serves both facades, which differ only by `await`.
 macro_rules! answering {
     ($(#[$attribute:meta])* $name:ident, $Cache:ty, [$($async:tt)?] [$($wait:tt)*]) => {
         $(#[$attribute])*
@@ -172,7 +175,8 @@ macro_rules! answering {
                     let keys: Vec<&str> = array(&step["keys"]).iter().map(text).collect();
                     let values = cache.get_many::<Value, _>(&keys)$($wait)*;
                     let pairs = keys.iter().zip(values);
-                    let hits = pairs.filter_map(|(key, value)| Some((key.to_string(), value.unwrap()?)));
+                    let hits = pairs
+                        .filter_map(|(key, value)| Some((key.to_string(), value.unwrap()?)));
                     Value::Object(hits.collect::<Map<_, _>>())
                 }
                 "set_many" => {
@@ -182,7 +186,8 @@ macro_rules! answering {
                 }
                 "delete_many" => {
                     let keys: Vec<&str> = array(&step["keys"]).iter().map(text).collect();
-                    cache.delete_many(&keys)$($wait)*.into_iter().for_each(|deleted| _ = deleted.unwrap());
+                    let deleted = cache.delete_many(&keys)$($wait)*;
+                    deleted.into_iter().for_each(|deleted| _ = deleted.unwrap());
                     Value::Null
                 }
                 "clear" => {
@@ -226,7 +231,7 @@ fn timeout(recorded: &Value) -> Timeout {
     }
 }
 
-/// A time below zero has passed, and so has none at all.
+/// A number of seconds; a negative one counts as 0, which means expired.
 fn seconds(number: &Value) -> Duration {
     Duration::from_secs_f64(number.as_f64().expect("a number of seconds").max(0.0))
 }

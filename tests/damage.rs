@@ -1,8 +1,9 @@
-//! Whatever happens to a file of the directory, while it is closed or after a kill, opening it gives a typed
-//! error, or a cache in which an entry is as it was or missing: never a wrong value, a panic or a hang; and
-//! never an older value either, except where the log itself lost the newer one after a kill.
+//! Damaged files: whatever happens to a file of a closed or killed cache, `open` returns a typed
+//! error or a cache in which each entry is unchanged or missing. Never a wrong value, a panic or a
+//! hang; and never an older value, unless the damage destroyed the newer record in the log of a
+//! killed cache.
 //!
-//! `KEEPWARM_DAMAGE=all` flips every bit of every byte, instead of a choice of them.
+//! `KEEPWARM_DAMAGE=all` flips every bit of every byte; the default is a selection.
 #![cfg(test)]
 
 #[path = "support/dir.rs"]
@@ -35,13 +36,13 @@ fn open(dir: &Path) -> keepwarm::Result<Cache> {
         .open()
 }
 
-/// Files by their names within the directory; directories have none.
+/// File contents by path within the directory. Directories have no entry.
 type Files = BTreeMap<PathBuf, Vec<u8>>;
 
-/// A directory to be damaged, and what is in it.
+/// A directory before the damage, and its contents.
 struct Original {
     files: Files,
-    /// The versions of each key, the last one last; `None` is a deletion.
+    /// The versions of each key, oldest first; `None` is a deletion.
     keys: BTreeMap<String, Vec<Option<String>>>,
     killed: bool,
 }
@@ -68,7 +69,8 @@ impl Original {
             cache.set_bytes(key, value.as_bytes(), Timeout::Never).unwrap();
             versions.push(Some(value));
         };
-        // Records of 64 bytes one after the other: a single flipped bit leads from one version to another.
+        // Consecutive records of 64 bytes: one flipped bit of an offset leads from one version to
+        // another.
         for _ in 0..24 {
             set("a", 0);
         }
@@ -96,7 +98,7 @@ impl Original {
         Self { files, keys, killed }
     }
 
-    /// The bytes of the file that say something: not those that were never written.
+    /// The length of the file up to its last byte that is not 0.
     fn used(&self, name: &Path) -> usize {
         self.files[name].iter().rposition(|b| *b != 0).map_or(0, |at| at + 1)
     }
@@ -114,7 +116,8 @@ impl Original {
         }
     }
 
-    /// Whether `found` may be under `key`, if `log_damaged`.
+    /// Whether a read of `key` may return `found`. `log_damaged` is whether the damage was to the
+    /// log.
     fn allows(&self, key: &str, found: Option<&[u8]>, log_damaged: bool) -> bool {
         let Some(versions) = self.keys.get(key) else { return found.is_none() };
         let is = |version: &Option<String>| version.as_deref().map(str::as_bytes) == found;
@@ -124,7 +127,7 @@ impl Original {
     }
 }
 
-/// What is done to a directory.
+/// One damage to a directory.
 #[derive(Debug, Clone)]
 enum Damage {
     Flip { name: PathBuf, at: usize, mask: u8 },
@@ -159,7 +162,7 @@ impl Damage {
         }
     }
 
-    /// Does it. `elsewhere` is a directory that must stay as this leaves it.
+    /// Applies the damage. `elsewhere` is a directory that the cache must not change afterwards.
     fn inflict(&self, original: &Original, dir: &Path, elsewhere: &Path) -> io::Result<()> {
         let path = dir.join(self.name());
         let outside = elsewhere.join("outside");
@@ -199,18 +202,18 @@ impl Damage {
         }
     }
 
-    /// Whether it may have destroyed the newer of two records.
+    /// Whether the damage is to the log, so that it may have destroyed the newer of two records.
     fn is_of_log(&self) -> bool {
         self.name().starts_with("segments")
     }
 
-    /// Whether it leads out of the directory, where nothing must be changed.
+    /// Whether a link leads out of the directory, where the cache must change nothing.
     fn leads_out(&self) -> bool {
         matches!(self, Self::Link { .. } | Self::SecondName { .. } | Self::LinkedDirectory { .. })
     }
 }
 
-/// What it came to.
+/// Counts of the outcomes.
 #[derive(Debug, Default)]
 struct Tally {
     cases: AtomicU64,
@@ -220,7 +223,7 @@ struct Tally {
 }
 
 /// Damages a copy of the original, opens it, reads everything, writes, and opens it again.
-fn suffer(original: &Original, damage: &Damage, rng: &mut Rng, tally: &Tally) {
+fn try_damage(original: &Original, damage: &Damage, rng: &mut Rng, tally: &Tally) {
     let (home, elsewhere) = (home(), home());
     original.put(home.path());
     damage.inflict(original, home.path(), elsewhere.path()).unwrap();
@@ -264,7 +267,7 @@ fn suffer(original: &Original, damage: &Damage, rng: &mut Rng, tally: &Tally) {
         held.extend(found.map(|bytes| (key, bytes)));
     }
     cache.check().unwrap();
-    // It goes on working: what is written now is read, now and later.
+    // The cache still works: new writes are readable now and after the next open.
     for key in original.keys.keys() {
         match rng.below(3) {
             0 => cache.set(key, "new", Timeout::Never).unwrap(),
@@ -294,7 +297,7 @@ fn suffer(original: &Original, damage: &Damage, rng: &mut Rng, tally: &Tally) {
     let cache = open(home.path()).unwrap();
     for key in original.keys.keys() {
         let found = cache.get::<String>(key).unwrap();
-        assert_eq!(found.as_deref(), Some("new"), "{damage:?}: {key:?}, after another opening");
+        assert_eq!(found.as_deref(), Some("new"), "{damage:?}: {key:?}, after another open");
     }
     cache.clear().unwrap();
     assert_eq!(cache.len(), 0, "{damage:?}");
@@ -306,11 +309,11 @@ fn assert_untouched(damage: &Damage, elsewhere: &Path, outside: &Files) {
     if damage.leads_out() {
         let mut found = Files::new();
         read(elsewhere, Path::new(""), &mut found);
-        assert!(found == *outside, "{damage:?}: what lies outside of the directory was changed");
+        assert!(found == *outside, "{damage:?}: a file outside the directory was changed");
     }
 }
 
-/// What a thread is at.
+/// The state of a worker thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Work {
     Idle,
@@ -318,7 +321,7 @@ enum Work {
     Done,
 }
 
-/// Says so when its thread ends, however it does.
+/// Sets `Work::Done` when its thread ends, also by a panic.
 struct Done<'a>(&'a Mutex<Work>);
 
 impl Drop for Done<'_> {
@@ -327,11 +330,12 @@ impl Drop for Done<'_> {
     }
 }
 
-/// Inflicts all of it, on as many threads as there are processors, but not too many, and fails if one takes forever.
-fn suffer_all(original: &Original, damages: &[Damage]) {
-    /// On a machine that does other things as well, too.
+/// Tries all damages, on as many threads as there are processors but at most four. Aborts if one
+/// takes longer than `FOREVER`.
+fn try_all(original: &Original, damages: &[Damage]) {
+    /// Far more than one case takes, also on a busy machine.
     const FOREVER: Duration = Duration::from_secs(200);
-    /// More threads would need more memory than every machine has in `/dev/shm`.
+    /// More threads would need more memory than some machines have in `/dev/shm`.
     const MOST_WORKERS: usize = 4;
     let (seed, tally, next) = (rng::seed(), Tally::default(), AtomicUsize::new(0));
     let workers = std::thread::available_parallelism().map_or(2, usize::from).min(MOST_WORKERS);
@@ -345,7 +349,7 @@ fn suffer_all(original: &Original, damages: &[Damage]) {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     let Some(damage) = damages.get(number) else { break };
                     *mine.lock().unwrap() = Work::On(number, Instant::now());
-                    suffer(original, damage, &mut Rng::new(seed ^ number as u64), tally);
+                    try_damage(original, damage, &mut Rng::new(seed ^ number as u64), tally);
                 }
             });
         }
@@ -356,7 +360,8 @@ fn suffer_all(original: &Original, damages: &[Damage]) {
                     if let Work::On(number, since) = *work.lock().unwrap()
                         && since.elapsed() > FOREVER
                     {
-                        // Not `eprintln!`, which would be lost with the process.
+                        // Not `eprintln!`: the test harness captures its output, and the abort
+                        // would discard it.
                         let _ = writeln!(io::stderr(), "{:?} takes forever", damages[number]);
                         std::process::abort();
                     }
@@ -382,7 +387,7 @@ fn flips(name: &Path, at: usize, each_bit: bool, rng: &mut Rng, damages: &mut Ve
     damages.extend(masks.into_iter().map(|mask| Damage::Flip { name: name.to_owned(), at, mask }));
 }
 
-/// The index: where its header ends, where the segment table and the buckets begin.
+/// The index: where its header ends, and where the segment table starts, with the buckets behind.
 const INDEX_HEADER: usize = 64 * 8;
 const SEGMENT_TABLE: usize = (512 + 4 * 1024) * 8;
 
@@ -398,18 +403,18 @@ fn flips_of(original: &Original, files: &[&str]) -> Vec<Damage> {
             let chosen = match name.to_str().unwrap() {
                 "meta" | "CACHEDIR.TAG" | "locks" => true,
                 "state" => at % 1024 < 620 || rng.below(50) == 0,
-                // A kill makes all of it void.
+                // After a kill these are discarded whole.
                 "index" | "hints" if original.killed => rng.below(400) == 0,
                 "index" => at < INDEX_HEADER || is_bucket || rng.below(200) == 0,
                 "hints" => !is_empty && rng.below(4) == 0 || rng.below(200) == 0,
-                // The long value tells little.
+                // The bytes of the long value are all alike.
                 _ => {
                     at < original.used(name) + 64 && (!is_long(line) || rng.below(60) == 0)
                         || rng.below(2000) == 0
                 }
             };
             if chosen || everything() {
-                // The bits that say where a record is, or that a bucket is locked.
+                // The bits of a record's location or of a bucket lock.
                 let each_bit = is_bucket && !original.killed && at % 8 < 3;
                 flips(name, at, each_bit, &mut rng, &mut damages);
             }
@@ -426,35 +431,35 @@ fn is_long(line: &[u8]) -> bool {
 const SMALL: [&str; 4] = ["meta", "state", "locks", "CACHEDIR.TAG"];
 
 #[test]
-fn flipped_bits_of_the_small_files() {
+fn flipped_bits_of_small_files_give_no_wrong_value() {
     for killed in [false, true] {
         let original = Original::new(killed);
-        suffer_all(&original, &flips_of(&original, &SMALL));
+        try_all(&original, &flips_of(&original, &SMALL));
     }
 }
 
 #[test]
-fn flipped_bits_of_the_index_and_the_hints() {
+fn flipped_bits_of_index_and_hints_give_no_wrong_value() {
     for killed in [false, true] {
         let original = Original::new(killed);
-        suffer_all(&original, &flips_of(&original, &["index", "hints"]));
+        try_all(&original, &flips_of(&original, &["index", "hints"]));
     }
 }
 
 #[test]
-fn flipped_bits_of_the_log_after_closing() {
+fn flipped_bits_of_a_closed_log_give_no_wrong_value() {
     let original = Original::new(false);
-    suffer_all(&original, &flips_of(&original, &["segments"]));
+    try_all(&original, &flips_of(&original, &["segments"]));
 }
 
 #[test]
-fn flipped_bits_of_the_log_after_a_kill() {
+fn flipped_bits_of_a_killed_log_give_no_wrong_value() {
     let original = Original::new(true);
-    suffer_all(&original, &flips_of(&original, &["segments"]));
+    try_all(&original, &flips_of(&original, &["segments"]));
 }
 
 #[test]
-fn files_that_are_cut_removed_or_replaced() {
+fn cut_removed_or_replaced_files_give_no_wrong_value() {
     for killed in [false, true] {
         let original = Original::new(killed);
         let mut rng = Rng::new(2);
@@ -500,6 +505,6 @@ fn files_that_are_cut_removed_or_replaced() {
             }
         }
         damages.push(Damage::LinkedDirectory { name: "segments".into() });
-        suffer_all(&original, &damages);
+        try_all(&original, &damages);
     }
 }

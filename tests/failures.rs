@@ -1,5 +1,6 @@
-//! When the operating system refuses, a call fails with a typed error and changes nothing; and once it no longer
-//! refuses, everything works. The refusals are injected at the named points of the source.
+//! Refusals of the operating system: the call fails with a typed error and changes nothing, and
+//! once the refusals end, everything works. The tests inject them at named fail points of the
+//! source.
 #![cfg(test)]
 
 #[path = "support/dir.rs"]
@@ -20,7 +21,7 @@ const ENOMEM: i32 = 12;
 const EMFILE: i32 = 24;
 const ENOSPC: i32 = 28;
 
-/// Fail points are the same for all threads of a process, so one test at a time.
+/// Fail points are shared by all threads of the process, so this lets one test run at a time.
 struct Faults(#[expect(dead_code, reason = "held until the test is over")] MutexGuard<'static, ()>);
 
 impl Faults {
@@ -56,7 +57,7 @@ fn builder(dir: &Path, durability: Durability, clock: &ManualClock) -> Builder {
         .clock(clock.clone())
 }
 
-/// Everything in the version of `cache` and the next: values and expiries.
+/// The values and expiries of all entries under versions 1 and 2.
 type Contents = BTreeMap<String, (Value, Option<Timestamp>)>;
 
 fn contents(cache: &Cache) -> Contents {
@@ -88,13 +89,13 @@ fn contents_after_kill(dir: &Path, clock: &ManualClock) -> Contents {
     contents(&cache)
 }
 
-/// What a call came to.
+/// The result of a call.
 type Done = keepwarm::Result<()>;
 
-/// A call and what it is.
+/// A name and a call.
 type Call = (&'static str, fn(&Cache) -> Done);
 
-/// Calls that write, each of which changes what is there.
+/// Calls that write. Each changes the contents.
 const CALLS: &[Call] = &[
     ("set", |c| c.set("text", "new", Timeout::Never)),
     ("set a new key", |c| c.set("absent", "new", Timeout::Never)),
@@ -135,7 +136,7 @@ const CALLS: &[Call] = &[
     ("clear", |c| c.clear()),
 ];
 
-/// Some entries, closed and opened again.
+/// Stores some entries, closes the cache and opens it again.
 fn fill(cache: &Cache) {
     cache.set("text", "oldest", Timeout::Never).unwrap();
     cache.set("text", "old", Timeout::Never).unwrap();
@@ -147,8 +148,8 @@ fn fill(cache: &Cache) {
     assert_eq!(contents(cache).len(), 22);
 }
 
-/// Fills the segment in use to its last byte, so that the next write needs another one. `refuse` is called before
-/// the background notices that one will be needed.
+/// Fills the active segment to its last byte, so that the next write needs a new segment. Calls
+/// `refuse` before the background thread can allocate that segment ahead of time.
 fn use_up_segment(cache: &Cache, dir: &Path, refuse: impl FnOnce()) {
     const RECORD_HEADER: usize = 40;
     let key = "filler";
@@ -160,7 +161,7 @@ fn use_up_segment(cache: &Cache, dir: &Path, refuse: impl FnOnce()) {
     refuse();
     let mut left = bytes.len() - end;
     while left > 0 {
-        // A larger value would not go into the segment at all.
+        // A larger value would become a blob and not go into the segment.
         let record = if left > 8000 { 4000 } else { left };
         let value = vec![1; record - RECORD_HEADER - ":1:".len() - key.len()];
         cache.set_bytes(key, &value, Timeout::Never).unwrap();
@@ -168,7 +169,7 @@ fn use_up_segment(cache: &Cache, dir: &Path, refuse: impl FnOnce()) {
     }
 }
 
-/// Makes each call fail at `point`, and looks what has become of the entries.
+/// Makes each call fail at `point` with `errno`, and checks that the contents did not change.
 fn fail_each_call(faults: &Faults, point: &str, errno: i32, durability: Durability) {
     for (name, call) in CALLS {
         let what = format!("{name} with {errno} at {point}");
@@ -189,15 +190,15 @@ fn fail_each_call(faults: &Faults, point: &str, errno: i32, durability: Durabili
         assert_eq!(error.kind(), expected, "{what}: {error}");
         assert_eq!(contents(&cache), before, "{what}: {error}");
         assert_eq!(contents_after_kill(dir.path(), &clock), before, "{what}, and a kill");
-        call(&cache).unwrap_or_else(|e| panic!("{what}, and once more without: {e}"));
-        assert_ne!(contents(&cache), before, "{what}, and once more without");
+        call(&cache).unwrap_or_else(|e| panic!("{what}, and again without the failure: {e}"));
+        assert_ne!(contents(&cache), before, "{what}, and again without the failure");
         let report = cache.check().unwrap();
         assert!(report.is_sound(), "{what}: {:?}", report.problems);
     }
 }
 
 #[test]
-fn a_call_that_gets_no_segment_changes_nothing() {
+fn a_call_that_cannot_get_a_segment_changes_nothing() {
     let faults = Faults::begin();
     for (point, errno) in [
         ("sys::create", EMFILE),
@@ -217,8 +218,8 @@ fn a_call_that_cannot_be_synced_changes_nothing() {
     fail_each_call(&faults, "sys::sync", EIO, Durability::Sync);
 }
 
-/// Values of 1000 bytes under numbers, until the cache is full.
-fn fill_to_the_brim(cache: &Cache) {
+/// Stores values of 1000 bytes until the cache evicts.
+fn fill_until_it_evicts(cache: &Cache) {
     for n in 0..1000 {
         cache.set(&n.to_string(), &"x".repeat(1000), Timeout::Never).unwrap();
     }
@@ -226,25 +227,25 @@ fn fill_to_the_brim(cache: &Cache) {
 }
 
 #[test]
-fn a_full_disk_costs_a_few_entries_at_most() {
+fn a_full_disk_evicts_less_than_a_quarter() {
     let faults = Faults::begin();
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let cache =
         builder(dir.path(), Durability::default(), &clock).max_entries(5000).open().unwrap();
-    fill_to_the_brim(&cache);
+    fill_until_it_evicts(&cache);
     let before = cache.len();
     faults.set("sys::allocate", &format!("return({ENOSPC})"));
-    // More than what is left of the segment in use and of the one that is ready.
+    // More than the room left in the active segment and in the one allocated ahead of time.
     let failed = (0..100).any(|_| cache.set("new", &"x".repeat(1000), Timeout::Never).is_err());
     let gone = before - cache.len();
-    println!("{gone} of {before} entries are gone after one call that failed");
-    assert!(failed && gone < before / 4, "{gone} of {before} are gone");
+    println!("{gone} of {before} entries were evicted before the first call that failed");
+    assert!(failed && gone < before / 4, "{gone} of {before} were evicted");
     faults.clear("sys::allocate");
     cache.set("new", "value", Timeout::Never).unwrap();
 }
 
 #[test]
-fn a_segment_that_cannot_be_removed_brings_nothing_back() {
+fn a_segment_that_cannot_be_deleted_brings_back_no_entry() {
     let faults = Faults::begin();
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let cache = builder(dir.path(), Durability::default(), &clock).open().unwrap();
@@ -255,10 +256,10 @@ fn a_segment_that_cannot_be_removed_brings_nothing_back() {
     }
     cache.delete("deleted").unwrap();
     cache.set("changed", "new", Timeout::Never).unwrap();
-    // A segment with old values cannot be removed, and stays where it is.
+    // The file of a segment with old values cannot be deleted, so it stays in the directory.
     faults.set("sys::remove", &format!("1*return({EIO})->off"));
     for n in 0..3000 {
-        // Some of these may fail, while the segment cannot be removed.
+        // Some of these may fail while the file cannot be deleted.
         let _ = cache.set(&(n % 100).to_string(), &"x".repeat(1000), Timeout::Never);
     }
     assert_eq!(cache.get::<String>("deleted").unwrap(), None);
@@ -273,14 +274,14 @@ fn a_segment_that_cannot_be_removed_brings_nothing_back() {
 }
 
 #[test]
-fn a_sync_that_takes_long_costs_no_entries() {
+fn a_slow_sync_evicts_no_extra_entries() {
     let faults = Faults::begin();
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let durability = Durability::Interval(Duration::from_secs(3600));
     let cache = builder(dir.path(), durability, &clock).max_entries(5000).open().unwrap();
-    fill_to_the_brim(&cache);
+    fill_until_it_evicts(&cache);
     let before = cache.len();
-    // Whoever needs space waits for the disk, rather than giving up more than it takes.
+    // A writer that needs space waits for the disk. It does not evict more than it needs.
     faults.set("sys::sync", "delay(20)");
     for n in 0..300 {
         cache.set(&format!("more {n}"), &"x".repeat(1000), Timeout::Never).unwrap();
@@ -288,8 +289,10 @@ fn a_sync_that_takes_long_costs_no_entries() {
     }
 }
 
+/// `incr_version` of a blob that is touched or deleted meanwhile moves the current entry, or fails
+/// with `NotFound`.
 #[test]
-fn a_large_value_that_changes_while_it_is_moved_is_moved_as_it_is_now_or_gone() {
+fn a_move_of_a_large_value_sees_a_concurrent_change() {
     let _faults = Faults::begin();
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let cache = builder(dir.path(), Durability::default(), &clock).open().unwrap();
@@ -301,7 +304,7 @@ fn a_large_value_that_changes_while_it_is_moved_is_moved_as_it_is_now_or_gone() 
     for (change, is_there) in [(deleted, false), (touched, true)] {
         cache.set_bytes("a", &value, Timeout::Never).unwrap();
         let other = cache.clone();
-        // It has been found and its file is locked, and nothing else names it yet.
+        // The blob was found and its file is locked; no record under the new key names it yet.
         fail::cfg_callback("blob::pinned", move || {
             fail::remove("blob::pinned");
             change(&other);
@@ -322,7 +325,7 @@ fn a_large_value_that_changes_while_it_is_moved_is_moved_as_it_is_now_or_gone() 
     }
 }
 
-/// Which points an opening of `dir` comes by, and how often.
+/// How often an open of `dir` passes each fail point.
 fn points_of_opening(dir: &Path, clock: &ManualClock) -> BTreeMap<&'static str, u64> {
     static COUNTS: Mutex<BTreeMap<&'static str, u64>> = Mutex::new(BTreeMap::new());
     const POINTS: [&str; 12] = [
@@ -352,7 +355,7 @@ fn points_of_opening(dir: &Path, clock: &ManualClock) -> BTreeMap<&'static str, 
 }
 
 #[test]
-fn an_opening_or_closing_that_fails_loses_nothing() {
+fn a_failed_open_or_close_loses_nothing() {
     let faults = Faults::begin();
     let clock = ManualClock::new();
     let home = tempfile::tempdir().unwrap();
@@ -377,7 +380,7 @@ fn an_opening_or_closing_that_fails_loses_nothing() {
             for nth in 1..=times + 3 {
                 let what = format!("{} with failure {nth} at {point}", from.display());
                 let dir = copy();
-                // Beyond `times` it is the closing that fails.
+                // Beyond `times`, the close fails.
                 faults.set(point, &format!("{}*off->1*return({EIO})->off", nth - 1));
                 match builder(dir.path(), Durability::default(), &clock).open() {
                     Ok(cache) => {
@@ -399,7 +402,7 @@ fn an_opening_or_closing_that_fails_loses_nothing() {
             }
         }
     }
-    println!("{failed} openings failed");
+    println!("{failed} opens failed");
     assert!(failed > 20);
 }
 
@@ -421,11 +424,12 @@ fn a_network_file_system_is_refused_unless_it_is_allowed() {
             assert_eq!(error.kind(), ErrorKind::NetworkFileSystem);
             assert_eq!(error.path(), Some(&*dir));
             assert!(error.to_string().contains("allow_network_file_system"), "{error}");
-            assert!(!dir.exists(), "nothing was made");
+            assert!(!dir.exists(), "nothing was created");
         }
         builder(&dir).allow_network_file_system(true).open().unwrap().close().unwrap();
         assert_eq!(builder(&dir).open().unwrap_err().kind(), ErrorKind::NetworkFileSystem);
-        // ext4, tmpfs, and a FUSE that is not known to be of another machine, as nothing is mounted here.
+        // ext4, tmpfs, and FUSE. Nothing is mounted here, so FUSE is not known to be a network
+        // file system.
         for number in [0xef53, 0x0102_1994, 0x6573_5546_u32] {
             faults.set("sys::file_system", &format!("return({number})"));
             builder(&dir).open().unwrap().set("a", &1, Timeout::Never).unwrap();

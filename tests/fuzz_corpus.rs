@@ -1,4 +1,4 @@
-//! What fuzzing found worth keeping is tried again by an ordinary test.
+//! Replays the fuzz corpus: every stored input runs through its fuzz target as an ordinary test.
 
 #![cfg(test)]
 
@@ -9,7 +9,7 @@ mod model;
 #[path = "support/operations.rs"]
 mod operations;
 #[path = "support/rng.rs"]
-#[expect(dead_code, reason = "the corpus brings its own seeds")]
+#[expect(dead_code, reason = "the inputs of the corpus replace random seeds")]
 mod rng;
 
 use std::path::Path;

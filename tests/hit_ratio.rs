@@ -1,9 +1,10 @@
-//! How many requests of recorded traffic are hits: with `Eviction::Lru` within half a point of the exact LRU, with
+//! Hit ratios on recorded traffic: `Eviction::Lru` is within half a percentage point of exact LRU,
 //! `Eviction::Adaptive` within one point of the best policy that it is compared with.
 //!
-//! The smaller traces at sizes at which they tell policies apart; `cargo bench --bench hit_ratio` has all of them. Nothing
-//! here depends on time. The choice of LRU does not depend on chance either; that of Adaptive does by a little, as
-//! the directory's secret decides which ghosts share a place.
+//! The tests use the smaller traces, at cache sizes at which policies differ;
+//! `cargo bench --bench hit_ratio` runs all of them. Nothing here depends on time. The evictions of
+//! Lru are deterministic; those of Adaptive vary slightly, because the directory's secret decides
+//! which ghosts share a cell.
 #![cfg(test)]
 
 #[path = "../benches/hit_ratio/peers/mod.rs"]
@@ -19,7 +20,7 @@ use peers::{Belady, Lru, Policy, S3Fifo, Sieve, WTinyLfu};
 use real::Real;
 use trace::{NAMES, Trace};
 
-/// As much of each trace as an unoptimised program replays in a second or two.
+/// The length of the prefix of each trace: an unoptimised program replays it in a second or two.
 const REQUESTS: usize = 40_000;
 
 fn check(title: &str, percent: usize) {
@@ -39,7 +40,8 @@ fn check(title: &str, percent: usize) {
     let default = ratio(&mut Real::new(capacity, Eviction::Lru));
     let adaptive = ratio(&mut Real::new(capacity, Eviction::Adaptive));
     let figures = format!(
-        "{}, {percent} %: {default:.2} and {adaptive:.2}; LRU {lru:.2}, others {others:.2?}, optimum {optimum:.2}",
+        "{}, {percent} %: Eviction::Lru {default:.2}, Adaptive {adaptive:.2}; \
+         LRU {lru:.2}, others {others:.2?}, optimum {optimum:.2}",
         trace.name
     );
     println!("{figures}");
@@ -49,22 +51,22 @@ fn check(title: &str, percent: usize) {
 }
 
 #[test]
-fn where_popular_keys_are_few() {
+fn hit_ratio_on_a_trace_with_few_popular_keys() {
     check("2-pools", 1);
 }
 
 #[test]
-fn where_keys_are_used_in_a_loop() {
+fn hit_ratio_on_a_trace_that_loops() {
     check("sprite", 5);
 }
 
 #[test]
-fn where_much_is_asked_for_once() {
+fn hit_ratio_on_a_trace_with_many_one_time_keys() {
     check("web12", 5);
 }
 
 #[test]
-fn each_format_is_read() {
+fn each_trace_format_is_decoded() {
     let lengths = NAMES.into_iter().filter(|name| !name.starts_with("orm-busy")).map(|name| {
         let trace = Trace::read(name);
         (trace.requests.len(), trace.distinct, trace.sizes.map(|sizes| sizes.len()))
@@ -81,7 +83,7 @@ fn each_format_is_read() {
 }
 
 #[test]
-fn bytes_are_counted_beside_requests() {
+fn ratios_of_requests_and_of_bytes_are_exact() {
     let sizes = Some(vec![10, 20, 10, 10]);
     let trace = Trace { name: "", requests: vec![0, 1, 0, 0], sizes, distinct: 2 };
     let ratios = trace.replay(&mut Lru::new(2));
@@ -94,47 +96,47 @@ fn hits(policy: &mut dyn Policy, keys: impl IntoIterator<Item = u32>) -> String 
 }
 
 #[test]
-fn lru_keeps_what_was_used_last() {
+fn lru_keeps_the_most_recently_used() {
     assert_eq!(hits(&mut Lru::new(2), [1, 2, 1, 3, 1, 2, 3, 2]), "--+-+--+");
 }
 
 #[test]
-fn the_hand_of_sieve_goes_on_where_it_was() {
-    // 1 is visited and passed over, 2 goes; then 3, where the hand stands, although 1 is older.
+fn sieve_continues_where_its_hand_stopped() {
+    // 1 is visited and skipped, 2 is evicted; then 3, at the hand, although 1 is older.
     assert_eq!(hits(&mut Sieve::new(3), [1, 2, 3, 1, 4, 5, 1, 2, 4]), "---+--+--");
-    // All visited: each loses its mark, and the oldest goes.
+    // All are visited: each loses its mark, and the oldest is evicted.
     assert_eq!(hits(&mut Sieve::new(2), [1, 2, 1, 2, 3, 2, 1]), "--++-+-");
 }
 
 #[test]
-fn s3_fifo_keeps_what_was_used_twice_and_what_comes_back() {
+fn s3_fifo_keeps_keys_used_again_and_returning_ghosts() {
     let mut cache = S3Fifo::new(10);
     assert_eq!(hits(&mut cache, [1, 1, 1]), "-++");
     assert_eq!(hits(&mut cache, 2..30), "-".repeat(28));
     assert_eq!(hits(&mut cache, [1]), "+");
-    // Of those that passed, 15 is a ghost and comes back for good; 2 was forgotten.
+    // Of the evicted keys, 15 is still a ghost, so it is admitted to the main queue; 2 is not.
     assert_eq!(hits(&mut cache, [15, 2]), "--");
     assert_eq!(hits(&mut cache, 100..130), "-".repeat(30));
     assert_eq!(hits(&mut cache, [15, 2]), "+-");
 }
 
 #[test]
-fn w_tiny_lfu_keeps_what_is_used_often_until_something_else_is() {
-    // One place in the window, nine behind it.
+fn w_tiny_lfu_keeps_frequent_keys_and_ages_their_counts() {
+    // One entry in the window, nine in the main part.
     let mut cache = WTinyLfu::new(10);
     hits(&mut cache, 0..9);
     assert_eq!(hits(&mut cache, 0..9), "+".repeat(9));
     assert_eq!(hits(&mut cache, 100..150), "-".repeat(50));
     assert_eq!(hits(&mut cache, 0..9), "+".repeat(9));
     assert_eq!(hits(&mut cache, [149, 148]), "+-");
-    // Counts are halved in time, so that others can come to have more.
+    // Counts are halved from time to time, so that other keys can overtake.
     (0..30).for_each(|_| drop(hits(&mut cache, 0..9)));
     (0..60).for_each(|_| drop(hits(&mut cache, 200..209)));
     assert_eq!(hits(&mut cache, 200..209), "+".repeat(9));
 }
 
 #[test]
-fn the_optimum_gives_up_what_is_needed_last() {
+fn the_optimum_evicts_the_key_needed_last() {
     let requests = [1, 2, 3, 1, 2, 3, 3, 2, 1];
     assert_eq!(hits(&mut Belady::new(2, &requests), requests), "---++-++-");
 }

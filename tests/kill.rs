@@ -1,7 +1,8 @@
-//! What was acknowledged survives `kill -9`: processes that set, delete, count and clear are killed at random
-//! moments, again and again, and whoever opens the directory next finds all of it in effect.
+//! Acknowledged operations survive `kill -9`: processes that set, delete, count and clear are
+//! killed at random moments, again and again. The next process that opens the directory must find
+//! every acknowledged operation in effect.
 //!
-//! `KEEPWARM_KILL_ROUNDS` makes it last longer.
+//! `KEEPWARM_KILL_ROUNDS` sets the number of rounds.
 #![cfg(test)]
 
 #[path = "support/dir.rs"]
@@ -31,17 +32,17 @@ fn main() -> ExitCode {
     ])
 }
 
-/// How many bytes the segments of the directory take.
+/// The total size of the directory's segments, in bytes.
 fn log_bytes(dir: &Path) -> u64 {
     let files = std::fs::read_dir(dir.join("segments")).into_iter().flatten();
     files.map(|file| file.unwrap().metadata().map_or(0, |m| m.len())).sum()
 }
 
-/// `share` quarters of all rounds.
+/// Runs `share` quarters of all rounds.
 fn rounds(tight: bool, share: u64) -> Verdict {
-    /// In the test command; at least 200 in all.
+    /// The default of all rounds; the promise is at least 200.
     const ROUNDS: u64 = 240;
-    /// The log of one directory must not grow beyond its bound where nothing may be evicted.
+    /// Where nothing may be evicted, a directory is replaced before its log reaches the bound.
     const LOG_BYTES: u64 = 24 << 20;
     let rounds =
         std::env::var("KEEPWARM_KILL_ROUNDS").map_or(ROUNDS, |n| n.parse().unwrap()) * share / 4;
@@ -60,8 +61,8 @@ fn rounds(tight: bool, share: u64) -> Verdict {
             tight,
             durability: rng.below(8),
         };
-        // A few are killed right after a clear, before anything else tells that it was, a few while they open the
-        // directory, most at work.
+        // A few are killed right after a clear, before a later operation shows its effect; a few
+        // while they open the directory; most while they work.
         let plan = if rng.below(10) == 0 { until_clear(plan) } else { plan };
         let (reports, spins) = match rng.below(8) {
             _ if plan.operations < u64::MAX => (plan.operations, 0),
@@ -86,13 +87,13 @@ fn rounds(tight: bool, share: u64) -> Verdict {
         untouched += u64::from(ended.acknowledged == 0);
     }
     println!(
-        "{rounds} rounds, each ended by SIGKILL ({untouched} of them before the first acknowledgement): \
-         {acknowledged} operations acknowledged, 0 lost; {without} in effect without acknowledgement"
+        "{rounds} rounds, each ended by SIGKILL ({untouched} before the first acknowledgement): \
+         {acknowledged} operations acknowledged, 0 lost; {without} in effect unacknowledged"
     );
     Ok(())
 }
 
-/// The same plan, done after the first `clear`.
+/// The same plan, but the process ends its work with the first `clear`.
 fn until_clear(plan: Plan) -> Plan {
     let clears = |index: &u64| matches!(plan.operation(0, *index), Operation::Clear);
     let Some(first) = (0..).find(clears) else {

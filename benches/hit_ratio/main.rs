@@ -1,12 +1,17 @@
-//! How many requests of recorded traffic are hits, by policy: keepwarm's own, in a cache on disk, beside the exact
-//! LRU, SIEVE, S3-FIFO, W-TinyLFU, and the optimum.
+//! Hit ratios on recorded traffic, by eviction policy: keepwarm's own, in a cache on disk, beside
+//! exact LRU, SIEVE, S3-FIFO, W-TinyLFU, and the optimum.
 //!
-//! `cargo bench --bench hit_ratio` runs all of it; `cargo bench --bench hit_ratio -- web12 oltp` these traces. A key
-//! that is missed is stored. A cache holds 1, 5, 10 or 20 % of the distinct keys of the trace, by number, also where
-//! the trace has sizes; the ratio of bytes is that of the same hits.
+//! `cargo bench --bench hit_ratio` replays all traces; with `-- web12 oltp` it replays these two. A
+//! key that is missed is stored. A cache holds 1, 5, 10 or 20 % of the distinct keys of the trace,
+//! counted in entries even if the trace has sizes; the byte hit ratio is computed from the same
+//! hits.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a benchmark that cannot go on should stop")]
-#![expect(clippy::print_stdout, reason = "the table is what it is for")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a benchmark that cannot continue should stop"
+)]
+#![expect(clippy::print_stdout, reason = "the table is the output")]
 
 mod peers;
 mod real;

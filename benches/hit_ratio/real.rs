@@ -1,4 +1,4 @@
-//! A keepwarm cache on disk, as a policy: a key that is not there is stored, as a program would.
+//! A keepwarm cache on disk as a policy: a missing key is stored, as in a program.
 
 use keepwarm::testing::TempCache;
 use keepwarm::{Durability, Eviction, Timeout};
@@ -11,7 +11,7 @@ pub(crate) struct Real {
 }
 
 impl Real {
-    /// A cache with these two options, and so much space that it is not the bytes that bound it.
+    /// A cache with these two options, and with enough space that only the entries bound it.
     pub(crate) fn new(capacity: usize, eviction: Eviction) -> Self {
         let cache = TempCache::with(|builder| {
             let builder = builder.max_entries(capacity as u64).max_bytes(256 << 20).hot_bytes(0);

@@ -7,16 +7,16 @@ use std::path::Path;
 
 use super::peers::Policy;
 
-/// The requests of one trace. Keys are numbered in the order in which they come.
+/// The requests of one trace. Keys are numbered in the order of their first request.
 pub(crate) struct Trace {
     pub(crate) name: &'static str,
     pub(crate) requests: Vec<u32>,
-    /// The bytes of each request's object, where the trace has them.
+    /// The object size of each request in bytes, if the trace has sizes.
     pub(crate) sizes: Option<Vec<u32>>,
     pub(crate) distinct: usize,
 }
 
-/// What there is in `benches/traces`.
+/// The files in `benches/traces`.
 pub(crate) const NAMES: [&str; 7] = [
     "2-pools.txt.gz",
     "cdn-sized.txt.xz",
@@ -27,16 +27,16 @@ pub(crate) const NAMES: [&str; 7] = [
     "web12.be32.xz",
 ];
 
-/// What part of them was a hit, in percent.
+/// Hit ratios, in percent.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ratios {
     pub(crate) of_requests: f64,
-    /// The same as of requests, where the trace has no sizes.
+    /// Equal to `of_requests` if the trace has no sizes.
     pub(crate) of_bytes: f64,
 }
 
 impl Trace {
-    /// How many entries are so much of the distinct keys.
+    /// The number of entries that is this percentage of the distinct keys.
     pub(crate) fn capacity(&self, percent: usize) -> usize {
         (self.distinct * percent / 100).max(1)
     }
@@ -72,7 +72,7 @@ impl Trace {
                 .unwrap()
                 .read_to_end(&mut bytes)
                 .unwrap(),
-            other => panic!("{name}: how is {other} unpacked?"),
+            other => panic!("{name}: unknown compression {other}"),
         };
         let (title, format) = stem.rsplit_once('.').unwrap();
         let mut trace = Self { name: title, requests: Vec::new(), sizes: None, distinct: 0 };
@@ -92,7 +92,7 @@ impl Trace {
                 trace.sizes = Some(lines(&bytes).map(|line| line[2] as u32).collect());
             }
             "txt" => lines(&bytes).for_each(|line| request(line[0])),
-            other => panic!("{name}: what is the format {other}?"),
+            other => panic!("{name}: unknown format {other}"),
         }
         trace.distinct = numbers.len();
         trace
@@ -103,7 +103,7 @@ fn words<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> {
     bytes.as_chunks().0.iter().copied()
 }
 
-/// The numbers of each line. A line with a star alone is a mark and no request.
+/// The numbers of each line. A line with only a star is a mark, not a request.
 fn lines(bytes: &[u8]) -> impl Iterator<Item = Vec<u64>> {
     let lines = str::from_utf8(bytes).unwrap().lines().filter(|line| *line != "*");
     lines.map(|line| line.split_whitespace().map(|number| number.parse().unwrap()).collect())

@@ -1,12 +1,12 @@
-//! What is found out about one file, and kept.
+//! The analysis of one file: its result, which is stored in the cache, and the parser's limits.
 
 use proc_macro2::{Delimiter, LineColumn, Span, TokenStream, TokenTree};
 use serde::{Deserialize, Serialize};
 
 use crate::functions;
 
-/// To be raised with every change to what is computed or how it is stored: results of older versions are
-/// then no longer found, and the cache drops them when it needs the room.
+/// Must be raised with every change to the results or their encoding. Results of older versions are
+/// then no longer found, and the cache evicts them when it needs the space.
 pub(crate) const ANALYSIS_VERSION: i64 = 1;
 
 /// The result for one file.
@@ -18,7 +18,7 @@ pub(crate) struct Analysis {
     pub(crate) outcome: Outcome,
 }
 
-/// A file that does not parse has a result too, which need not be computed again either.
+/// A file that does not parse has a result too, so that it is not parsed again.
 #[derive(Serialize, Deserialize, Debug)]
 pub(crate) enum Outcome {
     Parsed(Vec<Function>),
@@ -48,19 +48,19 @@ impl Function {
     }
 }
 
-/// What near-duplicates are found by. Too short a function has none.
+/// Data to find near-duplicates. A function that is too short has none.
 #[derive(Serialize, Deserialize, Debug)]
 pub(crate) struct Fingerprint {
-    /// Of all tokens, with the names of variables left out.
+    /// The hash of all tokens, without the names of variables.
     pub(crate) identity: u64,
-    /// How many different shingles (runs of a few tokens) there are.
+    /// The number of distinct shingles (runs of a few tokens).
     pub(crate) shingles: u32,
-    /// The smallest of their hashes, in order: all of them in most functions, a fair sample in long ones.
+    /// Their smallest hashes, sorted: all hashes of most functions, a fair sample of long ones.
     pub(crate) sample: Vec<u32>,
 }
 
-/// Delimiters nested deeper than this, and longer runs of tokens that nothing divides, are refused: the parser
-/// works by recursion, and a stack that overflows is the end of the process. No sane program comes near.
+/// Deeper nested delimiters, and longer runs of tokens without a separator, are refused: the parser
+/// is recursive, and a stack overflow would abort the process. Real programs stay far below.
 const MOST_NESTED: usize = 256;
 const MOST_IN_A_ROW: usize = 5000;
 
@@ -75,12 +75,12 @@ pub(crate) fn analyze(content: &[u8]) -> Analysis {
             Outcome::Rejected { line: narrow(line), column: 1, message: "not UTF-8".to_owned() }
         }
     };
-    // The parser keeps the text of what it has parsed, for the spans, as long as the thread lives.
+    // The parser keeps all parsed text for its spans until the thread ends; this frees it.
     proc_macro2::extra::invalidate_current_thread_spans();
     Analysis { lines: narrow(lines), generated: says_generated(content), outcome }
 }
 
-/// Whether one of the first lines says so, the way that code generators put it.
+/// Whether one of the first five lines has a usual marker of generated code.
 fn says_generated(content: &[u8]) -> bool {
     let head: Vec<&[u8]> = content.splitn(6, |&byte| byte == b'\n').take(5).collect();
     let head = String::from_utf8_lossy(&head.concat()).to_lowercase();
@@ -104,10 +104,10 @@ fn rejected(at: LineColumn, message: String) -> Outcome {
     Outcome::Rejected { line: narrow(at.line), column: narrow(at.column + 1), message }
 }
 
-/// Where the parser would have to descend too deep, if anywhere. Itself without recursion.
+/// The first place where the parser would recurse too deep. Not recursive itself.
 fn too_deep(tokens: TokenStream) -> Option<Span> {
-    // For each open delimiter: what is left in it, the tokens since something divided them, and the `else`s,
-    // each of which is nested in the one before it in a chain.
+    // For each open delimiter: its remaining tokens, the number of tokens since the last separator,
+    // and the number of `else`s, each of which the parser nests in the one before it.
     let mut open = vec![(tokens.into_iter(), 0, 0)];
     while let Some((tokens, in_a_row, elses)) = open.last_mut() {
         let Some(token) = tokens.next() else {
@@ -131,7 +131,7 @@ fn too_deep(tokens: TokenStream) -> Option<Span> {
     None
 }
 
-/// No file has four thousand million lines.
+/// Narrows a count. No file has four billion lines, so the limit is never reached.
 pub(crate) fn narrow(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }

@@ -9,8 +9,8 @@ use crate::analysis::ANALYSIS_VERSION;
 
 /// Reports the most complex and the near-duplicate functions of Rust sources.
 ///
-/// What was found out about a file is kept in a cache directory, so that the next run reads only files that
-/// have changed since, whether this run ends well or is killed.
+/// Results are kept in a cache directory, so that the next run reads only files that have changed
+/// since, whether this run completes or is killed.
 #[derive(Parser, Debug)]
 #[command(name = "keepwarm-analyze")]
 pub(crate) struct Args {
@@ -25,15 +25,15 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     pub(crate) report: Option<PathBuf>,
 
-    /// How many entries the lists of the report have at most
+    /// The maximum number of entries in each list of the report
     #[arg(long, value_name = "N", default_value_t = 20)]
     pub(crate) top: usize,
 
-    /// How many threads work [default: one for each core]
+    /// The number of threads [default: one per core]
     #[arg(long, value_name = "N")]
     pub(crate) jobs: Option<NonZeroUsize>,
 
-    /// Use results of this version of the analysis; those of other versions stay but do not count
+    /// Use results of this version of the analysis; results of other versions are kept but not used
     #[arg(long, value_name = "N", default_value_t = ANALYSIS_VERSION)]
     pub(crate) analysis_version: i64,
 
@@ -45,7 +45,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(crate) json_summary: bool,
 
-    /// Print `stored DIGEST PATH` on standard error for each new result, once it is safely in the cache
+    /// Print `stored DIGEST PATH` on standard error for each new result, once it is in the cache
     #[arg(long)]
     pub(crate) log_acknowledged: bool,
 }

@@ -1,27 +1,28 @@
-//! Groups of functions that are nearly the same, out of all functions of all files.
+//! Near-duplicates: groups of similar functions among all functions of all files.
 //!
-//! Comparing each with each would take too long, so candidates are found first. Two sets of shingles can only
-//! be as similar as asked for if, with the hashes of each in one common order, they share one among the first
-//! few of each; and with the rarest first, few pairs do by chance (prefix filtering, as in similarity joins).
+//! Comparing all pairs would take too long, so candidates are found first, by prefix filtering as
+//! in similarity joins. Sort the hashes of every set in one common order. Two sets can then only be
+//! as similar as required if they share one of the first few hashes of each. With the rarest hashes
+//! first, few pairs share one by chance.
 //!
-//! Groups are stars: the first function leads, the others are those similar to it. Unlike in chains of pairs,
-//! the similarity given for each member is to a function that the reader sees.
+//! Groups are stars: the first function leads, the others are similar to it. Unlike in chains of
+//! pairs, the similarity reported for each member is to a function that the reader sees.
 //!
-//! All of it depends on the order of the functions only, which is fixed, so the outcome is the same each time.
+//! The outcome depends only on the order of the functions, which is fixed, so it is deterministic.
 
 use std::collections::HashMap;
 
 use crate::analysis::{Fingerprint, Function, narrow};
 use crate::fingerprint::similarity;
 
-/// From this similarity on, functions are near-duplicates.
+/// The least similarity of near-duplicates.
 pub(crate) const THRESHOLD: f64 = 0.8;
-/// Sought a little wider than asked for, as samples are not whole sets.
+/// Candidates are searched with a lower threshold, because samples are not whole sets.
 const PREFIX_THRESHOLD: f64 = 0.7;
-/// A hash that more functions than these begin with says nothing about them.
+/// A hash in the prefixes of more functions than this is ignored as too common.
 const MOST_IN_BUCKET: usize = 200;
 
-/// A function, and where it is.
+/// A function and its file.
 #[derive(Clone, Copy)]
 pub(crate) struct Located<'a> {
     pub(crate) file: &'a str,
@@ -35,27 +36,27 @@ impl Located<'_> {
     }
 }
 
-/// Functions that are nearly the same.
+/// A group of near-duplicate functions.
 pub(crate) struct Group<'a> {
-    /// Each with its similarity to the first.
+    /// Each function with its similarity to the first.
     pub(crate) members: Vec<(Located<'a>, f64)>,
 }
 
 impl Group<'_> {
-    /// How many lines there would be less if only the longest remained.
+    /// The number of lines saved if only the longest function remained.
     pub(crate) fn redundant_lines(&self) -> u32 {
         let lines = || self.members.iter().map(|(located, _)| located.function.lines());
         lines().sum::<u32>() - lines().max().unwrap_or(0)
     }
 }
 
-/// Functions that are the same but for the names of variables. They are compared with others as one.
+/// Functions that are equal except for the names of variables. They are compared as one.
 struct Class<'a> {
     fingerprint: &'a Fingerprint,
     members: Vec<Located<'a>>,
 }
 
-/// The groups among these functions, those with the most redundant lines first.
+/// The groups among these functions, in descending order of redundant lines.
 pub(crate) fn groups<'a>(functions: impl Iterator<Item = Located<'a>>) -> Vec<Group<'a>> {
     let classes = classes(functions);
     let alike = alike(&classes);
@@ -96,7 +97,7 @@ fn classes<'a>(functions: impl Iterator<Item = Located<'a>>) -> Vec<Class<'a>> {
     classes
 }
 
-/// For each class the later ones that are similar to it, in order.
+/// For each class, the later classes that are similar to it, in order.
 fn alike(classes: &[Class<'_>]) -> Vec<Vec<(usize, f64)>> {
     let mut frequency: HashMap<u32, u32> = HashMap::new();
     for hash in classes.iter().flat_map(|class| &class.fingerprint.sample) {
@@ -108,7 +109,7 @@ fn alike(classes: &[Class<'_>]) -> Vec<Vec<(usize, f64)>> {
             class.fingerprint.sample.iter().map(|hash| (frequency[hash], *hash)).collect();
         hashes.sort_unstable();
         let beyond = (PREFIX_THRESHOLD * hashes.len() as f64).ceil() as usize;
-        // What only one function has, it shares with none.
+        // A hash of only one function is shared with no other.
         for (_, hash) in hashes[..hashes.len() - beyond + 1].iter().filter(|(count, _)| *count > 1)
         {
             buckets.entry(*hash).or_default().push(i);

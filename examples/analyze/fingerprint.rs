@@ -1,13 +1,14 @@
-//! What two functions are compared by, so that copies are found even after variables were renamed and a few
-//! lines were changed.
+//! Fingerprints of functions, which find copies even after variables were renamed and a few lines
+//! were changed.
 //!
-//! The tokens are normalised first: the names of variables, generic parameters and lifetimes do not count, nor
-//! do the values of literals, while the names of types, fields and functions do. Then each run of a few
-//! tokens (a shingle) is hashed. Functions are as similar as their sets of shingles: common ones / all ones,
-//! the Jaccard index. For long functions it is estimated from the smallest hashes of each (a bottom-k sketch).
+//! The tokens are normalised first: the names of variables, generic parameters and lifetimes do not
+//! count, nor do the values of literals, while the names of types, fields and functions do. Then
+//! each run of a few tokens (a shingle) is hashed. The similarity of two functions is the Jaccard
+//! index of their sets of shingles: common shingles / all shingles. For long functions it is
+//! estimated from the smallest hashes of each (a bottom-k sketch).
 //!
-//! The hashes are stored, so they must be the same in every build: SipHash with fixed keys, not the standard
-//! library's `DefaultHasher`, which may change.
+//! The hashes are stored, so they must be the same in every build: SipHash with fixed keys, and not
+//! the standard library's `DefaultHasher`, which may change.
 
 use std::collections::HashSet;
 use std::hash::Hasher;
@@ -20,11 +21,12 @@ use syn::{Block, Signature};
 
 use crate::analysis::{Fingerprint, narrow};
 
-/// Below this many tokens, about six lines, functions are alike because there is only one way to write them.
+/// Functions with fewer tokens, about six lines, are often alike because there is only one way to
+/// write them.
 pub(crate) const LEAST_TOKENS: usize = 60;
-/// Tokens in a shingle. Longer ones make a small change weigh more.
+/// Tokens in a shingle. In longer shingles a small change weighs more.
 const SHINGLE: usize = 5;
-/// Hashes kept. Functions with no more shingles are compared exactly.
+/// Hashes in a sample. Functions with at most this many shingles are compared exactly.
 pub(crate) const SAMPLE: usize = 128;
 
 /// The fingerprint of a function, unless it is too short to have one.
@@ -40,7 +42,7 @@ pub(crate) fn of(sig: &Signature, block: &Block) -> Option<Fingerprint> {
     if tokens.len() < LEAST_TOKENS {
         return None;
     }
-    // Half of the hash's 64 bits are enough for a sample, and half as much to store.
+    // 32 of the hash's 64 bits are enough for a sample, and take half the space.
     let mut hashes: Vec<u32> =
         tokens.windows(SHINGLE).map(|run| (hash_all(run) >> 32) as u32).collect();
     hashes.sort_unstable();
@@ -56,8 +58,8 @@ pub(crate) fn similarity(a: &Fingerprint, b: &Fingerprint) -> f64 {
         return 1.0;
     }
     let whole = |f: &Fingerprint| f.sample.len() == f.shingles as usize;
-    // The smallest hashes of both together are a fair sample of the union, as long as there are no more of
-    // them than each kept of its own.
+    // The smallest hashes of both samples together are an unbiased sample of the union, up to the
+    // number of hashes in one sample.
     let most = if whole(a) && whole(b) { usize::MAX } else { SAMPLE };
     let (mut i, mut j, mut union, mut common) = (0, 0, 0, 0);
     while union < most {
@@ -97,7 +99,7 @@ impl<'ast> Visit<'ast> for Variables {
     }
 }
 
-/// Turns tokens into hashes, equal where the tokens count as equal.
+/// Turns tokens into hashes. Tokens that count as equal have equal hashes.
 struct Normaliser {
     variables: HashSet<String>,
     tokens: Vec<u64>,
@@ -109,7 +111,7 @@ impl Normaliser {
         for tree in stream {
             before = match tree {
                 TokenTree::Group(group) if before == Before::Hash && is_doc(&group) => {
-                    // A comment: take the `#` back.
+                    // A doc comment: remove its `#`.
                     self.tokens.pop();
                     Before::Other
                 }
@@ -159,14 +161,14 @@ impl Normaliser {
     }
 }
 
-/// What stands before a token, as far as it tells what a name means.
+/// The context before a token, which decides what a name means.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Before {
     /// `.` or `::`: the name is one of a field, a method or an item.
     Member,
     /// The name is that of a lifetime.
     Apostrophe,
-    /// An attribute follows, perhaps a comment.
+    /// An attribute follows, maybe a doc comment.
     Hash,
     /// One colon: a second may follow.
     Colon,

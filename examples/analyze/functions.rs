@@ -1,4 +1,4 @@
-//! Finds the functions of a file and measures each.
+//! Functions: finds all functions of a file and measures each.
 
 use proc_macro2::Span;
 use quote::ToTokens;
@@ -11,7 +11,8 @@ use syn::{Attribute, BinOp, Block, Expr, Meta, Signature, Token, Type};
 use crate::analysis::{Function, narrow};
 use crate::fingerprint;
 
-/// All functions with a body, those within functions and within macro calls that hold plain items included.
+/// All functions with a body, including those within functions and within macro calls that contain
+/// plain items.
 pub(crate) fn of(file: &syn::File) -> Vec<Function> {
     let mut finder = Finder::default();
     finder.visit_file(file);
@@ -28,7 +29,7 @@ struct Finder {
 }
 
 impl Finder {
-    /// Visits what belongs to an item called `name`.
+    /// Visits the contents of an item called `name`.
     fn within(&mut self, name: String, attrs: &[Attribute], visit: impl FnOnce(&mut Self)) {
         let test = self.test;
         self.test |= for_tests(attrs);
@@ -102,7 +103,7 @@ impl<'ast> Visit<'ast> for Finder {
         self.within(name, &node.attrs, |finder| visit::visit_item_impl(finder, node));
     }
 
-    /// Macros such as `cfg_unix! { … }` wrap plain items. `macro_rules!` itself holds none.
+    /// Macros such as `cfg_unix! { … }` wrap plain items. `macro_rules!` itself contains none.
     fn visit_item_macro(&mut self, node: &'ast syn::ItemMacro) {
         if node.ident.is_some() {
             return;
@@ -113,7 +114,7 @@ impl<'ast> Visit<'ast> for Finder {
     }
 }
 
-/// Counts the decisions of one body, but not those of functions within it.
+/// Counts the decisions of one body, without those of functions within it.
 struct Decisions {
     count: u32,
     nesting: u32,
@@ -169,7 +170,7 @@ impl<'ast> Visit<'ast> for Decisions {
         self.nested(|this| this.visit_block(&node.body));
     }
 
-    /// A loop without a condition decides nothing itself.
+    /// A `loop` has no condition, so it is no decision.
     fn visit_expr_loop(&mut self, node: &'ast syn::ExprLoop) {
         self.nested(|this| this.visit_block(&node.body));
     }
@@ -206,7 +207,8 @@ impl<'ast> Visit<'ast> for Decisions {
     }
 }
 
-/// Whether these attributes mark a test (`#[test]`, `#[tokio::test]`), or what is compiled for tests only.
+/// Whether these attributes mark a test (`#[test]`, `#[tokio::test]`), or code compiled for tests
+/// only.
 fn for_tests(attrs: &[Attribute]) -> bool {
     attrs.iter().any(|attr| {
         let path = attr.path();
@@ -216,7 +218,7 @@ fn for_tests(attrs: &[Attribute]) -> bool {
     })
 }
 
-/// Whether a condition of `cfg` is `test`, or `all(…)` with that in it.
+/// Whether a condition of `cfg` is `test`, or an `all(…)` that contains it.
 fn requires_test(condition: &Meta) -> bool {
     match condition {
         Meta::List(list) if list.path.is_ident("all") => list
@@ -226,7 +228,7 @@ fn requires_test(condition: &Meta) -> bool {
     }
 }
 
-/// A type as one says it: without path and parameters.
+/// The short name of a type: without its path and parameters.
 fn short_type(ty: &Type) -> String {
     match ty {
         Type::Path(path) => {

@@ -1,14 +1,15 @@
-//! Finds the most complex and the near-duplicate functions of Rust sources, and keeps what it found out in a
-//! keepwarm directory, so that the next run is done at once.
+//! A source analyser: finds the most complex and the near-duplicate functions of Rust sources, and
+//! keeps the results in a keepwarm directory, so that the next run takes almost no time.
 //!
 //!     cargo run --release --example analyze -- [DIR]
 //!
-//! Try it twice: the first run parses every file, the second reads none. Kill it in the middle, with `kill -9`
-//! if you like: the next run computes only what is missing. The report on standard output is the same byte for
-//! byte, however it came about; what it took is told on standard error.
+//! Run it twice: the first run parses every file, the second reads none. Kill it in the middle,
+//! even with `kill -9`: the next run computes only missing results. The report on standard output
+//! is the same byte for byte in all cases; the summary on standard error says what the run did.
 //!
-//! What this example shows of keepwarm is in `store.rs`: one cache shared by all threads, views with a prefix
-//! and a version, typed values, `get_many`, and `get_or_set` for what several threads may want at once.
+//! `store.rs` shows the use of keepwarm: one cache shared by all threads, views with a prefix and a
+//! version, typed values, `get_many`, and `get_or_set` for results that several threads may need at
+//! the same time.
 
 #![expect(clippy::print_stderr, reason = "it is a command-line tool")]
 
@@ -102,7 +103,7 @@ fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Draws on standard error, and only if that is a terminal.
+/// A progress bar on standard error, hidden if that is not a terminal.
 fn progress_bar(files: usize) -> ProgressBar {
     let bar = ProgressBar::new(files as u64);
     if let Ok(style) =
@@ -114,7 +115,7 @@ fn progress_bar(files: usize) -> ProgressBar {
     bar
 }
 
-/// To standard output. A reader that has seen enough, such as `head`, is no reason to complain.
+/// Prints to standard output. A closed pipe, as with `head`, is not an error.
 fn print(report: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(report.as_bytes()).and_then(|()| out.flush()) {
@@ -127,7 +128,7 @@ fn print(report: &str) -> Result<()> {
 
 type Result<T, E = Failure> = std::result::Result<T, E>;
 
-/// Why there is no report: for people.
+/// The message that explains to the user why there is no report.
 #[derive(Debug)]
 struct Failure(String);
 

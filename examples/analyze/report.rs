@@ -1,4 +1,5 @@
-//! The report, which depends on the findings alone: not on how or when they were made, nor by how many threads.
+//! The report. It depends only on the findings, not on when they were computed, nor by how many
+//! threads.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -9,16 +10,16 @@ use crate::fingerprint::LEAST_TOKENS;
 use crate::sources::{Input, Source};
 use crate::work::Finding;
 
-/// The bounds of the bars in the distribution of complexity.
+/// The ranges of the bars in the distribution of complexity.
 const BARS: [(u32, u32); 6] = [(1, 1), (2, 5), (6, 10), (11, 20), (21, 50), (51, u32::MAX)];
-/// Members shown of a group of near-duplicates.
+/// The number of members listed for a group of near-duplicates.
 const MOST_MEMBERS: usize = 8;
 
-/// A function of some file.
+/// A function, its package, and whether the lists leave it out.
 struct Found<'a> {
     located: Located<'a>,
     package: usize,
-    /// Not for the lists: a test, or made by a program.
+    /// Not in the lists: for tests, or generated.
     unlisted: bool,
 }
 
@@ -122,7 +123,8 @@ impl<'a> Report<'a> {
         self.heading("Totals");
         let input = self.input;
         self.line(format_args!(
-            "{:>9} files: {generated} generated, {rejected} do not parse, {unreadable} cannot be read",
+            "{:>9} files: {generated} generated, {rejected} do not parse, \
+             {unreadable} cannot be read",
             input.sources.len()
         ));
         self.line(format_args!("{lines:>9} lines"));
@@ -138,8 +140,9 @@ impl<'a> Report<'a> {
             complexity.last().unwrap_or(&0),
         ));
         self.line(format_args!(
-            "\nComplexity counts 1 for a function and 1 more for each decision: if, while, for, each further arm\n\
-             of a match, a guard, let-else, &&, || and ?. What is for tests or generated counts here, but is in no list below."
+            "\nComplexity counts 1 for a function and 1 more for each decision: if, while, for,\n\
+             each arm of a match beyond the first, a guard, let-else, &&, || and ?. Functions\n\
+             for tests and generated ones count here, but are in no list below."
         ));
     }
 
@@ -154,7 +157,7 @@ impl<'a> Report<'a> {
                 _ if from == to => from.to_string(),
                 _ => format!("{from} to {to}"),
             };
-            // A bar that is not empty can be seen.
+            // Rounded up, so that a bar is empty only if its count is 0.
             let bar = "#".repeat((count * 50).div_ceil(most));
             self.line(format_args!("{}", format!("{range:>11} {count:>8} {bar}").trim_end()));
         }
@@ -163,7 +166,7 @@ impl<'a> Report<'a> {
     fn most_complex(&mut self, functions: &[Found<'_>]) {
         let mut listed: Vec<&Found<'_>> =
             functions.iter().filter(|found| !found.unlisted).collect();
-        // The order of files and lines remains among equals.
+        // A stable sort: among equals, the order of files and lines remains.
         listed.sort_by_key(|found| std::cmp::Reverse(found.complexity()));
         self.heading("The most complex functions");
         self.line(format_args!("complexity  nesting  lines  function"));
@@ -183,7 +186,7 @@ impl<'a> Report<'a> {
     }
 
     fn near_duplicates(&mut self, functions: &[Found<'a>]) {
-        // Of each package the last version, as they are sorted.
+        // The last version of each package, as packages are sorted by version.
         let last: HashMap<&str, usize> = self
             .input
             .packages
@@ -199,13 +202,15 @@ impl<'a> Report<'a> {
 
         self.heading("Near-duplicate functions");
         self.line(format_args!(
-            "Groups: {}. Functions in them: {}. Lines beyond one function for each group: {redundant}.",
+            "Groups: {}. Functions in them: {}. \
+             Lines beyond one function for each group: {redundant}.",
             groups.len(),
             duplicates::members(&groups),
         ));
         self.line(format_args!(
-            "Similar by {:.0} % or more to the first of the group, names of variables and values of literals aside;\n\
-             only functions of {LEAST_TOKENS} tokens or more, and only the last version of each package.",
+            "Similar by {:.0} % or more to the first of the group, without names of variables\n\
+             and values of literals; only functions of {LEAST_TOKENS} tokens or more, and only\n\
+             the last version of each package.",
             duplicates::THRESHOLD * 100.0,
         ));
         for (i, group) in groups.iter().take(self.top).enumerate() {
@@ -218,7 +223,7 @@ impl<'a> Report<'a> {
             for (located, similarity) in group.members.iter().take(MOST_MEMBERS) {
                 self.line(format_args!(
                     "   {:>4} %  {:>4} lines  {}  {}:{}",
-                    // Only what is the same is called 100 %.
+                    // Rounded down, so that only equal functions have 100 %.
                     (similarity * 100.0).floor(),
                     located.function.lines(),
                     located.function.name,
@@ -274,7 +279,7 @@ impl<'a> Report<'a> {
         self.more(rows.len());
     }
 
-    /// The files that nothing is known of.
+    /// The files that could not be read or do not parse.
     fn without_result(&mut self) {
         let mut lines = Vec::new();
         for (source, finding) in self.files() {
@@ -301,8 +306,8 @@ impl<'a> Report<'a> {
     }
 }
 
-/// Whether a file is for tests only, as far as its path tells: what is compiled under `mod tests;` does not
-/// say so itself.
+/// Whether the path of a file says that it is for tests only. A file compiled under `mod tests;`
+/// has no attribute of its own.
 fn of_tests(name: &str) -> bool {
     name.split('/')
         .any(|part| part.ends_with("tests") || matches!(part, "benches" | "tests.rs" | "test.rs"))

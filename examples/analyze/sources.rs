@@ -1,4 +1,4 @@
-//! Which files are analysed: all `.rs` files below one or more roots, in an order that is always the same.
+//! The files to analyse: all `.rs` files below one or more roots, in a fixed order.
 
 use std::env;
 use std::ffi::OsString;
@@ -12,25 +12,26 @@ use crate::{Failure, Result};
 
 /// One file to analyse.
 pub(crate) struct Source {
-    /// Where it is.
     pub(crate) path: PathBuf,
-    /// What the report calls it: the path from its root, after the name of the package if there are several.
+    /// Its name in the report: the path from its root, after the name of the package if there are
+    /// several.
     pub(crate) name: String,
     /// Index of its package in [`Input::packages`].
     pub(crate) package: usize,
 }
 
-/// What the report adds up: a crate with its version, or a directory right below the one given.
+/// The unit of the report's sums: a crate with its version, or a directory directly below the given
+/// one.
 pub(crate) struct Package {
-    /// As the report shows it, `syn-3.0.9`.
+    /// The name in the report, such as `syn-3.0.9`.
     pub(crate) label: String,
-    /// Without the version. Two versions of one crate are alike of course, so they are not compared.
+    /// The name without the version. Versions of one crate are alike, so they are not compared.
     pub(crate) name: String,
 }
 
-/// All there is to analyse.
+/// All sources to analyse.
 pub(crate) struct Input {
-    /// In words, for the head of the report.
+    /// A description for the head of the report.
     pub(crate) description: String,
     pub(crate) packages: Vec<Package>,
     /// Sorted by package, then by path.
@@ -38,7 +39,7 @@ pub(crate) struct Input {
 }
 
 impl Input {
-    /// The sources below `dir`, by the directories right below it.
+    /// The sources below `dir`, grouped by the directories directly below it.
     pub(crate) fn directory(dir: &Path) -> Result<Self> {
         if !dir.is_dir() {
             return Err(Failure::new(format!("{} is not a directory", dir.display())));
@@ -51,7 +52,7 @@ impl Input {
         let mut found = Vec::new();
         for path in rust_files(dir)? {
             let name = relative(&path, dir);
-            // Files in `dir` itself belong to a package of their own, ".".
+            // Files directly in `dir` belong to the package ".".
             let top = name.split_once('/').map_or(".", |(top, _)| top).to_owned();
             found.push((top, name, path));
         }
@@ -65,7 +66,8 @@ impl Input {
         Ok(input)
     }
 
-    /// The sources of the package in the working directory and of all that it depends on, as cargo knows them.
+    /// The sources of the package in the working directory and of all its dependencies, as cargo
+    /// lists them.
     pub(crate) fn package_and_dependencies() -> Result<Self> {
         let mut packages = metadata()?.packages;
         packages.sort_by_cached_key(|package| {
@@ -94,15 +96,15 @@ impl Input {
     }
 }
 
-/// The `.rs` files below `root`, sorted. Leaves out hidden directories and those that say by their
-/// `CACHEDIR.TAG` that all in them can be made again, as cargo's `target` does.
+/// The `.rs` files below `root`, sorted. Leaves out hidden directories, and directories whose
+/// `CACHEDIR.TAG` says that their contents can be rebuilt, such as cargo's `target`.
 fn rust_files(root: &Path) -> Result<Vec<PathBuf>> {
     let wanted = |entry: &DirEntry| {
         let hidden = || entry.file_name().as_encoded_bytes().starts_with(b".");
-        let can_be_made_again =
+        let can_be_rebuilt =
             || entry.file_type().is_dir() && entry.path().join("CACHEDIR.TAG").exists();
-        // The root itself is wanted whatever it is: somebody asked for it.
-        entry.depth() == 0 || !hidden() && !can_be_made_again()
+        // The root itself is never left out: the user named it.
+        entry.depth() == 0 || !hidden() && !can_be_rebuilt()
     };
     let mut files = Vec::new();
     for entry in WalkDir::new(root).sort_by_file_name().into_iter().filter_entry(wanted) {
@@ -119,7 +121,7 @@ fn relative(path: &Path, root: &Path) -> String {
     path.strip_prefix(root).unwrap_or(path).display().to_string()
 }
 
-/// What we need of the output of `cargo metadata`.
+/// The part of the output of `cargo metadata` that is used.
 #[derive(Deserialize)]
 struct Metadata {
     packages: Vec<CargoPackage>,
@@ -130,7 +132,7 @@ struct CargoPackage {
     name: String,
     version: String,
     manifest_path: PathBuf,
-    /// The registry or repository it comes from; none for a package of one's own.
+    /// The registry or repository of a dependency; none for a local package.
     source: Option<String>,
 }
 
@@ -143,8 +145,8 @@ impl CargoPackage {
     }
 }
 
-/// Asks cargo. First without the network: whoever has built this example has all that is needed, except for
-/// packages which only other platforms use, and those are left out.
+/// Runs `cargo metadata`, first without the network: building this example has downloaded every
+/// package except those that only other platforms use, and these are left out.
 fn metadata() -> Result<Metadata> {
     let program =
         |name: &str, default: &str| env::var_os(name).unwrap_or_else(|| OsString::from(default));
@@ -154,7 +156,8 @@ fn metadata() -> Result<Metadata> {
 
     let mut command = Command::new(program("CARGO", "cargo"));
     command.args(["metadata", "--format-version", "1", "--filter-platform", host]);
-    // Set by `cargo run`, which may be called from elsewhere; otherwise it is the working directory.
+    // Set by `cargo run`, which may be called from another directory. Otherwise cargo uses the
+    // working directory.
     if let Some(dir) = env::var_os("CARGO_MANIFEST_DIR") {
         command.current_dir(dir);
     }
@@ -171,7 +174,7 @@ fn metadata() -> Result<Metadata> {
         }
     };
     serde_json::from_slice(&json)
-        .map_err(|e| Failure::caused("cannot read the answer of cargo metadata", e))
+        .map_err(|e| Failure::caused("cannot read the output of cargo metadata", e))
 }
 
 /// The standard output of a command that must succeed.

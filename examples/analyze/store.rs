@@ -1,11 +1,12 @@
-//! What is kept from run to run, in two levels of one keepwarm directory.
+//! The store: what is kept between runs, in two levels of one keepwarm directory.
 //!
-//!     stat:    (device, inode, size, mtime)  →  digest of the content      spares reading the file
-//!     result:  digest, analysis version      →  result of the analysis     spares the analysis
+//!     stat:    (device, inode, size, mtime)  →  digest of the content   saves reading the file
+//!     result:  digest, analysis version      →  result of the analysis  saves the analysis
 //!
-//! A file that was moved within its file system is found at the first level. One that was touched or copied is
-//! read once more, and found at the second. Nothing is ever out of date, so nothing has a timeout: what is no
-//! longer asked for is evicted when the cache needs the room.
+//! A file that was moved within its file system is found at the first level. A file that was
+//! touched or copied is read once more, and found at the second. Entries never become stale, so
+//! they have no timeout: entries that are no longer used are evicted when the cache needs the
+//! space.
 
 use std::collections::HashSet;
 use std::fs::{File, Metadata};
@@ -32,12 +33,13 @@ pub(crate) struct Store {
     cache: Cache,
     stats: Cache,
     results: Cache,
-    /// The contents that were analysed in this run, to tell copies of them from what was known before.
+    /// The contents analysed in this run, to distinguish copies of them from earlier results.
     fresh: Mutex<HashSet<Digest>>,
 }
 
 impl Store {
-    /// The store in `dir`, which is made if it is not there, for results of this version of the analysis.
+    /// Opens the store in `dir`, which is created if it is missing, for results of this version of
+    /// the analysis.
     pub(crate) fn open(dir: &Path, analysis_version: i64) -> Result<Self> {
         let refused = |e: &dyn fmt::Display| {
             Failure::new(format!("cannot use the cache {}: {e}", dir.display()))
@@ -46,13 +48,13 @@ impl Store {
             fs::create_dir_all(parent).map_err(|e| refused(&e))?;
         }
         let cache = Cache::open(dir).map_err(|e| refused(&e))?;
-        // Two views of the one cache, which share everything but the way they make keys.
+        // Two views of one cache. They differ only in the prefix and version of their keys.
         let stats = cache.with_prefix(STAT);
         let results = cache.with_prefix(RESULT).with_version(analysis_version);
         Ok(Self { cache, stats, results, fresh: Mutex::default() })
     }
 
-    /// What is known of each of these files: the digests in one go, then the results for those in another.
+    /// The stored results of these files: one call reads all digests, a second the results.
     pub(crate) fn known(&self, stats: &[Option<Stat>]) -> Result<Vec<Option<Analysis>>> {
         let mut known: Vec<Option<Analysis>> = stats.iter().map(|_| None).collect();
         let (of, keys): (Vec<usize>, Vec<String>) = stats
@@ -76,8 +78,8 @@ impl Store {
         Ok(known)
     }
 
-    /// The result for the content with this digest; computed if there is none, once even if several threads
-    /// come upon the same content at the same time.
+    /// The result for the content with this digest, computed if there is none. Several threads with
+    /// the same content at the same time compute it once.
     pub(crate) fn result(
         &self,
         digest: Digest,
@@ -90,8 +92,8 @@ impl Store {
             self.fresh().insert(digest);
             compute()
         })?;
-        // A value that could not be stored, as on a full disk, is still a value; but only what is in the
-        // cache may be called kept.
+        // `get_or_set` also returns a value that could not be stored, as on a full disk. Only a
+        // value in the cache counts as kept.
         let origin = match computed {
             false if self.fresh().contains(&digest) => Origin::Copy,
             false => Origin::Cache,
@@ -101,8 +103,8 @@ impl Store {
         Ok((analysis, origin))
     }
 
-    /// Notes that the file with this `stat` has the content with this digest. A failure costs the next run a
-    /// look at the file, nothing more.
+    /// Stores the digest of the file with this `stat`. If that fails, the next run reads the file
+    /// again.
     pub(crate) fn note(&self, stat: &Stat, digest: Digest) {
         let _ = self.stats.set(&stat.key(), &digest, Timeout::Never);
     }
@@ -116,7 +118,7 @@ impl Store {
     }
 }
 
-/// Where a result comes from.
+/// The origin of a result.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Origin {
     Cache,
@@ -126,8 +128,8 @@ pub(crate) enum Origin {
     ComputedNotKept,
 }
 
-/// A value of another type, of an older version of this program perhaps, is as good as none. Other errors are
-/// errors.
+/// Treats a value of another type, maybe from an older version of this program, as missing. Other
+/// errors stay errors.
 fn present<T>(got: keepwarm::Result<Option<T>>) -> Result<Option<T>> {
     match got {
         Ok(value) => Ok(value),
@@ -136,7 +138,7 @@ fn present<T>(got: keepwarm::Result<Option<T>>) -> Result<Option<T>> {
     }
 }
 
-/// Stands for the content of a file.
+/// The SHA-256 digest of a file's content.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Digest([u8; 32]);
 
@@ -152,7 +154,7 @@ impl fmt::Display for Digest {
     }
 }
 
-/// What the file system says of a file without opening it; while it says the same, the content is the same.
+/// The metadata of a file, which needs no open. While it is unchanged, the content is unchanged.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stat {
     device: u64,
@@ -162,7 +164,7 @@ pub(crate) struct Stat {
 }
 
 impl Stat {
-    /// Of the file at `path`, if there is one.
+    /// The stat of the file at `path`, if there is one.
     pub(crate) fn of(path: &Path) -> Option<Self> {
         fs::metadata(path).ok().map(|metadata| Self::from(&metadata))
     }
@@ -184,19 +186,19 @@ impl From<&Metadata> for Stat {
     }
 }
 
-/// As coarse as the time stamps of file systems get: FAT counts in steps of two seconds.
+/// The coarsest resolution of time stamps in file systems: FAT counts in steps of two seconds.
 const COARSEST_MTIME: Duration = Duration::from_secs(2);
 
-/// The content of a file, and its [`Stat`] if that will tell when the content changes.
+/// The content of a file, and its [`Stat`] if the stat will change with the content.
 ///
-/// It does not tell if the file was changed a moment ago: another change within the same tick of the file
-/// system's clock, of the same size, leaves the time stamp as it is (git calls such files "racily clean").
-/// So the stat of a file is not to be trusted unless the file had rested for longer than a tick before it
-/// was read. Until then it is read in every run, though not analysed again. Nor is it to be trusted if the
-/// file changed while it was read; nor if its time stamp lies in the future, as clocks that disagree must not
-/// make a recent change look like an old one.
+/// The stat is not reliable if the file was modified a moment ago: another change of the same size
+/// within the same tick of the file system's clock does not change the time stamp (git calls such
+/// files "racily clean"). So a stat is returned only if the file was last modified more than a tick
+/// before the read; until then every run reads the file, but does not analyse it again. Nor is a
+/// stat returned if the file changed during the read, or if its time stamp is in the future: clocks
+/// that disagree must not make a recent change look like an old one.
 ///
-/// What stays undetected is a change that keeps the size and sets the time stamp back on purpose.
+/// A change that keeps the size and sets the time stamp back on purpose is not detected.
 pub(crate) fn read(path: &Path) -> io::Result<(Vec<u8>, Option<Stat>)> {
     let started = SystemTime::now();
     let mut file = File::open(path)?;
@@ -211,7 +213,7 @@ pub(crate) fn read(path: &Path) -> io::Result<(Vec<u8>, Option<Stat>)> {
     Ok((content, (rested && whole && stat == Stat::from(&after)).then_some(stat)))
 }
 
-/// `keepwarm-analyze` in the user's cache directory, as the XDG specification has it.
+/// `keepwarm-analyze` in the user's cache directory, as defined by the XDG specification.
 pub(crate) fn default_dir() -> Result<PathBuf> {
     let absolute =
         |name| env::var_os(name).map(PathBuf::from).filter(|path: &PathBuf| path.is_absolute());
@@ -219,8 +221,6 @@ pub(crate) fn default_dir() -> Result<PathBuf> {
         absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
     match caches {
         Some(caches) => Ok(caches.join("keepwarm-analyze")),
-        None => {
-            Err(Failure::new("neither XDG_CACHE_HOME nor HOME is set; say where with --cache DIR"))
-        }
+        None => Err(Failure::new("neither XDG_CACHE_HOME nor HOME is set; use --cache DIR")),
     }
 }

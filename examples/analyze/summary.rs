@@ -1,4 +1,4 @@
-//! What a run took, which unlike the report differs from run to run.
+//! The summary of a run: times and counts. Unlike the report, it differs from run to run.
 
 use std::fmt;
 use std::path::Path;
@@ -12,11 +12,11 @@ pub(crate) struct Summary<'a> {
     pub(crate) files: usize,
     pub(crate) counts: Counts,
     pub(crate) jobs: usize,
-    /// Until it was known which files there are.
+    /// The time to list the files.
     pub(crate) listing: Duration,
-    /// From then until each file had a result, or none.
+    /// The time to get the results of all files.
     pub(crate) results: Duration,
-    /// From then until the report was written.
+    /// The time to write the report.
     pub(crate) report: Duration,
     pub(crate) cache: &'a Path,
 }
@@ -30,7 +30,7 @@ impl Summary<'_> {
         }
     }
 
-    /// One line.
+    /// The summary as one line of JSON.
     pub(crate) fn json(&self) -> String {
         let Counts { read, computed, copies, from_cache, not_kept, unreadable } = self.counts;
         json!({
@@ -68,7 +68,8 @@ impl fmt::Display for Summary<'_> {
         )?;
         writeln!(
             f,
-            "  {read} read, {computed} analysed, {copies} copies of these, {from_cache} from the cache"
+            "  {read} read, {computed} analysed, {copies} copies of these, \
+             {from_cache} from the cache"
         )?;
         if unreadable > 0 {
             writeln!(f, "  {unreadable} could not be read; the report says why")?;
@@ -81,7 +82,7 @@ impl fmt::Display for Summary<'_> {
         }
         writeln!(
             f,
-            "  besides, {:.3} s to list the files and {:.3} s for the report",
+            "  in addition, {:.3} s to list the files and {:.3} s for the report",
             self.listing.as_secs_f64(),
             self.report.as_secs_f64(),
         )?;

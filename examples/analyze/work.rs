@@ -1,4 +1,4 @@
-//! The threads that look up, read and analyse.
+//! The worker threads, which look up, read and analyse files.
 
 use std::io::Write as _;
 use std::ops::AddAssign;
@@ -13,14 +13,14 @@ use crate::sources::Source;
 use crate::store::{self, Digest, Origin, Stat, Store};
 use crate::{Failure, Result};
 
-/// What is known of a file in the end.
+/// The outcome for a file.
 pub(crate) enum Finding {
     Analysis(Analysis),
-    /// Not a result that may be kept: the next run tries again.
+    /// Not stored: the next run tries again.
     Unreadable(String),
 }
 
-/// What it took.
+/// Counts of what a run did.
 #[derive(Default, Clone, Copy)]
 pub(crate) struct Counts {
     /// Files that were read.
@@ -48,7 +48,7 @@ impl AddAssign for Counts {
     }
 }
 
-/// How to go about it.
+/// The input and the options of a run.
 pub(crate) struct Work<'a> {
     pub(crate) store: &'a Store,
     pub(crate) sources: &'a [Source],
@@ -57,15 +57,15 @@ pub(crate) struct Work<'a> {
     pub(crate) log_acknowledged: bool,
 }
 
-/// Files looked up together.
+/// The number of files looked up together.
 const BATCH: usize = 16;
-/// The parser descends into what is nested, so it gets more stack than threads have by default. Only what is
-/// used of it becomes memory.
+/// The parser is recursive, so its threads get a larger stack than the default. Only the used part
+/// takes memory.
 const STACK: usize = 256 << 20;
 
 impl Work<'_> {
-    /// A finding for each source, in their order. An error of the cache ends it; whatever was stored by then
-    /// stays.
+    /// A finding for each source, in their order. An error of the cache ends the run; results
+    /// stored before it are kept.
     pub(crate) fn run(&self, jobs: usize) -> Result<(Vec<Finding>, Counts)> {
         let next = AtomicUsize::new(0);
         let stop = AtomicBool::new(false);
@@ -125,7 +125,7 @@ impl Work<'_> {
         Ok(findings)
     }
 
-    /// A file that is new, changed, or too recently changed to tell.
+    /// Reads a file that is new, changed, or modified too recently to trust its stat.
     fn one(&self, path: &Path, counts: &mut Counts) -> Result<Finding> {
         let (content, stat) = match store::read(path) {
             Ok(read) => read,
@@ -158,9 +158,9 @@ impl Work<'_> {
     }
 }
 
-/// Says that a result is stored. One unbuffered write, so whoever reads it sees a whole line or none.
+/// Prints that a result is stored. One unbuffered write, so a reader sees the whole line or none.
 fn acknowledge(digest: Digest, path: &Path) {
     let line = format!("stored {digest} {}\n", path.display());
-    // Nobody may be listening any more; the result is stored all the same.
+    // The reader may have closed the pipe. The result is stored all the same.
     let _ = io::stderr().lock().write_all(line.as_bytes());
 }

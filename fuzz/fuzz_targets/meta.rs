@@ -1,4 +1,4 @@
-//! Any bytes are safe to read as `meta`, and what is read is what would be written.
+//! Decoding any bytes as `meta` is safe, and encoding a decoded `meta` returns the same bytes.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| keepwarm::fuzzing::meta(bytes));

@@ -1,4 +1,4 @@
-//! Whatever is done to a cache, in whatever order, reopenings and kills included, it answers as a plain map would.
+//! After any sequence of operations, reopens and kills, the cache answers as a plain map would.
 #![no_main]
 
 #[path = "../../tests/support/dir.rs"]
@@ -8,7 +8,7 @@ mod model;
 #[path = "../../tests/support/operations.rs"]
 mod operations;
 #[path = "../../tests/support/rng.rs"]
-#[expect(dead_code, reason = "a fuzzer brings its own seeds")]
+#[expect(dead_code, reason = "the fuzzer's inputs replace random seeds")]
 mod rng;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| operations::operations(bytes));

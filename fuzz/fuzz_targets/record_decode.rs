@@ -1,4 +1,4 @@
-//! Any bytes are safe to take for a record, and what is decoded is what is there.
+//! Decoding any bytes as a record is safe, and a decoded record equals the encoded bytes.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| keepwarm::fuzzing::record_decode(bytes));

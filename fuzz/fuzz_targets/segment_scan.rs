@@ -1,4 +1,5 @@
-//! Any bytes are safe to scan as a segment: the scan ends, stays within the file, and yields sound records alone.
+//! Scanning any bytes as a segment is safe: the scan ends, stays within the file, and yields only
+//! sound records.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| keepwarm::fuzzing::segment_scan(bytes));

@@ -1,4 +1,4 @@
-//! `add` stores only what is not there, and has one winner.
+//! `add`: stores only if the key is absent; of concurrent calls exactly one stores.
 
 use std::sync::Barrier;
 use std::thread;
@@ -8,7 +8,7 @@ use keepwarm::Timeout;
 use crate::{secs, with_cache};
 
 #[test]
-fn a_present_entry_stays() {
+fn a_present_entry_is_kept() {
     with_cache(|cache, _| {
         assert!(cache.add("a", "first", secs(5)).unwrap());
         assert!(!cache.add("a", "second", Timeout::Never).unwrap());
@@ -18,7 +18,7 @@ fn a_present_entry_stays() {
 }
 
 #[test]
-fn an_expired_entry_is_not_there() {
+fn an_expired_entry_counts_as_absent() {
     with_cache(|cache, clock| {
         cache.set("a", "first", secs(5)).unwrap();
         clock.advance(secs(5));
@@ -28,7 +28,7 @@ fn an_expired_entry_is_not_there() {
 }
 
 #[test]
-fn among_threads_there_is_one_winner() {
+fn of_concurrent_adds_exactly_one_stores() {
     with_cache(|cache, _| {
         for round in 0..50 {
             let (key, barrier) = (format!("round {round}"), Barrier::new(8));

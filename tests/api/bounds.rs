@@ -1,4 +1,4 @@
-//! No bound is ever exceeded, and what was used least recently goes first.
+//! Bounds: no limit is ever exceeded, and the least recently used entries are evicted first.
 
 use std::thread;
 
@@ -7,7 +7,7 @@ use keepwarm::Timeout;
 use crate::for_each_backend;
 
 #[test]
-fn the_least_recently_used_go_first() {
+fn the_least_recently_used_are_evicted_first() {
     for_each_backend(|make| {
         let cache = make.builder().max_entries(4).cull_frequency(2).open().unwrap();
         for key in ["a", "b", "c", "d"] {
@@ -24,7 +24,7 @@ fn the_least_recently_used_go_first() {
 }
 
 #[test]
-fn a_fraction_of_less_than_one_is_one() {
+fn a_cull_evicts_at_least_one_entry() {
     for_each_backend(|make| {
         let cache = make.builder().max_entries(3).cull_frequency(32).open().unwrap();
         for n in 0..20u64 {
@@ -35,7 +35,7 @@ fn a_fraction_of_less_than_one_is_one() {
 }
 
 #[test]
-fn overwriting_and_touching_cull_nothing() {
+fn overwriting_and_touching_evict_nothing() {
     for_each_backend(|make| {
         let cache = make.builder().max_entries(2).cull_frequency(1).open().unwrap();
         cache.set("a", &1, Timeout::Never).unwrap();
@@ -50,7 +50,7 @@ fn overwriting_and_touching_cull_nothing() {
 }
 
 #[test]
-fn threads_do_not_exceed_the_bounds() {
+fn concurrent_writers_do_not_exceed_the_bounds() {
     for_each_backend(|make| {
         const MAX_BYTES: u64 = 8 << 20;
         let cache =

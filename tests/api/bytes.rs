@@ -1,4 +1,4 @@
-//! Bytes go in and come out as they are, and typed byte arrays are stored as MessagePack's bin.
+//! Byte values: raw bytes are stored unchanged; typed byte arrays are stored as MessagePack bin.
 
 use keepwarm::{ErrorKind, Timeout};
 use serde_bytes::ByteBuf;
@@ -6,7 +6,7 @@ use serde_bytes::ByteBuf;
 use crate::with_cache;
 
 #[test]
-fn bytes_come_back_as_they_were() {
+fn bytes_are_returned_unchanged() {
     with_cache(|cache, _| {
         for bytes in [&b""[..], b"\x00", b"\xc0", &[0xff; 100_000]] {
             cache.set_bytes("a", bytes, Timeout::Default).unwrap();
@@ -22,7 +22,7 @@ fn bytes_come_back_as_they_were() {
 }
 
 #[test]
-fn bytes_stay_readable_after_the_entry_is_gone() {
+fn bytes_stay_readable_after_the_entry_is_removed() {
     with_cache(|cache, _| {
         cache.set_bytes("a", &[7; 10_000], Timeout::Default).unwrap();
         let bytes = cache.get_bytes("a").unwrap().unwrap();
@@ -33,7 +33,7 @@ fn bytes_stay_readable_after_the_entry_is_gone() {
 }
 
 #[test]
-fn a_typed_byte_array_gives_its_bytes() {
+fn get_bytes_reads_a_typed_byte_array() {
     with_cache(|cache, _| {
         cache.set("vec", &vec![1u8, 2, 255], Timeout::Default).unwrap();
         cache.set("array", &[1u8, 2, 255], Timeout::Default).unwrap();
@@ -54,7 +54,7 @@ fn a_typed_byte_array_gives_its_bytes() {
 }
 
 #[test]
-fn a_byte_array_takes_a_byte_a_byte() {
+fn a_typed_byte_array_takes_one_byte_per_element() {
     with_cache(|cache, _| {
         let used = |value: &dyn Fn()| {
             cache.clear().unwrap();
@@ -63,12 +63,12 @@ fn a_byte_array_takes_a_byte_a_byte() {
         };
         let raw = used(&|| cache.set_bytes("a", &[200; 500_000], Timeout::Default).unwrap());
         let typed = used(&|| cache.set("a", &vec![200u8; 500_000], Timeout::Default).unwrap());
-        assert!(typed < raw + 100_000, "{typed} bytes for a typed one, {raw} for a raw one");
+        assert!(typed < raw + 100_000, "typed array: {typed} bytes; raw bytes: {raw} bytes");
     });
 }
 
 #[test]
-fn what_is_no_byte_array_has_no_bytes() {
+fn get_bytes_of_another_type_is_a_decode_error() {
     with_cache(|cache, _| {
         cache.set("text", "abc", Timeout::Default).unwrap();
         cache.set("integer", &1, Timeout::Default).unwrap();
@@ -82,7 +82,7 @@ fn what_is_no_byte_array_has_no_bytes() {
 }
 
 #[test]
-fn raw_bytes_are_of_no_other_type() {
+fn raw_bytes_decode_as_no_other_type() {
     with_cache(|cache, _| {
         // 0x01 would be the MessagePack of 1.
         cache.set_bytes("a", b"\x01", Timeout::Default).unwrap();

@@ -1,11 +1,11 @@
-//! `clear` removes everything, whatever its prefix and version.
+//! `clear`: removes every entry, of all prefixes and versions.
 
 use keepwarm::Timeout;
 
 use crate::with_cache;
 
 #[test]
-fn every_view_is_emptied() {
+fn clear_empties_every_view() {
     with_cache(|cache, _| {
         let views = [cache.clone(), cache.with_version(2), cache.with_prefix("other")];
         for view in &views {
@@ -21,7 +21,7 @@ fn every_view_is_emptied() {
 }
 
 #[test]
-fn what_is_stored_afterwards_stays() {
+fn entries_stored_after_a_clear_stay() {
     with_cache(|cache, _| {
         for round in 0..10 {
             cache.set("a", &round, Timeout::Never).unwrap();

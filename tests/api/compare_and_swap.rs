@@ -1,4 +1,4 @@
-//! `compare_and_swap` replaces just the write that was read.
+//! `compare_and_swap`: replaces the entry only if it is still the write that was read.
 
 use std::thread;
 
@@ -31,7 +31,7 @@ fn the_expected_entry_is_replaced() {
 }
 
 #[test]
-fn every_change_is_a_conflict() {
+fn every_change_in_between_is_a_conflict() {
     with_cache(|cache, _| {
         type Meanwhile<'a> = (&'static str, Box<dyn Fn() + 'a>);
         let changes: [Meanwhile<'_>; 5] = [
@@ -61,7 +61,7 @@ fn every_change_is_a_conflict() {
 }
 
 #[test]
-fn expecting_nothing_stores_only_where_nothing_is() {
+fn expecting_no_entry_stores_only_if_absent() {
     with_cache(|cache, _| {
         let token = stored(cache.compare_and_swap("a", None, &1, Timeout::Default).unwrap());
         assert_eq!(
@@ -89,7 +89,7 @@ fn an_expired_entry_is_a_conflict() {
 }
 
 #[test]
-fn threads_lose_no_update() {
+fn concurrent_swaps_lose_no_update() {
     with_cache(|cache, _| {
         cache.set("list", &Vec::<u32>::new(), Timeout::Never).unwrap();
         thread::scope(|scope| {

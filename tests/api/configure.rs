@@ -1,4 +1,4 @@
-//! Limits change while the cache is open.
+//! `configure`: changes limits while the cache is open.
 
 use keepwarm::{Cache, ErrorKind, NewLimits, Timeout};
 
@@ -11,7 +11,7 @@ fn fill(cache: &Cache, count: u64) {
 }
 
 #[test]
-fn what_is_not_named_stays() {
+fn limits_that_are_not_named_are_kept() {
     for_each_backend(|make| {
         let cache =
             make.builder().max_entries(1000).cull_frequency(3).max_bytes(8 << 20).open().unwrap();
@@ -30,7 +30,7 @@ fn what_is_not_named_stays() {
 }
 
 #[test]
-fn lower_limits_evict_what_was_used_least_recently_and_hold() {
+fn lower_limits_evict_the_least_recently_used_and_hold() {
     for_each_backend(|make| {
         let cache = make.builder().max_entries(1000).cull_frequency(4).open().unwrap();
         fill(&cache, 1000);
@@ -47,12 +47,12 @@ fn lower_limits_evict_what_was_used_least_recently_and_hold() {
             cache.set(&format!("again {}", cache.len()), &1, Timeout::Never).unwrap();
         }
         cache.set("one too many", &1, Timeout::Never).unwrap();
-        assert_eq!(cache.len(), 1, "0 removes all");
+        assert_eq!(cache.len(), 1, "a cull frequency of 0 evicts all");
     });
 }
 
 #[test]
-fn lower_bytes_hold_at_once() {
+fn a_lower_byte_limit_holds_at_once() {
     for_each_backend(|make| {
         const LESS: u64 = 4 << 20;
         let cache = make.builder().max_entries(1000).max_bytes(64 << 20).open().unwrap();
@@ -77,7 +77,7 @@ fn lower_bytes_hold_at_once() {
 }
 
 #[test]
-fn a_bad_limit_is_named_and_nothing_changes() {
+fn an_invalid_limit_is_named_and_changes_nothing() {
     for_each_backend(|make| {
         let cache = make.builder().max_entries(50).open().unwrap();
         fill(&cache, 50);
@@ -102,7 +102,7 @@ fn a_bad_limit_is_named_and_nothing_changes() {
 }
 
 #[test]
-fn a_cache_that_was_closed_keeps_what_it_was_told() {
+fn a_closed_cache_keeps_its_configured_limits() {
     for_each_backend(|make| {
         let cache = make.builder().max_entries(1000).open().unwrap();
         fill(&cache, 60);
@@ -114,8 +114,10 @@ fn a_cache_that_was_closed_keeps_what_it_was_told() {
     });
 }
 
+/// The index is sized when the directory is opened: a higher `max_entries` is capped to its room
+/// until the directory is opened again.
 #[test]
-fn a_directory_that_was_made_for_less_holds_it_all_when_it_is_opened_again() {
+fn a_reopened_directory_grows_to_its_configured_limits() {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
     let open = |keep| {
@@ -124,7 +126,7 @@ fn a_directory_that_was_made_for_less_holds_it_all_when_it_is_opened_again() {
     let cache = open(false);
     let counts = cache.configure(&NewLimits::new().max_entries(8000).max_bytes(64 << 20)).unwrap();
     assert!((1000..4000).contains(&counts.max_entries), "{counts:?}");
-    assert_eq!(counts.max_bytes, 64 << 20, "its table of segments has room for that");
+    assert_eq!(counts.max_bytes, 64 << 20, "the segment table has room for that");
     fill(&cache, 5000);
     assert!(cache.len() <= counts.max_entries);
     drop(cache);
@@ -133,7 +135,7 @@ fn a_directory_that_was_made_for_less_holds_it_all_when_it_is_opened_again() {
     fill(&cache, 5000);
     assert_eq!(cache.len(), 5000);
     assert!(cache.check().unwrap().is_sound());
-    // So little that not even the index has room in it.
+    // Less than the index itself takes.
     let counts = cache.configure(&NewLimits::new().max_entries(10).max_bytes(1 << 20)).unwrap();
     assert!(counts.max_entries == 10 && counts.max_bytes >= 1 << 20, "{counts:?}");
     assert!(cache.len() <= 10 && cache.stats().bytes <= counts.max_bytes, "{:?}", cache.stats());
@@ -142,5 +144,5 @@ fn a_directory_that_was_made_for_less_holds_it_all_when_it_is_opened_again() {
     assert_eq!((cache.limits().max_entries, cache.limits().max_bytes), (10, 1 << 20));
     assert!(cache.stats().bytes <= 1 << 20, "{:?}", cache.stats());
     drop(cache);
-    assert_eq!(open(false).limits().max_entries, 1000, "who opens it alone says what counts");
+    assert_eq!(open(false).limits().max_entries, 1000, "the first to open it sets the limits");
 }

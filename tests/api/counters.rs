@@ -1,4 +1,4 @@
-//! Counters are exact, checked, keep their expiry, and are integers.
+//! Counters: exact, checked for overflow, integers only; a change keeps the expiry.
 
 use std::thread;
 
@@ -6,7 +6,7 @@ use keepwarm::{Cache, Error, ErrorKind, Timeout, Ttl};
 
 use crate::{secs, with_cache};
 
-/// That `change` of the entry `key` fails with `kind` and leaves it as it was.
+/// Asserts that `change` fails with `kind` and leaves the entry of `key` unchanged.
 fn refuses(cache: &Cache, key: &str, kind: ErrorKind, change: impl Fn() -> Result<i64, Error>) {
     let before = cache.get_entry::<serde_json::Value>(key).unwrap();
     let error = change().unwrap_err();
@@ -15,7 +15,7 @@ fn refuses(cache: &Cache, key: &str, kind: ErrorKind, change: impl Fn() -> Resul
 }
 
 #[test]
-fn the_expiry_is_kept() {
+fn a_change_keeps_the_expiry() {
     with_cache(|cache, clock| {
         cache.set("a", &1, secs(10)).unwrap();
         clock.advance(secs(4));
@@ -46,10 +46,10 @@ fn overflow_is_an_error_in_both_directions() {
 }
 
 #[test]
-fn the_least_delta_can_be_subtracted() {
+fn i64_min_can_be_subtracted() {
     with_cache(|cache, _| {
         cache.set("a", &-1, Timeout::Never).unwrap();
-        // i64::MIN has no opposite in 64 bits, but -1 - i64::MIN is i64::MAX.
+        // -i64::MIN does not fit 64 bits, but -1 - i64::MIN is i64::MAX.
         assert_eq!(cache.decr("a", i64::MIN).unwrap(), i64::MAX);
         assert_eq!(cache.incr("a", i64::MIN).unwrap(), -1);
         cache.set("a", &0, Timeout::Never).unwrap();
@@ -69,7 +69,7 @@ fn large_deltas_are_exact() {
 }
 
 #[test]
-fn integers_of_every_width_count() {
+fn integers_of_every_width_can_be_changed() {
     with_cache(|cache, _| {
         cache.set("u8", &255u8, Timeout::Never).unwrap();
         cache.set("i8", &-128i8, Timeout::Never).unwrap();
@@ -85,14 +85,14 @@ fn integers_of_every_width_count() {
         assert_eq!(cache.incr("u32", 1).unwrap(), 1 << 32);
         assert_eq!(cache.decr("i32", 1).unwrap(), i64::from(i32::MIN) - 1);
         assert_eq!(cache.incr("u64", 1).unwrap(), (1 << 40) + 1);
-        // What was counted is read as any type that it fits.
+        // The result can be read as any type that it fits.
         assert_eq!(cache.get::<u16>("u8").unwrap(), Some(256));
         assert_eq!(cache.get::<u8>("u8").unwrap_err().kind(), ErrorKind::Decode);
     });
 }
 
 #[test]
-fn an_unsigned_integer_beyond_64_bits_signed_overflows() {
+fn a_counter_beyond_i64_max_is_an_overflow() {
     with_cache(|cache, _| {
         cache.set("a", &u64::MAX, Timeout::Never).unwrap();
         refuses(&cache, "a", ErrorKind::Overflow, || cache.incr("a", 1));
@@ -101,7 +101,7 @@ fn an_unsigned_integer_beyond_64_bits_signed_overflows() {
 }
 
 #[test]
-fn what_is_no_integer_does_not_count() {
+fn changing_a_value_that_is_no_integer_fails() {
     with_cache(|cache, _| {
         cache.set("float", &1.0, Timeout::Never).unwrap();
         cache.set("bool", &true, Timeout::Never).unwrap();
@@ -121,7 +121,7 @@ fn what_is_no_integer_does_not_count() {
 }
 
 #[test]
-fn what_is_missing_does_not_count() {
+fn changing_a_missing_counter_fails() {
     with_cache(|cache, _| {
         refuses(&cache, "a", ErrorKind::NotFound, || cache.incr("a", 1));
         refuses(&cache, "a", ErrorKind::NotFound, || cache.decr("a", 0));
@@ -146,7 +146,7 @@ fn a_new_counter_starts_from_its_initial_value() {
 }
 
 #[test]
-fn threads_lose_no_count() {
+fn concurrent_changes_lose_no_increment() {
     with_cache(|cache, _| {
         thread::scope(|scope| {
             for thread in 0..8 {

@@ -1,4 +1,4 @@
-//! The dummy cache keeps nothing and lets every write succeed, as Django's does.
+//! The dummy backend: keeps nothing, and every write succeeds, as with Django's.
 
 use keepwarm::{Cache, ErrorKind, Timeout};
 
@@ -23,7 +23,7 @@ fn it_keeps_nothing() {
 }
 
 #[test]
-fn it_computes_each_time() {
+fn get_or_set_computes_every_time() {
     let cache = Cache::dummy();
     for n in 0..3 {
         assert_eq!(cache.get_or_set("a", Timeout::Never, || n).unwrap(), n);
@@ -31,7 +31,7 @@ fn it_computes_each_time() {
 }
 
 #[test]
-fn it_checks_keys_and_values_like_the_others() {
+fn it_checks_keys_like_the_other_backends() {
     let cache = Cache::dummy();
     assert_eq!(
         cache.set(&"k".repeat(70_000), &1, Timeout::Never).unwrap_err().kind(),

@@ -1,4 +1,4 @@
-//! An error says what was being done, to which key, and why it failed.
+//! Errors: each names the operation, the key, and the cause.
 
 use std::error::Error as _;
 
@@ -7,7 +7,7 @@ use keepwarm::{ErrorKind, Timeout};
 use crate::with_cache;
 
 #[test]
-fn the_call_and_the_key_are_named_as_the_caller_knows_them() {
+fn errors_name_the_call_and_the_key_of_the_caller() {
     with_cache(|cache, _| {
         let cache = cache.with_prefix("prefix");
         cache.set("a", "text", Timeout::Default).unwrap();
@@ -27,7 +27,7 @@ fn the_call_and_the_key_are_named_as_the_caller_knows_them() {
 }
 
 #[test]
-fn a_value_too_large_changes_nothing() {
+fn a_value_that_is_too_large_changes_nothing() {
     crate::for_each_backend(|make| {
         let cache = make.builder().max_bytes(4 << 20).open().unwrap();
         cache.set("a", "small", Timeout::Never).unwrap();

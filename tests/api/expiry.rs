@@ -1,4 +1,4 @@
-//! Entries expire when they should, to the millisecond, and not before.
+//! Expiry: exact to the millisecond.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,7 +7,7 @@ use keepwarm::{Clock as _, Timeout, Timestamp, Ttl};
 use crate::{for_each_backend, ms, secs, with_cache};
 
 #[test]
-fn an_entry_lives_until_its_timeout_and_no_longer() {
+fn an_entry_expires_exactly_at_its_timeout() {
     with_cache(|cache, clock| {
         cache.set("a", &1, ms(1500)).unwrap();
         clock.advance(ms(1499));
@@ -25,7 +25,7 @@ fn an_entry_lives_until_its_timeout_and_no_longer() {
 }
 
 #[test]
-fn less_than_a_millisecond_counts_as_one() {
+fn a_timeout_below_a_millisecond_counts_as_one() {
     with_cache(|cache, clock| {
         cache.set("a", &1, Duration::from_nanos(1)).unwrap();
         assert_eq!(cache.get::<u8>("a").unwrap(), Some(1));
@@ -35,11 +35,11 @@ fn less_than_a_millisecond_counts_as_one() {
 }
 
 #[test]
-fn too_long_a_timeout_is_never() {
+fn a_timeout_beyond_the_last_timestamp_is_never() {
     with_cache(|cache, clock| {
         cache.set("a", &1, Duration::MAX).unwrap();
         assert_eq!(cache.ttl("a").unwrap(), Some(Ttl::Never));
-        // The longest that is not: one that ends at the last point in time.
+        // The longest timeout that is not: it ends at the last timestamp.
         let longest = Timestamp::MAX.saturating_since(clock.now());
         cache.set("b", &1, longest).unwrap();
         assert_eq!(cache.ttl("b").unwrap(), Some(Ttl::Remaining(longest)));
@@ -53,7 +53,7 @@ fn too_long_a_timeout_is_never() {
 }
 
 #[test]
-fn the_default_is_300_seconds_unless_the_builder_says_otherwise() {
+fn the_default_timeout_is_300_seconds_or_the_builders() {
     with_cache(|cache, _| {
         cache.set("a", &1, Timeout::Default).unwrap();
         assert_eq!(cache.ttl("a").unwrap(), Some(Ttl::Remaining(secs(300))));
@@ -66,7 +66,7 @@ fn the_default_is_300_seconds_unless_the_builder_says_otherwise() {
 }
 
 #[test]
-fn an_overwrite_has_an_expiry_of_its_own() {
+fn an_overwrite_sets_its_own_expiry() {
     with_cache(|cache, clock| {
         cache.set("a", &1, secs(5)).unwrap();
         cache.set("a", &2, Timeout::Never).unwrap();
@@ -76,7 +76,7 @@ fn an_overwrite_has_an_expiry_of_its_own() {
 }
 
 #[test]
-fn touch_persist_and_expire_at_change_the_expiry_and_not_the_value() {
+fn touch_persist_and_expire_at_change_only_the_expiry() {
     with_cache(|cache, clock| {
         cache.set("a", "x", secs(5)).unwrap();
         assert!(cache.touch("a", secs(50)).unwrap());
@@ -95,7 +95,7 @@ fn touch_persist_and_expire_at_change_the_expiry_and_not_the_value() {
 }
 
 #[test]
-fn a_point_in_time_that_has_passed_removes_the_entry() {
+fn expire_at_a_time_in_the_past_removes_the_entry() {
     with_cache(|cache, clock| {
         for at in [SystemTime::UNIX_EPOCH, clock.now().into()] {
             cache.set("a", &1, Timeout::Never).unwrap();
@@ -107,7 +107,7 @@ fn a_point_in_time_that_has_passed_removes_the_entry() {
 }
 
 #[test]
-fn when_the_clock_steps_back_entries_live_longer() {
+fn entries_live_longer_if_the_clock_steps_back() {
     with_cache(|cache, clock| {
         cache.set("a", &1, secs(5)).unwrap();
         clock.set(Timestamp::from_millis(1_000));
@@ -119,7 +119,7 @@ fn when_the_clock_steps_back_entries_live_longer() {
 }
 
 #[test]
-fn maintenance_removes_what_has_expired() {
+fn maintain_removes_expired_entries() {
     with_cache(|cache, clock| {
         for n in 0..100 {
             cache.set(&format!("short {n}"), &n, secs(1)).unwrap();

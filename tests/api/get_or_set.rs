@@ -1,4 +1,5 @@
-//! `get_or_set` returns what is there, or computes and keeps it. Among threads: `single_flight.rs`.
+//! `get_or_set`: returns the stored value, or computes and stores it. For concurrent callers see
+//! `single_flight.rs`.
 
 use keepwarm::{ComputeError, ErrorKind, Timeout, Ttl};
 use serde::{Deserialize, Serialize};
@@ -6,14 +7,14 @@ use serde::{Deserialize, Serialize};
 use crate::{for_each_backend, ms, secs, with_cache};
 
 #[test]
-fn what_is_there_is_not_computed() {
+fn a_stored_value_is_not_computed() {
     with_cache(|cache, _| {
         cache.set("a", &1, Timeout::Default).unwrap();
         assert_eq!(
             cache.get_or_set("a", Timeout::Default, || -> u8 { panic!("it is there") }).unwrap(),
             1
         );
-        // A stored null is there, too.
+        // A stored null is a hit too.
         cache.set("null", &(), Timeout::Default).unwrap();
         let null =
             cache.get_or_set("null", Timeout::Default, || -> Option<u8> { panic!("it is there") });
@@ -22,7 +23,7 @@ fn what_is_there_is_not_computed() {
 }
 
 #[test]
-fn what_is_computed_is_kept_for_its_timeout() {
+fn a_computed_value_is_kept_for_its_timeout() {
     with_cache(|cache, clock| {
         assert_eq!(cache.get_or_set("a", secs(5), || 1).unwrap(), 1);
         assert_eq!(cache.get_or_set("a", secs(50), || 2).unwrap(), 1);
@@ -59,7 +60,7 @@ fn a_value_of_another_type_is_replaced() {
 }
 
 #[test]
-fn what_somebody_stored_meanwhile_is_returned() {
+fn a_value_stored_during_the_computation_wins() {
     with_cache(|cache, _| {
         let value = cache.get_or_set("a", Timeout::Default, || {
             cache.set("a", &1, Timeout::Default).unwrap();
@@ -67,7 +68,7 @@ fn what_somebody_stored_meanwhile_is_returned() {
         });
         assert_eq!(value.unwrap(), 1);
         assert_eq!(cache.get::<u8>("a").unwrap(), Some(1));
-        // Unless it is of another type.
+        // Not if it is of another type: then the computed value replaces it.
         let value = cache.get_or_set("b", Timeout::Default, || {
             cache.set("b", "text", Timeout::Default).unwrap();
             2
@@ -78,7 +79,7 @@ fn what_somebody_stored_meanwhile_is_returned() {
 }
 
 #[test]
-fn an_error_is_returned_and_not_kept() {
+fn an_error_is_returned_and_not_stored() {
     with_cache(|cache, _| {
         let failed = cache.try_get_or_set::<u8, _>("a", Timeout::Default, || Err("no luck"));
         assert!(matches!(failed, Err(ComputeError::Compute("no luck"))));
@@ -102,17 +103,17 @@ fn the_value_is_returned_even_if_it_cannot_be_stored() {
 #[test]
 fn the_value_is_returned_even_if_it_cannot_be_encoded() {
     #[derive(Deserialize)]
-    struct Stubborn;
-    impl Serialize for Stubborn {
+    struct NotEncodable;
+    impl Serialize for NotEncodable {
         fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
             Err(serde::ser::Error::custom("no"))
         }
     }
     with_cache(|cache, _| {
-        assert!(cache.get_or_set("a", Timeout::Default, || Stubborn).is_ok());
+        assert!(cache.get_or_set("a", Timeout::Default, || NotEncodable).is_ok());
         assert_eq!(cache.stats().store_failures, 1);
         assert_eq!(
-            cache.set("a", &Stubborn, Timeout::Default).unwrap_err().kind(),
+            cache.set("a", &NotEncodable, Timeout::Default).unwrap_err().kind(),
             ErrorKind::Encode
         );
         assert!(cache.is_empty());
@@ -127,7 +128,7 @@ fn a_miss_is_one_read_and_one_write() {
         cache.get_or_set("a", ms(5), || 1).unwrap();
         let after = cache.stats();
         assert_eq!(after.commits - before.commits, 1);
-        // Flights that land in other tests meanwhile make it look once more.
+        // A flight that ends in another test meanwhile causes one more lookup.
         assert!((1..=2).contains(&(after.misses - before.misses)));
     });
 }

@@ -1,4 +1,4 @@
-//! `keys` and `iter` give what this view holds, each entry once.
+//! Iteration: `keys` and `iter` return each entry of this view once.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ fn sorted(keys: impl Iterator<Item = keepwarm::Result<String>>) -> Vec<String> {
 }
 
 #[test]
-fn each_entry_comes_once() {
+fn each_entry_is_returned_once() {
     with_cache(|cache, _| {
         let all: BTreeMap<String, u32> = (0..3000).map(|n| (format!("key {n}"), n)).collect();
         assert!(cache.set_many(&all, Timeout::Default).is_empty());
@@ -25,7 +25,7 @@ fn each_entry_comes_once() {
 }
 
 #[test]
-fn other_views_are_left_out() {
+fn entries_of_other_views_are_left_out() {
     with_cache(|cache, _| {
         cache.set("a", &1, Timeout::Default).unwrap();
         cache.set("", &1, Timeout::Default).unwrap();
@@ -40,7 +40,7 @@ fn other_views_are_left_out() {
 }
 
 #[test]
-fn with_a_key_function_the_stored_keys_are_given() {
+fn with_a_key_function_the_stored_keys_are_returned() {
     for_each_backend(|make| {
         let cache = make
             .builder()
@@ -54,7 +54,7 @@ fn with_a_key_function_the_stored_keys_are_given() {
 }
 
 #[test]
-fn what_has_expired_is_left_out() {
+fn expired_entries_are_left_out() {
     with_cache(|cache, clock| {
         cache.set("a", &1, secs(1)).unwrap();
         cache.set("b", &2, secs(2)).unwrap();
@@ -64,7 +64,7 @@ fn what_has_expired_is_left_out() {
 }
 
 #[test]
-fn a_value_of_another_type_is_one_error_among_the_rest() {
+fn a_value_of_another_type_is_one_error_only() {
     with_cache(|cache, _| {
         cache.set("a", &1, Timeout::Default).unwrap();
         cache.set("b", "text", Timeout::Default).unwrap();
@@ -78,7 +78,7 @@ fn a_value_of_another_type_is_one_error_among_the_rest() {
 }
 
 #[test]
-fn the_cache_may_change_meanwhile() {
+fn changes_during_iteration_neither_skip_nor_repeat() {
     with_cache(|cache, _| {
         for n in 0..1000 {
             cache.set(&format!("stays {n}"), &n, Timeout::Default).unwrap();

@@ -1,4 +1,4 @@
-//! Jitter shortens the timeouts of what is computed, within its fraction, and nothing else.
+//! Jitter: shortens the timeouts of computed values, by at most its fraction, and nothing else.
 
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ fn without_jitter_timeouts_are_exact() {
 }
 
 #[test]
-fn what_is_set_keeps_its_timeout() {
+fn a_value_that_is_set_keeps_its_timeout() {
     for_each_backend(|make| {
         let cache = cache(make, 0.9, 1);
         cache.set("a", &1, secs(100)).unwrap();

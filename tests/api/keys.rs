@@ -1,4 +1,4 @@
-//! Keys: prefixes, versions, key functions, their length, and the portable-key check.
+//! Keys: prefixes, versions, key functions, the maximum length, and the portable-key check.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -41,7 +41,7 @@ fn the_builder_sets_prefix_and_version() {
 }
 
 #[test]
-fn colons_collide_as_they_do_in_django() {
+fn prefixes_with_colons_collide_as_in_django() {
     with_cache(|cache, _| {
         cache.with_prefix("a:1").set("x", &1, Timeout::Default).unwrap();
         assert_eq!(cache.with_prefix("a").get::<u8>("1:x").unwrap(), Some(1));
@@ -49,7 +49,7 @@ fn colons_collide_as_they_do_in_django() {
 }
 
 #[test]
-fn any_string_is_a_key() {
+fn any_string_is_a_valid_key() {
     with_cache(|cache, _| {
         let keys = ["", " ", "\0", "\n", "ключ", "🗝", ":", "a:b", "%s", "../../etc/passwd"];
         for (n, key) in keys.iter().enumerate() {
@@ -62,7 +62,7 @@ fn any_string_is_a_key() {
 }
 
 #[test]
-fn the_longest_stored_key_has_64_kibibytes() {
+fn a_stored_key_has_at_most_64_kib() {
     with_cache(|cache, _| {
         let longest = "k".repeat(65_536 - ":1:".len());
         cache.set(&longest, &1, Timeout::Default).unwrap();
@@ -83,7 +83,7 @@ fn the_longest_stored_key_has_64_kibibytes() {
 }
 
 #[test]
-fn a_key_function_is_called_each_time() {
+fn a_key_function_is_called_on_every_call() {
     for_each_backend(|make| {
         let calls = Arc::new(AtomicUsize::new(0));
         let counted = calls.clone();
@@ -115,7 +115,7 @@ fn long_keys_can_be_hashed() {
 }
 
 #[test]
-fn the_portable_check_refuses_what_memcached_would() {
+fn portable_keys_refuses_keys_that_memcached_refuses() {
     for_each_backend(|make| {
         let cache = make.builder().portable_keys(true).open().unwrap();
         cache.set(&"ü".repeat(247), &1, Timeout::Default).unwrap();

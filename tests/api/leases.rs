@@ -1,4 +1,4 @@
-//! A lease has one holder, ends by itself, and is only ever released by its holder.
+//! Leases: one holder at a time, expire by themselves, and only the holder can release one.
 
 use std::sync::Barrier;
 use std::thread;
@@ -8,7 +8,7 @@ use keepwarm::{ErrorKind, Timeout};
 use crate::{secs, with_cache};
 
 #[test]
-fn one_holder_at_a_time() {
+fn a_lease_has_one_holder_at_a_time() {
     with_cache(|cache, _| {
         let lease = cache.lease("a", secs(5)).unwrap().unwrap();
         assert_eq!(lease.key(), "a");
@@ -21,7 +21,7 @@ fn one_holder_at_a_time() {
 }
 
 #[test]
-fn among_threads_one_gets_it() {
+fn of_concurrent_callers_exactly_one_gets_the_lease() {
     with_cache(|cache, _| {
         let barrier = Barrier::new(8);
         let leases: Vec<_> = thread::scope(|scope| {
@@ -40,7 +40,7 @@ fn among_threads_one_gets_it() {
 }
 
 #[test]
-fn it_ends_by_itself() {
+fn a_lease_expires_by_itself() {
     with_cache(|cache, clock| {
         let first = cache.lease("a", secs(5)).unwrap().unwrap();
         clock.advance(secs(5));
@@ -51,7 +51,7 @@ fn it_ends_by_itself() {
 }
 
 #[test]
-fn only_its_holder_releases_it() {
+fn only_the_holder_can_release_a_lease() {
     with_cache(|cache, clock| {
         let first = cache.lease("a", secs(5)).unwrap().unwrap();
         let dropped = cache.lease("b", secs(5)).unwrap().unwrap();
@@ -68,7 +68,7 @@ fn only_its_holder_releases_it() {
 }
 
 #[test]
-fn renewing_makes_it_last() {
+fn renew_extends_the_lease() {
     with_cache(|cache, clock| {
         let lease = cache.lease("a", secs(5)).unwrap().unwrap();
         clock.advance(secs(4));
@@ -80,7 +80,7 @@ fn renewing_makes_it_last() {
 }
 
 #[test]
-fn a_touch_by_somebody_else_does_not_take_it() {
+fn a_touch_of_the_key_does_not_break_the_lease() {
     with_cache(|cache, _| {
         let lease = cache.lease("a", secs(5)).unwrap().unwrap();
         assert!(cache.touch("a", Timeout::Never).unwrap());
@@ -91,7 +91,7 @@ fn a_touch_by_somebody_else_does_not_take_it() {
 }
 
 #[test]
-fn an_entry_that_replaced_it_stays() {
+fn releasing_keeps_an_entry_that_replaced_the_lease() {
     with_cache(|cache, _| {
         let lease = cache.lease("a", secs(5)).unwrap().unwrap();
         cache.set("a", "mine now", Timeout::Never).unwrap();
@@ -102,7 +102,7 @@ fn an_entry_that_replaced_it_stays() {
 }
 
 #[test]
-fn it_is_released_when_its_holder_panics() {
+fn a_panic_of_the_holder_releases_the_lease() {
     with_cache(|cache, _| {
         let holder = thread::scope(|scope| {
             let holder = scope.spawn(|| {
@@ -117,7 +117,7 @@ fn it_is_released_when_its_holder_panics() {
 }
 
 #[test]
-fn no_duration_is_an_error() {
+fn a_duration_of_zero_is_an_error() {
     with_cache(|cache, _| {
         let error = cache.lease("a", secs(0)).unwrap_err();
         assert_eq!((error.kind(), error.option()), (ErrorKind::InvalidOption, Some("duration")));

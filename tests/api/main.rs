@@ -1,9 +1,11 @@
-//! What the public API promises where Django's recorded answers (`tests/conformance.rs`) say nothing: one
-//! file a promise, each on every backend. No test sleeps; the time is in the tests' hands.
+//! Tests of the public API: the promises that Django's recorded answers (`tests/conformance.rs`)
+//! do not cover. One file per promise, each on every backend. No test sleeps; the tests set the
+//! clock.
 //!
 //! Shows invariant I35.
 
-// Always so for a file in `tests`; said for clippy, which then takes the helpers for tests as well.
+// A file in `tests` is always compiled with `test`. The attribute tells clippy that the helpers
+// are test code too.
 #![cfg(test)]
 
 #[path = "../common/mod.rs"]
@@ -42,7 +44,7 @@ use std::time::Duration;
 use common::for_each_backend;
 use keepwarm::{Cache, ManualClock};
 
-/// Runs `test` on every backend with a new cache whose time stands still until the clock is moved.
+/// Runs `test` on every backend with a new cache whose clock moves only when the test moves it.
 fn with_cache(test: impl Fn(Cache, ManualClock)) {
     for_each_backend(|make| {
         let clock = ManualClock::new();

@@ -1,11 +1,11 @@
-//! The calls for many keys go on where one of them fails.
+//! Calls for many keys: a failure of one key does not affect the others.
 
 use keepwarm::{ErrorKind, Timeout, Ttl};
 
 use crate::{secs, with_cache};
 
 #[test]
-fn values_come_in_the_order_of_the_keys() {
+fn values_are_in_the_order_of_the_keys() {
     with_cache(|cache, _| {
         assert!(cache.set_many((0..10).map(|n| (n.to_string(), n)), secs(5)).is_empty());
         assert_eq!(cache.ttl("3").unwrap(), Some(Ttl::Remaining(secs(5))));
@@ -21,7 +21,7 @@ fn values_come_in_the_order_of_the_keys() {
 }
 
 #[test]
-fn a_bad_one_does_not_stop_the_others() {
+fn one_failure_does_not_stop_the_others() {
     with_cache(|cache, _| {
         let long = "k".repeat(70_000);
         let failed = cache.set_many([("a", 1), (&long, 2), ("b", 3)], Timeout::Default);
@@ -37,7 +37,7 @@ fn a_bad_one_does_not_stop_the_others() {
 }
 
 #[test]
-fn warming_stops_at_the_first_failure() {
+fn warm_stops_at_the_first_failure() {
     with_cache(|cache, _| {
         assert_eq!(
             cache.warm((0..1000).map(|n| (n.to_string(), n)), Timeout::Never).unwrap(),

@@ -1,11 +1,11 @@
-//! That a computation found nothing can be kept, under a timeout of its own.
+//! Negative caching: an absent result can be kept, with a timeout of its own.
 
 use keepwarm::{ComputeError, Timeout, Ttl};
 
 use crate::{secs, with_cache};
 
 #[test]
-fn nothing_is_kept_for_its_own_timeout() {
+fn an_absent_result_is_kept_for_its_own_timeout() {
     with_cache(|cache, clock| {
         let find =
             |value: Option<u8>| cache.get_or_set_option("a", secs(100), secs(5), || value).unwrap();
@@ -23,7 +23,7 @@ fn nothing_is_kept_for_its_own_timeout() {
 }
 
 #[test]
-fn with_no_timeout_nothing_is_not_kept() {
+fn with_a_timeout_of_zero_an_absent_result_is_not_kept() {
     with_cache(|cache, _| {
         let find = |value: Option<u8>| {
             cache.get_or_set_option("a", Timeout::Never, secs(0), || value).unwrap()
@@ -35,7 +35,7 @@ fn with_no_timeout_nothing_is_not_kept() {
 }
 
 #[test]
-fn an_error_is_not_nothing() {
+fn an_error_is_not_an_absent_result() {
     with_cache(|cache, _| {
         let failed =
             cache.try_get_or_set_option::<u8, _>("a", secs(100), secs(5), || Err("no luck"));

@@ -1,4 +1,4 @@
-//! Options are checked when the cache is opened, and a bad one is named.
+//! Options: checked when the cache is opened; the error names the invalid one.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use keepwarm::{Builder, Durability, ErrorKind, Timeout};
 use crate::for_each_backend;
 
 #[test]
-fn a_bad_option_is_named() {
+fn an_invalid_option_is_named() {
     type Change = fn(Builder) -> Builder;
     let bad: [(&str, Change); 11] = [
         ("max_entries", |b| b.max_entries(0)),
@@ -36,7 +36,7 @@ fn a_bad_option_is_named() {
 }
 
 #[test]
-fn the_least_of_everything_works() {
+fn the_lowest_value_of_every_option_works() {
     for_each_backend(|make| {
         let cache = make
             .builder()
@@ -56,7 +56,7 @@ fn the_least_of_everything_works() {
 }
 
 #[test]
-fn a_closed_cache_works_again_when_it_is_used_again() {
+fn a_closed_cache_reopens_on_its_next_use() {
     for_each_backend(|make| {
         let cache = make.builder().open().unwrap();
         cache.set("a", &1, Timeout::Never).unwrap();

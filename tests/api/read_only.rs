@@ -1,4 +1,4 @@
-//! What is opened to be read only is not changed.
+//! Read-only caches: the directory is never changed.
 
 use std::path::Path;
 
@@ -7,11 +7,11 @@ use keepwarm::{Builder, Cache, ErrorKind, NewLimits, Result, Timeout};
 use crate::secs;
 
 fn reader(dir: &Path) -> Cache {
-    // Lower limits than the directory has.
+    // Lower limits than those of the directory.
     Cache::builder(dir).max_entries(2).max_bytes(1 << 20).read_only(true).open().unwrap()
 }
 
-/// A directory with ten entries, and a large one.
+/// A directory with ten small entries and a large one.
 fn filled(dir: &Path) -> Cache {
     let cache = Cache::builder(dir).max_entries(1000).max_bytes(32 << 20).open().unwrap();
     for n in 0..10 {
@@ -23,7 +23,7 @@ fn filled(dir: &Path) -> Cache {
 
 #[track_caller]
 fn refused<T>(result: Result<T>) {
-    let error = result.err().expect("it is refused");
+    let error = result.err().expect("the write is refused");
     assert_eq!(error.kind(), ErrorKind::ReadOnly, "{error}");
 }
 
@@ -51,23 +51,23 @@ fn every_write_is_refused(cache: &Cache) {
     );
 }
 
-fn all_is_there(cache: &Cache) {
+fn every_entry_is_readable(cache: &Cache) {
     assert_eq!(cache.len(), 11);
     for n in 0..10 {
         assert_eq!(cache.get::<i32>(&n.to_string()).unwrap(), Some(n));
     }
     assert_eq!(cache.get_bytes("large").unwrap().unwrap().len(), 3 << 20);
-    assert_eq!(cache.limits().max_entries, 1000, "the directory's");
+    assert_eq!(cache.limits().max_entries, 1000, "the limit of the directory");
     assert!(cache.check().unwrap().is_sound());
 }
 
 #[test]
-fn a_directory_that_nobody_has_open() {
+fn a_directory_that_is_not_open() {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
     drop(filled(&dir));
     let cache = reader(&dir);
-    all_is_there(&cache);
+    every_entry_is_readable(&cache);
     every_write_is_refused(&cache);
     assert_eq!(cache.get_or_set("computed", Timeout::Never, || 5).unwrap(), 5);
     assert!(!cache.contains_key("computed").unwrap());
@@ -75,17 +75,17 @@ fn a_directory_that_nobody_has_open() {
     cache.maintain().unwrap();
     cache.flush().unwrap();
     cache.close().unwrap();
-    all_is_there(&cache);
+    every_entry_is_readable(&cache);
     every_write_is_refused(&cache);
 }
 
 #[test]
-fn a_directory_that_is_in_use() {
+fn a_directory_that_is_open_elsewhere() {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
     let writer = filled(&dir);
     let cache = reader(&dir);
-    all_is_there(&cache);
+    every_entry_is_readable(&cache);
     every_write_is_refused(&cache);
     writer.set("0", &100, Timeout::Never).unwrap();
     assert_eq!(cache.get::<i32>("0").unwrap(), Some(100));
@@ -95,7 +95,7 @@ fn a_directory_that_is_in_use() {
 }
 
 #[test]
-fn none_is_made() {
+fn a_missing_directory_is_not_created() {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
     let open = || Cache::builder(&dir).read_only(true).open();
@@ -110,11 +110,11 @@ fn none_is_made() {
     left.close().unwrap();
     std::fs::remove_dir_all(&dir).unwrap();
     left.get::<i32>("0").unwrap_err();
-    assert!(!dir.exists(), "nor made again");
+    assert!(!dir.exists(), "it is not created again");
 }
 
 #[test]
-fn what_has_no_directory_cannot_be_opened_so() {
+fn a_backend_without_a_directory_refuses_read_only() {
     for builder in [Builder::in_memory(), Builder::dummy()] {
         let error = builder.read_only(true).open().unwrap_err();
         assert_eq!((error.kind(), error.option()), (ErrorKind::InvalidOption, Some("read_only")));

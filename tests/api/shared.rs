@@ -1,5 +1,5 @@
-//! Shared values: decoded once, never stale, never of another type, within their bound, and dropped where calling
-//! the cache again is fine.
+//! Shared values (the hot tier): decoded once, never stale, never of another type, within their
+//! byte bound, and dropped where no lock is held, so that a destructor may call the cache.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -24,15 +24,15 @@ fn page(number: u64) -> Page {
     Page { title: format!("page {number}"), links: (0..number % 20).collect() }
 }
 
-/// Reads until the value is shared, where values are.
+/// Reads until the hot tier keeps the value, on backends that have one.
 fn warm(cache: &Cache, key: &str) -> Arc<Page> {
     let read = || cache.get_shared::<Page>(key).unwrap().unwrap();
     (0..3).for_each(|_| drop(read()));
     read()
 }
 
-/// Runs `test` on the backends that keep what was decoded. sled's does not.
-fn where_values_are_kept(test: impl Fn(&mut Maker)) {
+/// Runs `test` on the backends that keep decoded values. The sled backend does not.
+fn for_each_backend_with_a_hot_tier(test: impl Fn(&mut Maker)) {
     for_each_backend(|make| {
         if make.name != "sled" {
             test(make);
@@ -42,7 +42,7 @@ fn where_values_are_kept(test: impl Fn(&mut Maker)) {
 
 #[test]
 fn readers_share_one_value() {
-    where_values_are_kept(|make| {
+    for_each_backend_with_a_hot_tier(|make| {
         let cache = make.builder().open().unwrap();
         assert_eq!(cache.get_shared::<Page>("a").unwrap(), None);
         cache.set("a", &page(7), Timeout::Default).unwrap();
@@ -59,7 +59,7 @@ fn readers_share_one_value() {
             assert!(Arc::ptr_eq(&thread.join().unwrap(), &shared));
         }
         assert_eq!(cache.stats().hot_hits, hits + 2);
-        // The same key elsewhere is another entry.
+        // The same key under another prefix is another entry.
         let elsewhere = cache.with_prefix("elsewhere");
         assert_eq!(elsewhere.get_shared::<Page>("a").unwrap(), None);
         elsewhere.set("a", &page(8), Timeout::Default).unwrap();
@@ -68,11 +68,11 @@ fn readers_share_one_value() {
     });
 }
 
-/// What it is called, what it does to the page under `a`, and the number of the page that is there then.
+/// The change's name, the change to the page under `a`, and the number of the page afterwards.
 type Change<'a> = (&'a str, &'a dyn Fn(), Option<u64>);
 
 #[test]
-fn nothing_stale_is_given_after_a_change() {
+fn a_read_after_a_change_is_never_stale() {
     with_cache(|cache, clock| {
         let changes: [Change<'_>; 10] = [
             ("set", &|| cache.set("a", &page(2), Timeout::Default).unwrap(), Some(2)),
@@ -126,7 +126,7 @@ fn nothing_stale_is_given_after_a_change() {
                 let after = cache.get_shared::<Page>("a").unwrap();
                 assert_eq!(after.as_deref(), left.map(page).as_ref(), "{name}");
             }
-            assert_eq!(*before, page(1), "what a caller holds stays as it is");
+            assert_eq!(*before, page(1), "a value that a caller holds does not change");
         }
     });
 }
@@ -144,7 +144,7 @@ fn a_shared_value_expires_to_the_millisecond() {
 }
 
 #[test]
-fn a_counter_is_read_as_it_stands() {
+fn a_counter_is_never_read_stale() {
     with_cache(|cache, _| {
         cache.set("n", &0, Timeout::Never).unwrap();
         for n in 1..50u64 {
@@ -157,8 +157,8 @@ fn a_counter_is_read_as_it_stands() {
 }
 
 #[test]
-fn each_type_gets_its_own() {
-    where_values_are_kept(|make| {
+fn each_type_is_decoded_separately() {
+    for_each_backend_with_a_hot_tier(|make| {
         let cache = make.builder().open().unwrap();
         cache.set("n", &7, Timeout::Never).unwrap();
         for _ in 0..5 {
@@ -168,12 +168,12 @@ fn each_type_gets_its_own() {
             let error = cache.get_shared::<Page>("n").unwrap_err();
             assert_eq!((error.kind(), error.key()), (ErrorKind::Decode, Some("n")));
         }
-        // What cannot be decoded does not push out what could be.
+        // A failed decode does not evict a decoded value of another type.
         let read = || cache.get_shared::<u8>("n").unwrap().unwrap();
         let (_, shared) = (read(), read());
         cache.get_shared::<Page>("n").unwrap_err();
         assert!(Arc::ptr_eq(&shared, &cache.get_shared("n").unwrap().unwrap()));
-        // Bytes beside a value, and the value beside the bytes.
+        // The same entry, read alternately as a value and as bytes.
         cache.set_bytes("b", b"bytes", Timeout::Never).unwrap();
         for _ in 0..5 {
             assert_eq!(cache.get_shared::<Vec<u8>>("b").unwrap().unwrap().as_slice(), b"bytes");
@@ -183,8 +183,8 @@ fn each_type_gets_its_own() {
 }
 
 #[test]
-fn they_are_kept_within_their_bytes() {
-    where_values_are_kept(|make| {
+fn shared_values_stay_within_hot_bytes() {
+    for_each_backend_with_a_hot_tier(|make| {
         const HOT_BYTES: u64 = 256 << 10;
         const ENTRIES: u64 = 2000;
         let cache = make.builder().hot_bytes(HOT_BYTES).open().unwrap();
@@ -210,12 +210,12 @@ fn they_are_kept_within_their_bytes() {
                     HOT_BYTES
                 );
             }
-            // One that is used stays, whatever comes.
+            // A value that is in use is not evicted by new ones.
             let first = cache.get_shared::<Page>("0").unwrap().unwrap();
             decoded += u64::from(!Arc::ptr_eq(&first, &cache.get_shared("0").unwrap().unwrap()));
         }
-        // But for the few that have its place in the table of what was read lately, one in 65,536.
-        assert!(decoded <= 8, "{decoded} times");
+        // Except when another key takes its cell in the doorkeeper's table: one in 65,536.
+        assert!(decoded <= 8, "decoded {decoded} times");
         assert!(cache.stats().hot_bytes > HOT_BYTES / 2);
         cache.clear().unwrap();
         assert_eq!(cache.stats().hot_bytes, 0);
@@ -223,7 +223,7 @@ fn they_are_kept_within_their_bytes() {
 }
 
 #[test]
-fn with_no_bytes_for_them_they_are_decoded_each_time() {
+fn with_hot_bytes_of_zero_every_read_decodes() {
     for_each_backend(|make| {
         let cache = make.builder().hot_bytes(0).open().unwrap();
         cache.set("a", &page(1), Timeout::Never).unwrap();
@@ -237,7 +237,7 @@ fn with_no_bytes_for_them_they_are_decoded_each_time() {
 }
 
 #[test]
-fn an_evicted_entry_takes_its_value_along() {
+fn evicting_an_entry_drops_its_shared_value() {
     for_each_backend(|make| {
         let cache = make.builder().max_entries(10).cull_frequency(2).open().unwrap();
         for round in 0..20u64 {
@@ -263,7 +263,7 @@ fn an_evicted_entry_takes_its_value_along() {
     });
 }
 
-/// Lets the readers end when a writer does, also if it fails.
+/// Stops the readers when a writer ends, also when it panics.
 struct SetOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for SetOnDrop<'_> {
@@ -273,10 +273,10 @@ impl Drop for SetOnDrop<'_> {
 }
 
 #[test]
-fn a_writer_reads_its_own_writes_and_readers_never_go_back() {
-    where_values_are_kept(|make| {
-        const TURNS: u64 = 4000;
-        // So small that values are pushed out all the time as well.
+fn writers_read_their_writes_and_readers_never_go_back() {
+    for_each_backend_with_a_hot_tier(|make| {
+        const ROUNDS: u64 = 4000;
+        // Small, so that values are evicted all the time as well.
         let cache = make.builder().hot_bytes(64 << 10).open().unwrap();
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -284,22 +284,22 @@ fn a_writer_reads_its_own_writes_and_readers_never_go_back() {
                 let (cache, done) = (&cache, &done);
                 scope.spawn(move || {
                     let _done = SetOnDrop(done);
-                    for turn in 1..=TURNS {
-                        let key = format!("{me} {}", turn % 3);
-                        match turn % 17 {
+                    for round in 1..=ROUNDS {
+                        let key = format!("{me} {}", round % 3);
+                        match round % 17 {
                             0 => drop(cache.delete(&key).unwrap()),
-                            1 if me == 0 && turn % 5 == 0 => cache.clear().unwrap(),
+                            1 if me == 0 && round % 5 == 0 => cache.clear().unwrap(),
                             2 => drop(cache.touch(&key, Timeout::Default).unwrap()),
                             _ => {
-                                cache.set(&key, &(me, turn), Timeout::Default).unwrap();
-                                // Nobody else writes it; a clear may have removed it.
+                                cache.set(&key, &(me, round), Timeout::Default).unwrap();
+                                // No other thread writes it; a clear may have removed it.
                                 if let Some(found) = cache.get_shared::<(u64, u64)>(&key).unwrap() {
-                                    assert_eq!(*found, (me, turn));
+                                    assert_eq!(*found, (me, round));
                                 }
                                 continue;
                             }
                         }
-                        if turn % 17 == 0 {
+                        if round % 17 == 0 {
                             assert_eq!(cache.get_shared::<(u64, u64)>(&key).unwrap(), None);
                         }
                     }
@@ -310,12 +310,12 @@ fn a_writer_reads_its_own_writes_and_readers_never_go_back() {
                         for (n, newest) in newest.iter_mut().enumerate() {
                             let key = format!("{} {}", n / 3, n % 3);
                             let found = cache.get_shared::<(u64, u64)>(&key).unwrap();
-                            let Some((writer, turn)) = found.as_deref().copied() else { continue };
+                            let Some((writer, round)) = found.as_deref().copied() else { continue };
                             assert!(
-                                writer == n as u64 / 3 && *newest <= turn,
-                                "{key}: {turn} after {newest}"
+                                writer == n as u64 / 3 && *newest <= round,
+                                "{key}: {round} after {newest}"
                             );
-                            *newest = turn;
+                            *newest = round;
                         }
                     }
                 });
@@ -325,35 +325,35 @@ fn a_writer_reads_its_own_writes_and_readers_never_go_back() {
     });
 }
 
-/// Keys of integers that a `Meddler` reads when it is dropped.
+/// The number of integer entries that a `CallsCacheOnDrop` reads when it is dropped.
 const READ_WHEN_DROPPED: u64 = 100;
 
 thread_local! {
-    /// The cache that a `Meddler` calls when it is dropped in this thread, and how often one did.
-    static MEDDLED: RefCell<Option<(Cache, u64)>> = const { RefCell::new(None) };
+    /// The cache that a `CallsCacheOnDrop` dropped on this thread calls, and the count of drops.
+    static CACHE_AND_DROPS: RefCell<Option<(Cache, u64)>> = const { RefCell::new(None) };
 }
 
-/// Calls the cache when it is dropped: reads of all its parts, and a write.
+/// A value that calls the cache when it is dropped: it reads keys of all shards and writes one.
 #[derive(Serialize, Deserialize)]
-struct Meddler {
+struct CallsCacheOnDrop {
     number: u64,
 }
 
-impl Drop for Meddler {
+impl Drop for CallsCacheOnDrop {
     fn drop(&mut self) {
-        // One that goes because of the calls here leaves it at that.
-        let Ok(Some((cache, drops))) = MEDDLED.try_with(RefCell::take) else { return };
+        // A value that is dropped by the calls below makes no calls itself.
+        let Ok(Some((cache, drops))) = CACHE_AND_DROPS.try_with(RefCell::take) else { return };
         for n in 0..READ_WHEN_DROPPED {
             let read = cache.get_shared::<u64>(&format!("n{n}")).unwrap();
             assert!(read.is_none_or(|read| *read == n));
         }
         cache.set("dropped", &self.number, Timeout::Default).unwrap();
-        MEDDLED.set(Some((cache, drops + 1)));
+        CACHE_AND_DROPS.set(Some((cache, drops + 1)));
     }
 }
 
-/// Has values dropped by the cache in every way there is.
-fn drop_meddlers(cache: &Cache) {
+/// Makes the cache drop values in every way that exists.
+fn drop_in_every_way(cache: &Cache) {
     let with = |change: &dyn Fn(&str), entries: u64| {
         for n in 0..READ_WHEN_DROPPED {
             cache.set(&format!("n{n}"), &n, Timeout::Default).unwrap();
@@ -361,35 +361,35 @@ fn drop_meddlers(cache: &Cache) {
         }
         for number in 0..entries {
             let key = number.to_string();
-            cache.set(&key, &Meddler { number }, Timeout::Default).unwrap();
-            (0..4).for_each(|_| drop(cache.get_shared::<Meddler>(&key)));
+            cache.set(&key, &CallsCacheOnDrop { number }, Timeout::Default).unwrap();
+            (0..4).for_each(|_| drop(cache.get_shared::<CallsCacheOnDrop>(&key)));
             change(&key);
         }
     };
     with(&|_| (), 500);
     with(&|key| drop(cache.get_shared::<BTreeMap<String, u64>>(key).unwrap()), 50);
-    with(&|key| cache.set(key, &Meddler { number: 0 }, Timeout::Default).unwrap(), 50);
+    with(&|key| cache.set(key, &CallsCacheOnDrop { number: 0 }, Timeout::Default).unwrap(), 50);
     with(&|key| assert!(cache.delete(key).unwrap()), 50);
     with(&|key| assert!(cache.touch(key, Duration::ZERO).unwrap()), 50);
     with(&|_| cache.clear().unwrap(), 20);
     with(&|_| cache.maintain().unwrap(), 20);
     with(&|_| cache.close().unwrap(), 5);
-    let dropped = MEDDLED.with_borrow(|m| m.as_ref().map_or(0, |m| m.1));
+    let dropped = CACHE_AND_DROPS.with_borrow(|m| m.as_ref().map_or(0, |m| m.1));
     assert!(dropped > 1000, "{dropped} dropped");
 }
 
 #[test]
-fn a_value_that_calls_the_cache_when_it_is_dropped_does_no_harm() {
+fn a_destructor_that_calls_the_cache_does_not_deadlock() {
     for_each_backend(|make| {
         let name = make.name;
         let cache =
             make.builder().hot_bytes(256 << 10).max_entries(300).cull_frequency(4).open().unwrap();
         let (finished, wait) = mpsc::channel();
-        // In a thread of its own, so that a deadlock fails the test and does not hang it.
+        // On its own thread, so that a deadlock fails the test instead of hanging it.
         let thread = thread::spawn(move || {
-            MEDDLED.set(Some((cache.clone(), 0)));
-            drop_meddlers(&cache);
-            MEDDLED.set(None);
+            CACHE_AND_DROPS.set(Some((cache.clone(), 0)));
+            drop_in_every_way(&cache);
+            CACHE_AND_DROPS.set(None);
             finished.send(()).unwrap();
         });
         let ended = wait.recv_timeout(Duration::from_secs(600));

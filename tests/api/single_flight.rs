@@ -1,4 +1,5 @@
-//! Of the threads that miss a key at the same time one computes, and nobody waits for ever.
+//! Single flight: of the threads that miss a key at the same time exactly one computes, and no
+//! thread waits forever.
 //!
 //! Shows invariant I34.
 
@@ -11,7 +12,7 @@ use keepwarm::{Cache, ComputeError, Error, ErrorKind, Timeout};
 
 use crate::{for_each_backend, secs, with_cache};
 
-/// Runs `call` on 64 threads that start together; it is given the number of its thread.
+/// Runs `call` on 64 threads that start together. Its argument is the number of the thread.
 fn on_64_threads<R: Send>(call: impl Fn(usize) -> R + Sync) -> Vec<R> {
     let barrier = Barrier::new(64);
     thread::scope(|scope| {
@@ -28,8 +29,8 @@ fn on_64_threads<R: Send>(call: impl Fn(usize) -> R + Sync) -> Vec<R> {
     })
 }
 
-/// Lets the others run for a while, so that they come to wait.
-fn dawdle() {
+/// Yields for a while, so that the other threads reach their wait.
+fn yield_for_a_while() {
     for _ in 0..1000 {
         thread::yield_now();
     }
@@ -42,7 +43,7 @@ fn sixty_four_threads_compute_once() {
         let values = on_64_threads(|me| {
             let compute = || {
                 computed.fetch_add(1, SeqCst);
-                dawdle();
+                yield_for_a_while();
                 me
             };
             cache.get_or_set("a", Timeout::Default, compute).unwrap()
@@ -53,14 +54,14 @@ fn sixty_four_threads_compute_once() {
 }
 
 #[test]
-fn clones_and_views_share_their_flights() {
+fn clones_and_views_share_one_computation() {
     with_cache(|cache, _| {
         let computed = AtomicUsize::new(0);
         on_64_threads(|me| {
             let view =
                 if me % 2 == 0 { cache.clone() } else { cache.with_prefix("x").with_prefix("") };
             view.get_or_set("a", Timeout::Default, || {
-                dawdle();
+                yield_for_a_while();
                 computed.fetch_add(1, SeqCst)
             })
             .unwrap();
@@ -70,7 +71,7 @@ fn clones_and_views_share_their_flights() {
 }
 
 #[test]
-fn other_keys_do_not_wait() {
+fn computations_of_different_keys_run_concurrently() {
     with_cache(|cache, _| {
         // Each closure ends only once all are being computed at the same time.
         let barrier = Barrier::new(8);
@@ -88,34 +89,34 @@ fn other_keys_do_not_wait() {
 }
 
 #[test]
-fn without_a_timeout_those_who_wait_still_get_the_value() {
+fn waiters_get_a_value_that_is_not_kept() {
     with_cache(|cache, _| {
         let (computed, started) = (AtomicUsize::new(0), AtomicUsize::new(0));
         on_64_threads(|_| {
             started.fetch_add(1, SeqCst);
             let compute = || {
-                // Not before everybody is about to ask.
+                // Not before all 64 threads are about to call.
                 while started.load(SeqCst) < 64 {
                     thread::yield_now();
                 }
-                dawdle();
+                yield_for_a_while();
                 computed.fetch_add(1, SeqCst)
             };
             cache.get_or_set("a", secs(0), compute).unwrap()
         });
-        // Nothing is kept, so who comes after a landing computes anew; but not each of the 64.
+        // Nothing is stored, so a call after the end of a flight computes again; but not all 64.
         assert!((1..=16).contains(&computed.load(SeqCst)), "{computed:?}");
         assert!(cache.is_empty());
     });
 }
 
 #[test]
-fn after_a_panic_one_of_the_others_computes() {
+fn after_a_panic_a_waiter_computes() {
     with_cache(|cache, _| {
         let computed = AtomicUsize::new(0);
         let results = on_64_threads(|_| {
             let compute = || {
-                dawdle();
+                yield_for_a_while();
                 if computed.fetch_add(1, SeqCst) < 3 {
                     std::panic::resume_unwind(Box::new("on purpose"));
                 }
@@ -132,12 +133,12 @@ fn after_a_panic_one_of_the_others_computes() {
 }
 
 #[test]
-fn after_an_error_one_of_the_others_computes() {
+fn after_an_error_a_waiter_computes() {
     with_cache(|cache, _| {
         let computed = AtomicUsize::new(0);
         let results = on_64_threads(|_| {
             cache.try_get_or_set("a", Timeout::Default, || {
-                dawdle();
+                yield_for_a_while();
                 match computed.fetch_add(1, SeqCst) {
                     n if n < 3 => Err(n),
                     n => Ok(n),
@@ -154,7 +155,7 @@ fn after_an_error_one_of_the_others_computes() {
 }
 
 #[test]
-fn if_the_value_cannot_be_stored_those_who_wait_still_get_it() {
+fn waiters_get_a_value_that_cannot_be_stored() {
     for_each_backend(|make| {
         let cache = make.builder().max_bytes(4 << 20).open().unwrap();
         let (computed, started) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -165,7 +166,7 @@ fn if_the_value_cannot_be_stored_those_who_wait_still_get_it() {
                 while started.load(SeqCst) < 64 {
                     thread::yield_now();
                 }
-                dawdle();
+                yield_for_a_while();
                 "x".repeat(5 << 20)
             };
             cache.get_or_set("a", Timeout::Default, compute).unwrap().len()
@@ -177,7 +178,7 @@ fn if_the_value_cannot_be_stored_those_who_wait_still_get_it() {
 }
 
 #[test]
-fn who_wants_another_type_computes_for_itself() {
+fn a_waiter_for_another_type_computes_for_itself() {
     with_cache(|cache, _| {
         let results = on_64_threads(|me| match me % 2 {
             0 => cache.get_or_set("a", Timeout::Default, || 7u8).unwrap() == 7,
@@ -201,18 +202,18 @@ fn asking_for_the_key_being_computed_is_an_error() {
 }
 
 #[test]
-fn asking_for_it_by_way_of_another_key_is_an_error() {
+fn asking_for_it_through_another_key_is_an_error() {
     with_cache(|cache, _| {
         let innermost = || is_recursion(cache.get_or_set("a", Timeout::Default, || true));
         let inner = || cache.get_or_set("b", Timeout::Default, innermost).unwrap();
         assert!(cache.get_or_set("a", Timeout::Default, inner).unwrap());
-        // The cache is fit for use afterwards.
+        // The cache still works afterwards.
         assert!(cache.get_or_set("c", Timeout::Default, || true).unwrap());
     });
 }
 
 #[test]
-fn keys_within_keys_are_no_recursion() {
+fn nested_computations_of_other_keys_succeed() {
     with_cache(|cache, _| {
         fn depth(cache: &Cache, n: u64) -> u64 {
             if n == 0 {
@@ -228,9 +229,9 @@ fn keys_within_keys_are_no_recursion() {
 }
 
 #[test]
-fn two_threads_that_would_wait_for_each_other_do_not() {
+fn a_deadlock_of_two_threads_is_detected() {
     with_cache(|cache, _| {
-        // One computes a and asks for b while the other computes b and asks for a.
+        // One thread computes a and asks for b while the other computes b and asks for a.
         let both = Barrier::new(2);
         let ask = |mine: &str, other: &str| {
             cache.try_get_or_set(mine, Timeout::Default, || {
@@ -247,13 +248,13 @@ fn two_threads_that_would_wait_for_each_other_do_not() {
             values.sort();
             values
         });
-        // One of them is told, and goes on; the other then gets what that one computed.
+        // One of them gets the error and continues; the other gets the value computed by the first.
         assert_eq!(values, [100, 101]);
     });
 }
 
 #[test]
-fn a_circle_through_two_caches_is_found_too() {
+fn a_deadlock_through_two_caches_is_detected() {
     for_each_backend(|make| {
         let (left, right) = (make.builder().open().unwrap(), make.builder().open().unwrap());
         let both = Barrier::new(2);

@@ -1,5 +1,5 @@
-//! A value that is stale is of use while one caller computes it anew, and one that will be soon may be computed
-//! early.
+//! Soft expiry: a stale value is served while one caller recomputes it, and a value close to its
+//! end may be recomputed early.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Barrier;
@@ -16,7 +16,7 @@ fn ten_and_twenty() -> Lifespan {
     Lifespan::new(secs(10)).stale_for(secs(20))
 }
 
-/// What `get_or_set` gives, and whether it computed that.
+/// The value that `get_or_set` returns, and whether this call computed it.
 fn ask(cache: &Cache, key: &str, new: u32) -> (u32, bool) {
     let mut computed = false;
     let value = cache.get_or_set(key, ten_and_twenty(), || {
@@ -32,7 +32,7 @@ fn is_stale(cache: &Cache, clock: &ManualClock, key: &str) -> bool {
 }
 
 #[test]
-fn it_is_fresh_then_stale_then_gone() {
+fn a_value_is_fresh_then_stale_then_expired() {
     with_cache(|cache, clock| {
         let stored = clock.now();
         assert_eq!(ask(&cache, "a", 1), (1, true));
@@ -44,7 +44,7 @@ fn it_is_fresh_then_stale_then_gone() {
         clock.advance(ms(9_999));
         assert_eq!(ask(&cache, "a", 2), (1, false));
         clock.advance(ms(1));
-        assert_eq!(cache.get("a").unwrap(), Some(1), "a stale value is there for `get`");
+        assert_eq!(cache.get("a").unwrap(), Some(1), "`get` returns a stale value");
         assert_eq!(ask(&cache, "a", 3), (3, true));
         assert_eq!(cache.get("a").unwrap(), Some(3));
         assert_eq!(ask(&cache, "a", 4), (3, false), "it is fresh again");
@@ -57,7 +57,7 @@ fn it_is_fresh_then_stale_then_gone() {
     });
 }
 
-/// Computes 2 for `a`: says that it has begun, and goes on when it may.
+/// Computes 2 for `a`: signals `begun`, then waits for `go_on`.
 fn refresh(cache: &Cache, begun: &Barrier, go_on: &Barrier) -> u32 {
     let compute = || {
         begun.wait();
@@ -68,7 +68,7 @@ fn refresh(cache: &Cache, begun: &Barrier, go_on: &Barrier) -> u32 {
 }
 
 #[test]
-fn one_computes_and_the_others_are_given_the_stale_value_at_once() {
+fn one_caller_refreshes_and_others_get_the_stale_value_now() {
     with_cache(|cache, clock| {
         ask(&cache, "a", 1);
         clock.advance(secs(10));
@@ -76,7 +76,7 @@ fn one_computes_and_the_others_are_given_the_stale_value_at_once() {
         thread::scope(|scope| {
             let refresher = scope.spawn(|| refresh(&cache, &begun, &go_on));
             begun.wait();
-            // They end while the computation cannot.
+            // These calls return while the computation is blocked.
             let others: Vec<_> = (0..8).map(|_| scope.spawn(|| ask(&cache, "a", 99))).collect();
             for other in others {
                 assert_eq!(other.join().unwrap(), (1, false));
@@ -89,7 +89,7 @@ fn one_computes_and_the_others_are_given_the_stale_value_at_once() {
 }
 
 #[test]
-fn who_misses_it_after_its_end_waits_for_the_one_who_computes() {
+fn a_miss_after_the_expiry_waits_for_the_refresher() {
     with_cache(|cache, clock| {
         ask(&cache, "a", 1);
         clock.advance(secs(10));
@@ -110,7 +110,7 @@ fn who_misses_it_after_its_end_waits_for_the_one_who_computes() {
 }
 
 #[test]
-fn the_closure_itself_is_given_the_stale_value() {
+fn the_computing_closure_can_read_the_stale_value() {
     with_cache(|cache, clock| {
         ask(&cache, "a", 1);
         clock.advance(secs(10));
@@ -120,13 +120,13 @@ fn the_closure_itself_is_given_the_stale_value() {
 }
 
 #[test]
-fn what_fails_leaves_the_stale_value() {
+fn a_failed_refresh_keeps_the_stale_value() {
     with_cache(|cache, clock| {
         ask(&cache, "a", 1);
         clock.advance(secs(10));
         let fails = || cache.try_get_or_set("a", ten_and_twenty(), || Err::<u32, _>("no luck"));
         assert_eq!(fails().unwrap(), 1);
-        assert_eq!(fails().unwrap(), 1, "each caller tries");
+        assert_eq!(fails().unwrap(), 1, "each caller tries to refresh");
         assert_eq!(cache.stats().refresh_failures, 2);
 
         let panics = || std::panic::resume_unwind(Box::new("on purpose"));
@@ -137,7 +137,7 @@ fn what_fails_leaves_the_stale_value() {
         assert_eq!(cache.get("a").unwrap(), Some(1));
         assert_eq!(ask(&cache, "a", 2), (2, true));
 
-        // A value that expired during the computation is of no use any more.
+        // A value that expired during the computation is not returned.
         clock.advance(secs(10));
         let too_late = cache.try_get_or_set("a", ten_and_twenty(), || {
             clock.advance(secs(20));
@@ -148,7 +148,7 @@ fn what_fails_leaves_the_stale_value() {
 }
 
 #[test]
-fn what_others_do_meanwhile_is_respected() {
+fn a_change_during_the_refresh_is_not_lost() {
     with_cache(|cache, clock| {
         let refresh = |meanwhile: &dyn Fn()| {
             cache.set("a", &0, Timeout::Never).unwrap();
@@ -166,14 +166,14 @@ fn what_others_do_meanwhile_is_respected() {
         assert_eq!((by_delete.unwrap(), cache.get("a").unwrap()), (2, Some(2)));
         let by_type = refresh(&|| cache.set("a", "text", Timeout::Never).unwrap());
         assert_eq!((by_type.unwrap(), cache.get("a").unwrap()), (2, Some(2)));
-        // A change that leaves it stale is no newer value.
+        // A change that leaves the value stale does not count as newer.
         let by_incr = refresh(&|| assert_eq!(cache.incr("a", 4).unwrap(), 5));
         assert_eq!((by_incr.unwrap(), cache.get("a").unwrap()), (2, Some(2)));
     });
 }
 
 #[test]
-fn whatever_gives_it_a_new_lifetime_makes_it_fresh() {
+fn every_call_that_sets_an_expiry_makes_it_fresh() {
     with_cache(|cache, clock| {
         let renewals: [&dyn Fn(); 6] = [
             &|| assert!(cache.touch("a", secs(60)).unwrap()),
@@ -204,7 +204,7 @@ fn whatever_gives_it_a_new_lifetime_makes_it_fresh() {
 }
 
 #[test]
-fn whatever_leaves_the_expiry_leaves_the_stale_time() {
+fn every_call_that_keeps_the_expiry_keeps_the_stale_time() {
     with_cache(|cache, clock| {
         ask(&cache, "a", 1);
         let before = cache.get_entry::<u32>("a").unwrap().unwrap();
@@ -224,7 +224,7 @@ fn whatever_leaves_the_expiry_leaves_the_stale_time() {
 }
 
 #[test]
-fn it_is_stale_after_a_restart_too() {
+fn the_stale_time_survives_a_restart() {
     with_cache(|cache, clock| {
         ask(&cache, "a", 1);
         cache.close().unwrap();
@@ -240,12 +240,12 @@ fn it_is_stale_after_a_restart_too() {
         1
     };
     open().get_or_set("a", lifespan, || compute(secs(3600))).unwrap();
-    // An hour to compute and ten seconds of life: always early.
+    // An hour to compute and a lifetime of ten seconds: the refresh is always early.
     assert_eq!(open().get_or_set("a", lifespan, || 2).unwrap(), 2);
 }
 
 #[test]
-fn the_window_is_not_jittered_and_needs_a_timeout() {
+fn the_stale_window_is_not_jittered_and_needs_a_timeout() {
     for_each_backend(|make| {
         let clock = ManualClock::new();
         let cache = make.builder().clock(clock.clone()).jitter(0.5).jitter_seed(3).open().unwrap();
@@ -274,7 +274,7 @@ fn the_window_is_not_jittered_and_needs_a_timeout() {
 }
 
 #[test]
-fn finding_nothing_has_a_lifespan_of_its_own() {
+fn an_absent_result_has_its_own_lifespan() {
     with_cache(|cache, clock| {
         let find = |found: Option<u8>| {
             cache.get_or_set_option(
@@ -292,8 +292,8 @@ fn finding_nothing_has_a_lifespan_of_its_own() {
     });
 }
 
-/// Of `trials` values that took a second to compute and live for a hundred, how many are computed anew when they
-/// are looked at `ahead` of their end with `beta`.
+/// Stores 400 values with `lifespan` that each take a second to compute and live for a hundred, and
+/// reads each with `asked` when it has `ahead` left. Returns how many reads recompute.
 fn refreshed(
     cache: &Cache,
     clock: &ManualClock,
@@ -316,7 +316,7 @@ fn refreshed(
 }
 
 #[test]
-fn early_is_the_more_probable_the_nearer_the_end() {
+fn an_early_refresh_is_likelier_nearer_the_end() {
     for_each_backend(|make| {
         let clock = ManualClock::new();
         let cache = make.builder().clock(clock.clone()).jitter_seed(7).open().unwrap();
@@ -324,23 +324,23 @@ fn early_is_the_more_probable_the_nearer_the_end() {
         let (one, two, none) =
             (plain.early_refresh(1.0), plain.early_refresh(2.0), plain.early_refresh(0.0));
         let count = |stored, asked, ahead| refreshed(&cache, &clock, stored, asked, ahead);
-        // e^-1 of them a second before the end, e^-2 two seconds before, of 400 within 5 σ.
+        // Of 400: e^-1 a second before the end, e^-2 two seconds before; the bounds are 5 σ.
         assert!((99..196).contains(&count(one, one, secs(1))));
         assert!((20..88).contains(&count(one, one, secs(2))));
         assert!((99..196).contains(&count(one, two, secs(2))), "twice the beta, twice the time");
         assert_eq!(count(one, one, secs(60)), 0);
         assert!(count(one, one, ms(1)) > 390);
         assert_eq!(count(one, none, ms(1)), 0);
-        assert_eq!(count(one, plain, ms(1)), 0, "who does not ask for it does not do it");
-        assert_eq!(count(plain, one, ms(1)), 0, "how long it took was not kept");
-        // With a stale window it is before that.
+        assert_eq!(count(one, plain, ms(1)), 0, "the caller did not ask for an early refresh");
+        assert_eq!(count(plain, one, ms(1)), 0, "the cost of the computation was not stored");
+        // With a stale window, the end is the start of that window.
         let both = Lifespan::new(secs(100)).stale_for(secs(50)).early_refresh(1.0);
         assert!((99..196).contains(&count(both, both, secs(1))));
     });
 }
 
 #[test]
-fn an_impossible_beta_is_an_error_before_anything_is_done() {
+fn an_invalid_beta_is_an_error_before_any_effect() {
     with_cache(|cache, _| {
         for beta in [-1.0, f64::NAN, f64::INFINITY] {
             let lifespan = Lifespan::new(secs(1)).early_refresh(beta);

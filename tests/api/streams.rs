@@ -1,5 +1,5 @@
-//! Values written and read piece by piece: whole or not there, readable from anywhere, and not disturbed by what
-//! becomes of the entry.
+//! Streams: values written and read in pieces are whole or absent, readable from any offset, and a
+//! reader keeps its value when the entry changes.
 
 use std::io::{ErrorKind as IoErrorKind, Read, Seek, SeekFrom, Write};
 use std::thread;
@@ -10,7 +10,7 @@ use serde_bytes::ByteBuf;
 
 use crate::{for_each_backend, ms, with_cache};
 
-/// From nothing to several chunks, and each side of where values move to files of their own.
+/// From empty to several chunks, and around the length from which a value has its own blob file.
 const LENGTHS: [usize; 9] = [0, 1, 5000, 65_535, 65_536, 65_537, 1 << 20, (1 << 20) + 1, 3_000_000];
 
 fn value(seed: usize, len: usize) -> Vec<u8> {
@@ -37,7 +37,7 @@ fn read(cache: &Cache, key: &str) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn what_is_written_is_read() {
+fn a_written_value_is_read_back() {
     with_cache(|cache, _| {
         assert!(cache.reader("absent").unwrap().is_none());
         for len in LENGTHS {
@@ -55,7 +55,7 @@ fn what_is_written_is_read() {
 }
 
 #[test]
-fn what_is_no_byte_array_is_not_read_in_pieces() {
+fn a_value_that_is_no_byte_array_has_no_reader() {
     with_cache(|cache, _| {
         cache.set("small", "text", Timeout::Default).unwrap();
         cache.set("large", &"text".repeat(1_000_000), Timeout::Default).unwrap();
@@ -68,7 +68,7 @@ fn what_is_no_byte_array_is_not_read_in_pieces() {
 }
 
 #[test]
-fn a_writer_that_is_dropped_changes_nothing() {
+fn dropping_a_writer_changes_nothing() {
     with_cache(|cache, _| {
         for len in [10, 2_000_000] {
             let mut writer = cache.writer("absent", Timeout::Default).unwrap();
@@ -88,7 +88,7 @@ fn a_writer_that_is_dropped_changes_nothing() {
 }
 
 #[test]
-fn a_reader_may_go_anywhere() {
+fn a_reader_can_seek_to_any_offset() {
     with_cache(|cache, _| {
         for len in [10, 1000, 200_000, 2_000_000u64] {
             let there = value(3, len as usize);
@@ -114,7 +114,7 @@ fn a_reader_may_go_anywhere() {
             assert_eq!(
                 reader.stream_position().unwrap(),
                 len + 5,
-                "a seek that failed moved nothing"
+                "a failed seek does not move the position"
             );
         }
     });
@@ -147,7 +147,7 @@ fn a_reader_keeps_the_value_that_it_opened() {
 }
 
 #[test]
-fn the_timeout_begins_when_it_is_committed() {
+fn the_timeout_starts_at_the_commit() {
     with_cache(|cache, clock| {
         for len in [10, 2_000_000] {
             let mut writer = cache.writer("a", ms(1000)).unwrap();
@@ -162,13 +162,13 @@ fn the_timeout_begins_when_it_is_committed() {
             let mut writer = cache.writer("a", Duration::ZERO).unwrap();
             writer.write_all(&value(0, len)).unwrap();
             writer.commit().unwrap();
-            assert!(!cache.contains_key("a").unwrap(), "a timeout of zero removes");
+            assert!(!cache.contains_key("a").unwrap(), "a timeout of zero removes the entry");
         }
     });
 }
 
 #[test]
-fn large_values_are_entries_like_others() {
+fn large_values_support_every_operation() {
     with_cache(|cache, clock| {
         let large = value(5, 2_000_000);
         assert!(cache.add("a", &ByteBuf::from(large.clone()), ms(1000)).unwrap());
@@ -199,7 +199,7 @@ fn large_values_are_entries_like_others() {
 }
 
 #[test]
-fn one_reads_while_another_writes() {
+fn concurrent_readers_see_whole_values_in_order() {
     for_each_backend(|make| {
         const LEN: usize = 300_000;
         let cache = make.builder().max_bytes(16 << 20).open().unwrap();
@@ -211,13 +211,13 @@ fn one_reads_while_another_writes() {
                     let mut last = 0;
                     while last < 39 {
                         let found = read(&cache, "a").unwrap();
-                        // Turns do not go back, and a value is of one turn.
-                        let turn = usize::from(found[0]);
+                        // Rounds do not go back, and a value is of one round.
+                        let round = usize::from(found[0]);
                         assert!(
-                            turn >= last && found == value(turn, LEN),
-                            "turn {turn} after {last}"
+                            round >= last && found == value(round, LEN),
+                            "round {round} after {last}"
                         );
-                        last = turn;
+                        last = round;
                     }
                 });
             }
@@ -227,7 +227,7 @@ fn one_reads_while_another_writes() {
 }
 
 #[test]
-fn a_value_beyond_the_bounds_is_refused_and_leaves_no_trace() {
+fn a_value_beyond_the_bounds_is_refused_and_cleaned_up() {
     for_each_backend(|make| {
         let cache = make.builder().max_bytes(4 << 20).open().unwrap();
         cache.set_bytes("a", b"old", Timeout::Default).unwrap();
@@ -249,7 +249,7 @@ fn a_value_beyond_the_bounds_is_refused_and_leaves_no_trace() {
 }
 
 #[test]
-fn a_dummy_takes_and_gives_nothing() {
+fn the_dummy_backend_keeps_no_streamed_value() {
     let cache = Cache::dummy();
     write(&cache, "a", &value(0, 2_000_000));
     assert!(cache.reader("a").unwrap().is_none());

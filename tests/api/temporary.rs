@@ -1,4 +1,4 @@
-//! Temporary caches, for the tests of programs, are in a directory that goes with them.
+//! `TempCache`, for the tests of applications: its directory is deleted with it.
 
 use keepwarm::testing::TempCache;
 use keepwarm::{Cache, ManualClock, Timeout};
@@ -6,7 +6,7 @@ use keepwarm::{Cache, ManualClock, Timeout};
 use crate::secs;
 
 #[test]
-fn the_directory_goes_with_the_cache() {
+fn dropping_the_cache_deletes_its_directory() {
     let cache = TempCache::new().unwrap();
     let dir = cache.path().to_owned();
     cache.set("a", &1, Timeout::Never).unwrap();
@@ -17,7 +17,7 @@ fn the_directory_goes_with_the_cache() {
 }
 
 #[test]
-fn it_takes_options_and_serves_where_a_cache_is_wanted() {
+fn it_takes_options_and_derefs_to_a_cache() {
     fn remember(cache: &Cache) {
         cache.set("a", &1, secs(5)).unwrap();
     }

@@ -1,4 +1,4 @@
-//! Values come back as they were, or are a decode error; never a wrong value.
+//! Values: returned as they were stored, or a decode error; never a wrong value.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ fn round_trip<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(
 }
 
 #[test]
-fn values_of_many_types_come_back() {
+fn values_of_many_types_round_trip() {
     with_cache(|cache, _| {
         round_trip(&cache, String::new());
         round_trip(&cache, "x".repeat(1_000_000));
@@ -57,7 +57,7 @@ fn a_value_of_another_type_is_a_decode_error() {
         assert_eq!(cache.get_entry::<u8>("a").unwrap_err().kind(), ErrorKind::Decode);
         cache.set("a", &300, Timeout::Default).unwrap();
         assert_eq!(cache.get::<u8>("a").unwrap_err().kind(), ErrorKind::Decode);
-        // The entry is as it was.
+        // The entry is unchanged.
         assert_eq!(cache.get::<u16>("a").unwrap(), Some(300));
     });
 }
@@ -83,18 +83,18 @@ fn reordered_fields_keep_their_values() {
 }
 
 #[test]
-fn a_longer_value_is_not_taken_for_a_shorter_one() {
+fn a_longer_value_does_not_decode_as_a_shorter_one() {
     with_cache(|cache, _| {
         cache.set("a", &(1, 2, 3), Timeout::Default).unwrap();
         assert_eq!(cache.get::<(u8, u8)>("a").unwrap_err().kind(), ErrorKind::Decode);
-        // A typed array of bytes is one value, and so is what it holds: that must not decode as its parts.
+        // A byte array is one value: it must not decode as its first element.
         cache.set_bytes("b", b"\x01\x02", Timeout::Default).unwrap();
         assert_eq!(cache.get::<u8>("b").unwrap_err().kind(), ErrorKind::Decode);
     });
 }
 
 #[test]
-fn a_value_that_panics_while_it_is_stored_leaves_no_trace() {
+fn a_panic_while_encoding_changes_nothing() {
     struct Half;
     impl Serialize for Half {
         fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -116,33 +116,34 @@ fn a_value_that_panics_while_it_is_stored_leaves_no_trace() {
 }
 
 #[test]
-fn a_value_may_use_the_cache_while_it_is_stored_and_read() {
-    thread_local! { static CACHE: std::cell::RefCell<Option<Cache>> = const { std::cell::RefCell::new(None) }; }
+fn a_value_may_call_the_cache_while_encoding_and_decoding() {
+    use std::cell::RefCell;
+    thread_local! { static CACHE: RefCell<Option<Cache>> = const { RefCell::new(None) }; }
     fn cache() -> Cache {
         CACHE.with_borrow(|cache| cache.clone().unwrap())
     }
     #[derive(Debug, PartialEq)]
-    struct Nosy;
-    impl Serialize for Nosy {
+    struct CallsCache;
+    impl Serialize for CallsCache {
         fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
             cache().set("other", "while it is stored", Timeout::Default).unwrap();
             serializer.serialize_u8(9)
         }
     }
-    impl<'de> Deserialize<'de> for Nosy {
+    impl<'de> Deserialize<'de> for CallsCache {
         fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
             assert_eq!(
                 cache().get::<String>("other").unwrap().as_deref(),
                 Some("while it is stored")
             );
             cache().set("other", "while it is read", Timeout::Default).unwrap();
-            u8::deserialize(deserializer).map(|_| Nosy)
+            u8::deserialize(deserializer).map(|_| CallsCache)
         }
     }
     with_cache(|new, _| {
         CACHE.set(Some(new));
-        cache().set("a", &Nosy, Timeout::Default).unwrap();
-        assert_eq!(cache().get::<Nosy>("a").unwrap(), Some(Nosy));
+        cache().set("a", &CallsCache, Timeout::Default).unwrap();
+        assert_eq!(cache().get::<CallsCache>("a").unwrap(), Some(CallsCache));
         assert_eq!(cache().get::<String>("other").unwrap().as_deref(), Some("while it is read"));
         CACHE.set(None);
     });

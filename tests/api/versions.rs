@@ -1,4 +1,4 @@
-//! Moving an entry to another version keeps its value and expiry, and is never without it.
+//! Moving an entry to another version: keeps its value and expiry, and the entry is never absent.
 
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
@@ -46,7 +46,7 @@ fn a_delta_of_zero_changes_nothing() {
 }
 
 #[test]
-fn what_is_missing_cannot_move() {
+fn moving_a_missing_entry_fails() {
     with_cache(|cache, clock| {
         assert_eq!(cache.incr_version("a", 1).unwrap_err().kind(), ErrorKind::NotFound);
         cache.set("a", &1, secs(1)).unwrap();
@@ -67,7 +67,7 @@ fn a_version_beyond_64_bits_is_an_error() {
 }
 
 #[test]
-fn it_replaces_what_is_under_the_new_version() {
+fn a_move_replaces_an_entry_under_the_new_version() {
     with_cache(|cache, _| {
         cache.with_version(2).set("a", "old", Timeout::Never).unwrap();
         cache.set("a", "new", Timeout::Never).unwrap();
@@ -87,14 +87,15 @@ fn a_key_function_without_versions_loses_nothing() {
 }
 
 #[test]
-fn while_it_moves_it_is_always_there() {
+fn an_entry_that_moves_is_never_absent() {
     with_cache(|cache, _| {
         let (v1, v2, done) = (cache.clone(), cache.with_version(2), AtomicBool::new(false));
         v1.set("a", &1, Timeout::Never).unwrap();
         thread::scope(|scope| {
             scope.spawn(|| {
                 while !done.load(SeqCst) {
-                    // One of the two, or both; reading them one after the other could miss it between.
+                    // One of the two versions, or both. Two reads, one after the other, could miss
+                    // an entry that moves in between.
                     assert!((1..=2).contains(&cache.len()));
                 }
             });
@@ -112,7 +113,7 @@ fn while_it_moves_it_is_always_there() {
 fn a_move_that_fails_leaves_the_entry_where_it_is() {
     for_each_backend(|make| {
         let cache = make.builder().max_bytes(4 << 20).open().unwrap();
-        // The largest value that fits, so that it does not under a version of more digits.
+        // The largest value that fits, so that it does not fit under a version with more digits.
         let fits = |len: usize| cache.set_bytes("a", &vec![7; len], Timeout::Never).is_ok();
         let (mut fitting, mut too_large) = (0usize, 5 << 20);
         while too_large - fitting > 1 {

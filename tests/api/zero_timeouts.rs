@@ -1,4 +1,4 @@
-//! A timeout of zero keeps nothing, and every call says what it would otherwise say.
+//! A timeout of zero: nothing is kept, and every call returns what it otherwise would.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::{for_each_backend, with_cache};
 const ZERO: Duration = Duration::ZERO;
 
 #[test]
-fn set_leaves_the_key_absent() {
+fn set_removes_the_entry() {
     with_cache(|cache, _| {
         cache.set("new", &1, ZERO).unwrap();
         cache.set("old", &1, Timeout::Never).unwrap();
@@ -24,7 +24,7 @@ fn set_leaves_the_key_absent() {
 }
 
 #[test]
-fn add_tells_whether_the_key_was_absent_and_stores_nothing() {
+fn add_returns_whether_it_was_absent_and_stores_nothing() {
     with_cache(|cache, _| {
         assert!(cache.add("a", &1, ZERO).unwrap());
         assert!(!cache.contains_key("a").unwrap());
@@ -35,7 +35,7 @@ fn add_tells_whether_the_key_was_absent_and_stores_nothing() {
 }
 
 #[test]
-fn touch_tells_whether_the_key_was_present_and_removes_it() {
+fn touch_returns_whether_it_was_present_and_removes_it() {
     with_cache(|cache, _| {
         assert!(!cache.touch("a", ZERO).unwrap());
         cache.set("a", &1, Timeout::Never).unwrap();
@@ -78,7 +78,7 @@ fn compare_and_swap_removes_the_expected_entry() {
 }
 
 #[test]
-fn a_new_counter_counts_and_is_not_kept() {
+fn a_new_counter_is_returned_and_not_kept() {
     with_cache(|cache, _| {
         assert_eq!(cache.incr_or_init("a", 1, 1, ZERO).unwrap(), 2);
         assert!(!cache.contains_key("a").unwrap());
@@ -89,7 +89,7 @@ fn a_new_counter_counts_and_is_not_kept() {
 }
 
 #[test]
-fn many_at_once_are_kept_no_more() {
+fn set_many_and_warm_store_nothing() {
     with_cache(|cache, _| {
         assert!(cache.set_many([("a", 1), ("b", 2)], ZERO).is_empty());
         assert_eq!(cache.warm([("a", 1), ("b", 2)], ZERO).unwrap(), 2);

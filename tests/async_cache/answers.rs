@@ -1,11 +1,12 @@
-//! What the recordings of the conformance suite have no words for answers as the blocking calls do.
+//! Async calls that the recordings of the conformance suite do not cover: each answers as its
+//! blocking counterpart does.
 
 use keepwarm::{AsyncCache, Cache, ComputeError, ErrorKind, Swap, Timeout, Ttl};
 
 use crate::{secs, with_cache};
 
 #[test]
-fn every_call_answers_as_its_blocking_twin() {
+fn every_call_answers_as_its_blocking_counterpart() {
     with_cache(async |cache, clock| {
         cache.set_bytes("page", b"<html>", Timeout::Never).await.unwrap();
         assert_eq!(cache.get_bytes("page").await.unwrap().as_deref(), Some(&b"<html>"[..]));
@@ -55,7 +56,7 @@ fn every_call_answers_as_its_blocking_twin() {
 }
 
 #[test]
-fn an_error_names_the_call_and_the_key_wherever_it_happened() {
+fn an_error_names_call_and_key_on_whatever_thread_it_occurs() {
     with_cache(async |cache, _| {
         cache.set("text", "x", Timeout::Never).await.unwrap();
         cache.set("long text", &"x".repeat(100_000), Timeout::Never).await.unwrap();
@@ -75,7 +76,7 @@ fn an_error_names_the_call_and_the_key_wherever_it_happened() {
 }
 
 #[test]
-fn what_fails_or_finds_nothing_is_told_apart() {
+fn a_failure_and_an_absent_result_are_distinct() {
     with_cache(async |cache, _| {
         let failed = cache.try_get_or_set("a", Timeout::Default, async || "x".parse::<u16>()).await;
         assert!(matches!(failed, Err(ComputeError::Compute(_))));
@@ -90,7 +91,7 @@ fn what_fails_or_finds_nothing_is_told_apart() {
 }
 
 #[test]
-fn a_directory_is_opened_and_found_again() {
+fn a_directory_can_be_reopened() {
     let dir = tempfile::tempdir().unwrap();
     for runtime in crate::runtimes() {
         runtime.block_on(async {

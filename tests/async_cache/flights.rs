@@ -1,4 +1,5 @@
-//! Of all tasks and threads that miss a key at the same time one computes, and nobody waits for ever.
+//! Single flight among tasks and threads: of all that miss a key at the same time exactly one
+//! computes, and none waits forever.
 
 use std::future::pending;
 use std::panic::resume_unwind;
@@ -12,9 +13,9 @@ use tokio::join;
 use tokio::sync::{Barrier, Notify};
 use tokio::task::JoinSet;
 
-use crate::{at_once, dawdle, poll, secs, with_cache};
+use crate::{at_once, poll, secs, with_cache, yield_for_a_while};
 
-/// Runs `call` in 64 tasks; it is given the cache and the number of its task.
+/// Runs `call` in 64 tasks. Its arguments are the cache and the number of the task.
 async fn in_64_tasks<R: Send + 'static, F: Future<Output = R> + Send + 'static>(
     cache: &AsyncCache,
     call: impl Fn(AsyncCache, usize) -> F,
@@ -39,7 +40,7 @@ fn sixty_four_tasks_compute_once() {
             async move {
                 let compute = async || {
                     computed.fetch_add(1, SeqCst);
-                    dawdle().await;
+                    yield_for_a_while().await;
                     me
                 };
                 cache.get_or_set("a", Timeout::Default, compute).await.unwrap()
@@ -67,7 +68,7 @@ fn neither_closure_nor_future_has_to_be_static() {
 }
 
 #[test]
-fn when_the_one_who_computes_is_dropped_one_who_waits_computes() {
+fn dropping_the_computing_future_lets_a_waiter_compute() {
     with_cache(async |cache, _| {
         let computed = Arc::new(AtomicUsize::new(0));
         let mut leader = Box::pin(cache.get_or_set("a", Timeout::Default, pending::<usize>));
@@ -78,11 +79,11 @@ fn when_the_one_who_computes_is_dropped_one_who_waits_computes() {
             let (cache, computed, waiting) = (cache.clone(), computed.clone(), waiting.clone());
             waiters.spawn(async move {
                 let compute = async || {
-                    dawdle().await;
+                    yield_for_a_while().await;
                     computed.fetch_add(1, SeqCst) + 1
                 };
                 let mut call = pin!(cache.get_or_set("a", Timeout::Default, compute));
-                assert!(poll(call.as_mut()).is_none(), "somebody computes");
+                assert!(poll(call.as_mut()).is_none(), "another task computes");
                 waiting.fetch_add(1, SeqCst);
                 call.await.unwrap()
             });
@@ -100,7 +101,7 @@ fn when_the_one_who_computes_is_dropped_one_who_waits_computes() {
 }
 
 #[test]
-fn one_who_waits_may_be_dropped() {
+fn a_waiting_future_can_be_dropped() {
     with_cache(async |cache, _| {
         let go_on = Notify::new();
         let compute = async || {
@@ -119,14 +120,14 @@ fn one_who_waits_may_be_dropped() {
 }
 
 #[test]
-fn after_a_panic_or_an_error_one_of_the_others_computes() {
+fn after_a_panic_or_an_error_a_waiter_computes() {
     with_cache(async |cache, _| {
         let computed = Arc::new(AtomicUsize::new(0));
         let results = in_64_tasks(&cache, |cache, _| {
             let computed = computed.clone();
             async move {
                 let compute = async || {
-                    dawdle().await;
+                    yield_for_a_while().await;
                     match computed.fetch_add(1, SeqCst) {
                         0 | 1 => resume_unwind(Box::new("on purpose")),
                         n @ (2 | 3) => Err(n),
@@ -162,11 +163,11 @@ fn asking_for_the_key_being_computed_is_an_error() {
             async || is_recursion(cache.get_or_set("b", Timeout::Default, async || true).await);
         let inner = async || cache.get_or_set("c", Timeout::Default, innermost).await.unwrap();
         assert!(cache.get_or_set("b", Timeout::Default, inner).await.unwrap());
-        // By way of the blocking call too.
+        // Through the blocking call too.
         let inner =
             async || is_recursion(cache.blocking().get_or_set("d", Timeout::Default, || true));
         assert!(cache.get_or_set("d", Timeout::Default, inner).await.unwrap());
-        // Also where the look leaves the thread, and comes back to another.
+        // Also if the lookup is moved to another thread and the task resumes on a third.
         let large = vec![255u8; 100_000];
         let inner = async || {
             cache.set("e", &large, Timeout::Default).await.unwrap();
@@ -177,12 +178,12 @@ fn asking_for_the_key_being_computed_is_an_error() {
 }
 
 #[test]
-fn computations_of_one_task_do_not_disturb_each_other() {
+fn computations_within_one_task_are_independent() {
     with_cache(async |cache, _| {
         let computed = AtomicUsize::new(0);
         let ask = |key: &'static str| {
             cache.get_or_set(key, Timeout::Default, async || {
-                dawdle().await;
+                yield_for_a_while().await;
                 computed.fetch_add(1, SeqCst)
             })
         };
@@ -194,9 +195,9 @@ fn computations_of_one_task_do_not_disturb_each_other() {
 }
 
 #[test]
-fn two_that_would_wait_for_each_other_do_not() {
+fn a_deadlock_of_two_computations_is_detected() {
     with_cache(async |cache, _| {
-        // In two tasks, and in one.
+        // In two tasks, and within one task.
         for spawned in [true, false] {
             let both = Arc::new(Barrier::new(2));
             let ask = |mine: &'static str, other: &'static str| {
@@ -226,7 +227,7 @@ fn two_that_would_wait_for_each_other_do_not() {
 }
 
 #[test]
-fn threads_and_tasks_share_their_flights() {
+fn threads_and_tasks_share_one_computation() {
     with_cache(async |cache, _| {
         // A task computes, and a thread waits.
         let (begun, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
@@ -245,7 +246,7 @@ fn threads_and_tasks_share_their_flights() {
             while cache.stats().await.misses < misses + 2 {
                 tokio::task::yield_now().await;
             }
-            dawdle().await;
+            yield_for_a_while().await;
             go_on.notify_one();
             thread
         };
@@ -278,16 +279,16 @@ fn a_thread_of_the_runtime_does_not_wait_for_a_task() {
     with_cache(async |cache, _| {
         let mut leader = Box::pin(cache.get_or_set("a", Timeout::Default, pending::<u8>));
         assert!(poll(leader.as_mut()).is_none());
-        // The leader cannot go on while this call has the thread.
+        // The leader cannot make progress while this call occupies the thread.
         assert_eq!(cache.blocking().get_or_set("a", Timeout::Default, || 2).unwrap(), 2);
-        // It has found a value meanwhile, or would have; those who come are given what is there.
+        // The value stored meanwhile is returned to later callers.
         drop(leader);
         assert_eq!(cache.get_or_set("a", Timeout::Default, async || 3).await.unwrap(), 2);
     });
 }
 
 #[test]
-fn others_are_given_a_stale_value_at_once() {
+fn other_callers_get_the_stale_value_at_once() {
     with_cache(async |cache, clock| {
         let lifespan = Lifespan::new(secs(10)).stale_for(secs(20));
         let ask = |value: u8| cache.get_or_set("a", lifespan, async move || value);
@@ -301,14 +302,14 @@ fn others_are_given_a_stale_value_at_once() {
         let mut refresher = Box::pin(cache.get_or_set("a", lifespan, compute));
         assert!(poll(refresher.as_mut()).is_none());
         for _ in 0..8 {
-            assert_eq!(at_once(ask(99)).expect("without waiting").unwrap(), 1);
+            assert_eq!(at_once(ask(99)).expect("it returns without waiting").unwrap(), 1);
         }
         assert_eq!(cache.blocking().get_or_set("a", lifespan, || 99).unwrap(), 1);
         go_on.notify_one();
         assert_eq!(refresher.await.unwrap(), 2);
         assert_eq!(ask(99).await.unwrap(), 2);
 
-        // If it is dropped, the next one computes; if it fails, the value stays.
+        // If the refresher is dropped, the next caller computes; if it fails, the value is kept.
         clock.advance(secs(10));
         assert!(at_once(cache.get_or_set("a", lifespan, pending::<u8>)).is_none());
         let fails = cache.try_get_or_set("a", lifespan, async || Err::<u8, _>("no luck")).await;

@@ -1,16 +1,16 @@
-//! Iteration gives each entry once, also if its futures are dropped.
+//! Async iteration: returns each entry once, also if its futures are dropped.
 
 use std::collections::BTreeSet;
 
 use keepwarm::Timeout;
 
-use crate::{Witness, at_once, secs, with_cache, with_options};
+use crate::{CountingClock, at_once, secs, with_cache, with_options};
 
 #[test]
-fn each_entry_comes_once() {
+fn each_entry_is_returned_once() {
     with_options(
         |builder| builder,
-        async |cache, clock: Witness| {
+        async |cache, clock: CountingClock| {
             cache.warm((0..1000u32).map(|n| (n.to_string(), n)), secs(9)).await.unwrap();
             let mut seen = BTreeSet::new();
             let mut entries = cache.iter::<u32>();
@@ -30,13 +30,13 @@ fn each_entry_comes_once() {
 }
 
 #[test]
-fn a_future_that_is_dropped_leaves_nothing_out() {
+fn a_dropped_future_skips_no_entry() {
     with_cache(async |cache, _| {
         cache.warm((0..1000u32).map(|n| (n.to_string(), n)), Timeout::Never).await.unwrap();
         let mut seen = BTreeSet::new();
         let mut keys = cache.keys();
         loop {
-            // The first future is dropped as soon as it would have to wait.
+            // The first future is dropped as soon as it must wait.
             let next = match at_once(keys.next()) {
                 Some(next) => next,
                 None => keys.next().await,

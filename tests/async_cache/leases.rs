@@ -1,11 +1,11 @@
-//! A lease ends when it is released or dropped, and with its time.
+//! Async leases: a lease ends when it is released, dropped, or expires.
 
 use keepwarm::{Builder, Durability, ErrorKind};
 
 use crate::{at_once, runtimes, secs, with_cache};
 
 #[test]
-fn it_is_held_until_it_is_released_or_dropped() {
+fn a_lease_is_held_until_it_is_released_or_dropped() {
     with_cache(async |cache, clock| {
         let lease = cache.lease("a", secs(10)).await.unwrap().unwrap();
         assert_eq!(lease.key(), "a");
@@ -28,21 +28,21 @@ fn it_is_held_until_it_is_released_or_dropped() {
 }
 
 #[test]
-fn dropping_it_does_not_wait_for_the_disk_and_gives_it_back() {
+fn dropping_a_lease_releases_it_without_waiting_for_disk() {
     for runtime in runtimes() {
         runtime.block_on(async {
             let dir = tempfile::tempdir().unwrap();
             let cache =
                 Builder::new(dir.path()).durability(Durability::Sync).open_async().await.unwrap();
             drop(cache.lease("a", secs(60)).await.unwrap().unwrap());
-            // It is back as soon as another thread has come to it.
+            // It is released as soon as another thread has run the release.
             let again = loop {
                 match cache.lease("a", secs(60)).await.unwrap() {
                     Some(lease) => break lease,
                     None => tokio::task::yield_now().await,
                 }
             };
-            // The same where the future that releases it is dropped.
+            // The same if the future that releases it is dropped.
             drop(at_once(again.release()));
             while cache.lease("a", secs(60)).await.unwrap().is_none() {
                 tokio::task::yield_now().await;

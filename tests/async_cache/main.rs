@@ -1,8 +1,10 @@
-//! What `AsyncCache` promises beyond the answers of `Cache` (which `tests/conformance.rs` compares): what leaves
-//! the thread and what does not, single flight among tasks and threads, and futures that are dropped. Each test
-//! runs on every backend, on a runtime with one thread and on one with many. No test sleeps.
+//! Tests of `AsyncCache`: its promises beyond the answers of `Cache` (which `tests/conformance.rs`
+//! compares). Which calls run on another thread, single flight among tasks and threads, and
+//! dropped futures. Each test runs on every backend, on a runtime with one thread and on one with
+//! several. No test sleeps.
 
-// Always so for a file in `tests`; said for clippy, which then takes the helpers for tests as well.
+// A file in `tests` is always compiled with `test`. The attribute tells clippy that the helpers
+// are test code too.
 #![cfg(test)]
 
 #[path = "../common/mod.rs"]
@@ -25,8 +27,8 @@ use common::for_each_backend;
 use keepwarm::{AsyncCache, Builder, Clock, ManualClock, Timestamp};
 use tokio::runtime::{self, Runtime};
 
-/// What the threads of the runtimes are called.
-const RUNTIME: &str = "of the runtime";
+/// The name of the threads of the runtimes.
+const RUNTIME: &str = "runtime thread";
 
 fn runtimes() -> [Runtime; 2] {
     let (mut one, mut many) =
@@ -37,11 +39,11 @@ fn runtimes() -> [Runtime; 2] {
     ]
 }
 
-/// A clock that counts how often it is read on a thread of the runtime, and not on that of the test.
+/// A clock that counts its reads on threads of the runtime. The test's own thread is not counted.
 #[derive(Clone, Default)]
-struct Witness(ManualClock, Arc<AtomicUsize>);
+struct CountingClock(ManualClock, Arc<AtomicUsize>);
 
-impl Clock for Witness {
+impl Clock for CountingClock {
     fn now(&self) -> Timestamp {
         if thread::current().name() == Some(RUNTIME) {
             self.1.fetch_add(1, SeqCst);
@@ -50,8 +52,8 @@ impl Clock for Witness {
     }
 }
 
-impl Witness {
-    /// Awaits a call that reads the clock, and says whether it did so on another thread.
+impl CountingClock {
+    /// Awaits a call that reads the clock; returns whether it did so on another thread.
     async fn left_the_thread<F: Future>(&self, call: F) -> (bool, F::Output) {
         let before = self.1.load(SeqCst);
         let output = call.await;
@@ -77,7 +79,7 @@ fn with_options<C: Clock + Clone + Default>(
     });
 }
 
-/// What `future` gives if it is polled once.
+/// Polls `future` once and returns its output if it is ready.
 fn at_once<F: Future>(future: F) -> Option<F::Output> {
     poll(pin!(future))
 }
@@ -89,8 +91,8 @@ fn poll<F: Future>(future: Pin<&mut F>) -> Option<F::Output> {
     }
 }
 
-/// Lets the other tasks run for a while, so that they come to wait.
-async fn dawdle() {
+/// Yields for a while, so that the other tasks reach their wait.
+async fn yield_for_a_while() {
     for _ in 0..200 {
         tokio::task::yield_now().await;
     }

@@ -1,14 +1,15 @@
-//! What leaves the thread, and what does not.
+//! Which calls run on the thread that polls them, and which move to a blocking thread of the
+//! runtime.
 
 use keepwarm::{AsyncCache, Builder, Durability, ErrorKind, Lifespan, Timeout};
 
 use crate::common::for_each_backend;
-use crate::{Witness, at_once, runtimes, secs, with_cache, with_options};
+use crate::{CountingClock, at_once, runtimes, secs, with_cache, with_options};
 
 const LARGE: usize = 64 << 10;
 
 #[test]
-fn a_hit_and_a_small_write_are_done_when_they_are_polled_once() {
+fn hits_and_small_writes_complete_on_the_first_poll() {
     with_cache(async |cache, _| {
         assert!(at_once(cache.set("a", "small", Timeout::Default)).unwrap().is_ok());
         assert_eq!(at_once(cache.get::<String>("a")).unwrap().unwrap().as_deref(), Some("small"));
@@ -23,7 +24,7 @@ fn a_hit_and_a_small_write_are_done_when_they_are_polled_once() {
         assert_eq!(
             at_once(computed).unwrap().unwrap(),
             1,
-            "nor does what needs no time to compute"
+            "a computation that is ready at once completes too"
         );
         assert_eq!(at_once(cache.incr("b", 1)).unwrap().unwrap(), 2);
         assert!(at_once(cache.touch("a", Timeout::Never)).unwrap().unwrap());
@@ -37,33 +38,37 @@ fn a_hit_and_a_small_write_are_done_when_they_are_polled_once() {
     });
 }
 
-/// Awaits a call that must leave the thread.
-async fn leaves<F: Future>(clock: &Witness, call: F) -> F::Output {
+/// Awaits a call that must run on another thread.
+async fn runs_elsewhere<F: Future>(clock: &CountingClock, call: F) -> F::Output {
     let (left, output) = clock.left_the_thread(call).await;
-    assert!(left, "it was done where it was awaited");
+    assert!(left, "the call ran on the thread that awaited it");
     output
 }
 
 #[test]
-fn large_values_leave_it() {
+fn large_values_are_moved_to_another_thread() {
     with_options(
         |builder| builder,
-        async |cache, clock: Witness| {
+        async |cache, clock: CountingClock| {
             let large = vec![7u8; LARGE];
-            leaves(&clock, cache.set_bytes("a", &large, secs(9))).await.unwrap();
-            leaves(&clock, cache.set("a", &large, secs(9))).await.unwrap();
+            runs_elsewhere(&clock, cache.set_bytes("a", &large, secs(9))).await.unwrap();
+            runs_elsewhere(&clock, cache.set("a", &large, secs(9))).await.unwrap();
             let hit = cache.get_or_set("a", secs(9), async || -> Vec<u8> { panic!("it is there") });
-            assert_eq!(leaves(&clock, hit).await.unwrap(), large);
-            assert_eq!(leaves(&clock, cache.get::<Vec<u8>>("a")).await.unwrap().unwrap(), large);
-            assert_eq!(leaves(&clock, cache.get_bytes("a")).await.unwrap().unwrap(), large);
-            assert!(leaves(&clock, cache.touch("a", secs(5))).await.unwrap());
-            assert_eq!(leaves(&clock, cache.incr_version("a", 1)).await.unwrap(), 2);
+            assert_eq!(runs_elsewhere(&clock, hit).await.unwrap(), large);
+            assert_eq!(
+                runs_elsewhere(&clock, cache.get::<Vec<u8>>("a")).await.unwrap().unwrap(),
+                large
+            );
+            assert_eq!(runs_elsewhere(&clock, cache.get_bytes("a")).await.unwrap().unwrap(), large);
+            assert!(runs_elsewhere(&clock, cache.touch("a", secs(5))).await.unwrap());
+            assert_eq!(runs_elsewhere(&clock, cache.incr_version("a", 1)).await.unwrap(), 2);
             let there = cache.with_version(2);
             assert_eq!(there.get_bytes("a").await.unwrap().unwrap(), large);
-            let computed = leaves(&clock, cache.get_or_set("b", secs(9), async || large.clone()));
+            let computed =
+                runs_elsewhere(&clock, cache.get_or_set("b", secs(9), async || large.clone()));
             assert_eq!(computed.await.unwrap(), large);
             assert_eq!(cache.get::<Vec<u8>>("b").await.unwrap().unwrap(), large);
-            // The next smaller one does not.
+            // A value one byte smaller stays on this thread.
             let (left, set) =
                 clock.left_the_thread(cache.set_bytes("c", &large[1..], secs(9))).await;
             assert_eq!((left, set.is_ok()), (false, true));
@@ -71,54 +76,59 @@ fn large_values_leave_it() {
     );
 }
 
-/// Runs `test` on a directory with these options, in each kind of runtime.
-fn in_a_directory(options: impl Fn(Builder) -> Builder, test: impl AsyncFn(AsyncCache, Witness)) {
+/// Runs `test` on a directory with these options, on each kind of runtime.
+fn in_a_directory(
+    options: impl Fn(Builder) -> Builder,
+    test: impl AsyncFn(AsyncCache, CountingClock),
+) {
     for runtime in runtimes() {
-        let (dir, clock) = (tempfile::tempdir().unwrap(), Witness::default());
+        let (dir, clock) = (tempfile::tempdir().unwrap(), CountingClock::default());
         let builder = options(Builder::new(dir.path()).clock(clock.clone()));
         runtime.block_on(async { test(builder.open_async().await.unwrap(), clock).await });
     }
 }
 
 #[test]
-fn what_waits_for_the_disk_leaves_it() {
+fn calls_that_sync_are_moved_to_another_thread() {
     in_a_directory(
         |builder| builder.durability(Durability::Sync),
         async |cache, clock| {
-            leaves(&clock, cache.set("a", &1, secs(9))).await.unwrap();
-            leaves(&clock, cache.set_bytes("b", b"b", secs(9))).await.unwrap();
-            assert_eq!(leaves(&clock, cache.incr("a", 1)).await.unwrap(), 2);
-            assert_eq!(at_once(cache.get::<u8>("a")).unwrap().unwrap(), Some(2), "a read does not");
+            runs_elsewhere(&clock, cache.set("a", &1, secs(9))).await.unwrap();
+            runs_elsewhere(&clock, cache.set_bytes("b", b"b", secs(9))).await.unwrap();
+            assert_eq!(runs_elsewhere(&clock, cache.incr("a", 1)).await.unwrap(), 2);
+            let read = at_once(cache.get::<u8>("a")).unwrap().unwrap();
+            assert_eq!(read, Some(2), "a read stays on this thread");
             assert_eq!(
-                leaves(&clock, cache.get_or_set("c", secs(9), async || 2)).await.unwrap(),
+                runs_elsewhere(&clock, cache.get_or_set("c", secs(9), async || 2)).await.unwrap(),
                 2
             );
-            let lease = leaves(&clock, cache.lease("lease", secs(60))).await.unwrap().unwrap();
-            assert!(leaves(&clock, lease.release()).await.unwrap());
+            let lease =
+                runs_elsewhere(&clock, cache.lease("lease", secs(60))).await.unwrap().unwrap();
+            assert!(runs_elsewhere(&clock, lease.release()).await.unwrap());
         },
     );
 }
 
 #[test]
-fn a_closed_directory_is_opened_elsewhere() {
+fn reopening_a_directory_is_moved_to_another_thread() {
     in_a_directory(
         |builder| builder,
         async |cache, clock| {
             cache.set("a", &1, secs(9)).await.unwrap();
             cache.close().await.unwrap();
-            assert_eq!(leaves(&clock, cache.get::<u8>("a")).await.unwrap(), Some(1));
+            assert_eq!(runs_elsewhere(&clock, cache.get::<u8>("a")).await.unwrap(), Some(1));
             cache.close().await.unwrap();
-            leaves(&clock, cache.set("a", &2, secs(9))).await.unwrap();
+            runs_elsewhere(&clock, cache.set("a", &2, secs(9))).await.unwrap();
             cache.close().await.unwrap();
             assert_eq!(
-                leaves(&clock, cache.get_or_set("a", secs(9), async || 3)).await.unwrap(),
+                runs_elsewhere(&clock, cache.get_or_set("a", secs(9), async || 3)).await.unwrap(),
                 2
             );
             cache.close().await.unwrap();
-            assert!(leaves(&clock, cache.touch("a", secs(9))).await.unwrap());
+            assert!(runs_elsewhere(&clock, cache.touch("a", secs(9))).await.unwrap());
             cache.close().await.unwrap();
             assert_eq!(cache.len().await, 1);
-            assert!(leaves(&clock, cache.check()).await.unwrap().is_sound());
+            assert!(runs_elsewhere(&clock, cache.check()).await.unwrap().is_sound());
             assert_eq!(
                 at_once(cache.get::<u8>("a")).unwrap().unwrap(),
                 Some(2),
@@ -129,22 +139,22 @@ fn a_closed_directory_is_opened_elsewhere() {
 }
 
 #[test]
-fn a_write_that_culls_many_leaves_it() {
+fn a_write_that_evicts_many_is_moved_to_another_thread() {
     with_options(
         |builder| builder.max_entries(2_000),
-        async |cache, clock: Witness| {
+        async |cache, clock: CountingClock| {
             for n in 0..2_000 {
                 assert!(at_once(cache.set(&n.to_string(), &n, secs(9))).unwrap().is_ok(), "{n}");
             }
-            leaves(&clock, cache.set("one more", &1, secs(9))).await.unwrap();
-            // Room for more than one was made.
+            runs_elsewhere(&clock, cache.set("one more", &1, secs(9))).await.unwrap();
+            // The cull freed room for more than one entry.
             assert!(at_once(cache.set("the next", &1, secs(9))).is_some());
         },
     );
-    // One that removes few does not.
+    // A write that evicts few entries stays on this thread.
     with_options(
         |builder| builder.max_entries(100),
-        async |cache, _: Witness| {
+        async |cache, _: CountingClock| {
             for n in 0..200 {
                 assert!(
                     at_once(cache.set(&n.to_string(), &n, Timeout::Never)).unwrap().is_ok(),
@@ -156,7 +166,7 @@ fn a_write_that_culls_many_leaves_it() {
 }
 
 #[test]
-fn many_at_once_give_others_their_turn() {
+fn calls_for_many_keys_yield_to_other_tasks() {
     with_cache(async |cache, _| {
         let keys: Vec<String> = (0..1000).map(|n| n.to_string()).collect();
         assert!(cache.set_many(keys.iter().map(|key| (key, 1)), Timeout::Never).await.is_empty());
@@ -168,7 +178,7 @@ fn many_at_once_give_others_their_turn() {
 }
 
 #[test]
-fn without_a_runtime_everything_is_done_at_once() {
+fn without_a_runtime_calls_complete_on_the_first_poll() {
     for_each_backend(|make| {
         let cache = make.builder().open().unwrap().into_async();
         let large = vec![7u8; LARGE];
@@ -184,7 +194,7 @@ fn without_a_runtime_everything_is_done_at_once() {
 }
 
 #[test]
-fn after_the_end_of_the_runtime_calls_that_leave_the_thread_are_interrupted() {
+fn after_shutdown_calls_that_need_a_thread_are_interrupted() {
     for_each_backend(|make| {
         for runtime in runtimes() {
             let cache = make.builder().open().unwrap().into_async();
@@ -194,7 +204,7 @@ fn after_the_end_of_the_runtime_calls_that_leave_the_thread_are_interrupted() {
             let large = vec![7u8; LARGE];
             let error = at_once(cache.set("a", &large, Timeout::Never)).unwrap().unwrap_err();
             assert_eq!((error.kind(), error.key()), (ErrorKind::Interrupted, Some("a")));
-            // What was computed is returned all the same.
+            // A computed value is returned all the same.
             let computed =
                 at_once(cache.get_or_set("a", Timeout::Never, async || large.clone())).unwrap();
             assert_eq!(computed.unwrap(), large);
@@ -204,7 +214,7 @@ fn after_the_end_of_the_runtime_calls_that_leave_the_thread_are_interrupted() {
     });
 }
 
-/// Only compiled: the futures can be spawned if what they are given can be sent.
+/// Only compiled: the futures are `Send` if their arguments are, so they can be spawned.
 #[expect(dead_code, reason = "compiled, not called")]
 fn futures_are_send(cache: &AsyncCache) {
     fn is_send<T: Send>(_: T) {}

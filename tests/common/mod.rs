@@ -1,4 +1,4 @@
-//! What the tests of the public API share: each promise is tested on every backend.
+//! Shared helpers for the tests of the public API: run each test on every backend.
 
 use std::path::PathBuf;
 
@@ -7,13 +7,13 @@ use tempfile::TempDir;
 
 /// Makes caches on one backend.
 pub(crate) struct Maker {
-    /// What to call the backend where a test fails.
+    /// The name of the backend, printed before the test runs.
     pub(crate) name: &'static str,
     new: fn(&mut Vec<TempDir>) -> Builder,
     dirs: Vec<TempDir>,
 }
 
-/// Every backend that keeps what it is given.
+/// Every backend that stores entries (all but the dummy).
 fn backends() -> Vec<Maker> {
     let maker = |name, new| Maker { name, new, dirs: Vec::new() };
     vec![
@@ -31,7 +31,7 @@ fn new_directory(dirs: &mut Vec<TempDir>) -> PathBuf {
     path
 }
 
-/// Runs `test` on every backend. It is given a maker for as many caches as it wants.
+/// Runs `test` on every backend. Its argument makes as many caches as the test needs.
 pub(crate) fn for_each_backend(test: impl Fn(&mut Maker)) {
     for mut maker in backends() {
         println!("on the {} backend", maker.name);
@@ -41,12 +41,12 @@ pub(crate) fn for_each_backend(test: impl Fn(&mut Maker)) {
 }
 
 impl Maker {
-    /// The options of a new cache on this backend.
+    /// The builder of a new cache on this backend.
     pub(crate) fn builder(&mut self) -> Builder {
         (self.new)(&mut self.dirs)
     }
 
-    /// Deletes what the caches made until now have on disk. Happens at the end of a test anyway.
+    /// Deletes the directories of the caches made so far. The end of a test does this too.
     pub(crate) fn clean(&mut self) {
         self.dirs.clear();
     }

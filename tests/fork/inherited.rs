@@ -1,4 +1,4 @@
-//! What a child does with what it inherits.
+//! A child with an inherited cache, writer, reader, lease or computation.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -10,15 +10,16 @@ use std::time::Duration;
 
 use keepwarm::{Builder, Cache, Error, ErrorKind, Timeout};
 
-use crate::family::{Line, child, descriptors, mappings};
+use crate::child::{Pipe, child, descriptors, mappings};
 use crate::harness::Verdict;
 use crate::locks::first_held;
 
 const TIMES: i64 = 3000;
-/// What the background may open for a moment, and the segments that it may make meanwhile.
+/// The tolerance of the counts: descriptors that the background thread opens for a moment, and
+/// segments that it creates meanwhile.
 const FEW: u64 = 5;
 
-/// Whether none is much more than another.
+/// Whether no count exceeds the lowest by more than the tolerance.
 fn are_alike(counts: &[u64]) -> bool {
     let least = counts.iter().min().unwrap();
     counts.iter().all(|count| *count <= least + FEW)
@@ -28,10 +29,10 @@ pub(crate) fn builder(dir: &Path) -> Builder {
     Cache::builder(dir).max_entries(20_000).max_bytes(32 << 20)
 }
 
-/// Counts, and writes and reads entries of its own.
-fn work(cache: &Cache, who: &str) {
+/// Increments the shared counter, and writes and reads entries of this process.
+fn work(cache: &Cache, process: &str) {
     for n in 0..TIMES {
-        let key = format!("{who} {n}");
+        let key = format!("{process} {n}");
         cache.set(&key, &n, Timeout::Never).unwrap();
         cache.incr_or_init("count", 1, 0, Timeout::Never).unwrap();
         assert_eq!(cache.get(&key).unwrap(), Some(n));
@@ -43,7 +44,7 @@ fn check(cache: &Cache) {
     assert!(report.is_sound(), "{:?}", report.problems);
 }
 
-pub(crate) fn both_go_on() -> Verdict {
+pub(crate) fn both_use_the_cache() -> Verdict {
     let home = tempfile::tempdir().unwrap();
     let cache = builder(&home.path().join("cache")).open().unwrap();
     let view = cache.with_prefix("view");
@@ -61,7 +62,7 @@ pub(crate) fn both_go_on() -> Verdict {
     });
     work(&cache, "parent");
     forked.finish();
-    assert_eq!(cache.get("count").unwrap(), Some(2 * TIMES), "increments of both");
+    assert_eq!(cache.get("count").unwrap(), Some(2 * TIMES), "increments of both processes");
     for n in 0..TIMES {
         assert_eq!(cache.get(&format!("child {n}")).unwrap(), Some(n));
         assert_eq!(cache.get(&format!("parent {n}")).unwrap(), Some(n));
@@ -75,12 +76,12 @@ pub(crate) fn both_go_on() -> Verdict {
     Ok(())
 }
 
-pub(crate) fn grandchildren() -> Verdict {
+pub(crate) fn generations() -> Verdict {
     const GENERATIONS: u64 = 20;
-    fn live(cache: &Cache, generation: u64, said: &Line) {
+    fn live(cache: &Cache, generation: u64, said: &Pipe) {
         let count = || cache.incr_or_init("count", 1, 0, Timeout::Never).unwrap();
         count();
-        said.say(descriptors() as u64);
+        said.send(descriptors() as u64);
         if generation < GENERATIONS {
             let next = child(|| live(cache, generation + 1, said));
             count();
@@ -90,9 +91,9 @@ pub(crate) fn grandchildren() -> Verdict {
     }
     let home = tempfile::tempdir().unwrap();
     let cache = builder(&home.path().join("cache")).open().unwrap();
-    let said = Line::new();
+    let said = Pipe::new();
     live(&cache, 1, &said);
-    let counts: Vec<u64> = (0..GENERATIONS).map(|_| said.hear()).collect();
+    let counts: Vec<u64> = (0..GENERATIONS).map(|_| said.receive()).collect();
     assert!(are_alike(&counts), "descriptors in each generation: {counts:?}");
     assert_eq!(cache.get("count").unwrap(), Some(3 * GENERATIONS - 1));
     check(&cache);
@@ -104,12 +105,12 @@ pub(crate) fn grandchildren() -> Verdict {
     Ok(())
 }
 
-pub(crate) fn descriptors_stay_as_few() -> Verdict {
+pub(crate) fn no_descriptor_leaks() -> Verdict {
     const FORKS: u64 = 100;
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
     let cache = builder(&dir).open().unwrap();
-    let (lease, said) = (cache.lease("lease", Duration::from_secs(600)).unwrap(), Line::new());
+    let (lease, said) = (cache.lease("lease", Duration::from_secs(600)).unwrap(), Pipe::new());
     let held = || [descriptors() as u64, mappings(&[dir.to_str().unwrap()]) as u64];
     let before = held();
     let mut children = Vec::new();
@@ -118,13 +119,13 @@ pub(crate) fn descriptors_stay_as_few() -> Verdict {
             let inherited = descriptors();
             cache.set(&format!("child {n}"), &n, Timeout::Never).unwrap();
             drop(cache.lease("another", Duration::from_secs(600)).unwrap().unwrap());
-            said.say(descriptors() as u64);
+            said.send(descriptors() as u64);
             cache.close().unwrap();
             assert_eq!(descriptors(), inherited);
         })
         .finish();
         assert_eq!(cache.get(&format!("child {n}")).unwrap(), Some(n));
-        children.push(said.hear());
+        children.push(said.receive());
     }
     assert!(are_alike(&children), "descriptors of each child: {children:?}");
     let after = held();
@@ -138,24 +139,24 @@ pub(crate) fn descriptors_stay_as_few() -> Verdict {
     Ok(())
 }
 
-/// A way for a child to end, with what it inherited.
+/// A name, and a way for a child to end with its inherited cache.
 type Ending = (&'static str, fn(Cache));
 
 const ENDINGS: &[Ending] = &[
     ("it does nothing and calls _exit", std::mem::forget),
-    ("it drops what it inherited", drop),
+    ("it drops the cache", drop),
     ("it uses it and calls _exit", |cache| {
         work(&cache, "child");
         std::mem::forget(cache);
     }),
     ("it uses and drops it", |cache| work(&cache, "child")),
-    ("it closes what it never used", |cache| cache.close().unwrap()),
+    ("it closes the cache without using it", |cache| cache.close().unwrap()),
     ("it uses and closes it", |cache| {
         work(&cache, "child");
         cache.close().unwrap();
     }),
     ("it opens the directory itself, too", |cache| {
-        // By another path, so that it is not the handle that knows.
+        // By another path, so that the open does not find the inherited handle by its path.
         let other = builder(Path::new("/proc/self/cwd/cache")).open().unwrap();
         other.set("other", &1, Timeout::Never).unwrap();
         drop(cache);
@@ -163,7 +164,7 @@ const ENDINGS: &[Ending] = &[
     }),
 ];
 
-pub(crate) fn ends_do_no_harm() -> Verdict {
+pub(crate) fn parent_stays_attached() -> Verdict {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
     std::env::set_current_dir(home.path()).unwrap();
@@ -171,13 +172,14 @@ pub(crate) fn ends_do_no_harm() -> Verdict {
     let lease = cache.lease("lease", Duration::from_secs(600)).unwrap().unwrap();
     let locks = dir.join("locks");
     let mine = first_held(&locks);
-    assert_eq!(mine, Some(1), "the number of this process");
+    assert_eq!(mine, Some(1), "the slot of this process");
     let mut all = Some((cache, lease));
     for (name, ending) in ENDINGS {
         child(|| {
-            // Nobody else in the child has any of it.
+            // The child's only handles.
             let (inherited, lease) = all.take().unwrap();
-            // They are given the numbers of what was closed.
+            // New files may get the numbers of descriptors that the child has closed. A second
+            // close of such a number would close one of these.
             let files: Vec<File> = (0..20).map(|_| tempfile::tempfile().unwrap()).collect();
             let found = || -> Vec<_> {
                 let inode = |file: &File| {
@@ -192,10 +194,10 @@ pub(crate) fn ends_do_no_harm() -> Verdict {
             let before = found();
             drop(lease);
             ending(inherited);
-            assert_eq!(found(), before, "{name}: what the child has opened is open");
+            assert_eq!(found(), before, "{name}: the files that the child opened are still open");
         })
         .finish();
-        assert_eq!(first_held(&locks), mine, "{name}: the parent is attached");
+        assert_eq!(first_held(&locks), mine, "{name}: the parent is still attached");
         let (cache, lease) = all.as_ref().unwrap();
         work(cache, "parent");
         assert!(lease.is_held().unwrap());
@@ -208,7 +210,7 @@ pub(crate) fn ends_do_no_harm() -> Verdict {
     Ok(())
 }
 
-pub(crate) fn writers_and_leases_are_the_parents() -> Verdict {
+pub(crate) fn writers_and_leases() -> Verdict {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
     let cache = builder(&dir).open().unwrap();
@@ -252,10 +254,10 @@ pub(crate) fn writers_and_leases_are_the_parents() -> Verdict {
     assert!(lease.is_held().unwrap() && released.release().unwrap() && lease.release().unwrap());
     let mut read = Vec::new();
     reader.read_to_end(&mut read).unwrap();
-    assert!(read == large, "the parent's reader goes on");
+    assert!(read == large, "the parent's reader still works");
     assert_eq!(files(), before);
     drop(dropped);
-    assert_eq!(files(), before - 1, "what the parent dropped is gone");
+    assert_eq!(files(), before - 1, "the file of the writer that the parent dropped is deleted");
     let [small, mut large_writer] = writers;
     large_writer.write_all(b"more").unwrap();
     small.commit().unwrap();
@@ -266,38 +268,38 @@ pub(crate) fn writers_and_leases_are_the_parents() -> Verdict {
     Ok(())
 }
 
-pub(crate) fn computations_are_the_parents() -> Verdict {
+pub(crate) fn computations() -> Verdict {
     let home = tempfile::tempdir().unwrap();
     let cache = builder(&home.path().join("cache")).open().unwrap();
-    let (begun, asked) = (Line::new(), Line::new());
+    let (begun, asked) = (Pipe::new(), Pipe::new());
     let (go_on, may_go_on) = mpsc::channel::<()>();
     std::thread::scope(|scope| {
         let cache = &cache;
         let begun = &begun;
         scope.spawn(move || {
             let value = cache.get_or_set("slow", Timeout::Never, || {
-                begun.say(1);
+                begun.send(1);
                 may_go_on.recv().unwrap();
                 "the parent's".to_owned()
             });
             assert_eq!(value.unwrap(), "the parent's");
         });
-        begun.hear();
-        // Other keys are computed at once; this one waits for the parent, which is still at it.
+        begun.receive();
+        // Other keys are computed at once; this one waits for the parent, which still computes it.
         let forked = child(|| {
             assert_eq!(cache.get_or_set("other", Timeout::Never, || 3).unwrap(), 3);
-            asked.say(1);
+            asked.send(1);
             let value = cache.get_or_set("slow", Timeout::Never, || "the child's".to_owned());
             assert_eq!(value.unwrap(), "the parent's");
         });
-        asked.hear();
+        asked.receive();
         go_on.send(()).unwrap();
         forked.finish();
     });
-    // From within a computation: it goes on in both, and the claim stays the parent's.
+    // A fork within a computation: both processes continue, and the claim stays with the parent.
     let value = cache.get_or_set("forking", Timeout::Never, || {
         child(|| assert_eq!(cache.get_or_set("inner", Timeout::Never, || 1).unwrap(), 1)).finish();
-        // A process that was forked before asks for it: it is being computed.
+        // Another child asks for the key while the parent computes it.
         let other = child(|| {
             let seen =
                 cache.get_or_set("forking", Timeout::Never, || "the child's".to_owned()).unwrap();
@@ -309,9 +311,9 @@ pub(crate) fn computations_are_the_parents() -> Verdict {
     Ok(())
 }
 
-pub(crate) fn space_comes_back() -> Verdict {
-    /// Segments that the background may have in hand at the fork. They stay mapped in the child.
-    const IN_HAND: usize = 4;
+pub(crate) fn removed_segments() -> Verdict {
+    /// Segments that the background thread may use at the fork. They stay mapped in the child.
+    const IN_USE: usize = 4;
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
     let cache = builder(&dir).open().unwrap();
@@ -323,25 +325,25 @@ pub(crate) fn space_comes_back() -> Verdict {
     };
     fill(0);
     let mut held = cache.get_bytes("0 599").unwrap();
-    assert!(held.is_some(), "it was just stored");
-    let go_on = Line::new();
+    assert!(held.is_some(), "the value was just stored");
+    let go_on = Pipe::new();
     let removed = || mappings(&[dir.join("segments").to_str().unwrap(), "(deleted)"]);
     let forked = child(|| {
-        go_on.hear();
+        go_on.receive();
         let before = removed();
-        assert!(before > 20, "what the parent has removed is mapped here: {before}");
+        assert!(before > 20, "mapped segments that the parent has removed: {before}");
         assert_eq!(cache.get::<u8>("missing").unwrap(), None);
         let now = removed();
         assert!(
-            (1..=1 + IN_HAND).contains(&now),
-            "but for what the program holds: {now} of {before}"
+            (1..=1 + IN_USE).contains(&now),
+            "all unmapped except those in use: {now} of {before} are left"
         );
         assert_eq!(held.take().unwrap(), value);
-        assert_eq!(removed(), now - 1, "and that, too");
+        assert_eq!(removed(), now - 1, "the segment of the held value is unmapped with it");
     });
     (1..6).for_each(fill);
     cache.maintain().unwrap();
-    go_on.say(1);
+    go_on.send(1);
     forked.finish();
     assert_eq!(held.unwrap(), value);
     Ok(())

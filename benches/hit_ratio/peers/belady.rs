@@ -1,13 +1,16 @@
+//! Belady's optimum, the upper bound of every policy.
+
 use std::collections::{BinaryHeap, HashMap};
 
 use super::Policy;
 
-/// The optimum (Belady 1966): whoever knows the future gives up what is needed last, be it what has just come.
+/// The optimum (Belady 1966): with the future known, evict the key whose next request is the
+/// latest, which may be the key just requested.
 pub(crate) struct Belady {
     capacity: usize,
-    /// When each request's key is asked for again.
+    /// For each request, the index of the next request of the same key.
     again: std::vec::IntoIter<usize>,
-    /// The keys inside by when they are needed; what is out of date is passed over.
+    /// The cached keys by their next request. Outdated pairs are skipped.
     needed: BinaryHeap<(usize, u32)>,
     inside: HashMap<u32, usize>,
 }

@@ -1,10 +1,10 @@
-//! A doubly linked list of keys, in two arrays: a key is in it once or not at all.
+//! A doubly linked list of keys, indexed by key: a key is in it at most once.
 
 const NONE: u32 = u32::MAX;
 
 #[derive(Default)]
 pub(crate) struct List {
-    /// Before and after each key; `NONE` at the ends.
+    /// The keys before and after each key; `NONE` at the ends.
     links: Vec<(u32, u32)>,
     front: Option<u32>,
     back: Option<u32>,
@@ -24,7 +24,7 @@ impl List {
         self.back
     }
 
-    /// What is one nearer to the front.
+    /// The key before this one, nearer to the front.
     pub(crate) fn before(&self, key: u32) -> Option<u32> {
         some(self.links[key as usize].0)
     }
@@ -42,7 +42,7 @@ impl List {
         self.len += 1;
     }
 
-    /// Takes out a key that is in the list.
+    /// Removes a key that is in the list.
     pub(crate) fn remove(&mut self, key: u32) {
         let (before, after) = self.links[key as usize];
         match some(before) {
@@ -62,14 +62,14 @@ impl List {
         Some(key)
     }
 
-    /// Makes a key that is in the list its first.
+    /// Moves a key that is in the list to the front.
     pub(crate) fn make_first(&mut self, key: u32) {
         self.remove(key);
         self.push_front(key);
     }
 }
 
-/// Something for each key, with a default.
+/// A value for each key; the default for a key that was never set.
 #[derive(Default)]
 pub(crate) struct Table<T>(Vec<T>);
 

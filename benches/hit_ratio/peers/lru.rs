@@ -1,7 +1,9 @@
+//! Exact LRU.
+
 use super::Policy;
 use super::list::{List, Table};
 
-/// Least recently used first, exactly.
+/// Evicts the least recently used key, exactly.
 pub(crate) struct Lru {
     capacity: usize,
     order: List,

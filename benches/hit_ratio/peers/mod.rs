@@ -1,4 +1,5 @@
-//! The policies that keepwarm is put beside, each exact, as its paper tells it. Keys are numbers from 0 on.
+//! The policies that keepwarm is compared with, each implemented exactly as its paper describes it.
+//! Keys are integers from 0.
 
 mod belady;
 mod list;
@@ -15,6 +16,6 @@ pub(crate) use tiny_lfu::WTinyLfu;
 
 /// A cache that holds keys.
 pub(crate) trait Policy {
-    /// Looks `key` up, and takes it in if it is not there. Says whether it was there.
+    /// Looks `key` up and admits it if it is absent. Returns whether it was a hit.
     fn request(&mut self, key: u32) -> bool;
 }

@@ -1,3 +1,5 @@
+//! S3-FIFO.
+
 use std::collections::VecDeque;
 
 use super::Policy;
@@ -7,14 +9,15 @@ use super::list::Table;
 enum State {
     #[default]
     Outside,
-    /// In the cache, with its uses since it was last looked at, three at most.
+    /// In the cache, with its uses since an eviction last examined it, at most three.
     Inside(u8),
-    /// In the ghost queue, since that many were put there.
+    /// In the ghost queue. The number is the count of ghosts when it was added.
     Ghost(u64),
 }
 
-/// S3-FIFO (Yang et al., SOSP 2023): a small queue (a tenth) for what is new, a main queue for what was used in
-/// there more than once, or comes back while the ghost queue remembers it (as many as the main queue holds).
+/// S3-FIFO (Yang et al., SOSP 2023): a small queue (a tenth) for new keys; a main queue for keys
+/// that were used more than once in the small one, or that are requested while the ghost queue
+/// holds them. The ghost queue holds as many keys as the main queue.
 pub(crate) struct S3Fifo {
     capacity: usize,
     small_capacity: usize,

@@ -1,3 +1,5 @@
+//! SIEVE.
+
 use super::Policy;
 use super::list::{List, Table};
 
@@ -9,8 +11,8 @@ enum State {
     Visited,
 }
 
-/// SIEVE (Zhang et al., NSDI 2024): a queue whose hand moves from the oldest to the newest, passes over what was
-/// visited since it last came by, and takes out the first that was not.
+/// SIEVE (Zhang et al., NSDI 2024): a queue whose hand moves from the oldest key to the newest,
+/// skips keys visited since its last pass, and evicts the first key that was not.
 pub(crate) struct Sieve {
     capacity: usize,
     queue: List,

@@ -1,3 +1,5 @@
+//! W-TinyLFU.
+
 use super::Policy;
 use super::list::{List, Table};
 
@@ -10,8 +12,9 @@ enum Place {
     Protected,
 }
 
-/// W-TinyLFU (Einziger, Friedman, Manes, ACM ToS 2017): an LRU window of one percent, and a segmented LRU (four
-/// fifths of it protected) that what leaves the window enters only if it is used more often than what it would push out.
+/// W-TinyLFU (Einziger, Friedman, Manes, ACM ToS 2017): an LRU window of one percent, and a
+/// segmented LRU (four fifths of it protected). A key that leaves the window enters the segmented
+/// LRU only if it is used more often than the key it would evict.
 pub(crate) struct WTinyLfu {
     capacity: usize,
     window_capacity: usize,
@@ -61,7 +64,8 @@ impl WTinyLfu {
         self.places.set(key, Place::Probation);
     }
 
-    /// Lets the coldest of the window into the main part, if there is room or it is worth more than what goes.
+    /// Moves the coldest key of the window to the main part if there is room, or if it is used more
+    /// often than the victim there. Otherwise evicts it.
     fn leave_window(&mut self) {
         let Some(candidate) = self.window.pop_back() else { return };
         let main = self.probation.len() + self.protected.len();
@@ -104,7 +108,8 @@ impl Policy for WTinyLfu {
 const ROWS: u64 = 4;
 const MOST: u8 = 15;
 
-/// A count-min sketch of counts up to 15, halved after ten times as many uses as the cache holds keys.
+/// A count-min sketch of counts up to 15. All counts are halved after ten times as many uses as the
+/// cache holds keys.
 struct Sketch {
     counts: Vec<u8>,
     mask: u64,

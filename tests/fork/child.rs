@@ -1,4 +1,4 @@
-//! Real children, by `fork`.
+//! Child processes made with `fork`, and pipes to talk to them.
 
 use std::fs;
 use std::io::{PipeReader, PipeWriter, Read, Write};
@@ -9,15 +9,16 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, alarm, fork};
 
-/// How long a child may take, and how long is waited for what another process says. What hangs is ended by SIGALRM.
+/// The longest that a child may run, and that a process waits to receive. SIGALRM ends one that
+/// hangs.
 const SECONDS: u32 = 240;
 
-/// A child. Dropped, it is killed.
+/// A child process. It is killed when this is dropped.
 pub(crate) struct Child {
     pid: Option<Pid>,
 }
 
-/// Forks a child, which does `work` and ends by `_exit`: with 0, unless it panics.
+/// Forks a child that runs `work` and then calls `_exit`: with 0, or with 1 if it panicked.
 pub(crate) fn child(work: impl FnOnce()) -> Child {
     match fork_here() {
         ForkResult::Parent { child } => Child { pid: Some(child) },
@@ -31,23 +32,23 @@ pub(crate) fn child(work: impl FnOnce()) -> Child {
 
 #[expect(
     unsafe_code,
-    reason = "what the child of a process with threads may do is what these tests are about"
+    reason = "these tests are about what the child of a process with threads may do"
 )]
 fn fork_here() -> ForkResult {
-    // SAFETY: the child allocates, which the C library allows; of locks that other threads may hold it takes ours alone,
-    // which are what is tested.
+    // SAFETY: the child allocates, which the C library allows. Of the locks that other threads may
+    // hold it takes only ours, and those are under test.
     unsafe { fork() }.unwrap()
 }
 
-/// Ends the process with nothing run, as a server's child may.
+/// Ends the process without destructors or exit handlers, as a server's child may.
 #[expect(unsafe_code, reason = "there is no safe way to call it")]
 fn end(status: i32) -> ! {
-    // SAFETY: it may be called anywhere.
+    // SAFETY: `_exit` may be called anywhere.
     unsafe { libc::_exit(status) }
 }
 
 impl Child {
-    /// Sees it to its end, which must be a good one.
+    /// Waits for the child, which must exit with 0.
     #[track_caller]
     pub(crate) fn finish(mut self) {
         let pid = self.pid.take().unwrap();
@@ -58,9 +59,9 @@ impl Child {
         );
     }
 
-    /// Waits until the kernel has killed it and is done with it.
+    /// Waits for the child, which must end by SIGKILL.
     #[track_caller]
-    pub(crate) fn see_killed(mut self) {
+    pub(crate) fn wait_killed(mut self) {
         let pid = self.pid.take().unwrap();
         let status = waitpid(pid, None).unwrap();
         assert_eq!(status, WaitStatus::Signaled(pid, Signal::SIGKILL, false));
@@ -69,7 +70,7 @@ impl Child {
     #[track_caller]
     pub(crate) fn kill(self) {
         kill(self.pid.unwrap(), Signal::SIGKILL).unwrap();
-        self.see_killed();
+        self.wait_killed();
     }
 }
 
@@ -82,25 +83,25 @@ impl Drop for Child {
     }
 }
 
-/// A line from one process to another.
-pub(crate) struct Line {
+/// A pipe that carries numbers from one process to another.
+pub(crate) struct Pipe {
     from: PipeReader,
     to: PipeWriter,
 }
 
-impl Line {
+impl Pipe {
     pub(crate) fn new() -> Self {
         let (from, to) = std::io::pipe().unwrap();
         Self { from, to }
     }
 
-    pub(crate) fn say(&self, number: u64) {
+    pub(crate) fn send(&self, number: u64) {
         (&self.to).write_all(&number.to_le_bytes()).unwrap();
     }
 
-    pub(crate) fn hear(&self) -> u64 {
+    pub(crate) fn receive(&self) -> u64 {
         let mut bytes = [0; 8];
-        // Whoever should have spoken may have failed.
+        // The sender may have failed.
         let before = alarm::set(SECONDS);
         (&self.from).read_exact(&mut bytes).unwrap();
         before.map_or_else(alarm::cancel, alarm::set);
@@ -108,12 +109,12 @@ impl Line {
     }
 }
 
-/// The descriptors of this process.
+/// The number of open descriptors of this process.
 pub(crate) fn descriptors() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// The mappings of this process whose line has all of `parts` in it.
+/// The number of mappings of this process whose line in `maps` contains all of `parts`.
 pub(crate) fn mappings(parts: &[&str]) -> usize {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     maps.lines().filter(|line| parts.iter().all(|part| line.contains(part))).count()

@@ -1,4 +1,4 @@
-//! A parent is killed while its child lives: nothing of the parent's stays locked.
+//! A parent that is killed while its child lives: none of the parent's locks stays held.
 //!
 //! Shows invariants I22 and I31.
 
@@ -7,48 +7,50 @@ use std::time::{Duration, Instant};
 
 use keepwarm::{Cache, Timeout};
 
-use crate::family::{Child, Line, child};
+use crate::child::{Child, Pipe, child};
 use crate::harness::Verdict;
 use crate::inherited::builder;
 use crate::locks::first_held;
 
-/// Longer than anything takes on a busy machine, and shorter than a process waits for another one that was stopped.
+/// Longer than an operation takes on a busy machine, and shorter than a process waits for one that
+/// is stopped.
 const MOST: Duration = Duration::from_secs(20);
 /// Longer than any test takes.
 const FOR_EVER: Duration = Duration::from_secs(600);
 
-/// A process that has a child, and the child's life: it is told how to end.
+/// A process that has a child, and the pipes to and from that child.
 struct Parent {
     process: Option<Child>,
-    ends_child: Line,
-    child_said: Line,
+    ends_child: Pipe,
+    child_said: Pipe,
 }
 
 impl Parent {
-    /// Opens the directory and does `before`, then forks a child, which does `inherited`, then does `after`.
+    /// Starts a process that opens the directory, runs `before`, forks a child that runs
+    /// `inherited`, and then runs `after`.
     fn start(
         dir: &Path,
         before: impl FnOnce(&Cache),
         inherited: impl FnOnce(&Cache),
         after: impl FnOnce(&Cache),
     ) -> Self {
-        let [is_ready, ends_child, child_said] = [(); 3].map(|()| Line::new());
+        let [is_ready, ends_child, child_said] = [(); 3].map(|()| Pipe::new());
         let process = child(|| {
             let cache = builder(dir).open().unwrap();
             before(&cache);
             let forked = child(|| {
                 inherited(&cache);
-                child_said.say(1);
-                ends_child.hear();
-                // It could still use what it has.
+                child_said.send(1);
+                ends_child.receive();
+                // The inherited cache still works.
                 cache.set("the child's", &1, Timeout::Never).unwrap();
-                child_said.say(2);
+                child_said.send(2);
             });
-            is_ready.say(1);
+            is_ready.send(1);
             after(&cache);
             forked.finish();
         });
-        is_ready.hear();
+        is_ready.receive();
         Self { process: Some(process), ends_child, child_said }
     }
 
@@ -57,29 +59,29 @@ impl Parent {
     }
 
     fn end_child(&self) {
-        self.ends_child.say(1);
-        assert_eq!(self.child_said.hear(), 2, "the child was alive, and its cache works");
+        self.ends_child.send(1);
+        assert_eq!(self.child_said.receive(), 2, "the child was alive, and its cache works");
     }
 }
 
-pub(crate) fn a_killed_parent_holds_nothing() -> Verdict {
+pub(crate) fn holds_nothing() -> Verdict {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
-    // The lease is kept by the parent for good.
+    // The parent never releases the lease.
     let hold = |cache: &Cache| {
         std::mem::forget(cache.lease("lease", Duration::from_secs(600)).unwrap().unwrap());
         cache.set("key", &1, Timeout::Never).unwrap();
     };
     let mut parent = Parent::start(&dir, hold, |_| {}, |_| std::thread::sleep(FOR_EVER));
-    assert_eq!(parent.child_said.hear(), 1);
-    assert_eq!(first_held(&dir.join("locks")), Some(1), "the parent's number");
+    assert_eq!(parent.child_said.receive(), 1);
+    assert_eq!(first_held(&dir.join("locks")), Some(1), "the parent's slot");
     assert!(first_held(&dir.join("flights")).is_some(), "the parent's lease");
     parent.kill();
     for file in ["locks", "flights"] {
-        assert_eq!(first_held(&dir.join(file)), None, "{file}: the child keeps nothing");
+        assert_eq!(first_held(&dir.join(file)), None, "{file}: the child holds no lock");
     }
     let cache = builder(&dir).open().unwrap();
-    assert_eq!(first_held(&dir.join("locks")), Some(1), "the number is another's");
+    assert_eq!(first_held(&dir.join("locks")), Some(1), "this process reuses the slot");
     assert_eq!(cache.get("key").unwrap(), Some(1));
     let lease = cache.lease("lease", Duration::from_secs(600)).unwrap();
     assert!(lease.is_some(), "the lease is free");
@@ -89,16 +91,16 @@ pub(crate) fn a_killed_parent_holds_nothing() -> Verdict {
     Ok(())
 }
 
-pub(crate) fn a_child_goes_on() -> Verdict {
+pub(crate) fn computation() -> Verdict {
     let home = tempfile::tempdir().unwrap();
     let dir = home.path().join("cache");
-    let asks = Line::new();
+    let asks = Pipe::new();
     let compute = |cache: &Cache| {
-        asks.say(1);
+        asks.send(1);
         let value = cache.get_or_set("slow", Timeout::Never, || "the child's".to_owned()).unwrap();
         assert_eq!(value, "the child's");
     };
-    // The parent has computed nothing when it is killed.
+    // The parent is killed before its computation ends.
     let never = |cache: &Cache| {
         cache
             .get_or_set("slow", Timeout::Never, || {
@@ -107,28 +109,28 @@ pub(crate) fn a_child_goes_on() -> Verdict {
             })
             .unwrap();
     };
-    let begun = Line::new();
+    let begun = Pipe::new();
     let inherited = |cache: &Cache| {
-        begun.hear();
+        begun.receive();
         compute(cache);
     };
     let mut parent = Parent::start(&dir, |_| {}, inherited, never);
-    // It has the claim.
+    // Wait until the parent holds the claim.
     while !dir.join("flights").exists() || first_held(&dir.join("flights")).is_none() {
         std::thread::yield_now();
     }
-    begun.say(1);
-    asks.hear();
+    begun.send(1);
+    asks.receive();
     parent.kill();
     let started = Instant::now();
-    assert_eq!(parent.child_said.hear(), 1);
-    assert!(started.elapsed() < MOST, "it computed after {:?}", started.elapsed());
+    assert_eq!(parent.child_said.receive(), 1);
+    assert!(started.elapsed() < MOST, "the child computed after {:?}", started.elapsed());
     parent.end_child();
     Ok(())
 }
 
 #[cfg(feature = "failpoints")]
-pub(crate) fn buckets_are_taken_over() -> Verdict {
+pub(crate) fn bucket_lock() -> Verdict {
     use nix::sys::signal::{Signal, kill};
     use nix::unistd::Pid;
 
@@ -136,19 +138,19 @@ pub(crate) fn buckets_are_taken_over() -> Verdict {
     let dir = home.path().join("cache");
     let cache = builder(&dir).open().unwrap();
     cache.set("key", &1, Timeout::Never).unwrap();
-    // Dies with the bucket locked.
+    // Kills the parent while it holds the bucket lock.
     let die = |cache: &Cache| {
         fail::cfg_callback("commit::stamped", || kill(Pid::this(), Signal::SIGKILL).unwrap())
             .unwrap();
         cache.set("key", &2, Timeout::Never).unwrap();
     };
     let mut parent = Parent::start(&dir, |_| {}, |_| {}, die);
-    assert_eq!(parent.child_said.hear(), 1);
-    parent.process.take().unwrap().see_killed();
+    assert_eq!(parent.child_said.receive(), 1);
+    parent.process.take().unwrap().wait_killed();
     let started = Instant::now();
     assert_eq!(cache.get("key").unwrap(), Some(1));
     cache.set("key", &3, Timeout::Never).unwrap();
-    assert!(started.elapsed() < MOST, "the bucket was taken over after {:?}", started.elapsed());
+    assert!(started.elapsed() < MOST, "the lock was taken over after {:?}", started.elapsed());
     parent.end_child();
     assert_eq!(cache.get("key").unwrap(), Some(3));
     assert!(cache.check().unwrap().is_sound());

@@ -1,4 +1,5 @@
-//! Forks while other threads are in the midst of everything that a cache does, whatever they have locked.
+//! Forks while other threads of the parent run every operation of the cache, whatever locks they
+//! hold at that moment.
 //!
 //! Shows invariant I31.
 
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use keepwarm::{Cache, Timeout};
 
-use crate::family::child;
+use crate::child::child;
 use crate::harness::Verdict;
 use crate::home::home;
 use crate::inherited::builder;
@@ -16,12 +17,12 @@ const FORKS: u64 = 200;
 /// Increments of each child.
 const TIMES: i64 = 20;
 
-/// Calls it until told to stop.
-fn again_and_again(stop: &AtomicBool, call: impl Fn(u64)) {
+/// Repeats `call` until `stop` is set.
+fn repeat(stop: &AtomicBool, call: impl Fn(u64)) {
     (0..).take_while(|_| !stop.load(Ordering::Relaxed)).for_each(call);
 }
 
-/// Has all stop that look at it, when this is over or has failed.
+/// Stops the threads when the test ends or panics.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -30,7 +31,7 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// What a child does, whatever the threads of its parent were doing.
+/// The work of a child. All of it must succeed, whatever the parent's threads were doing.
 fn live(cache: &Cache, n: u64) {
     for _ in 0..TIMES {
         cache.incr_or_init("count", 1, 0, Timeout::Never).unwrap();
@@ -38,7 +39,7 @@ fn live(cache: &Cache, n: u64) {
     let key = format!("child {n}");
     cache.set(&key, &n, Timeout::Never).unwrap();
     assert_eq!(cache.get(&key).unwrap(), Some(n));
-    // The parent may be computing it, and other children.
+    // The parent and other children may be computing it.
     cache.get_or_set(&format!("computed {}", n % 7), Duration::from_millis(1), || n).unwrap();
     let lease = cache.lease(&format!("lease {n}"), Duration::from_secs(60)).unwrap().unwrap();
     assert!(lease.release().unwrap());
@@ -51,8 +52,9 @@ fn live(cache: &Cache, n: u64) {
     }
 }
 
-pub(crate) fn of_everything() -> Verdict {
-    // A slow disk is not waited for: who makes room is, and not for ever.
+pub(crate) fn fork_beside_them() -> Verdict {
+    // On a fast file system: the wait for a process that frees space has a time-out, and a slow
+    // disk must not exhaust it.
     let home = home();
     let cache = builder(&home.path().join("cache")).open().unwrap();
     cache.set_bytes("held", &[7; 60_000], Timeout::Never).unwrap();
@@ -65,7 +67,7 @@ pub(crate) fn of_everything() -> Verdict {
     let write = |n: u64| {
         cache.set_bytes(&format!("value {}", n % 100), &[9; 3000], Timeout::Never).unwrap()
     };
-    // Large enough to be handed out where it lies.
+    // Large enough that a read returns a view into the mapped segment.
     let held = || cache.get_bytes("held").unwrap();
     let read = |n: u64| {
         drop(held());
@@ -86,7 +88,7 @@ pub(crate) fn of_everything() -> Verdict {
     let stop = &stop;
     std::thread::scope(|scope| {
         for call in calls {
-            scope.spawn(move || again_and_again(stop, call));
+            scope.spawn(move || repeat(stop, call));
         }
         let _stop = Stop(stop);
         for n in 0..FORKS {
