@@ -83,12 +83,14 @@ pub enum ErrorKind {
     /// Another thread closed the directory during the call; a reader or writer was inherited from a
     /// process that forked, or has failed before; or the async runtime is shutting down.
     Interrupted,
-    /// The server of a remote backend cannot be reached. The request was not sent: nothing changed.
+    /// The server of a remote backend cannot be reached. The request was not sent, so nothing
+    /// changed.
     Unreachable,
-    /// A remote backend sent a change and got no answer: the connection broke or the time was over.
-    /// The change has taken effect, or will still, or will not. Read the entry to find out.
+    /// A remote backend sent a change and got no answer: the connection broke, or the call timed
+    /// out. The change may have taken effect, may still take effect, or may never. Read the entry
+    /// to find out.
     UnknownOutcome,
-    /// The backend cannot do this, now or later.
+    /// The backend does not support this operation.
     Unsupported,
 }
 
@@ -130,8 +132,11 @@ impl ErrorKind {
             }
             Self::Interrupted => "the operation was interrupted",
             Self::Unreachable => "the server cannot be reached; nothing was changed",
-            Self::UnknownOutcome => "no answer came; the change may or may not have taken effect",
-            Self::Unsupported => "the backend does not support this",
+            Self::UnknownOutcome => {
+                "the server did not answer; the change may or may not take effect; read the entry \
+                 to find out"
+            }
+            Self::Unsupported => "the backend does not support this operation",
         }
     }
 }

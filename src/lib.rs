@@ -56,6 +56,7 @@
 //! | `Builder::sled` | a [sled](https://docs.rs/sled/0.34.7) tree (feature `sled`) | programs that already store their data in sled |
 //! | [`Cache::in_memory`] | this process | tests, and entries that need not survive |
 //! | [`Cache::dummy`] | nowhere | development |
+//! | [`Cache::with_backend`] | your own store, by the trait [`backend::Backend`] | other stores |
 //!
 //! [`Builder`] has the options for all of them. For async code on tokio, `AsyncCache` (feature
 //! `async`) has the same calls for any of them.
