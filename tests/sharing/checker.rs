@@ -113,7 +113,7 @@ impl Cluster {
 pub(crate) fn check(events: &[Event], evicts: bool) -> Result<(), Violation> {
     let clusters = clusters(events)?;
     nothing_is_stale(events, &clusters)?;
-    nothing_rises(events)?;
+    nothing_is_resurrected(events)?;
     if evicts { Ok(()) } else { nothing_is_lost(events, &clusters) }
 }
 
@@ -260,7 +260,7 @@ impl Latest {
 }
 
 /// Checks that whenever the key was present, it had been written since it was last absent.
-fn nothing_rises(events: &[Event]) -> Result<(), Violation> {
+fn nothing_is_resurrected(events: &[Event]) -> Result<(), Violation> {
     let writes = |event: &&Event| matches!(event.did, Did::Wrote(_) | Did::Counted);
     let written =
         Latest::of(events.iter().filter(writes).map(|event| (event.begin, (event.end, *event))));

@@ -150,7 +150,7 @@ pub(crate) struct Delays {
     /// The duration of each call without the run-queue time of its own thread, sorted.
     durations: Vec<u64>,
     slowest: Kind,
-    by_the_wall: u64,
+    wall_clock: u64,
     /// The longest time of another thread's wait that was subtracted from one call.
     excused: u64,
 }
@@ -162,7 +162,7 @@ impl Delays {
     pub(crate) fn of(history: &History, starved: &StarvedThreads) -> Self {
         let (mut operations, mut pending, mut durations, mut slowest) =
             (0, 0, Vec::new(), (0, Kind::Get));
-        let (mut longest, mut by_the_wall, mut excused) = (0, 0, 0);
+        let (mut longest, mut wall_clock, mut excused) = (0, 0, 0);
         for (name, op) in history.ops() {
             let thread = name.thread() as u32;
             *if op.end > 0 { &mut operations } else { &mut pending } += 1;
@@ -175,7 +175,7 @@ impl Delays {
                 starved.longest(op.begin, end, thread).min(own)
             };
             longest = longest.max(own - others);
-            by_the_wall = by_the_wall.max(took);
+            wall_clock = wall_clock.max(took);
             excused = excused.max(others);
             if own >= slowest.0 {
                 slowest = (own, op.kind);
@@ -184,7 +184,7 @@ impl Delays {
         }
         durations.sort_unstable();
         let longest = Duration::from_nanos(longest);
-        Self { operations, pending, longest, durations, slowest: slowest.1, by_the_wall, excused }
+        Self { operations, pending, longest, durations, slowest: slowest.1, wall_clock, excused }
     }
 
     /// The durations, as text.
@@ -195,7 +195,7 @@ impl Delays {
             Duration::from_nanos(self.durations[at])
         };
         let [p99, p9999, all] = [100, 10_000, self.durations.len() + 1].map(all_but_one_in);
-        let [wall, excused] = [self.by_the_wall, self.excused].map(Duration::from_nanos);
+        let [wall, excused] = [self.wall_clock, self.excused].map(Duration::from_nanos);
         format!(
             "{} calls: 99 % within {p99:.1?}, 99.99 % within {p9999:.1?}, the longest, {:?}, \
              {all:.1?} (wall clock {wall:.1?}; up to {excused:.1?} of one call excused, while \

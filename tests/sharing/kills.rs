@@ -279,9 +279,9 @@ impl<'a> RunningRound<'a> {
             if Instant::now() >= next {
                 next += Duration::from_millis(self.scenario.rng.below(2 * PAUSE + 1));
                 let at = self.scenario.rng.below(PROCESSES as u64) as usize;
-                let is_left =
+                let is_spared =
                     self.ends == EndBy::Kill && (!self.may_be_killed(at) || self.is_waited_for(at));
-                if !is_left {
+                if !is_spared {
                     self.end(at, self.ends);
                 }
             }
@@ -494,9 +494,9 @@ pub(crate) fn harm_no_other_process() -> Verdict {
             let left = target.saturating_sub(done);
             // It is a matter of chance which steps are reached, and `kill_points` goes through them
             // one by one. But no part may be left out.
-            let is_left = |part: &&&str| !has_died_at(part, [&at_points, &scenario.kills]);
+            let has_no_death = |part: &&&str| !has_died_at(part, [&at_points, &scenario.kills]);
             scenario.part =
-                PARTS.iter().find(is_left).filter(|_| left == 0 && tight && more > 0).copied();
+                PARTS.iter().find(has_no_death).filter(|_| left == 0 && tight && more > 0).copied();
             if left == 0 && scenario.part.is_none() {
                 break;
             }
