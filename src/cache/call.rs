@@ -4,7 +4,7 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::Cache;
+use super::{Cache, context};
 use crate::backend::{Change, Codec, Condition, Expiry, Item, Outcome, Soft, Stored};
 use crate::codec::{self, Encoded};
 use crate::error::{Error, ErrorKind, Result};
@@ -101,21 +101,11 @@ impl Call<'_> {
     }
 
     pub(super) fn about(&self, error: Error) -> Error {
-        about(error, self.name, Some(self.key))
+        context::about(error, self.name, Some(self.key))
     }
 }
 
 /// A change that stores MessagePack.
 pub(super) fn pack(value: &[u8], expires_at: Expiry) -> Change<'_> {
     Change::Store { value, codec: Codec::MessagePack, expires_at, soft: Soft::default() }
-}
-
-/// Rewrites `error` for the caller: with the name of the call and the key that the caller gave. An
-/// error about a file keeps its path and operation.
-pub(super) fn about(error: Error, name: &'static str, key: Option<&str>) -> Error {
-    match key {
-        _ if error.path().is_some() => error,
-        Some(key) => error.during(name).with_key(key),
-        None => error.during(name),
-    }
 }

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use serde::de::DeserializeOwned;
 
 use super::Cache;
-use super::call::about;
+use super::context::about;
 use crate::backend::{Backend, Item};
 use crate::codec;
 use crate::error::Result;

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::Cache;
-use super::call::about;
+use super::context::about;
 use crate::error::{Error, Result};
 use crate::timeout::Timeout;
 

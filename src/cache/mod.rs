@@ -6,6 +6,8 @@ mod async_cache;
 mod builder;
 mod call;
 mod compute;
+mod constructors;
+mod context;
 mod counter;
 mod entry;
 mod expiry;
@@ -22,7 +24,6 @@ mod versions;
 mod view;
 
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -98,71 +99,6 @@ const _: () = {
 };
 
 impl Cache {
-    /// Opens the cache in the directory `dir`, with the default options. Creates the directory if
-    /// it is missing; its parent must exist.
-    ///
-    /// ```no_run
-    /// let cache = keepwarm::Cache::open("/var/cache/app")?;
-    /// # Ok::<(), keepwarm::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// If the directory cannot be used; the [kind](crate::Error::kind) says why, see
-    /// [`Builder::open`]. At most 1,024 processes can have a directory open: one more gets `Busy`.
-    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
-        Builder::new(dir.as_ref()).open()
-    }
-
-    /// A [`Builder`] for a cache in the directory `dir`, with the default options.
-    /// [`Builder::open`] opens it.
-    ///
-    /// ```no_run
-    /// use keepwarm::Cache;
-    /// use std::time::Duration;
-    ///
-    /// let hour = Duration::from_secs(3600);
-    /// let cache = Cache::builder("/var/cache/app").default_timeout(hour).open()?;
-    /// # Ok::<(), keepwarm::Error>(())
-    /// ```
-    pub fn builder(dir: impl AsRef<Path>) -> Builder {
-        Builder::new(dir.as_ref())
-    }
-
-    /// A cache in the memory of this process, with the default options. It is freed with its last
-    /// clone. [`Builder::in_memory`] creates one with other options.
-    ///
-    /// ```
-    /// # use keepwarm::{Cache, Timeout};
-    /// let cache = Cache::in_memory();
-    /// cache.set("a", &1, Timeout::Never)?;
-    /// assert_eq!(cache.len(), 1);
-    /// # Ok::<(), keepwarm::Error>(())
-    /// ```
-    pub fn in_memory() -> Self {
-        Builder::in_memory().build_in_memory()
-    }
-
-    /// A cache that stores nothing, for development and tests. Every write succeeds, every read is
-    /// a miss. `get_or_set` computes on each call, but once for all threads that wait for the same
-    /// key.
-    ///
-    /// ```
-    /// # use keepwarm::{Cache, Timeout};
-    /// let cache = Cache::dummy();
-    /// cache.set("a", &1, Timeout::Never)?;
-    /// assert_eq!(cache.get::<i32>("a")?, None);
-    /// # Ok::<(), keepwarm::Error>(())
-    /// ```
-    pub fn dummy() -> Self {
-        Builder::dummy().build_dummy()
-    }
-
-    /// A cache on a store of your own, with the default options. [`Builder::backend`] makes one
-    /// with others. [`backend`](crate::backend) has an example, and what the store must promise.
-    pub fn with_backend(backend: impl Backend) -> Self {
-        Builder::dummy().build(Box::new(backend))
-    }
-
     /// Removes all entries of the cache, whatever their prefix and version. The cost does not grow
     /// with their number; only a cache in memory frees its entries before this returns.
     ///
@@ -178,7 +114,7 @@ impl Cache {
     /// # Errors
     /// `NoSpace` or `Io` if the disk is full or fails. Then nothing was removed.
     pub fn clear(&self) -> Result<()> {
-        self.shared.backend.clear().map_err(|error| call::about(error, "clear", None))
+        self.shared.backend.clear().map_err(|error| context::about(error, "clear", None))
     }
 
     /// The number of entries in the whole cache, whatever their prefix and version. Includes
@@ -247,7 +183,7 @@ impl Cache {
         let stats = self.shared.backend.total_stats();
         stats
             .map(|stats| self.with_failures(stats))
-            .map_err(|error| call::about(error, "stats", None))
+            .map_err(|error| context::about(error, "stats", None))
     }
 
     /// The [`stats`](Cache::stats) of each process that has the directory open, this one first. Age
@@ -266,7 +202,7 @@ impl Cache {
     pub fn process_stats(&self) -> Result<Vec<ProcessStats>> {
         let found = self.shared.backend.process_stats();
         let mut processes =
-            found.map_err(|error| call::about(error, "stats", None))?.unwrap_or_else(|| {
+            found.map_err(|error| context::about(error, "stats", None))?.unwrap_or_else(|| {
                 let stats = self.shared.backend.stats();
                 vec![ProcessStats { pid: std::process::id(), since: self.shared.opened, stats }]
             });
@@ -328,7 +264,7 @@ impl Cache {
     /// the disk is full or fails. Then nothing has changed.
     pub fn configure(&self, new: &NewLimits) -> Result<Limits> {
         let configured = new.validate().and_then(|()| self.shared.backend.configure(new));
-        configured.map_err(|error| call::about(error, "configure", None))
+        configured.map_err(|error| context::about(error, "configure", None))
     }
 
     /// Runs now what otherwise runs in the background: removes expired entries and frees space.
@@ -348,7 +284,7 @@ impl Cache {
     /// # Errors
     /// `NoSpace` or `Io` if the disk is full or fails.
     pub fn maintain(&self) -> Result<()> {
-        self.shared.backend.maintain().map_err(|error| call::about(error, "maintain", None))
+        self.shared.backend.maintain().map_err(|error| context::about(error, "maintain", None))
     }
 
     /// Makes every acknowledged write durable, whatever the [durability](crate::Durability), and
@@ -366,7 +302,7 @@ impl Cache {
     /// `NoSpace` or `Io` if the disk is full or fails. Writes since the last successful flush may
     /// then be lost in a power cut.
     pub fn flush(&self) -> Result<()> {
-        self.shared.backend.flush().map_err(|error| call::about(error, "flush", None))
+        self.shared.backend.flush().map_err(|error| context::about(error, "flush", None))
     }
 
     /// Flushes, and releases the files and mappings of the cache, for all clones and views. Never
@@ -388,7 +324,7 @@ impl Cache {
     /// # Errors
     /// As [`flush`](Cache::flush).
     pub fn close(&self) -> Result<()> {
-        self.shared.backend.close().map_err(|error| call::about(error, "close", None))
+        self.shared.backend.close().map_err(|error| context::about(error, "close", None))
     }
 }
 
@@ -409,7 +345,7 @@ impl Cache {
     /// Those of [`Builder::open`] if the directory was closed and cannot be opened again. Damage is
     /// no error: it is in the report.
     pub fn check(&self) -> Result<CheckReport> {
-        self.shared.backend.check().map_err(|error| call::about(error, "check", None))
+        self.shared.backend.check().map_err(|error| context::about(error, "check", None))
     }
 }
 

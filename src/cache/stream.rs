@@ -162,7 +162,7 @@ impl Write for Writer {
         };
         written.map(|()| bytes.len()).map_err(|error| {
             self.buffer = Buffer::Failed;
-            io_error(super::call::about(error, "write", Some(&self.key)))
+            io_error(super::context::about(error, "write", Some(&self.key)))
         })
     }
 
@@ -254,7 +254,7 @@ impl Read for Reader {
             }
             Value::Pieces { source, start, .. } => source
                 .read_at(*start + self.position, into)
-                .map_err(|error| io_error(super::call::about(error, "read", Some(&self.key))))?,
+                .map_err(|error| io_error(super::context::about(error, "read", Some(&self.key))))?,
         };
         self.position += read as u64;
         Ok(read)

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::engine::format::record::{self, Record, RecordPlace};
 use crate::engine::format::segment_header;
 use crate::engine::format::word::ALIGN;
-use crate::engine::format::{snapshot, state};
+use crate::engine::format::{index_header, snapshot, state};
 use crate::engine::index;
 use crate::engine::lifecycle::attach::Attached;
 use crate::engine::log::segment::{Segment, SegmentFile};
@@ -94,7 +94,7 @@ pub(crate) fn change_index(file: &mut [u8], bytes: &[u8], fit: bool) {
         .chunks_exact(8)
         .map(|word| u64::from_le_bytes(std::array::from_fn(|i| word[i])))
         .collect();
-    let places: Vec<usize> = index::words_in_use(file.len()).collect();
+    let places: Vec<usize> = index_header::words_in_use(file.len()).collect();
     for change in bytes.chunks_exact(11) {
         let place = |at: usize| {
             places[usize::from(u16::from_le_bytes([change[at], change[at + 1]])) % places.len()]

@@ -32,8 +32,8 @@ use self::format::sizing;
 use self::hints::Hints;
 use self::hot_tier::HotTier;
 use self::index::Index;
+pub(crate) use self::lifecycle::attach::empty;
 pub(crate) use self::lifecycle::attach::{Attached, AttachmentCell};
-pub(crate) use self::lifecycle::observer::empty;
 pub(crate) use self::lifecycle::stream::Spooled;
 use self::log::Log;
 use self::shared::checkpoint_files::CheckpointFiles;
@@ -44,7 +44,8 @@ use self::shared::wait_queue::Queue;
 use crate::entry::{Claim, ClaimKey, Claimed, Expiry, Stats};
 use crate::error::Result;
 use crate::hash::KeyHasher;
-use crate::options::{Durability, INLINE_CULL_ENTRIES, Options, QUICK_CULL_ENTRIES};
+use crate::options::{Durability, Eviction, INLINE_CULL_ENTRIES, Options, QUICK_CULL_ENTRIES};
+use crate::sys::file::DirectoryId;
 
 /// An open directory, shared by all threads of the process.
 pub(crate) struct Engine {
@@ -87,6 +88,51 @@ pub(crate) enum Mode {
     ReadWrite(Box<Mutex<CheckpointFiles>>),
     /// It is an [`onlooker`], who changes nothing.
     ReadOnly(ReadOnlyAttachment),
+}
+
+/// What an engine is made of.
+pub(crate) struct Parts {
+    options: Options,
+    hasher: KeyHasher,
+    index: Arc<Index>,
+    hints: Hints,
+    log: Log,
+    blobs: Blobs,
+    stats_file: StatsFile,
+    mode: Mode,
+}
+
+impl Engine {
+    fn new(parts: Parts, dir: PathBuf, id: DirectoryId) -> Self {
+        let Parts { options, hasher, index, hints, log, blobs, stats_file, mode } = parts;
+        let claims = Arc::new(Claims::new(dir.clone(), id, hasher));
+        Self {
+            dir,
+            ghosts: (options.eviction == Eviction::Adaptive)
+                .then(|| GhostQueue::new(index.max_entries())),
+            hot: HotTier::new(options.hot_bytes),
+            options,
+            hasher,
+            index,
+            hints,
+            log,
+            blobs,
+            claims,
+            counters: Counters::default(),
+            stats_file,
+            culling: Queue::default(),
+            counting: Mutex::new(()),
+            emptying: Queue::default(),
+            mode,
+            seen_appended: AtomicU64::new(0),
+            chores: Mutex::new(()),
+            bell: Bell::default(),
+            next_few: AtomicU32::new(0),
+            passed_over: AtomicU32::new(0),
+            told_of_entries: AtomicBool::new(false),
+            told_of_bytes: AtomicBool::new(false),
+        }
+    }
 }
 
 impl Engine {

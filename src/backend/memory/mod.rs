@@ -13,15 +13,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use super::{
-    Backend, Change, Condition, Decoded, Expiry, Item, Limits, NewLimits, Outcome, SharedValue,
-    Stats, Stored,
+    Backend, Change, Condition, Decoded, Item, Limits, NewLimits, Outcome, SharedValue, Stats,
+    Stored,
 };
 use crate::entry::Decided;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::OwnLimits;
 use crate::options::{self, INLINE_CULL_ENTRIES, Options, QUICK_CULL_ENTRIES};
 use crate::time::{Clock, Timestamp};
-use table::{Content, Garbage, Node, Table, entry_bytes};
+use table::{Content, Garbage, Node, Table, entry_bytes, passed};
 
 /// Slots that each insert looks at for expired entries, so that what nobody reads goes as well.
 const SWEPT_PER_INSERT: usize = 4;
@@ -186,10 +186,6 @@ impl State {
             self.stats.expired += 1;
         }
     }
-}
-
-fn passed(expires_at: Expiry, now: Timestamp) -> bool {
-    expires_at.is_some_and(|at| at <= now)
 }
 
 impl Backend for MemoryBackend {

@@ -9,7 +9,6 @@ use bytes::Bytes;
 use hashlink::LinkedHashMap;
 
 use super::decoded::DecodedValues;
-use super::passed;
 use crate::backend::{Codec, Decoded, Expiry, SharedValue, Soft, Stored};
 use crate::time::Timestamp;
 
@@ -220,4 +219,8 @@ impl Garbage {
     pub(super) fn take_all(&mut self, table: &mut Table) {
         self.tables.push(mem::take(table));
     }
+}
+
+pub(super) fn passed(expires_at: Expiry, now: Timestamp) -> bool {
+    expires_at.is_some_and(|at| at <= now)
 }

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::backend::{Codec, Soft};
+use crate::entry::Expiry;
 use crate::options::INLINE_CULL_ENTRIES;
 use crate::time::ManualClock;
 

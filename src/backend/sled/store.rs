@@ -19,7 +19,6 @@ use bytes::Bytes;
 
 use super::accounting::{Again, Books};
 use super::directory::Home;
-use super::sweep::LeftOver;
 use super::table::Entry;
 use crate::backend::{Change, Codec, Condition, Outcome, Stats, Stored};
 use crate::engine::counters::{Counter, Counters};
@@ -34,6 +33,12 @@ use crate::options::{Durability, Options};
 const STRIPES: usize = 64;
 /// Entries that one hold of the books looks at in a scan or a sweep.
 pub(super) const ENTRIES_PER_HOLD: usize = 256;
+
+/// Records of an earlier generation than this one, from this key on, are still in the tree.
+pub(super) struct LeftOver {
+    pub(super) generation: u32,
+    pub(super) from: Vec<u8>,
+}
 
 pub(super) struct Store {
     pub(super) home: Home,

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::store::{ENTRIES_PER_HOLD, Store, locked};
+use super::store::{ENTRIES_PER_HOLD, LeftOver, Store, locked};
 use super::table::Entry;
 use crate::engine::counters::Counter;
 use crate::engine::format::record::Kind;
@@ -17,12 +17,6 @@ use crate::options::{Durability, INLINE_CULL_ENTRIES, due_inline};
 const SWEPT_PER_STORE: usize = 4;
 /// Records of cleared entries that each store looks for, until all are gone.
 const LEFT_OVER_PER_STORE: usize = 8;
-
-/// Records of an earlier generation than this one, from this key on, are still in the tree.
-pub(super) struct LeftOver {
-    generation: u32,
-    from: Vec<u8>,
-}
 
 /// An entry, as it was when it was chosen to go.
 type Chosen = (Arc<str>, u64);

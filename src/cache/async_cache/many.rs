@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use tokio::task::coop::consume_budget;
 
 use super::AsyncCache;
-use crate::cache::call::about;
+use crate::cache::context::about;
 use crate::error::{Error, Result};
 use crate::timeout::Timeout;
 

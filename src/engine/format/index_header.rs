@@ -73,3 +73,9 @@ pub(crate) const SEGMENTS_AT: usize = ATTACH_AT + MOST_PROCESSES as usize * MEMB
 
 /// What the header says at one moment; stored with the clean mark.
 pub(crate) type HeaderCopy = [u64; HEADER_WORDS];
+
+/// The words of an index file that say something, the buckets' among them.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn words_in_use(len: usize) -> impl Iterator<Item = usize> {
+    (0..HEADER_WORDS).chain(SEGMENTS_AT..len / 8)
+}

@@ -41,7 +41,7 @@ pub(crate) use self::roles::{Role, RoleGuard, Waited, busy};
 pub(crate) use self::segments::{HIGHEST_SEGMENT, SegmentInfo, SegmentState};
 pub(crate) use self::slot::{Found, Probe, Slot};
 use crate::engine::format::geometry::Geometry;
-use crate::engine::format::index_header::{HEADER_WORDS, HeaderCopy, LINE, MAGIC, SEGMENTS_AT, at};
+use crate::engine::format::index_header::{HEADER_WORDS, HeaderCopy, LINE, MAGIC, at};
 use crate::engine::format::word::{Word, tag};
 use crate::sys::atomic::{AtomicU64, Ordering};
 use crate::sys::file::File;
@@ -277,12 +277,6 @@ impl Index {
             self.words()[at::RECENCY].fetch_add(1, Ordering::Relaxed);
         }
     }
-}
-
-/// The words of an index file that say something, the buckets' among them.
-#[cfg(feature = "fuzzing")]
-pub(crate) fn words_in_use(len: usize) -> impl Iterator<Item = usize> {
-    (0..HEADER_WORDS).chain(SEGMENTS_AT..len / 8)
 }
 
 /// Gives every bucket that is not locked the check that fits its words.

@@ -1,6 +1,7 @@
 use super::lock::Stolen;
 use super::slot::Probe;
 use super::*;
+use crate::engine::format::index_header::SEGMENTS_AT;
 use crate::engine::format::word::{MAX_OFFSET, OFFSET_UNIT};
 
 fn index(entries: u64) -> Index {

@@ -4,34 +4,27 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
 use arc_swap::ArcSwapOption;
 
-use crate::engine::bell::Bell;
 use crate::engine::blob::{Blobs, Haste};
-use crate::engine::counters::Counters;
-use crate::engine::eviction::ghosts::GhostQueue;
 use crate::engine::format::meta::Meta;
 use crate::engine::format::state::State;
-use crate::engine::hints::Hints;
-use crate::engine::hot_tier::HotTier;
-use crate::engine::index::{Index, ProcessSlot};
+use crate::engine::index::ProcessSlot;
 use crate::engine::lifecycle::directory::Directory;
-use crate::engine::lifecycle::observer;
+use crate::engine::lifecycle::observer::{self, Observation};
 use crate::engine::lifecycle::open::{self, Opened, Opening};
 use crate::engine::log::Log;
 use crate::engine::ops::background::Maintenance;
 use crate::engine::shared::accounting::{SpaceInUse, Usage};
 use crate::engine::shared::checkpoint_files::CheckpointFiles;
-use crate::engine::shared::claims::Claims;
+use crate::engine::shared::read_only::Holder;
 use crate::engine::shared::stats_file::StatsFile;
-use crate::engine::shared::wait_queue::Queue;
-use crate::engine::{Engine, Mode};
+use crate::engine::{Engine, Mode, Parts};
 use crate::error::{Error, Result};
 use crate::hash::KeyHasher;
-use crate::options::{Eviction, Options};
+use crate::options::Options;
 use crate::sys::file::{self, Access, DirectoryId, HeldDirectory};
 use crate::sys::fork::{self, EachEpoch, Epoch, OwnFile};
 use crate::sys::{lock, step};
@@ -192,7 +185,7 @@ impl Attached {
             StatsFile::open(stats, number, index.owner(), options.clock.now(), !is_shared)?;
         let mode = Mode::ReadWrite(Box::new(Mutex::new(checkpoints)));
         let parts = Parts { options, hasher, index, hints, log, blobs, stats_file, mode };
-        let engine = Arc::new(parts.assemble(directory, &held));
+        let engine = Arc::new(Engine::new(parts, directory.path.clone(), held.id()));
         if let Some(recovered) = recovered {
             engine.dead_blobs(Haste::Later);
             engine.settle(recovered)?;
@@ -224,9 +217,16 @@ impl Attached {
         {
             return Ok(attached);
         }
-        let attached = Arc::new(observer::attach(&directory, held, options)?);
+        let attached =
+            Arc::new(Self::from_observation(observer::observe(&directory, &held, options)?, held));
         *onlooker = Arc::downgrade(&attached);
         Ok(attached)
+    }
+
+    fn from_observation(observation: Observation, held: HeldDirectory) -> Self {
+        let Observation { engine, maintenance, locks } = observation;
+        let maintenance = Some(maintenance);
+        Self { engine, maintenance, locks, number: 0, held, epoch: Epoch::now() }
     }
 
     /// Whether it can be used. An onlooker has to look again where the index that it sees was given up.
@@ -292,47 +292,27 @@ impl Attached {
     }
 }
 
-/// What an engine is made of.
-pub(crate) struct Parts {
-    pub(crate) options: Options,
-    pub(crate) hasher: KeyHasher,
-    pub(crate) index: Arc<Index>,
-    pub(crate) hints: Hints,
-    pub(crate) log: Log,
-    pub(crate) blobs: Blobs,
-    pub(crate) stats_file: StatsFile,
-    pub(crate) mode: Mode,
+impl Attached {
+    /// Says that this is about to be kept in `place`. An onlooker is taken out of there when it is outdated.
+    pub(crate) fn note_place(&self, place: &Arc<AttachmentCell>) {
+        if let Mode::ReadOnly(looking) = &self.engine.mode {
+            let holder: Arc<dyn Holder> = place.clone();
+            looking.add_holder(Arc::downgrade(&holder));
+        }
+    }
 }
 
-impl Parts {
-    pub(crate) fn assemble(self, directory: &Directory, held: &HeldDirectory) -> Engine {
-        let Self { options, hasher, index, hints, log, blobs, stats_file, mode } = self;
-        Engine {
-            dir: directory.path.clone(),
-            ghosts: (options.eviction == Eviction::Adaptive)
-                .then(|| GhostQueue::new(index.max_entries())),
-            hot: HotTier::new(options.hot_bytes),
-            options,
-            hasher,
-            index,
-            hints,
-            log,
-            blobs,
-            claims: Arc::new(Claims::new(directory.path.clone(), held.id(), hasher)),
-            counters: Counters::default(),
-            stats_file,
-            culling: Queue::default(),
-            counting: Mutex::new(()),
-            emptying: Queue::default(),
-            mode,
-            seen_appended: AtomicU64::new(0),
-            chores: Mutex::new(()),
-            bell: Bell::default(),
-            next_few: AtomicU32::new(0),
-            passed_over: AtomicU32::new(0),
-            told_of_entries: AtomicBool::new(false),
-            told_of_bytes: AtomicBool::new(false),
-        }
+impl Holder for AttachmentCell {
+    fn release_outdated(&self) {
+        empty(self, |attached| attached.is_outdated());
+    }
+}
+
+/// Empties `place`, if what is in it is such.
+pub(crate) fn empty(place: &AttachmentCell, is_such: impl FnOnce(&Attached) -> bool) {
+    let found = place.load();
+    if found.as_deref().is_some_and(is_such) {
+        drop(place.compare_and_swap(&*found, None));
     }
 }
 

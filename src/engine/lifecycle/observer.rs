@@ -19,31 +19,37 @@
 
 use std::sync::Arc;
 
-use crate::engine::Mode;
 use crate::engine::blob::Blobs;
 use crate::engine::format::meta::Meta;
 use crate::engine::hints::Hints;
 use crate::engine::index::ProcessSlot;
-use crate::engine::lifecycle::attach::{Attached, AttachmentCell, Parts};
 use crate::engine::lifecycle::directory::Directory;
 use crate::engine::lifecycle::open::{Observed, Opening};
 use crate::engine::log::Log;
 use crate::engine::ops::background::Maintenance;
 use crate::engine::shared::accounting::SpaceInUse;
-use crate::engine::shared::read_only::{Holder, ReadOnlyAttachment};
+use crate::engine::shared::read_only::ReadOnlyAttachment;
 use crate::engine::shared::stats_file::StatsFile;
+use crate::engine::{Engine, Mode, Parts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::KeyHasher;
 use crate::options::{Eviction, Options};
 use crate::sys::file::{Access, HeldDirectory};
-use crate::sys::fork::{self, Epoch};
+use crate::sys::fork::{self, OwnFile};
+
+/// What a read-only attachment consists of.
+pub(crate) struct Observation {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) maintenance: Maintenance,
+    pub(crate) locks: Arc<OwnFile>,
+}
 
 /// Opens what is there in `directory`, whose limits count.
-pub(crate) fn attach(
+pub(crate) fn observe(
     directory: &Directory,
-    held: HeldDirectory,
+    held: &HeldDirectory,
     options: &Options,
-) -> Result<Attached> {
+) -> Result<Observation> {
     let meta = directory.file("meta");
     let no_cache = || Error::new(ErrorKind::NotACache, "open").with_path(&directory.path);
     let hasher = KeyHasher::new(&Meta::read(&meta)?.ok_or_else(no_cache)?.hash_key);
@@ -68,32 +74,8 @@ pub(crate) fn attach(
     let hints = Hints::none().map_err(|e| Error::io("open", &directory.path, e))?;
     let mode = Mode::ReadOnly(ReadOnlyAttachment::new(watch));
     let parts = Parts { options, hasher, index, hints, log, blobs, stats_file, mode };
-    let engine = Arc::new(parts.assemble(directory, &held));
-    let maintenance = Some(Maintenance::start(engine.clone())?);
+    let engine = Arc::new(Engine::new(parts, directory.path.clone(), held.id()));
+    let maintenance = Maintenance::start(engine.clone())?;
     tracing::debug!(dir = %directory.path.display(), is_live, "the directory is looked at");
-    Ok(Attached { engine, maintenance, locks, number: 0, held, epoch: Epoch::now() })
-}
-
-impl Attached {
-    /// Says that this is about to be kept in `place`. An onlooker is taken out of there when it is outdated.
-    pub(crate) fn note_place(&self, place: &Arc<AttachmentCell>) {
-        if let Mode::ReadOnly(looking) = &self.engine.mode {
-            let holder: Arc<dyn Holder> = place.clone();
-            looking.add_holder(Arc::downgrade(&holder));
-        }
-    }
-}
-
-impl Holder for AttachmentCell {
-    fn release_outdated(&self) {
-        empty(self, |attached| attached.is_outdated());
-    }
-}
-
-/// Empties `place`, if what is in it is such.
-pub(crate) fn empty(place: &AttachmentCell, is_such: impl FnOnce(&Attached) -> bool) {
-    let found = place.load();
-    if found.as_deref().is_some_and(is_such) {
-        drop(place.compare_and_swap(&*found, None));
-    }
+    Ok(Observation { engine, maintenance, locks })
 }

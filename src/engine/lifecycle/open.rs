@@ -13,6 +13,7 @@ use crate::engine::index::{HIGHEST_SEGMENT, Index, ProcessSlot};
 use crate::engine::lifecycle::directory::Directory;
 use crate::engine::lifecycle::recovery::{self, Base, Recovered};
 use crate::engine::log::segment::{Segment, SegmentFile};
+use crate::engine::ops::background::PostRecovery;
 use crate::engine::shared::accounting::SpaceInUse;
 use crate::engine::shared::checkpoint_files::{self, FoundSnapshot};
 use crate::engine::shared::index_watch::Watch;
@@ -41,15 +42,6 @@ pub(crate) struct Opened {
     pub(crate) end: Option<(u32, u32)>,
     /// What the first process has to do before others come; `None` if others are there.
     pub(crate) recovered: Option<PostRecovery>,
-}
-
-/// What is left to do once the engine is there.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct PostRecovery {
-    /// Whether the index is what a recovery made.
-    pub(crate) is_recovered: bool,
-    /// Whether only a checkpoint makes this what the next recovery begins with.
-    pub(crate) wants_checkpoint: bool,
 }
 
 /// The error of whoever wants the index made anew that others work with.

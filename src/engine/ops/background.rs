@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use crate::engine::bell::Calls;
 use crate::engine::blob::Haste;
 use crate::engine::index::Role;
-use crate::engine::lifecycle::open::PostRecovery;
 use crate::engine::{Engine, Mode};
 use crate::error::{Error, Result};
 use crate::options::Durability;
@@ -56,6 +55,15 @@ impl Drop for Maintenance {
             tracing::error!("the maintenance thread panicked");
         }
     }
+}
+
+/// What is left to do once the engine is there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PostRecovery {
+    /// Whether the index is what a recovery made.
+    pub(crate) is_recovered: bool,
+    /// Whether only a checkpoint makes this what the next recovery begins with.
+    pub(crate) wants_checkpoint: bool,
 }
 
 impl Engine {
