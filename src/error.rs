@@ -142,6 +142,11 @@ impl ErrorKind {
 }
 
 impl Error {
+    /// The error of an optional method that a backend does not offer.
+    pub(crate) fn unsupported(operation: &'static str) -> Self {
+        Self::new(ErrorKind::Unsupported, operation)
+    }
+
     /// An error of `kind` that happened during `operation` (an infinitive: "set", "open").
     pub fn new(kind: ErrorKind, operation: &'static str) -> Self {
         Self(Box::new(Inner { kind, operation, subject: Subject::None, source: None }))

@@ -4,9 +4,9 @@ use std::pin::Pin;
 
 use super::{
     Change, CheckReport, Claim, ClaimKey, Claimed, Condition, Expiry, Limits, NewLimits, Outcome,
-    ProcessStats, Stats, Stored, unsupported,
+    ProcessStats, Stats, Stored,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A future on the heap, as the methods of [`AsyncBackend`] return it:
 /// `Box::pin(async move { … })`.
@@ -123,7 +123,7 @@ pub trait AsyncBackend: Send + Sync {
     /// # Errors
     /// As [`Backend::len`](super::Backend::len).
     fn len(&self) -> BoxFuture<'_, Result<u64>> {
-        Box::pin(async { Err(unsupported("len")) })
+        Box::pin(async { Err(Error::unsupported("len")) })
     }
 
     /// As [`Backend::scan`](super::Backend::scan), with the entries in the result. By default
@@ -133,7 +133,7 @@ pub trait AsyncBackend: Send + Sync {
     /// As [`Backend::scan`](super::Backend::scan).
     fn scan(&self, cursor: u64) -> BoxFuture<'_, Result<ScanBatch>> {
         let _ = cursor;
-        Box::pin(async { Err(unsupported("scan")) })
+        Box::pin(async { Err(Error::unsupported("scan")) })
     }
 
     /// As [`Backend::scan_keys`](super::Backend::scan_keys). By default it is
@@ -207,7 +207,7 @@ pub trait AsyncBackend: Send + Sync {
     /// As [`Backend::configure`](super::Backend::configure).
     fn configure<'a>(&'a self, new: &'a NewLimits) -> BoxFuture<'a, Result<Limits>> {
         let _ = new;
-        Box::pin(async { Err(unsupported("configure")) })
+        Box::pin(async { Err(Error::unsupported("configure")) })
     }
 
     /// As [`Backend::total_stats`](super::Backend::total_stats). `None`, the default: ask

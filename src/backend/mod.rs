@@ -165,7 +165,7 @@ pub use crate::entry::{
     HeldClaim, Item, Outcome, Pieces, ProcessStats, SharedValue, Soft, Spool, Stats, Stored,
     Streamed,
 };
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 pub use crate::limits::{Limits, NewLimits};
 #[cfg(feature = "async")]
 pub use async_backend::{AsyncBackend, BoxFuture, ScanBatch};
@@ -207,7 +207,7 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// `Unsupported` if the store does not know it; as [`get`](Backend::get).
     fn len(&self) -> Result<u64> {
-        Err(unsupported("len"))
+        Err(Error::unsupported("len"))
     }
 
     /// Hands some entries that have not expired to `visit`, and returns where to continue: `None`
@@ -224,7 +224,7 @@ pub trait Backend: Send + Sync + 'static {
     /// `Unsupported` if the store cannot list its entries; as [`get`](Backend::get).
     fn scan(&self, cursor: u64, visit: &mut dyn FnMut(&str, Item<'_>)) -> Result<Option<u64>> {
         let _ = (cursor, visit);
-        Err(unsupported("scan"))
+        Err(Error::unsupported("scan"))
     }
 
     /// As [`scan`](Backend::scan), for callers that read no values: the items may have empty ones.
@@ -399,7 +399,7 @@ pub trait Backend: Send + Sync + 'static {
     /// Then they are as before.
     fn configure(&self, new: &NewLimits) -> Result<Limits> {
         let _ = new;
-        Err(unsupported("configure"))
+        Err(Error::unsupported("configure"))
     }
 
     /// What this process counted since the store was opened. Does no I/O if the store is open: a
@@ -440,9 +440,4 @@ pub trait Backend: Send + Sync + 'static {
     fn as_async(&self) -> Option<&dyn AsyncBackend> {
         None
     }
-}
-
-/// The error of an optional method that the store does not offer.
-fn unsupported(operation: &'static str) -> Error {
-    Error::new(ErrorKind::Unsupported, operation)
 }
