@@ -28,7 +28,7 @@ pub(super) enum Command {
     /// the directory open
     Stats {
         #[command(flatten)]
-        place: Place,
+        directory: DirectoryArg,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -37,11 +37,11 @@ pub(super) enum Command {
     /// digits
     Get {
         #[command(flatten)]
-        place: Place,
+        directory: DirectoryArg,
         /// The entry's key
         key: String,
         #[command(flatten)]
-        keys: Keys,
+        keys: KeyArgs,
         /// Print text and byte arrays as they are, without quotes and without a final newline
         #[arg(long)]
         raw: bool,
@@ -49,15 +49,15 @@ pub(super) enum Command {
     /// Stores a value; creates the directory if it is missing
     Set {
         #[command(flatten)]
-        place: Place,
+        directory: DirectoryArg,
         /// The entry's key
         key: String,
         /// The value: text, unless --json or --bytes is given; `-` reads it from standard input
         value: String,
         #[command(flatten)]
-        keys: Keys,
+        keys: KeyArgs,
         #[command(flatten)]
-        format: Formats,
+        format: FormatArgs,
         /// How long the entry lives: a number with a unit (ms, s, m, h or d), or `never`
         #[arg(long, value_name = "TIME", default_value = "5m", value_parser = timeout)]
         timeout: Timeout,
@@ -65,9 +65,9 @@ pub(super) enum Command {
     /// Lists keys, in no particular order
     Ls {
         #[command(flatten)]
-        place: Place,
+        directory: DirectoryArg,
         #[command(flatten)]
-        keys: Keys,
+        keys: KeyArgs,
         /// Print the values too, as JSON, after a tab
         #[arg(long)]
         values: bool,
@@ -84,12 +84,12 @@ pub(super) enum Command {
     /// directory open.
     Salvage {
         #[command(flatten)]
-        place: Place,
+        directory: DirectoryArg,
     },
     /// Reads and verifies everything in the directory, and prints the problems
     Check {
         #[command(flatten)]
-        place: Place,
+        directory: DirectoryArg,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -97,14 +97,14 @@ pub(super) enum Command {
 }
 
 #[derive(Group)]
-pub(super) struct Place {
+pub(super) struct DirectoryArg {
     /// The cache directory
     pub(super) dir: PathBuf,
 }
 
 /// Which keys a command works on.
 #[derive(Group)]
-pub(super) struct Keys {
+pub(super) struct KeyArgs {
     /// The prefix of the keys
     #[arg(long, default_value = "", hide_default_value = true)]
     pub(super) prefix: String,
@@ -120,7 +120,7 @@ pub(super) struct Keys {
 /// How the value of `set` is given.
 #[derive(Group)]
 #[group(multiple = false)]
-pub(super) struct Formats {
+pub(super) struct FormatArgs {
     /// Parse the value as JSON, and store what it holds: a number, a list, …
     #[arg(long)]
     json: bool,
@@ -129,18 +129,18 @@ pub(super) struct Formats {
     bytes: bool,
 }
 
-pub(super) enum Format {
+pub(super) enum ValueFormat {
     Text,
     Json,
     Bytes,
 }
 
-impl Formats {
-    pub(super) fn of(&self) -> Format {
+impl FormatArgs {
+    pub(super) fn of(&self) -> ValueFormat {
         match self {
-            Self { json: true, .. } => Format::Json,
-            Self { bytes: true, .. } => Format::Bytes,
-            _ => Format::Text,
+            Self { json: true, .. } => ValueFormat::Json,
+            Self { bytes: true, .. } => ValueFormat::Bytes,
+            _ => ValueFormat::Text,
         }
     }
 }

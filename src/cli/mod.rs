@@ -13,7 +13,7 @@ use clap::Parser;
 use keepwarm::{Builder, Cache, Clock, ProcessStats, Stats, SystemClock};
 use serde_json::json;
 
-use self::args::{Args, Command, Format, Keys, Place};
+use self::args::{Args, Command, DirectoryArg, KeyArgs, ValueFormat};
 use self::render::Shown;
 
 /// The exit code of `get` without an entry, and of `check` with a problem.
@@ -40,32 +40,32 @@ pub(crate) fn main() -> ExitCode {
 /// Runs `command`. `false` means exit code [`NO`].
 fn run(command: Command, out: &mut impl Write) -> Result<bool, Failure> {
     match command {
-        Command::Stats { place, json } => stats(&existing(&place, None)?, json, out),
-        Command::Get { place, keys, key, raw } => {
-            get(&existing(&place, Some(keys))?, &key, raw, out)
+        Command::Stats { directory, json } => stats(&existing(&directory, None)?, json, out),
+        Command::Get { directory, keys, key, raw } => {
+            get(&existing(&directory, Some(keys))?, &key, raw, out)
         }
-        Command::Set { place, keys, key, value, format, timeout } => {
+        Command::Set { directory, keys, key, value, format, timeout } => {
             let value = if value == "-" { read_stdin()? } else { value.into_bytes() };
-            let cache = builder(&place, Some(keys)).open()?;
+            let cache = builder(&directory, Some(keys)).open()?;
             match format.of() {
-                Format::Text => cache.set(&key, text(&value)?, timeout)?,
-                Format::Json => cache.set(&key, &json_value(&value)?, timeout)?,
-                Format::Bytes => cache.set_bytes(&key, &value, timeout)?,
+                ValueFormat::Text => cache.set(&key, text(&value)?, timeout)?,
+                ValueFormat::Json => cache.set(&key, &json_value(&value)?, timeout)?,
+                ValueFormat::Bytes => cache.set_bytes(&key, &value, timeout)?,
             }
             cache.close()?;
             Ok(true)
         }
-        Command::Ls { place, keys, values, json, limit } => {
-            list(&existing(&place, Some(keys))?, values, json, limit, out)
+        Command::Ls { directory, keys, values, json, limit } => {
+            list(&existing(&directory, Some(keys))?, values, json, limit, out)
         }
-        Command::Salvage { place } => {
-            existing_place(&place)?;
-            let cache = builder(&place, None).salvage(true).open()?;
+        Command::Salvage { directory } => {
+            check_exists(&directory)?;
+            let cache = builder(&directory, None).salvage(true).open()?;
             writeln!(out, "entries  {}", cache.len())?;
             cache.close()?;
             Ok(true)
         }
-        Command::Check { place, json } => check(&existing(&place, None)?, json, out),
+        Command::Check { directory, json } => check(&existing(&directory, None)?, json, out),
     }
 }
 
@@ -184,13 +184,13 @@ fn check(cache: &Cache, json: bool, out: &mut impl Write) -> Result<bool, Failur
 
 /// Opens an existing cache read-only, also where writing is not permitted. Showing a directory must
 /// not create one.
-fn existing(place: &Place, keys: Option<Keys>) -> Result<Cache, Failure> {
-    existing_place(place)?;
-    Ok(builder(place, keys).read_only(true).open()?)
+fn existing(directory: &DirectoryArg, keys: Option<KeyArgs>) -> Result<Cache, Failure> {
+    check_exists(directory)?;
+    Ok(builder(directory, keys).read_only(true).open()?)
 }
 
-fn existing_place(place: &Place) -> Result<(), Failure> {
-    let dir = &place.dir;
+fn check_exists(directory: &DirectoryArg) -> Result<(), Failure> {
+    let dir = &directory.dir;
     if !dir.exists() {
         return Err(Failure::told(dir, "there is no such directory; only `set` creates one"));
     }
@@ -202,8 +202,8 @@ fn existing_place(place: &Place) -> Result<(), Failure> {
 }
 
 /// The options with which every command opens the directory: it keeps its limits.
-fn builder(place: &Place, keys: Option<Keys>) -> Builder {
-    let builder = Cache::builder(&place.dir).keep_limits(true).hot_bytes(0);
+fn builder(directory: &DirectoryArg, keys: Option<KeyArgs>) -> Builder {
+    let builder = Cache::builder(&directory.dir).keep_limits(true).hot_bytes(0);
     match keys {
         None => builder,
         Some(keys) if keys.stored => builder.key_function(|_, _, key| key.to_owned()),

@@ -84,16 +84,20 @@ const BATCH: usize = 256;
 /// An iterator that blocking threads advance, one batch at a time.
 struct Batches<I, R> {
     batch: VecDeque<Result<R>>,
-    rest: Rest<I, R>,
+    rest: Remainder<I, R>,
 }
 
-enum Rest<I, R> {
-    Here(I),
-    Away(JoinHandle<Filled<I, R>>),
-    Nothing,
+/// The items after the current batch.
+enum Remainder<I, R> {
+    /// No thread reads them now.
+    Idle(I),
+    /// A blocking thread reads the next batch.
+    Reading(JoinHandle<Filled<I, R>>),
+    /// There are none.
+    Exhausted,
 }
 
-type Filled<I, R> = (VecDeque<Result<R>>, Rest<I, R>);
+type Filled<I, R> = (VecDeque<Result<R>>, Remainder<I, R>);
 
 impl<I, R> Batches<I, R>
 where
@@ -101,7 +105,7 @@ where
     R: Send + 'static,
 {
     fn new(items: I) -> Self {
-        Self { batch: VecDeque::new(), rest: Rest::Here(items) }
+        Self { batch: VecDeque::new(), rest: Remainder::Idle(items) }
     }
 
     async fn next(&mut self) -> Option<Result<R>> {
@@ -112,19 +116,22 @@ where
             // The awaited handle stays in `self`: if this future is dropped, the next call awaits
             // it.
             (self.batch, self.rest) = match &mut self.rest {
-                Rest::Nothing => return None,
-                Rest::Here(_) => {
-                    match (mem::replace(&mut self.rest, Rest::Nothing), Handle::try_current()) {
-                        (Rest::Here(items), Ok(runtime)) => (
+                Remainder::Exhausted => return None,
+                Remainder::Idle(_) => {
+                    match (
+                        mem::replace(&mut self.rest, Remainder::Exhausted),
+                        Handle::try_current(),
+                    ) {
+                        (Remainder::Idle(items), Ok(runtime)) => (
                             VecDeque::new(),
-                            Rest::Away(runtime.spawn_blocking(move || fill(items))),
+                            Remainder::Reading(runtime.spawn_blocking(move || fill(items))),
                         ),
-                        (Rest::Here(items), Err(_)) => fill(items),
+                        (Remainder::Idle(items), Err(_)) => fill(items),
                         (rest, _) => (VecDeque::new(), rest),
                     }
                 }
-                Rest::Away(filling) => task_result(filling.await, "iter")
-                    .unwrap_or_else(|error| (VecDeque::from([Err(error)]), Rest::Nothing)),
+                Remainder::Reading(filling) => task_result(filling.await, "iter")
+                    .unwrap_or_else(|error| (VecDeque::from([Err(error)]), Remainder::Exhausted)),
             };
         }
     }
@@ -132,7 +139,7 @@ where
 
 fn fill<I: Iterator<Item = Result<R>>, R>(mut items: I) -> Filled<I, R> {
     let batch: VecDeque<_> = items.by_ref().take(BATCH).collect();
-    let rest = if batch.is_empty() { Rest::Nothing } else { Rest::Here(items) };
+    let rest = if batch.is_empty() { Remainder::Exhausted } else { Remainder::Idle(items) };
     (batch, rest)
 }
 
