@@ -552,7 +552,7 @@ impl Model for Protocol {
             }),
             Property::always(
                 "a power cut leaves nothing older than what was synced",
-                |protocol, state| crash::power_cut_is_harmless(protocol, state),
+                crash::power_cut_is_harmless,
             ),
             Property::always(
                 "there are never more entries than the bound",
