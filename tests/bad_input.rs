@@ -3,6 +3,8 @@
 //! disks, and several handles, threads and processes on one directory.
 //!
 //! `damage.rs` tests damaged files of a cache, `failures.rs` refusals of the operating system.
+//!
+//! Shows invariant I5.
 #![cfg(test)]
 
 #[path = "support/harness.rs"]

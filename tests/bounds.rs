@@ -4,6 +4,8 @@
 //! Once by counting the blocks of all files, and once on a file system that is exactly as large as
 //! `max_bytes`, so that it refuses one byte too many; there, unlinked files that are still open
 //! count too.
+//!
+//! Shows invariant I4.
 #![cfg(test)]
 
 #[path = "support/harness.rs"]

@@ -4,6 +4,8 @@
 //! The recordings are in `tests/conformance`, or in the directory that `KEEPWARM_CONFORMANCE`
 //! names; `tests/conformance/README.md` describes their format. The tests in `tests/api` cover what
 //! the recordings do not.
+//!
+//! Shows invariant I35.
 
 // A file in `tests` is always compiled with `test`. The attribute tells clippy that the helpers
 // are test code too.

@@ -4,6 +4,8 @@
 //! killed cache.
 //!
 //! `KEEPWARM_DAMAGE=all` flips every bit of every byte; the default is a selection.
+//!
+//! Shows invariants I1, I5 and I32 (the hints).
 #![cfg(test)]
 
 #[path = "support/dir.rs"]

@@ -212,6 +212,7 @@ fn a_call_that_cannot_get_a_segment_changes_nothing() {
     }
 }
 
+// Shows invariant I17.
 #[test]
 fn a_call_that_cannot_be_synced_changes_nothing() {
     let faults = Faults::begin();

@@ -3,6 +3,8 @@
 //! every acknowledged operation in effect.
 //!
 //! `KEEPWARM_KILL_ROUNDS` sets the number of rounds.
+//!
+//! Shows invariants I2 and I6.
 #![cfg(test)]
 
 #[path = "support/dir.rs"]
