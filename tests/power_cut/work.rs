@@ -100,8 +100,8 @@ impl fmt::Display for Totals {
         write!(
             f,
             "{cuts} power cuts and {kills} kills in {operations} operations \
-             ({evictions} evictions): {keys} keys checked, {older} had an older value, {torn} were lost while they changed, \
-             0 wrong"
+             ({evictions} evictions): {keys} keys checked, {older} had an older value, \
+             {torn} were lost while they changed, 0 wrong"
         )
     }
 }

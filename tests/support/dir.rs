@@ -3,12 +3,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Copies the directory of an open cache in the state in which a kill would leave it now: nothing is
-/// closed, and all stores into a mapping are in the file. No thread may write meanwhile; the
+/// Copies the directory of an open cache in the state in which a kill would leave it now: nothing
+/// is closed, and all stores into a mapping are in the file. No thread may write meanwhile; the
 /// background may work.
 pub(crate) fn copy_as_killed(from: &Path, to: &Path) {
-    // A checkpoint first writes its state and then removes segments. A copy that has the one without
-    // the other is inconsistent, so the copy is repeated if either changed meanwhile.
+    // A checkpoint first writes its state and then removes segments. A copy that has the one
+    // without the other is inconsistent, so the copy is repeated if either changed meanwhile.
     let moment = || {
         let segments = std::fs::read_dir(from.join("segments")).into_iter().flatten();
         let mut names: Vec<_> = segments.map(|entry| entry.unwrap().file_name()).collect();
