@@ -1,4 +1,6 @@
-//! Helpers for the tests of programs that use keepwarm (feature `test-util`).
+//! Helpers for the tests of programs that use keepwarm, and of backends (feature `test-util`).
+
+pub mod backend_contract;
 
 use std::fmt;
 use std::ops::Deref;
