@@ -69,8 +69,33 @@ impl Cache {
         Builder::dummy().build_dummy()
     }
 
-    /// A cache on a store of your own, with the default options. [`Builder::backend`] makes one
-    /// with others. [`backend`](crate::backend) has an example, and what the store must promise.
+    /// A cache on a custom backend, with the default options. [`Builder::backend`] takes other options
+    /// too. [`backend`](crate::backend) says what a backend must promise.
+    ///
+    /// ```
+    /// use keepwarm::backend::{Backend, Change, Condition, Outcome, Stored};
+    /// use keepwarm::{Cache, Result, Timeout};
+    ///
+    /// /// Stores nothing.
+    /// struct Void;
+    ///
+    /// impl Backend for Void {
+    ///     fn get(&self, _: &str) -> Result<Option<Stored>> {
+    ///         Ok(None)
+    ///     }
+    ///     fn commit(&self, _: &str, _: Condition, _: Change<'_>) -> Result<Outcome> {
+    ///         Ok(Outcome::Done { token: None, existed: false })
+    ///     }
+    ///     fn clear(&self) -> Result<()> {
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// let cache = Cache::with_backend(Void);
+    /// cache.set("a", &1, Timeout::Never)?;
+    /// assert_eq!(cache.get::<i32>("a")?, None);
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
     pub fn with_backend(backend: impl Backend) -> Self {
         Builder::dummy().build(Box::new(backend))
     }

@@ -124,7 +124,7 @@ pub(super) struct ComputePermit<T> {
 /// The result of a lookup for a `T`.
 enum CachedValue<T> {
     Fresh(T),
-    /// To be recomputed, and of use until then.
+    /// Stale or due: to be recomputed, and returned until then.
     Due(DueValue<T>),
     /// An entry with this token, which does not decode as a `T`.
     WrongType(u64),
