@@ -115,6 +115,9 @@ pub use options::{Durability, Eviction};
 #[cfg(feature = "failpoints")]
 #[doc(hidden)]
 pub use sys::observe;
+#[cfg(feature = "failpoints")]
+#[doc(hidden)]
+pub use sys::storage::faults;
 #[cfg(any(test, feature = "test-util"))]
 pub use time::ManualClock;
 pub use time::{Clock, SystemClock, Timestamp};

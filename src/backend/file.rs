@@ -14,9 +14,11 @@ use crate::engine::lifecycle::directory::{check_there, may_write};
 use crate::engine::{Attached, AttachmentCell, Spooled, empty};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
+use crate::sys::storage::{SYSTEM, Storage};
 
 /// A directory, attached to while it is used.
 pub(crate) struct FileBackend {
+    storage: &'static dyn Storage,
     dir: PathBuf,
     options: Options,
     /// In a process that was forked since, it is the parent's.
@@ -29,26 +31,39 @@ impl FileBackend {
     /// # Errors
     /// If the environment refuses, or it is not ours.
     pub(crate) fn open(dir: &Path, options: &Options) -> Result<Self> {
-        let attached = Self::attach(dir, options)?;
+        Self::open_on(SYSTEM, dir, options)
+    }
+
+    /// The same, with all files behind `storage`.
+    pub(crate) fn open_on(
+        storage: &'static dyn Storage,
+        dir: &Path,
+        options: &Options,
+    ) -> Result<Self> {
+        let attached = Self::attach(storage, dir, options)?;
         let place = Arc::new(AttachmentCell::empty());
         attached.note_place(&place);
         place.store(Some(attached));
         // So that a later change of the working directory does not matter.
         let dir = std::path::absolute(dir).map_err(|e| Error::io("open", dir, e))?;
-        Ok(Self { dir, options: options.clone(), attached: place })
+        Ok(Self { storage, dir, options: options.clone(), attached: place })
     }
 
-    fn attach(dir: &Path, options: &Options) -> Result<Arc<Attached>> {
+    fn attach(
+        storage: &'static dyn Storage,
+        dir: &Path,
+        options: &Options,
+    ) -> Result<Arc<Attached>> {
         if options.read_only {
-            check_there(dir)?;
+            check_there(storage, dir)?;
             let options = Options { keep_limits: true, ..options.clone() };
-            return if may_write(dir)? {
-                Attached::open(dir, &options)
+            return if may_write(storage, dir)? {
+                Attached::open(storage, dir, &options)
             } else {
-                Attached::look(dir, &options)
+                Attached::look(storage, dir, &options)
             };
         }
-        Attached::open(dir, options)
+        Attached::open(storage, dir, options)
     }
 
     /// The engine, for a call that changes something.
@@ -80,7 +95,7 @@ impl FileBackend {
         // First: whoever makes the index that is to be looked at may lack the space which this one
         // takes.
         empty(&self.attached, |before| before.is_ours() && !before.is_of_use());
-        let attached = Self::attach(&self.dir, &options)?;
+        let attached = Self::attach(self.storage, &self.dir, &options)?;
         attached.note_place(&self.attached);
         self.replace(Some(attached.clone()));
         Ok(Held::Own(attached))
@@ -234,7 +249,7 @@ impl Backend for FileBackend {
         match self.attached().as_deref() {
             Some(Some(attached)) => attached.flush(),
             // Another thread may be closing what this one wrote to.
-            _ => Attached::flush_at(&self.dir),
+            _ => Attached::flush_at(self.storage, &self.dir),
         }
     }
 

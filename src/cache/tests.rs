@@ -20,7 +20,7 @@ use crate::engine::Claims;
 use crate::error::Result;
 use crate::hash::KeyHasher;
 use crate::options::Options;
-use crate::sys::file;
+use crate::sys::storage::{HeldDirectory, SYSTEM};
 use crate::time::ManualClock;
 use crate::timeout::{Lifespan, Timeout};
 
@@ -43,8 +43,8 @@ impl SharedStore {
     }
 
     fn process(&self) -> Process {
-        let id = file::directory_id(self.dir.path()).unwrap();
-        let claims = Claims::new(self.dir.path().to_owned(), id, KeyHasher::new(&[7; 16]));
+        let held = HeldDirectory::open(SYSTEM, self.dir.path()).unwrap();
+        let claims = Claims::new(&held, self.dir.path().to_owned(), KeyHasher::new(&[7; 16]));
         self.cache_of(Arc::new(claims))
     }
 

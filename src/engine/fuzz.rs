@@ -14,7 +14,7 @@ use crate::engine::shared::accounting::SpaceInUse;
 use crate::error::Result;
 use crate::limits::Limits;
 use crate::options::Options;
-use crate::sys::file::Access;
+use crate::sys::storage::{Access, SYSTEM};
 
 /// A record that begins with this where its check goes is given the one that fits.
 const TO_BE_FITTED: [u8; 4] = *b"fit!";
@@ -59,8 +59,12 @@ pub(crate) fn segment_scan(path: &Path, bytes: &[u8]) {
 
 /// Scans the file and says how many records there are.
 fn scan(path: &Path, id: u32, bytes: &[u8]) -> usize {
-    let opened = std::fs::write(path, bytes).ok().map(|()| {
-        let opened = Segment::open(path, id, Access::ToWrite, &SpaceInUse::default());
+    let written = SYSTEM.open_or_create(path).and_then(|(file, _)| {
+        file.set_len(0)?;
+        file.write_at(bytes, 0)
+    });
+    let opened = written.ok().map(|()| {
+        let opened = Segment::open(SYSTEM, path, id, Access::ToWrite, &SpaceInUse::default());
         opened.unwrap_or_else(|e| panic!("{e}"))
     });
     let Some(SegmentFile::Segment(segment)) = opened else { return 0 };
@@ -142,7 +146,7 @@ pub(crate) fn change_snapshot(file: &mut [u8], bytes: &[u8], fit: bool) {
 
 /// Takes a snapshot of the directory at `path`, which this process has open.
 pub(crate) fn take_snapshot(path: &Path) -> Result<()> {
-    let engine = Attached::open(path, &Options::default())?;
+    let engine = Attached::open(SYSTEM, path, &Options::default())?;
     engine.checkpoint(&engine.space_role()?)
 }
 

@@ -5,14 +5,14 @@
 //! One word a slot: `expiry in seconds, rounded up (32) | generation, low bits (8) | proven | uses (2) | recency tick
 //! (21)`.
 
-use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::engine::format::geometry::Geometry;
 use crate::engine::index::Slot;
 use crate::entry::Expiry;
-use crate::sys::{file, map::Map};
+use crate::sys::map::Map;
+use crate::sys::storage::{File, HUGE_PIECES};
 use crate::time::Timestamp;
 
 const TICK_BITS: u32 = 21;
@@ -104,16 +104,16 @@ pub(crate) struct Hints(Map);
 
 impl Hints {
     pub(crate) fn create(file: &File, geometry: Geometry) -> io::Result<Self> {
-        file::reset(file, geometry.hint_bytes(), file::HUGE_PIECES)?;
+        file.reset(geometry.hint_bytes(), HUGE_PIECES)?;
         Map::new(file, geometry.hint_bytes() as usize).map(Self)
     }
 
     pub(crate) fn open(file: &File, geometry: Geometry) -> io::Result<Option<Self>> {
-        if file.metadata()?.len() != geometry.hint_bytes() {
+        if file.len()? != geometry.hint_bytes() {
             return Ok(None);
         }
         // A copy may have holes, and a store into one can fail.
-        file::allocate(file, geometry.hint_bytes())?;
+        file.allocate(geometry.hint_bytes())?;
         Map::new(file, geometry.hint_bytes() as usize).map(|map| Some(Self(map)))
     }
 

@@ -45,7 +45,7 @@ use crate::entry::{Claim, ClaimKey, Claimed, Expiry, Stats};
 use crate::error::Result;
 use crate::hash::KeyHasher;
 use crate::options::{Durability, Eviction, INLINE_CULL_ENTRIES, Options, QUICK_CULL_ENTRIES};
-use crate::sys::file::DirectoryId;
+use crate::sys::storage::HeldDirectory;
 
 /// An open directory, shared by all threads of the process.
 pub(crate) struct Engine {
@@ -103,9 +103,9 @@ pub(crate) struct Parts {
 }
 
 impl Engine {
-    fn new(parts: Parts, dir: PathBuf, id: DirectoryId) -> Self {
+    fn new(parts: Parts, dir: PathBuf, held: &HeldDirectory) -> Self {
         let Parts { options, hasher, index, hints, log, blobs, stats_file, mode } = parts;
-        let claims = Arc::new(Claims::new(dir.clone(), id, hasher));
+        let claims = Arc::new(Claims::new(held, dir.clone(), hasher));
         Self {
             dir,
             ghosts: (options.eviction == Eviction::Adaptive)

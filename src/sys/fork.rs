@@ -13,7 +13,6 @@
 //! calls `close`.
 #![expect(unsafe_code, reason = "C calls the handlers, and they walk a list without a lock")]
 
-use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
@@ -26,6 +25,7 @@ use std::time::{Duration, Instant};
 use nix::libc;
 
 use super::lock;
+use super::storage::File;
 
 /// How many forks lie between the first process of the program and this one.
 static EPOCH: AtomicU64 = AtomicU64::new(0);
@@ -170,7 +170,7 @@ impl OwnFile {
     /// A file that will never be locked.
     pub(crate) fn new(file: File) -> Self {
         let epoch = Epoch::now();
-        let slot = register(file.as_raw_fd());
+        let slot = register(file.os().as_raw_fd());
         Self { file: ManuallyDrop::new(file), slot, epoch, unlocks: false }
     }
 
@@ -283,19 +283,22 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+    use crate::sys::storage::SYSTEM;
 
     #[test]
     fn a_descriptor_is_registered_while_it_is_open() {
         let is_registered = |fd| fd_slots().filter(|slot| slot.fd.load(Acquire) == fd).count();
         let files: Vec<OwnFile> =
-            (0..10).map(|_| OwnFile::new(tempfile::tempfile().unwrap())).collect();
-        assert!(files.iter().all(|file| file.is_ours() && is_registered(file.as_raw_fd()) == 1));
+            (0..10).map(|_| OwnFile::new(File::nameless().unwrap())).collect();
+        assert!(
+            files.iter().all(|file| file.is_ours() && is_registered(file.os().as_raw_fd()) == 1)
+        );
         drop(files);
         // Other tests may take the free slots first.
         let is_reused = || {
             let there: Vec<_> = fd_slots().map(ptr::from_ref).collect();
-            let again = OwnFile::to_lock(tempfile::tempfile).unwrap();
-            assert!(is_registered(again.as_raw_fd()) == 1);
+            let again = OwnFile::to_lock(File::nameless).unwrap();
+            assert!(is_registered(again.os().as_raw_fd()) == 1);
             there.contains(&ptr::from_ref(again.slot))
         };
         assert!((0..100).any(|_| is_reused()), "free slots are reused");
@@ -304,14 +307,7 @@ mod tests {
     #[test]
     fn a_child_with_a_closing_descriptor_has_no_lock() {
         let dir = tempfile::tempdir().unwrap();
-        let open = || {
-            File::options()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(dir.path().join("locks"))
-        };
+        let open = || SYSTEM.open_or_create(&dir.path().join("locks")).map(|(file, _)| file);
         let (file, other) = (OwnFile::to_lock(open).unwrap(), open().unwrap());
         assert!(lock::try_lock(&file, 0).unwrap() && lock::try_lock(&file, i64::MAX - 1).unwrap());
         // The descriptor of a child that was forked after the slot was freed and before the close.
@@ -325,8 +321,8 @@ mod tests {
 
     #[test]
     fn an_inherited_file_is_not_closed() {
-        let file = tempfile::tempfile().unwrap();
-        let fd = file.as_raw_fd();
+        let file = File::nameless().unwrap();
+        let fd = file.os().as_raw_fd();
         let mut inherited = OwnFile::new(file);
         inherited.epoch = inherited.epoch.before();
         let slot = inherited.slot;

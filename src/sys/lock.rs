@@ -5,13 +5,13 @@
 //! Not POSIX record locks: those are released by any close of the file anywhere in the process.
 //! Never upgraded from shared to exclusive: an upgrade can lose the lock that was held.
 
-use std::fs::File;
 use std::io;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
 use super::fault;
+use super::storage::File;
 
 fn range(kind: libc::c_int, start: i64, len: i64) -> libc::flock {
     libc::flock {
@@ -27,7 +27,7 @@ fn range(kind: libc::c_int, start: i64, len: i64) -> libc::flock {
 /// it did. Never waits.
 pub(crate) fn try_lock(file: &File, byte: i64) -> io::Result<bool> {
     fault!("sys::lock");
-    match fcntl(file, FcntlArg::F_OFD_SETLK(&range(libc::F_WRLCK, byte, 1))) {
+    match fcntl(file.os(), FcntlArg::F_OFD_SETLK(&range(libc::F_WRLCK, byte, 1))) {
         Ok(_) => Ok(true),
         Err(nix::Error::EAGAIN | nix::Error::EACCES) => Ok(false),
         Err(e) => Err(e.into()),
@@ -38,7 +38,7 @@ pub(crate) fn try_lock(file: &File, byte: i64) -> io::Result<bool> {
 /// it exclusively. Returns whether it did. Never waits. The file may be open for reading only.
 pub(crate) fn try_share(file: &File, byte: i64) -> io::Result<bool> {
     fault!("sys::lock");
-    match fcntl(file, FcntlArg::F_OFD_SETLK(&range(libc::F_RDLCK, byte, 1))) {
+    match fcntl(file.os(), FcntlArg::F_OFD_SETLK(&range(libc::F_RDLCK, byte, 1))) {
         Ok(_) => Ok(true),
         Err(nix::Error::EAGAIN | nix::Error::EACCES) => Ok(false),
         Err(e) => Err(e.into()),
@@ -46,7 +46,7 @@ pub(crate) fn try_share(file: &File, byte: i64) -> io::Result<bool> {
 }
 
 pub(crate) fn unlock(file: &File, byte: i64) -> io::Result<()> {
-    fcntl(file, FcntlArg::F_OFD_SETLK(&range(libc::F_UNLCK, byte, 1)))
+    fcntl(file.os(), FcntlArg::F_OFD_SETLK(&range(libc::F_UNLCK, byte, 1)))
         .map(drop)
         .map_err(io::Error::from)
 }
@@ -55,7 +55,7 @@ pub(crate) fn unlock(file: &File, byte: i64) -> io::Result<()> {
 pub(crate) fn unlock_all(file: &File) -> io::Result<()> {
     /// A length of zero covers everything to the end of the lockable range.
     const ALL: i64 = 0;
-    fcntl(file, FcntlArg::F_OFD_SETLK(&range(libc::F_UNLCK, 0, ALL)))
+    fcntl(file.os(), FcntlArg::F_OFD_SETLK(&range(libc::F_UNLCK, 0, ALL)))
         .map(drop)
         .map_err(io::Error::from)
 }
@@ -70,21 +70,20 @@ pub(crate) fn is_held(file: &File, byte: i64) -> io::Result<bool> {
 /// the kernel returns any conflicting lock.
 pub(crate) fn first_held(file: &File, first: i64, len: i64) -> io::Result<Option<i64>> {
     let mut query = range(libc::F_WRLCK, first, len);
-    fcntl(file, FcntlArg::F_OFD_GETLK(&mut query))?;
+    fcntl(file.os(), FcntlArg::F_OFD_GETLK(&mut query))?;
     Ok((query.l_type != libc::F_UNLCK as libc::c_short).then_some(query.l_start.max(first)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::storage::SYSTEM;
 
     #[test]
     fn a_byte_has_one_holder_and_another_close_keeps_the_lock() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("locks");
-        let open = || {
-            File::options().read(true).write(true).create(true).truncate(false).open(&path).unwrap()
-        };
+        let open = || SYSTEM.open_or_create(&path).unwrap().0;
         let (mine, theirs) = (open(), open());
         assert!(try_lock(&mine, 1).unwrap());
         assert!(!try_lock(&theirs, 1).unwrap());
@@ -106,8 +105,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("locks");
         std::fs::write(&path, [0; 8]).unwrap();
-        let read = || File::open(&path).unwrap();
-        let write = || File::options().read(true).write(true).open(&path).unwrap();
+        let read = || SYSTEM.open_to_read(&path).unwrap();
+        let write = || SYSTEM.open(&path).unwrap();
         let (first, second, alone) = (read(), read(), write());
         assert!(try_share(&first, 0).unwrap() && try_share(&second, 0).unwrap());
         assert!(!try_lock(&alone, 0).unwrap());

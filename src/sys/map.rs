@@ -1,15 +1,13 @@
 //! Files mapped into memory, shared with every other process that maps them.
 #![expect(unsafe_code, reason = "shared memory is accessed through raw pointers")]
 
-use std::fs::File;
 use std::io;
 use std::sync::atomic::AtomicU32;
 
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::MmapOptions;
 
 use super::atomic::AtomicU64;
-use super::file::Access;
-use super::{fault, tell};
+use super::storage::{Access, File, Mapping, SYSTEM, Storage};
 
 #[cfg(target_endian = "big")]
 compile_error!(
@@ -24,62 +22,42 @@ compile_error!(
 /// atomic word publishes it.
 #[derive(Debug)]
 pub(crate) struct Map {
-    raw: MmapRaw,
-    #[cfg(feature = "failpoints")]
-    inode: u64,
+    mapping: Mapping,
+    /// What its file was opened on.
+    storage: &'static dyn Storage,
 }
 
 impl Map {
     /// Maps the first `len` bytes of `file` for reading and writing. Fails if the file is shorter.
     pub(crate) fn new(file: &File, len: usize) -> io::Result<Self> {
-        Self::of(file, len, |options| options.map_raw(file))
+        Self::open(file, len, Access::ToWrite)
     }
 
     /// Maps the first `len` bytes of `file` for reading only. The caller must store nothing in the
     /// map, neither by [`fill`](Map::fill) nor through an atomic word: that would be a page fault.
     pub(crate) fn to_read(file: &File, len: usize) -> io::Result<Self> {
-        Self::of(file, len, |options| options.map_raw_read_only(file))
+        Self::open(file, len, Access::ToRead)
     }
 
     /// Maps the first `len` bytes of `file` with `access`.
     pub(crate) fn open(file: &File, len: usize, access: Access) -> io::Result<Self> {
-        match access {
-            Access::ToRead => Self::to_read(file, len),
-            Access::ToWrite => Self::new(file, len),
-        }
+        let storage = file.storage();
+        Ok(Self { mapping: storage.map(file.os(), len, access)?, storage })
     }
 
     /// Maps `len` bytes of zeros that belong to no file.
     pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
-        Ok(Self {
+        let mapping = Mapping {
             raw: MmapOptions::new().len(len).map_anon()?.into(),
             #[cfg(feature = "failpoints")]
             inode: 0,
-        })
-    }
-
-    fn of(
-        file: &File,
-        len: usize,
-        map: impl FnOnce(&mut MmapOptions) -> io::Result<MmapRaw>,
-    ) -> io::Result<Self> {
-        fault!("sys::map");
-        if file.metadata()?.len() < len as u64 {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the file is shorter than its header says",
-            ));
-        }
-        Ok(Self {
-            raw: map(MmapOptions::new().len(len))?,
-            #[cfg(feature = "failpoints")]
-            inode: super::observe::inode(file),
-        })
+        };
+        Ok(Self { mapping, storage: SYSTEM })
     }
 
     /// The length of the map, in bytes.
     pub(crate) fn len(&self) -> usize {
-        self.raw.len()
+        self.mapping.raw.len()
     }
 
     /// The whole map as atomic words of 8 bytes.
@@ -89,7 +67,9 @@ impl Map {
         // load of the processor. Any code that uses atomics may share these words. Code with plain
         // access (`bytes`, `fill`) touches only ranges that no code reads or writes as words at
         // that time.
-        unsafe { std::slice::from_raw_parts(self.raw.as_ptr().cast(), self.raw.len() / 8) }
+        unsafe {
+            std::slice::from_raw_parts(self.mapping.raw.as_ptr().cast(), self.mapping.raw.len() / 8)
+        }
     }
 
     /// The 32-bit word at `offset`, which must be a multiple of 4; `None` beyond the end.
@@ -99,7 +79,7 @@ impl Map {
         }
         // SAFETY: in bounds and aligned as just checked (the map itself is page-aligned); see
         // `words`.
-        Some(unsafe { &*self.raw.as_ptr().add(offset).cast::<AtomicU32>() })
+        Some(unsafe { &*self.mapping.raw.as_ptr().add(offset).cast::<AtomicU32>() })
     }
 
     /// `len` bytes from `offset`; `None` beyond the end of the map.
@@ -114,7 +94,7 @@ impl Map {
         // SAFETY: in bounds as just checked, and mapped for as long as `self` lives. Records are
         // written once, before they are published, and files are never truncated while they are
         // mapped.
-        Some(unsafe { std::slice::from_raw_parts(self.raw.as_ptr().add(offset), len) })
+        Some(unsafe { std::slice::from_raw_parts(self.mapping.raw.as_ptr().add(offset), len) })
     }
 
     /// Copies `bytes` to `offset`, and returns whether they fit; if not, nothing is written. The
@@ -129,7 +109,7 @@ impl Map {
             unsafe {
                 std::ptr::copy_nonoverlapping(
                     bytes.as_ptr(),
-                    self.raw.as_mut_ptr().add(offset),
+                    self.mapping.raw.as_mut_ptr().add(offset),
                     bytes.len(),
                 );
             }
@@ -139,7 +119,7 @@ impl Map {
 
     /// The address of the mapping, for [`prefetch`].
     pub(crate) fn address(&self) -> usize {
-        self.raw.as_ptr().addr()
+        self.mapping.raw.as_ptr().addr()
     }
 
     /// Prefetches the cache line at `offset`. Costs next to nothing, also if it is not used.
@@ -151,11 +131,7 @@ impl Map {
 
     /// Writes all changed pages to the disk, and returns when they are there.
     pub(crate) fn sync(&self) -> io::Result<()> {
-        fault!("sys::msync");
-        tell!(Syncing(self.inode));
-        self.raw.flush()?;
-        tell!(Synced(self.inode));
-        Ok(())
+        self.storage.sync_map(&self.mapping)
     }
 }
 
@@ -201,12 +177,12 @@ mod tests {
 
     #[test]
     fn a_map_shows_its_file_and_is_not_longer() {
-        let file = tempfile::tempfile().unwrap();
+        let file = File::nameless().unwrap();
         file.set_len(4096).unwrap();
         let map = Map::new(&file, 4096).unwrap();
         assert!(map.fill(0, b"seen in the file"));
         let mut seen = [0; 4];
-        std::os::unix::fs::FileExt::read_exact_at(&file, &mut seen, 0).unwrap();
+        file.read_exact_at(&mut seen, 0).unwrap();
         assert_eq!(&seen, b"seen");
         assert!(Map::new(&file, 8192).is_err());
     }

@@ -7,7 +7,6 @@
 //! simulate power cuts.
 
 pub(crate) mod atomic;
-pub(crate) mod file;
 pub(crate) mod fork;
 pub(crate) mod lock;
 pub(crate) mod map;
@@ -15,6 +14,7 @@ pub(crate) mod mount;
 #[cfg(feature = "failpoints")]
 pub mod observe;
 pub(crate) mod random;
+pub(crate) mod storage;
 pub(crate) mod wait;
 
 /// A fail point in a step that can fail: `return(ERRNO)` makes the enclosing function return that

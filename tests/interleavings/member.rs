@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::engine::format::geometry::Geometry;
 use crate::engine::format::word::Word;
 use crate::engine::index::{CountUp, Index, Probe, ProcessSlot, Role, SegmentState};
-use crate::sys::file::File;
 use crate::sys::fork::OwnFile;
 use crate::sys::machine::{Died, Machine, Process};
+use crate::sys::storage::File;
 
 /// One chain, and two overflow buckets for it.
 pub(crate) const TINY: Geometry = Geometry { primaries: 1, buckets: 3, segments: 2 };

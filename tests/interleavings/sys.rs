@@ -20,8 +20,8 @@ pub(crate) mod atomic {
 
 pub(crate) mod map {
     use super::atomic::AtomicU64;
-    use super::file::File;
     use super::machine::{Machine, Memory, Process};
+    use super::storage::File;
     use std::io;
 
     #[derive(Debug)]
@@ -51,7 +51,7 @@ pub(crate) mod map {
     }
 }
 
-pub(crate) mod file {
+pub(crate) mod storage {
     use super::machine::{Machine, Memory, Process};
     use std::io;
     use std::sync::Arc;
@@ -62,30 +62,32 @@ pub(crate) mod file {
 
     pub(crate) const HUGE_PIECES: u64 = 0;
 
-    pub(crate) fn nameless() -> io::Result<File> {
-        Ok(File(Process::new(&Machine::new(Memory::Plain, 1 << 20), 1)))
-    }
-
-    /// A new machine has zeros already.
-    pub(crate) fn reset(file: &File, len: u64, _piece: u64) -> io::Result<()> {
-        file.0.set_len(len);
-        Ok(())
-    }
-
-    pub(crate) fn allocate(_: &File, _: u64) -> io::Result<()> {
-        Ok(())
-    }
-
-    pub(crate) fn len(file: &File) -> io::Result<u64> {
-        Ok(file.0.len())
-    }
-
-    pub(crate) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        for (i, bytes) in bytes.chunks_exact_mut(8).enumerate() {
-            let word = file.0.read(offset as usize / 8 + i);
-            bytes.copy_from_slice(&word.to_le_bytes());
+    impl File {
+        pub(crate) fn nameless() -> io::Result<Self> {
+            Ok(Self(Process::new(&Machine::new(Memory::Plain, 1 << 20), 1)))
         }
-        Ok(())
+
+        /// A new machine has zeros already.
+        pub(crate) fn reset(&self, len: u64, _piece: u64) -> io::Result<()> {
+            self.0.set_len(len);
+            Ok(())
+        }
+
+        pub(crate) fn allocate(&self, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+
+        pub(crate) fn len(&self) -> io::Result<u64> {
+            Ok(self.0.len())
+        }
+
+        pub(crate) fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+            for (i, bytes) in bytes.chunks_exact_mut(8).enumerate() {
+                let word = self.0.read(offset as usize / 8 + i);
+                bytes.copy_from_slice(&word.to_le_bytes());
+            }
+            Ok(())
+        }
     }
 }
 

@@ -7,7 +7,6 @@
 //! DIR/sled/          sled's own files; tree `entries`: key -> record, tree `facts`: one value
 //! ```
 
-use std::fs::File;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -23,7 +22,8 @@ use crate::engine::format::record::{Record, RecordPlace};
 use crate::engine::lifecycle::directory;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::{Durability, Options};
-use crate::sys::{file, lock};
+use crate::sys::lock;
+use crate::sys::storage::{File, SYSTEM};
 
 /// The format that this version writes, and the newest that it reads.
 const FORMAT: u32 = 1;
@@ -72,15 +72,15 @@ pub(super) struct Home {
 impl Home {
     pub(super) fn open(path: &Path, options: &Options) -> Result<Self> {
         directory::refuse_network(path, options)?;
-        let path = directory::find_or_make(path)?;
-        directory::refuse_foreign(&path, &["sled"])?;
+        let path = directory::find_or_make(SYSTEM, path)?;
+        directory::refuse_foreign(SYSTEM, &path, &["sled"])?;
         let locks = take(&path)?;
-        directory::tag(&path)?;
+        directory::tag(SYSTEM, &path)?;
         let dir = path.join("sled");
-        file::create_dir(&dir).map_err(|e| Error::io("create", &dir, e))?;
+        SYSTEM.create_dir(&dir).map_err(|e| Error::io("create", &dir, e))?;
         let db = open_sled(&dir, options)?;
         let log = dir.join("db");
-        let log = file::open(&log).map_err(|e| Error::io("open", &log, e))?;
+        let log = SYSTEM.open(&log).map_err(|e| Error::io("open", &log, e))?;
         let tree = |name: &str| db.open_tree(name).map_err(|e| store_error("open", &dir, e));
         let (entries, tree_of_facts) = (tree("entries")?, tree("facts")?);
         let mut facts = match tree_of_facts.get(FACTS).map_err(|e| store_error("open", &dir, e))? {
@@ -135,7 +135,7 @@ impl Home {
         self.db.flush().map_err(|e| self.error("sync", e))?;
         // On Linux sled has its pages written back and goes on: neither the file's length nor what
         // the disk itself buffers is durable then.
-        file::sync(&self.log).map_err(|e| Error::io("sync", &self.path, e))
+        self.log.sync().map_err(|e| Error::io("sync", &self.path, e))
     }
 
     pub(super) fn generation(&self) -> u32 {
@@ -205,7 +205,8 @@ impl Facts {
 /// The lock file, locked.
 fn take(dir: &Path) -> Result<File> {
     let path = dir.join("locks");
-    let locked = file::open_or_create(&path)
+    let locked = SYSTEM
+        .open_or_create(&path)
         .and_then(|(file, _)| Ok((lock::try_lock(&file, PROCESS)?, file)));
     match locked.map_err(|e| Error::io("lock", &path, e))? {
         (true, file) => Ok(file),

@@ -42,6 +42,8 @@ pub struct Builder {
     keys: KeyRule,
     jitter: f64,
     jitter_seed: Option<u64>,
+    #[cfg(feature = "failpoints")]
+    faults: Option<&'static crate::sys::storage::faults::Faults>,
 }
 
 /// Where the entries are stored.
@@ -162,6 +164,8 @@ impl Builder {
             keys: KeyRule::default(),
             jitter: 0.0,
             jitter_seed: None,
+            #[cfg(feature = "failpoints")]
+            faults: None,
         }
     }
 
@@ -204,7 +208,7 @@ impl Builder {
         self.validate()?;
         let location = std::mem::replace(&mut self.location, Location::Dummy);
         let backend: Box<dyn Backend> = match location {
-            Location::Directory(dir) => Box::new(FileBackend::open(&dir, &self.options)?),
+            Location::Directory(dir) => Box::new(self.open_directory(&dir)?),
             #[cfg(feature = "sled")]
             Location::Sled(dir) => {
                 Box::new(crate::backend::SledBackend::open(&dir, &self.options)?)
@@ -214,6 +218,22 @@ impl Builder {
             Location::Backend(backend) => backend,
         };
         Ok((backend, self))
+    }
+
+    fn open_directory(&self, dir: &Path) -> Result<FileBackend> {
+        #[cfg(feature = "failpoints")]
+        if let Some(faults) = self.faults {
+            return FileBackend::open_on(faults, dir, &self.options);
+        }
+        FileBackend::open(dir, &self.options)
+    }
+
+    /// Opens the directory behind `faults`, unless this process has it open already.
+    #[cfg(feature = "failpoints")]
+    #[doc(hidden)]
+    pub fn faults(mut self, faults: &'static crate::sys::storage::faults::Faults) -> Self {
+        self.faults = Some(faults);
+        self
     }
 
     fn validate(&self) -> Result<()> {

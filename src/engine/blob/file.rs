@@ -9,9 +9,7 @@
 //! who do ([`hold`]). Whoever removes it has the byte alone ([`open_alone`]). Whoever writes it has byte 1 until its bytes count
 //! as a blob's, and not as the writer's own any more.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,8 +20,9 @@ use crate::engine::shared::accounting::Reservation;
 use crate::error::{Error, Result};
 use crate::sys::fork::OwnFile;
 use crate::sys::map::Map;
+use crate::sys::storage::{File, Storage};
 use crate::sys::wait::Backoff;
-use crate::sys::{file, lock, random, step};
+use crate::sys::{lock, random, step};
 
 /// The name of the file of a blob that is whole.
 pub(super) fn file_name(name: u128) -> String {
@@ -79,7 +78,7 @@ pub(super) fn hold(file: &File) -> io::Result<Hold> {
         }
         wait.pause();
     }
-    Ok(if file.metadata()?.nlink() > 0 { Hold::Held } else { Hold::Gone })
+    Ok(if file.is_named()? { Hold::Held } else { Hold::Gone })
 }
 
 /// Whether anybody holds the file.
@@ -107,8 +106,8 @@ pub(super) enum Alone {
 }
 
 /// Opens the file at `path` to remove it, unless somebody holds it.
-pub(super) fn open_alone(path: &Path) -> io::Result<Alone> {
-    let file = match OwnFile::to_lock(|| file::open(path)) {
+pub(super) fn open_alone(storage: &'static dyn Storage, path: &Path) -> io::Result<Alone> {
+    let file = match OwnFile::to_lock(|| storage.open(path)) {
         Ok(file) => file,
         Err(e) if is_none_of_ours(&e) => return Ok(Alone::Gone),
         Err(e) => return Err(e),
@@ -116,13 +115,13 @@ pub(super) fn open_alone(path: &Path) -> io::Result<Alone> {
     if !lock::try_lock(&file, LOCK)? {
         return Ok(Alone::Held);
     }
-    Ok(if file.metadata()?.nlink() > 0 { Alone::Yes(file) } else { Alone::Gone })
+    Ok(if file.is_named()? { Alone::Yes(file) } else { Alone::Gone })
 }
 
 /// Makes a file that only this process holds. `None` if somebody took it for one whose writer died.
-fn create_held(path: &Path) -> io::Result<Option<OwnFile>> {
+fn create_held(storage: &'static dyn Storage, path: &Path) -> io::Result<Option<OwnFile>> {
     // SegmentFile again where it must be, so it may be there.
-    let file = OwnFile::to_lock(|| file::open_or_create(path).map(|(file, _)| file))?;
+    let file = OwnFile::to_lock(|| storage.open_or_create(path).map(|(file, _)| file))?;
     step!("blob::created");
     lock::try_lock(&file, CLAIM)?;
     Ok((hold(&file)? == Hold::Held).then_some(file))
@@ -142,12 +141,17 @@ pub(crate) struct BlobWriter {
 
 impl BlobWriter {
     /// A writer of a new blob in `dir`, with the space in `reservation`, which may be none.
-    pub(super) fn create(dir: &Path, reservation: Reservation) -> Result<Self> {
+    pub(super) fn create(
+        storage: &'static dyn Storage,
+        dir: &Path,
+        reservation: Reservation,
+    ) -> Result<Self> {
         let random = || random::bits().map_err(|e| Error::io("create blob", dir, e));
         loop {
             let name = u128::from(random()?) << 64 | u128::from(random()?);
             let path = dir.join(temporary_name(name));
-            let made = create_held(&path).map_err(|e| Error::io("create blob", &path, e))?;
+            let made =
+                create_held(storage, &path).map_err(|e| Error::io("create blob", &path, e))?;
             let Some(file) = made.map(Arc::new) else { continue };
             let reference = BlobRef { name, salt: random()?, len: 0 };
             let (chunk, checks) = (Vec::with_capacity(CHUNK), Vec::new());
@@ -200,7 +204,7 @@ impl BlobWriter {
 
     fn write_chunk(&mut self) -> io::Result<()> {
         let BlobRef { salt, len, .. } = self.reference;
-        file::write_at(&self.file, &self.chunk, HEADER_LEN as u64 + len)?;
+        self.file.write_at(&self.chunk, HEADER_LEN as u64 + len)?;
         step!("blob::chunk");
         let check = check_of(salt, len / CHUNK as u64, &self.chunk);
         self.checks.extend_from_slice(&check.to_le_bytes());
@@ -217,10 +221,10 @@ impl BlobWriter {
             self.write_chunk().map_err(io_error)?;
         }
         let end = HEADER_LEN as u64 + self.reference.len;
-        file::write_at(&self.file, &self.checks, end).map_err(io_error)?;
-        file::write_at(&self.file, &self.reference.header(hash), 0).map_err(io_error)?;
+        self.file.write_at(&self.checks, end).map_err(io_error)?;
+        self.file.write_at(&self.reference.header(hash), 0).map_err(io_error)?;
         step!("blob::written");
-        file::sync(&self.file).map_err(|e| Error::io("sync blob", &path, e))?;
+        self.file.sync().map_err(|e| Error::io("sync blob", &path, e))?;
         step!("blob::synced");
         Ok(())
     }
@@ -228,7 +232,10 @@ impl BlobWriter {
     /// Gives the blob its name, which the directory has to be synced for. Returns it, what holds it, and its space.
     pub(super) fn name(mut self) -> Result<(BlobRef, Arc<OwnFile>, Reservation)> {
         let whole = self.dir.join(file_name(self.reference.name));
-        file::rename(&self.path, &whole).map_err(|e| Error::io("rename blob", &self.path, e))?;
+        self.file
+            .storage()
+            .rename(&self.path, &whole)
+            .map_err(|e| Error::io("rename blob", &self.path, e))?;
         self.path = PathBuf::new();
         step!("blob::named");
         let mut reservation = self.reservation.take();
@@ -243,7 +250,7 @@ impl Drop for BlobWriter {
         if self.path.as_os_str().is_empty() || !self.reservation.space.is_ours() {
             return;
         }
-        if let Err(error) = file::remove(&self.path) {
+        if let Err(error) = self.file.storage().remove(&self.path) {
             // Whoever looks for it next finds that nobody holds it.
             tracing::warn!(path = %self.path.display(), %error, "cannot remove a blob that was not finished");
         }
@@ -270,9 +277,13 @@ impl AsRef<[u8]> for Mapped {
 
 impl OpenBlob {
     /// Opens what is at `path`, which is to be the blob `reference`. `None` if it is something else, or damaged.
-    pub(super) fn open(path: &Path, reference: BlobRef) -> Result<Option<Self>> {
+    pub(super) fn open(
+        storage: &'static dyn Storage,
+        path: &Path,
+        reference: BlobRef,
+    ) -> Result<Option<Self>> {
         let open = || -> io::Result<Option<Self>> {
-            let file = match OwnFile::to_lock(|| file::open_to_read(path)) {
+            let file = match OwnFile::to_lock(|| storage.open_to_read(path)) {
                 Ok(file) => file,
                 Err(e) if is_none_of_ours(&e) => return Ok(None),
                 Err(e) => return Err(e),
@@ -287,9 +298,8 @@ impl OpenBlob {
                 read => read?,
             }
             let is_it = BlobRef::from_header(&header).is_some_and(|(found, _)| found == reference);
-            let is_whole = reference
-                .file_len()
-                .is_some_and(|len| file.metadata().is_ok_and(|m| m.len() >= len));
+            let is_whole =
+                reference.file_len().is_some_and(|len| file.len().is_ok_and(|there| there >= len));
             Ok((is_it && is_whole).then_some(Self { file, reference }))
         };
         open().map_err(|e| Error::io("open blob", path, e))
@@ -374,7 +384,7 @@ pub(super) struct Contents {
 pub(super) fn contents(file: &File) -> io::Result<Option<Contents>> {
     /// More keys than this a blob is not moved through.
     const MOST: u64 = 1 << 16;
-    let len = file.metadata()?.len();
+    let len = file.len()?;
     let mut header = [0; HEADER_LEN];
     if len < HEADER_LEN as u64 {
         return Ok(None);
@@ -396,17 +406,17 @@ pub(super) fn contents(file: &File) -> io::Result<Option<Contents>> {
 }
 
 /// Notes, durably, that a key of this hash is about to name the blob in the file at `path`, which the caller holds.
-pub(super) fn add_hash(path: &Path, hash: u64) -> Result<()> {
+pub(super) fn add_hash(storage: &'static dyn Storage, path: &Path, hash: u64) -> Result<()> {
     let add = || -> io::Result<()> {
         // Others may be adding theirs.
-        let file = file::open_to_append(path)?;
+        let file = storage.open_to_append(path)?;
         // Nobody gets to read a damaged one, so it need not be found.
         if contents(&file)?.is_none_or(|contents| contents.hashes.contains(&hash)) {
             return Ok(());
         }
-        file::append(&file, &hash_entry(hash))?;
+        file.append(&hash_entry(hash))?;
         step!("blob::hash_written");
-        file::sync(&file)
+        file.sync()
     };
     add().map_err(|e| Error::io("write blob", path, e))
 }

@@ -23,7 +23,6 @@ mod listing;
 mod tests;
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,9 +32,9 @@ use crate::engine::format::blob_ref::BlobRef;
 use crate::engine::format::word::Word;
 use crate::engine::shared::accounting::{Reservation, SpaceInUse};
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::file::{self as files, HeldDirectory};
 use crate::sys::fork::OwnFile;
 use crate::sys::step;
+use crate::sys::storage::{File, HeldDirectory, Storage};
 pub(crate) use file::{BlobWriter, OpenBlob};
 
 use file::{
@@ -189,13 +188,21 @@ impl Drop for BlobPin<'_> {
 
 impl Blobs {
     /// The blobs in the directory `dir`, which of them there are to be found by a [`refresh`](Blobs::refresh).
-    pub(crate) fn open(dir: &Path, space: &SpaceInUse) -> Result<Self> {
-        let held = HeldDirectory::open(dir).map_err(|e| Error::io("open", dir, e))?;
+    pub(crate) fn open(
+        storage: &'static dyn Storage,
+        dir: &Path,
+        space: &SpaceInUse,
+    ) -> Result<Self> {
+        let held = HeldDirectory::open(storage, dir).map_err(|e| Error::io("open", dir, e))?;
         Ok(Self { dir: dir.to_owned(), held, space: space.clone(), known: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn storage(&self) -> &'static dyn Storage {
+        self.held.storage()
     }
 
     fn path(&self, name: u128) -> PathBuf {
@@ -217,7 +224,8 @@ impl Blobs {
         let was = self.space.blob_bytes();
         let Some(mut known) = self.refreshed(haste)? else { return Ok(()) };
         for (name, blob) in known.blobs.iter_mut().filter(|(_, blob)| blob.is_claimed) {
-            let looked = files::open_to_read(&self.path(*name)).and_then(|file| is_claimed(&file));
+            let looked =
+                self.storage().open_to_read(&self.path(*name)).and_then(|file| is_claimed(&file));
             // If nobody can say: rather twice than not at all.
             blob.is_claimed = looked.unwrap_or(false);
         }
@@ -249,11 +257,10 @@ impl Blobs {
     fn list(&self, known: &mut Known) -> Result<()> {
         let io_error = |e| Error::io("read directory", &self.dir, e);
         let mut there = HashSet::new();
-        for entry in fs::read_dir(&self.dir).map_err(io_error)? {
-            let entry = entry.map_err(io_error)?;
-            match entry.file_name().to_str().map_or(Named::Unknown, named) {
+        for found in self.storage().list(&self.dir).map_err(io_error)? {
+            match found.to_str().map_or(Named::Unknown, named) {
                 Named::Blob(name) => drop(there.insert(name)),
-                Named::Temporary => self.remove_abandoned(&entry.path()),
+                Named::Temporary => self.remove_abandoned(&self.dir.join(found)),
                 Named::Unknown => {}
             }
         }
@@ -264,7 +271,9 @@ impl Blobs {
                 continue;
             }
             let path = self.path(name);
-            let looked = files::open_to_read(&path)
+            let looked = self
+                .storage()
+                .open_to_read(&path)
                 .and_then(|file| Ok((is_claimed(&file)?, contents(&file)?)));
             match looked {
                 Ok((is_claimed, Some(contents))) => {
@@ -284,8 +293,8 @@ impl Blobs {
 
     /// Removes the file of a writer, if it has died.
     fn remove_abandoned(&self, path: &Path) {
-        let removed = open_alone(path).and_then(|alone| match alone {
-            Alone::Yes(_held) => files::remove(path),
+        let removed = open_alone(self.storage(), path).and_then(|alone| match alone {
+            Alone::Yes(_held) => self.storage().remove(path),
             Alone::Held | Alone::Gone => Ok(()),
         });
         if let Err(error) = removed {
@@ -317,7 +326,7 @@ impl Blobs {
     /// Begins a new blob, without any space yet.
     pub(crate) fn create(&self) -> Result<BlobWriter> {
         self.held.check_in_place().map_err(|e| Error::io("create blob", &self.dir, e))?;
-        BlobWriter::create(&self.dir, self.space.reserve(0))
+        BlobWriter::create(self.storage(), &self.dir, self.space.reserve(0))
     }
 
     /// Makes the blob whole and durable, for a key of this hash. It goes again with the pin, unless that is told to
@@ -330,7 +339,9 @@ impl Blobs {
         known.blobs.insert(reference.name, Blob::new(contents, Some(reservation)));
         drop(known);
         let pin = BlobPin { blobs: self, reference, file };
-        files::sync_dir(&self.dir).map_err(|e| Error::io("sync directory", &self.dir, e))?;
+        self.storage()
+            .sync_dir(&self.dir)
+            .map_err(|e| Error::io("sync directory", &self.dir, e))?;
         Ok(pin)
     }
 
@@ -340,7 +351,7 @@ impl Blobs {
     /// If its file cannot be opened; [`Busy`](ErrorKind::Busy) if a process that was about to remove it was stopped.
     pub(crate) fn pin(&self, reference: BlobRef) -> Result<Option<BlobPin<'_>>> {
         let path = self.path(reference.name);
-        let opened = OwnFile::to_lock(|| files::open_to_read(&path))
+        let opened = OwnFile::to_lock(|| self.storage().open_to_read(&path))
             .and_then(|file| Ok((hold(&file)?, file)));
         match opened {
             Ok((Hold::Held, file)) => {
@@ -358,7 +369,7 @@ impl Blobs {
         let name = pin.reference.name;
         let is_known = |blob: &Blob| blob.hashes.contains(&hash);
         if !self.lock().blobs.get(&name).is_some_and(is_known) {
-            file::add_hash(&self.path(name), hash)?;
+            file::add_hash(self.storage(), &self.path(name), hash)?;
             if let Some(blob) = self.lock().blobs.get_mut(&name) {
                 blob.hashes.push(hash);
             }
@@ -368,7 +379,7 @@ impl Blobs {
 
     /// Opens a blob to be read, whether it was ever heard of here or not. `None` if it has gone or is damaged.
     pub(crate) fn open_blob(&self, reference: BlobRef) -> Result<Option<OpenBlob>> {
-        OpenBlob::open(&self.path(reference.name), reference)
+        OpenBlob::open(self.storage(), &self.path(reference.name), reference)
     }
 
     /// The owners of the blobs that are alive, as far as is known.
@@ -383,7 +394,8 @@ impl Blobs {
         let mut known = self.lock();
         let Some(blob) = known.blobs.get_mut(&name) else { return Vec::new() };
         let path = self.path(name);
-        let opened = files::open_to_read(&path).map_err(|e| Error::io("open blob", &path, e));
+        let opened =
+            self.storage().open_to_read(&path).map_err(|e| Error::io("open blob", &path, e));
         if let Err(error) = opened.and_then(|file| blob.look_again(name, &file, index)) {
             tracing::debug!(%error, "what names a blob is known as far as it was");
         }
@@ -415,7 +427,8 @@ impl Blobs {
     /// What a blob is that nothing names, as far as is known.
     fn look_closer(&self, name: u128, blob: &mut Blob, index: &impl Naming) -> Result<Life> {
         let path = self.path(name);
-        let opened = files::open_to_read(&path).and_then(|file| Ok((file::is_held(&file)?, file)));
+        let opened =
+            self.storage().open_to_read(&path).and_then(|file| Ok((file::is_held(&file)?, file)));
         let (is_held, file) = match opened {
             Ok(opened) => opened,
             // There is nothing to be kept.
@@ -444,7 +457,8 @@ impl Blobs {
 
     fn release_one(&self, name: u128, index: &impl Naming) -> bool {
         let path = self.path(name);
-        let opened = open_alone(&path).map_err(|e| Error::io("open blob", &path, e));
+        let opened =
+            open_alone(self.storage(), &path).map_err(|e| Error::io("open blob", &path, e));
         let alone = opened.and_then(|alone| {
             let mut known = self.lock();
             let Some(blob) = known.blobs.get_mut(&name) else { return Ok(None) };
@@ -479,7 +493,7 @@ impl Blobs {
     /// Removes the file of a blob that the caller holds. If that fails, it stays, and counts.
     fn remove(&self, name: u128) -> bool {
         let path = self.path(name);
-        match self.held.check_in_place().and_then(|()| files::remove(&path)) {
+        match self.held.check_in_place().and_then(|()| self.storage().remove(&path)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(path = %path.display(), %error, "cannot remove a blob");
                 false

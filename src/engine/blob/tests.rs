@@ -2,12 +2,15 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use std::fs;
+
 use tempfile::TempDir;
 
 use super::*;
 use crate::engine::format::blob_ref::space_for;
 use crate::engine::format::geometry::Geometry;
 use crate::engine::index::{Index, ProcessSlot};
+use crate::sys::storage::SYSTEM;
 
 /// An index without any entries but those that name blobs.
 #[derive(Default)]
@@ -53,12 +56,12 @@ const SPACE: u64 = 102_400;
 impl Two {
     fn new() -> Self {
         let (dir, space) = (tempfile::tempdir().unwrap(), SpaceInUse::default());
-        let counts = tempfile::tempfile().unwrap();
+        let counts = File::nameless().unwrap();
         let index =
             Index::create(&counts, Geometry::for_entries(100, 16), ProcessSlot::alone()).unwrap();
         space.attach(Arc::new(index));
         assert_eq!(space_for(LEN as u64), SPACE);
-        let open = || Blobs::open(dir.path(), &space).unwrap();
+        let open = || Blobs::open(SYSTEM, dir.path(), &space).unwrap();
         let (mine, theirs) = (open(), open());
         Self { space, index: Names::default(), mine, theirs, dir }
     }
@@ -117,7 +120,7 @@ fn what_one_makes_the_other_finds_counts_reads_and_removes() {
     assert_eq!(two.theirs.release(&[reference.name], &two.index), 0);
     // SegmentFile before it was unlinked, and locked after.
     let pin = write(&two.mine, 2);
-    let opened = File::open(two.mine.path(pin.reference.name)).unwrap();
+    let opened = SYSTEM.open_to_read(&two.mine.path(pin.reference.name)).unwrap();
     two.theirs.refresh(Haste::Now).unwrap();
     assert_eq!(two.theirs.names(), [pin.reference.name]);
     drop(pin);
@@ -196,7 +199,7 @@ fn what_somebody_reads_stays_and_counts() {
 fn one_that_is_stopped_while_it_removes_keeps_no_reader_from_reading() {
     let two = Two::new();
     let reference = publish(&two.mine, 1, &two.index);
-    let alone = open_alone(&two.mine.path(reference.name)).unwrap();
+    let alone = open_alone(SYSTEM, &two.mine.path(reference.name)).unwrap();
     assert!(matches!(alone, Alone::Yes(_)));
     assert!(two.theirs.open_blob(reference).unwrap().is_some_and(|open| open.verify().unwrap()));
     // But whoever names it must be sure that it stays.
@@ -288,9 +291,9 @@ fn hashes_behind_one_that_was_cut_off_are_found() {
         two.theirs.add_key(&pin, 10 + hash).unwrap();
         let len = path.metadata().unwrap().len();
         two.theirs.add_key(&pin, 100).unwrap();
-        fs::File::options().write(true).open(&path).unwrap().set_len(len + hash).unwrap();
+        SYSTEM.open(&path).unwrap().set_len(len + hash).unwrap();
     }
-    let found = contents(&File::open(&path).unwrap()).unwrap().unwrap();
+    let found = contents(&SYSTEM.open_to_read(&path).unwrap()).unwrap().unwrap();
     assert_eq!(found.hashes, [1, 2, 12, 3, 13, 4, 14]);
     assert_eq!(found.bytes, SPACE);
 }

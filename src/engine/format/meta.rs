@@ -5,7 +5,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::{file, random};
+use crate::sys::random;
+use crate::sys::storage::Storage;
 
 /// The format that this version reads and writes. Another number for each change after which an older or a newer version
 /// would not understand what it finds, or what another process does that has the directory open. 1 was for one process at a time.
@@ -21,30 +22,26 @@ pub(crate) struct Meta {
 }
 
 impl Meta {
-    pub(crate) fn create(path: &Path) -> Result<Self> {
+    pub(crate) fn create(storage: &'static dyn Storage, path: &Path) -> Result<Self> {
         let make = || {
             let mut hash_key = [0; 16];
             hash_key[..8].copy_from_slice(&random::bits()?.to_le_bytes());
             hash_key[8..].copy_from_slice(&random::bits()?.to_le_bytes());
             let meta = Self { format: FORMAT, features: 0, hash_key };
-            file::replace(path, &seal(&meta)?)?;
+            storage.replace(path, &seal(&meta)?)?;
             Ok(meta)
         };
         make().map_err(|e| Error::io("create", path, e))
     }
 
     /// Reads `meta`; `None` if there is none.
-    pub(crate) fn read(path: &Path) -> Result<Option<Self>> {
+    pub(crate) fn read(storage: &'static dyn Storage, path: &Path) -> Result<Option<Self>> {
         /// Far more than any version writes.
         const MOST: u64 = 64 << 10;
-        let mut bytes = Vec::new();
-        let read = file::open_to_read(path).and_then(|f| {
-            std::io::Read::read_to_end(&mut std::io::Read::take(f, MOST), &mut bytes)
-        });
-        match read {
+        match storage.open_to_read(path).and_then(|file| file.read_up_to(MOST)) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Error::io("read", path, e)),
-            Ok(_) => Self::decode(&bytes).map(Some).map_err(|e| e.with_path(path)),
+            Ok(bytes) => Self::decode(&bytes).map(Some).map_err(|e| e.with_path(path)),
         }
     }
 
@@ -112,28 +109,37 @@ pub(crate) fn unseal(bytes: &[u8]) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::storage::{SYSTEM, TEMPORARY_PREFIX};
 
     #[test]
     fn any_damage_is_noticed_and_another_format_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("meta");
-        assert_eq!(Meta::read(&path).unwrap(), None);
-        let meta = Meta::create(&path).unwrap();
-        assert_eq!(Meta::read(&path).unwrap(), Some(meta.clone()));
+        assert_eq!(Meta::read(SYSTEM, &path).unwrap(), None);
+        let meta = Meta::create(SYSTEM, &path).unwrap();
+        assert_eq!(Meta::read(SYSTEM, &path).unwrap(), Some(meta.clone()));
         let bytes = std::fs::read(&path).unwrap();
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[at] ^= 0x55;
             std::fs::write(&path, &damaged).unwrap();
-            assert_eq!(Meta::read(&path).unwrap_err().kind(), ErrorKind::Corrupt, "byte {at}");
+            assert_eq!(
+                Meta::read(SYSTEM, &path).unwrap_err().kind(),
+                ErrorKind::Corrupt,
+                "byte {at}"
+            );
             std::fs::write(&path, &bytes[..at]).unwrap();
-            assert_eq!(Meta::read(&path).unwrap_err().kind(), ErrorKind::Corrupt, "cut at {at}");
+            assert_eq!(
+                Meta::read(SYSTEM, &path).unwrap_err().kind(),
+                ErrorKind::Corrupt,
+                "cut at {at}"
+            );
         }
         for other in
             [Meta { format: FORMAT + 1, ..meta.clone() }, Meta { features: 1, ..meta.clone() }]
         {
             std::fs::write(&path, seal(&other).unwrap()).unwrap();
-            assert_eq!(Meta::read(&path).unwrap_err().kind(), ErrorKind::UnsupportedFormat);
+            assert_eq!(Meta::read(SYSTEM, &path).unwrap_err().kind(), ErrorKind::UnsupportedFormat);
         }
     }
 
@@ -144,12 +150,12 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let dir = home.path().join("cache");
         let options = crate::options::Options { max_bytes: 1 << 20, ..Default::default() };
-        drop(crate::engine::Attached::open(&dir, &options).unwrap());
+        drop(crate::engine::Attached::open(SYSTEM, &dir, &options).unwrap());
         let path = dir.join("meta");
-        let meta = Meta::read(&path).unwrap().unwrap();
+        let meta = Meta::read(SYSTEM, &path).unwrap().unwrap();
         // As a version leaves it that knows fewer files, and did not come to its end.
         std::fs::remove_file(dir.join("locks")).unwrap();
-        std::fs::write(dir.join(format!("{}left", file::TEMPORARY_PREFIX)), "x").unwrap();
+        std::fs::write(dir.join(format!("{}left", TEMPORARY_PREFIX)), "x").unwrap();
         for format in [1, FORMAT + 1] {
             std::fs::write(&path, seal(&Meta { format, ..meta.clone() }).unwrap()).unwrap();
             let state = || -> BTreeMap<_, _> {
@@ -163,7 +169,7 @@ mod tests {
                     .collect()
             };
             let before = state();
-            let error = crate::engine::Attached::open(&dir, &options).err().unwrap();
+            let error = crate::engine::Attached::open(SYSTEM, &dir, &options).err().unwrap();
             assert_eq!(error.kind(), ErrorKind::UnsupportedFormat, "{error}");
             assert_eq!(error.path(), Some(&*path));
             assert!(state() == before, "format {format}");

@@ -14,16 +14,15 @@
 //!          segments: id u32, place u32 from which on a recovery looks, live bytes u64 of each
 //! ```
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::engine::format::geometry::Geometry;
 use crate::engine::format::index_header::LONGEST_CHAIN;
 use crate::engine::format::word::Word;
-use crate::sys::{file, step};
+use crate::sys::step;
+use crate::sys::storage::File;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"KWsnaps2");
 const HEADER_LEN: u64 = 4096;
@@ -112,7 +111,7 @@ pub(crate) struct SnapshotWriter<'a> {
 impl<'a> SnapshotWriter<'a> {
     /// `number` is greater than that of any other snapshot of the directory.
     pub(crate) fn new(file: &'a File, number: u64) -> io::Result<Self> {
-        let len = file.metadata()?.len();
+        let len = file.len()?;
         let buffer = Vec::with_capacity(BATCH * BLOCK);
         Ok(Self { file, len, number, buffer, block: 0, kind: 0, blocks: 0, words: 0 })
     }
@@ -188,7 +187,7 @@ impl<'a> SnapshotWriter<'a> {
                 "more words than the snapshot has room for",
             ));
         }
-        file::write_at(self.file, &self.buffer, at)?;
+        self.file.write_at(&self.buffer, at)?;
         self.blocks += (self.buffer.len() / BLOCK) as u64;
         self.buffer.clear();
         self.block = 0;
@@ -200,7 +199,7 @@ impl<'a> SnapshotWriter<'a> {
         self.close_block();
         self.write()?;
         step!("snapshot::written");
-        file::sync(self.file)
+        self.file.sync()
     }
 
     /// Says durably that the snapshot is whole. [`finish`](SnapshotWriter::finish) comes before, and the syncs of whatever
@@ -209,9 +208,9 @@ impl<'a> SnapshotWriter<'a> {
         let header =
             Header { number: self.number, blocks: self.blocks, words: self.words, ..header };
         step!("snapshot::synced");
-        file::write_at(self.file, &header.encode()?, 0)?;
+        self.file.write_at(&header.encode()?, 0)?;
         step!("snapshot::headed");
-        file::sync(self.file)?;
+        self.file.sync()?;
         Ok(header)
     }
 }
@@ -245,8 +244,8 @@ pub(crate) fn header(file: &File) -> io::Result<Option<Header>> {
 /// Makes an end, durably, of the snapshot in `file`.
 pub(crate) fn void(file: &File) -> io::Result<()> {
     // Not zeros, which would say that none was ever written.
-    file::write_at(file, &[0xff; 16], 0)?;
-    file::sync(file)
+    file.write_at(&[0xff; 16], 0)?;
+    file.sync()
 }
 
 /// Hands out the parts of the snapshot in `file`, whose header is `header`. What is damaged is left out and told.
@@ -255,7 +254,7 @@ pub(crate) fn read(
     header: &Header,
     mut visit: impl FnMut(SnapshotPart<'_>),
 ) -> io::Result<()> {
-    let len = file.metadata()?.len();
+    let len = file.len()?;
     let there = len.saturating_sub(HEADER_LEN) / BLOCK as u64;
     if header.blocks > there {
         visit(SnapshotPart::Damaged);
@@ -375,7 +374,7 @@ mod tests {
     const CHAINS: u32 = if cfg!(miri) { 50 } else { 3000 };
 
     fn written(chains: u32) -> (File, Header) {
-        let file = tempfile::tempfile().unwrap();
+        let file = File::nameless().unwrap();
         file.set_len(file_len(Geometry::for_entries(u64::from(chains) * 6, 16))).unwrap();
         let mut writer = SnapshotWriter::new(&file, 7).unwrap();
         for number in 0..chains {
@@ -421,7 +420,7 @@ mod tests {
     #[test]
     fn a_damaged_block_costs_its_chains_only() {
         let (file, header) = written(3000);
-        file.write_all_at(&[0xa5; 3], HEADER_LEN + BLOCK as u64 * 2 + 5000).unwrap();
+        file.write_at(&[0xa5; 3], HEADER_LEN + BLOCK as u64 * 2 + 5000).unwrap();
         let (good, segments, damaged) = chains_of(&file, &header);
         assert!(damaged && segments == 5 && (2700..3000).contains(&good), "{good}");
     }
@@ -432,9 +431,9 @@ mod tests {
         for at in 0..file_header.encode().unwrap().len() as u64 {
             let mut byte = [0];
             file.read_exact_at(&mut byte, at).unwrap();
-            file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+            file.write_at(&[byte[0] ^ 1], at).unwrap();
             assert_eq!(header(&file).unwrap(), None, "byte {at}");
-            file.write_all_at(&byte, at).unwrap();
+            file.write_at(&byte, at).unwrap();
         }
     }
 
@@ -447,7 +446,7 @@ mod tests {
             let content = block.get(4..used as usize).unwrap_or_default();
             let check = check_of(header.number, 0, content);
             block[..4].copy_from_slice(&check.to_le_bytes());
-            file.write_all_at(&block, HEADER_LEN).unwrap();
+            file.write_at(&block, HEADER_LEN).unwrap();
             assert!(chains_of(&file, &header).2, "{used}");
         }
     }

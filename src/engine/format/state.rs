@@ -8,14 +8,13 @@
 //! 560  snapshot u64  568  CRC-32 u32
 //! ```
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use crate::engine::format::index_header::{HEADER_WORDS, HeaderCopy};
 use crate::limits::Limits;
 use crate::sys::fork::OwnFile;
-use crate::sys::{file, step};
+use crate::sys::step;
+use crate::sys::storage::{File, SMALL_PIECES};
 
 const SECTOR: usize = 1024;
 const FILE_LEN: u64 = 2 * SECTOR as u64;
@@ -45,8 +44,8 @@ struct Sector {
 impl State {
     /// Reads the newer of the two sectors that are whole. None at all means: not closed.
     pub(crate) fn open(file: File) -> io::Result<Self> {
-        if file.metadata()?.len() != FILE_LEN {
-            file::reset(&file, FILE_LEN, file::SMALL_PIECES)?;
+        if file.len()? != FILE_LEN {
+            file.reset(FILE_LEN, SMALL_PIECES)?;
         }
         Self::read(file)
     }
@@ -115,9 +114,9 @@ impl State {
     ) -> io::Result<()> {
         let sector = Sector { turn: self.turn.wrapping_add(1), clean, limits, snapshot };
         step!("state::writing");
-        file::write_at(&self.file, &encode(&sector), sector.turn % 2 * SECTOR as u64)?;
+        self.file.write_at(&encode(&sector), sector.turn % 2 * SECTOR as u64)?;
         step!("state::written");
-        file::sync(&self.file)?;
+        self.file.sync()?;
         (self.turn, self.clean, self.limits) = (sector.turn, clean, Some(limits));
         self.snapshot = snapshot;
         Ok(())
@@ -176,7 +175,7 @@ mod tests {
 
     #[test]
     fn the_last_whole_sector_counts() {
-        let file = tempfile::tempfile().unwrap();
+        let file = File::nameless().unwrap();
         let mut state = reopen(&file);
         assert!(state.clean().is_none());
         let header: HeaderCopy = std::array::from_fn(|i| i as u64);
@@ -194,17 +193,17 @@ mod tests {
 
     #[test]
     fn a_torn_write_leaves_the_state_before_it() {
-        let file = tempfile::tempfile().unwrap();
+        let file = File::nameless().unwrap();
         let mut state = reopen(&file);
         state.mark_open(LIMITS).unwrap();
         state.mark_clean([3; HEADER_WORDS], LIMITS).unwrap();
         for at in 0..SECTOR {
             let (offset, mut byte) = ((state.turn % 2) * SECTOR as u64 + at as u64, [0]);
             file.read_exact_at(&mut byte, offset).unwrap();
-            file.write_all_at(&[byte[0] ^ 0xff], offset).unwrap();
+            file.write_at(&[byte[0] ^ 0xff], offset).unwrap();
             let clean = reopen(&file).clean().is_some();
             assert_eq!(clean, at >= CHECKED + 4, "byte {at}");
-            file.write_all_at(&byte, offset).unwrap();
+            file.write_at(&byte, offset).unwrap();
         }
     }
 }

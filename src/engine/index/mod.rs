@@ -44,18 +44,18 @@ use crate::engine::format::geometry::Geometry;
 use crate::engine::format::index_header::{HEADER_WORDS, HeaderCopy, LINE, MAGIC, at};
 use crate::engine::format::word::{Word, tag};
 use crate::sys::atomic::{AtomicU64, Ordering};
-use crate::sys::file::File;
 use crate::sys::map::Map;
+use crate::sys::storage::{File, HUGE_PIECES};
 
 /// Whether `file` is as long as an index of this geometry.
 fn is_of(geometry: Geometry, file: &File) -> bool {
-    crate::sys::file::len(file).is_ok_and(|len| len == geometry.index_bytes())
+    file.len().is_ok_and(|len| len == geometry.index_bytes())
 }
 
 /// The header of the index in `file`; zeros where it ends before.
 fn header_of(file: &File) -> io::Result<HeaderCopy> {
     let mut bytes = [0; HEADER_WORDS * 8];
-    match crate::sys::file::read_at(file, &mut bytes, 0) {
+    match file.read_exact_at(&mut bytes, 0) {
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok([0; HEADER_WORDS]),
         read => read?,
     }
@@ -78,7 +78,7 @@ impl Index {
         geometry: Geometry,
         process_slot: ProcessSlot,
     ) -> io::Result<Self> {
-        crate::sys::file::reset(file, geometry.index_bytes(), crate::sys::file::HUGE_PIECES)?;
+        file.reset(geometry.index_bytes(), HUGE_PIECES)?;
         Self::fill(Self::map(file, geometry, process_slot)?)
     }
 
@@ -119,7 +119,7 @@ impl Index {
             return Ok(None);
         }
         // A copy may have holes, and a store into one can fail.
-        crate::sys::file::allocate(file, geometry.index_bytes())?;
+        file.allocate(geometry.index_bytes())?;
         let mut index = Self::map(file, geometry, process_slot)?;
         if index.header_copy() != *expected {
             return Ok(None);

@@ -104,7 +104,7 @@ fn the_count_is_exact_at_the_bound_and_per_generation() {
 
 #[test]
 fn an_index_is_opened_only_as_it_was_left() {
-    let file = crate::sys::file::nameless().unwrap();
+    let file = File::nameless().unwrap();
     let index = Index::create(&file, Geometry::for_entries(100, 16), ProcessSlot::alone()).unwrap();
     index.next_sequence();
     let copy = index.header_copy();

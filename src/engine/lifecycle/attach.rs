@@ -25,8 +25,8 @@ use crate::engine::{Engine, Mode, Parts};
 use crate::error::{Error, Result};
 use crate::hash::KeyHasher;
 use crate::options::Options;
-use crate::sys::file::{self, Access, DirectoryId, HeldDirectory};
 use crate::sys::fork::{self, EachEpoch, Epoch, OwnFile};
+use crate::sys::storage::{Access, DirectoryId, HeldDirectory, Storage};
 use crate::sys::{lock, step};
 
 /// The engines of this process.
@@ -116,10 +116,14 @@ impl std::ops::Deref for Attached {
 impl Attached {
     /// The engine of the directory at `path`. If this process has it open already, that one, with the options
     /// it was opened with.
-    pub(crate) fn open(path: &Path, options: &Options) -> Result<Arc<Self>> {
+    pub(crate) fn open(
+        storage: &'static dyn Storage,
+        path: &Path,
+        options: &Options,
+    ) -> Result<Arc<Self>> {
         options.validate()?;
-        let directory = Directory::at(path, options)?;
-        let held = HeldDirectory::open(path).map_err(|e| Error::io("open", path, e))?;
+        let directory = Directory::at(storage, path, options)?;
+        let held = HeldDirectory::open(storage, path).map_err(|e| Error::io("open", path, e))?;
         let id = held.id();
         let (mut engines, found) = ENGINES.get().find(id);
         if let Some(attached) = found {
@@ -135,8 +139,8 @@ impl Attached {
 
     /// Waits until everything that was acknowledged of the directory at `path` is on the disk, whoever has it open in
     /// this process, or is just closing it.
-    pub(crate) fn flush_at(path: &Path) -> Result<()> {
-        let id = match file::directory_id(path) {
+    pub(crate) fn flush_at(storage: &'static dyn Storage, path: &Path) -> Result<()> {
+        let id = match storage.directory_id(path) {
             Ok(id) => id,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(Error::io("sync", path, e)),
@@ -148,8 +152,9 @@ impl Attached {
     }
 
     fn attach(directory: &Directory, held: HeldDirectory, options: &Options) -> Result<Self> {
+        let storage = directory.storage;
         // What is not understood is not touched.
-        Meta::read(&directory.file("meta"))?;
+        Meta::read(storage, &directory.file("meta"))?;
         fork::watch().map_err(|e| Error::io("open", &directory.path, e))?;
         let locks = Arc::new(directory.enter(Access::ToWrite)?);
         let at_locks = |e| Error::io("lock", &directory.file("locks"), e);
@@ -158,7 +163,8 @@ impl Attached {
         let process_slot = ProcessSlot::new(locks.clone(), number);
         let state_path = directory.file("state");
         let at_state = |e| Error::io("open", &state_path, e);
-        let state = file::open_or_create(&state_path)
+        let state = storage
+            .open_or_create(&state_path)
             .and_then(|(f, _)| State::open(f))
             .map_err(at_state)?;
         let hasher = KeyHasher::new(&meta.hash_key);
@@ -171,21 +177,33 @@ impl Attached {
         let options = opening.options;
         let index = Arc::new(index);
         space.attach(index.clone());
-        let blobs = Blobs::open(&directory.blobs(), &space)?;
+        let blobs = Blobs::open(storage, &directory.blobs(), &space)?;
         if !is_shared {
             // Whoever joins others counts with what they count, and finds the blobs when it has to decide about space.
             blobs.recount(Haste::Now)?;
         }
-        let log = Log::new(&directory.segments(), Access::ToWrite, index.clone(), space.clone())?;
+        let log = Log::new(
+            storage,
+            &directory.segments(),
+            Access::ToWrite,
+            index.clone(),
+            space.clone(),
+        )?;
         log.enter(segments, end);
-        let state = file::open(&state_path).and_then(State::open).map_err(at_state)?;
-        let checkpoints = CheckpointFiles::open(&directory.path, state, index.geometry())?;
+        let state = storage.open(&state_path).and_then(State::open).map_err(at_state)?;
+        let checkpoints = CheckpointFiles::open(storage, &directory.path, state, index.geometry())?;
         let stats = directory.file("stats");
-        let stats_file =
-            StatsFile::open(stats, number, index.owner(), options.clock.now(), !is_shared)?;
+        let stats_file = StatsFile::open(
+            storage,
+            stats,
+            number,
+            index.owner(),
+            options.clock.now(),
+            !is_shared,
+        )?;
         let mode = Mode::ReadWrite(Box::new(Mutex::new(checkpoints)));
         let parts = Parts { options, hasher, index, hints, log, blobs, stats_file, mode };
-        let engine = Arc::new(Engine::new(parts, directory.path.clone(), held.id()));
+        let engine = Arc::new(Engine::new(parts, directory.path.clone(), &held));
         if let Some(recovered) = recovered {
             engine.dead_blobs(Haste::Later);
             engine.settle(recovered)?;
@@ -199,10 +217,14 @@ impl Attached {
     }
 
     /// The same for an onlooker: what this process has open to write to, or else what it looks at already.
-    pub(crate) fn look(path: &Path, options: &Options) -> Result<Arc<Self>> {
+    pub(crate) fn look(
+        storage: &'static dyn Storage,
+        path: &Path,
+        options: &Options,
+    ) -> Result<Arc<Self>> {
         options.validate()?;
-        let directory = Directory::to_look_at(path, options)?;
-        let held = HeldDirectory::open(path).map_err(|e| Error::io("open", path, e))?;
+        let directory = Directory::to_look_at(storage, path, options)?;
+        let held = HeldDirectory::open(storage, path).map_err(|e| Error::io("open", path, e))?;
         let id = held.id();
         let registry = ENGINES.get();
         let (engines, open) = registry.find(id);

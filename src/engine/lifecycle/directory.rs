@@ -1,7 +1,6 @@
 //! The directory: its names, its making, and who may be in it.
 
-use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,8 +10,8 @@ use crate::engine::format::meta::Meta;
 use crate::engine::log::segment::Segment;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
-use crate::sys::file::{self, Access, TEMPORARY_PREFIX};
 use crate::sys::fork::OwnFile;
+use crate::sys::storage::{Access, File, Storage, TEMPORARY_PREFIX};
 use crate::sys::{lock, mount};
 
 /// Byte of `locks` that is held while somebody attaches or detaches. Those of the processes follow.
@@ -35,6 +34,7 @@ const NAMES: &[&str] =
     &["meta", "state", "index", "hints", "segments", "blobs", "flights", "stats"];
 
 pub(crate) struct Directory {
+    pub(crate) storage: &'static dyn Storage,
     pub(crate) path: PathBuf,
 }
 
@@ -53,21 +53,29 @@ impl Directory {
 
     /// The directory at `path`, made if there is none. Its parent must exist. Nothing in a directory of
     /// somebody else's is touched.
-    pub(crate) fn at(path: &Path, options: &Options) -> Result<Self> {
+    pub(crate) fn at(
+        storage: &'static dyn Storage,
+        path: &Path,
+        options: &Options,
+    ) -> Result<Self> {
         refuse_network(path, options)?;
-        let directory = Self { path: find_or_make(path)? };
-        if !directory.file("meta").try_exists().map_err(|e| Error::io("open", path, e))? {
+        let directory = Self { storage, path: find_or_make(storage, path)? };
+        if !storage.exists(&directory.file("meta")).map_err(|e| Error::io("open", path, e))? {
             // What an interrupted making leaves.
-            refuse_foreign(path, NAMES)?;
+            refuse_foreign(storage, path, NAMES)?;
         }
         Ok(directory)
     }
 
     /// The directory at `path` for an onlooker, who makes nothing.
-    pub(crate) fn to_look_at(path: &Path, options: &Options) -> Result<Self> {
+    pub(crate) fn to_look_at(
+        storage: &'static dyn Storage,
+        path: &Path,
+        options: &Options,
+    ) -> Result<Self> {
         refuse_network(path, options)?;
-        let path = fs::canonicalize(path).map_err(|e| Error::io("open", path, e))?;
-        Ok(Self { path })
+        let path = storage.canonical(path).map_err(|e| Error::io("open", path, e))?;
+        Ok(Self { storage, path })
     }
 
     /// The lock file, with the attach mutex held: nobody else is attaching or detaching until
@@ -78,8 +86,8 @@ impl Directory {
         let path = self.file("locks");
         let io_error = |e| Error::io("lock", &path, e);
         let open = || match access {
-            Access::ToRead => file::open_to_read(&path),
-            Access::ToWrite => file::open_or_create(&path).map(|(file, _)| file),
+            Access::ToRead => self.storage.open_to_read(&path),
+            Access::ToWrite => self.storage.open_or_create(&path).map(|(file, _)| file),
         };
         let file = OwnFile::to_lock(open).map_err(io_error)?;
         let taken = match access {
@@ -136,35 +144,36 @@ impl Directory {
     pub(crate) fn meta(&self) -> Result<Meta> {
         self.remove_temporaries();
         let path = self.file("meta");
-        let found = Meta::read(&path)?;
+        let found = Meta::read(self.storage, &path)?;
         if found.is_none() && self.segment_files()?.next().is_some() {
             let why = "it is missing, and without it the segments cannot be read";
             return Err(Error::new(ErrorKind::Corrupt, "open").with_path(&path).with_source(why));
         }
         let mut made_any = false;
         for dir in [self.segments(), self.blobs()] {
-            made_any |= file::create_dir(&dir).map_err(|e| Error::io("create", &dir, e))?;
+            made_any |= self.storage.create_dir(&dir).map_err(|e| Error::io("create", &dir, e))?;
         }
         // At once, and not when the first segment is to be made or removed.
         for dir in [&self.path, &self.segments(), &self.file("blobs")] {
-            file::check_writable(dir).map_err(|e| Error::io("write to", dir, e))?;
+            self.storage.check_writable(dir).map_err(|e| Error::io("write to", dir, e))?;
         }
         if let Some(meta) = found {
             if made_any {
-                file::sync_dir(&self.path)
+                self.storage
+                    .sync_dir(&self.path)
                     .map_err(|e| Error::io("sync directory", &self.path, e))?;
             }
             return Ok(meta);
         }
         self.sync_own_name()?;
-        tag(&self.path)?;
-        Meta::create(&path)
+        tag(self.storage, &self.path)?;
+        Meta::create(self.storage, &path)
     }
 
     /// Or a power cut could take the directory with all that was synced into it. Once there is `meta`, this was done.
     fn sync_own_name(&self) -> Result<()> {
         let Some(parent) = self.path.parent() else { return Ok(()) };
-        match file::sync_dir(parent) {
+        match self.storage.sync_dir(parent) {
             // What may be passed through need not be readable, and only what is readable can be synced.
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(()),
             synced => synced.map_err(|e| Error::io("sync directory", parent, e)),
@@ -174,30 +183,27 @@ impl Directory {
     /// Ids and paths of the files in `segments` that have a segment's name.
     pub(crate) fn segment_files(&self) -> Result<impl Iterator<Item = (u32, PathBuf)>> {
         let dir = self.segments();
-        let entries = match fs::read_dir(&dir) {
-            Ok(entries) => Some(entries),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+        let names = match self.storage.list(&dir) {
+            Ok(names) => names,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(Error::io("read directory", &dir, e)),
         };
-        let named = entries.into_iter().flatten().filter_map(|entry| {
-            let entry = entry.ok()?;
-            Some((Segment::id_of(entry.file_name().to_str()?)?, entry.path()))
-        });
-        Ok(named)
+        let named = move |name: OsString| Some((Segment::id_of(name.to_str()?)?, dir.join(name)));
+        Ok(names.into_iter().filter_map(named))
     }
 
     /// Removes what a crash left of a file that was being replaced.
     fn remove_temporaries(&self) {
-        let Ok(entries) = fs::read_dir(&self.path) else { return };
-        for entry in entries.flatten().filter(|e| is_temporary(&e.file_name())) {
-            let _ = file::remove(&entry.path());
+        let Ok(names) = self.storage.list(&self.path) else { return };
+        for name in names.into_iter().filter(|name| is_temporary(name)) {
+            let _ = self.storage.remove(&self.path.join(name));
         }
     }
 }
 
 /// Fails unless there is a cache in the directory `dir`, which is left as it is.
-pub(crate) fn check_there(dir: &Path) -> Result<()> {
-    match fs::metadata(dir.join("meta")) {
+pub(crate) fn check_there(storage: &'static dyn Storage, dir: &Path) -> Result<()> {
+    match storage.stat_path(&dir.join("meta")) {
         Ok(_) => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::NotADirectory => Err(not_a_directory(dir)),
         Err(e) => Err(Error::io("open", dir, e)),
@@ -205,10 +211,10 @@ pub(crate) fn check_there(dir: &Path) -> Result<()> {
 }
 
 /// Whether this process may write to the cache directory at `dir` and all that is in it.
-pub(crate) fn may_write(dir: &Path) -> Result<bool> {
+pub(crate) fn may_write(storage: &'static dyn Storage, dir: &Path) -> Result<bool> {
     let names = NAMES.iter().chain(&["locks", "snapshot.a", "snapshot.b"]);
     for path in std::iter::once(dir.to_owned()).chain(names.map(|name| dir.join(name))) {
-        if !file::may_write(&path).map_err(|e| Error::io("open", &path, e))? {
+        if !storage.may_write(&path).map_err(|e| Error::io("open", &path, e))? {
             return Ok(false);
         }
     }
@@ -283,17 +289,17 @@ pub(crate) fn refuse_network(path: &Path, options: &Options) -> Result<()> {
 }
 
 /// The full path of the directory at `path`, made if there is none. Its parent must exist.
-pub(crate) fn find_or_make(path: &Path) -> Result<PathBuf> {
+pub(crate) fn find_or_make(storage: &'static dyn Storage, path: &Path) -> Result<PathBuf> {
     let io_error = |e| Error::io("open", path, e);
-    match fs::metadata(path) {
-        Ok(found) if !found.is_dir() => return Err(not_a_directory(path)),
+    match storage.stat_path(path) {
+        Ok(found) if !found.is_dir => return Err(not_a_directory(path)),
         Ok(_) => {}
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            file::create_dir(path).map(drop).map_err(io_error)?
+            storage.create_dir(path).map(drop).map_err(io_error)?
         }
         Err(e) => return Err(io_error(e)),
     }
-    fs::canonicalize(path).map_err(io_error)
+    storage.canonical(path).map_err(io_error)
 }
 
 fn not_a_directory(path: &Path) -> Error {
@@ -301,9 +307,12 @@ fn not_a_directory(path: &Path) -> Error {
 }
 
 /// Refuses a directory that holds anything but these names and what every cache directory may hold.
-pub(crate) fn refuse_foreign(path: &Path, names: &[&str]) -> Result<()> {
-    for entry in fs::read_dir(path).map_err(|e| Error::io("open", path, e))? {
-        let name = entry.map_err(|e| Error::io("open", path, e))?.file_name();
+pub(crate) fn refuse_foreign(
+    storage: &'static dyn Storage,
+    path: &Path,
+    names: &[&str],
+) -> Result<()> {
+    for name in storage.list(path).map_err(|e| Error::io("open", path, e))? {
         let mut known = ["CACHEDIR.TAG", "locks", "lost+found"].iter().chain(names);
         if !known.any(|k| name == *k) && !is_temporary(&name) {
             let why = format!("it holds {}", name.display());
@@ -314,10 +323,9 @@ pub(crate) fn refuse_foreign(path: &Path, names: &[&str]) -> Result<()> {
 }
 
 /// Marks the directory for backup tools.
-pub(crate) fn tag(dir: &Path) -> Result<()> {
+pub(crate) fn tag(storage: &'static dyn Storage, dir: &Path) -> Result<()> {
     let tag = dir.join("CACHEDIR.TAG");
-    let tagged =
-        file::open_or_create(&tag).and_then(|(file, _)| file::write_at(&file, CACHEDIR_TAG, 0));
+    let tagged = storage.open_or_create(&tag).and_then(|(file, _)| file.write_at(CACHEDIR_TAG, 0));
     tagged.map_err(|e| Error::io("create", &tag, e))
 }
 
@@ -330,11 +338,12 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
+    use crate::sys::storage::SYSTEM;
 
     #[test]
     fn the_attach_mutex_is_waited_for_and_not_for_ever() {
         let dir = tempfile::tempdir().unwrap();
-        let open = || file::open_or_create(&dir.path().join("locks")).unwrap().0;
+        let open = || SYSTEM.open_or_create(&dir.path().join("locks")).unwrap().0;
         let (mine, theirs) = (open(), open());
         assert!(take_mutex(&theirs, Duration::ZERO, || {}).unwrap());
         assert!(!take_mutex(&mine, Duration::ZERO, || {}).unwrap());
@@ -350,7 +359,7 @@ mod tests {
     #[test]
     fn who_waits_for_the_attach_mutex_is_not_kept_out_by_new_onlookers() {
         let dir = tempfile::tempdir().unwrap();
-        let open = || file::open_or_create(&dir.path().join("locks")).unwrap().0;
+        let open = || SYSTEM.open_or_create(&dir.path().join("locks")).unwrap().0;
         let (mine, first, second) = (open(), open(), open());
         let look = |locks: &File| share_mutex(locks, Duration::MAX, Duration::ZERO).unwrap();
         assert!(look(&first) && look(&second));
@@ -370,7 +379,7 @@ mod tests {
     fn one_who_is_stopped_while_it_waits_for_the_attach_mutex_keeps_onlookers_out_for_a_while_only()
     {
         let dir = tempfile::tempdir().unwrap();
-        let open = || file::open_or_create(&dir.path().join("locks")).unwrap().0;
+        let open = || SYSTEM.open_or_create(&dir.path().join("locks")).unwrap().0;
         let (stopped, onlooker) = (open(), open());
         assert!(lock::try_lock(&stopped, WAITING).unwrap());
         let look = |courtesy| share_mutex(&onlooker, courtesy, Duration::ZERO).unwrap();

@@ -34,8 +34,8 @@ use crate::engine::{Engine, Mode, Parts};
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::KeyHasher;
 use crate::options::{Eviction, Options};
-use crate::sys::file::{Access, HeldDirectory};
 use crate::sys::fork::{self, OwnFile};
+use crate::sys::storage::{Access, HeldDirectory};
 
 /// What a read-only attachment consists of.
 pub(crate) struct Observation {
@@ -50,9 +50,10 @@ pub(crate) fn observe(
     held: &HeldDirectory,
     options: &Options,
 ) -> Result<Observation> {
+    let storage = directory.storage;
     let meta = directory.file("meta");
     let no_cache = || Error::new(ErrorKind::NotACache, "open").with_path(&directory.path);
-    let hasher = KeyHasher::new(&Meta::read(&meta)?.ok_or_else(no_cache)?.hash_key);
+    let hasher = KeyHasher::new(&Meta::read(storage, &meta)?.ok_or_else(no_cache)?.hash_key);
     fork::watch().map_err(|e| Error::io("open", &directory.path, e))?;
     let locks = Arc::new(directory.enter(Access::ToRead)?);
     let at_locks = |e| Error::io("lock", &directory.file("locks"), e);
@@ -66,15 +67,16 @@ pub(crate) fn observe(
     let options = opening.options;
     let index = Arc::new(index);
     space.attach(index.clone());
-    let log = Log::new(&directory.segments(), Access::ToRead, index.clone(), space.clone())?;
+    let log =
+        Log::new(storage, &directory.segments(), Access::ToRead, index.clone(), space.clone())?;
     log.enter(segments, None);
-    let blobs = Blobs::open(&directory.blobs(), &space)?;
-    let stats_file = StatsFile::look(directory.file("stats"), options.clock.now())?;
+    let blobs = Blobs::open(storage, &directory.blobs(), &space)?;
+    let stats_file = StatsFile::look(storage, directory.file("stats"), options.clock.now())?;
     Directory::release(&locks).map_err(at_locks)?;
     let hints = Hints::none().map_err(|e| Error::io("open", &directory.path, e))?;
     let mode = Mode::ReadOnly(ReadOnlyAttachment::new(watch));
     let parts = Parts { options, hasher, index, hints, log, blobs, stats_file, mode };
-    let engine = Arc::new(Engine::new(parts, directory.path.clone(), held.id()));
+    let engine = Arc::new(Engine::new(parts, directory.path.clone(), held));
     let maintenance = Maintenance::start(engine.clone())?;
     tracing::debug!(dir = %directory.path.display(), is_live, "the directory is looked at");
     Ok(Observation { engine, maintenance, locks })

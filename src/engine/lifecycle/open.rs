@@ -1,7 +1,6 @@
 //! What an attach finds in a directory: an index that others use, one that was closed, or what a recovery makes.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::path::Path;
 
 use crate::engine::format::sizing::{self, Layout};
@@ -20,8 +19,8 @@ use crate::engine::shared::index_watch::Watch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::KeyHasher;
 use crate::options::Options;
-use crate::sys::file::{self, Access};
 use crate::sys::step;
+use crate::sys::storage::{Access, File, is_unusable};
 
 /// What an attach goes by. The attach mutex is held.
 pub(crate) struct Opening<'a> {
@@ -58,7 +57,7 @@ impl Opening<'_> {
         }
         let path = self.directory.file("index");
         let io_error = |e| Error::io("open", &path, e);
-        let file = file::open(&path).map_err(io_error)?;
+        let file = self.directory.storage.open(&path).map_err(io_error)?;
         let index = Index::join(&file, self.process_slot.clone()).map_err(io_error)?;
         let index = index.ok_or_else(|| {
             let why =
@@ -88,7 +87,7 @@ impl Opening<'_> {
         let known_sequence = state.clean().map_or(0, Index::sequence_in);
         let least = state.snapshot();
         let FoundSnapshot { newest, untouched } =
-            checkpoint_files::find(&directory.path, least.unwrap_or(0))?;
+            checkpoint_files::find(directory.storage, &directory.path, least.unwrap_or(0))?;
         let number = newest.as_ref().map_or(0, |(_, header)| header.number).max(least.unwrap_or(0));
         // Durably, before anything is changed.
         state.mark_open(options.limits()).map_err(at_state)?;
@@ -99,7 +98,10 @@ impl Opening<'_> {
                 // Whoever was killed may have left anything unsynced, the name of the newest segment too.
                 segments.iter().for_each(Segment::mark_dirty);
                 let names = directory.segments();
-                file::sync_dir(&names).map_err(|e| Error::io("sync directory", &names, e))?;
+                directory
+                    .storage
+                    .sync_dir(&names)
+                    .map_err(|e| Error::io("sync directory", &names, e))?;
                 let base = match other {
                     Closed::OtherSize(words, header) if !options.salvage => {
                         Base::Closed(words, header)
@@ -126,7 +128,10 @@ impl Opening<'_> {
         };
         let Recovered { index, hints, wants_checkpoint, sealed } = recovered;
         for segment in beyond_table(&mut segments, index.geometry().segments) {
-            file::remove(&segment.path).map_err(|e| Error::io("remove", &segment.path, e))?;
+            directory
+                .storage
+                .remove(&segment.path)
+                .map_err(|e| Error::io("remove", &segment.path, e))?;
         }
         let ids: HashSet<u32> = segments.iter().map(|segment| segment.id).collect();
         index.retain_segments(|id| ids.contains(&id));
@@ -166,8 +171,8 @@ impl Opening<'_> {
             };
             Error::new(kind, "open").with_path(&path).with_source(why)
         };
-        let unusable = |e| if file::is_unusable(&e) { no_index() } else { at_index(e) };
-        let file = file::open_to_read(&path).map_err(unusable)?;
+        let unusable = |e| if is_unusable(&e) { no_index() } else { at_index(e) };
+        let file = directory.storage.open_to_read(&path).map_err(unusable)?;
         let watch = Watch::new(&file).map_err(unusable)?;
         let seen = |index, segments| Observed { index, segments, watch };
         if is_live {
@@ -175,7 +180,7 @@ impl Opening<'_> {
             return Ok(seen(index.ok_or_else(no_index)?, Vec::new()));
         }
         let state_path = directory.file("state");
-        let state = file::open_to_read(&state_path).and_then(State::read);
+        let state = directory.storage.open_to_read(&state_path).and_then(State::read);
         let state = state.map_err(|e| Error::io("open", &state_path, e))?;
         let options = options.for_limits(state.limits());
         // Salvaged or not: whoever opens it later goes on with this one, and it is not given up.
@@ -192,7 +197,7 @@ impl Opening<'_> {
         drop(beyond_table(&mut segments, layout.geometry.segments));
         let least = state.snapshot();
         let FoundSnapshot { newest, untouched } =
-            checkpoint_files::find(&directory.path, least.unwrap_or(0))?;
+            checkpoint_files::find(directory.storage, &directory.path, least.unwrap_or(0))?;
         let base = self.base(newest, least, untouched || segments.is_empty());
         let known_sequence = state.clean().map_or(0, Index::sequence_in);
         let inputs = recovery::Inputs {
@@ -247,7 +252,7 @@ fn open_segments(
             tracing::warn!(path = %path.display(), "no segment has such an id; it is passed over");
             continue;
         }
-        match Segment::open(&path, id, access, space)? {
+        match Segment::open(directory.storage, &path, id, access, space)? {
             SegmentFile::Segment(segment) => {
                 // Only the newest may be written to again.
                 segments.last().inspect(|older: &&Segment| older.seal());
@@ -255,7 +260,7 @@ fn open_segments(
             }
             SegmentFile::Unborn if access == Access::ToRead => {}
             SegmentFile::Unborn => {
-                file::remove(&path).map_err(|e| Error::io("remove", &path, e))?
+                directory.storage.remove(&path).map_err(|e| Error::io("remove", &path, e))?
             }
             SegmentFile::Foreign => {
                 tracing::warn!(path = %path.display(), "not a segment, or damaged; it is passed over");
@@ -307,9 +312,9 @@ fn open_closed(
 ) -> Result<Closed> {
     let Some(header) = state.clean() else { return Ok(Closed::No) };
     let index_path = directory.file("index");
-    let index = match file::open(&index_path) {
+    let index = match directory.storage.open(&index_path) {
         Ok(file) => Index::open(&file, header, process_slot.clone()),
-        Err(e) if file::is_unusable(&e) => return Ok(Closed::No),
+        Err(e) if is_unusable(&e) => return Ok(Closed::No),
         Err(e) => Err(e),
     };
     let Some(index) = index.map_err(|e| Error::io("open", &index_path, e))? else {
@@ -336,7 +341,7 @@ fn open_closed(
 /// The hints beside an index, made anew if they do not fit it.
 fn open_hints(directory: &Directory, index: &Index) -> Result<Hints> {
     let path = directory.file("hints");
-    let hints = file::open_or_create(&path).and_then(|(file, _)| {
+    let hints = directory.storage.open_or_create(&path).and_then(|(file, _)| {
         match Hints::open(&file, index.geometry())? {
             Some(hints) => Ok(hints),
             None => Hints::create(&file, index.geometry()),

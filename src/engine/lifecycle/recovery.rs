@@ -7,7 +7,6 @@
 //! tombstone. It may die anywhere and be repeated: it writes nothing but the index and the hints.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
 use std::io;
 
 use crate::engine::format::geometry::Geometry;
@@ -23,8 +22,8 @@ use crate::engine::shared::index_watch;
 use crate::error::{Error, Result};
 use crate::hash::KeyHasher;
 use crate::options::Options;
-use crate::sys::file::{self, Access};
 use crate::sys::step;
+use crate::sys::storage::{Access, File};
 use crate::time::Timestamp;
 
 /// The next sequence after a recovery is so much higher than any that was found, so that one which was given out
@@ -97,7 +96,7 @@ pub(crate) fn recover(
 ) -> Result<Recovered> {
     let Inputs { directory, layout, process_slot, hasher, options, access } = inputs;
     let index_path = directory.file("index");
-    let old = file::open_to_read(&index_path).ok();
+    let old = directory.storage.open_to_read(&index_path).ok();
     let seen_recency = old.and_then(|file| Index::recency_in(&file)).unwrap_or(0);
     let index = match access {
         Access::ToRead => {
@@ -155,7 +154,7 @@ pub(crate) fn recover(
             let path = &directory.path;
             if access == Access::ToWrite {
                 // Whoever wrote its header may have died before the sync, and the other file is the next to be written over.
-                file::sync(&file).map_err(|e| Error::io("sync the snapshot in", path, e))?;
+                file.sync().map_err(|e| Error::io("sync the snapshot in", path, e))?;
             }
             replay
                 .load(&file, keeps_places)
@@ -193,11 +192,15 @@ fn make_index(
     process_slot: &ProcessSlot,
 ) -> Result<Index> {
     let path = directory.file("index");
-    index_watch::remove_if_watched(&path).map_err(|e| Error::io("replace", &path, e))?;
+    index_watch::remove_if_watched(directory.storage, &path)
+        .map_err(|e| Error::io("replace", &path, e))?;
     let index =
         make_file(directory, "index", |file| Index::create(file, geometry, process_slot.clone()))?;
     // What is closed with this index is found with it.
-    file::sync_dir(&directory.path).map_err(|e| Error::io("sync directory", &directory.path, e))?;
+    directory
+        .storage
+        .sync_dir(&directory.path)
+        .map_err(|e| Error::io("sync directory", &directory.path, e))?;
     Ok(index)
 }
 
@@ -209,7 +212,7 @@ fn make_file<T>(
     fill: impl FnOnce(&File) -> io::Result<T>,
 ) -> Result<T> {
     let path = directory.file(name);
-    let made = file::open_or_create(&path).and_then(|(file, _)| fill(&file));
+    let made = directory.storage.open_or_create(&path).and_then(|(file, _)| fill(&file));
     made.map_err(|e| Error::io("create", &path, e))
 }
 

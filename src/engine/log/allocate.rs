@@ -13,7 +13,7 @@ use crate::engine::log::segment::{Segment, SegmentFile};
 use crate::engine::log::{Copies, Log, is, lock};
 use crate::engine::shared::accounting::Reservation;
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::{file, step};
+use crate::sys::step;
 
 impl Log {
     /// Makes the next active segment, with room for a record of `len`, unless it is there. `make_room` sees to it
@@ -83,21 +83,22 @@ impl Log {
                 // What the program holds stays mapped beside the one that is written to.
                 read.count_as_held();
             }
-            let segment = match Segment::open(&path, id, self.access, &self.space) {
-                Ok(SegmentFile::Segment(segment)) => Arc::new(segment),
-                Ok(_) => {
-                    self.index.seal_segment(id);
-                    continue;
-                }
-                Err(e) if is(&e, io::ErrorKind::NotFound) => {
-                    self.index.seal_segment(id);
-                    continue;
-                }
-                Err(e) => {
-                    self.index.leave_segment(id);
-                    return Err(e);
-                }
-            };
+            let segment =
+                match Segment::open(self.held.storage(), &path, id, self.access, &self.space) {
+                    Ok(SegmentFile::Segment(segment)) => Arc::new(segment),
+                    Ok(_) => {
+                        self.index.seal_segment(id);
+                        continue;
+                    }
+                    Err(e) if is(&e, io::ErrorKind::NotFound) => {
+                        self.index.seal_segment(id);
+                        continue;
+                    }
+                    Err(e) => {
+                        self.index.leave_segment(id);
+                        return Err(e);
+                    }
+                };
             self.table.enter(&segment);
             // What its last owner wrote may not be on the disk.
             segment.mark_dirty();
@@ -210,10 +211,11 @@ impl Log {
     }
 
     pub(crate) fn make(&self, id: u32, len: u64, zeroed: bool) -> Result<Arc<Segment>> {
-        let segment = Segment::create(&self.dir, id, len, zeroed, &self.space)?;
+        let storage = self.held.storage();
+        let segment = Segment::create(storage, &self.dir, id, len, zeroed, &self.space)?;
         // Or a power cut could take the file with all that was synced into it.
-        if let Err(e) = file::sync_dir(&self.dir) {
-            let _ = file::remove(&segment.path);
+        if let Err(e) = storage.sync_dir(&self.dir) {
+            let _ = storage.remove(&segment.path);
             return Err(Error::io("sync directory", &self.dir, e));
         }
         let segment = Arc::new(segment);
@@ -224,7 +226,7 @@ impl Log {
         if !self.index.move_segment(id, SegmentState::Unborn, SegmentState::Active) {
             // Somebody took this process for dead.
             self.table.forget(id);
-            let _ = file::remove(&segment.path);
+            let _ = storage.remove(&segment.path);
             return Err(Error::new(ErrorKind::LockLost, "create segment").with_path(&segment.path));
         }
         Ok(segment)

@@ -35,8 +35,8 @@ use crate::engine::log::segment_map::{SegmentGuard, SegmentMap};
 use crate::engine::shared::accounting::SpaceInUse;
 use crate::engine::shared::wait_queue::Queue;
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::file::{Access, HeldDirectory};
 use crate::sys::step;
+use crate::sys::storage::{Access, HeldDirectory, Storage};
 use crate::sys::wait::Backoff;
 
 pub(crate) struct Log {
@@ -74,6 +74,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Log {
     /// With `access` to read, nothing may be asked of it but what is there.
     pub(crate) fn new(
+        storage: &'static dyn Storage,
         dir: &Path,
         access: Access,
         index: Arc<Index>,
@@ -82,7 +83,7 @@ impl Log {
         Ok(Self {
             dir: dir.to_owned(),
             access,
-            held: HeldDirectory::open(dir).map_err(|e| Error::io("open", dir, e))?,
+            held: HeldDirectory::open(storage, dir).map_err(|e| Error::io("open", dir, e))?,
             table: SegmentMap::new(index.geometry().segments),
             fixed_bytes: sizing::fixed_bytes(index.geometry()),
             index,
@@ -168,7 +169,7 @@ impl Log {
         }
         drop(here);
         let path = self.dir.join(Segment::file_name(id));
-        match Segment::open(&path, id, self.access, &self.space) {
+        match Segment::open(self.held.storage(), &path, id, self.access, &self.space) {
             Ok(SegmentFile::Segment(segment)) => {
                 // It is kept mapped and not open, as there are more segments than a process may have open files.
                 segment.seal();

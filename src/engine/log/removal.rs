@@ -7,7 +7,7 @@ use std::sync::{Arc, MutexGuard};
 use super::{Log, lock};
 use crate::engine::index::SegmentState;
 use crate::engine::log::segment::Segment;
-use crate::sys::{file, step};
+use crate::sys::step;
 
 impl Log {
     /// Says that no entry names segment `id` any more. Its file goes with the next checkpoint that begins.
@@ -101,7 +101,7 @@ impl Log {
     /// By name: a file of that name in another directory, put in the place of this one, is none of ours.
     fn remove_file(&self, id: u32) -> io::Result<()> {
         self.held.check_in_place()?;
-        match file::remove(&self.dir.join(Segment::file_name(id))) {
+        match self.held.storage().remove(&self.dir.join(Segment::file_name(id))) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed,
         }

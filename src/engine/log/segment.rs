@@ -1,7 +1,6 @@
 //! A segment: one preallocated, mapped file of the log. Records are appended and never changed.
 //!
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,10 +11,10 @@ use crate::engine::format::segment_header::{self, DecodedHeader};
 use crate::engine::format::word::{ALIGN, MAX_OFFSET};
 use crate::engine::shared::accounting::SpaceInUse;
 use crate::error::{Error, Result};
-use crate::sys::file::Access;
 use crate::sys::fork::OwnFile;
 use crate::sys::map::Map;
-use crate::sys::{file, random, step};
+use crate::sys::storage::{Access, File, SMALL_PIECES, Storage};
+use crate::sys::{random, step};
 
 pub(crate) struct Segment {
     pub(crate) id: u32,
@@ -108,6 +107,7 @@ impl Segment {
     /// Makes segment `id` of `len` bytes in `dir`. `zeroed`: its pages are brought into memory now, for whoever writes to
     /// them later.
     pub(crate) fn create(
+        storage: &'static dyn Storage,
         dir: &Path,
         id: u32,
         len: u64,
@@ -115,15 +115,15 @@ impl Segment {
         space: &SpaceInUse,
     ) -> Result<Self> {
         let path = dir.join(Self::file_name(id));
-        let file = file::create(&path).map_err(|e| Error::io("create segment", &path, e))?;
+        let file = storage.create(&path).map_err(|e| Error::io("create segment", &path, e))?;
         let make = |path: PathBuf| -> io::Result<Self> {
             if zeroed {
-                file::reset(&file, len, file::SMALL_PIECES)?;
+                file.reset(len, SMALL_PIECES)?;
             } else {
-                file::allocate(&file, len)?;
+                file.allocate(len)?;
             }
             let salt = random::bits()?;
-            file::write_at(&file, &segment_header::encode(id, salt, len), 0)?;
+            file.write_at(&segment_header::encode(id, salt, len), 0)?;
             step!("segment::created");
             let map = Map::new(&file, len as usize)?;
             Ok(Self { zeroed, ..Self::assemble(id, path, salt, map, file, space) })
@@ -131,19 +131,20 @@ impl Segment {
         make(path.clone()).map_err(|e| {
             // What is half made is of no use, and its space is needed. If that fails too, the next recovery
             // finds a segment without records.
-            let _ = file::remove(&path);
+            let _ = storage.remove(&path);
             Error::io("create segment", &path, e)
         })
     }
 
     /// Opens what is at `path`, which is to be segment `id`.
     pub(crate) fn open(
+        storage: &'static dyn Storage,
         path: &Path,
         id: u32,
         access: Access,
         space: &SpaceInUse,
     ) -> Result<SegmentFile> {
-        let file = match file::open_as(path, access) {
+        let file = match storage.open_as(path, access) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::InvalidInput => return Ok(SegmentFile::Foreign),
             Err(e) if e.raw_os_error() == Some(nix::libc::ELOOP) => {
@@ -161,9 +162,8 @@ impl Segment {
         access: Access,
         space: &SpaceInUse,
     ) -> io::Result<SegmentFile> {
-        use std::os::unix::fs::FileExt;
         let mut header = [0; segment_header::LEN];
-        let file_len = file.metadata()?.len();
+        let file_len = file.len()?;
         let there = file_len.min(segment_header::LEN as u64) as usize;
         file.read_exact_at(&mut header[..there], 0)?;
         let (salt, len) = match segment_header::decode(&header, id, file_len) {
@@ -233,7 +233,7 @@ impl Segment {
 
     /// Makes sure that the file has all its blocks: a copy may have holes, and a store into one can fail.
     pub(crate) fn fill_holes(&self) -> io::Result<()> {
-        self.file().map_or(Ok(()), |file| file::allocate(&file, self.len()))
+        self.file().map_or(Ok(()), |file| file.allocate(self.len()))
     }
 
     /// Whether its pages were all brought into memory when it was made.
@@ -406,7 +406,8 @@ impl Segment {
         let Some(to_zero) = self.file() else { return Ok(()) };
         for start in (from..to).step_by(ZEROS.len()) {
             let chunk = &ZEROS[..((to - start) as usize).min(ZEROS.len())];
-            file::write_at(&to_zero, chunk, u64::from(start))
+            to_zero
+                .write_at(chunk, u64::from(start))
                 .map_err(|e| Error::io("write", &self.path, e))?;
         }
         Ok(())
@@ -429,7 +430,7 @@ impl Segment {
         }
         let covered = self.sync.asked.load(Ordering::Acquire);
         let writes = self.writes.load(Ordering::Acquire);
-        let synced = self.file().map_or_else(|| self.map.sync(), |file| file::sync(&file));
+        let synced = self.file().map_or_else(|| self.map.sync(), |file| file.sync());
         if let Err(e) = synced {
             self.failed.store(true, Ordering::Release);
             tracing::error!(path = %self.path.display(), error = %e, "a sync failed; the segment is retired");

@@ -2,19 +2,20 @@ use super::*;
 use crate::engine::format::geometry::Geometry;
 use crate::engine::index::ProcessSlot;
 use crate::options::Options;
+use crate::sys::storage::{File, SYSTEM};
 
 const BEGIN: u32 = segment_header::LEN as u32;
 
 /// A log of one segment with a record in it.
 fn log_with_a_record(dir: &Path) -> (Arc<Index>, Log) {
-    let file = tempfile::tempfile().unwrap();
+    let file = File::nameless().unwrap();
     let index = Index::create(&file, Geometry::for_entries(10, 16), ProcessSlot::alone()).unwrap();
     let index = Arc::new(index);
     let limits = Options { max_bytes: 2 << 20, ..Options::default() }.limits();
     index.set_limits(limits, limits);
     let space = SpaceInUse::default();
-    let segment = Segment::create(dir, 1, 16 << 10, false, &space).unwrap();
-    let log = Log::new(dir, Access::ToWrite, index.clone(), space).unwrap();
+    let segment = Segment::create(SYSTEM, dir, 1, 16 << 10, false, &space).unwrap();
+    let log = Log::new(SYSTEM, dir, Access::ToWrite, index.clone(), space).unwrap();
     log.enter(vec![segment], Some((1, BEGIN)));
     drop(log.reserve(64).unwrap().unwrap());
     (index, log)
@@ -27,7 +28,8 @@ fn segment_of(tail: &Option<Tail>) -> Arc<Segment> {
 /// Another map of segment 1 takes the place of the one that is in the table.
 fn map_again(log: &Log) -> Arc<Segment> {
     let path = log.dir.join(Segment::file_name(1));
-    let SegmentFile::Segment(again) = Segment::open(&path, 1, Access::ToWrite, &log.space).unwrap()
+    let SegmentFile::Segment(again) =
+        Segment::open(SYSTEM, &path, 1, Access::ToWrite, &log.space).unwrap()
     else {
         panic!()
     };
@@ -63,7 +65,8 @@ fn a_segment_that_is_opened_while_it_is_taken_over_is_mapped_once() {
     let dir = tempfile::tempdir().unwrap();
     let (index, left) = log_with_a_record(dir.path());
     left.retire(false);
-    let log = Log::new(dir.path(), Access::ToWrite, index.clone(), SpaceInUse::default()).unwrap();
+    let log = Log::new(SYSTEM, dir.path(), Access::ToWrite, index.clone(), SpaceInUse::default())
+        .unwrap();
     std::thread::scope(|scope| {
         // A reader is about to enter what it opened.
         let opening = lock(&log.opening);
@@ -158,7 +161,7 @@ fn what_was_taken_over_to_be_written_to_next_is_not_removed_with_what_it_has() {
     left.retire(false);
     let space = SpaceInUse::default();
     space.attach(index.clone());
-    let log = Log::new(dir.path(), Access::ToWrite, index.clone(), space).unwrap();
+    let log = Log::new(SYSTEM, dir.path(), Access::ToWrite, index.clone(), space).unwrap();
     log.provide(0, true, &|_| panic!("there is one to go on with"), &|| Ok(false)).unwrap();
     log.retire(true);
     assert_eq!(index.segment_state(1), Some(SegmentState::Sealed));

@@ -24,7 +24,8 @@ use crate::engine::ops::space_role::SpaceRole;
 use crate::engine::shared::checkpoint_files::{CheckpointFiles, NAMES};
 use crate::engine::{Engine, Mode};
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::{file, step};
+use crate::sys::step;
+use crate::sys::storage::HUGE_PIECES;
 
 /// A checkpoint is due when the log has taken so many bytes since the last one,
 const LEAST_LOG: u64 = 16 << 20;
@@ -111,9 +112,8 @@ impl Engine {
         let path = self.dir.join(NAMES[which]);
         let io_error = |e| Error::io("write", &path, e);
         let file = &files[which];
-        if file.metadata().map_err(io_error)?.len() != sizing::snapshot_len(geometry) {
-            file::reset(file, sizing::snapshot_len(geometry), file::HUGE_PIECES)
-                .map_err(io_error)?;
+        if file.len().map_err(io_error)? != sizing::snapshot_len(geometry) {
+            file.reset(sizing::snapshot_len(geometry), HUGE_PIECES).map_err(io_error)?;
         }
         // One that was written whole and never came to count: a power cut must not leave its header over other blocks.
         let counts = state.snapshot().unwrap_or(0);

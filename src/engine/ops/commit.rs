@@ -425,7 +425,7 @@ mod tests {
     fn a_segment_that_is_met_under_the_lock_is_opened_without_it() {
         let dir = tempfile::tempdir().unwrap();
         let options = Options { max_entries: 1000, max_bytes: 4 << 20, ..Options::default() };
-        let engine = Attached::open(dir.path(), &options).unwrap();
+        let engine = Attached::open(crate::sys::storage::SYSTEM, dir.path(), &options).unwrap();
         let change = |value| Change::Store {
             value,
             codec: Codec::Raw,

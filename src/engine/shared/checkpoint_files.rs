@@ -1,6 +1,5 @@
 //! The files of the checkpoints: `state` and the two snapshot files.
 
-use std::fs::File;
 use std::path::Path;
 use std::time::Instant;
 
@@ -11,8 +10,8 @@ use crate::engine::format::snapshot::{self, Header};
 use crate::engine::format::state::State;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
-use crate::sys::file;
 use crate::sys::fork::OwnFile;
+use crate::sys::storage::{File, Storage, is_unusable};
 
 /// The names of the two files.
 pub(crate) const NAMES: [&str; 2] = ["snapshot.a", "snapshot.b"];
@@ -27,14 +26,19 @@ pub(crate) struct CheckpointFiles {
 }
 
 impl CheckpointFiles {
-    pub(crate) fn open(dir: &Path, state: State, geometry: Geometry) -> Result<Self> {
+    pub(crate) fn open(
+        storage: &'static dyn Storage,
+        dir: &Path,
+        state: State,
+        geometry: Geometry,
+    ) -> Result<Self> {
         let mut any_new = false;
         let mut open = |name| {
             let path = dir.join(name);
-            let opened = file::open_or_create(&path).and_then(|(file, is_new)| {
+            let opened = storage.open_or_create(&path).and_then(|(file, is_new)| {
                 any_new |= is_new;
-                if file.metadata()?.len() < snapshot::LEAST_LEN {
-                    file::allocate(&file, sizing::snapshot_len(geometry))?;
+                if file.len()? < snapshot::LEAST_LEN {
+                    file.allocate(sizing::snapshot_len(geometry))?;
                 }
                 Ok(file)
             });
@@ -44,7 +48,7 @@ impl CheckpointFiles {
         let files = [open(a)?, open(b)?].map(OwnFile::new);
         if any_new {
             // Before anything is written that a recovery would look for with them, and with `state`.
-            file::sync_dir(dir).map_err(|e| Error::io("sync", dir, e))?;
+            storage.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))?;
         }
         Ok(Self { state, files, last: Instant::now(), seen: 0 })
     }
@@ -70,17 +74,17 @@ pub(crate) struct FoundSnapshot {
 }
 
 /// Looks for the newest snapshot that is whole and not older than number `least`.
-pub(crate) fn find(dir: &Path, least: u64) -> Result<FoundSnapshot> {
+pub(crate) fn find(storage: &'static dyn Storage, dir: &Path, least: u64) -> Result<FoundSnapshot> {
     let mut newest: Option<(File, Header)> = None;
     let mut untouched = true;
     for name in NAMES {
         let path = dir.join(name);
-        let found = match file::open_to_read(&path) {
+        let found = match storage.open_to_read(&path) {
             Ok(file) => snapshot::is_untouched(&file).and_then(|is| {
                 untouched &= is;
                 Ok(snapshot::header(&file)?.map(|header| (file, header)))
             }),
-            Err(e) if file::is_unusable(&e) => {
+            Err(e) if is_unusable(&e) => {
                 untouched = false;
                 Ok(None)
             }

@@ -20,9 +20,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::entry::{Claim, ClaimKey, Claimed, HeldClaim};
 use crate::hash::KeyHasher;
-use crate::sys::file::{self, DirectoryId};
 use crate::sys::fork::{Epoch, OwnFile};
 use crate::sys::lock;
+use crate::sys::storage::{DirectoryId, HeldDirectory, Storage};
 
 /// A lock on one byte of the file.
 struct Held {
@@ -54,6 +54,7 @@ impl Drop for Held {
 /// The claims of one engine.
 #[derive(Debug)]
 pub(crate) struct Claims {
+    storage: &'static dyn Storage,
     dir: PathBuf,
     id: DirectoryId,
     hasher: KeyHasher,
@@ -68,8 +69,9 @@ struct Open {
 }
 
 impl Claims {
-    pub(crate) fn new(dir: PathBuf, id: DirectoryId, hasher: KeyHasher) -> Self {
-        Self { dir, id, hasher, epoch: Epoch::now(), open: Mutex::default() }
+    pub(crate) fn new(held: &HeldDirectory, dir: PathBuf, hasher: KeyHasher) -> Self {
+        let (storage, id) = (held.storage(), held.id());
+        Self { storage, dir, id, hasher, epoch: Epoch::now(), open: Mutex::default() }
     }
 
     /// Claims `key`, without waiting. Where the system refuses, the caller goes on as if it were alone. With giving
@@ -122,11 +124,11 @@ impl Claims {
 
     fn open_file(&self) -> io::Result<OwnFile> {
         // What was put in the place of our directory is not ours to make files in.
-        if file::directory_id(&self.dir)? != self.id {
+        if self.storage.directory_id(&self.dir)? != self.id {
             return Err(io::ErrorKind::NotFound.into());
         }
         let path = self.dir.join("flights");
-        OwnFile::to_lock(|| file::open_or_create(&path).map(|(file, _)| file))
+        OwnFile::to_lock(|| self.storage.open_or_create(&path).map(|(file, _)| file))
     }
 }
 
@@ -146,14 +148,15 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::sys::storage::SYSTEM;
 
     fn claims(dir: &TempDir) -> Arc<Claims> {
         at(dir.path())
     }
 
     fn at(path: &Path) -> Arc<Claims> {
-        let id = file::directory_id(path).unwrap();
-        Arc::new(Claims::new(path.to_owned(), id, KeyHasher::new(&[7; 16])))
+        let held = HeldDirectory::open(SYSTEM, path).unwrap();
+        Arc::new(Claims::new(&held, path.to_owned(), KeyHasher::new(&[7; 16])))
     }
 
     fn mine(claims: &Arc<Claims>, byte: i64) -> Claim {
@@ -191,8 +194,8 @@ mod tests {
         // What the child has of it: the same open file, and the same set.
         let file = parents.lock().file.as_ref().unwrap().try_clone().unwrap();
         let open = Mutex::new(Open { file: Some(OwnFile::new(file)), held: HashSet::from([7]) });
-        let Claims { ref dir, id, hasher, epoch, .. } = *parents;
-        let childs = Claims { dir: dir.clone(), id, hasher, epoch: epoch.before(), open };
+        let Claims { storage, ref dir, id, hasher, epoch, .. } = *parents;
+        let childs = Claims { storage, dir: dir.clone(), id, hasher, epoch: epoch.before(), open };
         let childs = Arc::new(childs);
         let inherited = Claim::new(Held { claims: childs.clone(), byte: 7 });
         assert!(inherited.is_inherited());

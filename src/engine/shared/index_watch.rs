@@ -5,14 +5,14 @@
 //! the new index before the old one is given up, and no mapped file gets shorter. A file that nobody watches is written over:
 //! that takes no space beside it.
 
-use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use crate::engine::format::index_header::{HEADER_WORDS, RETIRED};
 use crate::sys::map::Map;
-use crate::sys::{file, lock, step};
+use crate::sys::storage::{File, Storage};
+use crate::sys::{lock, step};
 
 /// The byte of an index that its onlookers share.
 const WATCHED: i64 = 0;
@@ -44,8 +44,8 @@ impl Watch {
 }
 
 /// Removes the file at `path`, if anybody watches it: after they have been told.
-pub(crate) fn remove_if_watched(path: &Path) -> io::Result<()> {
-    let old = match file::open(path) {
+pub(crate) fn remove_if_watched(storage: &'static dyn Storage, path: &Path) -> io::Result<()> {
+    let old = match storage.open(path) {
         Ok(old) => old,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
@@ -56,7 +56,7 @@ pub(crate) fn remove_if_watched(path: &Path) -> io::Result<()> {
     }
     give_up(&old)?;
     step!("recovery::given_up");
-    file::remove(path)?;
+    storage.remove(path)?;
     step!("recovery::removed");
     Ok(())
 }
@@ -64,12 +64,12 @@ pub(crate) fn remove_if_watched(path: &Path) -> io::Result<()> {
 /// Tells all who watch `file` that it is about to be removed.
 fn give_up(file: &File) -> io::Result<()> {
     let (mut count, place) = ([0; 8], RETIRED as u64 * 8);
-    match file::read_at(file, &mut count, place) {
+    match file.read_exact_at(&mut count, place) {
         // Nobody watches a file that was never filled.
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
         read => {
             read?;
-            file::write_at(file, &u64::from_le_bytes(count).wrapping_add(1).to_le_bytes(), place)
+            file.write_at(&u64::from_le_bytes(count).wrapping_add(1).to_le_bytes(), place)
         }
     }
 }
@@ -77,10 +77,11 @@ fn give_up(file: &File) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::storage::SYSTEM;
 
     #[test]
     fn each_giving_up_is_seen() {
-        let file = tempfile::tempfile().unwrap();
+        let file = File::nameless().unwrap();
         assert!(Watch::new(&file).is_err(), "there is nothing to watch");
         file.set_len(4096).unwrap();
         for _ in 0..3 {
@@ -95,20 +96,20 @@ mod tests {
     fn what_nobody_watches_is_not_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("index");
-        remove_if_watched(&path).unwrap();
-        file::create(&path).unwrap().set_len(4096).unwrap();
-        remove_if_watched(&path).unwrap();
+        remove_if_watched(SYSTEM, &path).unwrap();
+        SYSTEM.create(&path).unwrap().set_len(4096).unwrap();
+        remove_if_watched(SYSTEM, &path).unwrap();
         // As long as any map of the file is there that was watched, and whatever becomes of the descriptor.
-        let file = file::open_to_read(&path).unwrap();
+        let file = SYSTEM.open_to_read(&path).unwrap();
         let watch = Watch::new(&file).unwrap();
         let map = Map::to_read(&file, 4096).unwrap();
         drop((watch, file));
-        remove_if_watched(&path).unwrap();
+        remove_if_watched(SYSTEM, &path).unwrap();
         assert!(!path.exists());
         drop(map);
-        file::create(&path).unwrap().set_len(4096).unwrap();
-        drop(Watch::new(&file::open_to_read(&path).unwrap()).unwrap());
-        remove_if_watched(&path).unwrap();
+        SYSTEM.create(&path).unwrap().set_len(4096).unwrap();
+        drop(Watch::new(&SYSTEM.open_to_read(&path).unwrap()).unwrap());
+        remove_if_watched(SYSTEM, &path).unwrap();
         assert!(path.exists());
     }
 }

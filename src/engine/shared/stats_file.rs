@@ -10,13 +10,12 @@
 //! Whoever attaches or leaves holds the attach mutex, so one at a time changes number 0.
 
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use crate::entry::Stats;
 use crate::error::{Error, Result};
-use crate::sys::file;
 use crate::sys::fork::OwnFile;
+use crate::sys::storage::Storage;
 use crate::time::Timestamp;
 
 pub(crate) const WORDS: usize = 16;
@@ -41,6 +40,7 @@ impl StatsFile {
     /// Opens the file for the process of this `number`, called `owner`. `is_first`: nobody else is attached, and counting
     /// begins anew.
     pub(crate) fn open(
+        storage: &'static dyn Storage,
         path: PathBuf,
         number: u32,
         owner: u32,
@@ -48,7 +48,7 @@ impl StatsFile {
         is_first: bool,
     ) -> Result<Self> {
         let io_error = |e| Error::io("open", &path, e);
-        let (file, _) = file::open_or_create(&path).map_err(io_error)?;
+        let (file, _) = storage.open_or_create(&path).map_err(io_error)?;
         if is_first {
             file.set_len(0).map_err(io_error)?;
         }
@@ -61,8 +61,12 @@ impl StatsFile {
     }
 
     /// Opens the file for an onlooker.
-    pub(crate) fn look(path: PathBuf, started: Timestamp) -> Result<Self> {
-        let file = match file::open_to_read(&path) {
+    pub(crate) fn look(
+        storage: &'static dyn Storage,
+        path: PathBuf,
+        started: Timestamp,
+    ) -> Result<Self> {
+        let file = match storage.open_to_read(&path) {
             Ok(file) => Some(OwnFile::new(file)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(Error::io("open", &path, e)),
@@ -105,7 +109,7 @@ impl StatsFile {
     fn write(&self, number: u32, line: &StatsLine) {
         let Some(file) = &self.file else { return };
         let bytes: Vec<u8> = line.iter().flat_map(|word| word.to_le_bytes()).collect();
-        if let Err(error) = file::write_at(file, &bytes, u64::from(number) * LEN as u64) {
+        if let Err(error) = file.write_at(&bytes, u64::from(number) * LEN as u64) {
             tracing::debug!(path = %self.path.display(), %error, "the statistics cannot be written");
         }
     }
@@ -116,18 +120,8 @@ impl StatsFile {
         const MOST: u64 =
             (crate::engine::format::index_header::MOST_PROCESSES as u64 + 1) * LEN as u64;
         let Some(file) = &self.file else { return Ok(Vec::new()) };
-        let mut bytes = vec![0; file.metadata()?.len().min(MOST) as usize];
-        // Whoever attaches as the first cuts it, perhaps meanwhile.
-        let mut filled = 0;
-        while filled < bytes.len() {
-            match file.read_at(&mut bytes[filled..], filled as u64) {
-                Ok(0) => break,
-                Ok(more) => filled += more,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-        bytes.truncate(filled);
+        // The first process to attach truncates it, perhaps meanwhile.
+        let bytes = file.read_up_to(MOST)?;
         let word = |word: &[u8]| u64::from_le_bytes(std::array::from_fn(|i| word[i]));
         let line = |line: &[u8]| std::array::from_fn(|i| word(&line[i * 8..i * 8 + 8]));
         Ok(bytes.chunks_exact(LEN).map(line).collect())

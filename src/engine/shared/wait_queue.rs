@@ -59,8 +59,8 @@ mod tests {
     use crate::engine::format::geometry::Geometry;
     use crate::engine::index::{Index, ProcessSlot};
     use crate::engine::index::{Role, Waited, busy};
-    use crate::sys::file;
     use crate::sys::fork::OwnFile;
+    use crate::sys::storage::{File, SYSTEM};
     use std::convert::Infallible;
 
     #[test]
@@ -91,14 +91,10 @@ mod tests {
         let path = dir.path().join("locks");
         let process = |number| {
             let locks =
-                OwnFile::to_lock(|| file::open_or_create(&path).map(|(file, _)| file)).unwrap();
+                OwnFile::to_lock(|| SYSTEM.open_or_create(&path).map(|(file, _)| file)).unwrap();
             let process_slot = ProcessSlot::new(Arc::new(locks), number);
-            Index::create(
-                &tempfile::tempfile().unwrap(),
-                Geometry::for_entries(10, 16),
-                process_slot,
-            )
-            .unwrap()
+            Index::create(&File::nameless().unwrap(), Geometry::for_entries(10, 16), process_slot)
+                .unwrap()
         };
         let (this, other) = (process(1), process(2));
         let turn = other.try_acquire(Role::Space).unwrap().expect("nobody has it");

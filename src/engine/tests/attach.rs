@@ -20,8 +20,8 @@ fn an_attach_that_fails_leaves_nothing_locked_whatever_the_program_holds() {
     let stats = dir.path().join("stats");
     std::fs::remove_file(&stats).unwrap();
     std::fs::create_dir(&stats).unwrap();
-    assert!(Attached::open(dir.path(), &options()).is_err());
-    let locks = std::fs::File::options().write(true).open(dir.path().join("locks")).unwrap();
+    assert!(Attached::open(SYSTEM, dir.path(), &options()).is_err());
+    let locks = SYSTEM.open(&dir.path().join("locks")).unwrap();
     assert_eq!(lock::first_held(&locks, 0, 4096).unwrap(), None);
     std::fs::remove_dir(&stats).unwrap();
     let engine = open(dir.path(), &options());
@@ -82,7 +82,7 @@ fn a_reader_that_finds_damage_while_the_directory_is_closed_leaves_the_index_alo
     bytes[200_000] ^= 1;
     std::fs::write(&blob, bytes).unwrap();
     // Closing waits for it.
-    let locks = std::fs::File::options().write(true).open(dir.path().join("locks")).unwrap();
+    let locks = SYSTEM.open(&dir.path().join("locks")).unwrap();
     assert!(lock::try_lock(&locks, 0).unwrap());
     let attached = Arc::downgrade(&engine);
     let closing = std::thread::spawn(move || drop(engine));
@@ -134,7 +134,7 @@ fn who_takes_the_number_of_one_who_died_is_not_mistaken_for_it_however_long_that
     let engine = open(dir.path(), &options());
     let comes = || {
         let locks = OwnFile::new(file(dir.path(), "locks"));
-        let directory = Directory::at(dir.path(), &options()).unwrap();
+        let directory = Directory::at(SYSTEM, dir.path(), &options()).unwrap();
         let (number, is_shared) = directory.number(&locks).unwrap();
         assert!(number == 2 && is_shared);
         locks
@@ -157,9 +157,9 @@ fn who_takes_the_number_of_one_who_died_is_not_mistaken_for_it_however_long_that
 fn as_shared_by(
     engine: &Engine,
     processes: std::ops::RangeInclusive<i64>,
-) -> (tempfile::TempDir, std::fs::File) {
+) -> (tempfile::TempDir, File) {
     let shared = kill(&engine.dir);
-    let locks = std::fs::File::options().write(true).open(shared.path().join("locks")).unwrap();
+    let locks = SYSTEM.open(&shared.path().join("locks")).unwrap();
     let leads = i64::from(MOST_PROCESSES) + 1;
     processes.chain([leads]).for_each(|byte| assert!(lock::try_lock(&locks, byte).unwrap()));
     (shared, locks)
@@ -169,7 +169,7 @@ fn as_shared_by(
 fn whoever_comes_takes_the_lowest_number_that_nobody_has_in_whatever_order_others_came_and_went() {
     let dir = tempfile::tempdir().unwrap();
     drop(open(dir.path(), &options()));
-    let directory = Directory::at(dir.path(), &options()).unwrap();
+    let directory = Directory::at(SYSTEM, dir.path(), &options()).unwrap();
     let open = || OwnFile::new(file(dir.path(), "locks"));
     let comes = |number: u32| {
         let locks = open();
@@ -200,7 +200,7 @@ fn as_many_as_can_be_are_let_in_and_one_more_is_told_so() {
     set(&latest, "theirs", b"v");
     drop(latest);
     assert!(lock::try_lock(&locks, last).unwrap(), "it left");
-    let refused = Attached::open(shared.path(), &options()).err().unwrap();
+    let refused = Attached::open(SYSTEM, shared.path(), &options()).err().unwrap();
     assert_eq!(refused.kind(), ErrorKind::Busy);
     let why = std::error::Error::source(&refused).unwrap().to_string();
     assert!(why.contains("1024 processes"), "{why}");

@@ -1,7 +1,6 @@
 //! ReadOnlyAttachment on: what becomes of it when the index that it sees is made anew.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -12,7 +11,7 @@ use crate::entry::Item;
 use crate::sys::lock;
 
 fn look(dir: &Path, options: &Options) -> Arc<Attached> {
-    Attached::look(dir, options).unwrap()
+    Attached::look(SYSTEM, dir, options).unwrap()
 }
 
 /// A directory that was closed with this many keys in it.
@@ -29,7 +28,7 @@ fn index_of(dir: &Path) -> PathBuf {
 
 /// Whether making the index for this many entries removes the file that is there.
 fn removes_index(dir: &Path, max_entries: u64) -> bool {
-    let before = File::open(index_of(dir)).unwrap();
+    let before = std::fs::File::open(index_of(dir)).unwrap();
     resize(dir, max_entries);
     before.metadata().unwrap().nlink() == 0
 }
@@ -84,7 +83,7 @@ fn who_looks_on_while_there_is_no_index_is_told_who_makes_it() {
     let removed = || std::fs::remove_file(&index).unwrap();
     for spoil in [&never_filled as &dyn Fn(), &removed] {
         spoil();
-        let Err(error) = Attached::look(dir.path(), &options()) else {
+        let Err(error) = Attached::look(SYSTEM, dir.path(), &options()) else {
             panic!("there is nothing to see")
         };
         assert_eq!(error.kind(), ErrorKind::Io, "{error}");
@@ -97,10 +96,10 @@ fn who_looks_on_while_there_is_no_index_is_told_who_makes_it() {
         assert_eq!(look(dir.path(), &options()).len(), 10);
     }
     // One that others use is damaged.
-    let locks = File::options().write(true).open(dir.path().join("locks")).unwrap();
+    let locks = SYSTEM.open(&dir.path().join("locks")).unwrap();
     assert!(lock::try_lock(&locks, 5).unwrap());
     never_filled();
-    let seen = Attached::look(dir.path(), &options());
+    let seen = Attached::look(SYSTEM, dir.path(), &options());
     assert_eq!(seen.err().map(|e| e.kind()), Some(ErrorKind::Corrupt));
 }
 

@@ -1,5 +1,4 @@
 use std::collections::HashMap;
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +12,7 @@ use crate::entry::{Change, Codec, Condition, Outcome, Soft};
 use crate::error::ErrorKind;
 use crate::options::Eviction;
 use crate::sys::fork::OwnFile;
+use crate::sys::storage::{File, SYSTEM};
 use crate::time::{Clock, ManualClock, Timestamp};
 
 mod attach;
@@ -31,7 +31,7 @@ fn options() -> Options {
 }
 
 fn open(dir: &Path, options: &Options) -> Arc<Attached> {
-    Attached::open(dir, options).unwrap()
+    Attached::open(SYSTEM, dir, options).unwrap()
 }
 
 fn set_until(engine: &Engine, key: &str, value: &[u8], expires_at: Expiry) -> Outcome {
@@ -53,13 +53,7 @@ fn delete(engine: &Engine, key: &str) -> bool {
 }
 
 fn file(dir: &Path, name: &str) -> File {
-    File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(dir.join(name))
-        .unwrap()
+    SYSTEM.open_or_create(&dir.join(name)).unwrap().0
 }
 
 /// Another process that shares the directory, and asks the file `locks` who lives.

@@ -133,6 +133,7 @@ fn a_replay_into_a_smaller_segment_table_keeps_the_newest() {
     // As if the table had been larger once.
     for (id, key) in [(5, b"old"), (places + 5, b"mid")] {
         let segment = Segment::create(
+            SYSTEM,
             &dir.path().join("segments"),
             id,
             16 << 10,
@@ -354,15 +355,16 @@ fn a_copy_with_holes_is_made_whole_before_it_is_written_to() {
     let files = ["index", "hints", "segments/00000001.seg"].map(|name| dir.path().join(name));
     for path in &files {
         let bytes = std::fs::read(path).unwrap();
-        let file = std::fs::File::create(path).unwrap();
+        std::fs::File::create(path).unwrap();
+        let file = SYSTEM.open(path).unwrap();
         file.set_len(bytes.len() as u64).unwrap();
         for at in (0..bytes.len()).step_by(4096) {
             let page = &bytes[at..(at + 4096).min(bytes.len())];
             if page.iter().any(|b| *b != 0) {
-                crate::sys::file::write_at(&file, page, at as u64).unwrap();
+                file.write_at(page, at as u64).unwrap();
             }
         }
-        assert!(file.metadata().unwrap().blocks() * 512 < bytes.len() as u64, "{}", path.display());
+        assert!(path.metadata().unwrap().blocks() * 512 < bytes.len() as u64, "{}", path.display());
     }
     let engine = open(dir.path(), &options());
     assert_eq!(get(&engine, "k").unwrap(), b"v");

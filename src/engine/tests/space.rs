@@ -267,8 +267,7 @@ fn values_that_are_held_keep_a_part_of_the_log_at_most() {
 fn what_one_who_died_had_begun_goes_even_if_it_could_not_at_first() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
-    let file =
-        |name| std::fs::File::options().read(true).write(true).open(dir.path().join(name)).unwrap();
+    let file = |name| SYSTEM.open(&dir.path().join(name)).unwrap();
     // One that never had the byte of its number.
     let dead = ProcessSlot::new(Arc::new(OwnFile::new(file("locks"))), 77);
     let begun = Index::join(&file("index"), dead).unwrap().unwrap().begin_segment(1 << 20).unwrap();

@@ -1,6 +1,7 @@
 use super::*;
 use crate::engine::format::record::Kind;
 use crate::entry::Codec;
+use crate::sys::storage::SYSTEM;
 
 struct Log {
     segment: Segment,
@@ -11,7 +12,8 @@ struct Log {
 
 fn log() -> Log {
     let dir = tempfile::tempdir().unwrap();
-    let segment = Segment::create(dir.path(), 9, 16 << 10, false, &SpaceInUse::default()).unwrap();
+    let segment =
+        Segment::create(SYSTEM, dir.path(), 9, 16 << 10, false, &SpaceInUse::default()).unwrap();
     Log { segment, tail: segment_header::LEN as u32, sequence: 0, _dir: dir }
 }
 
@@ -96,7 +98,7 @@ fn a_stored_value_is_not_taken_for_a_record() {
 fn what_is_opened_is_told_apart() {
     let dir = tempfile::tempdir().unwrap();
     let space = SpaceInUse::default();
-    let segment = Segment::create(dir.path(), 3, 16 << 10, false, &space).unwrap();
+    let segment = Segment::create(SYSTEM, dir.path(), 3, 16 << 10, false, &space).unwrap();
     let path = segment.path.clone();
     assert_eq!(space.bytes(), 0, "the table counts it");
     segment.count_as_held();
@@ -104,28 +106,34 @@ fn what_is_opened_is_told_apart() {
     drop(segment);
     assert_eq!(space.bytes(), 0);
     assert!(matches!(
-        Segment::open(&path, 3, Access::ToWrite, &space).unwrap(),
+        Segment::open(SYSTEM, &path, 3, Access::ToWrite, &space).unwrap(),
         SegmentFile::Segment(_)
     ));
     assert!(
-        matches!(Segment::open(&path, 4, Access::ToWrite, &space).unwrap(), SegmentFile::Foreign),
+        matches!(
+            Segment::open(SYSTEM, &path, 4, Access::ToWrite, &space).unwrap(),
+            SegmentFile::Foreign
+        ),
         "another id"
     );
     std::fs::File::options().write(true).open(&path).unwrap().set_len(8192).unwrap();
     assert!(
-        matches!(Segment::open(&path, 3, Access::ToWrite, &space).unwrap(), SegmentFile::Foreign),
+        matches!(
+            Segment::open(SYSTEM, &path, 3, Access::ToWrite, &space).unwrap(),
+            SegmentFile::Foreign
+        ),
         "truncated"
     );
     std::fs::write(&path, b"").unwrap();
     assert!(matches!(
-        Segment::open(&path, 3, Access::ToWrite, &space).unwrap(),
+        Segment::open(SYSTEM, &path, 3, Access::ToWrite, &space).unwrap(),
         SegmentFile::Unborn
     ));
     for len in [1, 63, 64, 100] {
         std::fs::write(&path, &[1; 100][..len]).unwrap();
         assert!(
             matches!(
-                Segment::open(&path, 3, Access::ToWrite, &space).unwrap(),
+                Segment::open(SYSTEM, &path, 3, Access::ToWrite, &space).unwrap(),
                 SegmentFile::Foreign
             ),
             "{len}"
@@ -148,7 +156,8 @@ fn a_segment_longer_than_any_is_not_ours() {
     for (len, ours) in [(16 << 10, true), (segment_header::MAX_LEN, true), (5 << 30, false)] {
         std::fs::write(&path, segment_header::encode(3, 7, len)).unwrap();
         std::fs::File::options().write(true).open(&path).unwrap().set_len(len).unwrap();
-        let opened = Segment::open(&path, 3, Access::ToWrite, &SpaceInUse::default()).unwrap();
+        let opened =
+            Segment::open(SYSTEM, &path, 3, Access::ToWrite, &SpaceInUse::default()).unwrap();
         assert_eq!(matches!(opened, SegmentFile::Segment(_)), ours, "{len}");
         if let SegmentFile::Segment(segment) = opened {
             assert_eq!(segment.records().count(), 0);
@@ -160,7 +169,8 @@ fn a_segment_longer_than_any_is_not_ours() {
 fn a_forked_process_lets_go_of_what_it_inherits_without_a_lock() {
     let dir = tempfile::tempdir().unwrap();
     let space = SpaceInUse::inherited();
-    let segment = Arc::new(Segment::create(dir.path(), 1, 16 << 10, false, &space).unwrap());
+    let segment =
+        Arc::new(Segment::create(SYSTEM, dir.path(), 1, 16 << 10, false, &space).unwrap());
     let pin = segment.pin(u64::MAX).unwrap();
     segment.count_as_held();
     let mut account = space.reserve(100);
