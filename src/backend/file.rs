@@ -88,6 +88,7 @@ impl FileBackend {
         guard.as_ref().is_some_and(|attached| attached.is_of_use()).then_some(guard)
     }
 
+    // Keeps invariant I6.
     #[cold]
     fn attach_again(&self) -> Result<Held> {
         // As it was left, in case it was configured.

@@ -87,6 +87,7 @@ pub(super) struct ClaimWait {
 }
 
 /// How long a process waits for a computation of another process.
+/// Keeps invariant I34.
 pub(super) const MAX_CLAIM_WAIT: Duration = Duration::from_secs(30);
 
 /// When to poll: pauses grow from 50 µs to 2 ms, and end after `limit`. By the system's monotonic

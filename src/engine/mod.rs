@@ -167,6 +167,7 @@ impl Engine {
     }
 
     /// Whether `max_entries` is enforced in the inserting call, with exact counts.
+    /// Keeps invariant I3.
     fn culls_inline(&self) -> bool {
         // The limit of an index that was made for far more may have been lowered; going through all of it takes long.
         self.max_entries() <= INLINE_CULL_ENTRIES

@@ -101,6 +101,7 @@ unsafe extern "C" fn after_fork_in_parent() {
     FORKING.fetch_sub(1, SeqCst);
 }
 
+// Keeps invariant I31.
 unsafe extern "C" fn after_fork_in_child() {
     EPOCH.fetch_add(1, SeqCst);
     FORKING.store(0, SeqCst);

@@ -24,6 +24,7 @@ impl Backoff {
 
     /// Whether the wait has taken about half a second: longer on an overloaded machine, 5 seconds
     /// at most.
+    /// Keeps invariant I25.
     pub(crate) fn is_long(&self) -> bool {
         self.has_slept(Self::LONG) && self.owner_had_time()
     }

@@ -70,6 +70,7 @@ pub(super) enum Hold {
 
 /// Keeps the file from being removed, for as long as it is open. Whoever wants to remove it looks first whether anything
 /// names it, so this waits for that: microseconds, or about half a second for one who was stopped.
+/// Keeps invariant I30.
 pub(super) fn hold(file: &File) -> io::Result<Hold> {
     let mut wait = Backoff::default();
     while !lock::try_share(file, LOCK)? {
@@ -106,6 +107,7 @@ pub(super) enum Alone {
 }
 
 /// Opens the file at `path` to remove it, unless somebody holds it.
+/// Keeps invariant I30.
 pub(super) fn open_alone(storage: &'static dyn Storage, path: &Path) -> io::Result<Alone> {
     let file = match OwnFile::to_lock(|| storage.open(path)) {
         Ok(file) => file,

@@ -1,4 +1,6 @@
 //! Two processes in one directory: two `Blobs` over it are as good, since a lock belongs to an open file, whoever opened it.
+//!
+//! Shows invariant I30.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 

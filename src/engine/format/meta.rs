@@ -45,6 +45,7 @@ impl Meta {
         }
     }
 
+    // Keeps invariant I9: another format is refused.
     fn decode(bytes: &[u8]) -> Result<Self> {
         let damaged = || Error::new(ErrorKind::Corrupt, "read");
         let body = unseal(bytes).ok_or_else(damaged)?;

@@ -259,6 +259,7 @@ impl<'a> Record<'a> {
     }
 
     /// The record that `bytes`, exactly its length, encode. Any bytes are safe to try.
+    /// Keeps invariant I1.
     pub(crate) fn decode(bytes: &'a [u8], place: RecordPlace) -> Option<Self> {
         let (header, rest) = bytes.split_first_chunk::<HEADER_LEN>()?;
         let len = u32::try_from(bytes.len()).ok()?;

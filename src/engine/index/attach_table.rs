@@ -26,6 +26,7 @@ impl Index {
     }
 
     /// Enters this process, under an incarnation that its number has not had lately.
+    /// Keeps invariant I22.
     pub(crate) fn enter(&mut self) -> io::Result<()> {
         let number = self.process_slot.number;
         let line = self.member(number);
@@ -80,6 +81,7 @@ impl Index {
     }
 
     /// Whether the process called `owner` is attached.
+    /// Keeps invariant I22.
     pub(crate) fn is_alive(&self, owner: u32) -> bool {
         let number = owner & NUMBER;
         if owner == self.owner() {

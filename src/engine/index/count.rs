@@ -41,6 +41,7 @@ impl Index {
         u64::from(count)
     }
 
+    // Keeps invariant I13.
     pub(crate) fn count_up(&self, generation: u32, max: u64) -> CountUp {
         let word = &self.words()[at::COUNT];
         let mut seen = word.load(Ordering::Acquire);
@@ -127,6 +128,7 @@ impl Index {
     ///
     /// # Errors
     /// If somebody who lives does not let go of it for about half a second.
+    // Keeps invariant I16.
     pub(crate) fn lock_clear(&self) -> Result<ClearLock<'_>, Busy> {
         let word = &self.words()[at::CLEAR_LOCK];
         let next = || u64::from(self.generation().wrapping_add(1)) << GENERATION_SHIFT;

@@ -34,6 +34,7 @@ impl Index {
         self.lock_primary(self.primary_of_slot(slot))
     }
 
+    // Keeps invariant I10.
     pub(super) fn lock_primary(&self, primary: u32) -> Result<Locked<'_>, Busy> {
         // A primary's number is below the number of buckets, by construction of both callers.
         #[expect(
@@ -64,6 +65,7 @@ impl Index {
 
     /// Goes on with a chain whose holder died. Each change that a holder makes is one word, so the words are good as
     /// they are, and no check says so; the checks of the overflow buckets, which come second, are made to fit.
+    /// Keeps invariant I23.
     fn take_over<'a>(&'a self, chain: Locked<'a>) -> Locked<'a> {
         let mut bucket = chain.bucket;
         for _ in 1..MAX_CHAIN {

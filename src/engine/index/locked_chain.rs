@@ -38,6 +38,7 @@ impl Locked<'_> {
     }
 
     /// Stores `word`, which may be empty, in `slot` of this chain.
+    /// Keeps invariant I11.
     pub(crate) fn set(&self, slot: Slot, word: Word) {
         let number = slot.bucket();
         if let Some(bucket) = self.index.bucket(number) {
@@ -101,6 +102,7 @@ impl Locked<'_> {
     }
 
     /// Links a new overflow bucket behind `last`, whose last word moves there.
+    /// Keeps invariant I12: the word is in its new slot before it leaves the old one.
     fn extend(&self, last: u32, bucket: Bucket<'_>) -> Result<Vacancy, ChainFull> {
         let taken = self.index.take_overflow().ok_or(ChainFull)?;
         let (from, to) = (Slot::new(last, LAST_SLOT), Slot::new(taken, SLOTS.start));

@@ -12,6 +12,7 @@ use crate::sys::lock;
 use crate::sys::wait::Backoff;
 
 /// What one process at a time may do. A byte of the lock file each, behind those of the processes.
+/// Keeps invariant I24: the kernel releases the byte of a dead process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     /// Lead: look after the directory when nobody asks for it. Held for as long as a process is attached.

@@ -130,6 +130,7 @@ impl Index {
 
     /// Takes an id that was never used and whose place in the table is free, for a segment of `len` bytes that this process is
     /// about to make. `None` if no place is free, or no id is left. Ids never come back: whoever is refused uses none up.
+    /// Keeps invariant I8: no id is used twice.
     pub(crate) fn begin_segment(&self, len: u64) -> Option<u32> {
         let next = &self.words()[at::NEXT_SEGMENT];
         loop {
@@ -221,6 +222,7 @@ impl Index {
     }
 
     /// Says that the file of segment `id` is gone. Its space counts until everybody has let go of it.
+    /// Keeps invariant I28.
     pub(crate) fn drop_segment(&self, id: u32) {
         let Some(line) = self.line_of(id) else { return };
         line[4].store(u64::MAX, Ordering::Release);
@@ -260,6 +262,7 @@ impl Index {
     }
 
     /// Makes this process the owner of segment `id`, if that is an orphan whose owner was `from`.
+    /// Keeps invariant I26.
     pub(crate) fn adopt_segment(&self, id: u32, from: u32) -> bool {
         let Some(line) = self.line_of(id) else { return false };
         let own = |word: u64| word & !LOW | u64::from(self.owner());

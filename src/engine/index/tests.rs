@@ -1,3 +1,5 @@
+//! Shows invariants I13 and I16.
+
 use super::lock::Stolen;
 use super::slot::Probe;
 use super::*;

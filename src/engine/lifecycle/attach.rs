@@ -116,6 +116,7 @@ impl std::ops::Deref for Attached {
 impl Attached {
     /// The engine of the directory at `path`. If this process has it open already, that one, with the options
     /// it was opened with.
+    /// Keeps invariant I9.
     pub(crate) fn open(
         storage: &'static dyn Storage,
         path: &Path,

@@ -307,6 +307,7 @@ fn not_a_directory(path: &Path) -> Error {
 }
 
 /// Refuses a directory that holds anything but these names and what every cache directory may hold.
+/// Keeps invariant I5.
 pub(crate) fn refuse_foreign(
     storage: &'static dyn Storage,
     path: &Path,

@@ -88,6 +88,7 @@ struct Replay<'a> {
 }
 
 /// `known_sequence` was given out before, as far as a clean end told; 0 if none did.
+/// Keeps invariant I20.
 pub(crate) fn recover(
     inputs: Inputs<'_>,
     segments: &[Segment],
@@ -278,6 +279,7 @@ impl Replay<'_> {
         }
     }
 
+    // Keeps invariant I21.
     fn enter(&mut self, segment: &Segment, offset: u32, record: &Record<'_>) {
         if record.kind == Kind::Clear {
             return;

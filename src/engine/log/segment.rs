@@ -358,6 +358,7 @@ impl Segment {
     }
 
     /// Stores the header, its check last. From then on the record is part of the log.
+    /// Keeps invariants I2 and I7: the check is the last store.
     pub(crate) fn stamp(&self, offset: u32, prepared: &Prepared, stamp: Stamp) {
         let (header, check) = prepared.stamp(stamp);
         let at = offset as usize / 8 + 1;
@@ -370,6 +371,7 @@ impl Segment {
     }
 
     /// Takes a record that was stamped out of the log again.
+    /// The exception of invariant I7.
     pub(crate) fn void(&self, offset: u32) {
         if let Some(word) = self.map.word32(offset as usize + 4) {
             word.store(0, Ordering::Release);
@@ -418,6 +420,7 @@ impl Segment {
     ///
     /// A sync that failed is never tried again: the kernel has marked the pages as clean, and a second one
     /// would succeed with the data lost all the same.
+    /// Keeps invariant I17.
     pub(crate) fn sync(&self) -> Result<()> {
         let _syncing = self.hold.space.syncing();
         let ticket = self.sync.asked.fetch_add(1, Ordering::AcqRel) + 1;

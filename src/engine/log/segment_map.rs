@@ -10,6 +10,7 @@ use crate::engine::log::segment::Segment;
 use crate::sys::map;
 
 /// A hold on a segment for the length of a call.
+/// Keeps invariant I27.
 pub(crate) struct SegmentGuard {
     held: Guard<Option<Arc<Segment>>>,
     id: u32,

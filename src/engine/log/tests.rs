@@ -1,3 +1,5 @@
+//! Shows invariant I26.
+
 use super::*;
 use crate::engine::format::geometry::Geometry;
 use crate::engine::index::ProcessSlot;

@@ -39,6 +39,7 @@ const SWEEPS: usize = 8;
 
 /// The number of the next snapshot, where `current` is the one that counts and `last` the last that was begun. What
 /// counts is not written over: an attempt that failed, whose header may be there after all, is.
+/// Keeps invariant I19.
 fn number_after(current: u64, last: u64) -> u64 {
     let next = current.max(last) + 1;
     if current > 0 && next % 2 == current % 2 { next + 1 } else { next }
@@ -76,6 +77,7 @@ impl Engine {
     /// # Errors
     /// If the disk refuses, or somebody holds a lock of the index for too long. Nothing is removed then, and the snapshot
     /// before goes on to count.
+    // Keeps invariant I18.
     pub(crate) fn checkpoint(&self, _turn: &SpaceRole<'_>) -> Result<()> {
         let mut checkpoints = self.checkpoints()?;
         let CheckpointFiles { state, files, .. } = &mut *checkpoints;
@@ -174,6 +176,7 @@ impl Engine {
 mod tests {
     use crate::engine::ops::checkpoint::number_after;
 
+    // Shows invariant I19.
     #[test]
     fn the_snapshot_that_counts_is_never_written_over() {
         assert_eq!(number_after(0, 0), 1);

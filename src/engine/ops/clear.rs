@@ -49,6 +49,7 @@ impl Engine {
         Ok(self.index.generation())
     }
 
+    // Keeps invariant I16.
     pub(crate) fn clear_under(
         &self,
         lock: ClearLock<'_>,

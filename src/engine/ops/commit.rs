@@ -207,6 +207,7 @@ impl Engine {
                     return Ok(Err(Retry::Unswept));
                 };
                 step!("commit::counted");
+                // Under the lock, so that sequences have the order of publication (invariant I14).
                 let sequence = self.index.next_sequence();
                 reservation.segment.stamp(
                     reservation.offset,
@@ -296,6 +297,7 @@ impl Engine {
         moved: Option<Word>,
     ) -> Result<Option<Written>> {
         let key_len = key.len() as u32;
+        // So that no replay brings back what a delete did not find (invariant I15).
         let tombstone = (
             Draft { kind: Kind::Tombstone, codec: Codec::Raw, flags: 0, key_len, body_len: 0 },
             &[][..],

@@ -92,6 +92,7 @@ impl Engine {
 
     /// Removes the entry if its record is expired or of an older generation. Says whether an entry that
     /// counted is gone. Of a pass, as [`remove_in_pass`](Engine::remove_in_pass).
+    /// Keeps invariant I32: the record decides, not the hint.
     pub(crate) fn reap(&self, slot: Slot, word: Word, left: &mut Left) -> bool {
         let Ok(guard) = self.log.fetch(word.segment()) else {
             left.is_any = true;

@@ -308,6 +308,7 @@ impl Engine {
         generation < self.index.generation() || self.has_passed(expires_at)
     }
 
+    // Keeps invariant I1: key, header and value are checked.
     fn judge<R>(
         &self,
         word: Word,

@@ -38,6 +38,7 @@ struct Candidate {
 }
 
 /// The segment to empty next, of all that are sealed, oldest first, when there is need for space.
+/// Keeps invariant I33.
 fn choose(sealed: &[Candidate]) -> Option<(u32, Evacuate)> {
     if let Some(failed) = sealed.iter().find(|c| c.failed) {
         return Some((failed.id, Evacuate::Copy));

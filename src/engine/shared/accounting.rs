@@ -155,6 +155,7 @@ impl SpaceInUse {
     ///
     /// # Errors
     /// If another process that counts does not come to its end, or the kernel refuses the lock.
+    // Keeps invariant I4.
     pub(crate) fn reserve_within(&self, bytes: u64, most: u64) -> Result<Option<Reservation>> {
         // Not `own`: whoever lets go of something, a reader perhaps, does not wait for another process.
         let admission = &self.0.admission;

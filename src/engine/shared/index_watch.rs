@@ -44,6 +44,7 @@ impl Watch {
 }
 
 /// Removes the file at `path`, if anybody watches it: after they have been told.
+/// Keeps invariant I29.
 pub(crate) fn remove_if_watched(storage: &'static dyn Storage, path: &Path) -> io::Result<()> {
     let old = match storage.open(path) {
         Ok(old) => old,

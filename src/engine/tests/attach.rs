@@ -128,6 +128,7 @@ fn who_was_taken_for_dead_is_told_so_at_the_unlock() {
     assert_eq!(get(&engine, "key").unwrap(), b"again");
 }
 
+// Shows invariant I22.
 #[test]
 fn who_takes_the_number_of_one_who_died_is_not_mistaken_for_it_however_long_that_takes() {
     let dir = tempfile::tempdir().unwrap();
@@ -217,6 +218,7 @@ fn touched(file: &Path) -> u64 {
     resident.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 
+// Shows invariant I3.
 #[test]
 fn who_joins_others_does_not_go_through_the_entries() {
     let dir = tempfile::tempdir().unwrap();

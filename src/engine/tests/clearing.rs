@@ -1,4 +1,6 @@
 //! Clears that stand still, or whose process dies or is taken for dead: what others see of them.
+//!
+//! Shows invariant I16.
 
 use super::*;
 use crate::engine::ops::clear::CLEAR;

@@ -1,4 +1,6 @@
 //! A process that is stopped with a chain locked: how long the passes of others over many entries wait for it.
+//!
+//! Shows invariant I25.
 
 use std::time::Instant;
 

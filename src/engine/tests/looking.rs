@@ -1,4 +1,6 @@
 //! ReadOnlyAttachment on: what becomes of it when the index that it sees is made anew.
+//!
+//! Shows invariant I29.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;

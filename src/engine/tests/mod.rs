@@ -191,6 +191,7 @@ fn the_least_recently_used_go_at_the_bound() {
     assert_sound(&engine);
 }
 
+// Shows invariant I3.
 #[test]
 fn nearly_the_coldest_go_while_the_background_is_behind() {
     for eviction in [Eviction::Lru, Eviction::Adaptive] {

@@ -1,4 +1,6 @@
 //! Records that one thread writes and another reads, over memory that Miri knows.
+//!
+//! Shows invariants I7 and I11.
 
 use super::index::{Index, Probe};
 use crate::engine::format::geometry::Geometry;

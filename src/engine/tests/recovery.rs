@@ -1,4 +1,6 @@
 //! What there is after an end: a close, a kill, a loss of files.
+//!
+//! Shows invariants I15, I19 and I21.
 
 use super::*;
 

@@ -1,4 +1,6 @@
 //! Bounds on bytes, and how space comes back.
+//!
+//! Shows invariants I27 and I33.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
