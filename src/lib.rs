@@ -65,7 +65,7 @@
 //!
 //! | feature | default | what it brings | what it costs |
 //! |---|---|---|---|
-//! | `test-util` | no | for the tests of your program: a clock that moves only when told to (`ManualClock`), and temporary caches (`testing::TempCache`) | nothing |
+//! | `test-util` | no | for the tests of your program: a clock that moves only when told to (`ManualClock`), temporary caches (`testing::TempCache`), and the conformance suite for backends (`testing::backend_contract`) | nothing |
 //! | `async` | no | `AsyncCache`, for programs on tokio | tokio (its runtime only) |
 //! | `sled` | no | `Builder::sled`: a cache in a sled tree | sled and its dependencies: 13 crates |
 //! | `cli` | no | the command line tool `keepwarm` | clap, serde_json |

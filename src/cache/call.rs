@@ -2,10 +2,9 @@
 //! errors.
 
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use super::{Cache, context};
-use crate::backend::{Change, Codec, Condition, Expiry, Item, Outcome, Soft, Stored};
+use crate::backend::{Change, Codec, Expiry, Soft};
 use crate::codec::{self, Encoded};
 use crate::error::{Error, ErrorKind, Result};
 use crate::key::FullKey;
@@ -52,48 +51,9 @@ impl Call<'_> {
         Detached { cache: cache.clone(), name, key: key.to_owned(), full: full.clone() }
     }
 
-    /// Applies `f` to the entry; `None` if there is none.
-    pub(super) fn read<R>(&self, mut f: impl FnMut(Item<'_>) -> R) -> Result<Option<R>> {
-        let mut seen = None;
-        let visited = self.cache.shared.backend.visit(&self.full, &mut |item| seen = Some(f(item)));
-        match visited {
-            Ok(true) => Ok(seen),
-            Ok(false) => Ok(None),
-            Err(error) => Err(self.about(error)),
-        }
-    }
-
-    pub(super) fn stored(&self) -> Result<Option<Stored>> {
-        self.cache.shared.backend.get(&self.full).map_err(|error| self.about(error))
-    }
-
-    /// The expiry of the entry; `None` if there is none.
-    pub(super) fn expiry(&self) -> Result<Option<Expiry>> {
-        self.cache.shared.backend.expiry_of(&self.full).map_err(|error| self.about(error))
-    }
-
-    /// The entry, decoded as a `T`.
-    pub(super) fn decoded<T: DeserializeOwned>(&self) -> Result<Option<T>> {
-        // Decodes from the stored bytes in place, without a copy.
-        self.read(codec::decode)?.transpose().map_err(|error| self.about(error))
-    }
-
     /// `value` as MessagePack.
     pub(super) fn encode<T: Serialize + ?Sized>(&self, value: &T) -> Result<Encoded> {
         codec::encode(value).map_err(|error| self.about(error))
-    }
-
-    pub(super) fn commit(&self, condition: Condition, change: Change<'_>) -> Result<Outcome> {
-        self.cache
-            .shared
-            .backend
-            .commit(&self.full, condition, change)
-            .map_err(|error| self.about(error))
-    }
-
-    /// Commits, and returns whether the change took effect.
-    pub(super) fn took_effect(&self, condition: Condition, change: Change<'_>) -> Result<bool> {
-        Ok(matches!(self.commit(condition, change)?, Outcome::Done { .. }))
     }
 
     pub(super) fn fail(&self, kind: ErrorKind) -> Error {

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 
 use super::Cache;
 use super::flight_table::Caller;
+use super::io::now;
 use super::single_flight::{Lifespans, NextStep};
 use crate::error::{Error, Result};
 use crate::timeout::Lifespan;
@@ -214,17 +215,18 @@ impl Cache {
     ) -> Result<T, ComputeError<E>> {
         let call = self.call(name, key)?;
         call.validate(&lifespans)?;
-        let mut step = call.first_step(&lifespans, Caller::Thread)?;
+        let io = call.blocking();
+        let mut step = now(call.first_step(io, &lifespans, Caller::Thread))?;
         loop {
             step = match step {
                 NextStep::Return(value) => return Ok(value),
                 NextStep::Wait(waiter) => match call.flight_result(waiter.wait()) {
                     Some(value) => return Ok(value),
-                    None => call.first_step(&lifespans, Caller::Thread)?,
+                    None => now(call.first_step(io, &lifespans, Caller::Thread))?,
                 },
                 NextStep::Pause(wait) => {
                     thread::sleep(wait.pause);
-                    call.retry_claim(&lifespans, wait)?
+                    now(call.retry_claim(io, &lifespans, wait))?
                 }
                 NextStep::Compute(permit) => {
                     let entered = permit.leader.enter();
@@ -234,7 +236,8 @@ impl Cache {
                         Ok(value) => Ok(match call.prepare(&value, &permit, &lifespans) {
                             Some(computed) => {
                                 let leader = permit.leader;
-                                call.store_computed(&computed, leader, &lifespans).unwrap_or(value)
+                                now(call.store_computed(io, &computed, leader, &lifespans))
+                                    .unwrap_or(value)
                             }
                             None => value,
                         }),

@@ -2,6 +2,7 @@
 
 use super::Cache;
 use super::call::Call;
+use super::io::{Io, now};
 use crate::backend::{Change, Codec, Condition, Expiry, Outcome, Soft};
 use crate::codec;
 use crate::error::{ErrorKind, Result};
@@ -28,7 +29,8 @@ impl Cache {
     /// float or a bool. `Overflow` if the sum does not fit into an `i64`. `InvalidKey`. `NoSpace`
     /// or `Io` if the disk is full or fails. Then the entry is unchanged.
     pub fn incr(&self, key: &str, delta: i64) -> Result<i64> {
-        self.call("incr", key)?.count(i128::from(delta), None)
+        let call = self.call("incr", key)?;
+        now(call.count(call.blocking(), i128::from(delta), None))
     }
 
     /// Subtracts `delta` from the integer under `key`, and returns the difference. Otherwise as
@@ -46,7 +48,8 @@ impl Cache {
     /// As [`incr`](Cache::incr).
     pub fn decr(&self, key: &str, delta: i64) -> Result<i64> {
         // As an i128, in which `i64::MIN` has an opposite.
-        self.call("decr", key)?.count(-i128::from(delta), None)
+        let call = self.call("decr", key)?;
+        now(call.count(call.blocking(), -i128::from(delta), None))
     }
 
     /// Adds `delta` to the integer under `key`, or to `initial` if there is no entry, and returns
@@ -72,19 +75,25 @@ impl Cache {
         initial: i64,
         timeout: impl Into<Timeout>,
     ) -> Result<i64> {
-        self.call("incr_or_init", key)?.count(i128::from(delta), Some((initial, timeout.into())))
+        let call = self.call("incr_or_init", key)?;
+        now(call.count(call.blocking(), i128::from(delta), Some((initial, timeout.into()))))
     }
 }
 
 impl Call<'_> {
     /// Adds `delta` to the integer, or creates the entry from `init` first.
-    pub(super) fn count(&self, delta: i128, init: Option<(i64, Timeout)>) -> Result<i64> {
+    pub(super) async fn count(
+        &self,
+        io: Io<'_>,
+        delta: i128,
+        init: Option<(i64, Timeout)>,
+    ) -> Result<i64> {
         loop {
-            let seen = self.read(|item| {
+            let seen = self.read(io, |item| {
                 (codec::decode_integer(item), item.expires_at, item.soft, item.token)
-            })?;
+            });
             let (from, expires_at, soft, condition): (i128, Expiry, Soft, Condition) =
-                match (seen, init) {
+                match (seen.await?, init) {
                     (Some((integer, expires_at, soft, token)), _) => (
                         integer.map_err(|error| self.about(error))?,
                         expires_at,
@@ -103,7 +112,7 @@ impl Call<'_> {
             // Refused: another caller changed the entry, so the system as a whole made progress.
             let value = &codec::encode_integer(to);
             let change = Change::Store { value, codec: Codec::MessagePack, expires_at, soft };
-            if let Outcome::Done { .. } = self.commit(condition, change)? {
+            if let Outcome::Done { .. } = self.commit(io, condition, change).await? {
                 return Ok(to);
             }
         }

@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 
 use super::Cache;
 use super::call::{Call, pack};
+use super::io::{Io, now};
 use crate::backend::{Condition, Expiry, Outcome};
 use crate::codec;
 use crate::error::Result;
@@ -61,7 +62,8 @@ impl Cache {
     /// # Errors
     /// As [`get`](Cache::get).
     pub fn get_entry<T: DeserializeOwned>(&self, key: &str) -> Result<Option<Entry<T>>> {
-        self.call("get_entry", key)?.entry()
+        let call = self.call("get_entry", key)?;
+        now(call.entry(call.blocking()))
     }
 
     /// Stores `value` only if the entry of `key` still has the token `expected`; if `expected` is
@@ -102,31 +104,32 @@ impl Cache {
     ) -> Result<Swap> {
         let call = self.call("compare_and_swap", key)?;
         let encoded = call.encode(value)?;
-        call.compare_and_swap(expected, &encoded, self.expiry(timeout))
+        now(call.compare_and_swap(call.blocking(), expected, &encoded, self.expiry(timeout)))
     }
 }
 
 impl Call<'_> {
-    pub(super) fn entry<T: DeserializeOwned>(&self) -> Result<Option<Entry<T>>> {
-        let entry = self.read(|item| {
+    pub(super) async fn entry<T: DeserializeOwned>(&self, io: Io<'_>) -> Result<Option<Entry<T>>> {
+        let entry = self.read(io, |item| {
             codec::decode(item).map(|value| Entry {
                 value,
                 token: Token(item.token),
                 expires_at: item.expires_at,
                 stale_at: item.soft.stale_at,
             })
-        })?;
-        entry.transpose().map_err(|error| self.about(error))
+        });
+        entry.await?.transpose().map_err(|error| self.about(error))
     }
 
-    pub(super) fn compare_and_swap(
+    pub(super) async fn compare_and_swap(
         &self,
+        io: Io<'_>,
         expected: Option<Token>,
         encoded: &[u8],
         expires_at: Expiry,
     ) -> Result<Swap> {
         let condition = expected.map_or(Condition::Absent, |token| Condition::Token(token.0));
-        Ok(match self.commit(condition, pack(encoded, expires_at))? {
+        Ok(match self.commit(io, condition, pack(encoded, expires_at)).await? {
             Outcome::Done { token, .. } => Swap::Stored(token.map_or(NO_ENTRY, Token)),
             Outcome::Refused { current } => Swap::Conflict(current.map(Token)),
         })

@@ -2,6 +2,7 @@
 
 use super::Cache;
 use super::call::Call;
+use super::io::{Io, now};
 use crate::backend::{Change, Condition, Expiry};
 use crate::error::Result;
 use crate::time::Timestamp;
@@ -28,7 +29,8 @@ impl Cache {
     /// # Errors
     /// `InvalidKey`. `NoSpace` or `Io` if the disk is full or fails. Then the expiry stays.
     pub fn touch(&self, key: &str, timeout: impl Into<Timeout>) -> Result<bool> {
-        self.call("touch", key)?.reschedule(self.expiry(timeout))
+        let call = self.call("touch", key)?;
+        now(call.reschedule(call.blocking(), self.expiry(timeout)))
     }
 
     /// Makes the entry of `key` live until it is deleted or evicted, and returns whether there is
@@ -47,7 +49,8 @@ impl Cache {
     /// # Errors
     /// As [`touch`](Cache::touch).
     pub fn persist(&self, key: &str) -> Result<bool> {
-        self.call("persist", key)?.reschedule(None)
+        let call = self.call("persist", key)?;
+        now(call.reschedule(call.blocking(), None))
     }
 
     /// Makes the entry of `key` expire at `at`, to the millisecond, and returns whether there is an
@@ -66,7 +69,8 @@ impl Cache {
     /// # Errors
     /// As [`touch`](Cache::touch).
     pub fn expire_at(&self, key: &str, at: impl Into<Timestamp>) -> Result<bool> {
-        self.call("expire_at", key)?.reschedule(Some(at.into()))
+        let call = self.call("expire_at", key)?;
+        now(call.reschedule(call.blocking(), Some(at.into())))
     }
 
     /// The time until the entry of `key` expires, including its stale window. `None` if there is no
@@ -86,20 +90,21 @@ impl Cache {
     /// # Errors
     /// `InvalidKey`. `Io` if the disk fails.
     pub fn ttl(&self, key: &str) -> Result<Option<Ttl>> {
-        self.call("ttl", key)?.ttl()
+        let call = self.call("ttl", key)?;
+        now(call.ttl(call.blocking()))
     }
 }
 
 impl Call<'_> {
-    pub(super) fn ttl(&self) -> Result<Option<Ttl>> {
-        let Some(expires_at) = self.expiry()? else { return Ok(None) };
+    pub(super) async fn ttl(&self, io: Io<'_>) -> Result<Option<Ttl>> {
+        let Some(expires_at) = self.expiry(io).await? else { return Ok(None) };
         let Some(at) = expires_at else { return Ok(Some(Ttl::Never)) };
         // The entry may expire between the read and this reading of the clock.
         let left = at.saturating_since(self.cache.shared.clock.now());
         Ok((!left.is_zero()).then_some(Ttl::Remaining(left)))
     }
 
-    pub(super) fn reschedule(&self, expires_at: Expiry) -> Result<bool> {
-        self.took_effect(Condition::Present, Change::Touch { expires_at })
+    pub(super) async fn reschedule(&self, io: Io<'_>, expires_at: Expiry) -> Result<bool> {
+        self.took_effect(io, Condition::Present, Change::Touch { expires_at }).await
     }
 }

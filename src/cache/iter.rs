@@ -96,11 +96,7 @@ impl<I> Scan<I> {
             let (cache, batch, name) = (&self.cache, &mut self.batch, self.name);
             let scanned =
                 scan(&*cache.shared.backend, cursor, &mut |full: &str, item: Item<'_>| {
-                    if let Some(key) = cache.own_key(full) {
-                        batch.push_back(
-                            make(key, item).map_err(|error| about(error, name, Some(key))),
-                        );
-                    }
+                    batch.extend(cache.own_item(name, full, item, &make));
                 });
             match scanned {
                 Ok(next) => self.cursor = next,
@@ -121,6 +117,18 @@ impl Cache {
             Some(_) => Some(full),
             None => full.strip_prefix(&*self.view.head),
         }
+    }
+
+    /// What `make` gives for an entry of a scan; `None` if it belongs to another view.
+    pub(super) fn own_item<R>(
+        &self,
+        name: &'static str,
+        full: &str,
+        item: Item<'_>,
+        make: impl Fn(&str, Item<'_>) -> Result<R>,
+    ) -> Option<Result<R>> {
+        let key = self.own_key(full)?;
+        Some(make(key, item).map_err(|error| about(error, name, Some(key))))
     }
 }
 

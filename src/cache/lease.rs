@@ -25,9 +25,8 @@ use std::time::Duration;
 
 use super::Cache;
 use super::call::Call;
-use crate::backend::{
-    Change, Claim, ClaimKey, Claimed, Codec, Condition, Expiry, Item, Outcome, Soft,
-};
+use super::io::{Io, now};
+use crate::backend::{Change, Claim, ClaimKey, Claimed, Codec, Condition, Expiry, Item, Soft};
 use crate::error::{Error, ErrorKind, Result};
 use crate::timeout::Timeout;
 
@@ -85,27 +84,31 @@ impl Cache {
     /// `InvalidOption` if `duration` is zero, which would protect nothing. Otherwise as
     /// [`set`](Cache::set).
     pub fn lease(&self, key: &str, duration: Duration) -> Result<Option<Lease>> {
-        self.call("lease", key)?.lease(duration)
+        let call = self.call("lease", key)?;
+        now(call.lease(call.blocking(), duration))
     }
 }
 
 impl Call<'_> {
-    pub(super) fn lease(&self, duration: Duration) -> Result<Option<Lease>> {
+    pub(super) async fn lease(&self, io: Io<'_>, duration: Duration) -> Result<Option<Lease>> {
         let expires_at = self.lease_expiry(duration)?;
         let mut ours = None;
         loop {
             // Keep the claim of the dead holder until the entry is ours.
-            let (condition, _dead_holders) = match self.holder()? {
+            let (condition, _dead_holders) = match self.holder(io).await? {
                 None => (Condition::Absent, Claim::default()),
-                Some((id, token)) => match self.claim_of_dead_holder(id) {
+                Some((id, token)) => match self.claim_of_dead_holder(io, id).await {
                     Some(claim) => (Condition::Token(token), claim),
                     None => return Ok(None),
                 },
             };
-            let (id, _) = ours.get_or_insert_with(|| self.new_id());
+            let (id, _) = match &mut ours {
+                Some(ours) => ours,
+                none => none.insert(self.new_id(io).await),
+            };
             let change =
                 Change::Store { value: &*id, codec: Codec::Raw, expires_at, soft: Soft::default() };
-            if self.took_effect(condition, change)? {
+            if self.took_effect(io, condition, change).await? {
                 break;
             }
         }
@@ -118,29 +121,30 @@ impl Call<'_> {
 
     /// The id of the held lease and the token of its entry. An id of zeros if the entry is no
     /// lease.
-    fn holder(&self) -> Result<Option<(LeaseId, u64)>> {
-        self.read(|Item { value, codec, token, .. }| {
+    async fn holder(&self, io: Io<'_>) -> Result<Option<(LeaseId, u64)>> {
+        let holder = self.read(io, |Item { value, codec, token, .. }| {
             let id = if codec == Codec::Raw { LeaseId::try_from(value).ok() } else { None };
             (id.unwrap_or_default(), token)
-        })
+        });
+        holder.await
     }
 
     /// Takes the claim of the holder, which succeeds only if the holder is dead.
-    fn claim_of_dead_holder(&self, id: LeaseId) -> Option<Claim> {
+    async fn claim_of_dead_holder(&self, io: Io<'_>, id: LeaseId) -> Option<Claim> {
         let number = claim_number(&id)?;
-        match self.cache.shared.backend.claim(ClaimKey::Lease(number)) {
+        match io.claim(ClaimKey::Lease(number)).await {
             // A claim that no process can see says nothing about the holder.
             Claimed::Mine(claim) => claim.is_seen().then_some(claim),
             Claimed::Here | Claimed::Elsewhere => None,
         }
     }
 
-    fn new_id(&self) -> (LeaseId, Claim) {
+    async fn new_id(&self, io: Io<'_>) -> (LeaseId, Claim) {
         static LEASES: AtomicU64 = AtomicU64::new(0);
         // Includes the process id, because a forked child inherits the hash keys and the counter.
         let unique = (std::process::id(), LEASES.fetch_add(1, Relaxed));
         let [number, other] = [(); 2].map(|()| RandomState::new().hash_one(unique));
-        let claim = match self.cache.shared.backend.claim(ClaimKey::Lease(number)) {
+        let claim = match io.claim(ClaimKey::Lease(number)).await {
             Claimed::Mine(claim) => claim,
             Claimed::Here | Claimed::Elsewhere => Claim::default(),
         };
@@ -152,23 +156,28 @@ impl Call<'_> {
         (id, claim)
     }
 
-    pub(super) fn holds_lease(&self, id: LeaseId) -> Result<bool> {
-        Ok(self.token_of(id)?.is_some())
+    pub(super) async fn holds_lease(&self, io: Io<'_>, id: LeaseId) -> Result<bool> {
+        Ok(self.token_of(io, id).await?.is_some())
     }
 
-    pub(super) fn renew_lease(&self, id: LeaseId, duration: Duration) -> Result<bool> {
+    pub(super) async fn renew_lease(
+        &self,
+        io: Io<'_>,
+        id: LeaseId,
+        duration: Duration,
+    ) -> Result<bool> {
         let expires_at = self.lease_expiry(duration)?;
-        self.change_lease(id, Change::Touch { expires_at })
+        self.change_lease(io, id, Change::Touch { expires_at }).await
     }
 
-    pub(super) fn release_lease(&self, id: LeaseId) -> Result<bool> {
-        self.change_lease(id, Change::Delete)
+    pub(super) async fn release_lease(&self, io: Io<'_>, id: LeaseId) -> Result<bool> {
+        self.change_lease(io, id, Change::Delete).await
     }
 
     /// Applies `change` if the entry is this lease, also if a renewal has changed its token.
-    fn change_lease(&self, id: LeaseId, change: Change<'_>) -> Result<bool> {
-        while let Some(token) = self.token_of(id)? {
-            if let Outcome::Done { .. } = self.commit(Condition::Token(token), change)? {
+    async fn change_lease(&self, io: Io<'_>, id: LeaseId, change: Change<'_>) -> Result<bool> {
+        while let Some(token) = self.token_of(io, id).await? {
+            if self.took_effect(io, Condition::Token(token), change).await? {
                 return Ok(true);
             }
         }
@@ -176,9 +185,10 @@ impl Call<'_> {
     }
 
     /// The token of the entry, if the entry is this lease.
-    fn token_of(&self, id: LeaseId) -> Result<Option<u64>> {
+    async fn token_of(&self, io: Io<'_>, id: LeaseId) -> Result<Option<u64>> {
         let ours = |value: &[u8], codec| codec == Codec::Raw && value == id;
-        Ok(self.read(|item| ours(item.value, item.codec).then_some(item.token))?.flatten())
+        let token = self.read(io, |item| ours(item.value, item.codec).then_some(item.token));
+        Ok(token.await?.flatten())
     }
 
     fn lease_expiry(&self, duration: Duration) -> Result<Expiry> {
@@ -212,7 +222,8 @@ impl Lease {
     /// # Errors
     /// `Io` if the disk fails.
     pub fn is_held(&self) -> Result<bool> {
-        self.cache.call("is_held", &self.key)?.holds_lease(self.id)
+        let call = self.cache.call("is_held", &self.key)?;
+        now(call.holds_lease(call.blocking(), self.id))
     }
 
     /// Extends the lease to `duration` from now, and returns whether it was still held. A lost
@@ -230,7 +241,8 @@ impl Lease {
     /// # Errors
     /// As [`Cache::lease`].
     pub fn renew(&self, duration: Duration) -> Result<bool> {
-        self.cache.call("renew", &self.key)?.renew_lease(self.id, duration)
+        let call = self.cache.call("renew", &self.key)?;
+        now(call.renew_lease(call.blocking(), self.id, duration))
     }
 
     /// Releases the lease, and returns whether it was still held. Dropping it also releases it,
@@ -259,7 +271,8 @@ impl Lease {
             // It belongs to the parent, which may still need it.
             return Ok(false);
         }
-        self.cache.call("release", &self.key)?.release_lease(self.id)
+        let call = self.cache.call("release", &self.key)?;
+        now(call.release_lease(call.blocking(), self.id))
     }
 }
 

@@ -13,6 +13,7 @@ mod entry;
 mod expiry;
 mod expiry_policy;
 mod flight_table;
+mod io;
 mod iter;
 mod lease;
 mod many;
@@ -201,15 +202,19 @@ impl Cache {
     /// As [`total_stats`](Cache::total_stats).
     pub fn process_stats(&self) -> Result<Vec<ProcessStats>> {
         let found = self.shared.backend.process_stats();
-        let mut processes =
-            found.map_err(|error| context::about(error, "stats", None))?.unwrap_or_else(|| {
-                let stats = self.shared.backend.stats();
-                vec![ProcessStats { pid: std::process::id(), since: self.shared.opened, stats }]
-            });
+        Ok(self.processes(found.map_err(|error| context::about(error, "stats", None))?))
+    }
+
+    /// The statistics of the processes that the backend found; of this one if it knows no others.
+    fn processes(&self, found: Option<Vec<ProcessStats>>) -> Vec<ProcessStats> {
+        let mut processes = found.unwrap_or_else(|| {
+            let stats = self.shared.backend.stats();
+            vec![ProcessStats { pid: std::process::id(), since: self.shared.opened, stats }]
+        });
         if let Some(own) = processes.first_mut() {
             own.stats = self.with_failures(own.stats);
         }
-        Ok(processes)
+        processes
     }
 
     fn with_failures(&self, mut stats: Stats) -> Stats {

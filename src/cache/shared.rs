@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use super::Cache;
 use super::call::Call;
+use super::io::{Io, now};
 use crate::backend::{Decoded, Item};
 use crate::codec;
 use crate::error::Result;
@@ -45,14 +46,22 @@ impl Cache {
         &self,
         key: &str,
     ) -> Result<Option<Arc<T>>> {
-        self.call("get_shared", key)?.shared()
+        let call = self.call("get_shared", key)?;
+        now(call.shared(call.blocking()))
     }
 }
 
 impl Call<'_> {
-    pub(super) fn shared<T: DeserializeOwned + Send + Sync + 'static>(
+    pub(super) async fn shared<T: DeserializeOwned + Send + Sync + 'static>(
         &self,
+        io: Io<'_>,
     ) -> Result<Option<Arc<T>>> {
+        let backend = match io {
+            Io::Blocking(backend) => backend,
+            // It keeps no decoded values.
+            #[cfg(feature = "async")]
+            Io::Awaited(_) => return Ok(self.decoded(io).await?.map(Arc::new)),
+        };
         let mut failed = None;
         let mut decode = |item: Item<'_>| match codec::decode::<T>(item) {
             Ok(value) => {
@@ -65,8 +74,7 @@ impl Call<'_> {
                 None
             }
         };
-        let found =
-            self.cache.shared.backend.get_decoded(&self.full, TypeId::of::<T>(), &mut decode);
+        let found = backend.get_decoded(&self.full, TypeId::of::<T>(), &mut decode);
         match (found.map_err(|error| self.about(error))?, failed) {
             // The downcast cannot fail: the backend was asked for this type.
             (Some(value), _) => Ok(value.downcast().ok()),

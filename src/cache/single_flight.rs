@@ -27,6 +27,7 @@ use serde::de::DeserializeOwned;
 use super::call::Call;
 use super::expiry_policy;
 use super::flight_table::{Caller, Flights, Joined, Leader, Waiter};
+use super::io::Io;
 use crate::backend::{Change, ClaimKey, Claimed, Codec, Condition, Expiry, Item, Outcome, Soft};
 use crate::codec::{self, Encoded};
 use crate::error::{Error, ErrorKind, Result};
@@ -175,14 +176,15 @@ impl Call<'_> {
     }
 
     /// Looks the key up, and decides what the caller must do.
-    pub(super) fn first_step<T: DeserializeOwned>(
+    pub(super) async fn first_step<T: DeserializeOwned>(
         &self,
+        io: Io<'_>,
         lifespans: &Lifespans<T>,
         caller: Caller,
     ) -> Result<NextStep<T>> {
         let shared = &self.cache.shared;
         let before_lookup = Flights::completions();
-        let (started, mut found) = match self.look_up(lifespans)? {
+        let (started, mut found) = match self.look_up(io, lifespans).await? {
             CachedValue::Fresh(value) => return Ok(NextStep::Return(value)),
             CachedValue::Due(due) => {
                 match shared.flights.lead(&self.full, &before_lookup, caller) {
@@ -197,42 +199,44 @@ impl Call<'_> {
             },
         };
         if started.lookup_is_outdated {
-            found = self.look_up_again(lifespans, found)?;
+            found = self.look_up_again(io, lifespans, found).await?;
             if let CachedValue::Fresh(value) = found {
                 return Ok(NextStep::Return(value));
             }
         }
         let schedule = PollSchedule::new(shared.max_claim_wait);
-        self.claim_or_wait(lifespans, started.leader, found, schedule)
+        self.claim_or_wait(io, lifespans, started.leader, found, schedule).await
     }
 
     /// Looks the key up and tries to claim it again, after a pause.
-    pub(super) fn retry_claim<T: DeserializeOwned>(
+    pub(super) async fn retry_claim<T: DeserializeOwned>(
         &self,
+        io: Io<'_>,
         lifespans: &Lifespans<T>,
         wait: ClaimWait,
     ) -> Result<NextStep<T>> {
-        match self.look_up_again(lifespans, CachedValue::Missing)? {
+        match self.look_up_again(io, lifespans, CachedValue::Missing).await? {
             CachedValue::Fresh(value) => Ok(NextStep::Return(value)),
-            found => self.claim_or_wait(lifespans, wait.leader, found, wait.schedule),
+            found => self.claim_or_wait(io, lifespans, wait.leader, found, wait.schedule).await,
         }
     }
 
     /// Grants the permit to compute, unless another process holds the claim. Then the caller
     /// returns the value that is due, or waits.
-    fn claim_or_wait<T: DeserializeOwned>(
+    async fn claim_or_wait<T: DeserializeOwned>(
         &self,
+        io: Io<'_>,
         lifespans: &Lifespans<T>,
         mut leader: Leader,
         mut found: CachedValue<T>,
         mut schedule: PollSchedule,
     ) -> Result<NextStep<T>> {
         let shared = &self.cache.shared;
-        match shared.backend.claim(ClaimKey::Computation(&self.full)) {
+        match io.claim(ClaimKey::Computation(&self.full)).await {
             Claimed::Mine(claim) => {
                 // The previous holder may have stored the value after the lookup.
                 if claim.is_seen() {
-                    found = self.look_up_again(lifespans, found)?;
+                    found = self.look_up_again(io, lifespans, found).await?;
                 }
                 leader.claim = claim;
             }
@@ -256,27 +260,32 @@ impl Call<'_> {
     }
 
     /// Looks the key up a second time. A second miss is not counted.
-    fn look_up_again<T: DeserializeOwned>(
+    async fn look_up_again<T: DeserializeOwned>(
         &self,
+        io: Io<'_>,
         lifespans: &Lifespans<T>,
         before: CachedValue<T>,
     ) -> Result<CachedValue<T>> {
-        if self.cache.shared.backend.weight(&self.full) == 0 {
+        if io.is_known_to_lack(&self.full) {
             return Ok(CachedValue::Missing);
         }
         // An early refresh is due at random. The same entry must not draw a second time.
         if let CachedValue::Due(due) = &before
-            && self.read(|item| item.token)? == Some(due.token)
+            && self.read(io, |item| item.token).await? == Some(due.token)
         {
             return Ok(before);
         }
-        self.look_up(lifespans)
+        self.look_up(io, lifespans).await
     }
 
     /// The entry as a `T`. An entry of another type is no error.
-    fn look_up<T: DeserializeOwned>(&self, lifespans: &Lifespans<T>) -> Result<CachedValue<T>> {
+    async fn look_up<T: DeserializeOwned>(
+        &self,
+        io: Io<'_>,
+        lifespans: &Lifespans<T>,
+    ) -> Result<CachedValue<T>> {
         let shared = &self.cache.shared;
-        let found = self.read(|item| match codec::decode(item) {
+        let found = self.read(io, |item| match codec::decode(item) {
             Ok(value) => {
                 let Item { expires_at, soft, token, .. } = item;
                 let early = lifespans.of(&value).early;
@@ -288,8 +297,8 @@ impl Call<'_> {
                 }
             }
             Err(_) => CachedValue::WrongType(item.token),
-        })?;
-        Ok(found.unwrap_or(CachedValue::Missing))
+        });
+        Ok(found.await?.unwrap_or(CachedValue::Missing))
     }
 
     /// The result of another caller's flight, if it is a `T`. Otherwise the caller must start over.
@@ -339,18 +348,20 @@ impl Call<'_> {
     /// Stores the computed value, completes the flight with it, and returns `None`. If another
     /// caller stored a value meanwhile that is fresh and decodes as a `T`, that one stays and is
     /// returned, as in Django.
-    pub(super) fn store_computed<T: DeserializeOwned>(
+    pub(super) async fn store_computed<T: DeserializeOwned>(
         &self,
+        io: Io<'_>,
         computed: &ComputedValue,
         leader: Leader,
         lifespans: &Lifespans<T>,
     ) -> Option<T> {
-        match self.commit(computed.condition, computed.change()) {
+        match self.commit(io, computed.condition, computed.change()).await {
             Ok(Outcome::Done { .. }) => {}
-            Ok(Outcome::Refused { .. }) => match self.look_up(lifespans) {
+            Ok(Outcome::Refused { .. }) => match self.look_up(io, lifespans).await {
                 Ok(CachedValue::Fresh(theirs)) => return Some(theirs),
                 _ => {
-                    if let Err(error) = self.commit(Condition::Always, computed.change()) {
+                    let stored = self.commit(io, Condition::Always, computed.change()).await;
+                    if let Err(error) = stored {
                         self.store_failed(&error);
                     }
                 }

@@ -8,7 +8,8 @@ use bytes::Bytes;
 
 use super::Cache;
 use super::call::Call;
-use crate::backend::{Change, Codec, Condition, Pieces, Soft, Spool, Streamed};
+use super::io::now;
+use crate::backend::{Codec, Pieces, Spool, Streamed};
 use crate::codec;
 use crate::error::{Error, ErrorKind, Result};
 use crate::timeout::Timeout;
@@ -126,18 +127,7 @@ impl Writer {
         let call = cache.call("commit", &key)?;
         let expires_at = cache.expiry(timeout);
         match buffer {
-            Buffer::Memory(value) => {
-                call.commit(
-                    Condition::Always,
-                    Change::Store {
-                        value: &value,
-                        codec: Codec::Raw,
-                        expires_at,
-                        soft: Soft::default(),
-                    },
-                )?;
-                Ok(())
-            }
+            Buffer::Memory(value) => now(call.set(call.blocking(), Codec::Raw, &value, expires_at)),
             Buffer::Spool(spool) => {
                 spool.commit(&call.full, expires_at).map_err(|error| call.about(error))
             }

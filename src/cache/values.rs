@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 
 use super::Cache;
 use super::call::{Call, pack};
+use super::io::{Io, now};
 use crate::backend::{Change, Codec, Condition, Expiry, Soft};
 use crate::codec;
 use crate::error::Result;
@@ -32,7 +33,8 @@ impl Cache {
     /// `Decode` if the value is not a `T`. `InvalidKey`. `Io` if the disk fails. A damaged entry is
     /// a miss.
     pub fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
-        self.call("get", key)?.decoded()
+        let call = self.call("get", key)?;
+        now(call.decoded(call.blocking()))
     }
 
     /// The bytes of `key`: what [`set_bytes`](Cache::set_bytes) stored, or a byte array that `set`
@@ -54,7 +56,8 @@ impl Cache {
     /// # Errors
     /// As [`get`](Cache::get). `Decode` if the value is not a byte array.
     pub fn get_bytes(&self, key: &str) -> Result<Option<Bytes>> {
-        self.call("get_bytes", key)?.bytes()
+        let call = self.call("get_bytes", key)?;
+        now(call.bytes(call.blocking()))
     }
 
     /// Stores `value` under `key` until `timeout` has passed, and replaces the entry that is there.
@@ -83,7 +86,7 @@ impl Cache {
     ) -> Result<()> {
         let call = self.call("set", key)?;
         let encoded = call.encode(value)?;
-        call.set(Codec::MessagePack, &encoded, self.expiry(timeout))
+        now(call.set(call.blocking(), Codec::MessagePack, &encoded, self.expiry(timeout)))
     }
 
     /// Stores `value` as raw bytes, until `timeout` has passed, and replaces the entry that is
@@ -100,7 +103,8 @@ impl Cache {
     /// # Errors
     /// As [`set`](Cache::set), except `Encode`.
     pub fn set_bytes(&self, key: &str, value: &[u8], timeout: impl Into<Timeout>) -> Result<()> {
-        self.call("set_bytes", key)?.set(Codec::Raw, value, self.expiry(timeout))
+        let call = self.call("set_bytes", key)?;
+        now(call.set(call.blocking(), Codec::Raw, value, self.expiry(timeout)))
     }
 
     /// Stores `value` under `key` only if there is no entry, and returns whether it did. Atomic: of
@@ -129,7 +133,7 @@ impl Cache {
     ) -> Result<bool> {
         let call = self.call("add", key)?;
         let encoded = call.encode(value)?;
-        call.add(&encoded, self.expiry(timeout))
+        now(call.add(call.blocking(), &encoded, self.expiry(timeout)))
     }
 
     /// Removes the entry of `key`, and returns whether there was one.
@@ -146,7 +150,8 @@ impl Cache {
     /// # Errors
     /// `InvalidKey`. `NoSpace` or `Io` if the disk is full or fails. Then the entry stays.
     pub fn delete(&self, key: &str) -> Result<bool> {
-        self.call("delete", key)?.delete()
+        let call = self.call("delete", key)?;
+        now(call.delete(call.blocking()))
     }
 
     /// Whether `key` has an entry. Cheaper than `get`, because nothing is decoded. Counts as a use
@@ -164,7 +169,8 @@ impl Cache {
     /// `InvalidKey`. `Io` if the disk fails.
     #[doc(alias = "has_key")]
     pub fn contains_key(&self, key: &str) -> Result<bool> {
-        self.call("contains_key", key)?.exists()
+        let call = self.call("contains_key", key)?;
+        now(call.exists(call.blocking()))
     }
 
     /// When an entry that is stored now with `timeout` will expire.
@@ -178,25 +184,32 @@ impl Cache {
 }
 
 impl Call<'_> {
-    pub(super) fn bytes(&self) -> Result<Option<Bytes>> {
-        self.stored()?.map(codec::into_bytes).transpose().map_err(|error| self.about(error))
+    pub(super) async fn bytes(&self, io: Io<'_>) -> Result<Option<Bytes>> {
+        let stored = self.stored(io).await?;
+        stored.map(codec::into_bytes).transpose().map_err(|error| self.about(error))
     }
 
-    pub(super) fn set(&self, codec: Codec, value: &[u8], expires_at: Expiry) -> Result<()> {
+    pub(super) async fn set(
+        &self,
+        io: Io<'_>,
+        codec: Codec,
+        value: &[u8],
+        expires_at: Expiry,
+    ) -> Result<()> {
         let change = Change::Store { value, codec, expires_at, soft: Soft::default() };
-        self.commit(Condition::Always, change)?;
+        self.commit(io, Condition::Always, change).await?;
         Ok(())
     }
 
-    pub(super) fn add(&self, encoded: &[u8], expires_at: Expiry) -> Result<bool> {
-        self.took_effect(Condition::Absent, pack(encoded, expires_at))
+    pub(super) async fn add(&self, io: Io<'_>, encoded: &[u8], expires_at: Expiry) -> Result<bool> {
+        self.took_effect(io, Condition::Absent, pack(encoded, expires_at)).await
     }
 
-    pub(super) fn delete(&self) -> Result<bool> {
-        self.took_effect(Condition::Always, Change::Delete)
+    pub(super) async fn delete(&self, io: Io<'_>) -> Result<bool> {
+        self.took_effect(io, Condition::Always, Change::Delete).await
     }
 
-    pub(super) fn exists(&self) -> Result<bool> {
-        Ok(self.expiry()?.is_some())
+    pub(super) async fn exists(&self, io: Io<'_>) -> Result<bool> {
+        Ok(self.expiry(io).await?.is_some())
     }
 }

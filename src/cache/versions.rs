@@ -2,6 +2,7 @@
 
 use super::Cache;
 use super::call::Call;
+use super::io::{Io, now};
 use crate::backend::{Change, Condition};
 use crate::error::{ErrorKind, Result};
 
@@ -29,7 +30,8 @@ impl Cache {
     /// `InvalidKey`. `NoSpace` or `Io` if the disk is full or fails. Then the old entry is
     /// unchanged, and the new one may already exist.
     pub fn incr_version(&self, key: &str, delta: i64) -> Result<i64> {
-        self.call("incr_version", key)?.change_version(self.view.version.checked_add(delta))
+        let call = self.call("incr_version", key)?;
+        now(call.change_version(call.blocking(), self.view.version.checked_add(delta)))
     }
 
     /// Moves the entry of `key` to the version `delta` lower. Otherwise as
@@ -46,27 +48,26 @@ impl Cache {
     /// # Errors
     /// As [`incr_version`](Cache::incr_version).
     pub fn decr_version(&self, key: &str, delta: i64) -> Result<i64> {
-        self.call("decr_version", key)?.change_version(self.view.version.checked_sub(delta))
+        let call = self.call("decr_version", key)?;
+        now(call.change_version(call.blocking(), self.view.version.checked_sub(delta)))
     }
 }
 
 impl Call<'_> {
     /// Moves the entry to `version`; `None` stands for a version out of bounds.
-    pub(super) fn change_version(&self, version: Option<i64>) -> Result<i64> {
-        self.expiry()?.ok_or_else(|| self.fail(ErrorKind::NotFound))?;
+    pub(super) async fn change_version(&self, io: Io<'_>, version: Option<i64>) -> Result<i64> {
+        self.expiry(io).await?.ok_or_else(|| self.fail(ErrorKind::NotFound))?;
         let version = version.ok_or_else(|| self.fail(ErrorKind::Overflow))?;
         if version == self.cache.view.version {
             return Ok(version);
         }
         let there = self.cache.with_version(version);
         let new = there.call(self.name, self.key)?;
-        let copied = self.cache.shared.backend.copy(&self.full, &new.full);
-        let token = copied
-            .map_err(|error| self.about(error))?
-            .ok_or_else(|| self.fail(ErrorKind::NotFound))?;
+        let copied = self.copy_to(io, &new.full).await?;
+        let token = copied.ok_or_else(|| self.fail(ErrorKind::NotFound))?;
         // Refused if another call changed the old entry meanwhile. Also refused if a key function
         // ignores the version: then the copy itself replaced the old entry.
-        self.commit(Condition::Token(token), Change::Delete)?;
+        self.commit(io, Condition::Token(token), Change::Delete).await?;
         Ok(version)
     }
 }

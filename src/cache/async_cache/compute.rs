@@ -6,11 +6,12 @@ use std::pin::pin;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{AsyncCache, LARGE_VALUE, pause, run_call};
+use super::{AsyncCache, LARGE_VALUE, pause};
 use crate::cache::ComputeError;
 use crate::cache::call::Call;
 use crate::cache::compute::cannot_fail;
 use crate::cache::flight_table::{Caller, Leader};
+use crate::cache::io::Io;
 use crate::cache::single_flight::{Lifespans, NextStep};
 use crate::error::Result;
 use crate::timeout::Lifespan;
@@ -176,24 +177,28 @@ impl AsyncCache {
     {
         let call = self.cache.call(name, key)?;
         call.validate(&lifespans)?;
-        let first_step = move |call: &Call<'_>| call.first_step(&lifespans, Caller::Future);
-        let mut step = run_call(&call, self.reads_inline(&call), first_step).await?;
+        let first_step = async move |call: &Call<'_>, io: Io<'_>| {
+            call.first_step(io, &lifespans, Caller::Future).await
+        };
+        let mut step = self.run(&call, self.reads_inline(&call), first_step).await?;
         loop {
             step = match step {
                 NextStep::Return(value) => return Ok(value),
                 NextStep::Wait(waiter) => {
                     let result = waiter.await;
                     let is_small = result.as_ref().is_none_or(|value| value.len() < LARGE_VALUE);
-                    let decode = |call: &Call<'_>| Ok(call.flight_result(result));
-                    if let Some(value) = run_call(&call, is_small, decode).await? {
+                    let decode = async |call: &Call<'_>, _: Io<'_>| Ok(call.flight_result(result));
+                    if let Some(value) = self.run(&call, is_small, decode).await? {
                         return Ok(value);
                     }
-                    run_call(&call, self.reads_inline(&call), first_step).await?
+                    self.run(&call, self.reads_inline(&call), first_step).await?
                 }
                 NextStep::Pause(wait) => {
                     pause(wait.pause).await.map_err(|error| call.about(error))?;
-                    let retry = move |call: &Call<'_>| call.retry_claim(&lifespans, wait);
-                    run_call(&call, self.reads_inline(&call), retry).await?
+                    let retry = async move |call: &Call<'_>, io: Io<'_>| {
+                        call.retry_claim(io, &lifespans, wait).await
+                    };
+                    self.run(&call, self.reads_inline(&call), retry).await?
                 }
                 NextStep::Compute(permit) => {
                     let value = match run_inside(&permit.leader, f).await {
@@ -206,8 +211,8 @@ impl AsyncCache {
                         return Ok(value);
                     };
                     let len = computed.len();
-                    let store = move |call: &Call<'_>| {
-                        Ok(call.store_computed(&computed, permit.leader, &lifespans))
+                    let store = async move |call: &Call<'_>, io: Io<'_>| {
+                        Ok(call.store_computed(io, &computed, permit.leader, &lifespans).await)
                     };
                     return Ok(match self.write(&call, len, store).await {
                         Ok(theirs) => theirs.unwrap_or(value),

@@ -9,7 +9,10 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use super::{AsyncCache, task_result};
+use crate::backend::{Item, ScanBatch};
+use crate::cache::context::about;
 use crate::cache::{Iter, Keys};
+use crate::codec;
 use crate::error::Result;
 
 impl AsyncCache {
@@ -29,7 +32,10 @@ impl AsyncCache {
     /// # }
     /// ```
     pub fn keys(&self) -> AsyncKeys {
-        AsyncKeys(Batches::new(self.cache.keys()))
+        AsyncKeys(match self.is_awaited {
+            true => Source::Awaited(Scan::new(self, "keys", true, |key, _| Ok(key.to_owned()))),
+            false => Source::Blocking(Batches::new(self.cache.keys())),
+        })
     }
 
     /// As [`Cache::iter`](crate::Cache::iter); [`AsyncIter::next`] returns the items.
@@ -48,15 +54,19 @@ impl AsyncCache {
     /// # }
     /// ```
     pub fn iter<T: DeserializeOwned + Send + 'static>(&self) -> AsyncIter<T> {
-        AsyncIter(Batches::new(self.cache.iter()))
+        let make = |key: &str, item: Item<'_>| Ok((key.to_owned(), codec::decode(item)?));
+        AsyncIter(match self.is_awaited {
+            true => Source::Awaited(Scan::new(self, "iter", false, make)),
+            false => Source::Blocking(Batches::new(self.cache.iter())),
+        })
     }
 }
 
 /// The keys of a view; see [`AsyncCache::keys`].
-pub struct AsyncKeys(Batches<Keys, String>);
+pub struct AsyncKeys(Source<Keys, String>);
 
 /// The entries of a view; see [`AsyncCache::iter`].
-pub struct AsyncIter<T>(Batches<Iter<T>, (String, T)>);
+pub struct AsyncIter<T>(Source<Iter<T>, (String, T)>);
 
 impl AsyncKeys {
     /// The next key, or `None` at the end. Dropping the future loses no item.
@@ -75,6 +85,72 @@ impl<T: DeserializeOwned + Send + 'static> AsyncIter<T> {
     /// As [`Cache::iter`](crate::Cache::iter).
     pub async fn next(&mut self) -> Option<Result<(String, T)>> {
         self.0.next().await
+    }
+}
+
+/// Where the items come from.
+enum Source<I, R> {
+    Blocking(Batches<I, R>),
+    Awaited(Scan<R>),
+}
+
+impl<I, R> Source<I, R>
+where
+    I: Iterator<Item = Result<R>> + Send + 'static,
+    R: Send + 'static,
+{
+    async fn next(&mut self) -> Option<Result<R>> {
+        match self {
+            Self::Blocking(batches) => batches.next().await,
+            Self::Awaited(scan) => scan.next().await,
+        }
+    }
+}
+
+/// A scan over the asynchronous side of the backend, with the batch of items that it has returned.
+struct Scan<R> {
+    cache: AsyncCache,
+    name: &'static str,
+    keys_only: bool,
+    make: fn(&str, Item<'_>) -> Result<R>,
+    cursor: Option<u64>,
+    batch: VecDeque<Result<R>>,
+}
+
+impl<R> Scan<R> {
+    fn new(
+        cache: &AsyncCache,
+        name: &'static str,
+        keys_only: bool,
+        make: fn(&str, Item<'_>) -> Result<R>,
+    ) -> Self {
+        let cache = cache.clone();
+        Self { cache, name, keys_only, make, cursor: Some(0), batch: VecDeque::new() }
+    }
+
+    async fn next(&mut self) -> Option<Result<R>> {
+        while self.batch.is_empty() {
+            let (cursor, backend) = (self.cursor?, self.cache.awaited()?);
+            // If this future is dropped here, the next one asks for the same batch.
+            let scanned = match self.keys_only {
+                true => backend.scan_keys(cursor).await,
+                false => backend.scan(cursor).await,
+            };
+            match scanned {
+                Ok(ScanBatch { entries, next, .. }) => {
+                    let cache = &self.cache.cache;
+                    self.batch.extend(entries.iter().filter_map(|(full, stored)| {
+                        cache.own_item(self.name, full, stored.item(), self.make)
+                    }));
+                    self.cursor = next;
+                }
+                Err(error) => {
+                    self.cursor = None;
+                    self.batch.push_back(Err(about(error, self.name, None)));
+                }
+            }
+        }
+        self.batch.pop_front()
     }
 }
 

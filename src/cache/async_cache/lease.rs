@@ -7,6 +7,8 @@ use tokio::runtime::Handle;
 
 use super::AsyncCache;
 use crate::cache::Lease;
+use crate::cache::call::Call;
+use crate::cache::io::Io;
 use crate::cache::lease::LeaseId;
 use crate::error::Result;
 
@@ -56,7 +58,8 @@ impl AsyncLease {
     /// As [`Lease::is_held`].
     pub async fn is_held(&self) -> Result<bool> {
         let id = self.id;
-        self.cache.read("is_held", &self.key, move |call| call.holds_lease(id)).await
+        let held = async move |call: &Call<'_>, io: Io<'_>| call.holds_lease(io, id).await;
+        self.cache.read("is_held", &self.key, held).await
     }
 
     /// As [`Lease::renew`].
@@ -65,7 +68,9 @@ impl AsyncLease {
     /// As [`Lease::renew`].
     pub async fn renew(&self, duration: Duration) -> Result<bool> {
         let id = self.id;
-        self.cache.change("renew", &self.key, move |call| call.renew_lease(id, duration)).await
+        let renew =
+            async move |call: &Call<'_>, io: Io<'_>| call.renew_lease(io, id, duration).await;
+        self.cache.change("renew", &self.key, renew).await
     }
 
     /// As [`Lease::release`]. If the future is dropped before it completes, the lease is released
@@ -74,21 +79,44 @@ impl AsyncLease {
     /// # Errors
     /// As [`Lease::release`].
     pub async fn release(mut self) -> Result<bool> {
-        let Some(lease) = self.lease.take() else { return Ok(false) };
         let call = self.cache.cache.call("release", &self.key)?;
-        self.cache.write(&call, 0, move |_| lease.release()).await
+        if let Some(backend) = self.cache.awaited() {
+            // If this future is dropped here, dropping the lease releases it.
+            let released = call.release_lease(Io::Awaited(backend), self.id).await;
+            if let Some(mut lease) = self.lease.take() {
+                lease.released = true;
+            }
+            return released;
+        }
+        let Some(lease) = self.lease.take() else { return Ok(false) };
+        let release = async move |_: &Call<'_>, _: Io<'_>| lease.release();
+        self.cache.write(&call, 0, release).await
     }
 }
 
 impl Drop for AsyncLease {
     fn drop(&mut self) {
-        let lease = self.lease.take();
-        if lease.is_some()
-            && !self.cache.writes_inline(0)
-            && let Ok(runtime) = Handle::try_current()
-        {
+        let Some(mut lease) = self.lease.take() else { return };
+        let Ok(runtime) = Handle::try_current() else { return };
+        if self.cache.is_awaited {
+            lease.released = true;
+            let (cache, key) = (self.cache.clone(), std::mem::take(&mut self.key));
+            drop(runtime.spawn(release_in_background(cache, key, lease)));
+        } else if !self.cache.writes_inline(0) {
             drop(runtime.spawn_blocking(move || drop(lease)));
         }
+    }
+}
+
+/// Releases a dropped lease over the asynchronous side of the backend.
+async fn release_in_background(cache: AsyncCache, key: String, lease: Lease) {
+    let Some(backend) = cache.awaited() else { return };
+    let released = match cache.cache.call("release", &key) {
+        Ok(call) => call.release_lease(Io::Awaited(backend), lease.id).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = released {
+        tracing::warn!(%error, "a lease could not be released; it ends when it expires");
     }
 }
 

@@ -3,9 +3,11 @@
 //! thread.
 
 mod compute;
+mod counter;
 mod iter;
 mod lease;
 mod many;
+mod store;
 mod values;
 
 use std::fmt;
@@ -20,8 +22,9 @@ use tokio::task::JoinError;
 
 use super::call::Call;
 use super::flight_table::Computation;
+use super::io::{Io, now};
 use super::{Builder, Cache};
-use crate::backend::{CheckReport, Limits, NewLimits, ProcessStats, Stats};
+use crate::backend::AsyncBackend;
 use crate::error::{Error, ErrorKind, Result};
 
 pub use iter::{AsyncIter, AsyncKeys};
@@ -47,6 +50,10 @@ const LARGE_VALUE: usize = 64 << 10;
 /// - the pauses, of at most 2 ms each, while another process computes a missing value;
 /// - `open`, `flush`, `close`, `clear`, `check`, `maintain`, `configure`, iteration, the statistics
 ///   of other processes, and any call on a directory that was closed.
+///
+/// A [backend](crate::backend) that is asynchronous itself needs none of this: every call is
+/// awaited on the task of the caller, and only the pauses run elsewhere, if other processes can
+/// claim a computation there.
 ///
 /// **A cold page blocks the worker thread.** A directory is read through mapped memory. If a page
 /// is not in the page cache of the kernel, the thread waits for the disk: about 0.1 ms on a good
@@ -94,11 +101,14 @@ const LARGE_VALUE: usize = 64 << 10;
 #[derive(Clone)]
 pub struct AsyncCache {
     cache: Cache,
+    /// Whether the backend has an asynchronous side.
+    is_awaited: bool,
 }
 
 impl From<Cache> for AsyncCache {
     fn from(cache: Cache) -> Self {
-        Self { cache }
+        let is_awaited = cache.shared.backend.as_async().is_some();
+        Self { cache, is_awaited }
     }
 }
 
@@ -166,19 +176,6 @@ fn task_result<R>(joined: Result<R, JoinError>, name: &'static str) -> Result<R>
         Err(error) => Error::new(ErrorKind::Interrupted, name)
             .with_source(format!("the async runtime is shutting down: {error}")),
     })
-}
-
-/// Runs `f` with `call`: on this thread if `inline`, else on a blocking thread.
-async fn run_call<R: Send + 'static>(
-    call: &Call<'_>,
-    inline: bool,
-    f: impl FnOnce(&Call<'_>) -> Result<R> + Send + 'static,
-) -> Result<R> {
-    if inline {
-        return f(call);
-    }
-    let detached = call.detach();
-    run_blocking(call.name, move || detached.make(f)).await.map_err(|error| call.about(error))
 }
 
 impl AsyncCache {
@@ -258,180 +255,41 @@ impl AsyncCache {
         self.cache.version()
     }
 
-    /// As [`Cache::clear`]. Always runs on a blocking thread.
-    ///
-    /// ```
-    /// # use keepwarm::{Cache, Timeout};
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> keepwarm::Result<()> {
-    /// # let cache = Cache::in_memory().into_async();
-    /// cache.set("a", &1, Timeout::Default).await?;
-    /// cache.clear().await?;
-    /// assert!(cache.is_empty().await && cache.len().await == 0);
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Cache::clear`].
-    pub async fn clear(&self) -> Result<()> {
-        self.call_blocking("clear", Cache::clear).await
+    /// The asynchronous side of the backend, if it has one.
+    fn awaited(&self) -> Option<&dyn AsyncBackend> {
+        // Only a backend that has one pays for the question.
+        if self.is_awaited { self.cache.shared.backend.as_async() } else { None }
     }
 
-    /// As [`Cache::len`]. Runs on a blocking thread only if the directory was closed.
-    pub async fn len(&self) -> u64 {
-        self.read_gauge(Cache::len).await
-    }
-
-    /// As [`Cache::is_empty`]. Runs on a blocking thread only if the directory was closed.
-    pub async fn is_empty(&self) -> bool {
-        self.len().await == 0
-    }
-
-    /// As [`Cache::stats`]. Runs on a blocking thread only if the directory was closed.
-    ///
-    /// ```
-    /// # use keepwarm::Cache;
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> keepwarm::Result<()> {
-    /// # let cache = Cache::in_memory().into_async();
-    /// cache.get::<u8>("missing").await?;
-    /// assert_eq!(cache.stats().await.misses, 1);
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub async fn stats(&self) -> Stats {
-        self.read_gauge(Cache::stats).await
-    }
-
-    /// As [`Cache::total_stats`]. Always runs on a blocking thread.
-    ///
-    /// ```
-    /// # use keepwarm::Cache;
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> keepwarm::Result<()> {
-    /// # let cache = Cache::in_memory().into_async();
-    /// cache.get::<u8>("missing").await?;
-    /// assert_eq!(cache.total_stats().await?.misses, 1);
-    /// assert_eq!(cache.process_stats().await?.len(), 1);
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Cache::total_stats`].
-    pub async fn total_stats(&self) -> Result<Stats> {
-        self.call_blocking("stats", Cache::total_stats).await
-    }
-
-    /// As [`Cache::process_stats`]. Always runs on a blocking thread.
-    ///
-    /// # Errors
-    /// As [`Cache::total_stats`].
-    pub async fn process_stats(&self) -> Result<Vec<ProcessStats>> {
-        self.call_blocking("stats", Cache::process_stats).await
-    }
-
-    /// As [`Cache::limits`]. If the directory was closed, this opens it, and the thread waits for
-    /// that.
-    pub fn limits(&self) -> Limits {
-        self.cache.limits()
-    }
-
-    /// As [`Cache::configure`]. Always runs on a blocking thread.
-    ///
-    /// ```
-    /// # use keepwarm::{Cache, NewLimits};
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> keepwarm::Result<()> {
-    /// # let cache = Cache::in_memory().into_async();
-    /// let limits = cache.configure(&NewLimits::new().max_entries(10_000)).await?;
-    /// assert_eq!(limits.max_entries, 10_000);
-    /// assert_eq!(cache.limits(), limits);
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Cache::configure`].
-    pub async fn configure(&self, new: &NewLimits) -> Result<Limits> {
-        let (cache, new) = (self.cache.clone(), *new);
-        run_blocking("configure", move || cache.configure(&new)).await
-    }
-
-    /// As [`Cache::maintain`]. Always runs on a blocking thread.
-    ///
-    /// # Errors
-    /// As [`Cache::maintain`].
-    pub async fn maintain(&self) -> Result<()> {
-        self.call_blocking("maintain", Cache::maintain).await
-    }
-
-    /// As [`Cache::flush`]. Always runs on a blocking thread.
-    ///
-    /// ```
-    /// # use keepwarm::{Cache, Timeout};
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> keepwarm::Result<()> {
-    /// # let cache = Cache::in_memory().into_async();
-    /// cache.set("a", &1, Timeout::Default).await?;
-    /// cache.flush().await?; // a power cut cannot undo it from here on
-    /// cache.close().await?;
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Cache::flush`].
-    pub async fn flush(&self) -> Result<()> {
-        self.call_blocking("flush", Cache::flush).await
-    }
-
-    /// As [`Cache::close`]. Always runs on a blocking thread.
-    ///
-    /// # Errors
-    /// As [`Cache::flush`].
-    pub async fn close(&self) -> Result<()> {
-        self.call_blocking("close", Cache::close).await
-    }
-
-    /// As [`Cache::check`]. Always runs on a blocking thread.
-    ///
-    /// # Errors
-    /// As [`Cache::check`].
-    pub async fn check(&self) -> Result<CheckReport> {
-        self.call_blocking("check", Cache::check).await
-    }
-
-    /// Calls `f` on a blocking thread.
-    async fn call_blocking<R: Send + 'static>(
+    /// Runs an operation: on this task over the asynchronous side of the backend, if it has one;
+    /// else on this thread if `inline`, else on a blocking thread.
+    async fn run<R: Send + 'static>(
         &self,
-        name: &'static str,
-        f: fn(&Cache) -> Result<R>,
+        call: &Call<'_>,
+        inline: bool,
+        operation: impl AsyncFnOnce(&Call<'_>, Io<'_>) -> Result<R> + Send + 'static,
     ) -> Result<R> {
-        let cache = self.cache.clone();
-        run_blocking(name, move || f(&cache)).await
-    }
-
-    /// The result of `f`. Only a closed directory needs a blocking thread, to open it first; if the
-    /// runtime shuts down during that, the default value.
-    async fn read_gauge<R: Default + Send + 'static>(&self, f: fn(&Cache) -> R) -> R {
-        if !self.cache.shared.backend.reads_take_long() {
-            return f(&self.cache);
+        if let Some(backend) = self.awaited() {
+            return operation(call, Io::Awaited(backend)).await;
         }
-        let cache = self.cache.clone();
-        run_blocking("open", move || Ok(f(&cache))).await.unwrap_or_default()
+        if inline {
+            return now(operation(call, call.blocking()));
+        }
+        let detached = call.detach();
+        let run = move |call: &Call<'_>| now(operation(call, call.blocking()));
+        let ran = run_blocking(call.name, move || detached.make(run)).await;
+        ran.map_err(|error| call.about(error))
     }
 
-    /// Runs a call that reads the value of `key`: on this thread if the value is small.
+    /// Runs an operation that reads the value of `key`: on this thread if the value is small.
     async fn read<R: Send + 'static>(
         &self,
         name: &'static str,
         key: &str,
-        f: impl FnOnce(&Call<'_>) -> Result<R> + Send + 'static,
+        operation: impl AsyncFnOnce(&Call<'_>, Io<'_>) -> Result<R> + Send + 'static,
     ) -> Result<R> {
         let call = self.cache.call(name, key)?;
-        run_call(&call, self.reads_inline(&call), f).await
+        self.run(&call, self.reads_inline(&call), operation).await
     }
 
     fn reads_inline(&self, call: &Call<'_>) -> bool {
@@ -439,31 +297,32 @@ impl AsyncCache {
         !backend.reads_take_long() && backend.weight(&call.full) < LARGE_VALUE
     }
 
-    /// Runs a call that stores a value of `len` bytes: on this thread if it does not take long.
+    /// Runs an operation that stores a value of `len` bytes: on this thread if it does not take
+    /// long.
     async fn write<R: Send + 'static>(
         &self,
         call: &Call<'_>,
         len: usize,
-        f: impl FnOnce(&Call<'_>) -> Result<R> + Send + 'static,
+        operation: impl AsyncFnOnce(&Call<'_>, Io<'_>) -> Result<R> + Send + 'static,
     ) -> Result<R> {
-        run_call(call, self.writes_inline(len), f).await
+        self.run(call, self.writes_inline(len), operation).await
     }
 
     fn writes_inline(&self, len: usize) -> bool {
         len < LARGE_VALUE && !self.cache.shared.backend.commits_take_long()
     }
 
-    /// Runs a call that changes the entry of `key` and keeps its value, so that the size of the
-    /// stored value decides: on this thread if it does not take long.
+    /// Runs an operation that changes the entry of `key` and keeps its value, so that the size of
+    /// the stored value decides: on this thread if it does not take long.
     async fn change<R: Send + 'static>(
         &self,
         name: &'static str,
         key: &str,
-        f: impl FnOnce(&Call<'_>) -> Result<R> + Send + 'static,
+        operation: impl AsyncFnOnce(&Call<'_>, Io<'_>) -> Result<R> + Send + 'static,
     ) -> Result<R> {
         let call = self.cache.call(name, key)?;
         let weight = self.cache.shared.backend.weight(&call.full);
-        self.write(&call, weight, f).await
+        self.write(&call, weight, operation).await
     }
 }
 

@@ -1,16 +1,15 @@
-//! Calls on one key: the asynchronous twins of `values`, `entry`, `expiry`, `counter`, `versions`
-//! and `lease`.
+//! Calls on one key: the asynchronous twins of `values`, `entry` and `expiry`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{AsyncCache, AsyncLease};
+use super::AsyncCache;
 use crate::backend::Codec;
 use crate::cache::call::Call;
+use crate::cache::io::{Io, now};
 use crate::cache::{Entry, Swap, Token};
 use crate::error::Result;
 use crate::time::Timestamp;
@@ -33,7 +32,7 @@ impl AsyncCache {
     /// # Errors
     /// As [`Cache::get`](crate::Cache::get).
     pub async fn get<T: DeserializeOwned + Send + 'static>(&self, key: &str) -> Result<Option<T>> {
-        self.read("get", key, |call| call.decoded()).await
+        self.read("get", key, async |call: &Call<'_>, io: Io<'_>| call.decoded(io).await).await
     }
 
     /// As [`Cache::get_bytes`](crate::Cache::get_bytes).
@@ -52,7 +51,7 @@ impl AsyncCache {
     /// # Errors
     /// As [`Cache::get_bytes`](crate::Cache::get_bytes).
     pub async fn get_bytes(&self, key: &str) -> Result<Option<Bytes>> {
-        self.read("get_bytes", key, |call| call.bytes()).await
+        self.read("get_bytes", key, async |call: &Call<'_>, io: Io<'_>| call.bytes(io).await).await
     }
 
     /// As [`Cache::get_shared`](crate::Cache::get_shared). A stored value of 64 KiB or more needs a
@@ -77,7 +76,8 @@ impl AsyncCache {
         &self,
         key: &str,
     ) -> Result<Option<Arc<T>>> {
-        self.read("get_shared", key, |call| call.shared()).await
+        self.read("get_shared", key, async |call: &Call<'_>, io: Io<'_>| call.shared(io).await)
+            .await
     }
 
     /// As [`Cache::get_entry`](crate::Cache::get_entry).
@@ -100,7 +100,7 @@ impl AsyncCache {
         &self,
         key: &str,
     ) -> Result<Option<Entry<T>>> {
-        self.read("get_entry", key, |call| call.entry()).await
+        self.read("get_entry", key, async |call: &Call<'_>, io: Io<'_>| call.entry(io).await).await
     }
 
     /// As [`Cache::contains_key`](crate::Cache::contains_key).
@@ -120,7 +120,8 @@ impl AsyncCache {
     /// As [`Cache::contains_key`](crate::Cache::contains_key).
     #[doc(alias = "has_key")]
     pub async fn contains_key(&self, key: &str) -> Result<bool> {
-        self.read("contains_key", key, |call| call.exists()).await
+        self.read("contains_key", key, async |call: &Call<'_>, io: Io<'_>| call.exists(io).await)
+            .await
     }
 
     /// As [`Cache::ttl`](crate::Cache::ttl).
@@ -139,7 +140,7 @@ impl AsyncCache {
     /// # Errors
     /// As [`Cache::ttl`](crate::Cache::ttl).
     pub async fn ttl(&self, key: &str) -> Result<Option<Ttl>> {
-        self.read("ttl", key, |call| call.ttl()).await
+        self.read("ttl", key, async |call: &Call<'_>, io: Io<'_>| call.ttl(io).await).await
     }
 
     /// As [`Cache::set`](crate::Cache::set). The value is encoded on the polling thread, whatever
@@ -147,8 +148,7 @@ impl AsyncCache {
     ///
     /// ```
     /// # use keepwarm::Cache;
-    /// # use std::time::Duration;
-    /// # #[tokio::main(flavor = "current_thread")]
+    /// #     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> keepwarm::Result<()> {
     /// # let cache = Cache::in_memory().into_async();
     /// cache.set("list", &[1, 2, 3], Duration::from_secs(5)).await?;
@@ -169,10 +169,11 @@ impl AsyncCache {
     ) -> Result<()> {
         let call = self.cache.call("set", key)?;
         let (encoded, expires_at) = (call.encode(value)?, self.cache.expiry(timeout));
-        self.write(&call, encoded.len(), move |call| {
-            call.set(Codec::MessagePack, &encoded, expires_at)
-        })
-        .await
+        let len = encoded.len();
+        let set = async move |call: &Call<'_>, io: Io<'_>| {
+            call.set(io, Codec::MessagePack, &encoded, expires_at).await
+        };
+        self.write(&call, len, set).await
     }
 
     /// As [`Cache::set_bytes`](crate::Cache::set_bytes). If the write runs on a blocking thread,
@@ -198,11 +199,19 @@ impl AsyncCache {
     ) -> Result<()> {
         let call = self.cache.call("set_bytes", key)?;
         let expires_at = self.cache.expiry(timeout);
+        // What does not go to another thread needs no copy.
+        if let Some(backend) = self.awaited() {
+            return call.set(Io::Awaited(backend), Codec::Raw, value, expires_at).await;
+        }
         if self.writes_inline(value.len()) {
-            return call.set(Codec::Raw, value, expires_at);
+            return now(call.set(call.blocking(), Codec::Raw, value, expires_at));
         }
         let value = value.to_vec();
-        self.write(&call, value.len(), move |call| call.set(Codec::Raw, &value, expires_at)).await
+        let len = value.len();
+        let set = async move |call: &Call<'_>, io: Io<'_>| {
+            call.set(io, Codec::Raw, &value, expires_at).await
+        };
+        self.write(&call, len, set).await
     }
 
     /// As [`Cache::add`](crate::Cache::add).
@@ -231,7 +240,9 @@ impl AsyncCache {
     ) -> Result<bool> {
         let call = self.cache.call("add", key)?;
         let (encoded, expires_at) = (call.encode(value)?, self.cache.expiry(timeout));
-        self.write(&call, encoded.len(), move |call| call.add(&encoded, expires_at)).await
+        let len = encoded.len();
+        let add = async move |call: &Call<'_>, io: Io<'_>| call.add(io, &encoded, expires_at).await;
+        self.write(&call, len, add).await
     }
 
     /// As [`Cache::compare_and_swap`](crate::Cache::compare_and_swap).
@@ -262,7 +273,9 @@ impl AsyncCache {
         let call = self.cache.call("compare_and_swap", key)?;
         let (encoded, expires_at) = (call.encode(value)?, self.cache.expiry(timeout));
         let len = encoded.len();
-        let swap = move |call: &Call<'_>| call.compare_and_swap(expected, &encoded, expires_at);
+        let swap = async move |call: &Call<'_>, io: Io<'_>| {
+            call.compare_and_swap(io, expected, &encoded, expires_at).await
+        };
         self.write(&call, len, swap).await
     }
 
@@ -282,15 +295,17 @@ impl AsyncCache {
     /// # Errors
     /// As [`Cache::delete`](crate::Cache::delete).
     pub async fn delete(&self, key: &str) -> Result<bool> {
-        self.write(&self.cache.call("delete", key)?, 0, |call| call.delete()).await
+        self.write(&self.cache.call("delete", key)?, 0, async |call: &Call<'_>, io: Io<'_>| {
+            call.delete(io).await
+        })
+        .await
     }
 
     /// As [`Cache::touch`](crate::Cache::touch).
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout, Ttl};
-    /// # use std::time::Duration;
-    /// # #[tokio::main(flavor = "current_thread")]
+    /// #     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> keepwarm::Result<()> {
     /// # let cache = Cache::in_memory().into_async();
     /// cache.set("session", "x", Duration::from_secs(10)).await?;
@@ -304,15 +319,17 @@ impl AsyncCache {
     /// As [`Cache::touch`](crate::Cache::touch).
     pub async fn touch(&self, key: &str, timeout: impl Into<Timeout>) -> Result<bool> {
         let expires_at = self.cache.expiry(timeout);
-        self.change("touch", key, move |call| call.reschedule(expires_at)).await
+        self.change("touch", key, async move |call: &Call<'_>, io: Io<'_>| {
+            call.reschedule(io, expires_at).await
+        })
+        .await
     }
 
     /// As [`Cache::persist`](crate::Cache::persist).
     ///
     /// ```
     /// # use keepwarm::{Cache, Ttl};
-    /// # use std::time::Duration;
-    /// # #[tokio::main(flavor = "current_thread")]
+    /// #     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> keepwarm::Result<()> {
     /// # let cache = Cache::in_memory().into_async();
     /// cache.set("session", "x", Duration::from_secs(10)).await?;
@@ -325,7 +342,10 @@ impl AsyncCache {
     /// # Errors
     /// As [`Cache::touch`](crate::Cache::touch).
     pub async fn persist(&self, key: &str) -> Result<bool> {
-        self.change("persist", key, |call| call.reschedule(None)).await
+        self.change("persist", key, async |call: &Call<'_>, io: Io<'_>| {
+            call.reschedule(io, None).await
+        })
+        .await
     }
 
     /// As [`Cache::expire_at`](crate::Cache::expire_at).
@@ -346,124 +366,9 @@ impl AsyncCache {
     /// As [`Cache::touch`](crate::Cache::touch).
     pub async fn expire_at(&self, key: &str, at: impl Into<Timestamp>) -> Result<bool> {
         let at = at.into();
-        self.change("expire_at", key, move |call| call.reschedule(Some(at))).await
-    }
-
-    /// As [`Cache::incr`](crate::Cache::incr).
-    ///
-    /// ```
-    /// # use keepwarm::{Cache, Timeout};
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> keepwarm::Result<()> {
-    /// # let cache = Cache::in_memory().into_async();
-    /// cache.set("visits", &1, Timeout::Never).await?;
-    /// assert_eq!(cache.incr("visits", 1000).await?, 1001);
-    /// assert_eq!(cache.decr("visits", 1).await?, 1000);
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Cache::incr`](crate::Cache::incr).
-    pub async fn incr(&self, key: &str, delta: i64) -> Result<i64> {
-        self.count("incr", key, i128::from(delta), None).await
-    }
-
-    /// As [`Cache::decr`](crate::Cache::decr).
-    ///
-    /// # Errors
-    /// As [`Cache::incr`](crate::Cache::incr).
-    pub async fn decr(&self, key: &str, delta: i64) -> Result<i64> {
-        self.count("decr", key, -i128::from(delta), None).await
-    }
-
-    /// As [`Cache::incr_or_init`](crate::Cache::incr_or_init).
-    ///
-    /// ```
-    /// # use keepwarm::{Cache, Timeout};
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> keepwarm::Result<()> {
-    /// # let cache = Cache::in_memory().into_async();
-    /// assert_eq!(cache.incr_or_init("visits", 1, 0, Timeout::Never).await?, 1);
-    /// assert_eq!(cache.incr_or_init("visits", 1, 0, Timeout::Never).await?, 2);
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Cache::incr_or_init`](crate::Cache::incr_or_init).
-    pub async fn incr_or_init(
-        &self,
-        key: &str,
-        delta: i64,
-        initial: i64,
-        timeout: impl Into<Timeout>,
-    ) -> Result<i64> {
-        self.count("incr_or_init", key, i128::from(delta), Some((initial, timeout.into()))).await
-    }
-
-    async fn count(
-        &self,
-        name: &'static str,
-        key: &str,
-        delta: i128,
-        init: Option<(i64, Timeout)>,
-    ) -> Result<i64> {
-        self.write(&self.cache.call(name, key)?, 0, move |call| call.count(delta, init)).await
-    }
-
-    /// As [`Cache::incr_version`](crate::Cache::incr_version).
-    ///
-    /// ```
-    /// # use keepwarm::{Cache, Timeout};
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> keepwarm::Result<()> {
-    /// # let cache = Cache::in_memory().into_async();
-    /// cache.set("layout", "x", Timeout::Default).await?;
-    /// assert_eq!(cache.incr_version("layout", 1).await?, 2);
-    /// assert!(cache.with_version(2).contains_key("layout").await?);
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Cache::incr_version`](crate::Cache::incr_version).
-    pub async fn incr_version(&self, key: &str, delta: i64) -> Result<i64> {
-        let version = self.version().checked_add(delta);
-        self.change("incr_version", key, move |call| call.change_version(version)).await
-    }
-
-    /// As [`Cache::decr_version`](crate::Cache::decr_version).
-    ///
-    /// # Errors
-    /// As [`Cache::incr_version`](crate::Cache::incr_version).
-    pub async fn decr_version(&self, key: &str, delta: i64) -> Result<i64> {
-        let version = self.version().checked_sub(delta);
-        self.change("decr_version", key, move |call| call.change_version(version)).await
-    }
-
-    /// As [`Cache::lease`](crate::Cache::lease).
-    ///
-    /// ```
-    /// # use keepwarm::Cache;
-    /// # use std::time::Duration;
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> keepwarm::Result<()> {
-    /// # let cache = Cache::in_memory().into_async();
-    /// if let Some(lease) = cache.lease("nightly report", Duration::from_secs(60)).await? {
-    ///     assert!(cache.lease("nightly report", Duration::from_secs(60)).await?.is_none());
-    ///     lease.release().await?; // or drop it
-    /// }
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`Cache::lease`](crate::Cache::lease).
-    pub async fn lease(&self, key: &str, duration: Duration) -> Result<Option<AsyncLease>> {
-        let lease = self
-            .write(&self.cache.call("lease", key)?, 0, move |call| call.lease(duration))
-            .await?;
-        Ok(lease.map(AsyncLease::new))
+        self.change("expire_at", key, async move |call: &Call<'_>, io: Io<'_>| {
+            call.reschedule(io, Some(at)).await
+        })
+        .await
     }
 }
