@@ -127,7 +127,7 @@ fn on_one_thread(test: impl AsyncFnOnce(AsyncCache, ManualClock, Arc<AtomicU64>)
         .build()
         .unwrap();
     let (release, released) = mpsc::channel::<()>();
-    let taken = runtime.spawn_blocking(move || drop(released.recv()));
+    let taken = runtime.spawn_blocking(move || released.recv().is_ok());
     runtime.block_on(async {
         let clock = ManualClock::new();
         let (remote, awaited) = Remote::here(clock.clone());
@@ -234,9 +234,8 @@ fn of_tasks_that_miss_a_key_one_computes_and_none_leaves_the_thread() {
         assert_eq!(cache.get_or_set("k", Timeout::Never, compute).await.unwrap(), 0);
         let failed = cache.try_get_or_set("other", Timeout::Never, async || Err::<u8, _>("no"));
         assert!(failed.await.is_err());
-        let nothing = cache.get_or_set_option("none", Timeout::Never, Timeout::Never, async || {
-            None::<u8>
-        });
+        let nothing =
+            cache.get_or_set_option("none", Timeout::Never, Timeout::Never, async || None::<u8>);
         assert_eq!(nothing.await.unwrap(), None);
         assert_eq!(cache.get::<Option<u8>>("none").await.unwrap(), Some(None));
     });

@@ -93,8 +93,8 @@ impl FileBackend {
     fn attach_again(&self) -> Result<Held> {
         // As it was left, in case it was configured.
         let options = Options { keep_limits: true, salvage: false, ..self.options.clone() };
-        // First: whoever makes the index that is to be looked at may lack the space which this one
-        // takes.
+        // First, because the process that rebuilds the index may need the space that the old
+        // attachment holds.
         empty(&self.attached, |before| before.is_ours() && !before.is_of_use());
         let attached = Self::attach(self.storage, &self.dir, &options)?;
         attached.note_place(&self.attached);

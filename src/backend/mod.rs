@@ -113,7 +113,7 @@
 //! - **Exact numbers.** [`len`](Backend::len) counts expired entries that were not removed yet,
 //!   and lags behind concurrent writers. A store may not know it at all.
 //!
-//! # Who keeps time
+//! # Time
 //!
 //! `expires_at` is made by the facade, from the clock of the [`Builder`](crate::Builder). Which
 //! clock ends the entry is for the backend to say. A local store takes a [`Clock`](crate::Clock)

@@ -9,7 +9,7 @@ use crate::backend::{Decoded, SharedValue};
 /// What one takes beside its key and value, roughly.
 const OVERHEAD: u64 = 192;
 
-/// By the slot of their entry. Whoever changes or removes an entry removes what was decoded from
+/// By the slot of their entry. A change or removal of an entry also removes what was decoded from
 /// it, so nothing here is stale.
 #[derive(Default)]
 pub(super) struct DecodedValues {

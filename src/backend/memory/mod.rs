@@ -23,7 +23,7 @@ use crate::options::{self, INLINE_CULL_ENTRIES, Options, QUICK_CULL_ENTRIES};
 use crate::time::{Clock, Timestamp};
 use table::{Content, Garbage, Node, Table, entry_bytes, passed};
 
-/// Slots that each insert looks at for expired entries, so that what nobody reads goes as well.
+/// Slots that each insert examines, so that expired entries are reaped even if no call reads them.
 const SWEPT_PER_INSERT: usize = 4;
 
 /// Slots that one hold of the mutex looks at in a scan or a sweep.

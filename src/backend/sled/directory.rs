@@ -1,5 +1,5 @@
-//! The directory with sled's files in it: who has it open, and the few facts about it that are kept
-//! beside the entries.
+//! The directory of a sled cache: the lock of the process that has it open, sled's files, and the
+//! facts that are stored beside the entries.
 //!
 //! ```text
 //! DIR/CACHEDIR.TAG
@@ -29,14 +29,14 @@ use crate::sys::storage::{File, SYSTEM};
 const FORMAT: u32 = 1;
 /// The byte of `locks` that stands for the process that has the directory open.
 const PROCESS: i64 = 1;
-/// Sequences are reserved on the disk so many at a time, so that none is given out twice, whatever
-/// is lost in a kill. sled's own `generate_id` does not do: a second kill soon after the first
-/// makes it repeat itself.
+/// How many sequences are reserved on the disk at a time, so that none is used twice, whatever a
+/// kill loses. sled's own `generate_id` is not enough: after two kills in short succession it
+/// repeats itself.
 const SEQUENCES: u64 = 1 << 32;
-/// sled gives its file back a moment after it was closed, when its threads have come to their ends.
+/// sled unlocks its file a moment after it was closed, when its threads have ended.
 const LOCK_PATIENCE: Duration = Duration::from_secs(30);
-/// How often sled writes out what it has in its buffers where nothing else is asked for. It cleans
-/// up its file then as well, so it is never left to itself.
+/// How often sled writes out its buffers if the durability asks for no interval. It also cleans up
+/// its file then, so it is never turned off.
 const UNHURRIED: Duration = Duration::from_secs(30);
 
 const FACTS: &[u8] = b"facts";
@@ -47,14 +47,14 @@ struct Facts {
     format: u32,
     /// Seeds the checks of the records.
     salt: u64,
-    /// Entries of an earlier one were cleared.
+    /// The current generation. Records of earlier ones were cleared.
     generation: u32,
-    /// No sequence from here on was given out.
+    /// The end of the reserved sequences.
     sequences: u64,
 }
 
-/// An open directory. One of all processes has it.
-pub(super) struct Home {
+/// An open directory. One process at a time has it open.
+pub(super) struct SledDirectory {
     pub(super) path: PathBuf,
     pub(super) entries: Tree,
     tree_of_facts: Tree,
@@ -65,11 +65,11 @@ pub(super) struct Home {
     facts: Mutex<Facts>,
     next_sequence: AtomicU64,
     reserved_to: AtomicU64,
-    /// Last, so that nobody else opens the directory before sled has closed its file.
+    /// The last field, so that no process opens the directory before sled has closed its file.
     _locks: File,
 }
 
-impl Home {
+impl SledDirectory {
     pub(super) fn open(path: &Path, options: &Options) -> Result<Self> {
         directory::refuse_network(path, options)?;
         let path = directory::find_or_make(SYSTEM, path)?;
@@ -98,7 +98,7 @@ impl Home {
         };
         let first = facts.sequences;
         facts.sequences += SEQUENCES;
-        let home = Self {
+        let directory = Self {
             path,
             entries,
             tree_of_facts,
@@ -110,9 +110,9 @@ impl Home {
             reserved_to: AtomicU64::new(facts.sequences),
             _locks: locks,
         };
-        home.write(&facts)?;
-        home.flush()?;
-        Ok(home)
+        directory.write(&facts)?;
+        directory.flush()?;
+        Ok(directory)
     }
 
     fn facts(&self) -> MutexGuard<'_, Facts> {
@@ -129,12 +129,12 @@ impl Home {
         store_error(operation, &self.path, error)
     }
 
-    /// Waits until everything that was written is on the disk, but for pages of sled's that are
-    /// large enough to have files of their own.
+    /// Waits until all writes are on the disk, except pages that are so large that sled keeps them
+    /// in files of their own.
     pub(super) fn flush(&self) -> Result<()> {
         self.db.flush().map_err(|e| self.error("sync", e))?;
-        // On Linux sled has its pages written back and goes on: neither the file's length nor what
-        // the disk itself buffers is durable then.
+        // On Linux sled only starts the write-back of its pages: neither the length of the file nor
+        // the write cache of the disk is durable then.
         self.log.sync().map_err(|e| Error::io("sync", &self.path, e))
     }
 
@@ -142,7 +142,7 @@ impl Home {
         self.facts().generation
     }
 
-    /// Begins the next generation, durably if `sync` says so, and then does `effect` with it.
+    /// Begins the next generation, durably if `sync`, and then calls `effect` with it.
     pub(super) fn begin_generation(&self, sync: bool, effect: impl FnOnce(u32)) -> Result<()> {
         let mut facts = self.facts();
         let Some(generation) = facts.generation.checked_add(1) else {
@@ -161,7 +161,7 @@ impl Home {
         Ok(())
     }
 
-    /// A number greater than all that were ever given out for this directory.
+    /// A number greater than all others ever used in this directory.
     pub(super) fn next_sequence(&self) -> Result<u64> {
         let sequence = self.next_sequence.fetch_add(1, Ordering::Relaxed);
         if sequence >= self.reserved_to.load(Ordering::Acquire) {
@@ -177,7 +177,7 @@ impl Home {
         Ok(sequence)
     }
 
-    /// What the checks of the records are seeded with. Each lies by itself, so there is no offset.
+    /// The seed of the records' checks. Each record is stored by itself, so its offset is 0.
     pub(super) fn place(&self) -> RecordPlace {
         RecordPlace { salt: self.salt, offset: 0 }
     }
@@ -217,7 +217,7 @@ fn take(dir: &Path) -> Result<File> {
     }
 }
 
-/// Opens sled's files. sled panics over some kinds of damage; to the caller that is damage too.
+/// Opens sled's files. sled panics on some kinds of damage; that is the error `Corrupt` here.
 pub(super) fn open_sled(dir: &Path, options: &Options) -> Result<Db> {
     let every = match options.durability {
         Durability::Interval(interval) => interval,
@@ -246,7 +246,7 @@ pub(super) fn open_sled(dir: &Path, options: &Options) -> Result<Db> {
     }
 }
 
-/// sled gives a file that somebody else has locked no kind of its own.
+/// sled has no error kind for a file that another process has locked.
 fn is_locked(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Other && error.to_string().starts_with("could not acquire lock")
 }

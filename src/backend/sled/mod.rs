@@ -1,10 +1,9 @@
 //! The store in a sled tree: keys on disk, in order, each with a record as in the log of the
 //! engine.
 //!
-//! sled has the tree, the file and the syncs; here is what makes a cache of it: expiry, bounds,
-//! recency, counts, `clear` ([`sweep`]), the conditional write ([`store`]), and the directory
-//! ([`home`]). Recency and counts are kept in memory ([`books`]), so that opening reads everything
-//! once.
+//! sled provides the tree, the file and the syncs. This module makes a cache of it: the conditional
+//! write ([`store`]); expiry, bounds and `clear` ([`sweep`]); the directory ([`directory`]).
+//! Recency and counts are kept in memory ([`accounting`]), so opening reads all records once.
 
 mod accounting;
 mod directory;
@@ -29,8 +28,7 @@ pub(crate) struct SledBackend {
     options: Options,
     limits: Arc<OwnLimits>,
     counters: Arc<Counters>,
-    /// `None` after a `close`. Written to open and to close alone, which wait for the calls under
-    /// way.
+    /// `None` after a `close`. Only open and close lock it to write; they wait for running calls.
     store: RwLock<Option<Store>>,
 }
 
@@ -50,7 +48,8 @@ impl SledBackend {
         })
     }
 
-    /// `work` with the store, opened if it was closed. No code of users may run in it.
+    /// Calls `work` with the store, which is opened first if it was closed. `work` must not run
+    /// code of callers.
     fn with<T>(&self, work: impl FnOnce(&Store) -> Result<T>) -> Result<T> {
         loop {
             if let Some(store) = &*self.store.read().unwrap_or_else(PoisonError::into_inner) {
@@ -72,7 +71,7 @@ impl SledBackend {
         self.store.read().unwrap_or_else(PoisonError::into_inner).is_none()
     }
 
-    /// What the store shows; nothing if it was closed and cannot be opened again.
+    /// A gauge of the store; the default value if it was closed and cannot be opened again.
     fn gauge<T: Default>(&self, read: impl FnOnce(&Store) -> T) -> T {
         self.with(|store| Ok(read(store))).unwrap_or_else(|error| {
             tracing::warn!(%error, "there is nothing to show");
@@ -88,7 +87,9 @@ impl Backend for SledBackend {
 
     fn weight(&self, key: &str) -> usize {
         match &*self.store.read().unwrap_or_else(PoisonError::into_inner) {
-            Some(store) => store.books().table.get(key).map_or(0, |entry| entry.bytes as usize),
+            Some(store) => {
+                store.accounting().table.get(key).map_or(0, |entry| entry.bytes as usize)
+            }
             None => 0,
         }
     }
@@ -131,7 +132,7 @@ impl Backend for SledBackend {
 
     fn flush(&self) -> Result<()> {
         match &*self.store.read().unwrap_or_else(PoisonError::into_inner) {
-            Some(store) => store.home.flush(),
+            Some(store) => store.directory.flush(),
             None => Ok(()),
         }
     }

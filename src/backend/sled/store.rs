@@ -1,14 +1,17 @@
 //! An open sled directory: reading and writing.
 //!
 //! ```text
-//! read the key's record; decide; if nothing is to be done: return
-//! make the new record but for its stamp
-//! lock the key's stripe; take the sequence; put the entry down in the books, or at a bound: unlock, make room, begin again
-//! compare-and-swap in the tree, from the record that was read to the new one; if it is another by now: begin again
+//! read the key's record; decide; return if nothing must be written
+//! prepare the new record, except its stamp
+//! lock the key's stripe; take the next sequence
+//! count the entry in the accounting; at a bound: unlock, make room, start over
+//! compare-and-swap in the tree, from the record just read to the new one; if it has changed:
+//!     undo the accounting, start over
 //! ```
 //!
-//! The compare-and-swap makes a change atomic; the stripe keeps the order of sequences the order of
-//! publication, and books and tree in step. No call of users runs under a lock.
+//! The compare-and-swap makes a change atomic. The stripe's lock makes the order of sequences the
+//! order of publication, and keeps accounting and tree in step. No code of callers runs under a
+//! lock.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::AtomicBool;
@@ -17,8 +20,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ::sled::IVec;
 use bytes::Bytes;
 
-use super::accounting::{Again, Books};
-use super::directory::Home;
+use super::accounting::{Accounting, Retry};
+use super::directory::SledDirectory;
 use super::table::Entry;
 use crate::backend::{Change, Codec, Condition, Outcome, Stats, Stored};
 use crate::engine::counters::{Counter, Counters};
@@ -31,7 +34,7 @@ use crate::limits::{Limits, OwnLimits};
 use crate::options::{Durability, Options};
 
 const STRIPES: usize = 64;
-/// Entries that one hold of the books looks at in a scan or a sweep.
+/// Entries that a scan or a sweep examines while it holds the accounting's lock once.
 pub(super) const ENTRIES_PER_HOLD: usize = 256;
 
 /// Records of an earlier generation than this one, from this key on, are still in the tree.
@@ -41,23 +44,22 @@ pub(super) struct LeftOver {
 }
 
 pub(super) struct Store {
-    pub(super) home: Home,
+    pub(super) directory: SledDirectory,
     pub(super) options: Options,
-    /// Those of the backend, which may change.
+    /// The limits of the backend, which may change.
     pub(super) limits: Arc<OwnLimits>,
     pub(super) counters: Arc<Counters>,
-    books: Mutex<Books>,
+    accounting: Mutex<Accounting>,
     stripes: [Mutex<()>; STRIPES],
     hasher: RandomState,
-    /// Held by whoever makes room, so that two inserts at the bound do not both.
+    /// Held while a call makes room, so that two inserts at the bound do not both evict.
     pub(super) culling: Mutex<()>,
     pub(super) left_over: Mutex<Option<LeftOver>>,
     pub(super) told_it_is_full: AtomicBool,
 }
 
 pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing of a caller's runs under any of the locks, so a panic elsewhere cannot have left them
-    // half done.
+    // No code of callers runs under a lock, so a panic cannot have left the state half changed.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -68,10 +70,10 @@ impl Store {
         limits: Arc<OwnLimits>,
         counters: Arc<Counters>,
     ) -> Result<Self> {
-        let home = Home::open(dir, options)?;
+        let directory = SledDirectory::open(dir, options)?;
         let store = Self {
-            books: Mutex::new(Books::new(home.generation())),
-            home,
+            accounting: Mutex::new(Accounting::new(directory.generation())),
+            directory,
             options: options.clone(),
             limits,
             counters,
@@ -85,8 +87,8 @@ impl Store {
         Ok(store)
     }
 
-    pub(super) fn books(&self) -> MutexGuard<'_, Books> {
-        locked(&self.books)
+    pub(super) fn accounting(&self) -> MutexGuard<'_, Accounting> {
+        locked(&self.accounting)
     }
 
     pub(super) fn stripe(&self, key: &str) -> MutexGuard<'_, ()> {
@@ -94,10 +96,10 @@ impl Store {
     }
 
     fn stored(&self, key: &str) -> Result<Option<IVec>> {
-        self.home.entries.get(key).map_err(|e| self.home.error("read", e))
+        self.directory.entries.get(key).map_err(|e| self.directory.error("read", e))
     }
 
-    /// Whether the record is an entry now. The generation is looked up after the record was read.
+    /// Whether the record is an entry now. `generation` must have been read after the record.
     fn is_live(&self, record: &Record<'_>, generation: u32) -> bool {
         record.generation >= generation && !record.is_expired(self.options.clock.now())
     }
@@ -108,7 +110,7 @@ impl Store {
         Ok(found)
     }
 
-    /// The entry of `key`. `uses`: it is from now on the most recently used one.
+    /// The entry of `key`. If `uses`, it becomes the most recently used one.
     fn find(&self, key: &str, uses: bool) -> Result<Option<Stored>> {
         let bytes = match self.stored(key) {
             Ok(Some(bytes)) => bytes,
@@ -119,19 +121,20 @@ impl Store {
             }
             Err(e) => return Err(e),
         };
-        let sound = self.home.record(key.as_bytes(), &bytes).and_then(|r| Some((r, r.content()?)));
+        let sound =
+            self.directory.record(key.as_bytes(), &bytes).and_then(|r| Some((r, r.content()?)));
         let Some((record, (soft, value))) = sound else {
             self.forget(key, bytes)?;
             return Ok(None);
         };
-        let mut books = self.books();
-        if !self.is_live(&record, books.generation) {
+        let mut accounting = self.accounting();
+        if !self.is_live(&record, accounting.generation) {
             return Ok(None);
         }
         if uses {
-            books.table.use_entry(key);
+            accounting.table.use_entry(key);
         }
-        drop(books);
+        drop(accounting);
         let Record { codec, expires_at, sequence: token, .. } = record;
         let at = value.as_ptr() as usize - bytes.as_ptr() as usize;
         let range = at..at + value.len();
@@ -139,21 +142,22 @@ impl Store {
         Ok(Some(Stored { value, codec, expires_at, soft, token }))
     }
 
-    /// Removes what is no sound record of its key, so that it is counted once.
+    /// Removes a damaged record, so that it is counted once.
     fn forget(&self, key: &str, damaged: IVec) -> Result<()> {
         let _stripe = self.stripe(key);
         if self.swap(key, Some(damaged), None)? {
-            self.books().table.remove(key);
+            self.accounting().table.remove(key);
             self.counters.one(Counter::Corrupt);
-            tracing::warn!(dir = %self.home.path.display(), key, "a record was damaged and is removed");
+            let dir = self.directory.path.display();
+            tracing::warn!(%dir, key, "a record was damaged and is removed");
         }
         Ok(())
     }
 
-    /// Compare-and-swap of a key's record. Says whether `old` was the one that was there.
+    /// Compare-and-swap of a key's record. Returns whether `old` was there.
     pub(super) fn swap(&self, key: &str, old: Option<IVec>, new: Option<Vec<u8>>) -> Result<bool> {
-        let swapped = self.home.entries.compare_and_swap(key, old, new);
-        Ok(swapped.map_err(|e| self.home.error("write", e))?.is_ok())
+        let swapped = self.directory.entries.compare_and_swap(key, old, new);
+        Ok(swapped.map_err(|e| self.directory.error("write", e))?.is_ok())
     }
 
     pub(super) fn commit(
@@ -174,14 +178,15 @@ impl Store {
         }
         let outcome = loop {
             let old = self.stored(key)?;
-            let generation = self.books().generation;
-            let record = old.as_ref().and_then(|bytes| self.home.record(key.as_bytes(), bytes));
+            let generation = self.accounting().generation;
+            let record =
+                old.as_ref().and_then(|bytes| self.directory.record(key.as_bytes(), bytes));
             let live = record.filter(|record| self.is_live(record, generation));
             let current = live.map(|record| record.sequence);
             let has_passed = |end: Expiry| end.is_some_and(|end| end <= self.options.clock.now());
             let attempt = match change.decide(condition, current, has_passed) {
                 Decided::Return(outcome) => return Ok(outcome),
-                Decided::Remove => self.remove(key, old)?.then_some(None).ok_or(Again::Changed),
+                Decided::Remove => self.remove(key, old)?.then_some(None).ok_or(Retry::Changed),
                 Decided::Put { expires_at } => {
                     let mut fields = Fields::default();
                     let draft = |codec, flags, fields: &[u8], body: &[u8]| Draft {
@@ -189,7 +194,7 @@ impl Store {
                         codec,
                         flags,
                         key_len: key.len() as u32,
-                        // What does not fit into 32 bits does not fit into a record either.
+                        // A length beyond 32 bits is refused as too large for a record.
                         body_len: u32::try_from(fields.len() + body.len()).unwrap_or(u32::MAX),
                     };
                     let (draft, body) = match (change, live) {
@@ -203,14 +208,14 @@ impl Store {
                                     (draft(record.codec, flags, &[], body), body)
                                 }
                                 None => {
-                                    // A reader would say so too: there is no entry.
+                                    // A damaged record is no entry, for a reader too.
                                     old.clone()
                                         .map_or(Ok(()), |damaged| self.forget(key, damaged))?;
                                     continue;
                                 }
                             }
                         }
-                        // Only an entry is touched.
+                        // Not reached: only a live entry is touched.
                         _ => (draft(Codec::Raw, 0, &[], &[]), &[][..]),
                     };
                     let body = [fields.bytes(), body];
@@ -219,19 +224,19 @@ impl Store {
             };
             match attempt {
                 Ok(token) => break Outcome::Done { token, existed: current.is_some() },
-                Err(Again::Changed) => {}
-                Err(Again::Full) => self.make_room_for_entry()?,
-                Err(Again::Large(bytes)) => self.make_room_for_bytes(bytes)?,
+                Err(Retry::Changed) => {}
+                Err(Retry::Full) => self.make_room_for_entry()?,
+                Err(Retry::Large(bytes)) => self.make_room_for_bytes(bytes)?,
             }
         };
         self.counters.one(Counter::Commits);
         if self.options.durability == Durability::Sync {
-            self.home.flush()?;
+            self.directory.flush()?;
         }
         Ok(outcome)
     }
 
-    /// One attempt to store a record in place of `old`. Gives its token.
+    /// One attempt to store a record in place of `old`. Returns its token.
     fn put(
         &self,
         key: &str,
@@ -240,7 +245,7 @@ impl Store {
         body: [&[u8]; 2],
         expires_at: Expiry,
         generation: u32,
-    ) -> Result<Result<u64, Again>> {
+    ) -> Result<Result<u64, Retry>> {
         let Limits { max_entries, max_bytes, .. } = self.limits.get();
         let bytes = |len: u32| (key.len() as u64) + u64::from(len);
         let Some(len) = draft.len().filter(|len| bytes(*len) <= max_bytes) else {
@@ -249,47 +254,48 @@ impl Store {
                 .with_key(key)
                 .with_source(why));
         };
-        let prepared = Prepared::new(draft, len, self.home.place(), key.as_bytes(), body);
+        let prepared = Prepared::new(draft, len, self.directory.place(), key.as_bytes(), body);
         let _stripe = self.stripe(key);
-        let sequence = self.home.next_sequence()?;
+        let sequence = self.directory.next_sequence()?;
         let entry = Entry { bytes: bytes(len), expires_at, token: sequence };
-        let before = match self.books().reserve(key, entry, generation, max_entries, max_bytes) {
+        let before = match self.accounting().reserve(key, entry, generation, max_entries, max_bytes)
+        {
             Ok(before) => before,
-            Err(again) => return Ok(Err(again)),
+            Err(retry) => return Ok(Err(retry)),
         };
         let record =
             prepared.encode(Stamp { sequence, generation, expires_at }, key.as_bytes(), body);
         let swapped = self.swap(key, old, Some(record));
         if !matches!(swapped, Ok(true)) {
-            self.books().restore(key, before, generation);
+            self.accounting().restore(key, before, generation);
         }
-        Ok(if swapped? { Ok(sequence) } else { Err(Again::Changed) })
+        Ok(if swapped? { Ok(sequence) } else { Err(Retry::Changed) })
     }
 
-    /// One attempt to remove the record `old`. Says whether it did.
+    /// One attempt to remove the record `old`. Returns whether it was removed.
     fn remove(&self, key: &str, old: Option<IVec>) -> Result<bool> {
         let _stripe = self.stripe(key);
         let removed = self.swap(key, old, None)?;
         if removed {
-            self.books().table.remove(key);
+            self.accounting().table.remove(key);
         }
         Ok(removed)
     }
 
-    /// Some entries from slot `cursor` on, and where to go on.
+    /// Some entries from slot `cursor` on, and the next cursor.
     #[expect(clippy::type_complexity, reason = "a batch and what follows it")]
     pub(super) fn batch(&self, cursor: u64) -> Result<(Vec<(Arc<str>, Stored)>, Option<u64>)> {
         // An entry keeps its slot for as long as it stays, so slots in order give each exactly
         // once.
-        let books = self.books();
-        let first = usize::try_from(cursor).unwrap_or(usize::MAX).min(books.table.slots());
-        let end = first.saturating_add(ENTRIES_PER_HOLD).min(books.table.slots());
+        let accounting = self.accounting();
+        let first = usize::try_from(cursor).unwrap_or(usize::MAX).min(accounting.table.slots());
+        let end = first.saturating_add(ENTRIES_PER_HOLD).min(accounting.table.slots());
         let keys: Vec<Arc<str>> = (first..end)
-            .filter_map(|slot| books.table.at(slot))
+            .filter_map(|slot| accounting.table.at(slot))
             .map(|(key, _)| key.clone())
             .collect();
-        let more = end < books.table.slots();
-        drop(books);
+        let more = end < accounting.table.slots();
+        drop(accounting);
         let mut batch = Vec::with_capacity(keys.len());
         for key in keys {
             if let Some(stored) = self.find(&key, false)? {
@@ -300,12 +306,16 @@ impl Store {
     }
 
     pub(super) fn len(&self) -> u64 {
-        self.books().table.len()
+        self.accounting().table.len()
     }
 
-    /// Entries and bytes, the counters aside.
+    /// The gauges: entries and bytes.
     pub(super) fn gauges(&self) -> Stats {
-        let books = self.books();
-        Stats { entries: books.table.len(), bytes: books.table.bytes(), ..Stats::default() }
+        let accounting = self.accounting();
+        Stats {
+            entries: accounting.table.len(),
+            bytes: accounting.table.bytes(),
+            ..Stats::default()
+        }
     }
 }

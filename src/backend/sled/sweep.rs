@@ -1,5 +1,5 @@
-//! What goes by itself: expired entries, the least recently used ones at the bounds, and what a `clear` left in the
-//! tree. And the first look at everything when the directory is opened.
+//! Removal without a request: expired entries, the least recently used ones at the bounds, and the
+//! records that a `clear` left in the tree. Also the first pass over all records at open.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,22 +13,23 @@ use crate::error::Result;
 use crate::limits::Limits;
 use crate::options::{Durability, INLINE_CULL_ENTRIES, due_inline};
 
-/// Entries that each store looks at for expired ones, so that what nobody reads goes as well.
+/// Entries that each store examines, so that expired entries are reaped even if no call reads them.
 const SWEPT_PER_STORE: usize = 4;
-/// Records of cleared entries that each store looks for, until all are gone.
+/// Records that each store examines after a clear, until all cleared ones are removed.
 const LEFT_OVER_PER_STORE: usize = 8;
 
-/// An entry, as it was when it was chosen to go.
+/// A key and the token that its entry had when it was chosen for removal.
 type Chosen = (Arc<str>, u64);
 
 impl Store {
-    /// Reads all records: the books are not kept on the disk. Recency begins in the order of the last writes.
+    /// Builds the accounting, which is not stored, from all records. Recency starts as the order of
+    /// the last writes.
     pub(super) fn load(&self) -> Result<()> {
         let (mut found, mut dead) = (Vec::new(), Vec::new());
-        let generation = self.books().generation;
-        for item in self.home.entries.iter() {
-            let (key, bytes) = item.map_err(|e| self.home.error("open", e))?;
-            let record = self.home.record(&key, &bytes).filter(|r| r.kind == Kind::Value);
+        let generation = self.accounting().generation;
+        for item in self.directory.entries.iter() {
+            let (key, bytes) = item.map_err(|e| self.directory.error("open", e))?;
+            let record = self.directory.record(&key, &bytes).filter(|r| r.kind == Kind::Value);
             match (record, str::from_utf8(&key)) {
                 (Some(r), Ok(_)) if r.generation < generation => dead.push(key),
                 (Some(r), Ok(name)) => {
@@ -39,7 +40,7 @@ impl Store {
                 _ => {
                     self.counters.one(Counter::Corrupt);
                     tracing::warn!(
-                        dir = %self.home.path.display(),
+                        dir = %self.directory.path.display(),
                         key = %String::from_utf8_lossy(&key),
                         "a record was damaged and is removed"
                     );
@@ -48,40 +49,40 @@ impl Store {
             }
         }
         for key in dead {
-            self.home.entries.remove(key).map_err(|e| self.home.error("open", e))?;
+            self.directory.entries.remove(key).map_err(|e| self.directory.error("open", e))?;
         }
         found.sort_unstable_by_key(|(_, entry)| entry.token);
-        let mut books = self.books();
+        let mut accounting = self.accounting();
         for (key, entry) in found {
-            books.table.put(&key, entry);
+            accounting.table.put(&key, entry);
         }
-        drop(books);
+        drop(accounting);
         self.keep_limits()
     }
 
-    /// Evicts what is beyond the limits.
+    /// Evicts entries until the limits hold.
     pub(super) fn keep_limits(&self) -> Result<()> {
         let Limits { max_entries, max_bytes, .. } = self.limits.get();
-        let books = self.books();
-        let (entries, bytes) = (books.table.len(), books.table.bytes());
-        drop(books);
+        let accounting = self.accounting();
+        let (entries, bytes) = (accounting.table.len(), accounting.table.bytes());
+        drop(accounting);
         self.evict_coldest(entries.saturating_sub(max_entries))?;
         if bytes > max_bytes { self.make_room_for_bytes(0) } else { Ok(()) }
     }
 
-    /// Removes every entry: they are misses at once, and their records go a few with each store.
+    /// Removes all entries. They are misses at once; later stores remove their records.
     pub(super) fn clear(&self) -> Result<()> {
-        self.home.begin_generation(self.options.durability == Durability::Sync, |generation| {
-            let mut books = self.books();
-            books.generation = generation;
-            let gone = std::mem::take(&mut books.table);
-            drop(books);
+        self.directory.begin_generation(self.options.durability == Durability::Sync, |generation| {
+            let mut accounting = self.accounting();
+            accounting.generation = generation;
+            let gone = std::mem::take(&mut accounting.table);
+            drop(accounting);
             drop(gone);
             *locked(&self.left_over) = Some(LeftOver { generation, from: Vec::new() });
         })
     }
 
-    /// The share of each store in the work that nobody else does.
+    /// The removals that each store does.
     pub(super) fn sweep_some(&self) -> Result<()> {
         self.reap(SWEPT_PER_STORE)?;
         if let Ok(mut left_over) = self.left_over.try_lock()
@@ -92,9 +93,9 @@ impl Store {
         Ok(())
     }
 
-    /// Reaps everything that has expired and removes what was cleared.
+    /// Reaps all expired entries and removes all cleared records.
     pub(super) fn maintain(&self) -> Result<()> {
-        let mut left = self.books().table.slots();
+        let mut left = self.accounting().table.slots();
         while left > 0 {
             let slots = left.min(ENTRIES_PER_HOLD);
             self.reap(slots)?;
@@ -111,9 +112,9 @@ impl Store {
     fn sweep_left_over(&self, left_over: &mut Option<LeftOver>, most: usize) -> Result<()> {
         let Some(LeftOver { generation, from }) = left_over else { return Ok(()) };
         let mut last = None;
-        for item in self.home.entries.range(&from[..]..).take(most) {
-            let (key, bytes) = item.map_err(|e| self.home.error("sweep", e))?;
-            let record = self.home.record(&key, &bytes);
+        for item in self.directory.entries.range(&from[..]..).take(most) {
+            let (key, bytes) = item.map_err(|e| self.directory.error("sweep", e))?;
+            let record = self.directory.record(&key, &bytes);
             if record.is_some_and(|r| r.generation < *generation)
                 && let Ok(name) = str::from_utf8(&key)
             {
@@ -129,20 +130,20 @@ impl Store {
         Ok(())
     }
 
-    /// Looks at the entries in the next `slots` slots and removes those that have expired. Says how many.
+    /// Removes the expired entries in the next `slots` slots, and returns how many.
     fn reap(&self, slots: usize) -> Result<u64> {
         let now = self.options.clock.now();
-        let mut books = self.books();
+        let mut accounting = self.accounting();
         let mut expired: Vec<Chosen> = Vec::new();
-        for _ in 0..slots.min(books.table.slots()) {
-            books.swept = (books.swept + 1) % books.table.slots();
+        for _ in 0..slots.min(accounting.table.slots()) {
+            accounting.swept = (accounting.swept + 1) % accounting.table.slots();
             if let Some((key, entry)) =
-                books.table.at(books.swept).filter(|(_, e)| e.has_expired(now))
+                accounting.table.at(accounting.swept).filter(|(_, e)| e.has_expired(now))
             {
                 expired.push((key.clone(), entry.token));
             }
         }
-        drop(books);
+        drop(accounting);
         self.remove_all(expired, Counter::Expired)
     }
 
@@ -150,32 +151,33 @@ impl Store {
         let mut removed = 0;
         for (key, token) in chosen {
             let _stripe = self.stripe(&key);
-            if self.books().table.get(&key).is_none_or(|entry| entry.token != token) {
+            if self.accounting().table.get(&key).is_none_or(|entry| entry.token != token) {
                 continue;
             }
-            self.home.entries.remove(&*key).map_err(|e| self.home.error("evict", e))?;
-            self.books().table.remove(&key);
+            self.directory.entries.remove(&*key).map_err(|e| self.directory.error("evict", e))?;
+            self.accounting().table.remove(&key);
             removed += 1;
         }
         self.counters.add(counter, removed);
         Ok(removed)
     }
 
-    /// Evicts `count` entries, the least recently used ones. Fewer, if somebody else changed some meanwhile.
+    /// Evicts the `count` least recently used entries; fewer if other calls changed some of them
+    /// meanwhile. Returns how many.
     fn evict_coldest(&self, count: u64) -> Result<u64> {
-        let books = self.books();
-        let coldest = books.table.coldest().take(count as usize);
+        let accounting = self.accounting();
+        let coldest = accounting.table.coldest().take(count as usize);
         let chosen = coldest.map(|(key, entry)| (key.clone(), entry.token)).collect();
-        drop(books);
+        drop(accounting);
         self.remove_all(chosen, Counter::Evicted)
     }
 
-    /// Culls as the other backends do: up to 10,000 entries one in `cull_frequency`, expired ones first; above,
-    /// just one.
+    /// Culls as the other backends do: up to 10,000 entries, one in `cull_frequency`, expired ones
+    /// first; above, one entry.
     pub(super) fn make_room_for_entry(&self) -> Result<()> {
         let _culling = locked(&self.culling);
         let entries = self.len();
-        // Somebody else may have made room while this call waited.
+        // Another call may have made room while this one waited.
         let Limits { max_entries, cull_frequency, .. } = self.limits.get();
         if entries < max_entries {
             return Ok(());
@@ -185,7 +187,7 @@ impl Store {
             self.counters.add(Counter::Evicted, entries);
             return self.clear();
         };
-        let slots = self.books().table.slots();
+        let slots = self.accounting().table.slots();
         let mut gone = if entries <= INLINE_CULL_ENTRIES { self.reap(slots)? } else { 0 };
         while gone < due && self.len() > 0 {
             gone += self.evict_coldest(due - gone)?;
@@ -198,15 +200,15 @@ impl Store {
         let _culling = locked(&self.culling);
         self.tell_once("max_bytes");
         let goal = self.limits.get().max_bytes.saturating_sub(bytes);
-        let books = self.books();
-        let mut over = books.table.bytes().saturating_sub(goal);
-        let coldest = books.table.coldest().take_while(|(_, entry)| {
+        let accounting = self.accounting();
+        let mut over = accounting.table.bytes().saturating_sub(goal);
+        let coldest = accounting.table.coldest().take_while(|(_, entry)| {
             let goes = over > 0;
             over = over.saturating_sub(entry.bytes);
             goes
         });
         let chosen = coldest.map(|(key, entry)| (key.clone(), entry.token)).collect();
-        drop(books);
+        drop(accounting);
         self.remove_all(chosen, Counter::Evicted).map(drop)
     }
 
@@ -214,15 +216,16 @@ impl Store {
         if !self.told_it_is_full.load(Ordering::Relaxed)
             && !self.told_it_is_full.swap(true, Ordering::Relaxed)
         {
-            tracing::info!(dir = %self.home.path.display(), bound, "the cache is full; entries are evicted from now on");
+            let dir = self.directory.path.display();
+            tracing::info!(%dir, bound, "the cache is full and begins to evict");
         }
     }
 
-    /// Reads everything. Exact when nobody writes meanwhile.
+    /// Verifies all records. Exact if no call writes meanwhile.
     pub(super) fn check(&self) -> Result<CheckReport> {
         let mut report = CheckReport::default();
-        let (generation, now) = (self.books().generation, self.options.clock.now());
-        for item in self.home.entries.iter() {
+        let (generation, now) = (self.accounting().generation, self.options.clock.now());
+        for item in self.directory.entries.iter() {
             let (key, bytes) = match item {
                 Ok(item) => item,
                 Err(e) => {
@@ -231,7 +234,7 @@ impl Store {
                 }
             };
             let name = String::from_utf8_lossy(&key);
-            let Some(record) = self.home.record(&key, &bytes) else {
+            let Some(record) = self.directory.record(&key, &bytes) else {
                 report.problem(format!("the record of {name:?} is damaged"));
                 continue;
             };
@@ -245,9 +248,9 @@ impl Store {
             if record.kind != Kind::Value || record.value().is_none() {
                 report.problem(format!("the value of {name:?} is damaged"));
             }
-            let known = self.books().table.get(&name).map(|entry| entry.token);
+            let known = self.accounting().table.get(&name).map(|entry| entry.token);
             if known != Some(record.sequence) {
-                report.problem(format!("{name:?} is not the entry that the books have"));
+                report.problem(format!("{name:?} differs from its entry in the accounting"));
             }
         }
         let counted = self.len();

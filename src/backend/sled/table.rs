@@ -53,7 +53,7 @@ impl Table {
         self.entries.get(key).map(|(entry, _)| entry)
     }
 
-    /// The entry of `key` is from now on the most recently used one.
+    /// Makes the entry of `key` the most recently used one.
     pub(super) fn use_entry(&mut self, key: &str) {
         self.entries.to_back(key);
     }
@@ -69,7 +69,7 @@ impl Table {
         self.entries.iter().map(|(key, (entry, _))| (key, entry))
     }
 
-    /// Puts down the entry of `key`, in place of what was there, as the most recently used one.
+    /// Enters the entry of `key`, in place of its old one, as the most recently used one.
     pub(super) fn put(&mut self, key: &str, entry: Entry) {
         self.bytes += entry.bytes;
         if let Some((old, _)) = self.entries.to_back(key) {

@@ -65,9 +65,9 @@ fn assert_sound(backend: &SledBackend) {
     assert!(report.is_sound(), "{:?}", report.problems);
 }
 
-/// What the tree holds, whatever the books say.
+/// The number of records in the tree, whatever the accounting says.
 fn records(backend: &SledBackend) -> usize {
-    backend.with(|store| Ok(store.home.entries.len())).unwrap()
+    backend.with(|store| Ok(store.directory.entries.len())).unwrap()
 }
 
 #[test]
@@ -137,9 +137,9 @@ fn tokens_grow_from_life_to_life_and_none_is_used_twice() {
         }
         // What a life that forgets all it wrote since it began would give out is reserved on the
         // disk.
-        let reserved = backend.with(|store| store.home.next_sequence()).unwrap();
+        let reserved = backend.with(|store| store.directory.next_sequence()).unwrap();
         drop(backend);
-        let next = place.open().with(|store| store.home.next_sequence()).unwrap();
+        let next = place.open().with(|store| store.directory.next_sequence()).unwrap();
         assert!(next >= reserved + (1 << 31));
         last = next;
     }
@@ -229,17 +229,17 @@ fn a_damaged_record_is_a_miss_and_is_counted_once() {
     let damage = |key: &str, at: usize| {
         backend
             .with(|store| {
-                let mut bytes = store.home.entries.get(key).unwrap().unwrap().to_vec();
+                let mut bytes = store.directory.entries.get(key).unwrap().unwrap().to_vec();
                 let at = at.min(bytes.len() - 1);
                 bytes[at] ^= 1;
-                store.home.entries.insert(key, bytes).unwrap();
+                store.directory.entries.insert(key, bytes).unwrap();
                 Ok(())
             })
             .unwrap();
     };
     let whole = put(&backend, "a", b"8 bytes.");
     let len =
-        backend.with(|store| Ok(store.home.entries.get("a").unwrap().unwrap().len())).unwrap();
+        backend.with(|store| Ok(store.directory.entries.get("a").unwrap().unwrap().len())).unwrap();
     assert!(whole > 0 && len == 56);
     for (n, at) in (0..len).enumerate() {
         put(&backend, "a", b"8 bytes.");
@@ -262,8 +262,8 @@ fn a_damaged_record_is_a_miss_and_is_counted_once() {
     put(&backend, "b", b"");
     backend
         .with(|store| {
-            let bytes = store.home.entries.get("b").unwrap().unwrap();
-            store.home.entries.insert("c", bytes).unwrap();
+            let bytes = store.directory.entries.get("b").unwrap().unwrap();
+            store.directory.entries.insert("c", bytes).unwrap();
             Ok(())
         })
         .unwrap();
@@ -282,7 +282,7 @@ fn what_the_records_cannot_be_read_without_is_guarded() {
     put(&backend, "a", b"");
     drop(backend);
     let change = |change: &dyn Fn(&::sled::Tree)| {
-        // sled lets go of its lock a moment after it is dropped.
+        // sled unlocks its file a moment after it is dropped.
         let db = directory::open_sled(&place.dir.path().join("sled"), &place.options).unwrap();
         change(&db.open_tree("facts").unwrap());
     };
