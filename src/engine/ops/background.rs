@@ -183,7 +183,7 @@ impl Engine {
         self.dead_blobs(Haste::Now);
         let quiet = self.is_quiet();
         while self.keep_space(quiet)? {}
-        self.give_back()
+        self.remove_emptied()
     }
 
     /// What the first process to open the directory does before others come.

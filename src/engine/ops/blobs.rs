@@ -45,7 +45,7 @@ impl Engine {
             let is_full =
                 matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
             left = left.saturating_sub(1);
-            if !is_full || left == 0 || !self.give_up_oldest()? {
+            if !is_full || left == 0 || !self.evict_oldest()? {
                 return Err(Error::io("write blob", writer.path(), e));
             }
         }

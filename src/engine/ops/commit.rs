@@ -54,6 +54,9 @@ enum Decision {
 
 /// What a commit is to do.
 struct CommitRequest<'a> {
+    key: &'a [u8],
+    /// Of the key.
+    hash: u64,
     condition: Condition,
     change: Change<'a>,
     /// Holds the value of a `Store`.
@@ -73,6 +76,20 @@ enum Retry {
     Full,
     /// There is no room in the chain, and entries that a `clear` left behind take it elsewhere.
     Unswept,
+}
+
+/// What holds under the lock of the chain.
+struct Confirmed {
+    seen: Lookup,
+    /// The record of the key, if it is neither expired nor of an older generation.
+    live: Option<Current>,
+    generation: u32,
+}
+
+/// Why a decision does not hold under the lock.
+enum Unconfirmed {
+    Return(Outcome),
+    Changed,
 }
 
 impl Engine {
@@ -126,8 +143,8 @@ impl Engine {
             if is_put && !self.is_counted(&seen) && self.index.count() >= self.max_entries() {
                 self.make_room()?;
             }
-            let request = CommitRequest { condition, change, blob: blob.as_ref() };
-            match self.attempt(hash, key, &request, seen, decision)? {
+            let request = CommitRequest { key, hash, condition, change, blob: blob.as_ref() };
+            match self.attempt(&request, seen, decision)? {
                 Ok(outcome) => return Ok(outcome),
                 Err(Retry::Changed) => {}
                 // Others were faster, or the count is wrong and who is to put it right is stopped.
@@ -143,130 +160,185 @@ impl Engine {
         }
     }
 
-    /// One attempt: reserve, prepare, lock, decide again, publish.
+    /// One attempt: reserve and prepare without the lock, then lock, decide again and publish.
     fn attempt(
         &self,
-        hash: u64,
-        key: &[u8],
         request: &CommitRequest<'_>,
         seen: Lookup,
         decision: Decision,
     ) -> Result<Result<Outcome, Retry>> {
-        let &CommitRequest { condition, change, .. } = request;
-        let moved = match change {
+        let moved = match request.change {
             Change::Touch { .. } if decision != Decision::Remove => seen.current.map(|c| c.word),
             _ => None,
         };
-        let Some(Written { reservation, prepared }) =
-            self.write_body(key, request, decision, moved)?
-        else {
+        let Some(written) = self.write_body(request, decision, moved)? else {
             return Ok(Err(Retry::Changed));
         };
         if let Some(pin) = request.blob {
             pin.keep();
         }
         step!("commit::reserved");
-        let locked = self.index.lock(hash)?;
+        let locked = self.index.lock(request.hash)?;
         self.note_wiped(locked.wiped());
-        let seen = if locked.unchanged_since(&seen.found) {
-            Some(seen)
-        } else {
-            self.look_locked(hash, key)
+        let confirmed = match self.confirm(&locked, request, seen, decision, moved) {
+            Ok(confirmed) => confirmed,
+            Err(Unconfirmed::Return(outcome)) => return Ok(Ok(outcome)),
+            Err(Unconfirmed::Changed) => return Ok(Err(Retry::Changed)),
         };
-        let Some(seen) = seen else { return Ok(Err(Retry::Changed)) };
+        match decision {
+            Decision::Put { expires_at } => {
+                self.publish_entry(locked, request.hash, written, &confirmed, expires_at)
+            }
+            Decision::Bury(outcome) => {
+                self.stamp_tombstone(locked, written, confirmed.generation)?;
+                Ok(Ok(outcome))
+            }
+            Decision::Remove | Decision::Return(_) => {
+                // Only a live entry is removed, so there is a slot to empty.
+                let Some(current) = confirmed.live else { return Ok(Err(Retry::Changed)) };
+                self.publish_removal(locked, request.hash, written, &confirmed, current)
+            }
+        }
+    }
+
+    /// Whether `decision`, made without the lock, still holds under it.
+    #[inline]
+    fn confirm(
+        &self,
+        locked: &Locked<'_>,
+        request: &CommitRequest<'_>,
+        seen: Lookup,
+        decision: Decision,
+        moved: Option<Word>,
+    ) -> Result<Confirmed, Unconfirmed> {
+        let seen = if locked.unchanged_since(&seen.found) {
+            seen
+        } else {
+            self.look_locked(request.hash, request.key).ok_or(Unconfirmed::Changed)?
+        };
         let generation = self.index.generation();
         let live = self.live(&seen, generation);
-        match self.decide(condition, change, live, locked.has_lost()) {
-            Decision::Return(outcome) => return Ok(Ok(outcome)),
-            again if again != decision => return Ok(Err(Retry::Changed)),
+        match self.decide(request.condition, request.change, live, locked.has_lost()) {
+            Decision::Return(outcome) => return Err(Unconfirmed::Return(outcome)),
+            again if again != decision => return Err(Unconfirmed::Changed),
             _ => {}
         }
         if moved.is_some_and(|word| live.is_none_or(|c| c.word != word)) {
-            return Ok(Err(Retry::Changed));
+            return Err(Unconfirmed::Changed);
         }
-        let existed = live.is_some();
-        let mut published = AppliedChange {
-            hash,
-            offset: reservation.offset,
-            word: None,
-            before: seen.current,
-            counted_in: None,
+        Ok(Confirmed { seen, live, generation })
+    }
+
+    /// Stores the word of a new record, and all that goes with an entry.
+    #[inline]
+    fn publish_entry(
+        &self,
+        locked: Locked<'_>,
+        hash: u64,
+        Written { reservation, prepared }: Written,
+        confirmed: &Confirmed,
+        expires_at: Expiry,
+    ) -> Result<Result<Outcome, Retry>> {
+        let &Confirmed { ref seen, live, generation } = confirmed;
+        let counted = seen.current.is_some_and(|c| c.generation == generation);
+        if !counted {
+            match self.index.count_up(generation, self.max_entries()) {
+                CountUp::Counted => {}
+                CountUp::OtherGeneration => return Ok(Err(Retry::Changed)),
+                CountUp::Full => return Ok(Err(Retry::Full)),
+            }
+        }
+        let Some(slot) = self.slot_for(&locked, seen) else {
+            self.index.count_down(generation);
+            return Ok(Err(Retry::Unswept));
         };
-        let token = match decision {
-            Decision::Put { expires_at } => {
-                let counted = seen.current.is_some_and(|c| c.generation == generation);
-                if !counted {
-                    match self.index.count_up(generation, self.max_entries()) {
-                        CountUp::Counted => {}
-                        CountUp::OtherGeneration => return Ok(Err(Retry::Changed)),
-                        CountUp::Full => return Ok(Err(Retry::Full)),
-                    }
-                }
-                let Some(slot) = self.slot_for(&locked, &seen) else {
-                    self.index.count_down(generation);
-                    return Ok(Err(Retry::Unswept));
-                };
-                step!("commit::counted");
-                // Under the lock, so that sequences have the order of publication (invariant I14).
-                let sequence = self.index.next_sequence();
-                reservation.segment.stamp(
-                    reservation.offset,
-                    &prepared,
-                    Stamp { sequence, generation, expires_at },
-                );
-                step!("commit::stamped");
-                let word = Word::new(hash, reservation.segment.id, reservation.offset);
-                locked.set(slot, word);
-                step!("commit::published");
-                published.word = Some(word);
-                published.counted_in = (!counted).then_some(generation);
-                let hint = Hint::new(expires_at, generation, self.index.recency());
-                let hint = match &self.ghosts {
-                    None => hint,
-                    Some(_) if counted => hint.again(self.hints.get(slot)),
-                    Some(ghosts) if ghosts.readmits(self.index.identity(hash)) => hint.in_main(0),
-                    Some(_) => hint,
-                };
-                self.hints.set(slot, hint);
-                self.note_expiry(expires_at);
-                Some(sequence)
-            }
-            Decision::Bury(outcome) => {
-                let stamp =
-                    Stamp { sequence: self.index.next_sequence(), generation, expires_at: None };
-                reservation.segment.stamp(reservation.offset, &prepared, stamp);
-                step!("commit::buried");
-                locked.unlock()?;
-                self.sync_if_asked(reservation, |segment, offset| segment.void(offset))?;
-                return Ok(Ok(outcome));
-            }
-            _ => {
-                // Only a live entry is removed, so there is a slot to empty.
-                let Some(current) = live else { return Ok(Err(Retry::Changed)) };
-                let sequence = self.index.next_sequence();
-                let stamp = Stamp { sequence, generation: current.generation, expires_at: None };
-                reservation.segment.stamp(reservation.offset, &prepared, stamp);
-                step!("commit::stamped");
-                locked.clear(current.slot);
-                step!("commit::published");
-                self.index.count_down(current.generation);
-                None
-            }
+        step!("commit::counted");
+        // Under the lock, so that sequences have the order of publication (invariant I14).
+        let sequence = self.index.next_sequence();
+        let stamp = Stamp { sequence, generation, expires_at };
+        reservation.segment.stamp(reservation.offset, &prepared, stamp);
+        step!("commit::stamped");
+        let word = Word::new(hash, reservation.segment.id, reservation.offset);
+        locked.set(slot, word);
+        step!("commit::published");
+        let hint = Hint::new(expires_at, generation, self.index.recency());
+        let hint = match &self.ghosts {
+            None => hint,
+            Some(_) if counted => hint.again(self.hints.get(slot)),
+            Some(ghosts) if ghosts.readmits(self.index.identity(hash)) => hint.in_main(0),
+            Some(_) => hint,
         };
+        self.hints.set(slot, hint);
+        self.note_expiry(expires_at);
         locked.unlock()?;
-        if published.counted_in.is_some() {
+        if !counted {
             self.index.count_insert((self.max_entries() / 256).max(1));
             self.ring_if_crowded();
         }
-        if token.is_some() {
-            self.index.add_live_bytes(reservation.segment.id, i64::from(reservation.len));
-        }
-        if let Some(old) = seen.current {
+        self.index.add_live_bytes(reservation.segment.id, i64::from(reservation.len));
+        let change = AppliedChange {
+            hash,
+            offset: reservation.offset,
+            word: Some(word),
+            before: seen.current,
+            counted_in: (!counted).then_some(generation),
+        };
+        self.finish(reservation, change)?;
+        Ok(Ok(Outcome::Done { token: Some(sequence), existed: live.is_some() }))
+    }
+
+    /// Empties the slot of a live entry.
+    #[inline]
+    fn publish_removal(
+        &self,
+        locked: Locked<'_>,
+        hash: u64,
+        Written { reservation, prepared }: Written,
+        confirmed: &Confirmed,
+        current: Current,
+    ) -> Result<Result<Outcome, Retry>> {
+        let sequence = self.index.next_sequence();
+        let stamp = Stamp { sequence, generation: current.generation, expires_at: None };
+        reservation.segment.stamp(reservation.offset, &prepared, stamp);
+        step!("commit::stamped");
+        locked.clear(current.slot);
+        step!("commit::published");
+        self.index.count_down(current.generation);
+        locked.unlock()?;
+        let change = AppliedChange {
+            hash,
+            offset: reservation.offset,
+            word: None,
+            before: confirmed.seen.current,
+            counted_in: None,
+        };
+        self.finish(reservation, change)?;
+        Ok(Ok(Outcome::Done { token: None, existed: true }))
+    }
+
+    /// Stamps a tombstone for a key that has no entry, so that a recovery does not bring an evicted
+    /// one back.
+    fn stamp_tombstone(
+        &self,
+        locked: Locked<'_>,
+        Written { reservation, prepared }: Written,
+        generation: u32,
+    ) -> Result<()> {
+        let stamp = Stamp { sequence: self.index.next_sequence(), generation, expires_at: None };
+        reservation.segment.stamp(reservation.offset, &prepared, stamp);
+        step!("commit::buried");
+        locked.unlock()?;
+        self.sync_if_asked(reservation, |segment, offset| segment.void(offset))
+    }
+
+    /// Accounts for a change that is published, and makes it durable where that is asked for.
+    #[inline]
+    fn finish(&self, reservation: RecordReservation, change: AppliedChange) -> Result<()> {
+        if let Some(old) = change.before {
             self.index.add_live_bytes(old.word.segment(), -i64::from(old.len));
         }
         self.counters.one(Counter::Commits);
-        self.sync_if_asked(reservation, |segment, _| self.take_back(segment, published))?;
-        Ok(Ok(Outcome::Done { token, existed }))
+        self.sync_if_asked(reservation, |segment, _| self.take_back(segment, change))
     }
 
     /// Waits until what was stamped is on the disk, where that is asked for. If the disk refuses, `take_back` is
@@ -291,11 +363,11 @@ impl Engine {
     /// Reserves space and puts key and body there. `None` if the entry whose body was to be copied has gone.
     fn write_body(
         &self,
-        key: &[u8],
         request: &CommitRequest<'_>,
         decision: Decision,
         moved: Option<Word>,
     ) -> Result<Option<Written>> {
+        let key = request.key;
         let key_len = key.len() as u32;
         // So that no replay brings back what a delete did not find (invariant I15).
         let tombstone = (
@@ -440,15 +512,16 @@ mod tests {
         let look = || engine.look(hash, b"k").unwrap();
         let (seen, change) = (look(), change(b"third"));
         let decision = Decision::Put { expires_at: None };
-        let request = CommitRequest { condition: Condition::Always, change, blob: None };
+        let condition = Condition::Always;
+        let request = CommitRequest { key: b"k", hash, condition, change, blob: None };
         // Somebody changes it, and what they wrote is in a segment that this process has not opened yet.
         set(b"second");
         let id = look().current.unwrap().word.segment();
         engine.log.unmap(id);
-        let attempt = engine.attempt(hash, b"k", &request, seen, decision).unwrap();
+        let attempt = engine.attempt(&request, seen, decision).unwrap();
         assert!(matches!(attempt, Err(Retry::Changed)));
         assert!(engine.log.segment(id).get().is_none(), "it was opened while the chain was locked");
-        let attempt = engine.attempt(hash, b"k", &request, look(), decision).unwrap();
+        let attempt = engine.attempt(&request, look(), decision).unwrap();
         assert!(matches!(attempt, Ok(Outcome::Done { existed: true, .. })));
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod background;
 pub(crate) mod blobs;
+mod candidates;
 pub(crate) mod check;
 pub(crate) mod checkpoint;
 pub(crate) mod clear;
@@ -13,6 +14,7 @@ pub(crate) mod evict;
 pub(crate) mod lookup;
 pub(crate) mod read;
 pub(crate) mod reclaim;
+mod reserve;
 pub(crate) mod space_role;
 mod stats;
 pub(crate) mod undo;

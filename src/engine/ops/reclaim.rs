@@ -1,236 +1,224 @@
-//! Space: which segments are emptied so that their bytes come back, what is copied out of them, and what goes.
+//! Reclaiming space: which segments and blobs are emptied so that their bytes come back, and how a
+//! caller waits for them.
 //!
-//! A segment in which little is alive is compacted: what is alive is copied. Where everything is full of what is alive,
-//! the oldest segment goes, and only what was used since it was written is copied out of it, up to the same small share.
-//! So for each byte that callers write, at most a quarter is copied. Copies are on the disk before the index names
-//! them; the emptied segment stays until a checkpoint that began later has come to its end.
+//! A segment with few live bytes is compacted: its live records are copied. If every segment is full
+//! of live records, the oldest is evicted, and only records that were used since it was written are
+//! copied out of it, up to the same small share. So for each byte that callers write, at most a
+//! quarter is copied. Copies are on the disk before the index names them; the emptied segment stays
+//! until a checkpoint that began later is complete.
+//!
+//! ```text
+//! make_space(bytes), with the space role, until the bytes are claimed:
+//!   clean up after dead processes; unmap dropped segments
+//!   too little space will come back:   evict a blob beyond the blobs' share, else empty a segment
+//!   an emptied segment has a file:     take a checkpoint, which removes it
+//!   else                               wait for processes that still map dropped segments, or fail
+//! ```
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::engine::Engine;
 use crate::engine::blob::Haste;
-use crate::engine::format::record::Draft;
 use crate::engine::format::sizing;
-use crate::engine::index::busy;
-use crate::engine::index::{Role, SegmentInfo, SegmentState, Waited};
-use crate::engine::log::append::RecordReservation;
-use crate::engine::ops::compaction::{COPY_SHARE, Evacuate};
+use crate::engine::index::{Role, SegmentInfo, SegmentState, Waited, busy};
+use crate::engine::ops::candidates::{Candidate, choose, choose_idle};
+use crate::engine::ops::compaction::Evacuate;
 use crate::engine::ops::space_role::SpaceRole;
 use crate::engine::shared::accounting::Reservation;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::wait::Backoff;
 
-/// When nobody writes, a segment is compacted if at most one in so many of its bytes is alive.
-const IDLE_SHARE: u64 = 2;
-/// Dead bytes are left alone while they are fewer than this many segments, or than what is alive.
-const SLACK_SEGMENTS: u64 = 4;
-/// So many segments whose owners are gone are left for those who come.
+/// So many segments of dead owners are left for processes that attach later.
 const ORPHANS: usize = 8;
+/// How long bytes that other processes hold are waited for.
+const OTHERS_RELEASE: Duration = Duration::from_secs(5);
+/// A chain is locked for microseconds. An error that says otherwise is retried for this long.
+const LOCKS_ARE_FREE: Duration = Duration::from_secs(2);
+/// Bytes that another process released can be evicted this much later.
+const SETTLED: Duration = Duration::from_millis(250);
 
-/// What is known of a sealed segment, for the choice of the next to be emptied.
+/// What one round of [`make_space`](Engine::make_space) came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Candidate {
-    id: u32,
-    len: u64,
-    live: u64,
-    failed: bool,
+enum Round {
+    /// Something was emptied or removed: try again at once.
+    Progress,
+    /// A lock of the index was held for longer than usual: try again after a pause.
+    Blocked,
+    /// There is nothing to empty or to remove.
+    Exhausted,
 }
 
-/// The segment to empty next, of all that are sealed, oldest first, when there is need for space.
-/// Keeps invariant I33.
-fn choose(sealed: &[Candidate]) -> Option<(u32, Evacuate)> {
-    if let Some(failed) = sealed.iter().find(|c| c.failed) {
-        return Some((failed.id, Evacuate::Copy));
-    }
-    match emptiest(sealed) {
-        Some(c) if c.live <= c.len / COPY_SHARE => Some((c.id, Evacuate::Copy)),
-        _ => sealed.first().map(|oldest| (oldest.id, Evacuate::Evict)),
-    }
+/// A search for space that has the space role.
+struct Search<'a> {
+    role: SpaceRole<'a>,
+    bytes: u64,
+    /// When the caller began to wait for the role.
+    started: Instant,
+    /// When it acquired the role.
+    acquired: Instant,
+    /// When bytes of other processes were last seen.
+    last_held: Instant,
+    /// Bytes that were emptied and are still there after a checkpoint: their files cannot be removed.
+    stuck: u64,
+    wait: Backoff,
 }
 
-/// The segment to compact when there is no need: only if much is dead.
-fn choose_idle(sealed: &[Candidate], segment_len: u64, quiet: bool) -> Option<u32> {
-    if let Some(failed) = sealed.iter().find(|c| c.failed) {
-        return Some(failed.id);
+impl Search<'_> {
+    /// Whether the error may be gone in a moment: its holder was descheduled, or is stopped.
+    fn is_brief(&self, error: &Error) -> bool {
+        error.kind() == ErrorKind::Busy && self.acquired.elapsed() < LOCKS_ARE_FREE
     }
-    let emptiest = emptiest(sealed)?;
-    let (len, live) =
-        sealed.iter().fold((0, 0), |(len, live), c| (len + c.len, live + c.live.min(c.len)));
-    let much = len - live > live.max(SLACK_SEGMENTS * segment_len);
-    let share = if quiet { IDLE_SHARE } else { COPY_SHARE };
-    (emptiest.live == 0 || (much && emptiest.live <= emptiest.len / share)).then_some(emptiest.id)
-}
 
-/// The one in which the smallest part is alive; the oldest of several.
-fn emptiest(sealed: &[Candidate]) -> Option<&Candidate> {
-    sealed.iter().min_by_key(|c| u128::from(c.live) * (1 << 20) / u128::from(c.len.max(1)))
+    /// The round that `error` ends, if it may be gone in a moment.
+    fn blocked(&self, error: Error) -> Result<Round> {
+        if self.is_brief(&error) { Ok(Round::Blocked) } else { Err(error) }
+    }
 }
 
 impl Engine {
     fn candidates(&self) -> Vec<Candidate> {
-        let of =
-            |s: SegmentInfo| Candidate { id: s.id, len: s.len, live: s.live, failed: s.failed };
-        self.index.segments_in(SegmentState::Sealed).into_iter().map(of).collect()
+        self.index.segments_in(SegmentState::Sealed).into_iter().map(Candidate::from).collect()
     }
 
-    /// Space in the log for a record of this shape.
-    pub(crate) fn reserve(&self, draft: &Draft) -> Result<RecordReservation> {
-        let len = self.log.len_of(draft)?;
-        loop {
-            if let Some(reservation) = self.log.reserve(len)? {
-                return Ok(reservation);
-            }
-            self.provide(len, false)?;
-        }
-    }
-
-    /// Sees to it that the next segment is there, and says whether it is. `ahead`: nobody waits for it, and it waits for
-    /// nobody.
-    pub(crate) fn provide(&self, len: u32, ahead: bool) -> Result<bool> {
-        if ahead {
-            self.log.provide(len, true, &|bytes| self.claim_room(bytes), &|| Ok(false))
-        } else {
-            self.log.provide(len, false, &|bytes| self.make_space(bytes).map(Some), &|| {
-                self.give_up_oldest()
-            })
-        }
-    }
-
-    /// What all may take, so that there is room for the segment for copies.
+    /// The bound on segments and blobs. It leaves room for the segment for copies.
     fn most_bytes(&self) -> u64 {
         self.log.budget().saturating_sub(self.log.segment_len())
     }
 
-    /// Whether `bytes` more would be within the bounds, and the segment for copies beside them.
+    /// Whether `bytes` more, and the segment for copies beside them, are within the bounds.
     fn is_room_for(&self, bytes: u64) -> bool {
         self.log.bytes() + bytes <= self.most_bytes()
     }
 
-    /// The bytes of segments and blobs that no entry names any more, and which a checkpoint gives back.
+    /// The bytes of segments and blobs that no entry names. The next checkpoint removes them.
     pub(crate) fn emptied_bytes(&self) -> u64 {
         self.dead_blobs(Haste::Later);
         let (_, dead) = self.blobs.bytes();
         self.log.emptied_bytes() + dead
     }
 
-    /// Takes `bytes` more, if there is room for them within `max_bytes`.
-    fn claim_room(&self, bytes: u64) -> Result<Option<Reservation>> {
+    /// Claims `bytes` more, if they are within `max_bytes`.
+    pub(crate) fn claim_room(&self, bytes: u64) -> Result<Option<Reservation>> {
         self.log.space().reserve_within(bytes, self.most_bytes())
     }
 
-    /// The bytes of segments that are removed, and which not all processes have let go of. They come back.
-    fn going_bytes(&self) -> u64 {
+    /// The bytes of segments that are removed, and that some process still maps. They come back.
+    fn dropped_bytes(&self) -> u64 {
         self.index.segments_in(SegmentState::Dropped).iter().map(|segment| segment.len).sum()
     }
 
-    /// Makes room for `bytes` more within `max_bytes`, and takes them.
+    /// Makes room for `bytes` more within `max_bytes`, and claims them.
+    ///
+    /// # Errors
+    /// `Busy` if another process keeps the role or dropped segments for so long that it must be
+    /// stopped. `NoSpace` if the program holds all space itself.
     pub(crate) fn make_space(&self, bytes: u64) -> Result<Reservation> {
         if let Some(reservation) = self.claim_room(bytes)? {
             return Ok(reservation);
         }
         self.log.seal_oversized();
-        let (mut wait, started, drops) = (Backoff::default(), Instant::now(), self.index.drops());
-        // However many have the turn one after the other, what somebody who is stopped keeps comes back to none of them.
+        let (started, drops) = (Instant::now(), self.index.drops());
+        // Whichever process has the role: the bytes of a stopped process come back to none of them.
         let is_in_vain =
             || started.elapsed() > Role::Space.patience() && self.index.drops_seen_by_all() < drops;
         let instead = || match self.claim_room(bytes)? {
             None if is_in_vain() => Err(busy("reserve").with_path(&self.dir)),
             claimed => Ok(claimed),
         };
-        let turn = match self.space_role_or(instead)? {
-            Waited::Acquired(turn) => turn,
+        let role = match self.space_role_or(instead)? {
+            Waited::Acquired(role) => role,
             Waited::Instead(reservation) => return Ok(reservation),
         };
-        /// What other programs hold, they may let go of soon.
-        const OTHERS_LET_GO: Duration = Duration::from_secs(5);
-        /// A chain is locked for microseconds.
-        const LOCKS_ARE_FREE: Duration = Duration::from_secs(2);
-        /// What they let go of is there to be given up a moment later.
-        const SETTLED: Duration = Duration::from_millis(250);
-        let turned = Instant::now();
-        let mut last_held = turned;
-        // What was emptied and is still there after a checkpoint: its files cannot be removed.
-        let mut stuck = 0;
+        let (acquired, wait) = (Instant::now(), Backoff::default());
+        let mut search =
+            Search { role, bytes, started, acquired, last_held: acquired, stuck: 0, wait };
         loop {
             if let Some(reservation) = self.claim_room(bytes)? {
                 return Ok(reservation);
             }
-            self.clean_up_after_dead();
-            self.log.seal_oversized();
-            self.log.free_dropped();
-            let emptied = self.emptied_bytes();
-            let comes_back = emptied.saturating_sub(stuck);
-            let is_enough =
-                self.log.bytes() + bytes <= self.most_bytes() + comes_back + self.going_bytes();
-            // Whoever holds a lock of the index longer than usual has had no processor, or is stopped.
-            let is_brief =
-                |e: &Error| e.kind() == ErrorKind::Busy && turned.elapsed() < LOCKS_ARE_FREE;
-            if !is_enough {
-                match self.give_up_one(&turn) {
-                    Ok(true) => continue,
-                    Ok(false) => {}
-                    Err(e) if is_brief(&e) => {
-                        wait.pause();
-                        continue;
-                    }
-                    Err(e) => return Err(e),
-                }
+            match self.reclaim_some(&mut search)? {
+                Round::Progress => continue,
+                Round::Blocked => {}
+                Round::Exhausted => self.check_for_releases(&mut search)?,
             }
-            if comes_back > 0 {
-                match self.secure(&turn) {
-                    Ok(()) => {}
-                    // Nothing was removed, so nothing more need be given up.
-                    Err(e) if is_brief(&e) => {
-                        wait.pause();
-                        continue;
-                    }
-                    Err(e) => return Err(e),
-                }
-                let left = self.emptied_bytes();
-                if left < emptied {
-                    continue;
-                }
-                stuck = left;
-            }
-            // What is gone may still be held for a moment, by a read or until a sync is done.
-            let is_going =
-                |s: SegmentInfo| s.state == SegmentState::Dropped || self.log.is_oversized(&s);
-            // A process that does nothing lets go once a second, unless it waits for the disk.
-            let is_going = self.index.segments().any(is_going);
-            if is_going || self.index.bytes_of_others() > 0 {
-                last_held = Instant::now();
-            }
-            let is_patient = if is_going {
-                started.elapsed() < Role::Space.patience()
-            } else {
-                turned.elapsed() < OTHERS_LET_GO
-            };
-            let others_hold = is_patient && last_held.elapsed() < SETTLED;
-            if !self.log.space().is_syncing() && !others_hold && wait.is_long() {
-                if is_going {
-                    return Err(busy("reserve").with_path(&self.dir));
-                }
-                let error = Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir).with_source(
-                    "max_bytes is taken by values that the program still holds or writes, or by files that are not \
-                     ours",
-                );
-                return Err(self.log.blame_writers(error));
-            }
-            wait.pause();
+            search.wait.pause();
         }
     }
 
-    /// Gives up blobs beyond their share of the space, else a segment, else any blob. `false` if there is nothing.
-    fn give_up_one(&self, turn: &SpaceRole<'_>) -> Result<bool> {
-        let share = sizing::blob_share(self.log.budget());
-        self.log.seal_orphans(0);
-        Ok(self.evict_a_blob(share)? || self.empty_one(turn)? || self.evict_a_blob(0)?)
+    /// One round: empties something if too little comes back, then removes what is emptied.
+    fn reclaim_some(&self, search: &mut Search<'_>) -> Result<Round> {
+        self.clean_up_after_dead();
+        self.log.seal_oversized();
+        self.log.free_dropped();
+        let emptied = self.emptied_bytes();
+        let comes_back = emptied.saturating_sub(search.stuck);
+        let is_enough = self.log.bytes() + search.bytes
+            <= self.most_bytes() + comes_back + self.dropped_bytes();
+        if !is_enough {
+            match self.empty_or_evict(&search.role) {
+                Ok(true) => return Ok(Round::Progress),
+                Ok(false) => {}
+                Err(e) => return search.blocked(e),
+            }
+        }
+        if comes_back == 0 {
+            return Ok(Round::Exhausted);
+        }
+        if let Err(e) = self.secure(&search.role) {
+            // Nothing was removed, so nothing more need be emptied.
+            return search.blocked(e);
+        }
+        let left = self.emptied_bytes();
+        if left < emptied {
+            return Ok(Round::Progress);
+        }
+        search.stuck = left;
+        Ok(Round::Exhausted)
     }
 
-    /// Gives up the oldest segment at once, or the coldest blob, as the disk is full. `false` if there is none.
-    pub(crate) fn give_up_oldest(&self) -> Result<bool> {
-        let turn = self.space_role()?;
+    /// Nothing is left to empty: whether other processes, a read or a sync may still release bytes.
+    ///
+    /// # Errors
+    /// If none of them will.
+    fn check_for_releases(&self, search: &mut Search<'_>) -> Result<()> {
+        let releases =
+            |s: SegmentInfo| s.state == SegmentState::Dropped || self.log.is_oversized(&s);
+        // An idle process unmaps dropped segments once a second, unless it waits for the disk.
+        let others_release = self.index.segments().any(releases);
+        if others_release || self.index.bytes_of_others() > 0 {
+            search.last_held = Instant::now();
+        }
+        let is_patient = if others_release {
+            search.started.elapsed() < Role::Space.patience()
+        } else {
+            search.acquired.elapsed() < OTHERS_RELEASE
+        };
+        let others_hold = is_patient && search.last_held.elapsed() < SETTLED;
+        if self.log.space().is_syncing() || others_hold || !search.wait.is_long() {
+            return Ok(());
+        }
+        if others_release {
+            return Err(busy("reserve").with_path(&self.dir));
+        }
+        let why = "max_bytes is taken by values that the program still holds or writes, or by \
+                   files that are not ours";
+        let error = Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir).with_source(why);
+        Err(self.log.blame_writers(error))
+    }
+
+    /// Evicts a blob beyond the blobs' share of the space, else empties a segment, else evicts any
+    /// blob. `false` if there is none of these.
+    fn empty_or_evict(&self, role: &SpaceRole<'_>) -> Result<bool> {
+        let share = sizing::blob_share(self.log.budget());
+        self.log.seal_orphans(0);
+        Ok(self.evict_a_blob(share)? || self.empty_one(role)? || self.evict_a_blob(0)?)
+    }
+
+    /// Drops the oldest segment at once, or the coldest blob, because the disk is full. `false` if
+    /// there is neither.
+    pub(crate) fn evict_oldest(&self) -> Result<bool> {
+        let role = self.space_role()?;
         self.log.seal_orphans(0);
         match self.index.segments_in(SegmentState::Sealed).first() {
             Some(oldest) => {
@@ -239,15 +227,16 @@ impl Engine {
             None if !self.evict_a_blob(0)? => return Ok(false),
             None => {}
         }
-        self.secure(&turn)?;
+        self.secure(&role)?;
         Ok(true)
     }
 
-    /// A checkpoint. What is in segments that the disk refused to sync is copied into others before.
-    fn secure(&self, turn: &SpaceRole<'_>) -> Result<()> {
+    /// A checkpoint. Records in segments that the disk refused to sync are copied into others
+    /// before.
+    fn secure(&self, role: &SpaceRole<'_>) -> Result<()> {
         /// Each attempt may find another segment that fails.
         const ATTEMPTS: usize = 3;
-        let mut done = self.checkpoint(turn);
+        let mut done = self.checkpoint(role);
         for _ in 0..ATTEMPTS {
             self.log.seal_failed();
             let failed: Vec<_> = self.candidates().into_iter().filter(|c| c.failed).collect();
@@ -257,43 +246,43 @@ impl Engine {
             for Candidate { id, .. } in failed {
                 match self.empty(id, Evacuate::Copy) {
                     Ok(true) => {}
-                    // What could be copied a moment later need not go.
+                    // Records that can be copied a moment later need not be dropped.
                     Err(e) if e.kind() == ErrorKind::Busy => return Err(e),
                     Ok(false) | Err(_) => drop(self.empty(id, Evacuate::Drop)?),
                 }
             }
-            done = self.checkpoint(turn);
+            done = self.checkpoint(role);
         }
         done
     }
 
-    /// Empties the segment that it costs least to empty. `false` if there is none.
-    fn empty_one(&self, turn: &SpaceRole<'_>) -> Result<bool> {
+    /// Empties the segment that costs least. `false` if there is none.
+    fn empty_one(&self, role: &SpaceRole<'_>) -> Result<bool> {
         let Some((id, evacuate)) = choose(&self.candidates()) else { return Ok(false) };
         let mut emptied = self.empty(id, evacuate);
         if emptied.as_ref().is_err_and(|e| e.kind() == ErrorKind::NoSpace)
             && self.log.emptied_bytes() > 0
         {
-            self.secure(turn)?;
+            self.secure(role)?;
             emptied = self.empty(id, evacuate);
         }
         match emptied {
             Ok(true) => Ok(true),
-            // Its entries cannot be removed now, nor can those of another with them.
+            // Its entries cannot be removed now; those of another segment could not either.
             Err(e) if e.kind() == ErrorKind::Busy => Err(e),
-            // What cannot be copied goes: this always makes progress.
+            // Records that cannot be copied are dropped: this always makes progress.
             Ok(false) | Err(_) => self.empty(id, Evacuate::Drop),
         }
     }
 
-    /// Brings the log within its budget ahead of the writers, gives back some of what is dead, and takes a checkpoint if
-    /// one is due. `quiet`: nobody writes. Says whether there is more to give back.
+    /// Brings the log within its budget ahead of the writers, compacts, and takes a checkpoint if
+    /// one is due. `quiet`: there are no writers. Says whether there is more to compact.
     pub(crate) fn keep_space(&self, quiet: bool) -> Result<bool> {
-        // The next segment, and one more, so that a writer seldom waits for either.
+        // The next segment and one more, so that a writer seldom waits for either.
         let wanted = 2 * self.log.segment_len();
         self.make_room_ahead(wanted)?;
-        // One segment at a time, as others may be waiting, and more than this is to be done.
-        let Some(turn) = self.try_space_role()? else { return Ok(false) };
+        // One segment in each round: others may wait for the role, and the background has other work.
+        let Some(role) = self.try_space_role()? else { return Ok(false) };
         self.clean_up_after_dead();
         self.log.free_dropped();
         self.log.seal_orphans(ORPHANS);
@@ -302,38 +291,41 @@ impl Engine {
         let wants_back = emptied > 0
             && (!self.is_room_for(wanted) || (quiet && !more) || emptied > self.log.bytes() / 4);
         if wants_back || self.is_checkpoint_due() {
-            self.secure(&turn)?;
+            self.secure(&role)?;
         }
         Ok(more)
     }
 
-    /// Gives back what no entry names any more.
-    pub(crate) fn give_back(&self) -> Result<()> {
-        let turn = self.space_role()?;
+    /// Removes all segments and blobs that no entry names.
+    pub(crate) fn remove_emptied(&self) -> Result<()> {
+        let role = self.space_role()?;
         self.log.free_dropped();
-        if self.emptied_bytes() > 0 { self.secure(&turn) } else { Ok(()) }
+        if self.emptied_bytes() > 0 { self.secure(&role) } else { Ok(()) }
     }
 
-    /// Empties segments if there will soon be need of `wanted` bytes: so many that their removal is worth a checkpoint.
+    /// Empties segments if `wanted` bytes will be needed soon: so many that their removal is worth a
+    /// checkpoint.
     fn make_room_ahead(&self, wanted: u64) -> Result<()> {
-        let batch = self.log.segment_len().max(2 * sizing::snapshot_len(self.index.geometry()));
+        let snapshots = 2 * sizing::snapshot_len(self.index.geometry());
+        let batch = self.log.segment_len().max(snapshots);
         let batch = wanted + batch.min(self.log.budget() / 16);
         if self.is_room_for(wanted) {
             return Ok(());
         }
         loop {
-            let Some(turn) = self.try_space_role()? else { return Ok(()) };
-            let comes_back = self.emptied_bytes() + self.going_bytes();
+            let Some(role) = self.try_space_role()? else { return Ok(()) };
+            let comes_back = self.emptied_bytes() + self.dropped_bytes();
             let is_enough = self.log.bytes() + batch <= self.most_bytes() + comes_back;
-            if is_enough || !self.give_up_one(&turn)? {
+            if is_enough || !self.empty_or_evict(&role)? {
                 return Ok(());
             }
         }
     }
 
-    /// Compacts a segment in which little is alive, if much is dead. Says whether it did.
+    /// Compacts a segment with few live bytes, if much is dead. Says whether it did.
     fn compact_one(&self, quiet: bool) -> bool {
-        let Some(id) = choose_idle(&self.candidates(), self.log.segment_len(), quiet) else {
+        let segment_len = self.log.segment_len();
+        let Some(id) = choose_idle(&self.candidates(), segment_len, quiet) else {
             return false;
         };
         self.empty(id, Evacuate::Copy).unwrap_or_else(|error| {
@@ -342,49 +334,9 @@ impl Engine {
         })
     }
 
-    /// Whether nobody wrote since the last look.
+    /// Whether nothing was written since the last call.
     pub(crate) fn is_quiet(&self) -> bool {
         let appended = self.index.logged();
         self.seen_appended.swap(appended, Ordering::Relaxed) == appended
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn candidates(live: &[u64]) -> Vec<Candidate> {
-        let of = |(id, live): (usize, &u64)| Candidate {
-            id: id as u32 + 1,
-            len: 100,
-            live: *live,
-            failed: false,
-        };
-        live.iter().enumerate().map(of).collect()
-    }
-
-    #[test]
-    fn what_is_nearly_dead_is_compacted_and_else_the_oldest_goes() {
-        assert_eq!(choose(&candidates(&[90, 20, 60])), Some((2, Evacuate::Copy)));
-        assert_eq!(choose(&candidates(&[90, 21, 60])), Some((1, Evacuate::Evict)));
-        assert_eq!(choose(&candidates(&[90, 0, 0])), Some((2, Evacuate::Copy)));
-        assert_eq!(choose(&[]), None);
-    }
-
-    #[test]
-    fn what_failed_goes_first() {
-        let mut all = candidates(&[0, 90]);
-        all[1].failed = true;
-        assert_eq!(choose(&all), Some((2, Evacuate::Copy)));
-        assert_eq!(choose_idle(&all, 100, false), Some(2));
-    }
-
-    #[test]
-    fn without_need_only_much_dead_space_is_given_back() {
-        assert_eq!(choose_idle(&candidates(&[90, 30, 80]), 100, true), None, "little is dead");
-        assert_eq!(choose_idle(&candidates(&[90, 0, 80]), 100, false), Some(2), "costs nothing");
-        let sparse = candidates(&[40, 30, 40, 40, 40, 40, 40, 40]);
-        assert_eq!(choose_idle(&sparse, 100, false), None, "somebody writes");
-        assert_eq!(choose_idle(&sparse, 100, true), Some(2));
     }
 }
