@@ -1,9 +1,12 @@
-//! The storage engine: bytes in, bytes out, in a directory.
+//! The storage engine: bytes in, bytes out, in a directory that many processes share.
 //!
-//! `docs/design.md` has the whole picture. In one paragraph: every write is a record appended to the log
-//! ([`log`], [`segment`], [`record`]); the mapped [`index`] holds, for each key, the word that says where its
-//! record is; one [`commit`] path changes it under the lock of one bucket; [`read`] takes no lock at all;
-//! [`culler`] and [`log`] keep the bounds; [`recovery`] makes the index anew from the log when nobody closed it.
+//! Every write is a record that is appended to the [`log`]. The mapped [`index`] holds, for each key,
+//! the word that says where its record is. One path, [`ops::commit`], changes it under the lock of
+//! one chain. [`ops::read`] takes no lock. [`ops::cull`] keeps `max_entries`, [`ops::reclaim`]
+//! `max_bytes`. [`lifecycle::recovery`] rebuilds the index after an unclean end.
+//!
+//! `ARCHITECTURE.md` is the map of this folder; `docs/design/overview.md` has the reasons and the
+//! invariants.
 
 mod bell;
 mod blob;
