@@ -68,7 +68,7 @@ bench *filter:
 compare *arguments="--quick":
     cargo run --release -p keepwarm-comparison -- {{arguments}}
 
-# Count the instructions of each operation; with the path of another tree, compare with it.
+# Count the instructions of each operation; with two trees, compare: just instructions ../old .
 instructions *trees:
     scripts/instructions {{trees}}
 

@@ -33,7 +33,7 @@ const OPERATIONS: &[Operation] = &[
     },
     Operation {
         name: "get_bytes",
-        prepare: set,
+        prepare: |cache, key| cache.set_bytes(key, VALUE.as_bytes(), Timeout::Never).unwrap(),
         call: |cache, key| assert!(cache.get_bytes(black_box(key)).unwrap().is_some()),
     },
     Operation {
