@@ -326,7 +326,7 @@ impl Builder {
     /// let cache = Builder::in_memory().jitter(0.5).open()?;
     /// cache.get_or_set("a", Duration::from_secs(60), || 1)?;
     /// let left = cache.ttl("a")?.and_then(Ttl::remaining).unwrap();
-    /// assert!(left <= Duration::from_secs(60) && left > Duration::from_secs(29));
+    /// assert!(left <= Duration::from_secs(60) && left > Duration::from_secs(20));
     /// # Ok::<(), keepwarm::Error>(())
     /// ```
     pub fn jitter(mut self, fraction: f64) -> Self {
