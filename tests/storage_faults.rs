@@ -1,0 +1,317 @@
+//! Each operation on a file fails, one after the other, in a scenario that comes by all of them: a new
+//! directory, writes of all kinds, a clear, a checkpoint, a close, a reopening and a recovery. Whatever
+//! fails, and with whatever error: each call returns a typed error and changes nothing, or succeeds; all
+//! that was acknowledged is there after the faults have ended, but for what a full disk had evicted; the
+//! directory opens; the bounds hold.
+//!
+//! `KEEPWARM_FAULTS=all` tries every error at every position, which takes minutes; without it a sample
+//! is tried, another one for each `KEEPWARM_SEED`.
+#![cfg(test)]
+
+#[path = "support/dir.rs"]
+mod dir;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use dir::copy_as_killed;
+use keepwarm::faults::{Fault, Faults, Operation};
+use keepwarm::{Builder, Cache, Durability, Error, ErrorKind, Timeout};
+use tempfile::TempDir;
+
+const EIO: i32 = 5;
+const ENOMEM: i32 = 12;
+const EMFILE: i32 = 24;
+const ENOSPC: i32 = 28;
+const EDQUOT: i32 = 122;
+
+/// What each operation may come to.
+const FAULTS: [Fault; 6] = [
+    Fault::Errno(EIO),
+    Fault::Errno(ENOSPC),
+    Fault::Errno(EMFILE),
+    Fault::Errno(ENOMEM),
+    Fault::Errno(EDQUOT),
+    Fault::Short,
+];
+
+/// Room for all that the scenario writes: nothing has to be evicted where the disk refuses to sync or to
+/// remove, without which no space is given back.
+const MAX_BYTES: u64 = 4 << 20;
+const MAX_ENTRIES: u64 = 500;
+
+/// One run of the scenario: which operation fails, at which position, how, and whether those after it
+/// fail too.
+#[derive(Debug, Clone, Copy)]
+struct Position {
+    operation: Operation,
+    nth: u64,
+    fault: Fault,
+    lasts: bool,
+}
+
+fn builder(dir: &Path) -> Builder {
+    Cache::builder(dir)
+        .max_bytes(MAX_BYTES)
+        .max_entries(MAX_ENTRIES)
+        .hot_bytes(0)
+        .default_timeout(Timeout::Never)
+        .durability(Durability::Interval(Duration::from_secs(3600)))
+}
+
+/// A directory in memory if there is one: thousands of runs sync it.
+fn scratch() -> TempDir {
+    let shm = Path::new("/dev/shm");
+    if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap()
+}
+
+/// What was acknowledged: the values that are there.
+type Acknowledged = BTreeMap<String, Vec<u8>>;
+
+/// A scenario under way.
+struct Run {
+    position: Option<Position>,
+    acknowledged: Acknowledged,
+    /// How many calls failed.
+    refused: u64,
+}
+
+impl Run {
+    fn assert_typed(&self, what: &str, error: &Error) {
+        let is_typed = matches!(error.kind(), ErrorKind::Io | ErrorKind::NoSpace);
+        assert!(is_typed, "{:?}: {what}: {:?}: {error}", self.position, error.kind());
+    }
+
+    /// Whether the disk says that it is full.
+    fn may_evict(&self) -> bool {
+        let full = [Fault::Errno(ENOSPC), Fault::Errno(EDQUOT), Fault::Short];
+        self.position.is_some_and(|position| full.contains(&position.fault))
+    }
+
+    /// Notes the effect of a call if it succeeded.
+    fn call<T>(
+        &mut self,
+        what: &str,
+        result: keepwarm::Result<T>,
+        effect: impl FnOnce(&mut Acknowledged),
+    ) {
+        match result {
+            Ok(_) => effect(&mut self.acknowledged),
+            Err(error) => {
+                self.refused += 1;
+                self.assert_typed(what, &error);
+            }
+        }
+    }
+
+    fn set(&mut self, cache: &Cache, key: &str, value: &[u8]) {
+        let result = cache.set_bytes(key, value, Timeout::Never);
+        self.call(&format!("set {key}"), result, |there| {
+            there.insert(key.to_owned(), value.to_owned());
+        });
+    }
+
+    /// Reads everything: each key is as it was acknowledged. If `may_fail`, it may be unreadable now.
+    fn read(&mut self, cache: &Cache, what: &str, may_fail: bool) {
+        for key in KEYS {
+            match cache.get_bytes(key) {
+                Ok(value) => {
+                    let expected = self.acknowledged.get(*key);
+                    let len =
+                        |value: Option<&Vec<u8>>| value.map(|v| (v.len(), v.first().copied()));
+                    // A disk that is full makes room by eviction, as far as it is allowed to.
+                    let is_evicted = value.is_none() && self.may_evict();
+                    assert!(
+                        is_evicted || value.as_deref() == expected.map(Vec::as_slice),
+                        "{:?}: {key} {what} is {:?}, not {:?}",
+                        self.position,
+                        len(value.map(|v| v.to_vec()).as_ref()),
+                        len(expected)
+                    );
+                }
+                Err(error) => {
+                    assert!(may_fail, "{:?}: {key} {what}: {error}", self.position);
+                    self.refused += 1;
+                    self.assert_typed("get", &error);
+                }
+            }
+        }
+    }
+}
+
+const KEYS: &[&str] =
+    &["a", "b", "c", "large", "other large", "moved", "0", "1", "2", "3", "4", "5", "6", "7"];
+
+/// The first life: what is asked of a new directory.
+fn work(run: &mut Run, cache: &Cache) {
+    for key in ["a", "b", "c"] {
+        run.set(cache, key, b"first");
+    }
+    run.set(cache, "a", b"second");
+    let deleted = cache.delete("b");
+    run.call("delete", deleted, |there| drop(there.remove("b")));
+    run.set(cache, "large", &[1; 100_000]);
+    run.set(cache, "large", &[2; 70_000]);
+    run.set(cache, "other large", &[3; 90_000]);
+    let deleted = cache.delete("other large");
+    run.call("delete a blob", deleted, |there| drop(there.remove("other large")));
+    // Whole segments come to hold nothing that counts.
+    for turn in 0..12u8 {
+        for key in 0..8u8 {
+            run.set(cache, &key.to_string(), &[turn * 8 + key; 3000]);
+        }
+    }
+    let flushed = cache.flush();
+    run.call("flush", flushed, |_| ());
+    run.read(cache, "before the clear", true);
+    let maintained = cache.maintain();
+    run.call("maintain", maintained, |_| ());
+    let cleared = cache.clear();
+    run.call("clear", cleared, Acknowledged::clear);
+    run.read(cache, "after the clear", true);
+    let maintained = cache.maintain();
+    run.call("maintain", maintained, |_| ());
+    run.set(cache, "c", b"third");
+    run.set(cache, "large", &[4; 80_000]);
+    // A value of which two keys know.
+    run.set(cache, "moved", &[5; 80_000]);
+    let moved = cache.incr_version("moved", 1);
+    match moved {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let is_there = run.acknowledged.contains_key("moved") && !run.may_evict();
+            assert!(!is_there, "{:?}: incr_version: {error}", run.position);
+        }
+        moved => run.call("incr_version", moved, |there| drop(there.remove("moved"))),
+    }
+}
+
+/// The whole scenario in two directories: one that is closed and opened again, and one that is as a kill
+/// leaves it. Returns what was counted.
+fn scenario(position: Option<Position>) -> &'static Faults {
+    let home = scratch();
+    let (closed, killed) = (home.path().join("closed"), home.path().join("killed"));
+    std::fs::create_dir(&killed).unwrap();
+    let faults = Faults::new();
+    let mut run = Run { position, acknowledged: Acknowledged::new(), refused: 0 };
+    match position {
+        Some(Position { operation, nth, fault, lasts: true }) => {
+            faults.fail_from(operation, nth, fault)
+        }
+        Some(Position { operation, nth, fault, .. }) => faults.fail(operation, nth, fault),
+        None => {}
+    }
+    let open = |dir: &Path| builder(dir).faults(faults).open();
+    match open(&closed) {
+        Ok(cache) => {
+            work(&mut run, &cache);
+            copy_as_killed(&closed, &killed);
+            let result = cache.close();
+            run.call("close", result, |_| ());
+        }
+        Err(error) => run.assert_typed("open a new directory", &error),
+    }
+    for dir in [&closed, &killed] {
+        let before = run.acknowledged.clone();
+        match open(dir) {
+            Ok(cache) => {
+                run.read(&cache, "after another opening", true);
+                run.set(&cache, "a", b"last");
+            }
+            Err(error) => run.assert_typed("open", &error),
+        }
+        // From here on nothing fails: this is another opening, not behind the faults.
+        let cache = builder(dir).open();
+        let cache =
+            cache.unwrap_or_else(|e| panic!("{position:?}: the directory does not open: {e}"));
+        let what = format!("in {} after the faults", dir.file_name().unwrap().display());
+        run.read(&cache, &what, false);
+        assert!(cache.len() <= MAX_ENTRIES, "{position:?}: {} entries", cache.len());
+        let bytes = cache.stats().bytes;
+        assert!(bytes <= MAX_BYTES, "{position:?}: {bytes} bytes");
+        let report = cache.check().unwrap();
+        assert!(report.is_sound(), "{position:?}: {:?}", report.problems);
+        cache.set_bytes("b", b"again", Timeout::Never).unwrap();
+        assert_eq!(cache.get_bytes("b").unwrap().as_deref(), Some(&b"again"[..]));
+        drop(cache);
+        // The other directory is as it was before.
+        run.acknowledged = before;
+    }
+    REFUSED.fetch_add(run.refused, Ordering::Relaxed);
+    faults
+}
+
+/// How many calls failed in all scenarios.
+static REFUSED: AtomicU64 = AtomicU64::new(0);
+
+/// Numbers below `below`, the same for the same seed.
+struct Sample(u64);
+
+impl Sample {
+    fn below(&mut self, below: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % below
+    }
+}
+
+/// The first positions, which are those of an opening, and others up to `count`.
+fn sampled(count: u64, sample: &mut Sample) -> Vec<u64> {
+    const FIRST: u64 = 4;
+    const OTHERS: u64 = 6;
+    let others = (FIRST + 1..=count).collect::<Vec<_>>();
+    let mut positions: Vec<u64> = (1..=FIRST.min(count)).collect();
+    if others.len() as u64 <= OTHERS {
+        positions.extend(others);
+    } else {
+        positions.extend((0..OTHERS).map(|_| others[sample.below(others.len() as u64) as usize]));
+    }
+    positions
+}
+
+#[test]
+fn whatever_fails_nothing_acknowledged_is_lost() {
+    let seed = std::env::var("KEEPWARM_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let tries_all = std::env::var("KEEPWARM_FAULTS").is_ok_and(|which| which == "all");
+    println!("KEEPWARM_SEED={seed}");
+    let mut sample = Sample(seed);
+    static CHECKPOINTS: AtomicU64 = AtomicU64::new(0);
+    let count = || {
+        CHECKPOINTS.fetch_add(1, Ordering::Relaxed);
+    };
+    fail::cfg_callback("checkpoint::counted", count).unwrap();
+    let without = scenario(None);
+    fail::remove("checkpoint::counted");
+    assert!(CHECKPOINTS.load(Ordering::Relaxed) > 0, "the scenario has no checkpoint");
+    assert_eq!((without.injected(), REFUSED.load(Ordering::Relaxed)), (0, 0));
+    let (mut runs, mut injected) = (0, 0);
+    let mut run = |operation, nth, fault, lasts| {
+        let there = scenario(Some(Position { operation, nth, fault, lasts })).injected();
+        runs += 1;
+        injected += there;
+        there > 0
+    };
+    for operation in Operation::ALL {
+        let count = without.count(operation);
+        assert!(count > 0, "the scenario has no {operation:?}");
+        if tries_all {
+            // Until a whole scenario passes.
+            let known = FAULTS.into_iter().filter(|fault| {
+                *fault != Fault::Short || matches!(operation, Operation::Read | Operation::Write)
+            });
+            for (fault, lasts) in known.flat_map(|f| [(f, false), (f, true)]) {
+                let all = (1..).take_while(|nth| run(operation, *nth, fault, lasts)).count();
+                println!("{operation:?}, {fault:?}, lasts: {lasts}: {all} positions");
+            }
+            continue;
+        }
+        for nth in sampled(count, &mut sample) {
+            let fault = FAULTS[sample.below(FAULTS.len() as u64) as usize];
+            run(operation, nth, fault, sample.below(2) == 0);
+        }
+    }
+    let refused = REFUSED.load(Ordering::Relaxed);
+    println!("{runs} runs, {injected} faults, {refused} calls failed");
+    assert!(injected > 50 && refused > 20);
+}
