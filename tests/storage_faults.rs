@@ -1,11 +1,11 @@
-//! Each operation on a file fails, one after the other, in a scenario that comes by all of them: a new
-//! directory, writes of all kinds, a clear, a checkpoint, a close, a reopening and a recovery. Whatever
-//! fails, and with whatever error: each call returns a typed error and changes nothing, or succeeds; all
-//! that was acknowledged is there after the faults have ended, but for what a full disk had evicted; the
-//! directory opens; the bounds hold.
+//! Each operation on a file fails, one after the other, in a scenario that comes by all of them: a
+//! new directory, writes of all kinds, a clear, a checkpoint, a close, a reopening and a recovery.
+//! Whatever fails, and with whatever error: each call returns a typed error and changes nothing, or
+//! succeeds; all that was acknowledged is there after the faults have ended, but for what a full
+//! disk had evicted; the directory opens; the bounds hold.
 //!
-//! `KEEPWARM_FAULTS=all` tries every error at every position, which takes minutes; without it a sample
-//! is tried, another one for each `KEEPWARM_SEED`.
+//! `KEEPWARM_FAULTS=all` tries every error at every position, which takes minutes; without it a
+//! sample is tried, another one for each `KEEPWARM_SEED`.
 #![cfg(test)]
 
 #[path = "support/dir.rs"]
@@ -37,13 +37,13 @@ const FAULTS: [Fault; 6] = [
     Fault::Short,
 ];
 
-/// Room for all that the scenario writes: nothing has to be evicted where the disk refuses to sync or to
-/// remove, without which no space is given back.
+/// Room for all that the scenario writes: nothing has to be evicted where the disk refuses to sync
+/// or to remove, without which no space is given back.
 const MAX_BYTES: u64 = 4 << 20;
 const MAX_ENTRIES: u64 = 500;
 
-/// One run of the scenario: which operation fails, at which position, how, and whether those after it
-/// fail too.
+/// One run of the scenario: which operation fails, at which position, how, and whether those after
+/// it fail too.
 #[derive(Debug, Clone, Copy)]
 struct Position {
     operation: Operation,
@@ -113,7 +113,8 @@ impl Run {
         });
     }
 
-    /// Reads everything: each key is as it was acknowledged. If `may_fail`, it may be unreadable now.
+    /// Reads everything: each key is as it was acknowledged. If `may_fail`, it may be unreadable
+    /// now.
     fn read(&mut self, cache: &Cache, what: &str, may_fail: bool) {
         for key in KEYS {
             match cache.get_bytes(key) {
@@ -187,8 +188,8 @@ fn work(run: &mut Run, cache: &Cache) {
     }
 }
 
-/// The whole scenario in two directories: one that is closed and opened again, and one that is as a kill
-/// leaves it. Returns what was counted.
+/// The whole scenario in two directories: one that is closed and opened again, and one that is as a
+/// kill leaves it. Returns what was counted.
 fn scenario(position: Option<Position>) -> &'static Faults {
     let home = scratch();
     let (closed, killed) = (home.path().join("closed"), home.path().join("killed"));

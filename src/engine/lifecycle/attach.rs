@@ -9,8 +9,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use arc_swap::ArcSwapOption;
 
 use crate::engine::blob::{Blobs, Haste};
-use crate::engine::format::meta::Meta;
-use crate::engine::format::state::State;
 use crate::engine::index::ProcessSlot;
 use crate::engine::lifecycle::directory::Directory;
 use crate::engine::lifecycle::observer::{self, Observation};
@@ -19,7 +17,9 @@ use crate::engine::log::Log;
 use crate::engine::ops::background::Maintenance;
 use crate::engine::shared::accounting::{SpaceInUse, Usage};
 use crate::engine::shared::checkpoint_files::CheckpointFiles;
+use crate::engine::shared::meta_file;
 use crate::engine::shared::read_only::Holder;
+use crate::engine::shared::state_file::StateFile;
 use crate::engine::shared::stats_file::StatsFile;
 use crate::engine::{Engine, Mode, Parts};
 use crate::error::{Error, Result};
@@ -155,7 +155,7 @@ impl Attached {
     fn attach(directory: &Directory, held: HeldDirectory, options: &Options) -> Result<Self> {
         let storage = directory.storage;
         // What is not understood is not touched.
-        Meta::read(storage, &directory.file("meta"))?;
+        meta_file::read(storage, &directory.file("meta"))?;
         fork::watch().map_err(|e| Error::io("open", &directory.path, e))?;
         let locks = Arc::new(directory.enter(Access::ToWrite)?);
         let at_locks = |e| Error::io("lock", &directory.file("locks"), e);
@@ -166,7 +166,7 @@ impl Attached {
         let at_state = |e| Error::io("open", &state_path, e);
         let state = storage
             .open_or_create(&state_path)
-            .and_then(|(f, _)| State::open(f))
+            .and_then(|(f, _)| StateFile::open(f))
             .map_err(at_state)?;
         let hasher = KeyHasher::new(&meta.hash_key);
         let options = options.for_limits(state.limits());
@@ -191,7 +191,7 @@ impl Attached {
             space.clone(),
         )?;
         log.enter(segments, end);
-        let state = storage.open(&state_path).and_then(State::open).map_err(at_state)?;
+        let state = storage.open(&state_path).and_then(StateFile::open).map_err(at_state)?;
         let checkpoints = CheckpointFiles::open(storage, &directory.path, state, index.geometry())?;
         let stats = directory.file("stats");
         let stats_file = StatsFile::open(

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::engine::format::index_header::MOST_PROCESSES;
 use crate::engine::format::meta::Meta;
 use crate::engine::log::segment::Segment;
+use crate::engine::shared::meta_file;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
 use crate::sys::fork::OwnFile;
@@ -144,7 +145,7 @@ impl Directory {
     pub(crate) fn meta(&self) -> Result<Meta> {
         self.remove_temporaries();
         let path = self.file("meta");
-        let found = Meta::read(self.storage, &path)?;
+        let found = meta_file::read(self.storage, &path)?;
         if found.is_none() && self.segment_files()?.next().is_some() {
             let why = "it is missing, and without it the segments cannot be read";
             return Err(Error::new(ErrorKind::Corrupt, "open").with_path(&path).with_source(why));
@@ -167,7 +168,7 @@ impl Directory {
         }
         self.sync_own_name()?;
         tag(self.storage, &self.path)?;
-        Meta::create(self.storage, &path)
+        meta_file::create(self.storage, &path)
     }
 
     /// Or a power cut could take the directory with all that was synced into it. Once there is `meta`, this was done.

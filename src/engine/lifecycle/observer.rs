@@ -20,7 +20,6 @@
 use std::sync::Arc;
 
 use crate::engine::blob::Blobs;
-use crate::engine::format::meta::Meta;
 use crate::engine::hints::Hints;
 use crate::engine::index::ProcessSlot;
 use crate::engine::lifecycle::directory::Directory;
@@ -28,6 +27,7 @@ use crate::engine::lifecycle::open::{Observed, Opening};
 use crate::engine::log::Log;
 use crate::engine::ops::background::Maintenance;
 use crate::engine::shared::accounting::SpaceInUse;
+use crate::engine::shared::meta_file;
 use crate::engine::shared::read_only::ReadOnlyAttachment;
 use crate::engine::shared::stats_file::StatsFile;
 use crate::engine::{Engine, Mode, Parts};
@@ -53,7 +53,7 @@ pub(crate) fn observe(
     let storage = directory.storage;
     let meta = directory.file("meta");
     let no_cache = || Error::new(ErrorKind::NotACache, "open").with_path(&directory.path);
-    let hasher = KeyHasher::new(&Meta::read(storage, &meta)?.ok_or_else(no_cache)?.hash_key);
+    let hasher = KeyHasher::new(&meta_file::read(storage, &meta)?.ok_or_else(no_cache)?.hash_key);
     fork::watch().map_err(|e| Error::io("open", &directory.path, e))?;
     let locks = Arc::new(directory.enter(Access::ToRead)?);
     let at_locks = |e| Error::io("lock", &directory.file("locks"), e);

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use crate::engine::format::sizing::{self, Layout};
 use crate::engine::format::snapshot::Header;
-use crate::engine::format::state::State;
 use crate::engine::format::word::Word;
 use crate::engine::hints::Hints;
 use crate::engine::index::{HIGHEST_SEGMENT, Index, ProcessSlot};
@@ -16,6 +15,7 @@ use crate::engine::ops::background::PostRecovery;
 use crate::engine::shared::accounting::SpaceInUse;
 use crate::engine::shared::checkpoint_files::{self, FoundSnapshot};
 use crate::engine::shared::index_watch::Watch;
+use crate::engine::shared::state_file::StateFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::hash::KeyHasher;
 use crate::options::Options;
@@ -73,7 +73,7 @@ impl Opening<'_> {
     }
 
     /// Takes a directory that nobody has open into use.
-    pub(crate) fn begin(&self, mut state: State) -> Result<Opened> {
+    pub(crate) fn begin(&self, mut state: StateFile) -> Result<Opened> {
         let Self { directory, process_slot, hasher, space, options } = self;
         let at_state = |e| Error::io("open", &directory.file("state"), e);
         let mut layout = Layout::new(options);
@@ -180,7 +180,7 @@ impl Opening<'_> {
             return Ok(seen(index.ok_or_else(no_index)?, Vec::new()));
         }
         let state_path = directory.file("state");
-        let state = directory.storage.open_to_read(&state_path).and_then(State::read);
+        let state = directory.storage.open_to_read(&state_path).and_then(StateFile::read);
         let state = state.map_err(|e| Error::io("open", &state_path, e))?;
         let options = options.for_limits(state.limits());
         // Salvaged or not: whoever opens it later goes on with this one, and it is not given up.
@@ -306,7 +306,7 @@ enum Closed {
 /// The index and the hints as they were when the directory was closed, if it was, and if they still serve.
 fn open_closed(
     directory: &Directory,
-    state: &State,
+    state: &StateFile,
     layout: &Layout,
     process_slot: &ProcessSlot,
 ) -> Result<Closed> {

@@ -19,6 +19,7 @@ use crate::engine::index::{Index, Probe, ProcessSlot, Slot, Vacancy};
 use crate::engine::lifecycle::directory::Directory;
 use crate::engine::log::segment::Segment;
 use crate::engine::shared::index_watch;
+use crate::engine::shared::snapshot_file;
 use crate::error::{Error, Result};
 use crate::hash::KeyHasher;
 use crate::options::Options;
@@ -223,7 +224,7 @@ impl Replay<'_> {
         let header = self.base;
         let mut damaged = 0u64;
         let (mut here, mut more) = (Vec::new(), Vec::new());
-        snapshot::read(file, &header, |part| match part {
+        snapshot_file::read(file, &header, |part| match part {
             SnapshotPart::Chain { number, primary, overflow } if keeps_places => {
                 let is_there = |word: &Word| self.index.segment_state(word.segment()).is_some();
                 here.clear();

@@ -18,10 +18,11 @@ use std::time::{Duration, Instant};
 
 use crate::engine::blob::Haste;
 use crate::engine::format::sizing;
-use crate::engine::format::snapshot::{self, Header, SnapshotWriter};
+use crate::engine::format::snapshot::{self, Header};
 use crate::engine::index::{Packed, Role, SegmentState};
 use crate::engine::ops::space_role::SpaceRole;
 use crate::engine::shared::checkpoint_files::{CheckpointFiles, NAMES};
+use crate::engine::shared::snapshot_file::{self, SnapshotWriter};
 use crate::engine::{Engine, Mode};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::step;
@@ -119,8 +120,9 @@ impl Engine {
         }
         // One that was written whole and never came to count: a power cut must not leave its header over other blocks.
         let counts = state.snapshot().unwrap_or(0);
-        if snapshot::header(file).map_err(io_error)?.is_some_and(|there| there.number > counts) {
-            snapshot::void(file).map_err(io_error)?;
+        if snapshot_file::header(file).map_err(io_error)?.is_some_and(|there| there.number > counts)
+        {
+            snapshot_file::void(file).map_err(io_error)?;
         }
         let mut writer = SnapshotWriter::new(file, next).map_err(io_error)?;
         let mut packed = Packed::default();

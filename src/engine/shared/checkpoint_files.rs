@@ -7,7 +7,8 @@ use crate::engine::format::geometry::Geometry;
 use crate::engine::format::index_header::HeaderCopy;
 use crate::engine::format::sizing;
 use crate::engine::format::snapshot::{self, Header};
-use crate::engine::format::state::State;
+use crate::engine::shared::snapshot_file;
+use crate::engine::shared::state_file::StateFile;
 use crate::error::{Error, Result};
 use crate::limits::Limits;
 use crate::sys::fork::OwnFile;
@@ -18,7 +19,7 @@ pub(crate) const NAMES: [&str; 2] = ["snapshot.a", "snapshot.b"];
 
 /// What the checkpoints of an open directory keep. Processes take turns ([`Role::Space`](crate::engine::index::Role)).
 pub(crate) struct CheckpointFiles {
-    pub(crate) state: State,
+    pub(crate) state: StateFile,
     pub(crate) files: [OwnFile; 2],
     /// When this process last saw that there was one, and which that was.
     pub(crate) last: Instant,
@@ -29,7 +30,7 @@ impl CheckpointFiles {
     pub(crate) fn open(
         storage: &'static dyn Storage,
         dir: &Path,
-        state: State,
+        state: StateFile,
         geometry: Geometry,
     ) -> Result<Self> {
         let mut any_new = false;
@@ -80,9 +81,9 @@ pub(crate) fn find(storage: &'static dyn Storage, dir: &Path, least: u64) -> Res
     for name in NAMES {
         let path = dir.join(name);
         let found = match storage.open_to_read(&path) {
-            Ok(file) => snapshot::is_untouched(&file).and_then(|is| {
+            Ok(file) => snapshot_file::is_untouched(&file).and_then(|is| {
                 untouched &= is;
-                Ok(snapshot::header(&file)?.map(|header| (file, header)))
+                Ok(snapshot_file::header(&file)?.map(|header| (file, header)))
             }),
             Err(e) if is_unusable(&e) => {
                 untouched = false;

@@ -61,14 +61,14 @@ impl HeldDirectory {
         self.file.storage()
     }
 
-    /// When a name was last added to it or taken from it, in seconds and nanoseconds. Two changes within
-    /// one tick of a coarse clock show as one.
+    /// When a name was last added to it or taken from it, in seconds and nanoseconds. Two changes
+    /// within one tick of a coarse clock show as one.
     pub(crate) fn changed_at(&self) -> io::Result<(i64, i64)> {
         Ok(self.file.stat()?.changed_at)
     }
 
-    /// Fails if its path does not lead to it any more: it was moved or removed, and the directory that is
-    /// there now is not ours.
+    /// Fails if its path does not lead to it any more: it was moved or removed, and the directory
+    /// that is there now is not ours.
     pub(crate) fn check_in_place(&self) -> io::Result<()> {
         if self.storage().directory_id(&self.path)? == self.id {
             return Ok(());

@@ -1,5 +1,5 @@
-//! [`Storage`] with injected failures: the operating system, of which a test makes chosen operations fail.
-//! Compiled in under the feature `failpoints` only, and not part of the API.
+//! [`Storage`] with injected failures: the operating system, of which a test makes chosen
+//! operations fail. Compiled in under the feature `failpoints` only, and not part of the API.
 
 use std::ffi::OsString;
 use std::fs;
@@ -78,8 +78,9 @@ impl Operation {
 pub enum Fault {
     /// It does nothing and fails with this error number.
     Errno(i32),
-    /// Of a write: half of the bytes are written, and the next write fails with `ENOSPC`, as on a disk that
-    /// is full by then. Of a read: half of the bytes are read. Other operations do not know it.
+    /// Of a write: half of the bytes are written, and the next write fails with `ENOSPC`, as on a
+    /// disk that is full by then. Of a read: half of the bytes are read. Other operations do not
+    /// know it.
     Short,
 }
 
@@ -104,7 +105,8 @@ struct Rule {
 }
 
 impl Faults {
-    /// Where nothing fails yet. It is never freed: files may remember it for as long as the process lives.
+    /// Where nothing fails yet. It is never freed: files may remember it for as long as the process
+    /// lives.
     pub fn new() -> &'static Self {
         Box::leak(Box::default())
     }
@@ -138,7 +140,7 @@ impl Faults {
         self.plan().injected
     }
 
-    /// Counts an operation, and says what is to become of it.
+    /// Counts an operation, and says which fault it gets, if any.
     fn next(&self, operation: Operation) -> Option<Fault> {
         let mut plan = self.plan();
         plan.counts[operation as usize] += 1;

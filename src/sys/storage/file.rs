@@ -98,9 +98,9 @@ impl File {
         self.storage.allocate(&self.os, len)
     }
 
-    /// Gives the file `len` bytes of zeros that have blocks on the disk. They are written, in pieces of
-    /// this size: stores into a map find such pages several times faster than those of an extent that was
-    /// only allocated.
+    /// Gives the file `len` bytes of zeros that have blocks on the disk. They are written, in
+    /// pieces of this size: stores into a map find such pages several times faster than those of an
+    /// extent that was only allocated.
     pub(crate) fn reset(&self, len: u64, piece: u64) -> io::Result<()> {
         let zeros = vec![0; len.min(piece) as usize];
         self.set_len(len)?;
@@ -120,16 +120,16 @@ impl File {
     }
 }
 
-/// A kernel with large folios keeps what was written in one piece together. In pieces of this size, at
-/// multiples of it, a file is mapped with the processor's huge pages: one entry of its TLB in place of
-/// 512, and one fault. But if anything changes in a piece after it was synced, the next sync writes all
-/// of the piece.
+/// A kernel with large folios keeps what was written in one piece together. In pieces of this size,
+/// at multiples of it, a file is mapped with the processor's huge pages: one entry of its TLB in
+/// place of 512, and one fault. But if anything changes in a piece after it was synced, the next
+/// sync writes all of the piece.
 pub(crate) const HUGE_PIECES: u64 = 2 << 20;
 /// For files that are synced again and again.
 pub(crate) const SMALL_PIECES: u64 = 64 << 10;
 
-/// What the names of files that were being [`replace`](Storage::replace)d begin with; left behind only by
-/// a crash.
+/// What the names of files that were being [`replace`](Storage::replace)d begin with; left behind
+/// only by a crash.
 pub(crate) const TEMPORARY_PREFIX: &str = ".keepwarm-";
 
 impl dyn Storage {
@@ -137,7 +137,8 @@ impl dyn Storage {
         Ok(File::new(self, self.open_file(path, how)?))
     }
 
-    /// Opens an existing file of the directory for reading and writing: a plain file with one name only.
+    /// Opens an existing file of the directory for reading and writing: a plain file with one name
+    /// only.
     pub(crate) fn open(&'static self, path: &Path) -> io::Result<File> {
         self.opened(path, How::Write)
     }

@@ -1,18 +1,20 @@
 //! The file seam: the one way by which the engine reaches the file system.
 //!
-//! [`Storage`] is a small trait object: one method for each operation that can fail. [`System`] is the
-//! operating system. [`faults::Faults`] is the same with injected failures, for tests. A directory is
-//! opened on one of them; a [`File`] remembers which, and so does whatever is mapped of it.
+//! [`Storage`] is a small trait object: one method for each operation that can fail. [`System`] is
+//! the operating system. [`faults::Faults`] is the same with injected failures, for tests. A
+//! directory is opened on one of them; a [`File`] remembers which, and so does whatever is mapped
+//! of it.
 //!
 //! ```text
-//! engine -> File, dyn Storage (open, reset, replace, ...) -> trait Storage -> System | Faults -> System
+//! engine -> File, dyn Storage (open, reset, replace, ...) -> trait Storage -> System
+//!                                                                          -> Faults -> System
 //! ```
 //!
-//! The callers use [`File`] and the methods of `dyn Storage`, which are made of the operations of the
-//! trait. No call goes through here to read or to append: both work on mapped memory.
+//! The callers use [`File`] and the methods of `dyn Storage`, which are made of the operations of
+//! the trait. No call goes through here to read or to append: both work on mapped memory.
 //!
-//! Not behind the seam: locks ([`super::lock`]), which are no file operations to a disk, and the look at
-//! the kind of a file system ([`super::mount`]). Both have fail points of their own.
+//! Not behind the seam: locks ([`super::lock`]), which are no file operations to a disk, and the
+//! look at the kind of a file system ([`super::mount`]). Both have fail points of their own.
 
 mod directory;
 #[cfg(feature = "failpoints")]
@@ -83,17 +85,19 @@ pub(crate) struct Mapping {
     pub(crate) inode: u64,
 }
 
-/// The operations on files that can fail. Each is one request to the operating system, or behaves like one.
+/// The operations on files that can fail. Each is one request to the operating system, or behaves
+/// like one.
 ///
-/// Nothing here follows a link that was planted in the directory: a file that is opened must be a plain
-/// file with one name, and new files and directories belong to their owner alone.
+/// Nothing here follows a link that was planted in the directory: a file that is opened must be a
+/// plain file with one name, and new files and directories belong to their owner alone.
 pub(crate) trait Storage: fmt::Debug + Send + Sync {
     fn open_file(&self, path: &Path, how: How) -> io::Result<fs::File>;
     /// Makes a directory. Says whether it did: it may exist already, but not as a link.
     fn create_dir(&self, path: &Path) -> io::Result<bool>;
     /// Reads at most `bytes.len()` bytes; 0 at the end of the file.
     fn read(&self, file: &fs::File, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
-    /// Writes some of `bytes` at `offset`, or at the end of the file if it was opened [so](How::Append).
+    /// Writes some of `bytes` at `offset`, or at the end of the file if it was opened
+    /// [so](How::Append).
     fn write(&self, file: &fs::File, bytes: &[u8], offset: u64) -> io::Result<usize>;
     fn stat(&self, file: &fs::File) -> io::Result<Stat>;
     /// Follows links.
@@ -103,8 +107,8 @@ pub(crate) trait Storage: fmt::Debug + Send + Sync {
     /// Fails unless the process has these rights at `path`.
     fn check_access(&self, path: &Path, rights: AccessFlags) -> io::Result<()>;
     fn set_len(&self, file: &fs::File, len: u64) -> io::Result<()>;
-    /// Makes sure that the first `len` bytes of the file have blocks on the disk, so that a store into a map
-    /// of them cannot fail.
+    /// Makes sure that the first `len` bytes of the file have blocks on the disk, so that a store
+    /// into a map of them cannot fail.
     fn allocate(&self, file: &fs::File, len: u64) -> io::Result<()>;
     /// Waits until the bytes of the file, and what is needed to find them, are on the disk.
     fn sync(&self, file: &fs::File) -> io::Result<()>;

@@ -1,5 +1,5 @@
-//! [`Storage`] as the operating system has it. Each operation that changes a file, or that a test must see
-//! refused, passes a fail point.
+//! [`Storage`] as the operating system has it. Each operation that changes a file, or that a test
+//! must see refused, passes a fail point.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, OpenOptions};
