@@ -86,7 +86,8 @@ impl Cache {
     ) -> Result<()> {
         let call = self.call("set", key)?;
         let encoded = call.encode(value)?;
-        now(call.set(call.blocking(), Codec::MessagePack, &encoded, self.expiry(timeout)))
+        call.commit_now(Condition::Always, pack(&encoded, self.expiry(timeout)))?;
+        Ok(())
     }
 
     /// Stores `value` as raw bytes, until `timeout` has passed, and replaces the entry that is
@@ -104,7 +105,9 @@ impl Cache {
     /// As [`set`](Cache::set), except `Encode`.
     pub fn set_bytes(&self, key: &str, value: &[u8], timeout: impl Into<Timeout>) -> Result<()> {
         let call = self.call("set_bytes", key)?;
-        now(call.set(call.blocking(), Codec::Raw, value, self.expiry(timeout)))
+        let change = Change::store(value, Codec::Raw, self.expiry(timeout));
+        call.commit_now(Condition::Always, change)?;
+        Ok(())
     }
 
     /// Stores `value` under `key` only if there is no entry, and returns whether it did. Atomic: of
