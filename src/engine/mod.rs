@@ -43,7 +43,7 @@ use self::shared::checkpoint_files::CheckpointFiles;
 pub(crate) use self::shared::claims::Claims;
 use self::shared::read_only::ReadOnlyAttachment;
 use self::shared::stats_file::StatsFile;
-use self::shared::wait_queue::Queue;
+use self::shared::wait_queue::WaitQueue;
 use crate::entry::{Claim, ClaimKey, Claimed, Expiry, Stats};
 use crate::error::Result;
 use crate::hash::KeyHasher;
@@ -66,11 +66,11 @@ pub(crate) struct Engine {
     counters: Counters,
     stats_file: StatsFile,
     /// Held by whoever culls, so that two inserts at the bound do not both make room.
-    culling: Queue<()>,
+    culling: WaitQueue<()>,
     /// Taken with [`Role::Count`], which is for processes.
     counting: Mutex<()>,
     /// Held by the thread that has the process's turn to empty segments.
-    emptying: Queue<()>,
+    emptying: WaitQueue<()>,
     mode: Mode,
     /// What the log had taken when the background last looked.
     seen_appended: AtomicU64,
@@ -123,9 +123,9 @@ impl Engine {
             claims,
             counters: Counters::default(),
             stats_file,
-            culling: Queue::default(),
+            culling: WaitQueue::default(),
             counting: Mutex::new(()),
-            emptying: Queue::default(),
+            emptying: WaitQueue::default(),
             mode,
             seen_appended: AtomicU64::new(0),
             chores: Mutex::new(()),

@@ -125,8 +125,8 @@ fn the_later_of_two_writers_wins_and_is_counted_once() {
 /// Seals and empties the segment; no word names it now.
 fn empty(member: &Member) {
     let index = &member.index;
-    assert!(index.move_segment(SEGMENT, SegmentState::Active, SegmentState::Sealed));
-    assert!(index.move_segment(SEGMENT, SegmentState::Sealed, SegmentState::Emptied));
+    index.seal_segment(SEGMENT);
+    assert!(index.empty_segment(SEGMENT));
 }
 
 /// Drops the segment, and frees its place if all processes have unmapped it. Returns whether it was
@@ -170,14 +170,14 @@ fn drop_against_read(asks: bool) {
     let world = world(Fault::None, 2);
     assert!(world[0].set(1, 1));
     // The other place is taken.
-    assert!(world[0].index.begin_segment(4096).is_some());
+    assert!(world[0].index.create_segment(4096).is_some());
     let remove = move |member: &Member| {
         assert!(member.delete(1));
         empty(member);
         if drop_and_free(member, asks) {
             member.free(1);
-            let next = member.index.begin_segment(4096).expect("a place is free");
-            assert!(member.index.move_segment(next, SegmentState::Unborn, SegmentState::Active));
+            let next = member.index.create_segment(4096).expect("a place is free");
+            assert!(member.index.activate_segment(next));
             assert_eq!(next % TINY.segments, SEGMENT % TINY.segments);
             assert!(member.set_in(next, 1, 2));
         }
@@ -258,8 +258,8 @@ fn a_segment_opened_during_its_drop_is_unmapped() {
 fn keep_against_count() {
     let world = world(Fault::None, 2);
     let index = &world[0].index;
-    assert!(index.move_segment(SEGMENT, SegmentState::Active, SegmentState::Sealed));
-    assert!(index.move_segment(SEGMENT, SegmentState::Sealed, SegmentState::Emptied));
+    index.seal_segment(SEGMENT);
+    assert!(index.empty_segment(SEGMENT));
     index.drop_segment(SEGMENT);
     assert!(world[0].acknowledge_drop(SEGMENT));
     let bytes = index.segment(SEGMENT).unwrap().len;

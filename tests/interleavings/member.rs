@@ -38,8 +38,8 @@ pub(crate) fn members(machine: &Arc<Machine>, count: u32) -> Vec<Arc<Member>> {
     };
     let members: Vec<_> = (1..=count).map(attach).collect();
     let first = &members[0];
-    assert_eq!(first.index.begin_segment(4096), Some(SEGMENT));
-    assert!(first.index.move_segment(SEGMENT, SegmentState::Unborn, SegmentState::Active));
+    assert_eq!(first.index.create_segment(4096), Some(SEGMENT));
+    assert!(first.index.activate_segment(SEGMENT));
     // Loom requires that all words are created before other threads start.
     assert!(first.set(9, 0) && first.delete(9));
     assert!(!first.index.wants_recount() && first.index.drops() == 0);

@@ -11,7 +11,6 @@ use shuttle::rand::Rng;
 use shuttle::scheduler::RandomScheduler;
 use shuttle::{Config, FailurePersistence, Runner, thread};
 
-use crate::engine::index::SegmentState;
 use crate::expected::fails;
 use crate::member::{Member, TINY, members};
 use crate::rng;
@@ -62,9 +61,9 @@ fn segments(member: &Member) {
         .find(|orphan| index.adopt_segment(orphan.id, orphan.owner))
     {
         Some(orphan) => orphan.id,
-        None => match index.begin_segment(4096) {
+        None => match index.create_segment(4096) {
             Some(id) => {
-                assert!(index.move_segment(id, SegmentState::Unborn, SegmentState::Active));
+                assert!(index.activate_segment(id));
                 id
             }
             None => return,
@@ -73,7 +72,7 @@ fn segments(member: &Member) {
     assert!(index.is_own(index.segment(id).expect("it belongs to this process").owner));
     index.set_segment_tail(id, 64, 64);
     index.seal_segment(id);
-    assert!(index.move_segment(id, SegmentState::Sealed, SegmentState::Emptied), "one owner");
+    assert!(index.empty_segment(id), "one owner");
     index.drop_segment(id);
     member.acknowledge_drop(id);
     index.free_dropped(index.drops_seen_by_all());
@@ -82,7 +81,7 @@ fn segments(member: &Member) {
 fn scenario(fault: Fault) {
     let machine = Machine::with(Memory::Shuttle, TINY.index_bytes() as usize, fault);
     let world = members(&machine, PROCESSES);
-    world[0].index.leave_segment(crate::member::SEGMENT);
+    world[0].index.orphan_segment(crate::member::SEGMENT);
     // One more entry extends the chain by a bucket. Its process may die then, or release the
     // bucket.
     const THERE: u32 = 7;

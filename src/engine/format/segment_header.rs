@@ -19,7 +19,7 @@ pub(crate) enum DecodedHeader {
     /// A segment: its salt and its length.
     Segment { salt: u64, len: u64 },
     /// Zeros: its creator died before it wrote the header.
-    Unborn,
+    Incomplete,
     /// A damaged header, or a file that is not ours.
     Foreign,
 }
@@ -38,7 +38,7 @@ pub(crate) fn encode(id: u32, salt: u64, len: u64) -> [u8; LEN] {
 /// Decodes the header of segment `id`, whose file has `file_len` bytes.
 pub(crate) fn decode(bytes: &[u8; LEN], id: u32, file_len: u64) -> DecodedHeader {
     if *bytes == [0; LEN] {
-        return DecodedHeader::Unborn;
+        return DecodedHeader::Incomplete;
     }
     let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
     let (salt, len) = (word(16), word(24));

@@ -1,12 +1,16 @@
-//! The segment table: which segments there are, as all processes see it.
+//! The segment table: every segment of the directory, as all processes see it.
 //!
-//! A line of a segment, at the place that the low bits of its id say:
+//! A segment has a line of its own, at the position that the low bits of its id give:
 //!
 //! ```text
 //! 0  id (32) | state (8) | synced | failed        1  owner (32) | length in units of 4 KiB (32)
-//! 2  where it is finished (32) | tail (32)        3  live bytes
-//! 4  the recency clock when it was sealed, or what the count of drops was when it was removed
+//! 2  all is finished before this offset (32) | tail (32)        3  live bytes
+//! 4  the recency clock when it was sealed; after its drop, the count of drops at that time
 //! ```
+//!
+//! The states and their transitions are drawn in [`log`](crate::engine::log). Each transition is a
+//! method here (`create_segment`, `activate_segment`, `seal_segment` and so on), and no other code
+//! changes a state.
 
 use super::Index;
 use crate::engine::format::index_header::{LINE, SEGMENTS_AT, at};
@@ -20,20 +24,51 @@ const STATE: u64 = 0xff << 32;
 const SYNCED: u64 = 1 << 40;
 /// The disk refused to sync it.
 const FAILED: u64 = 1 << 41;
+/// In word 4 of a line: the segment is being dropped, and the drop is not counted yet.
+const UNCOUNTED: u64 = u64::MAX;
 
-/// The state of a segment, as all processes see it.
+/// The state of a segment. A line without one is free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum SegmentState {
-    /// Its file is being made.
-    Unborn = 1,
-    /// Its owner appends to it, or will. If its owner is gone, whoever needs a segment may go on with it.
+    /// Its owner creates the file.
+    Creating = 1,
+    /// Its owner appends to it. If the owner is gone, it is an orphan, which another process may
+    /// adopt.
     Active = 2,
+    /// Nothing is appended to it any more.
     Sealed = 3,
-    /// No entry names it any more; a recovery may need it.
+    /// No entry names it any more; a recovery may still need its file.
     Emptied = 4,
-    /// Its file is removed; other processes may have it mapped still.
+    /// Its file is removed; processes may still have it mapped.
     Dropped = 5,
+}
+
+/// A transition that is one compare-and-swap of the state. The other transitions begin or end in a
+/// free line: `create_segment`, `restore_segment`, `free_segment`.
+#[derive(Debug, Clone, Copy)]
+enum Edge {
+    Activate,
+    Abort,
+    Seal,
+    Resume,
+    Empty,
+    Drop,
+}
+
+impl Edge {
+    /// The states between which it leads.
+    const fn ends(self) -> (SegmentState, SegmentState) {
+        use SegmentState::{Active, Creating, Dropped, Emptied, Sealed};
+        match self {
+            Self::Activate => (Creating, Active),
+            Self::Abort => (Creating, Emptied),
+            Self::Seal => (Active, Sealed),
+            Self::Resume => (Sealed, Active),
+            Self::Empty => (Sealed, Emptied),
+            Self::Drop => (Emptied, Dropped),
+        }
+    }
 }
 
 /// What the table says of a segment.
@@ -45,23 +80,24 @@ pub(crate) struct SegmentInfo {
     pub(crate) failed: bool,
     pub(crate) owner: u32,
     pub(crate) len: u64,
-    /// What lies before this place is finished.
+    /// All records before this offset are finished.
     pub(crate) finished: u32,
-    /// Nothing was begun from here on.
+    /// No record was begun at or behind this offset.
     pub(crate) tail: u32,
     pub(crate) live: u64,
-    /// What the recency clock said when it was sealed.
+    /// The recency clock when it was sealed.
     pub(crate) sealed_at: u32,
 }
 
-/// No segment has a higher id: a file that has was planted, and is passed over, or there would be no ids left after it.
+/// No segment has a higher id. A file with a higher one was planted: it is skipped, because its id
+/// would leave none for new segments.
 pub(crate) const HIGHEST_SEGMENT: u32 = u32::MAX - (1 << 24);
 
 type Line = [AtomicU64];
 
 fn state_of(word: u64) -> Option<SegmentState> {
-    use SegmentState::{Active, Dropped, Emptied, Sealed, Unborn};
-    [Unborn, Active, Sealed, Emptied, Dropped]
+    use SegmentState::{Active, Creating, Dropped, Emptied, Sealed};
+    [Creating, Active, Sealed, Emptied, Dropped]
         .into_iter()
         .find(|s| *s as u64 == (word & STATE) >> 32)
 }
@@ -89,13 +125,13 @@ impl Index {
         &self.words()[at..at + LINE]
     }
 
-    /// The line of segment `id`, if it is that one's.
+    /// The line of segment `id`, if the table has that segment.
     fn line_of(&self, id: u32) -> Option<&Line> {
         let line = self.segment_line(id);
         (line[0].load(Ordering::Acquire) as u32 == id).then_some(line)
     }
 
-    /// Every segment there is, in any order.
+    /// All segments, in any order.
     pub(crate) fn segments(&self) -> impl Iterator<Item = SegmentInfo> {
         let table =
             &self.words()[SEGMENTS_AT..SEGMENTS_AT + self.geometry.segments as usize * LINE];
@@ -105,7 +141,7 @@ impl Index {
             .filter_map(info)
     }
 
-    /// Those in `state`, oldest first.
+    /// The segments in `state`, oldest first.
     pub(crate) fn segments_in(&self, state: SegmentState) -> Vec<SegmentInfo> {
         let mut found: Vec<_> = self.segments().filter(|segment| segment.state == state).collect();
         found.sort_unstable_by_key(|segment| segment.id);
@@ -122,16 +158,17 @@ impl Index {
         if word as u32 == id { state_of(word) } else { None }
     }
 
-    /// Whether this process may append to its segment `id`: nobody found that the disk refuses it.
+    /// Whether this process may append to its segment `id`: it is active, and no sync of it failed.
     pub(crate) fn may_append(&self, id: u32) -> bool {
         let word = self.segment_line(id)[0].load(Ordering::Relaxed);
         word == u64::from(id) | (SegmentState::Active as u64) << 32
     }
 
-    /// Takes an id that was never used and whose place in the table is free, for a segment of `len` bytes that this process is
-    /// about to make. `None` if no place is free, or no id is left. Ids never come back: whoever is refused uses none up.
+    /// free -> creating: takes an id that was never used, together with its free line, for a
+    /// segment of `len` bytes that this process is about to create. `None` if no line is free or
+    /// all ids are used; that consumes no id.
     /// Keeps invariant I8: no id is used twice.
-    pub(crate) fn begin_segment(&self, len: u64) -> Option<u32> {
+    pub(crate) fn create_segment(&self, len: u64) -> Option<u32> {
         let next = &self.words()[at::NEXT_SEGMENT];
         loop {
             let unused = next.load(Ordering::Acquire);
@@ -143,9 +180,9 @@ impl Index {
             if next.compare_exchange(unused, after, Ordering::AcqRel, Ordering::Relaxed).is_err() {
                 continue;
             }
-            // The id is this process's; whoever took a later one may have been faster with the place.
+            // The id is this process's. A process with a later id may have taken the line first.
             let line = self.segment_line(id);
-            let word = u64::from(id) | (SegmentState::Unborn as u64) << 32;
+            let word = u64::from(id) | (SegmentState::Creating as u64) << 32;
             if line[0].compare_exchange(0, word, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                 line[1].store(self.owner_and_len(len), Ordering::Release);
                 line[2..].iter().for_each(|word| word.store(0, Ordering::Release));
@@ -154,7 +191,7 @@ impl Index {
         }
     }
 
-    /// Whether no segment can be begun any more, as all ids were used.
+    /// Whether all ids were used, so that no segment can be created any more.
     pub(crate) fn are_ids_used_up(&self) -> bool {
         self.unused_segment_id() > u64::from(HIGHEST_SEGMENT)
     }
@@ -163,8 +200,9 @@ impl Index {
         u64::from(self.owner()) | len.div_ceil(LEN_UNIT) << 32
     }
 
-    /// Enters a segment that was found when nobody was attached.
-    pub(crate) fn enter_segment(&self, id: u32, len: u64) {
+    /// free -> sealed: enters a segment whose file was found while no other process is attached. A
+    /// line that the index has kept for it keeps its other words.
+    pub(crate) fn restore_segment(&self, id: u32, len: u64) {
         let line = self.segment_line(id);
         if line[0].load(Ordering::Acquire) as u32 != id {
             line.iter().for_each(|word| word.store(0, Ordering::Relaxed));
@@ -173,79 +211,97 @@ impl Index {
         line[0].store(u64::from(id) | (SegmentState::Sealed as u64) << 32, Ordering::Release);
     }
 
-    /// Frees the places of all segments but those that `is_there` says are there. Nobody else is attached.
-    pub(crate) fn retain_segments(&self, is_there: impl Fn(u32) -> bool) {
+    /// Frees the lines of all segments except those with `has_file`, while no other process is
+    /// attached.
+    pub(crate) fn retain_segments(&self, has_file: impl Fn(u32) -> bool) {
         let table =
             &self.words()[SEGMENTS_AT..SEGMENTS_AT + self.geometry.segments as usize * LINE];
         for line in table.chunks_exact(LINE) {
             let id = line[0].load(Ordering::Relaxed) as u32;
-            if !is_there(id) || self.segment_line(id).as_ptr() != line.as_ptr() {
+            if !has_file(id) || self.segment_line(id).as_ptr() != line.as_ptr() {
                 line.iter().for_each(|word| word.store(0, Ordering::Relaxed));
             }
         }
     }
 
-    /// Changes the state of segment `id` from `from` to `to`, and says whether it was `from`.
-    pub(crate) fn move_segment(&self, id: u32, from: SegmentState, to: SegmentState) -> bool {
+    /// Takes `edge`, if segment `id` is in the state where it begins. Returns whether it was.
+    fn take_edge(&self, id: u32, edge: Edge) -> bool {
+        let (from, to) = edge.ends();
         let Some(line) = self.line_of(id) else { return false };
         let change = |word: u64| {
-            let is_so = word as u32 == id && state_of(word) == Some(from);
-            is_so.then_some(word & !STATE | (to as u64) << 32)
+            let is_there = word as u32 == id && state_of(word) == Some(from);
+            is_there.then_some(word & !STATE | (to as u64) << 32)
         };
         line[0].fetch_update(Ordering::AcqRel, Ordering::Acquire, change).is_ok()
     }
 
-    fn flag_segment(&self, id: u32, flag: u64) {
-        if let Some(line) = self.line_of(id) {
-            let add = |word: u64| (word as u32 == id).then_some(word | flag);
-            let _ = line[0].fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
+    /// creating -> active: the file of segment `id`, which this process creates, is complete.
+    /// `false` if another process took this one for dead and aborted the creation.
+    pub(crate) fn activate_segment(&self, id: u32) -> bool {
+        self.take_edge(id, Edge::Activate)
+    }
+
+    /// creating -> emptied: the owner of segment `id` is dead. `false` if it had activated it.
+    pub(crate) fn abort_segment(&self, id: u32) -> bool {
+        self.take_edge(id, Edge::Abort)
+    }
+
+    /// active -> sealed: nothing more is appended to segment `id`, which this process owns and all
+    /// of whose records are finished.
+    pub(crate) fn seal_segment(&self, id: u32) {
+        let Some(line) = self.line_of(id) else { return };
+        line[4].store(u64::from(self.recency()), Ordering::Relaxed);
+        if self.take_edge(id, Edge::Seal) {
+            let tail = line[2].load(Ordering::Acquire) >> 32;
+            self.words()[at::LOGGED].fetch_add(tail, Ordering::AcqRel);
         }
     }
 
-    /// Says that all of segment `id` is on the disk; nobody writes to it any more.
-    pub(crate) fn set_segment_synced(&self, id: u32) {
-        self.flag_segment(id, SYNCED);
+    /// sealed -> active: this process continues segment `id` at `end`, while no other process is
+    /// attached.
+    pub(crate) fn resume_segment(&self, id: u32, end: u32) {
+        self.set_segment_tail(id, end, end);
+        self.take_edge(id, Edge::Resume);
+        self.adopt_segment(id, 0);
     }
 
-    /// Says that the disk refused to sync segment `id`.
-    pub(crate) fn set_segment_failed(&self, id: u32) {
-        self.flag_segment(id, FAILED);
+    /// sealed -> emptied: no entry names segment `id` any more.
+    pub(crate) fn empty_segment(&self, id: u32) -> bool {
+        self.take_edge(id, Edge::Empty)
     }
 
-    /// Frees the place of segment `id`.
-    pub(crate) fn free_segment(&self, id: u32) {
-        if let Some(line) = self.line_of(id) {
-            // In this order: a new one in its place has no owner until it has its own.
-            line[1].store(0, Ordering::Release);
-            line[0].store(0, Ordering::Release);
-        }
-    }
-
-    /// Says that the file of segment `id` is gone. Its space counts until everybody has let go of it.
-    /// Keeps invariant I28.
+    /// emptied -> dropped: the file of segment `id` is removed. Its bytes count until all processes
+    /// have unmapped it. Keeps invariant I28.
     pub(crate) fn drop_segment(&self, id: u32) {
         let Some(line) = self.line_of(id) else { return };
-        line[4].store(u64::MAX, Ordering::Release);
-        // In this order: whoever has seen the new count sees that it is dropped.
-        if self.move_segment(id, SegmentState::Emptied, SegmentState::Dropped) {
+        line[4].store(UNCOUNTED, Ordering::Release);
+        // In this order: a process that sees the new count sees that the segment is dropped.
+        if self.take_edge(id, Edge::Drop) {
             let drops = self.words()[at::DROPS].fetch_add(1, Ordering::AcqRel) + 1;
             line[4].store(drops, Ordering::Release);
         }
     }
 
-    /// How many segments were dropped, ever.
-    pub(crate) fn drops(&self) -> u64 {
-        self.words()[at::DROPS].load(Ordering::Acquire)
+    /// any state but sealed -> free: the line of segment `id` serves another segment from now on.
+    /// The caller is the only process that may take the segment further.
+    pub(crate) fn free_segment(&self, id: u32) {
+        let line = self.segment_line(id);
+        let word = line[0].load(Ordering::Acquire);
+        if word as u32 == id && state_of(word) != Some(SegmentState::Sealed) {
+            // In this order: the next segment in this line has no owner until it stores its own.
+            line[1].store(0, Ordering::Release);
+            line[0].store(0, Ordering::Release);
+        }
     }
 
-    /// Frees the places of dropped segments that everybody has let go of: all who are attached have seen as many
-    /// drops as `seen`.
+    /// dropped -> free, for the segments that all processes have unmapped: each attached process
+    /// has acknowledged `seen` drops or more. The caller holds the space role.
     pub(crate) fn free_dropped(&self, seen: u64) {
         for segment in self.segments().filter(|segment| segment.state == SegmentState::Dropped) {
             let Some(line) = self.line_of(segment.id) else { continue };
             let mut drop = line[4].load(Ordering::Acquire);
-            if drop == u64::MAX {
-                // Who removed it died before it was counted. Whoever calls this has the turn to remove.
+            if drop == UNCOUNTED {
+                // The process that dropped it died before it counted the drop.
                 drop = self.words()[at::DROPS].fetch_add(1, Ordering::AcqRel) + 1;
                 line[4].store(drop, Ordering::Release);
             }
@@ -255,14 +311,8 @@ impl Index {
         }
     }
 
-    /// Says how far segment `id`, which this process appends to, is finished, and where it ends.
-    pub(crate) fn set_segment_tail(&self, id: u32, finished: u32, tail: u32) {
-        self.segment_line(id)[2]
-            .store(u64::from(finished) | u64::from(tail) << 32, Ordering::Release);
-    }
-
-    /// Makes this process the owner of segment `id`, if that is an orphan whose owner was `from`.
-    /// Keeps invariant I26.
+    /// Gives the active segment `id`, whose owner `from` is gone, to this process. `false` if the
+    /// segment has another owner or is not active any more. Keeps invariant I26.
     pub(crate) fn adopt_segment(&self, id: u32, from: u32) -> bool {
         let Some(line) = self.line_of(id) else { return false };
         let own = |word: u64| word & !LOW | u64::from(self.owner());
@@ -273,53 +323,72 @@ impl Index {
         if self.segment_state(id) == Some(SegmentState::Active) {
             return true;
         }
-        // It went meanwhile, and its place may be another one's, of the same owner or none. That has to be free for others.
+        // It was sealed meanwhile, and its line may serve another segment, with the same owner or
+        // none. Restore the owner, so that others can adopt that segment.
         let _ = line[1].compare_exchange(own(was), was, Ordering::AcqRel, Ordering::Relaxed);
         false
     }
 
-    /// Leaves segment `id`, which this process appended to, to whoever needs one.
-    pub(crate) fn leave_segment(&self, id: u32) {
+    /// Makes segment `id`, which this process appended to, an orphan.
+    pub(crate) fn orphan_segment(&self, id: u32) {
         if let Some(line) = self.line_of(id) {
             line[1].fetch_and(!LOW, Ordering::AcqRel);
         }
     }
 
-    /// Takes no more records in segment `id`, which this process owns and all of whose records are finished.
-    pub(crate) fn seal_segment(&self, id: u32) {
-        let Some(line) = self.line_of(id) else { return };
-        line[4].store(u64::from(self.recency()), Ordering::Relaxed);
-        if self.move_segment(id, SegmentState::Active, SegmentState::Sealed) {
-            let tail = line[2].load(Ordering::Acquire) >> 32;
-            self.words()[at::LOGGED].fetch_add(tail, Ordering::AcqRel);
-        }
-    }
-
-    /// Segments that take records and whose owner is gone.
+    /// The orphans: active segments without an owner, or whose owner is dead.
     pub(crate) fn orphans(&self) -> Vec<SegmentInfo> {
         let mut active = self.segments_in(SegmentState::Active);
         active.retain(|segment| segment.owner == 0 || !self.is_alive(segment.owner));
         active
     }
 
-    /// The bytes that records took in all segments, ever.
+    /// The count of all drops.
+    pub(crate) fn drops(&self) -> u64 {
+        self.words()[at::DROPS].load(Ordering::Acquire)
+    }
+
+    fn flag_segment(&self, id: u32, flag: u64) {
+        if let Some(line) = self.line_of(id) {
+            let add = |word: u64| (word as u32 == id).then_some(word | flag);
+            let _ = line[0].fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
+        }
+    }
+
+    /// Notes that all of segment `id` is on the disk, and nothing is appended to it any more.
+    pub(crate) fn set_segment_synced(&self, id: u32) {
+        self.flag_segment(id, SYNCED);
+    }
+
+    /// Notes that a sync of segment `id` failed.
+    pub(crate) fn set_segment_failed(&self, id: u32) {
+        self.flag_segment(id, FAILED);
+    }
+
+    /// Stores how far segment `id`, which this process appends to, is finished, and where it ends.
+    pub(crate) fn set_segment_tail(&self, id: u32, finished: u32, tail: u32) {
+        self.segment_line(id)[2]
+            .store(u64::from(finished) | u64::from(tail) << 32, Ordering::Release);
+    }
+
+    /// The bytes that were appended in total.
     pub(crate) fn logged(&self) -> u64 {
         let active = self.segments().filter(|segment| segment.state == SegmentState::Active);
         let tails = active.map(|segment| u64::from(segment.tail)).sum();
         self.words()[at::LOGGED].load(Ordering::Acquire).wrapping_add(tails)
     }
 
-    /// Counts what was logged before this life.
+    /// Counts bytes that were appended before the directory was opened.
     pub(crate) fn add_logged(&self, bytes: u64) {
         self.words()[at::LOGGED].fetch_add(bytes, Ordering::AcqRel);
     }
 
-    /// The bytes that all segments take.
+    /// The lengths of all segments.
     pub(crate) fn segment_bytes(&self) -> u64 {
         self.segments().map(|segment| segment.len).fold(0, u64::saturating_add)
     }
 
-    /// Counts `delta` more live bytes in segment `id`. A guide, not a promise: a crash in between loses one.
+    /// Adds `delta` to the live bytes of segment `id`. An estimate: a crash loses the change.
     pub(crate) fn add_live_bytes(&self, id: u32, delta: i64) {
         let line = self.segment_line(id);
         if line[0].load(Ordering::Relaxed) as u32 == id {
@@ -335,3 +404,6 @@ impl Index {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

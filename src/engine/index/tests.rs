@@ -292,16 +292,14 @@ fn segment_line(index: &Index, id: u32) -> &[AtomicU64] {
 #[test]
 fn a_removal_that_was_not_counted_is_counted_by_the_next_to_look() {
     let index = index(100);
-    let id = index.begin_segment(16 << 10).unwrap();
-    for (from, to) in [
-        (SegmentState::Unborn, SegmentState::Sealed),
-        (SegmentState::Sealed, SegmentState::Emptied),
-        // As far as one who died in the midst of `drop_segment` came.
-        (SegmentState::Emptied, SegmentState::Dropped),
-    ] {
-        segment_line(&index, id)[4].store(u64::MAX, Ordering::Release);
-        assert!(index.move_segment(id, from, to));
-    }
+    let id = index.create_segment(16 << 10).unwrap();
+    assert!(index.activate_segment(id));
+    index.seal_segment(id);
+    assert!(index.empty_segment(id));
+    // As far as a process that died in the midst of `drop_segment` came.
+    let line = segment_line(&index, id);
+    line[4].store(u64::MAX, Ordering::Release);
+    line[0].store(u64::from(id) | (SegmentState::Dropped as u64) << 32, Ordering::Release);
     let before = index.drops();
     index.free_dropped(before);
     assert_eq!(index.segment_state(id), Some(SegmentState::Dropped), "nobody was told of it yet");
@@ -313,7 +311,7 @@ fn a_removal_that_was_not_counted_is_counted_by_the_next_to_look() {
 #[test]
 fn the_place_of_a_segment_that_is_gone_has_no_owner() {
     let index = index(100);
-    let id = index.begin_segment(16 << 10).unwrap();
+    let id = index.create_segment(16 << 10).unwrap();
     assert!(index.is_own(index.segment(id).unwrap().owner));
     index.free_segment(id);
     // Whoever begins the next one there stores its state first.
@@ -382,14 +380,14 @@ fn a_bucket_that_the_dead_did_not_come_to_link_counts_for_nothing() {
 fn an_id_is_taken_with_a_place_that_is_free_and_by_nobody_who_is_refused() {
     let index = index(10);
     let places = index.geometry().segments;
-    let ids: Vec<_> = (0..places).map(|_| index.begin_segment(4096).unwrap()).collect();
+    let ids: Vec<_> = (0..places).map(|_| index.create_segment(4096).unwrap()).collect();
     assert_eq!(ids, (1..=places).collect::<Vec<_>>());
     let before = index.unused_segment_id();
-    (0..1000).for_each(|_| assert_eq!(index.begin_segment(4096), None));
+    (0..1000).for_each(|_| assert_eq!(index.create_segment(4096), None));
     assert_eq!(index.unused_segment_id(), before, "no id is used up in vain");
     index.free_segment(7);
-    assert_eq!(index.begin_segment(4096), Some(places + 7));
-    assert_eq!(index.begin_segment(4096), None);
+    assert_eq!(index.create_segment(4096), Some(places + 7));
+    assert_eq!(index.create_segment(4096), None);
     assert!(!index.are_ids_used_up());
 }
 
@@ -398,23 +396,24 @@ fn no_segment_gets_an_id_that_the_next_opening_passes_over() {
     let index = index(10);
     index.raise_next_segment_id(u64::from(HIGHEST_SEGMENT));
     assert!(!index.are_ids_used_up());
-    assert_eq!(index.begin_segment(4096), Some(HIGHEST_SEGMENT));
-    assert_eq!(index.begin_segment(4096), None);
+    assert_eq!(index.create_segment(4096), Some(HIGHEST_SEGMENT));
+    assert_eq!(index.create_segment(4096), None);
     assert!(index.are_ids_used_up());
 }
 
 #[test]
 fn who_came_too_late_to_adopt_a_segment_does_not_keep_it() {
     let index = index(10);
-    let id = index.begin_segment(16 << 10).unwrap();
-    assert!(index.move_segment(id, SegmentState::Unborn, SegmentState::Active));
-    index.leave_segment(id);
+    let id = index.create_segment(16 << 10).unwrap();
+    assert!(index.activate_segment(id));
+    index.orphan_segment(id);
     let len = index.segment(id).unwrap().len;
     // As where it became another one's place after it was found.
-    assert!(index.move_segment(id, SegmentState::Active, SegmentState::Sealed));
+    index.seal_segment(id);
     assert!(!index.adopt_segment(id, 0));
     let left = index.segment(id).unwrap();
     assert_eq!((left.owner, left.len), (0, len));
-    assert!(index.move_segment(id, SegmentState::Sealed, SegmentState::Active));
+    index.resume_segment(id, 64);
+    index.orphan_segment(id);
     assert!(index.adopt_segment(id, 0) && index.is_own(index.segment(id).unwrap().owner));
 }

@@ -190,7 +190,7 @@ impl Attached {
             index.clone(),
             space.clone(),
         )?;
-        log.enter(segments, end);
+        log.restore(segments, end);
         let state = storage.open(&state_path).and_then(StateFile::open).map_err(at_state)?;
         let checkpoints = CheckpointFiles::open(storage, &directory.path, state, index.geometry())?;
         let stats = directory.file("stats");
@@ -269,7 +269,7 @@ impl Attached {
     /// parent had locked may be half changed.
     pub(crate) fn forget(attached: Arc<Self>) {
         debug_assert!(!attached.is_ours());
-        attached.engine.log.let_go_after_fork();
+        attached.engine.log.unmap_after_fork();
         std::mem::forget(attached);
     }
 
@@ -279,12 +279,12 @@ impl Attached {
         let io_error = |e| Error::io("close", &self.engine.dir, e);
         let engine = &*self.engine;
         // Others may wait for this process to let go of what they removed.
-        Directory::reenter(&self.locks, || engine.log.keep_up())?;
+        Directory::reenter(&self.locks, || engine.log.unmap_new_drops())?;
         if Directory::is_shared(&self.locks).map_err(io_error)? {
             let synced = engine.log.sync_own();
-            engine.log.retire(false);
+            engine.log.orphan_all();
             engine.stats_file.leave(&engine.stats());
-            engine.log.let_go();
+            engine.log.unmap_all();
             engine.index.leave();
             return synced;
         }
@@ -292,7 +292,7 @@ impl Attached {
         engine.clean_up_after_dead();
         // Nobody is to find the lock of one who died in a directory that says that it was closed.
         let cleared = engine.settled_generation();
-        engine.log.retire(true);
+        engine.log.seal_all();
         engine.flush()?;
         cleared?;
         step!("detach::flushed");
@@ -303,7 +303,7 @@ impl Attached {
         if engine.emptied_bytes() > 0 || engine.is_checkpoint_due() {
             engine.checkpoint(&turn)?;
         }
-        engine.log.let_go();
+        engine.log.unmap_all();
         engine.log.free_dropped();
         engine.index.leave();
         engine.index.sync().map_err(io_error)?;
@@ -360,7 +360,7 @@ impl Drop for Entering<'_> {
 impl Drop for Attached {
     fn drop(&mut self) {
         if !self.is_ours() {
-            self.engine.log.let_go_after_fork();
+            self.engine.log.unmap_after_fork();
             std::mem::forget((self.engine.clone(), self.maintenance.take()));
             return;
         }
@@ -371,7 +371,7 @@ impl Drop for Attached {
         drop(self.maintenance.take());
         let registry = ENGINES.get();
         if self.engine.is_read_only() {
-            self.engine.log.let_go();
+            self.engine.log.unmap_all();
             self.engine.log.space().detach();
             return;
         }
@@ -379,7 +379,7 @@ impl Drop for Attached {
             // Nothing is lost: the next to open replays the log.
             tracing::warn!(%error, "the cache was not closed cleanly");
         }
-        self.engine.log.let_go();
+        self.engine.log.unmap_all();
         self.engine.log.space().detach();
         // In this order: the directory is free before another thread of this process is told so.
         if let Err(error) = lock::unlock(&self.locks, i64::from(self.number))

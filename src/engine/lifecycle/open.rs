@@ -255,11 +255,11 @@ fn open_segments(
         match Segment::open(directory.storage, &path, id, access, space)? {
             SegmentFile::Segment(segment) => {
                 // Only the newest may be written to again.
-                segments.last().inspect(|older: &&Segment| older.seal());
+                segments.last().inspect(|older: &&Segment| older.close_file());
                 segments.push(segment);
             }
-            SegmentFile::Unborn if access == Access::ToRead => {}
-            SegmentFile::Unborn => {
+            SegmentFile::Incomplete if access == Access::ToRead => {}
+            SegmentFile::Incomplete => {
                 directory.storage.remove(&path).map_err(|e| Error::io("remove", &path, e))?
             }
             SegmentFile::Foreign => {

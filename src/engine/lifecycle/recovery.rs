@@ -106,7 +106,7 @@ pub(crate) fn recover(
         }
         Access::ToWrite => make_index(directory, layout.geometry, process_slot),
     }?;
-    segments.iter().for_each(|segment| index.enter_segment(segment.id, segment.len()));
+    segments.iter().for_each(|segment| index.restore_segment(segment.id, segment.len()));
     let header = match &base {
         Base::Snapshot(_, header) | Base::Closed(_, header) => *header,
         Base::Empty | Base::Salvage => Header { sequence: 0, ..Header::default() },

@@ -1,4 +1,4 @@
-//! Where the next segment comes from: one that an owner left behind, or a new one.
+//! The supply of segments to append to: an orphan that this process adopts, or a new one.
 
 use std::io;
 use std::sync::Arc;
@@ -16,44 +16,47 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sys::step;
 
 impl Log {
-    /// Makes the next active segment, with room for a record of `len`, unless it is there. `make_room` sees to it
-    /// that so many bytes may be taken, and takes them, or says that there is no room now. `ahead`: nobody waits for it, and
-    /// it waits for nobody. Says whether there is a next one.
+    /// Ensures that there is a spare with room for a record of `len`. `make_room` reserves the
+    /// given number of bytes within `max_bytes`, and returns `None` if there is no room now.
+    /// `evict` frees space where the disk or the table is full. With `ahead`, no writer waits for
+    /// the segment, so this waits for no other thread. Returns whether there is a spare.
     pub(crate) fn provide(
         &self,
         len: u32,
         ahead: bool,
         make_room: &dyn Fn(u64) -> Result<Option<Reservation>>,
-        give_up: &dyn Fn() -> Result<bool>,
+        evict: &dyn Fn() -> Result<bool>,
     ) -> Result<bool> {
-        // A rotation that needs the spare waits for it, and segments come into use in the order of their ids.
+        // A rotation that needs the spare waits for it, so segments are used in the order of their
+        // ids.
         let mut spare = match self.spare.try_enter() {
             Some(spare) => spare,
             None if ahead => return Ok(true),
             None => match self.spare.enter() {
                 Some(spare) => spare,
-                // Another one may have made it since.
+                // Another thread may have provided it since.
                 None if self.spare.try_enter().is_some_and(|spare| self.serves(&spare, len)) => {
                     return Ok(true);
                 }
                 None => return Err(busy("reserve").with_path(&self.dir)),
             },
         };
-        self.wants_spare.store(false, Ordering::Relaxed);
+        self.needs_spare.store(false, Ordering::Relaxed);
         if self.serves(&spare, len) {
             return Ok(true);
         }
         if let Some(small) = spare.take() {
-            // Others may need no more room than it has.
-            self.index.leave_segment(small.segment.id);
+            // Other processes may need no more room than it has.
+            self.orphan(&small);
         }
         *spare = match self.adopt(len)? {
             Some(orphan) => Some(orphan),
             None => {
-                let made = make_room(self.len_for(len));
-                let Some(reservation) = self.spare.unless_given_up(made)? else { return Ok(false) };
-                let segment =
-                    self.spare.unless_given_up(self.create(reservation, ahead, give_up))?;
+                let reserved = make_room(self.len_for(len));
+                let Some(reservation) = self.spare.share_timeout(reserved)? else {
+                    return Ok(false);
+                };
+                let segment = self.spare.share_timeout(self.create(reservation, ahead, evict))?;
                 Some(Tail::new(segment, segment_header::LEN as u32))
             }
         };
@@ -64,23 +67,25 @@ impl Log {
         spare.as_ref().is_some_and(|spare| spare.has_room(len, &self.index))
     }
 
-    /// Goes on with a segment whose owner is gone, if there is one with room for a record of `len`.
+    /// Adopts an orphan with room for a record of `len`, if there is one. Seals orphans without
+    /// room.
     fn adopt(&self, len: u32) -> Result<Option<Tail>> {
         for SegmentInfo { id, owner, .. } in self.index.orphans() {
             if !self.index.adopt_segment(id, owner) {
                 continue;
             }
-            // Nobody else changes it from here on.
+            // From here on no other process changes it.
             let end = self
                 .index
                 .segment(id)
                 .map_or(0, |segment| segment.tail)
                 .max(segment_header::LEN as u32);
             let path = self.dir.join(Segment::file_name(id));
-            // Or a reader could enter another one over it, of which nobody knows that it is written to.
+            // Held so that a reader cannot insert another mapping of it: only the object through
+            // which this process appends knows what must be synced.
             let _opening = lock(&self.opening);
-            if let Some(read) = self.table.forget(id).filter(|read| read.is_pinned()) {
-                // What the program holds stays mapped beside the one that is written to.
+            if let Some(read) = self.map.remove(id).filter(|read| read.is_pinned()) {
+                // Values that the program holds keep the old mapping beside the new one.
                 read.count_as_held();
             }
             let segment =
@@ -95,15 +100,15 @@ impl Log {
                         continue;
                     }
                     Err(e) => {
-                        self.index.leave_segment(id);
+                        self.index.orphan_segment(id);
                         return Err(e);
                     }
                 };
-            self.table.enter(&segment);
-            // What its last owner wrote may not be on the disk.
+            self.map.insert(&segment);
+            // The records of its last owner may not be on the disk.
             segment.mark_dirty();
             let tail = Tail::new(segment.clone(), end);
-            if self.may_go_on(&segment, end) && tail.has_room(len, &self.index) {
+            if self.can_resume(&segment, end) && tail.has_room(len, &self.index) {
                 step!("log::adopted");
                 self.index.set_segment_tail(id, end, end);
                 return Ok(Some(tail));
@@ -113,28 +118,29 @@ impl Log {
         Ok(None)
     }
 
-    /// Seals the segments whose owners are gone, all but so many.
-    pub(crate) fn seal_orphans(&self, but: usize) {
-        for SegmentInfo { id, owner, .. } in self.index.orphans().into_iter().skip(but) {
+    /// Seals all orphans except the `kept` oldest.
+    pub(crate) fn seal_orphans(&self, kept: usize) {
+        for SegmentInfo { id, owner, .. } in self.index.orphans().into_iter().skip(kept) {
             if self.index.adopt_segment(id, owner) {
                 self.index.seal_segment(id);
             }
         }
     }
 
-    /// Has what the dead were making removed with the next checkpoint, and with another if the disk refuses.
-    pub(crate) fn give_up_unborn(&self) {
-        for SegmentInfo { id, owner, .. } in self.index.segments_in(SegmentState::Unborn) {
-            // One that has no owner yet was begun at this moment. One whose owner has left since it was found was made whole
-            // before, and is not unborn any more.
+    /// Aborts the segments that dead processes were creating. The next checkpoint removes their
+    /// files, or a later one if the disk refuses.
+    pub(crate) fn abort_segments_of_dead(&self) {
+        for SegmentInfo { id, owner, .. } in self.index.segments_in(SegmentState::Creating) {
+            // A segment without an owner is being created at this moment. If the owner has detached
+            // since the table was read, the segment was activated before, and the abort fails.
             if owner != 0 && !self.index.is_alive(owner) {
-                self.index.move_segment(id, SegmentState::Unborn, SegmentState::Emptied);
+                self.index.abort_segment(id);
             }
         }
     }
 
-    /// The length of a new segment that is to hold a record of `len`: the usual one, if there is room in it, and a part
-    /// of that where many processes write.
+    /// The length of a new segment for a record of `len`: the usual length, or a part of it where
+    /// many processes write, or as long as the record needs.
     fn len_for(&self, len: u32) -> u64 {
         let writers = self.index.attached_processes().max(1);
         let fair = (self.budget() / (4 * writers)).max(1);
@@ -143,8 +149,9 @@ impl Log {
         if needed > usual { needed.next_multiple_of(4096) } else { usual }
     }
 
-    /// Says, of an error of one who found no room, that others append to so much of it that there is none, if they do.
-    pub(crate) fn blame_writers(&self, error: Error) -> Error {
+    /// Adds to an error for lack of space that too many processes write, if active segments take
+    /// more than half of the bytes or of the table.
+    pub(crate) fn explain_no_space(&self, error: Error) -> Error {
         let active = self.index.segments_in(SegmentState::Active);
         let bytes: u64 = active.iter().map(|segment| segment.len).sum();
         let places = self.index.geometry().segments as usize;
@@ -154,35 +161,37 @@ impl Log {
         error.with_source("too many processes write to so small a directory; raise max_bytes")
     }
 
-    /// A new segment of the bytes in `reservation`. Where the disk or the table is full, `give_up` gives some space back, or
-    /// says that there is none.
+    /// Creates and activates a segment of the bytes in `reservation`. Where the disk or the table
+    /// is full, `evict` frees some space; it returns `false` if there is nothing to evict.
     fn create(
         &self,
         reservation: Reservation,
         zeroed: bool,
-        give_up: &dyn Fn() -> Result<bool>,
+        evict: &dyn Fn() -> Result<bool>,
     ) -> Result<Arc<Segment>> {
         let len = reservation.bytes();
-        let no_space =
-            || self.blame_writers(Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir));
+        let no_space = || {
+            self.explain_no_space(Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir))
+        };
         self.held.check_in_place().map_err(|e| Error::io("create segment", &self.dir, e))?;
-        // What a disk that is full takes at most: some more than the new segment needs. If that is not enough, others
-        // fill it faster than it can be emptied.
-        let mut spares = 2 * len.div_ceil(self.segment_len());
+        // The most evictions for a full disk: somewhat more than the new segment needs. If that is
+        // not enough, others fill the disk faster than evictions free it.
+        let mut evictions = 2 * len.div_ceil(self.segment_len());
         let mut reservation = Some(reservation);
         loop {
             let is_claimed = reservation.is_some();
-            // The table counts it from now on.
-            let Some(id) = self.space.hand_over(&mut reservation, || self.index.begin_segment(len))
+            // From here on the table counts the bytes.
+            let Some(id) = self.space.transfer(&mut reservation, || self.index.create_segment(len))
             else {
                 if self.index.are_ids_used_up() {
-                    let why = "it has had as many segments as can be; remove it to start with an empty cache";
+                    let why = "all segment ids are used; delete the directory to start empty";
                     return Err(Error::new(ErrorKind::NoSpace, "reserve")
                         .with_path(&self.dir)
                         .with_source(why));
                 }
-                // The table is full of small segments: many write, or max_bytes was smaller.
-                if give_up()? {
+                // The table is full of small segments: many processes write, or max_bytes was
+                // smaller.
+                if evict()? {
                     continue;
                 }
                 return Err(no_space());
@@ -192,16 +201,16 @@ impl Log {
                 return Err(no_space());
             }
             step!("log::begun");
-            match self.make(id, len, zeroed) {
+            match self.activate(id, len, zeroed) {
                 Ok(segment) => return Ok(segment),
                 Err(e) => {
                     self.index.free_segment(id);
                     match e {
-                        // The disk is full before max_bytes is: what is there makes room here too.
-                        e if e.kind() == ErrorKind::NoSpace && spares > 0 && give_up()? => {
-                            spares -= 1
+                        // The disk is full before max_bytes is reached: evict here too.
+                        e if e.kind() == ErrorKind::NoSpace && evictions > 0 && evict()? => {
+                            evictions -= 1
                         }
-                        // A file of that name that is none of ours stays, and keeps its name.
+                        // A foreign file has that name: it stays, and the next id is tried.
                         e if is(&e, io::ErrorKind::AlreadyExists) => {}
                         e => return Err(e),
                     }
@@ -210,10 +219,11 @@ impl Log {
         }
     }
 
-    pub(crate) fn make(&self, id: u32, len: u64, zeroed: bool) -> Result<Arc<Segment>> {
+    /// Creates the file of segment `id`, maps it, and activates the segment.
+    pub(crate) fn activate(&self, id: u32, len: u64, zeroed: bool) -> Result<Arc<Segment>> {
         let storage = self.held.storage();
         let segment = Segment::create(storage, &self.dir, id, len, zeroed, &self.space)?;
-        // Or a power cut could take the file with all that was synced into it.
+        // Otherwise a power cut could lose the file, with all that was synced into it.
         if let Err(e) = storage.sync_dir(&self.dir) {
             let _ = storage.remove(&segment.path);
             return Err(Error::io("sync directory", &self.dir, e));
@@ -222,18 +232,18 @@ impl Log {
         let begin = segment_header::LEN as u32;
         self.index.set_segment_tail(id, begin, begin);
         let _opening = lock(&self.opening);
-        self.table.enter(&segment);
-        if !self.index.move_segment(id, SegmentState::Unborn, SegmentState::Active) {
-            // Somebody took this process for dead.
-            self.table.forget(id);
+        self.map.insert(&segment);
+        if !self.index.activate_segment(id) {
+            // Another process took this one for dead, and aborted the segment.
+            self.map.remove(id);
             let _ = storage.remove(&segment.path);
             return Err(Error::new(ErrorKind::LockLost, "create segment").with_path(&segment.path));
         }
         Ok(segment)
     }
 
-    /// Space for a copy of a record, in the segment for copies, which is made if there is none with room. The guard
-    /// keeps others from copying.
+    /// Reserves space for a copy of a record, in the segment for copies, which is created if there
+    /// is none with room. The guard keeps other threads from copying.
     pub(crate) fn reserve_copy(
         &self,
         copies: &mut Copies<'_>,

@@ -1,4 +1,4 @@
-//! The end of a segment that is appended to.
+//! The tail of a segment: where this process appends.
 
 use std::sync::Arc;
 
@@ -7,21 +7,21 @@ use crate::engine::index::Index;
 use crate::engine::log::segment::Segment;
 use crate::error::Result;
 
-/// Stores into pages that a `pwrite` made are several times cheaper than those that fault on an unwritten extent. The
-/// background fills the next segment with zeros; one that was made in a hurry is filled this far ahead of its tail, in the
-/// writing call.
+/// Stores into pages that a `pwrite` made are several times cheaper than stores that fault on an
+/// unwritten extent. The background thread fills the next segment with zeros. A segment that was
+/// created while a writer waited is filled this many bytes ahead of its tail, by the writing call.
 const ZERO_AHEAD: u32 = 64 << 10;
 
-/// A segment that is appended to.
+/// A segment that this process appends to.
 pub(crate) struct Tail {
     pub(crate) segment: Arc<Segment>,
     pub(crate) end: u32,
     zeroed: u32,
-    /// All records before this place were finished when somebody last looked.
+    /// All records before this offset were finished at the last check.
     drained: u32,
 }
 
-/// Space for one record in a segment that is appended to.
+/// Space for one record in a segment.
 pub(crate) struct RecordReservation {
     pub(crate) segment: Arc<Segment>,
     pub(crate) offset: u32,
@@ -40,16 +40,16 @@ impl Tail {
         Self { segment, end, zeroed, drained: end }
     }
 
-    /// Whether there is room for a record of `len` bytes, and nobody found that the disk refuses the segment.
+    /// Whether there is room for a record of `len` bytes, and no sync of the segment failed.
     pub(crate) fn has_room(&self, len: u32, index: &Index) -> bool {
-        // Behind a large record a segment may go on beyond what an entry word reaches.
+        // A segment with a large record may be longer than an entry word can address.
         let reachable = u64::from(self.end) < MAX_OFFSET;
         reachable
             && u64::from(self.end) + u64::from(len) <= self.segment.len()
             && index.may_append(self.segment.id)
     }
 
-    /// Space for a record of `len` bytes, for which there is room.
+    /// Reserves space for a record of `len` bytes, for which there is room.
     pub(crate) fn reserve(&mut self, len: u32, index: &Index) -> Result<RecordReservation> {
         let offset = self.end;
         let end = offset + len;

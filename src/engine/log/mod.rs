@@ -1,27 +1,89 @@
 //! The log: the segments that this process appends to, and those that it has mapped.
 //!
+//! The segment table of the index ([`index::segments`](crate::engine::index)) lists all segments
+//! with their states, for all processes. Each process appends to segments of its own: new records
+//! to the *active* one, copies of records that stay alive to another one (*copies*). A third one,
+//! the *spare*, is created ahead of time and becomes the next active one. A segment of another
+//! process is mapped when an entry word first leads there.
+//!
+//! # The states of a segment
+//!
 //! ```text
-//! unborn -> active -> sealed -> emptied -> dropped -> (free)
+//!                   (free)
+//!            create |   | restore
+//!                   v   |
+//!     +------ creating  |
+//!     |             |   |
+//!     |    activate |   |
+//!     |             v   |
+//!     | abort    active | <--+      orphan, adopt: it stays active, and changes its owner
+//!     |             |   |    |
+//!     |        seal |   |    | resume
+//!     |             v   v    |
+//!     |           sealed ----+
+//!     |             |
+//!     |       empty |
+//!     |             v
+//!     +------> emptied
+//!                   |
+//!              drop |               also: creating -> (free), active -> (free)
+//!                   v
+//!              dropped
+//!                   |
+//!              free |
+//!                   v
+//!                (free)
 //! ```
 //!
-//! Which segments there are, and in what state, is in the table of the index, for all processes alike
-//! ([`index::segments`](crate::engine::index)). Each process appends to segments of its own: to the active one, and copies of
-//! records that are to stay to another. A segment of another process is opened when a word first leads there.
+//! A verb has the same name here and in the table (`Log::seal`, `Index::seal_segment`). The table's
+//! part is a compare-and-swap of the state, which fails if the segment is not where the edge
+//! begins.
 //!
-//! A segment is emptied when no entry word names it any more ([`space`](crate::engine::ops::reclaim)), and its file is removed after a
-//! checkpoint that began later: until then a recovery may need it. Then it is dropped, until all processes have let go
-//! of it. A segment that is active and whose owner is gone is an orphan: whoever needs a segment goes on with it.
+//! | edge | taken by | call | holds |
+//! |---|---|---|---|
+//! | create | a process that needs a segment; its bytes are reserved | `create` | `spare` or `copies` |
+//! | activate | the owner: file, header and directory entry are on the disk | `activate` | the same, and `opening` |
+//! | seal | the owner: all records that it began are finished | `seal` | the mutex of the tail |
+//! | empty | a process that found no entry word of the segment | `empty` | the space role |
+//! | drop | a process whose checkpoint began after *empty*: it removes the file first | `drop_emptied` | the space role |
+//! | free | a process: all attached processes have acknowledged the drop | `free_dropped` | the space role |
+//! | abort | a process that reaped the dead owner | `abort_segments_of_dead` | the space role |
+//! | orphan | the owner, which detaches, or needs a longer spare | `orphan` | the mutex of the tail |
+//! | adopt | a process that needs a segment, or seals orphans: the owner is gone | `adopt`, `seal_orphans` | a compare-and-swap of the owner |
+//! | restore | the first process to attach: the file exists | `restore` | the attach mutex |
+//! | resume | the same: the newest segment has room behind its end | `restore` | the attach mutex |
+//! | creating -> free | the owner, which cannot create the file | `create` | as *create* |
+//! | active -> free | the last process to detach: the spare is unused | `free_unused` | the attach mutex |
+//!
+//! *Seal* comes before *empty* without fail: nothing is appended to a segment that a process
+//! searches for entries. The file outlives *empty* until a checkpoint that began later is complete,
+//! because until then a recovery may need it. The line in the table outlives the file until every
+//! process has unmapped it ([`removal`]).
+//!
+//! A crash leaves this:
+//!
+//! | state | the owner dies, others are attached | all processes die |
+//! |---|---|---|
+//! | creating | aborted; the next checkpoint removes the file, if there is one | a file of zeros is removed; one with a header is restored |
+//! | active | an orphan: adopted or sealed | restored, and replayed from where the snapshot ends |
+//! | sealed | nothing changes | the same |
+//! | emptied | the next checkpoint drops it | restored as sealed, and emptied again |
+//! | file removed, still emptied | the next checkpoint drops it | the file is gone, the line is freed |
+//! | dropped, not counted | `free_dropped` counts the drop | the same |
+//! | dropped | freed, once all others have unmapped it | the same |
 
 mod allocate;
 pub(crate) mod append;
+mod detach;
 mod removal;
 pub(crate) mod segment;
 pub(crate) mod segment_map;
+mod sync;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::segment::{Segment, SegmentFile};
 use crate::engine::format::record::Draft;
@@ -33,7 +95,7 @@ use crate::engine::index::{Index, SegmentInfo, SegmentState};
 use crate::engine::log::append::{RecordReservation, Tail};
 use crate::engine::log::segment_map::{SegmentGuard, SegmentMap};
 use crate::engine::shared::accounting::SpaceInUse;
-use crate::engine::shared::wait_queue::Queue;
+use crate::engine::shared::wait_queue::WaitQueue;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::step;
 use crate::sys::storage::{Access, HeldDirectory, Storage};
@@ -44,26 +106,27 @@ pub(crate) struct Log {
     held: HeldDirectory,
     access: Access,
     index: Arc<Index>,
-    table: SegmentMap,
+    map: SegmentMap,
     space: SpaceInUse,
-    /// What of `max_bytes` is not for segments.
+    /// The part of `max_bytes` that segments cannot use.
     fixed_bytes: u64,
     active: Mutex<Option<Tail>>,
-    /// Whether the active segment is so full that the next one should be made.
-    wants_spare: AtomicBool,
-    /// The next active segment, made ahead of time. Held while one is made; never waited for with `active` held.
-    spare: Queue<Option<Tail>>,
-    /// Where the copies go. Held by whoever copies.
+    /// Whether the active segment is so full that the next one should be created.
+    needs_spare: AtomicBool,
+    /// The next active segment, created ahead of time. Held during the creation; no thread waits
+    /// for it while it holds `active`.
+    spare: WaitQueue<Option<Tail>>,
+    /// The segment for copies. Held by the thread that copies.
     copies: Mutex<Option<Tail>>,
-    /// What this process sealed and did not sync since.
+    /// The segments that this process sealed and has not synced since.
     unsynced: Mutex<Vec<Arc<Segment>>>,
-    /// Held while a segment of another process is opened.
+    /// Held while a segment is entered into the map.
     opening: Mutex<()>,
-    /// Held while segments go that were removed, until what is kept of them counts.
-    letting_go: Mutex<()>,
-    /// Bytes that were reserved here.
+    /// Held while dropped segments are unmapped, until the bytes of those that stay mapped count.
+    unmapping: Mutex<()>,
+    /// The bytes that were reserved by this process.
     appended: AtomicU64,
-    /// What the count of drops was when this process last let go of what was dropped.
+    /// The count of drops when this process last unmapped dropped segments.
     drops_seen: AtomicU64,
 }
 
@@ -72,7 +135,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Log {
-    /// With `access` to read, nothing may be asked of it but what is there.
+    /// With `Access::ToRead`, only calls that read are allowed.
     pub(crate) fn new(
         storage: &'static dyn Storage,
         dir: &Path,
@@ -84,38 +147,39 @@ impl Log {
             dir: dir.to_owned(),
             access,
             held: HeldDirectory::open(storage, dir).map_err(|e| Error::io("open", dir, e))?,
-            table: SegmentMap::new(index.geometry().segments),
+            map: SegmentMap::new(index.geometry().segments),
             fixed_bytes: sizing::fixed_bytes(index.geometry()),
             index,
             space,
             active: Mutex::new(None),
-            wants_spare: AtomicBool::new(false),
-            spare: Queue::default(),
+            needs_spare: AtomicBool::new(false),
+            spare: WaitQueue::default(),
             copies: Mutex::new(None),
             unsynced: Mutex::new(Vec::new()),
             opening: Mutex::new(()),
-            letting_go: Mutex::new(()),
+            unmapping: Mutex::new(()),
             appended: AtomicU64::new(0),
             drops_seen: AtomicU64::new(0),
         })
     }
 
-    /// Enters the segments that are there, when nobody else is attached. The log goes on at `end`, a segment and a place in
-    /// it, if there is room, so that a directory that is opened again and again does not take a segment each time.
-    pub(crate) fn enter(&self, segments: Vec<Segment>, end: Option<(u32, u32)>) {
+    /// Restores the segments that were found when the directory was opened by its first process.
+    /// The log continues at `end` (a segment and an offset in it), if there is room: otherwise each
+    /// opening would consume a segment.
+    pub(crate) fn restore(&self, segments: Vec<Segment>, end: Option<(u32, u32)>) {
         for segment in segments {
-            self.index.enter_segment(segment.id, segment.len());
+            self.index.restore_segment(segment.id, segment.len());
             let segment = Arc::new(segment);
-            self.table.enter(&segment);
-            match end.filter(|(id, end)| *id == segment.id && self.may_go_on(&segment, *end)) {
-                Some((_, end)) => *lock(&self.active) = Some(self.go_on(segment, end)),
-                None => segment.seal(),
+            self.map.insert(&segment);
+            match end.filter(|(id, end)| *id == segment.id && self.can_resume(&segment, *end)) {
+                Some((_, end)) => *lock(&self.active) = Some(self.resume(segment, end)),
+                None => segment.close_file(),
             }
         }
     }
 
-    /// Whether the log can go on at `end` of a segment.
-    fn may_go_on(&self, segment: &Segment, end: u32) -> bool {
+    /// Whether the log can continue at `end` of a segment.
+    fn can_resume(&self, segment: &Segment, end: u32) -> bool {
         let room = segment_header::LEN as u64..segment.len();
         room.contains(&u64::from(end))
             && (end as usize).is_multiple_of(ALIGN)
@@ -123,47 +187,46 @@ impl Log {
             && segment.fill_holes().is_ok()
     }
 
-    /// Takes a sealed segment into use again, when nobody else is attached.
-    fn go_on(&self, segment: Arc<Segment>, end: u32) -> Tail {
-        self.index.set_segment_tail(segment.id, end, end);
-        self.index.move_segment(segment.id, SegmentState::Sealed, SegmentState::Active);
-        self.index.adopt_segment(segment.id, 0);
+    /// Makes a restored segment the one that is appended to.
+    fn resume(&self, segment: Arc<Segment>, end: u32) -> Tail {
+        self.index.resume_segment(segment.id, end);
         Tail::new(segment, end)
     }
 
-    /// Fetches the record that `word` names ahead of its use.
+    /// Prefetches the record that `word` names.
     pub(crate) fn prefetch(&self, word: Word) {
-        self.table.prefetch(word);
+        self.map.prefetch(word);
     }
 
-    /// Holds segment `id`, if this process has it open.
+    /// Holds segment `id`, if this process has it mapped.
     pub(crate) fn segment(&self, id: u32) -> SegmentGuard {
-        self.table.hold(id)
+        self.map.hold(id)
     }
 
-    /// Holds segment `id`, which is opened if it is another process's and there. Nothing where there is none.
+    /// Holds segment `id`, and maps it first if needed. The guard is empty if there is no such
+    /// segment.
     ///
     /// # Errors
-    /// If the environment refuses to have it opened.
+    /// If the system cannot open or map its file.
     #[inline]
     pub(crate) fn fetch(&self, id: u32) -> Result<SegmentGuard> {
-        let here = self.table.hold(id);
+        let here = self.map.hold(id);
         if here.get().is_some() { Ok(here) } else { self.open(id) }
     }
 
-    /// Whether segment `id` has a file with records in it that may be opened.
-    pub(crate) fn is_there(&self, id: u32) -> bool {
+    /// Whether segment `id` has a file that may hold records.
+    pub(crate) fn is_readable(&self, id: u32) -> bool {
         use SegmentState::{Active, Emptied, Sealed};
         matches!(self.index.segment_state(id), Some(Active | Sealed | Emptied))
     }
 
     #[cold]
     fn open(&self, id: u32) -> Result<SegmentGuard> {
-        if !self.is_there(id) {
-            return Ok(self.table.hold(id));
+        if !self.is_readable(id) {
+            return Ok(self.map.hold(id));
         }
         let _opening = lock(&self.opening);
-        let here = self.table.hold(id);
+        let here = self.map.hold(id);
         if here.get().is_some() {
             return Ok(here);
         }
@@ -171,25 +234,27 @@ impl Log {
         let path = self.dir.join(Segment::file_name(id));
         match Segment::open(self.held.storage(), &path, id, self.access, &self.space) {
             Ok(SegmentFile::Segment(segment)) => {
-                // It is kept mapped and not open, as there are more segments than a process may have open files.
-                segment.seal();
-                let letting_go = lock(&self.letting_go);
-                self.table.enter(&Arc::new(segment));
-                // Its removal may have gone unnoticed if it came since. The fence goes with the one of `let_go_of_dropped`:
-                // either this thread sees that it was dropped, or the other one that it is in the table.
+                // It stays mapped and not open: there are more segments than a process may have
+                // open files.
+                segment.close_file();
+                let unmapping = lock(&self.unmapping);
+                self.map.insert(&Arc::new(segment));
+                // It may have been dropped since the first look. The fence pairs with the one in
+                // `unmap_dropped`: either this thread sees the drop, or the other one sees the
+                // segment in the map.
                 fence(Ordering::SeqCst);
-                if !self.is_there(id) {
-                    self.forget(id, &letting_go);
+                if !self.is_readable(id) {
+                    self.unmap(id, &unmapping);
                 }
             }
-            Ok(SegmentFile::Unborn | SegmentFile::Foreign) => {}
+            Ok(SegmentFile::Incomplete | SegmentFile::Foreign) => {}
             Err(e) if is(&e, io::ErrorKind::NotFound) => {}
             Err(e) => return Err(e),
         }
-        Ok(self.table.hold(id))
+        Ok(self.map.hold(id))
     }
 
-    /// Bytes of all segments and blobs, those included that are unlinked and still mapped.
+    /// The bytes of all segments and blobs, including those that are unlinked and still mapped.
     pub(crate) fn bytes(&self) -> u64 {
         self.space.bytes()
     }
@@ -198,7 +263,7 @@ impl Log {
         &self.space
     }
 
-    /// The most that all segments may take.
+    /// The bytes that all segments together may take.
     pub(crate) fn budget(&self) -> u64 {
         self.index.max_bytes().saturating_sub(self.fixed_bytes)
     }
@@ -207,17 +272,17 @@ impl Log {
         sizing::segment_len(self.budget())
     }
 
-    /// Bytes that were reserved here since the log was opened.
+    /// The bytes that this process has reserved since it opened the log.
     pub(crate) fn appended(&self) -> u64 {
         self.appended.load(Ordering::Relaxed)
     }
 
-    /// The longest record there may be.
+    /// The length of the longest possible record.
     pub(crate) fn max_record_len(&self) -> u64 {
         sizing::max_record_len(self.budget())
     }
 
-    /// The longest value that is stored in the log itself.
+    /// The length of the longest value that is stored in the log; a longer one becomes a blob.
     pub(crate) fn largest_in_log(&self) -> u64 {
         sizing::largest_in_log(self.segment_len())
     }
@@ -228,16 +293,17 @@ impl Log {
         len.ok_or_else(|| {
             let most = self.max_record_len();
             Error::new(ErrorKind::ValueTooLarge, "reserve").with_source(format!(
-                "key and value take {} bytes of at most {most}",
+                "key and value take {} bytes; at most {most} are possible with this max_bytes",
                 draft.body_len
             ))
         })
     }
 
-    /// Space for a record of `len` bytes. `None` if it needs a segment that is not there:
-    /// [`provide`](Log::provide) one and ask again. The caller must not hold another reservation or a bucket lock.
+    /// Reserves space for a record of `len` bytes. `None` if that needs a new segment: call
+    /// [`provide`](Log::provide) and try again. The caller must not hold another reservation or a
+    /// chain lock.
     pub(crate) fn reserve(&self, len: u32) -> Result<Option<RecordReservation>> {
-        self.keep_up();
+        self.unmap_new_drops();
         let mut active = lock(&self.active);
         if !active.as_ref().is_some_and(|tail| tail.has_room(len, &self.index))
             && !self.rotate(&mut active, len)
@@ -248,15 +314,16 @@ impl Log {
         let reservation = tail.reserve(len, &self.index)?;
         let half = tail.segment.len() / 2;
         if u64::from(tail.end) > half && u64::from(reservation.offset) <= half {
-            self.wants_spare.store(true, Ordering::Relaxed);
+            self.needs_spare.store(true, Ordering::Relaxed);
         }
         self.appended.fetch_add(u64::from(len), Ordering::Relaxed);
         Ok(Some(reservation))
     }
 
-    /// Seals the active segment and begins the next one, if it is there and has room for a record of `len`.
+    /// Seals the active segment and makes the spare the active one, if there is a spare with room
+    /// for a record of `len`.
     fn rotate(&self, active: &mut Option<Tail>, len: u32) -> bool {
-        // Whoever makes the next one may need the active one before it is done.
+        // Never waited for: the thread that creates the spare may need the active segment first.
         let Some(mut spare) = self.spare.try_enter() else { return false };
         let Some(next) = spare.take_if(|spare| spare.has_room(len, &self.index)) else {
             return false;
@@ -269,17 +336,17 @@ impl Log {
         true
     }
 
-    /// Takes no more records in a segment. All that were begun are stamped, or never will be.
+    /// Seals a segment. All records that were begun in it are finished.
     fn seal(&self, Tail { segment, .. }: Tail) {
-        // In this order: whoever syncs what is sealed finds it in one place or the other.
+        // In this order: a thread that syncs finds the segment as a tail or in `unsynced`.
         lock(&self.unsynced).push(segment.clone());
         self.index.seal_segment(segment.id);
-        segment.seal();
+        segment.close_file();
     }
 
-    /// Whether the next active segment should be made.
-    pub(crate) fn wants_spare(&self) -> bool {
-        self.wants_spare.load(Ordering::Relaxed)
+    /// Whether the next active segment should be created.
+    pub(crate) fn needs_spare(&self) -> bool {
+        self.needs_spare.load(Ordering::Relaxed)
     }
 
     /// The right to copy records.
@@ -287,7 +354,7 @@ impl Log {
         Copies(lock(&self.copies))
     }
 
-    /// Seals what is appended to and could not be synced.
+    /// Seals the segments that this process appends to and that could not be synced.
     pub(crate) fn seal_failed(&self) {
         for tail in [&self.active, &self.copies] {
             let failed = lock(tail).take_if(|tail| !self.index.may_append(tail.segment.id));
@@ -298,16 +365,17 @@ impl Log {
         }
     }
 
-    /// Whether a segment is longer than `max_bytes`, which was lowered, has room for. While it is appended to, nobody can
-    /// give it up.
+    /// Whether an active segment is longer than a new one would be, because `max_bytes` was
+    /// lowered. It cannot be emptied before its owner has sealed it.
     pub(crate) fn is_oversized(&self, segment: &SegmentInfo) -> bool {
         segment.state == SegmentState::Active && segment.len > self.segment_len()
     }
 
-    /// Takes no more records in segments that are longer than they should be, where all together are beyond `max_bytes`.
+    /// Seals the segments of this process that are longer than a new one would be, if all segments
+    /// together exceed their budget.
     pub(crate) fn seal_oversized(&self) {
         let usual = self.segment_len();
-        // With the segment for copies, which is kept free.
+        // With the bytes that stay free for a segment of copies.
         if self.bytes() + usual <= self.budget() {
             return;
         }
@@ -318,139 +386,13 @@ impl Log {
                 self.seal(tail);
             }
         }
-        // Whoever makes one may be here for the room that it needs.
+        // Not waited for: the thread that creates the spare may have called this to get its bytes.
         if let Some(mut spare) = self.spare.try_enter()
             && let Some(tail) = spare.take_if(oversized)
         {
-            // Even if nothing is in it: another process may have it mapped, to sync it.
+            // Even if it is unused: another process may have mapped it, to sync it.
             self.seal(tail);
         }
-    }
-
-    /// Waits until everything that any process stamped is on the disk; `all`: even in segments that no entry names.
-    pub(crate) fn sync(&self, all: bool) -> Result<()> {
-        self.sync_each(all, || ())
-    }
-
-    /// The same, and calls `after_each`, as a slow disk may take its time.
-    pub(crate) fn sync_each(&self, all: bool, after_each: impl Fn()) -> Result<()> {
-        use SegmentState::{Active, Emptied, Sealed};
-        let mut flushed = Ok(());
-        for info in self.index.segments().filter(|info| !info.synced) {
-            let concerns = matches!(info.state, Active | Sealed) || (all && info.state == Emptied);
-            if concerns && let Some(segment) = self.fetch(info.id)?.get() {
-                // What one segment cannot do, the others still can.
-                flushed = flushed.and(self.sync_one(segment, &info));
-                after_each();
-            }
-        }
-        flushed
-    }
-
-    /// Waits until everything that this process stamped is on the disk.
-    pub(crate) fn sync_own(&self) -> Result<()> {
-        // Not held meanwhile: what is removed is to be gone, and not to wait for the syncs of others.
-        let mut own: Vec<_> = lock(&self.unsynced).iter().map(Arc::downgrade).collect();
-        // One lock after the other: what is sealed in between was found already, or is found at the next call.
-        own.extend(lock(&self.active).as_ref().map(|tail| Arc::downgrade(&tail.segment)));
-        own.extend(lock(&self.copies).as_ref().map(|tail| Arc::downgrade(&tail.segment)));
-        let mut flushed = Ok(());
-        for segment in own.iter().filter_map(Weak::upgrade) {
-            if let Some(info) = self.index.segment(segment.id) {
-                flushed = flushed.and(self.sync_one(&segment, &info));
-            }
-        }
-        flushed
-    }
-
-    /// `info` was read before the sync begins.
-    fn sync_one(&self, segment: &Arc<Segment>, info: &SegmentInfo) -> Result<()> {
-        let synced = match info.failed {
-            true => Err(segment.refused()),
-            // What others wrote, and what was written through another map, it does not know of.
-            false if self.index.is_own(info.owner) && self.is_written_through(segment) => {
-                segment.sync_if_dirty()
-            }
-            false => segment.sync(),
-        };
-        if synced.is_err() {
-            self.index.set_segment_failed(segment.id);
-        } else if info.state != SegmentState::Active {
-            self.index.set_segment_synced(segment.id);
-            lock(&self.unsynced).retain(|unsynced| unsynced.id != segment.id);
-        }
-        synced
-    }
-
-    /// Whether this very object is the one through which this process appends, or did: what is in it is counted there.
-    fn is_written_through(&self, segment: &Arc<Segment>) -> bool {
-        let is_it = |tail: &Option<Tail>| {
-            tail.as_ref().is_some_and(|tail| Arc::ptr_eq(&tail.segment, segment))
-        };
-        // In the order in which they move. Whoever makes the next one, or copies, may take long; to sync once more than
-        // needed does no harm.
-        self.spare.try_enter().is_some_and(|tail| is_it(&tail))
-            || self.copies.try_lock().is_ok_and(|tail| is_it(&tail))
-            || is_it(&lock(&self.active))
-            || lock(&self.unsynced).iter().any(|unsynced| Arc::ptr_eq(unsynced, segment))
-    }
-
-    /// Stops appending. What was appended to is left to whoever needs a segment; where this is the `last` process, it is
-    /// sealed, and where the log goes on is noted.
-    pub(crate) fn retire(&self, last: bool) {
-        let [active, copies] = [&self.active, &self.copies].map(|tail| lock(tail).take());
-        let spare = self.spare.wait().take();
-        if !last {
-            for Tail { segment, .. } in [active, copies, spare].into_iter().flatten() {
-                drain(&segment);
-                self.index.leave_segment(segment.id);
-            }
-            return;
-        }
-        match spare {
-            Some(unused) if unused.end == segment_header::LEN as u32 => {
-                self.discard(unused.segment.id)
-            }
-            // One that a process left with records in it.
-            taken_over => taken_over.into_iter().for_each(|spare| self.seal(spare)),
-        }
-        let end = active.as_ref().map(|tail| (tail.segment.id, tail.end));
-        let orphan = || self.index.orphans().last().map(|orphan| (orphan.id, orphan.tail));
-        // Where there is none, the next life begins a segment of its own: what an earlier one noted is not true any more.
-        let (id, tail) = end.or_else(orphan).unwrap_or((0, 0));
-        self.index.set_end_of_log(id, tail);
-        for tail in [active, copies].into_iter().flatten() {
-            drain(&tail.segment);
-            self.seal(tail);
-        }
-        self.seal_orphans(0);
-    }
-
-    /// Gives up all segments: after this nothing can be read or written. What the program holds stays, and counts while this
-    /// process is attached again, as others may remove it meanwhile.
-    pub(crate) fn let_go(&self) {
-        for tail in [&self.active, &self.copies] {
-            *lock(tail) = None;
-        }
-        *self.spare.wait() = None;
-        lock(&self.unsynced).clear();
-        self.table
-            .drain()
-            .filter(|segment| segment.is_pinned())
-            .for_each(|segment| segment.count_as_held());
-    }
-
-    /// The same in a process that was forked from the one whose log this is. Waits for nobody: what is locked stays.
-    pub(crate) fn let_go_after_fork(&self) {
-        let tails =
-            [self.active.try_lock().ok(), self.copies.try_lock().ok(), self.spare.try_enter()];
-        for mut tail in tails.into_iter().flatten() {
-            *tail = None;
-        }
-        if let Ok(mut unsynced) = self.unsynced.try_lock() {
-            unsynced.clear();
-        }
-        self.table.drain().for_each(drop);
     }
 }
 
@@ -465,7 +407,7 @@ fn drain(segment: &Segment) {
 /// The right to copy records, one holder at a time.
 pub(crate) struct Copies<'a>(MutexGuard<'a, Option<Tail>>);
 
-/// Whether the operating system said so.
+/// Whether `error` was caused by an error of this kind of the operating system.
 fn is(error: &Error, kind: io::ErrorKind) -> bool {
     use std::error::Error as _;
     let cause = error.source().and_then(|s| s.downcast_ref::<io::Error>());
@@ -474,9 +416,9 @@ fn is(error: &Error, kind: io::ErrorKind) -> bool {
 
 #[cfg(test)]
 impl Log {
-    /// As if this process had not met segment `id` yet.
-    pub(crate) fn unmap(&self, id: u32) {
-        drop(self.table.forget(id));
+    /// Unmaps segment `id`, as in a process that has not read from it yet.
+    pub(crate) fn unmap_one(&self, id: u32) {
+        drop(self.map.remove(id));
     }
 }
 

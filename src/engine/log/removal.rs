@@ -1,4 +1,4 @@
-//! How segments go: emptied, removed with a checkpoint, dropped until all processes have let go of them.
+//! The end of a segment: emptied, dropped with its file removed, unmapped by each process, freed.
 
 use std::io;
 use std::sync::atomic::{Ordering, fence};
@@ -10,9 +10,10 @@ use crate::engine::log::segment::Segment;
 use crate::sys::step;
 
 impl Log {
-    /// Says that no entry names segment `id` any more. Its file goes with the next checkpoint that begins.
-    pub(crate) fn set_emptied(&self, id: u32) {
-        if self.index.move_segment(id, SegmentState::Sealed, SegmentState::Emptied) {
+    /// Marks segment `id` as emptied: no entry names it any more. The next checkpoint that begins
+    /// removes its file.
+    pub(crate) fn empty(&self, id: u32) {
+        if self.index.empty_segment(id) {
             step!("log::emptied");
         }
     }
@@ -21,17 +22,17 @@ impl Log {
         self.index.segments_in(SegmentState::Emptied).iter().map(|segment| segment.len).sum()
     }
 
-    /// The segments that are emptied now.
+    /// The ids of all emptied segments.
     pub(crate) fn emptied_ids(&self) -> Vec<u32> {
         self.index.segments_in(SegmentState::Emptied).iter().map(|segment| segment.id).collect()
     }
 
-    /// Removes emptied segments. A checkpoint that began after they were emptied is on the disk. What cannot be removed
-    /// stays, and counts.
-    pub(crate) fn release(&self, ids: &[u32]) {
+    /// Drops emptied segments: removes their files. A checkpoint that began after they were emptied
+    /// is on the disk. A file that cannot be removed stays, and counts.
+    pub(crate) fn drop_emptied(&self, ids: &[u32]) {
         for id in ids {
             if let Err(error) = self.remove_file(*id) {
-                tracing::warn!(dir = %self.dir.display(), segment = id, %error, "cannot remove a segment");
+                self.warn_of_kept_file(*id, &error);
                 continue;
             }
             step!("log::removed");
@@ -40,65 +41,72 @@ impl Log {
         self.free_dropped();
     }
 
-    /// Lets go of what others have dropped, if anything was since the last time. Whoever reads or writes does: the space
-    /// of a removed segment comes back when the last process has let go of it.
+    /// Unmaps dropped segments, if any were dropped since the last time. Called by each read and
+    /// write: the blocks of a removed file are free only when the last process has unmapped it.
     #[inline]
-    pub(crate) fn keep_up(&self) {
+    pub(crate) fn unmap_new_drops(&self) {
         if self.drops_seen.load(Ordering::Relaxed) != self.index.drops() {
-            self.let_go_of_dropped();
+            self.unmap_dropped();
         }
     }
 
-    /// Lets go of the segments that were dropped, says so, and frees the places of those that all have let go of.
+    /// Unmaps the segments that are dropped, and acknowledges the drops.
     #[cold]
-    pub(crate) fn let_go_of_dropped(&self) {
-        let letting_go = lock(&self.letting_go);
+    pub(crate) fn unmap_dropped(&self) {
+        let unmapping = lock(&self.unmapping);
         let seen = self.index.drops();
         self.drops_seen.store(seen, Ordering::Relaxed);
-        // One that another thread is opening: see `open`.
+        // Another thread may be mapping a dropped segment: see `open`.
         fence(Ordering::SeqCst);
-        // An onlooker may come so late that a segment's place is free, or another's.
-        for id in self.table.ids().filter(|id| !self.is_made(*id)) {
-            self.forget(id, &letting_go);
+        // An observer may come so late that the line is free, or serves another segment.
+        for id in self.map.ids().filter(|id| !self.is_listed(*id)) {
+            self.unmap(id, &unmapping);
         }
         self.index.acknowledge_drops(seen);
     }
 
     /// Whether segment `id` has a file, or is about to get one.
-    fn is_made(&self, id: u32) -> bool {
-        // Looked at once: it may be made at this moment.
+    fn is_listed(&self, id: u32) -> bool {
+        // One load: its state may change at this moment.
         self.index.segment_state(id).is_some_and(|state| state != SegmentState::Dropped)
     }
 
-    /// Frees the places, and the bytes, of dropped segments that nobody has mapped any more.
+    /// Frees the lines, and with them the bytes, of dropped segments that no process has mapped any
+    /// more.
     pub(crate) fn free_dropped(&self) {
-        self.let_go_of_dropped();
+        self.unmap_dropped();
         self.index.free_dropped(self.index.drops_seen_by_all());
     }
 
-    /// Lets go of a segment that is removed. What the program holds of it counts as this process's own, before another thread
-    /// finds that it is gone and says so.
-    pub(super) fn forget(&self, id: u32, _letting_go: &MutexGuard<'_, ()>) {
-        let Some(segment) = self.table.forget(id) else { return };
+    /// Unmaps a dropped segment. If the program holds a value in it, it stays mapped and its bytes
+    /// count as this process's own, before another thread can acknowledge the drop.
+    pub(super) fn unmap(&self, id: u32, _unmapping: &MutexGuard<'_, ()>) {
+        let Some(segment) = self.map.remove(id) else { return };
         lock(&self.unsynced).retain(|unsynced| unsynced.id != id);
-        // What nobody else has is unmapped here and now, and nobody gets it any more.
+        // Without another reference it is unmapped at once, and no thread can get it any more.
         if let Err(kept) = Arc::try_unwrap(segment) {
             kept.count_as_held();
         }
     }
 
-    /// Takes a segment that no entry ever named out of the table and off the disk.
-    pub(super) fn discard(&self, id: u32) {
-        self.table.forget(id);
+    /// Removes the file of an active segment that no entry ever named, and frees its line.
+    pub(super) fn free_unused(&self, id: u32) {
+        self.map.remove(id);
         match self.remove_file(id) {
             Ok(()) => self.index.free_segment(id),
             Err(error) => {
-                tracing::warn!(dir = %self.dir.display(), segment = id, %error, "cannot remove a segment");
+                self.warn_of_kept_file(id, &error);
             }
         }
     }
 
-    /// By name: a file of that name in another directory, put in the place of this one, is none of ours.
+    fn warn_of_kept_file(&self, id: u32, error: &io::Error) {
+        let dir = self.dir.display();
+        tracing::warn!(%dir, segment = id, %error, "cannot remove the file of a segment");
+    }
+
+    /// Removes a file by its name, after a check that the directory was not replaced by another
+    /// one.
     fn remove_file(&self, id: u32) -> io::Result<()> {
         self.held.check_in_place()?;
         match self.held.storage().remove(&self.dir.join(Segment::file_name(id))) {

@@ -1,5 +1,4 @@
 //! A segment: one preallocated, mapped file of the log. Records are appended and never changed.
-//!
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,20 +20,21 @@ pub(crate) struct Segment {
     pub(crate) path: PathBuf,
     salt: u64,
     map: Map,
-    /// Whether it was all written with zeros when it was made.
+    /// Whether it was filled with zeros when it was created.
     zeroed: bool,
-    /// While the segment is written to; closed when it is sealed, as a large cache has more segments than a process
-    /// may have open files.
+    /// The file, while the segment is appended to. It is closed when the segment is sealed, because
+    /// a large cache has more segments than a process may have open files.
     file: Mutex<Option<Arc<OwnFile>>>,
-    /// Reservations that were not finished yet (low half), and those that were (high half).
+    /// The counts of reservations that are not finished (low half) and of finished ones (high
+    /// half).
     writes: AtomicU64,
-    /// What `writes` said before the last sync that succeeded.
+    /// The value of `writes` before the last sync that succeeded.
     synced: AtomicU64,
     failed: AtomicBool,
-    /// Values in it that the program holds; changes under the lock of [`Usage::pinned`].
+    /// The values in it that the program holds. Changed only with [`SpaceInUse::pinned`] locked.
     pins: AtomicU64,
     sync: SharedSync,
-    /// Last, so that what is counted in it counts until the file is unmapped and closed.
+    /// The last field: its bytes count until the file is unmapped and closed.
     hold: MappedBytes,
 }
 
@@ -53,14 +53,14 @@ impl Drop for MappedBytes {
     }
 }
 
-/// Syncs shared by those who wait for one at the same time.
+/// A sync that concurrent callers share.
 #[derive(Default)]
 struct SharedSync {
     asked: AtomicU64,
     done: Mutex<u64>,
 }
 
-/// A segment that stays mapped as long as this lives, since the program holds a value in it.
+/// Keeps a segment mapped while the program holds a value in it.
 pub(crate) struct SegmentPin(Arc<Segment>);
 
 impl std::ops::Deref for SegmentPin {
@@ -83,12 +83,12 @@ impl Drop for SegmentPin {
     }
 }
 
-/// What a file in the segment directory turned out to be.
+/// A file in the segment directory, after its header was read.
 pub(crate) enum SegmentFile {
     Segment(Segment),
-    /// Begun by a process that died: nothing in it.
-    Unborn,
-    /// Its header is damaged, or it is none of ours.
+    /// Its creator died before it wrote the header; there is no record in it.
+    Incomplete,
+    /// Its header is damaged, or it is not a segment of this cache.
     Foreign,
 }
 
@@ -97,15 +97,15 @@ impl Segment {
         format!("{id:08x}.seg")
     }
 
-    /// The id that a file name stands for.
+    /// The id in a file name; `None` if it is not the name of a segment.
     pub(crate) fn id_of(name: &str) -> Option<u32> {
         let digits = name.strip_suffix(".seg")?;
         let id = u32::from_str_radix(digits, 16).ok()?;
         (Self::file_name(id) == name && id != 0).then_some(id)
     }
 
-    /// Makes segment `id` of `len` bytes in `dir`. `zeroed`: its pages are brought into memory now, for whoever writes to
-    /// them later.
+    /// Creates the file of segment `id` with `len` bytes in `dir`. `zeroed`: its pages are brought
+    /// into memory now, so that later stores do not fault.
     pub(crate) fn create(
         storage: &'static dyn Storage,
         dir: &Path,
@@ -129,14 +129,14 @@ impl Segment {
             Ok(Self { zeroed, ..Self::assemble(id, path, salt, map, file, space) })
         };
         make(path.clone()).map_err(|e| {
-            // What is half made is of no use, and its space is needed. If that fails too, the next recovery
-            // finds a segment without records.
+            // A half-created file is useless, and its space is needed. If the removal fails too,
+            // the next recovery finds an incomplete file or a segment without records.
             let _ = storage.remove(&path);
             Error::io("create segment", &path, e)
         })
     }
 
-    /// Opens what is at `path`, which is to be segment `id`.
+    /// Opens the file at `path`, which should be segment `id`.
     pub(crate) fn open(
         storage: &'static dyn Storage,
         path: &Path,
@@ -168,7 +168,7 @@ impl Segment {
         file.read_exact_at(&mut header[..there], 0)?;
         let (salt, len) = match segment_header::decode(&header, id, file_len) {
             DecodedHeader::Segment { salt, len } => (salt, len),
-            DecodedHeader::Unborn => return Ok(SegmentFile::Unborn),
+            DecodedHeader::Incomplete => return Ok(SegmentFile::Incomplete),
             DecodedHeader::Foreign => return Ok(SegmentFile::Foreign),
         };
         let map = Map::open(&file, len as usize, access)?;
@@ -203,7 +203,7 @@ impl Segment {
         self.map.len() as u64
     }
 
-    /// Keeps the segment mapped, unless segments of more than `most` bytes in all would be kept so.
+    /// Keeps the segment mapped. `None` if pinned segments would exceed `most` bytes in total.
     pub(crate) fn pin(self: &Arc<Self>, most: u64) -> Option<SegmentPin> {
         let mut pinned = self.hold.space.pinned();
         if self.pins.load(Ordering::Relaxed) == 0 {
@@ -214,35 +214,37 @@ impl Segment {
         Some(SegmentPin(self.clone()))
     }
 
-    /// Whether the program holds values in it.
+    /// Whether the program holds a value in it.
     pub(crate) fn is_pinned(&self) -> bool {
         self.pins.load(Ordering::Relaxed) > 0
     }
 
-    /// Says that its file is removed, or may be without notice: its bytes count as this process's own for as long as it is mapped.
+    /// Counts its bytes as this process's own while it is mapped: its file is removed, or another
+    /// process may remove it unnoticed.
     pub(crate) fn count_as_held(&self) {
         if self.hold.bytes.swap(self.len(), Ordering::AcqRel) == 0 {
             self.hold.space.hold(self.len());
         }
     }
 
-    /// The file, until it is sealed.
+    /// The file, if it is still open.
     fn file(&self) -> Option<Arc<OwnFile>> {
         self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
-    /// Makes sure that the file has all its blocks: a copy may have holes, and a store into one can fail.
+    /// Allocates all blocks of the file: a copy of the directory may have holes, and a store into a
+    /// hole can fail.
     pub(crate) fn fill_holes(&self) -> io::Result<()> {
         self.file().map_or(Ok(()), |file| file.allocate(self.len()))
     }
 
-    /// Whether its pages were all brought into memory when it was made.
+    /// Whether all its pages were brought into memory when it was created.
     pub(crate) fn is_zeroed(&self) -> bool {
         self.zeroed
     }
 
-    /// Closes the file: nothing is appended any more. It stays mapped.
-    pub(crate) fn seal(&self) {
+    /// Closes the file of a segment to which this process appends no more. It stays mapped.
+    pub(crate) fn close_file(&self) {
         drop(self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take());
     }
 
@@ -250,23 +252,23 @@ impl Segment {
         RecordPlace { salt: self.salt, offset }
     }
 
-    /// Where in memory it begins.
+    /// The address at which it is mapped.
     pub(crate) fn address(&self) -> usize {
         self.map.address()
     }
 
-    /// The record at `offset`, if there is one whose header and key are sound.
+    /// The record at `offset`, if its header and key are sound.
     pub(crate) fn record(&self, offset: u32) -> Option<Record<'_>> {
         Record::read(&self.map, self.place(offset))
     }
 
-    /// All sound records with their offsets, from the first. Steps over what is not sound: reserved and never
-    /// stamped, or damaged. Reads headers and keys only.
+    /// All sound records with their offsets, from the first. Skips records that were reserved and
+    /// never stamped, and damage. Reads headers and keys only.
     pub(crate) fn records(&self) -> impl Iterator<Item = (u32, Record<'_>)> {
         self.records_from(0)
     }
 
-    /// The same, from `offset` on, where a record begins or nothing was begun.
+    /// The same from `offset` on, which is where a record begins or the end of what was begun.
     pub(crate) fn records_from(&self, offset: u32) -> impl Iterator<Item = (u32, Record<'_>)> {
         let mut offset = offset.max(segment_header::LEN as u32);
         std::iter::from_fn(move || {
@@ -285,8 +287,9 @@ impl Segment {
         })
     }
 
-    /// Where to go on after the place `at`, which holds no sound record. A record that was never stamped is
-    /// stepped over whole, if its length leads on to something; behind damage every place is tried.
+    /// The offset at which a scan continues if there is no sound record at `at`. A record that was
+    /// never stamped is skipped as a whole if its length leads to the end, to zeros or to another
+    /// record. Behind damage each aligned offset is tried.
     fn after_unsound(&self, at: u32) -> u32 {
         let unstamped =
             self.map.word32(at as usize + 4).is_some_and(|w| w.load(Ordering::Relaxed) == 0);
@@ -305,13 +308,13 @@ impl Segment {
         next
     }
 
-    /// Where nothing was begun yet, nor anywhere behind it, whatever state the rest is in. A record begins at `from`, or
-    /// nothing was begun there.
+    /// The end of what was begun, even in a damaged segment: everything from there on is zero.
+    /// `from` is where a record begins, or behind all records.
     pub(crate) fn end(&self, from: u32) -> u32 {
         let from = from.clamp(segment_header::LEN as u32, self.map.len() as u32);
         let (mut at, mut end) = (from, from);
         while u64::from(at) < MAX_OFFSET && (at as usize) + record::HEADER_LEN <= self.map.len() {
-            // A space that was reserved ends where its length says, even if nothing else was written there.
+            // A reservation ends where its length says, even if nothing else was written to it.
             end = end.max(at + record::stored_len(&self.map, at).unwrap_or(0));
             at = self.record(at).map_or_else(|| self.after_unsound(at), |record| at + record.len);
         }
@@ -323,7 +326,7 @@ impl Segment {
         self.map.words().get(at as usize / 8).is_some_and(|w| w.load(Ordering::Relaxed) == 0)
     }
 
-    /// Marks the place of a record of `len` bytes; [`finish`](Segment::finish) must follow.
+    /// Stores the length of a record that is begun; [`finish`](Segment::finish) must follow.
     pub(crate) fn begin(&self, offset: u32, len: u32) {
         if let Some(word) = self.map.word32(offset as usize) {
             word.store(len, Ordering::Relaxed);
@@ -339,7 +342,7 @@ impl Segment {
         self.writes.load(Ordering::Acquire) as u32 == 0
     }
 
-    /// Puts key and body in their places and computes their checks.
+    /// Copies key and body to their offsets and computes their checks.
     pub(crate) fn prepare(
         &self,
         offset: u32,
@@ -357,7 +360,7 @@ impl Segment {
         Prepared::new(draft, len, self.place(offset), key, body)
     }
 
-    /// Stores the header, its check last. From then on the record is part of the log.
+    /// Stores the header, its check last. From here on the record is part of the log.
     /// Keeps invariants I2 and I7: the check is the last store.
     pub(crate) fn stamp(&self, offset: u32, prepared: &Prepared, stamp: Stamp) {
         let (header, check) = prepared.stamp(stamp);
@@ -370,7 +373,7 @@ impl Segment {
         }
     }
 
-    /// Takes a record that was stamped out of the log again.
+    /// Removes a stamped record from the log, by a zero in place of its check.
     /// The exception of invariant I7.
     pub(crate) fn void(&self, offset: u32) {
         if let Some(word) = self.map.word32(offset as usize + 4) {
@@ -378,33 +381,34 @@ impl Segment {
         }
     }
 
-    /// Says that there is something to sync.
+    /// Marks the segment as not synced.
     pub(crate) fn mark_dirty(&self) {
         self.synced.store(u64::MAX, Ordering::Release);
     }
 
-    /// Whether all that was ever stamped is on the disk. A record is in flight until after it was stamped, so one
-    /// that somebody has seen is counted.
+    /// Whether all stamped records are on the disk. A reservation is finished only after its record
+    /// was stamped, so each record that a reader has seen is covered.
     pub(crate) fn is_synced(&self) -> bool {
         self.is_drained()
             && self.writes.load(Ordering::Acquire) == self.synced.load(Ordering::Acquire)
     }
 
-    /// Where in the file `part`, a slice of a record of this segment, begins.
+    /// The offset in the file of `part`, a slice of a record of this segment.
     pub(crate) fn offset_of(&self, part: &[u8]) -> usize {
         let start = self.map.bytes(0, 0).map_or(0, |b| b.as_ptr() as usize);
         part.as_ptr() as usize - start
     }
 
-    /// Mode of the file; empty if it is not within.
+    /// A part of the file; empty if it does not lie within.
     pub(crate) fn bytes_at(&self, offset: usize, len: usize) -> &[u8] {
         self.map.bytes(offset, len).unwrap_or_default()
     }
 
-    /// Writes zeros to part of the file that nobody has reserved, so that stores into its map find the pages.
+    /// Writes zeros to a part of the file that is not reserved yet, so that stores into the mapping
+    /// do not fault.
     pub(crate) fn zero(&self, from: u32, to: u32) -> Result<()> {
         static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-        // Without the file the stores fault; all that is lost is speed.
+        // Without the open file the stores fault, which is only slower.
         let Some(to_zero) = self.file() else { return Ok(()) };
         for start in (from..to).step_by(ZEROS.len()) {
             let chunk = &ZEROS[..((to - start) as usize).min(ZEROS.len())];
@@ -415,12 +419,11 @@ impl Segment {
         Ok(())
     }
 
-    /// Waits until everything that was stamped before the call is on the disk. Callers at the same time share
-    /// the work.
+    /// Waits until everything that was stamped before the call is on the disk. Concurrent callers
+    /// share one sync.
     ///
-    /// A sync that failed is never tried again: the kernel has marked the pages as clean, and a second one
-    /// would succeed with the data lost all the same.
-    /// Keeps invariant I17.
+    /// A failed sync is never repeated: the kernel has marked the pages as clean, and a second sync
+    /// would succeed although the data is lost. Keeps invariant I17.
     pub(crate) fn sync(&self) -> Result<()> {
         let _syncing = self.hold.space.syncing();
         let ticket = self.sync.asked.fetch_add(1, Ordering::AcqRel) + 1;
@@ -436,7 +439,8 @@ impl Segment {
         let synced = self.file().map_or_else(|| self.map.sync(), |file| file.sync());
         if let Err(e) = synced {
             self.failed.store(true, Ordering::Release);
-            tracing::error!(path = %self.path.display(), error = %e, "a sync failed; the segment is retired");
+            let path = self.path.display();
+            tracing::error!(%path, error = %e, "a sync failed; the segment is not used further");
             return Err(Error::io("sync", &self.path, e));
         }
         *done = covered;
@@ -444,7 +448,7 @@ impl Segment {
         Ok(())
     }
 
-    /// The error for who asks once more.
+    /// The error of each sync after the one that failed.
     pub(crate) fn refused(&self) -> Error {
         Error::io("sync", &self.path, io::Error::other("an earlier sync of this segment failed"))
     }
@@ -458,7 +462,7 @@ impl Segment {
         self.failed.load(Ordering::Acquire)
     }
 
-    /// How often it was to be synced.
+    /// How many syncs were requested.
     #[cfg(test)]
     pub(crate) fn syncs(&self) -> u64 {
         self.sync.asked.load(Ordering::Acquire)

@@ -1,4 +1,5 @@
-//! The segments by their ids, for readers: looked up without a lock, held without a shared write.
+//! The segments that this process has mapped, by their ids. A lookup takes no lock, and holding a
+//! segment writes to no shared memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,66 +18,67 @@ pub(crate) struct SegmentGuard {
 }
 
 impl SegmentGuard {
-    /// The segment that was asked for, if it is there: its place may be another one's by now.
+    /// The segment that was asked for, if it is mapped. Another one may be in its position.
     pub(crate) fn get(&self) -> Option<&Arc<Segment>> {
         self.held.as_ref().filter(|segment| segment.id == self.id)
     }
 }
 
-/// A place for each segment, by the low bits of its id.
+/// A position for each segment, by the low bits of its id.
 pub(crate) struct SegmentMap {
     segments: Box<[ArcSwapOption<Segment>]>,
-    /// Where in memory each of them begins, or began.
+    /// The address at which each of them begins, or began.
     addresses: Box<[AtomicUsize]>,
 }
 
 impl SegmentMap {
-    /// `places` is a power of two.
-    pub(crate) fn new(places: u32) -> Self {
+    /// `len` is the length of the segment table, a power of two.
+    pub(crate) fn new(len: u32) -> Self {
         Self {
-            segments: (0..places).map(|_| ArcSwapOption::empty()).collect(),
-            addresses: (0..places).map(|_| AtomicUsize::new(0)).collect(),
+            segments: (0..len).map(|_| ArcSwapOption::empty()).collect(),
+            addresses: (0..len).map(|_| AtomicUsize::new(0)).collect(),
         }
     }
 
-    fn place(&self, id: u32) -> usize {
+    fn position(&self, id: u32) -> usize {
         id as usize & (self.segments.len() - 1)
     }
 
-    pub(crate) fn enter(&self, segment: &Arc<Segment>) {
-        let place = self.place(segment.id);
-        self.addresses[place].store(segment.address(), Ordering::Relaxed);
-        self.segments[place].store(Some(segment.clone()));
+    pub(crate) fn insert(&self, segment: &Arc<Segment>) {
+        let at = self.position(segment.id);
+        self.addresses[at].store(segment.address(), Ordering::Relaxed);
+        self.segments[at].store(Some(segment.clone()));
     }
 
     pub(crate) fn hold(&self, id: u32) -> SegmentGuard {
-        SegmentGuard { held: self.segments[self.place(id)].load(), id }
+        SegmentGuard { held: self.segments[self.position(id)].load(), id }
     }
 
-    /// The segments that are here.
+    /// The ids of all segments in the map.
     pub(crate) fn ids(&self) -> impl Iterator<Item = u32> {
-        self.segments.iter().filter_map(|place| place.load().as_ref().map(|segment| segment.id))
+        self.segments.iter().filter_map(|slot| slot.load().as_ref().map(|segment| segment.id))
     }
 
-    /// Lets go of segment `id`, and returns it if it was here.
-    pub(crate) fn forget(&self, id: u32) -> Option<Arc<Segment>> {
-        let place = &self.segments[self.place(id)];
-        let here = place.load_full().filter(|segment| segment.id == id)?;
-        let replaced = place.compare_and_swap(&Some(here.clone()), None);
+    /// Takes segment `id` out, if it is in the map.
+    pub(crate) fn remove(&self, id: u32) -> Option<Arc<Segment>> {
+        let slot = &self.segments[self.position(id)];
+        let here = slot.load_full().filter(|segment| segment.id == id)?;
+        let replaced = slot.compare_and_swap(&Some(here.clone()), None);
         replaced.as_ref().is_some_and(|segment| segment.id == id).then_some(here)
     }
 
-    /// Lets go of all segments, and returns them one by one.
+    /// Takes all segments out, one by one.
     pub(crate) fn drain(&self) -> impl Iterator<Item = Arc<Segment>> {
-        self.segments.iter().filter_map(|place| place.swap(None))
+        self.segments.iter().filter_map(|slot| slot.swap(None))
     }
 
-    /// Fetches the record that `word` names ahead of its use, without holding its segment: what holding it waits
-    /// for, the record need not wait for too. Where it ends says its header alone, so a small record's worth of
-    /// lines is fetched; the processor notices by itself when more is read one after the other.
+    /// Prefetches the record that `word` names, without holding its segment, so that the memory
+    /// accesses of holding it and those of the record overlap. Only the record's header tells its
+    /// length, so the cache lines of a small record are fetched; the processor's own prefetcher
+    /// follows a longer sequential read.
     pub(crate) fn prefetch(&self, word: Word) {
         const SMALL: usize = 256;
-        let base = self.addresses[self.place(word.segment())].load(Ordering::Relaxed);
+        let base = self.addresses[self.position(word.segment())].load(Ordering::Relaxed);
         map::prefetch(base.wrapping_add(word.offset() as usize), SMALL);
     }
 }

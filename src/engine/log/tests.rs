@@ -18,7 +18,7 @@ fn log_with_a_record(dir: &Path) -> (Arc<Index>, Log) {
     let space = SpaceInUse::default();
     let segment = Segment::create(SYSTEM, dir, 1, 16 << 10, false, &space).unwrap();
     let log = Log::new(SYSTEM, dir, Access::ToWrite, index.clone(), space).unwrap();
-    log.enter(vec![segment], Some((1, BEGIN)));
+    log.restore(vec![segment], Some((1, BEGIN)));
     drop(log.reserve(64).unwrap().unwrap());
     (index, log)
 }
@@ -36,7 +36,7 @@ fn map_again(log: &Log) -> Arc<Segment> {
         panic!()
     };
     let again = Arc::new(again);
-    log.table.enter(&again);
+    log.map.insert(&again);
     again
 }
 
@@ -54,7 +54,7 @@ fn a_flush_believes_only_the_map_that_was_written_through() {
     log.sync(true).unwrap();
     assert_eq!(other.syncs(), 1, "it knows of no write, and is not asked");
     // What one who is gone wrote was sealed here: nobody knows what of it is on the disk.
-    log.retire(false);
+    log.orphan_all();
     log.seal_orphans(0);
     assert!(index.is_own(index.segment(1).unwrap().owner));
     log.sync(true).unwrap();
@@ -66,7 +66,7 @@ fn a_flush_believes_only_the_map_that_was_written_through() {
 fn a_segment_that_is_opened_while_it_is_taken_over_is_mapped_once() {
     let dir = tempfile::tempdir().unwrap();
     let (index, left) = log_with_a_record(dir.path());
-    left.retire(false);
+    left.orphan_all();
     let log = Log::new(SYSTEM, dir.path(), Access::ToWrite, index.clone(), SpaceInUse::default())
         .unwrap();
     std::thread::scope(|scope| {
@@ -113,20 +113,20 @@ fn an_unused_segment_that_is_too_long_goes_as_others_may_have_it_mapped() {
 fn what_others_have_begun_at_this_moment_is_not_taken_for_what_the_dead_left() {
     let dir = tempfile::tempdir().unwrap();
     let (index, log) = log_with_a_record(dir.path());
-    let begun = index.begin_segment(16 << 10).unwrap();
+    let begun = index.create_segment(16 << 10).unwrap();
     // Its owner is not noted yet.
-    index.leave_segment(begun);
-    log.give_up_unborn();
-    assert_eq!(index.segment_state(begun), Some(SegmentState::Unborn));
+    index.orphan_segment(begun);
+    log.abort_segments_of_dead();
+    assert_eq!(index.segment_state(begun), Some(SegmentState::Creating));
 }
 
 #[test]
 fn a_segment_whose_place_was_taken_away_while_it_was_made_is_not_used() {
     let dir = tempfile::tempdir().unwrap();
     let (index, log) = log_with_a_record(dir.path());
-    let begun = index.begin_segment(16 << 10).unwrap();
+    let begun = index.create_segment(16 << 10).unwrap();
     index.free_segment(begun);
-    let error = log.make(begun, 16 << 10, false).err().unwrap();
+    let error = log.activate(begun, 16 << 10, false).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::LockLost);
     assert!(!dir.path().join(Segment::file_name(begun)).exists(), "nothing counts it");
     assert!(log.segment(begun).get().is_none());
@@ -136,7 +136,7 @@ fn a_segment_whose_place_was_taken_away_while_it_was_made_is_not_used() {
 fn a_log_that_is_closed_goes_on_where_it_ended() {
     let dir = tempfile::tempdir().unwrap();
     let (index, log) = log_with_a_record(dir.path());
-    log.retire(true);
+    log.seal_all();
     assert_eq!(index.end_of_log(), (1, BEGIN + 64));
 }
 
@@ -148,7 +148,7 @@ fn where_an_earlier_life_ended_is_forgotten_when_this_one_goes_on_nowhere() {
     index.set_end_of_log(1, BEGIN);
     drain(&segment.segment);
     log.seal(segment);
-    log.retire(true);
+    log.seal_all();
     assert_eq!(
         index.end_of_log(),
         (0, 0),
@@ -160,12 +160,12 @@ fn where_an_earlier_life_ended_is_forgotten_when_this_one_goes_on_nowhere() {
 fn what_was_taken_over_to_be_written_to_next_is_not_removed_with_what_it_has() {
     let dir = tempfile::tempdir().unwrap();
     let (index, left) = log_with_a_record(dir.path());
-    left.retire(false);
+    left.orphan_all();
     let space = SpaceInUse::default();
     space.attach(index.clone());
     let log = Log::new(SYSTEM, dir.path(), Access::ToWrite, index.clone(), space).unwrap();
     log.provide(0, true, &|_| panic!("there is one to go on with"), &|| Ok(false)).unwrap();
-    log.retire(true);
+    log.seal_all();
     assert_eq!(index.segment_state(1), Some(SegmentState::Sealed));
     assert!(dir.path().join(Segment::file_name(1)).exists());
 }
@@ -174,8 +174,8 @@ fn what_was_taken_over_to_be_written_to_next_is_not_removed_with_what_it_has() {
 fn who_finds_every_place_or_id_taken_is_told_so() {
     let dir = tempfile::tempdir().unwrap();
     let (index, log) = log_with_a_record(dir.path());
-    while let Some(id) = index.begin_segment(4096) {
-        index.move_segment(id, SegmentState::Unborn, SegmentState::Active);
+    while let Some(id) = index.create_segment(4096) {
+        index.activate_segment(id);
     }
     let unused = index.unused_segment_id();
     let refused = || {
@@ -190,5 +190,5 @@ fn who_finds_every_place_or_id_taken_is_told_so() {
     assert_eq!(index.unused_segment_id(), unused);
     index.free_segment(5);
     index.raise_next_segment_id(u64::from(u32::MAX));
-    assert!(refused().contains("as many segments as can be"));
+    assert!(refused().contains("all segment ids are used"));
 }

@@ -70,11 +70,7 @@ impl Engine {
     fn run(&self) {
         if self.is_read_only() {
             while !self.bell.wait(INTERVAL).stop {
-                if self.is_outdated() {
-                    self.release_outdated()
-                } else {
-                    self.log.let_go_of_dropped()
-                }
+                if self.is_outdated() { self.release_outdated() } else { self.log.unmap_dropped() }
             }
             return;
         }
@@ -104,13 +100,13 @@ impl Engine {
                 warn_of("sync", self.log.sync_own());
                 next_sync = Instant::now() + interval;
             }
-            self.log.let_go_of_dropped();
+            self.log.unmap_dropped();
             self.log.seal_oversized();
             if Instant::now() >= next_publishing {
                 self.publish_stats();
                 next_publishing = Instant::now() + INTERVAL;
             }
-            let lacks_spare = (lacked_spare || self.log.wants_spare()) && !self.provide_ahead();
+            let lacks_spare = (lacked_spare || self.log.needs_spare()) && !self.provide_ahead();
             if leadership.is_none() {
                 leadership = self.index.try_acquire(Role::Leader).unwrap_or_default();
             }
@@ -141,7 +137,7 @@ impl Engine {
     fn release_outdated(&self) {
         let Mode::ReadOnly(read_only) = &self.mode else { return };
         read_only.release_outdated();
-        self.log.let_go();
+        self.log.unmap_all();
     }
 
     /// Waits for a call, or for `pause`, and lets go meanwhile of what others remove: they may need the space.
@@ -151,7 +147,7 @@ impl Engine {
             let left = pause.saturating_sub(started.elapsed());
             let at_most = if removals.go_on_until > Instant::now() { LETTING_GO } else { left };
             let calls = self.bell.wait(at_most.min(left));
-            self.log.keep_up();
+            self.log.unmap_new_drops();
             let count = self.index.drops();
             if count != removals.seen {
                 let is_shared = self.index.attached_processes() > 1;
@@ -210,7 +206,7 @@ impl Engine {
             self.index.set_wants_recount(true);
             // It may have died before it noted when what it wrote, or saw in a pass, is to be reaped.
             self.index.note_expiry(0);
-            self.log.give_up_unborn();
+            self.log.abort_segments_of_dead();
             // What they wrote is as durable as they promised, a little later.
             warn_of("sync what a dead process wrote", self.log.sync(false));
             // A blob that was about to be counted may never be.

@@ -165,7 +165,7 @@ impl Engine {
         self.index.set_checkpointed(logged);
         (checkpoints.seen, checkpoints.last) = (next, Instant::now());
         self.release_blobs(&dead);
-        self.log.release(&emptied);
+        self.log.drop_emptied(&emptied);
         Ok(())
     }
 

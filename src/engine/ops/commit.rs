@@ -412,7 +412,7 @@ impl Engine {
         };
         let reservation = self.reserve(&draft)?;
         step!("commit::begun");
-        if self.log.wants_spare() {
+        if self.log.needs_spare() {
             self.bell.ring();
         }
         let (segment, body) = (&reservation.segment, [fields.bytes(), body]);
@@ -517,7 +517,7 @@ mod tests {
         // Somebody changes it, and what they wrote is in a segment that this process has not opened yet.
         set(b"second");
         let id = look().current.unwrap().word.segment();
-        engine.log.unmap(id);
+        engine.log.unmap_one(id);
         let attempt = engine.attempt(&request, seen, decision).unwrap();
         assert!(matches!(attempt, Err(Retry::Changed)));
         assert!(engine.log.segment(id).get().is_none(), "it was opened while the chain was locked");

@@ -51,7 +51,7 @@ impl Engine {
         };
         let Some(segment) = self.log.fetch(id)?.get().cloned() else {
             // Its file has gone, and with it what the index names in it.
-            self.log.set_emptied(id);
+            self.log.empty(id);
             return Ok(true);
         };
         self.copy_out(&segment, &self.to_copy(&segment, &info, evacuate))?;
@@ -61,7 +61,7 @@ impl Engine {
         // What could not be copied is still named.
         let alive = self.is_alive(&segment);
         if !alive {
-            self.log.set_emptied(id);
+            self.log.empty(id);
         }
         Ok(!alive)
     }

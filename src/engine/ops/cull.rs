@@ -47,7 +47,7 @@ impl Engine {
         }
         let culling = self.culling.enter();
         let turn =
-            culling.as_ref().map(|_| self.culling.unless_given_up(self.index.acquire(Role::Cull)));
+            culling.as_ref().map(|_| self.culling.share_timeout(self.index.acquire(Role::Cull)));
         let _turn = match turn {
             Some(Ok(turn)) => turn,
             Some(Err(e)) if e.kind() != ErrorKind::Busy => return Err(e),

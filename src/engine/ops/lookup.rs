@@ -51,7 +51,7 @@ impl Engine {
         let mut is_all_open = true;
         let seen = self.look_through(hash, key, |id| {
             let guard = self.log.segment(id);
-            is_all_open &= guard.get().is_some() || !self.log.is_there(id);
+            is_all_open &= guard.get().is_some() || !self.log.is_readable(id);
             Ok(guard)
         });
         seen.ok().filter(|_| is_all_open)

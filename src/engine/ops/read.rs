@@ -256,7 +256,7 @@ impl Engine {
     ) -> Result<Option<R>> {
         let hash = self.hasher.hash(key);
         self.hints.prefetch(self.index.primary_of(hash));
-        self.log.keep_up();
+        self.log.unmap_new_drops();
         for _ in 0..RETRIES {
             let mut verdict = None;
             let found = self.index.find(hash, |word| judge(word, &mut verdict));

@@ -204,7 +204,7 @@ impl Engine {
         let why = "max_bytes is taken by values that the program still holds or writes, or by \
                    files that are not ours";
         let error = Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir).with_source(why);
-        Err(self.log.blame_writers(error))
+        Err(self.log.explain_no_space(error))
     }
 
     /// Evicts a blob beyond the blobs' share of the space, else empties a segment, else evicts any

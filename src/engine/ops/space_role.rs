@@ -31,12 +31,12 @@ impl Engine {
         let thread = self.emptying.enter().ok_or_else(|| busy("make room").with_path(&self.dir))?;
         let between = || {
             // Whoever has the turn may wait for this process to let go of what was removed.
-            self.log.keep_up();
+            self.log.unmap_new_drops();
             instead()
         };
         let waited =
             self.index.acquire_or(Role::Space, between).map_err(|e| e.with_path(&self.dir));
-        Ok(match self.emptying.unless_given_up(waited)? {
+        Ok(match self.emptying.share_timeout(waited)? {
             Waited::Acquired(turn) => Waited::Acquired(SpaceRole { _turn: turn, _thread: thread }),
             Waited::Instead(instead) => Waited::Instead(instead),
         })

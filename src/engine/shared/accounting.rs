@@ -1,18 +1,20 @@
-//! What the directory takes on disk: one count among all processes, which never exceeds its bound.
+//! The bytes that the directory takes on disk: one count among all processes, which never exceeds
+//! its bound.
 //!
-//! Segments count by the segment table, blobs by a count beside it. To these each process adds what it is about to
-//! take, and what it keeps of segments that are removed: the kernel gives their blocks back when the last one lets go.
+//! Segments count by the segment table, blobs by a count in the index. Each process adds the bytes
+//! that it has claimed and is about to take, and those of removed segments that it keeps mapped:
+//! the kernel frees their blocks when the last process unmaps them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::engine::index::busy;
 use crate::engine::index::{Index, Role};
-use crate::engine::shared::wait_queue::Queue;
+use crate::engine::shared::wait_queue::WaitQueue;
 use crate::error::Result;
 use crate::sys::fork::Epoch;
 
-/// The part of this process in what a directory takes.
+/// The bytes that this process adds to the count of a directory. Clones share one count.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SpaceInUse(Arc<Usage>);
 
@@ -20,21 +22,21 @@ pub(crate) struct SpaceInUse(Arc<Usage>);
 pub(crate) struct Usage {
     epoch: Epoch,
     own: Mutex<Own>,
-    /// Held by the thread that has the turn to claim bytes, or waits for it.
-    admission: Queue<()>,
-    /// Syncs under way, each of which keeps its segment until it is done.
+    /// Held by the thread that holds the admission role, or waits for it.
+    admission: WaitQueue<()>,
+    /// Syncs in progress; each keeps its segment mapped until it is done.
     syncs: AtomicU64,
-    /// The bytes of segments of which the program holds values.
+    /// The bytes of segments in which the program holds values.
     pinned: Mutex<u64>,
 }
 
 #[derive(Debug, Clone, Default)]
 struct Own {
-    /// Where others see it; `None` while the directory is closed.
+    /// The index in which other processes see these counts; `None` while the directory is closed.
     index: Option<Arc<Index>>,
-    /// Bytes that are about to be taken.
+    /// Bytes that are claimed and not taken yet.
     claimed: u64,
-    /// Bytes of segments that are removed and still mapped here.
+    /// Bytes of removed segments that this process still has mapped.
     held: u64,
 }
 
@@ -51,7 +53,7 @@ impl Own {
     }
 }
 
-/// A sync under way.
+/// A sync in progress.
 pub(crate) struct Syncing<'a>(&'a Usage);
 
 impl Drop for Syncing<'_> {
@@ -61,7 +63,7 @@ impl Drop for Syncing<'_> {
 }
 
 impl SpaceInUse {
-    /// The same count, for as long as anything is counted in it.
+    /// A reference to the count that does not keep it.
     pub(crate) fn downgrade(&self) -> Weak<Usage> {
         Arc::downgrade(&self.0)
     }
@@ -70,8 +72,8 @@ impl SpaceInUse {
         count.upgrade().map(Self)
     }
 
-    /// Whether it is this process's, and not that of the one that it was forked from: then nothing is counted or given back
-    /// any more, and no lock taken.
+    /// Whether the count belongs to this process. In a forked child it is the parent's: then
+    /// nothing is counted or released any more, and no lock is taken.
     pub(crate) fn is_ours(&self) -> bool {
         !self.0.epoch.is_over()
     }
@@ -80,7 +82,8 @@ impl SpaceInUse {
         self.0.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Shows others what this process takes, and counts with what they do, until [`detach`](SpaceInUse::detach).
+    /// Shows this process's bytes to other processes and counts theirs, until
+    /// [`detach`](SpaceInUse::detach).
     pub(crate) fn attach(&self, index: Arc<Index>) {
         let mut own = self.own();
         own.index = Some(index);
@@ -91,15 +94,16 @@ impl SpaceInUse {
         self.own().index = None;
     }
 
-    /// The bytes that the directory takes, those included that are unlinked and still mapped or about to be taken. What moves
-    /// from one count to another at this moment may count twice.
+    /// The bytes that the directory takes, including files that are unlinked and still mapped, and
+    /// claims. Bytes that move from one count to another at this moment may count twice.
     pub(crate) fn bytes(&self) -> u64 {
-        // Of a copy, so that the lock is had for a moment only: readers take it, to let go of what was dropped.
+        // On a copy, so that the lock is held only for a moment: readers take it when they unmap
+        // dropped segments.
         let own = self.own().clone();
         own.used()
     }
 
-    /// The same, with nothing of this process counted twice.
+    /// The same; no bytes of this process count twice.
     pub(crate) fn settled_bytes(&self) -> u64 {
         self.own().used()
     }
@@ -108,7 +112,7 @@ impl SpaceInUse {
         self.own().index.clone()
     }
 
-    /// The bytes of segments of which the program holds values.
+    /// The bytes of segments in which the program holds values.
     pub(crate) fn pinned_bytes(&self) -> u64 {
         *self.pinned()
     }
@@ -117,7 +121,7 @@ impl SpaceInUse {
         self.0.pinned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a sync keeps a segment that might be gone otherwise.
+    /// Whether a sync is in progress, which may keep a dropped segment mapped.
     pub(crate) fn is_syncing(&self) -> bool {
         self.0.syncs.load(Ordering::Acquire) > 0
     }
@@ -127,13 +131,14 @@ impl SpaceInUse {
         Syncing(&self.0)
     }
 
-    /// Counts bytes of a removed segment that is still mapped here.
+    /// Counts the bytes of a removed segment that this process still has mapped.
     pub(crate) fn hold(&self, bytes: u64) {
         let mut own = self.own();
         own.held += bytes;
         own.publish();
     }
 
+    /// The bytes of a removed segment count no more: it is unmapped.
     pub(crate) fn unmap(&self, bytes: u64) {
         if !self.is_ours() {
             return;
@@ -143,7 +148,7 @@ impl SpaceInUse {
         own.publish();
     }
 
-    /// Claims bytes that are to be taken whatever the bound.
+    /// Claims bytes regardless of the bound.
     pub(crate) fn reserve(&self, bytes: u64) -> Reservation {
         let mut own = self.own();
         own.claimed += bytes;
@@ -151,35 +156,37 @@ impl SpaceInUse {
         Reservation { space: self.clone(), bytes }
     }
 
-    /// The same, unless more than `most` bytes would be in use then.
+    /// Claims bytes, unless more than `most` bytes would be in use then.
     ///
     /// # Errors
-    /// If another process that counts does not come to its end, or the kernel refuses the lock.
+    /// If another process holds the admission role for too long, or the kernel refuses the lock.
     // Keeps invariant I4.
     pub(crate) fn reserve_within(&self, bytes: u64, most: u64) -> Result<Option<Reservation>> {
-        // Not `own`: whoever lets go of something, a reader perhaps, does not wait for another process.
+        // Not `own`: a thread that releases bytes, such as a reader, must not wait for another
+        // process.
         let admission = &self.0.admission;
         let _thread = admission.enter().ok_or_else(|| busy("claim space"))?;
         let index = self.index();
         let admitted = index.as_ref().map(|index| index.acquire(Role::Admission)).transpose();
-        let admitted = admission.unless_given_up(admitted)?;
+        let admitted = admission.share_timeout(admitted)?;
         if self.bytes().checked_add(bytes).is_none_or(|sum| sum > most) {
             return Ok(None);
         }
         let reservation = self.reserve(bytes);
-        // After that, or another could claim the same bytes.
+        // Only now, or another process could claim the same bytes.
         drop(admitted);
         Ok(Some(reservation))
     }
 
-    /// Claims no more what is in `reservation`, if `count` sees to it that it counts elsewhere.
-    pub(crate) fn hand_over<R>(
+    /// Transfers a reservation to another counter atomically: `count` adds its bytes there, or
+    /// returns `None`, and then nothing changes.
+    pub(crate) fn transfer<R>(
         &self,
         reservation: &mut Option<Reservation>,
         count: impl FnOnce() -> Option<R>,
     ) -> Option<R> {
         let mut own = self.own();
-        // In this order, or another could claim the same bytes.
+        // In this order, or another process could claim the same bytes.
         let counted = count()?;
         if let Some(mut reservation) = reservation.take() {
             own.claimed -= std::mem::take(&mut reservation.bytes);
@@ -188,7 +195,7 @@ impl SpaceInUse {
         Some(counted)
     }
 
-    fn give_back(&self, bytes: u64) {
+    fn release(&self, bytes: u64) {
         if !self.is_ours() {
             return;
         }
@@ -197,34 +204,35 @@ impl SpaceInUse {
         own.publish();
     }
 
-    /// The bytes of all blobs that are whole, whoever made them. Nothing while the directory is closed.
+    /// The bytes of all complete blobs of all processes; 0 while the directory is closed.
     pub(crate) fn blob_bytes(&self) -> u64 {
         self.own().index.as_ref().map_or(0, |index| index.blob_bytes())
     }
 
-    /// What `reservation` claimed is a blob from now on, and counts until it is gone, whoever removes it.
+    /// Transfers a reservation to the count of blobs. Any process may remove the blob later.
     pub(crate) fn blob_made(&self, reservation: Reservation) {
         let (index, bytes) = (self.index(), reservation.bytes);
         let count = || index.map(|index| index.add_blob_bytes(bytes as i64));
-        self.hand_over(&mut Some(reservation), count);
+        self.transfer(&mut Some(reservation), count);
     }
 
-    /// A blob of so many bytes is gone. No more goes than is there: it may never have been counted, if whoever made it
-    /// died.
+    /// Subtracts a blob that was removed. The count stays at 0 or above: a blob may never have been
+    /// counted, if the process that wrote it died.
     pub(crate) fn blob_gone(&self, bytes: u64) {
         if let Some(index) = &self.own().index {
             index.add_blob_bytes(-(bytes as i64));
         }
     }
 
-    /// Puts the bytes of blobs right, unless they are not `was` any more, which they were before somebody looked what
-    /// blobs there are. The caller sees to it that none goes meanwhile. Says whether it did.
+    /// Corrects the bytes of blobs to `now`, unless the count has changed from `was`, its value
+    /// before the caller listed the blobs. The caller ensures that no blob is removed meanwhile.
+    /// Returns whether the count was stored.
     pub(crate) fn set_blob_bytes(&self, was: u64, now: u64) -> bool {
         self.own().index.as_ref().is_some_and(|index| index.set_blob_bytes(was, now))
     }
 }
 
-/// Bytes that are claimed for as long as this lives.
+/// Claimed bytes. Dropping it releases them.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     pub(crate) space: SpaceInUse,
@@ -236,35 +244,35 @@ impl Reservation {
         self.bytes
     }
 
-    /// Counts from now on what `other`, of the same space, counted.
+    /// Takes over the bytes of `other`, a reservation of the same space.
     pub(crate) fn absorb(&mut self, mut other: Self) {
         self.bytes += std::mem::take(&mut other.bytes);
     }
 
-    /// Leaves nothing here; what is returned counts it.
+    /// Moves all bytes to a new reservation.
     pub(crate) fn take(&mut self) -> Self {
         Self { space: self.space.clone(), bytes: std::mem::take(&mut self.bytes) }
     }
 
-    /// Counts no more than `bytes`.
+    /// Releases all but `bytes`.
     pub(crate) fn shrink_to(&mut self, bytes: u64) {
         let over = self.bytes.saturating_sub(bytes);
         self.bytes -= over;
-        self.space.give_back(over);
+        self.space.release(over);
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
         if self.bytes > 0 {
-            self.space.give_back(self.bytes);
+            self.space.release(self.bytes);
         }
     }
 }
 
 #[cfg(test)]
 impl SpaceInUse {
-    /// What a forked process has of its parent's.
+    /// The count of its parent, as a forked process finds it.
     pub(crate) fn inherited() -> Self {
         Self(Arc::new(Usage { epoch: Epoch::now().before(), ..Usage::default() }))
     }

@@ -1,33 +1,37 @@
-//! The turn to empty segments and to take checkpoints, and how it is waited for: not for ever, as a process that is
-//! stopped may have it, however many threads wait.
+//! A mutex in front of a lock between processes. The threads of one process wait for each other
+//! here, and only the first waits for other processes.
+//!
+//! A process that holds such a lock may be stopped, so the wait for it has a time-out. All threads
+//! share it: when the first times out, those behind it time out too, or each would wait as long
+//! again.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use crate::error::{ErrorKind, Result};
 
-/// What one thread at a time has, which may wait long for another process then. If it gives up, those give up with it
-/// that wait for it: one after the other, each would wait as long again.
+/// A value that one thread at a time holds, while it may wait long for another process.
 #[derive(Debug, Default)]
-pub(crate) struct Queue<T> {
+pub(crate) struct WaitQueue<T> {
     first: Mutex<T>,
-    given_up: AtomicU64,
+    /// How often the first thread timed out.
+    timeouts: AtomicU64,
 }
 
-impl<T> Queue<T> {
-    /// Waits until it is this thread's. `None` if one that was before it gave up meanwhile.
+impl<T> WaitQueue<T> {
+    /// Waits until this thread is the first. `None` if a thread before it timed out meanwhile.
     pub(crate) fn enter(&self) -> Option<MutexGuard<'_, T>> {
         self.enter_after(|| {})
     }
 
     fn enter_after(&self, waits: impl FnOnce()) -> Option<MutexGuard<'_, T>> {
-        let given_up = self.given_up.load(Ordering::Acquire);
+        let timeouts = self.timeouts.load(Ordering::Acquire);
         waits();
         let first = self.wait();
-        (self.given_up.load(Ordering::Acquire) == given_up).then_some(first)
+        (self.timeouts.load(Ordering::Acquire) == timeouts).then_some(first)
     }
 
-    /// The same, if nobody has it.
+    /// The same, but only if no other thread is the first now.
     pub(crate) fn try_enter(&self) -> Option<MutexGuard<'_, T>> {
         match self.first.try_lock() {
             Ok(first) => Some(first),
@@ -36,16 +40,17 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Waits until it is this thread's, whoever gave up.
+    /// Waits until this thread is the first, also after a time-out of another thread.
     pub(crate) fn wait(&self) -> MutexGuard<'_, T> {
         self.first.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says so to those that wait, if `result` is that another process was waited for in vain. Whoever calls this has it.
-    pub(crate) fn unless_given_up<R>(&self, result: Result<R>) -> Result<R> {
+    /// Makes the waiting threads time out too, if `result` says that the caller, which is the
+    /// first, timed out waiting for another process.
+    pub(crate) fn share_timeout<R>(&self, result: Result<R>) -> Result<R> {
         result.inspect_err(|error| {
             if error.kind() == ErrorKind::Busy {
-                self.given_up.fetch_add(1, Ordering::Release);
+                self.timeouts.fetch_add(1, Ordering::Release);
             }
         })
     }
@@ -64,8 +69,8 @@ mod tests {
     use std::convert::Infallible;
 
     #[test]
-    fn who_waits_gives_up_with_the_one_before() {
-        let queue = Queue::<()>::default();
+    fn waiting_threads_share_the_timeout_of_the_first() {
+        let queue = WaitQueue::<()>::default();
         let (waits, is_waiting) = mpsc::channel();
         std::thread::scope(|threads| {
             let first = queue.enter().unwrap();
@@ -76,17 +81,17 @@ mod tests {
                 })
                 .collect();
             waiters.iter().for_each(|_| is_waiting.recv().unwrap());
-            let failed: Result<()> = queue.unless_given_up(Err(busy("test")));
+            let failed: Result<()> = queue.share_timeout(Err(busy("test")));
             assert_eq!(failed.unwrap_err().kind(), ErrorKind::Busy);
             drop(first);
             assert!(waiters.into_iter().all(|waiter| !waiter.join().unwrap()));
         });
-        assert!(queue.enter().is_some(), "who comes later waits for himself");
-        assert!(queue.unless_given_up(Ok(())).is_ok());
+        assert!(queue.enter().is_some(), "a later thread waits with a time-out of its own");
+        assert!(queue.share_timeout(Ok(())).is_ok());
     }
 
     #[test]
-    fn a_turn_of_another_process_is_waited_for_until_there_is_no_need_of_it() {
+    fn a_wait_for_a_role_ends_when_the_role_is_not_needed_any_more() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("locks");
         let process = |number| {
@@ -97,14 +102,14 @@ mod tests {
                 .unwrap()
         };
         let (this, other) = (process(1), process(2));
-        let turn = other.try_acquire(Role::Space).unwrap().expect("nobody has it");
+        let role = other.try_acquire(Role::Space).unwrap().expect("it is free");
         let mut asked = 0;
         let waited = this.acquire_or(Role::Space, || {
             asked += 1;
             Ok((asked == 3).then_some("room"))
         });
         assert!(matches!(waited, Ok(Waited::Instead("room"))));
-        drop(turn);
+        drop(role);
         let waited = this.acquire_or(Role::Space, || Ok(None::<Infallible>));
         assert!(matches!(waited, Ok(Waited::Acquired(_))));
     }

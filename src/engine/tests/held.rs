@@ -56,7 +56,7 @@ fn a_pass_waits_once_for_a_chain_that_one_who_is_stopped_has_locked() {
     waits_once(|| full.iter().for_each(|key| set(&engine, key, b"v")));
     assert!((1..150).contains(&engine.len()), "{}", engine.len());
     full.iter().for_each(|key| _ = delete(&engine, key));
-    engine.log.retire(true);
+    engine.log.seal_all();
     let id = entries(&engine)[0].1.segment();
     assert!(!waits_once(|| engine.empty(id, Evacuate::Copy)).unwrap());
     assert_eq!(entries(&engine).len(), ENTRIES);

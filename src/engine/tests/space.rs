@@ -272,7 +272,8 @@ fn what_one_who_died_had_begun_goes_even_if_it_could_not_at_first() {
     let file = |name| SYSTEM.open(&dir.path().join(name)).unwrap();
     // One that never had the byte of its number.
     let dead = ProcessSlot::new(Arc::new(OwnFile::new(file("locks"))), 77);
-    let begun = Index::join(&file("index"), dead).unwrap().unwrap().begin_segment(1 << 20).unwrap();
+    let begun =
+        Index::join(&file("index"), dead).unwrap().unwrap().create_segment(1 << 20).unwrap();
     let path = dir.path().join("segments").join(Segment::file_name(begun));
     // It cannot be unlinked.
     std::fs::create_dir(&path).unwrap();
@@ -372,7 +373,7 @@ fn who_needs_what_a_stopped_process_keeps_is_told_so_however_many_others_have_th
         [77, 78].map(|number| another_process(dir.path(), "locks", number));
     set(&engine, "key", &[7; 1000]);
     let id = ids(&engine)[0];
-    engine.log.retire(true);
+    engine.log.seal_all();
     assert!(engine.empty(id, Evacuate::Drop).unwrap());
     engine.checkpoint(&engine.space_role().unwrap()).unwrap();
     assert!(engine.index.segments_in(SegmentState::Dropped).iter().any(|dropped| dropped.id == id));

@@ -127,7 +127,7 @@ fn what_is_opened_is_told_apart() {
     std::fs::write(&path, b"").unwrap();
     assert!(matches!(
         Segment::open(SYSTEM, &path, 3, Access::ToWrite, &space).unwrap(),
-        SegmentFile::Unborn
+        SegmentFile::Incomplete
     ));
     for len in [1, 63, 64, 100] {
         std::fs::write(&path, &[1; 100][..len]).unwrap();
