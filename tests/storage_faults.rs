@@ -316,3 +316,28 @@ fn whatever_fails_nothing_acknowledged_is_lost() {
     println!("{runs} runs, {injected} faults, {refused} calls failed");
     assert!(injected > 50 && refused > 20);
 }
+
+/// A failed read of what is known about a file is no damage: for damage an entry would be removed.
+#[test]
+fn a_large_value_stays_if_its_file_cannot_be_examined() {
+    let dir = scratch();
+    let faults = Faults::new();
+    let cache = builder(dir.path()).faults(faults).open().unwrap();
+    let value = vec![7; 100_000];
+    cache.set_bytes("large", &value, Timeout::Never).unwrap();
+    let mut refused = 0;
+    for operation in [Operation::Open, Operation::Stat, Operation::Read, Operation::Map] {
+        for nth in 1..=4 {
+            faults.fail(operation, nth, Fault::Errno(EIO));
+            match cache.get_bytes("large") {
+                Ok(found) => assert!(found.as_deref() == Some(&value), "{operation:?} {nth}"),
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::Io, "{operation:?} {nth}: {error}");
+                    refused += 1;
+                }
+            }
+            faults.clear();
+        }
+    }
+    assert!(refused >= 4, "{refused} calls failed");
+}

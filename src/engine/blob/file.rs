@@ -300,8 +300,9 @@ impl OpenBlob {
                 read => read?,
             }
             let is_it = BlobRef::from_header(&header).is_some_and(|(found, _)| found == reference);
-            let is_whole =
-                reference.file_len().is_some_and(|len| file.len().is_ok_and(|there| there >= len));
+            // A length that cannot be read is an error, and not damage: for damage the entry is removed.
+            let there = file.len()?;
+            let is_whole = reference.file_len().is_some_and(|len| there >= len);
             Ok((is_it && is_whole).then_some(Self { file, reference }))
         };
         open().map_err(|e| Error::io("open blob", path, e))

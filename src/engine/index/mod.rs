@@ -48,8 +48,8 @@ use crate::sys::map::Map;
 use crate::sys::storage::{File, HUGE_PIECES};
 
 /// Whether `file` is as long as an index of this geometry.
-fn is_of(geometry: Geometry, file: &File) -> bool {
-    file.len().is_ok_and(|len| len == geometry.index_bytes())
+fn is_of(geometry: Geometry, file: &File) -> io::Result<bool> {
+    Ok(file.len()? == geometry.index_bytes())
 }
 
 /// The header of the index in `file`; zeros where it ends before.
@@ -115,7 +115,7 @@ impl Index {
         process_slot: ProcessSlot,
     ) -> io::Result<Option<Self>> {
         let Some(geometry) = Geometry::stated_at_rest(expected) else { return Ok(None) };
-        if !is_of(geometry, file) {
+        if !is_of(geometry, file)? {
             return Ok(None);
         }
         // A copy may have holes, and a store into one can fail.
@@ -131,9 +131,10 @@ impl Index {
     /// Maps the index that other processes are using, if `file` holds one.
     pub(crate) fn join(file: &File, process_slot: ProcessSlot) -> io::Result<Option<Self>> {
         let header = header_of(file)?;
-        let Some(geometry) = Geometry::stated(&header).filter(|g| is_of(*g, file)) else {
+        let Some(geometry) = Geometry::stated(&header) else { return Ok(None) };
+        if !is_of(geometry, file)? {
             return Ok(None);
-        };
+        }
         let mut index = Self::map(file, geometry, process_slot)?;
         index.enter()?;
         Ok(Some(index))
@@ -152,7 +153,10 @@ impl Index {
             Some(closed) => Geometry::stated_at_rest(closed),
             None => Geometry::stated(&header),
         };
-        let Some(geometry) = stated.filter(|g| is_of(*g, file)) else { return Ok(None) };
+        let Some(geometry) = stated else { return Ok(None) };
+        if !is_of(geometry, file)? {
+            return Ok(None);
+        }
         let map = Map::to_read(file, geometry.index_bytes() as usize)?;
         Ok(Some(Self::over(map, geometry, process_slot)))
     }
