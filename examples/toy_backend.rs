@@ -187,6 +187,7 @@ pub(crate) fn check() -> Report {
         .check()
 }
 
+#[cfg_attr(not(test), expect(clippy::print_stdout, reason = "it shows the report"))]
 fn main() -> ExitCode {
     let report = check();
     println!("{report}");

@@ -94,6 +94,7 @@ impl ScanBatch {
 /// # Ok(())
 /// # }
 /// ```
+#[expect(clippy::len_without_is_empty, reason = "a count that may be unknown; `Cache` has both")]
 pub trait AsyncBackend: Send + Sync {
     /// As [`Backend::get`](super::Backend::get).
     ///

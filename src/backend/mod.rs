@@ -178,6 +178,7 @@ pub(crate) use sled::SledBackend;
 /// A store of entries, shared by any number of threads. The [module](self) has an example, and
 /// what the methods promise together.
 // Invariant I35: every backend gives the same answers.
+#[expect(clippy::len_without_is_empty, reason = "a count that may be unknown; `Cache` has both")]
 pub trait Backend: Send + Sync + 'static {
     /// The key's entry, if there is one that has not expired. Counts as a use of the entry.
     ///
