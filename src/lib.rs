@@ -71,6 +71,8 @@
 //! | `cli` | no | the command line tool `keepwarm` | clap, serde_json |
 //! | `failpoints` | no | named points in the code where a test can inject an error; never for production | fail |
 
+#![cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "the engine needs Linux"))]
+
 /// Runs the examples of the README and the tutorial as documentation tests.
 #[cfg(doctest)]
 mod pages {
@@ -80,16 +82,14 @@ mod pages {
     struct Tutorial;
 }
 
-#[cfg(not(target_os = "linux"))]
-compile_error!("keepwarm supports Linux only for now");
-
 pub mod backend;
 mod cache;
 mod codec;
+#[cfg(target_os = "linux")]
 mod engine;
 mod entry;
 mod error;
-#[cfg(feature = "fuzzing")]
+#[cfg(all(feature = "fuzzing", target_os = "linux"))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod hash;
@@ -112,10 +112,10 @@ pub use error::{Error, ErrorKind, Result};
 pub use key::hash_long_keys;
 pub use limits::{Limits, NewLimits};
 pub use options::{Durability, Eviction};
-#[cfg(feature = "failpoints")]
+#[cfg(all(feature = "failpoints", target_os = "linux"))]
 #[doc(hidden)]
 pub use sys::observe;
-#[cfg(feature = "failpoints")]
+#[cfg(all(feature = "failpoints", target_os = "linux"))]
 #[doc(hidden)]
 pub use sys::storage::faults;
 #[cfg(any(test, feature = "test-util"))]

@@ -153,9 +153,10 @@
 #[cfg(feature = "async")]
 mod async_backend;
 mod dummy;
+#[cfg(target_os = "linux")]
 mod file;
 mod memory;
-#[cfg(feature = "sled")]
+#[cfg(all(feature = "sled", target_os = "linux"))]
 mod sled;
 
 use std::any::TypeId;
@@ -170,9 +171,10 @@ pub use crate::limits::{Limits, NewLimits};
 #[cfg(feature = "async")]
 pub use async_backend::{AsyncBackend, BoxFuture, ScanBatch};
 pub(crate) use dummy::DummyBackend;
+#[cfg(target_os = "linux")]
 pub(crate) use file::FileBackend;
 pub(crate) use memory::MemoryBackend;
-#[cfg(feature = "sled")]
+#[cfg(all(feature = "sled", target_os = "linux"))]
 pub(crate) use sled::SledBackend;
 
 /// A store of entries, shared by any number of threads. The [module](self) has an example, and

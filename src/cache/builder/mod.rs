@@ -13,7 +13,9 @@ use super::flight_table::Flights;
 use super::single_flight::MAX_CLAIM_WAIT;
 use super::view::View;
 use super::{Cache, Shared};
-use crate::backend::{Backend, DummyBackend, FileBackend, MemoryBackend};
+#[cfg(target_os = "linux")]
+use crate::backend::FileBackend;
+use crate::backend::{Backend, DummyBackend, MemoryBackend};
 use crate::error::Result;
 use crate::key::KeyRule;
 use crate::limits::invalid;
@@ -42,14 +44,14 @@ pub struct Builder {
     keys: KeyRule,
     jitter: f64,
     jitter_seed: Option<u64>,
-    #[cfg(feature = "failpoints")]
+    #[cfg(all(feature = "failpoints", target_os = "linux"))]
     faults: Option<&'static crate::sys::storage::faults::Faults>,
 }
 
 /// Where the entries are stored.
 enum Location {
     Directory(PathBuf),
-    #[cfg(feature = "sled")]
+    #[cfg(all(feature = "sled", target_os = "linux"))]
     Sled(PathBuf),
     Memory,
     Dummy,
@@ -128,7 +130,7 @@ impl Builder {
     /// cache.flush()?; // from here on a kill loses neither of them
     /// # Ok::<(), keepwarm::Error>(())
     /// ```
-    #[cfg(feature = "sled")]
+    #[cfg(all(feature = "sled", target_os = "linux"))]
     pub fn sled(dir: impl AsRef<Path>) -> Self {
         Self::at(Location::Sled(dir.as_ref().to_owned()))
     }
@@ -164,7 +166,7 @@ impl Builder {
             keys: KeyRule::default(),
             jitter: 0.0,
             jitter_seed: None,
-            #[cfg(feature = "failpoints")]
+            #[cfg(all(feature = "failpoints", target_os = "linux"))]
             faults: None,
         }
     }
@@ -182,7 +184,7 @@ impl Builder {
     /// `InvalidOption` for the first option that is out of its bounds. For a directory that cannot
     /// be used: `NotACache`, `NetworkFileSystem`, `UnsupportedFormat`, `Corrupt`, `Busy`, `NoSpace`
     /// or `Io`. `InUse` with [`salvage`](Builder::salvage), or on sled, if the directory is already
-    /// open.
+    /// open. `Unsupported` for a directory on a system other than Linux.
     pub fn open(self) -> Result<Cache> {
         let (backend, builder) = self.make_backend()?;
         Ok(builder.build(backend))
@@ -208,8 +210,8 @@ impl Builder {
         self.validate()?;
         let location = std::mem::replace(&mut self.location, Location::Dummy);
         let backend: Box<dyn Backend> = match location {
-            Location::Directory(dir) => Box::new(self.open_directory(&dir)?),
-            #[cfg(feature = "sled")]
+            Location::Directory(dir) => self.open_directory(&dir)?,
+            #[cfg(all(feature = "sled", target_os = "linux"))]
             Location::Sled(dir) => {
                 Box::new(crate::backend::SledBackend::open(&dir, &self.options)?)
             }
@@ -220,16 +222,23 @@ impl Builder {
         Ok((backend, self))
     }
 
-    fn open_directory(&self, dir: &Path) -> Result<FileBackend> {
+    #[cfg(target_os = "linux")]
+    fn open_directory(&self, dir: &Path) -> Result<Box<dyn Backend>> {
         #[cfg(feature = "failpoints")]
         if let Some(faults) = self.faults {
-            return FileBackend::open_on(faults, dir, &self.options);
+            return Ok(Box::new(FileBackend::open_on(faults, dir, &self.options)?));
         }
-        FileBackend::open(dir, &self.options)
+        Ok(Box::new(FileBackend::open(dir, &self.options)?))
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn open_directory(&self, dir: &Path) -> Result<Box<dyn Backend>> {
+        let why = "a cache in a directory needs Linux; Builder::in_memory works on this system";
+        Err(crate::error::Error::unsupported("open").with_path(dir).with_source(why))
     }
 
     /// Opens the directory behind `faults`, unless this process has it open already.
-    #[cfg(feature = "failpoints")]
+    #[cfg(all(feature = "failpoints", target_os = "linux"))]
     #[doc(hidden)]
     pub fn faults(mut self, faults: &'static crate::sys::storage::faults::Faults) -> Self {
         self.faults = Some(faults);
@@ -285,7 +294,7 @@ impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let location = match &self.location {
             Location::Directory(dir) => dir.display().to_string(),
-            #[cfg(feature = "sled")]
+            #[cfg(all(feature = "sled", target_os = "linux"))]
             Location::Sled(dir) => format!("sled in {}", dir.display()),
             Location::Memory => "in memory".to_owned(),
             Location::Dummy => "dummy".to_owned(),
