@@ -1,15 +1,17 @@
-//! The one write path.
+//! The commit: the only write path.
 //!
 //! ```text
-//! find without the lock; if the condition fails already, or nothing is to be done: return, nothing is logged
+//! find without the lock; if the condition fails already, or there is nothing to do: return, nothing
+//!     is logged
 //! reserve space in the log, copy key and body, compute their checks
 //! lock the bucket; if it changed since: find again; decide again
-//! a new key: count up, or at the bound: unlock, make room, begin again
+//! a new key: count up, or at the bound: unlock, make room, start over
 //! take the sequence, stamp the header; publish the word (or empty the slot); unlock
 //! ```
 //!
-//! A record is stamped under the lock and never taken back, so the log and the index always agree on which
-//! write of a key came last, and a write that failed its condition leaves only dead space.
+//! A record is stamped under the lock and the stamp is never withdrawn. So the log and the index
+//! always agree on which write of a key came last. A write whose condition failed leaves only dead
+//! space.
 
 use crate::engine::Engine;
 use crate::engine::blob::BlobPin;
@@ -34,25 +36,25 @@ pub(crate) struct AppliedChange {
     pub(crate) offset: u32,
     /// The word that it published; `None` if it removed one.
     pub(crate) word: Option<Word>,
-    /// What the key had before, dead or alive.
+    /// The record that the key had before, live or not.
     pub(crate) before: Option<Current>,
     /// The generation in which it counted a new entry, if it did.
     pub(crate) counted_in: Option<u32>,
 }
 
-/// What a change comes to, given what is there.
+/// What a commit does, given the change and the current entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Decision {
     Put {
         expires_at: Expiry,
     },
     Remove,
-    /// There is no entry, but an evicted one may come back with a recovery: it must not, after this.
+    /// There is no entry, but a recovery could restore an evicted one. A tombstone prevents that.
     Bury(Outcome),
     Return(Outcome),
 }
 
-/// What a commit is to do.
+/// A requested change of one key.
 struct CommitRequest<'a> {
     key: &'a [u8],
     /// Of the key.
@@ -63,22 +65,22 @@ struct CommitRequest<'a> {
     blob: Option<&'a BlobPin<'a>>,
 }
 
-/// A record that waits for its stamp.
+/// A record whose key and body are written, but whose header is not stamped yet.
 struct Written {
     reservation: RecordReservation,
     prepared: Prepared,
 }
 
-/// Why an attempt under the lock has to begin again.
+/// Why an attempt must start over.
 enum Retry {
     Changed,
-    /// There are as many entries as there may be.
+    /// The number of entries is at its bound.
     Full,
-    /// There is no room in the chain, and entries that a `clear` left behind take it elsewhere.
+    /// The chain has no free slot, and entries of a generation that `clear` ended still occupy slots.
     Unswept,
 }
 
-/// What holds under the lock of the chain.
+/// The state of the key, confirmed under the lock of its chain.
 struct Confirmed {
     seen: Lookup,
     /// The record of the key, if it is neither expired nor of an older generation.
@@ -86,7 +88,7 @@ struct Confirmed {
     generation: u32,
 }
 
-/// Why a decision does not hold under the lock.
+/// Why a decision made without the lock does not hold under it.
 enum Unconfirmed {
     Return(Outcome),
     Changed,
@@ -102,7 +104,7 @@ impl Engine {
         self.commit_with(key, condition, change, None)
     }
 
-    /// The same, where the value of a `Store` is in `blob` if there is one.
+    /// Like `commit`; the value of a `Store` is in `blob`, if given.
     pub(crate) fn commit_with<'a>(
         &'a self,
         key: &[u8],
@@ -136,7 +138,7 @@ impl Engine {
                 && blob.is_none()
                 && self.is_large(value.len())
             {
-                // Takes its time; somebody else may change the key meanwhile.
+                // Storing the blob is slow; another writer may change the key meanwhile.
                 blob = Some(self.store_blob(value, key)?);
                 continue;
             }
@@ -147,7 +149,8 @@ impl Engine {
             match self.attempt(&request, seen, decision)? {
                 Ok(outcome) => return Ok(outcome),
                 Err(Retry::Changed) => {}
-                // Others were faster, or the count is wrong and who is to put it right is stopped.
+                // Other writers took the room, or the count is wrong and the process that must
+                // correct it is stopped.
                 Err(Retry::Full) if crowd.is_long() => {
                     return Err(busy("make room for an entry"));
                 }
@@ -160,7 +163,7 @@ impl Engine {
         }
     }
 
-    /// One attempt: reserve and prepare without the lock, then lock, decide again and publish.
+    /// One attempt: reserve and prepare without the lock; then lock, decide again and publish.
     fn attempt(
         &self,
         request: &CommitRequest<'_>,
@@ -229,7 +232,7 @@ impl Engine {
         Ok(Confirmed { seen, live, generation })
     }
 
-    /// Stores the word of a new record, and all that goes with an entry.
+    /// Publishes a new record: its count, stamp, word and hint.
     #[inline]
     fn publish_entry(
         &self,
@@ -331,7 +334,7 @@ impl Engine {
         self.sync_if_asked(reservation, |segment, offset| segment.void(offset))
     }
 
-    /// Accounts for a change that is published, and makes it durable where that is asked for.
+    /// Accounts for a published change, and syncs it if each write must be durable.
     #[inline]
     fn finish(&self, reservation: RecordReservation, change: AppliedChange) -> Result<()> {
         if let Some(old) = change.before {
@@ -341,8 +344,8 @@ impl Engine {
         self.sync_if_asked(reservation, |segment, _| self.take_back(segment, change))
     }
 
-    /// Waits until what was stamped is on the disk, where that is asked for. If the disk refuses, `take_back` is
-    /// to see to it that the change does not stay.
+    /// Syncs the segment of a stamped record, if each write must be durable. If the sync fails,
+    /// `take_back` must undo the change.
     #[inline]
     pub(crate) fn sync_if_asked(
         &self,
@@ -360,7 +363,8 @@ impl Engine {
         })
     }
 
-    /// Reserves space and puts key and body there. `None` if the entry whose body was to be copied has gone.
+    /// Reserves space and writes key and body there. `None` if the entry whose body it must copy is
+    /// gone.
     fn write_body(
         &self,
         request: &CommitRequest<'_>,
@@ -369,7 +373,7 @@ impl Engine {
     ) -> Result<Option<Written>> {
         let key = request.key;
         let key_len = key.len() as u32;
-        // So that no replay brings back what a delete did not find (invariant I15).
+        // Logged so that no replay restores an entry that a delete did not find (invariant I15).
         let tombstone = (
             Draft { kind: Kind::Tombstone, codec: Codec::Raw, flags: 0, key_len, body_len: 0 },
             &[][..],
@@ -385,7 +389,7 @@ impl Engine {
                     Some(reference) => (Kind::Blob, &reference[..]),
                     None => (Kind::Value, value),
                 };
-                // What does not fit into 32 bits does not fit into a segment either.
+                // A length beyond 32 bits does not fit into a segment either.
                 let body_len =
                     u32::try_from(fields.bytes().len() + value.len()).unwrap_or(u32::MAX);
                 (Draft { kind, codec, flags: fields.flags, key_len, body_len }, value)
@@ -395,11 +399,12 @@ impl Engine {
                 let Some(record) = segment.and_then(|s| s.record(word.offset())) else {
                     return Ok(None);
                 };
-                // The blob that it may name is named by the one or by the other at any moment, so nobody removes it.
+                // At any moment the old or the new record names the blob (if there is one), so no
+                // process removes it.
                 let body = record.verified_body();
                 let Some((flags, body)) = body.and_then(|body| record::touched(record.flags, body))
                 else {
-                    // A reader would say so too: there is no entry.
+                    // The body fails its check. A reader finds no entry here either.
                     if let Some((slot, _)) = self.look(self.hasher.hash(key), key)?.found.entry {
                         self.evict(slot, word);
                     }
@@ -420,7 +425,7 @@ impl Engine {
         Ok(Some(Written { reservation, prepared }))
     }
 
-    /// `has_lost`: whether the key's chain lost an entry that may come back.
+    /// `has_lost`: whether the key's chain evicted an entry that a recovery could restore.
     fn decide(
         &self,
         condition: Condition,
@@ -429,7 +434,7 @@ impl Engine {
         has_lost: bool,
     ) -> Decision {
         let current = live.map(|c| c.sequence);
-        // Whoever removes the entry that they know of, or whatever entry there is, removes an evicted one too.
+        // A removal without a condition, or by token, removes an evicted entry too.
         let buries = live.is_none()
             && has_lost
             && matches!(condition, Condition::Always | Condition::Token(_));
@@ -444,9 +449,9 @@ impl Engine {
         }
     }
 
-    /// The slot that the key's word goes to: its own, one that nobody can read, an empty one, or, in a chain
-    /// without room, that of the coldest entry. `None` if there may be room after a sweep, where the bound on
-    /// entries is exact and a sweep is short.
+    /// The slot for the key's word: its own, an unreadable one, an empty one, or, in a full chain,
+    /// that of the coldest entry. `None` if a sweep may free a slot; only where the bound on entries
+    /// is exact and a sweep is short.
     fn slot_for(&self, locked: &Locked<'_>, seen: &Lookup) -> Option<Slot> {
         if let Some(current) = seen.current {
             return Some(current.slot);
@@ -465,7 +470,7 @@ impl Engine {
         (!sweep_first).then(|| self.slot_of_coldest(locked))
     }
 
-    /// Gives up the coldest entry of a chain that has no room for another.
+    /// Evicts the coldest entry of a full chain, and returns its slot.
     fn slot_of_coldest(&self, locked: &Locked<'_>) -> Slot {
         let now = self.index.recency();
         let mut coldest: Option<(u32, Slot, Word)> = None;
@@ -475,9 +480,9 @@ impl Engine {
                 coldest = Some((age, slot, word));
             }
         });
-        // A chain without room is a chain with entries.
+        // A full chain has entries.
         let (_, slot, word) = coldest.unwrap_or((0, Slot::from_number(1), Word::EMPTY));
-        // Under the lock no file is opened.
+        // No file is opened under the lock.
         match header_in(&self.log.segment(word.segment()), word) {
             Some((generation, _)) => self.index.count_down(generation),
             None => self.index.set_wants_recount(true),
@@ -496,7 +501,7 @@ mod tests {
     use crate::options::Options;
 
     #[test]
-    fn a_segment_that_is_met_under_the_lock_is_opened_without_it() {
+    fn no_segment_is_opened_under_the_chain_lock() {
         let dir = tempfile::tempdir().unwrap();
         let options = Options { max_entries: 1000, max_bytes: 4 << 20, ..Options::default() };
         let engine = Attached::open(crate::sys::storage::SYSTEM, dir.path(), &options).unwrap();
@@ -514,7 +519,8 @@ mod tests {
         let decision = Decision::Put { expires_at: None };
         let condition = Condition::Always;
         let request = CommitRequest { key: b"k", hash, condition, change, blob: None };
-        // Somebody changes it, and what they wrote is in a segment that this process has not opened yet.
+        // Another writer changes the key; its record is in a segment that this process has not
+        // opened yet.
         set(b"second");
         let id = look().current.unwrap().word.segment();
         engine.log.unmap_one(id);
