@@ -1,39 +1,43 @@
-//! The attach table: which processes share the index, and which of them are gone.
+//! The attach table: which processes are attached, and which of them are dead.
 //!
-//! A process holds a byte of the lock file for as long as it is attached, so the kernel says who is alive, in whatever
-//! container, and never a process id. The number of the byte and an incarnation, another each time, name it in the locks
-//! that it takes and the segments that it owns.
+//! Each attached process has a row. While it is attached it also holds a byte of the lock file, at
+//! the number of its row. So the kernel says which processes are alive, in every container, and a
+//! process id is never needed. Number and incarnation form the [`Owner`] that names the process in
+//! its locks and its segments; the incarnation changes with each attach.
 //!
-//! Four words of a process:
+//! A row has four words:
 //!
 //! ```text
-//! 0  incarnation (21 bits) | attached        1  how many dropped segments it has let go of
-//! 2  bytes that it keeps of what was dropped 3  bytes that it is about to take
+//! 0  incarnation (21 bits) | attached
+//! 1  how many drops of segments the process has acknowledged: it has unmapped those segments
+//! 2  bytes of dropped segments and blobs that it still holds
+//! 3  bytes that it has claimed and not yet taken
 //! ```
 
 use std::io;
 
 use super::Index;
-use super::process_slot::{ATTACHED, INCARNATION, NUMBER, NUMBER_BITS};
-use crate::engine::format::index_header::{ATTACH_AT, MEMBER_WORDS, MOST_PROCESSES, at};
+use super::process_slot::{ATTACHED, INCARNATION, Owner};
+use crate::engine::format::index_header::{ATTACH_AT, ATTACH_ROW_WORDS, MOST_PROCESSES, at};
 use crate::sys::atomic::{AtomicU64, Ordering};
 use crate::sys::{lock, random};
 
 impl Index {
-    fn member(&self, number: u32) -> &[AtomicU64] {
-        let at = ATTACH_AT + (number.clamp(1, MOST_PROCESSES) - 1) as usize * MEMBER_WORDS;
-        &self.words()[at..at + MEMBER_WORDS]
+    fn row(&self, number: u32) -> &[AtomicU64] {
+        let at = ATTACH_AT + (number.clamp(1, MOST_PROCESSES) - 1) as usize * ATTACH_ROW_WORDS;
+        &self.words()[at..at + ATTACH_ROW_WORDS]
     }
 
-    /// Enters this process, under an incarnation that its number has not had lately.
-    /// Keeps invariant I22.
+    /// Enters this process into the table, with an incarnation other than the last one of its
+    /// number.
     pub(crate) fn enter(&mut self) -> io::Result<()> {
         let number = self.process_slot.number;
-        let line = self.member(number);
-        let before = line[0].fetch_and(!ATTACHED, Ordering::AcqRel);
+        let row = self.row(number);
+        let before = row[0].fetch_and(!ATTACHED, Ordering::AcqRel);
         let was_attached = before & ATTACHED != 0;
         let before = before as u32;
-        // After that, or whoever had the number would seem to live for as long as this process stands still here.
+        // Only after the row was cleared. Otherwise the last process with this number would seem
+        // alive if this process were stopped here.
         if let Some(locks) = &self.process_slot.locks
             && !lock::try_lock(locks, i64::from(number))?
         {
@@ -47,53 +51,54 @@ impl Index {
             incarnation = (before % INCARNATION) + 1;
         }
         self.words()[at::HIGHEST_NUMBER].fetch_max(u64::from(number), Ordering::AcqRel);
-        line[1].store(self.drops(), Ordering::Release);
-        line[2..].iter().for_each(|word| word.store(0, Ordering::Release));
-        line[0].store(u64::from(incarnation) | ATTACHED, Ordering::Release);
-        // After that, from when on whoever had the number is seen to be dead.
+        row[1].store(self.drops(), Ordering::Release);
+        row[2..].iter().for_each(|word| word.store(0, Ordering::Release));
+        row[0].store(u64::from(incarnation) | ATTACHED, Ordering::Release);
+        // Only after the store: from then on, the last process with this number is seen to be dead.
         if was_attached {
             self.note_death();
         }
-        self.process_slot.owner = incarnation << NUMBER_BITS | number;
+        self.process_slot.owner = Owner::new(incarnation, number);
         Ok(())
     }
 
-    /// Takes this process out of the table: it has nothing of the directory any more.
+    /// Takes this process out of the table. It must not hold anything of the directory any more.
     pub(crate) fn leave(&self) {
-        if let Some(line) = self.own_line() {
-            line[0].fetch_and(!ATTACHED, Ordering::AcqRel);
+        if let Some(row) = self.own_row() {
+            row[0].fetch_and(!ATTACHED, Ordering::AcqRel);
         }
     }
 
-    /// The line of this process, if it has one.
-    fn own_line(&self) -> Option<&[AtomicU64]> {
-        (self.process_slot.number != 0).then(|| self.member(self.process_slot.number))
+    /// The row of this process, if it has one.
+    fn own_row(&self) -> Option<&[AtomicU64]> {
+        (self.process_slot.number != 0).then(|| self.row(self.process_slot.number))
     }
 
-    /// What names this process in the locks that it takes.
-    pub(crate) fn owner(&self) -> u32 {
+    /// What names this process in its locks and segments.
+    pub(crate) fn owner(&self) -> Owner {
         self.process_slot.owner
     }
 
     /// Whether `owner` is this process.
-    pub(crate) fn is_own(&self, owner: u32) -> bool {
+    pub(crate) fn is_own(&self, owner: Owner) -> bool {
         owner == self.owner()
     }
 
-    /// Whether the process called `owner` is attached.
-    /// Keeps invariant I22.
-    pub(crate) fn is_alive(&self, owner: u32) -> bool {
-        let number = owner & NUMBER;
+    /// Whether the process `owner` is attached and alive. The death of an owner is permanent, so a
+    /// `false` is stable.
+    pub(crate) fn is_alive(&self, owner: Owner) -> bool {
+        let number = owner.number();
         if owner == self.owner() {
             return true;
         }
         (1..=MOST_PROCESSES).contains(&number)
-            && self.member(number)[0].load(Ordering::Acquire)
-                == u64::from(owner >> NUMBER_BITS) | ATTACHED
+            && self.row(number)[0].load(Ordering::Acquire)
+                == u64::from(owner.incarnation()) | ATTACHED
             && self.is_held(number)
     }
 
-    /// Whether another process holds the byte of `number`. If nobody can say, yes: what it holds must not be taken over.
+    /// Whether another process holds the byte of `number`. If the kernel does not answer, yes: the
+    /// locks of a living process must not be taken over.
     fn is_held(&self, number: u32) -> bool {
         let Some(locks) =
             self.process_slot.locks.as_ref().filter(|_| number != self.process_slot.number)
@@ -103,14 +108,14 @@ impl Index {
         lock::is_held(locks, i64::from(number)).unwrap_or(true)
     }
 
-    /// The numbers of all that are in the table.
+    /// The numbers of all processes in the table.
     fn attached(&self) -> impl Iterator<Item = u32> {
         let highest = self.words()[at::HIGHEST_NUMBER].load(Ordering::Acquire);
         let highest = u32::try_from(highest).unwrap_or(MOST_PROCESSES).min(MOST_PROCESSES);
-        (1..=highest).filter(|n| self.member(*n)[0].load(Ordering::Acquire) & ATTACHED != 0)
+        (1..=highest).filter(|n| self.row(*n)[0].load(Ordering::Acquire) & ATTACHED != 0)
     }
 
-    /// How many processes are attached, those included that died and were not noticed yet.
+    /// How many processes are attached, including dead ones that were not reaped yet.
     pub(crate) fn attached_processes(&self) -> u64 {
         self.attached().count() as u64
     }
@@ -119,16 +124,17 @@ impl Index {
         self.words()[at::DEATHS].store(1, Ordering::Release);
     }
 
-    /// Takes the dead out of the table, and says whether any died since the last call. What they left is for the caller to
-    /// look after.
+    /// Takes dead processes out of the table, and returns whether any process died since the last
+    /// call. The caller cleans up what they left.
     pub(crate) fn reap_dead(&self) -> bool {
         if self.process_slot.locks.is_none() {
             return false;
         }
         for number in self.attached().filter(|number| *number != self.process_slot.number) {
-            let word = &self.member(number)[0];
+            let word = &self.row(number)[0];
             let seen = word.load(Ordering::Acquire);
-            // Whoever comes under this number has its byte before its word is there: this is still that of the dead one.
+            // A process that attaches takes the byte of its number before it stores this word. So
+            // the word is still that of the dead process.
             if !self.is_held(number)
                 && word
                     .compare_exchange(seen, seen & !ATTACHED, Ordering::AcqRel, Ordering::Relaxed)
@@ -140,43 +146,46 @@ impl Index {
         self.words()[at::DEATHS].swap(0, Ordering::AcqRel) != 0
     }
 
-    /// Says that this process has let go of all segments that were dropped before the count of drops was `seen`, except
-    /// for the bytes that it has said it keeps.
+    /// Acknowledges the first `seen` drops: this process has unmapped the segments that were
+    /// dropped until the count of drops was `seen`, except for the bytes that it reports as held
+    /// ([`set_own_bytes`](Index::set_own_bytes)).
     pub(crate) fn acknowledge_drops(&self, seen: u64) {
-        if let Some(line) = self.own_line() {
-            line[1].fetch_max(seen, Ordering::AcqRel);
+        if let Some(row) = self.own_row() {
+            row[1].fetch_max(seen, Ordering::AcqRel);
         }
     }
 
-    /// How many drops everybody has seen who is attached.
+    /// How many drops all attached processes have acknowledged.
     pub(crate) fn drops_seen_by_all(&self) -> u64 {
-        let seen = self.attached().map(|number| self.member(number)[1].load(Ordering::Acquire));
+        let seen = self.attached().map(|number| self.row(number)[1].load(Ordering::Acquire));
         seen.min().unwrap_or(u64::MAX)
     }
 
-    /// Says how many bytes this process keeps of what was dropped, and how many it is about to take.
+    /// Reports how many bytes of dropped segments and blobs this process still holds, and how many
+    /// bytes it has claimed and not yet taken.
     pub(crate) fn set_own_bytes(&self, held: u64, claimed: u64) {
-        if let Some(line) = self.own_line() {
-            line[2].store(held, Ordering::Release);
-            line[3].store(claimed, Ordering::Release);
+        if let Some(row) = self.own_row() {
+            row[2].store(held, Ordering::Release);
+            row[3].store(claimed, Ordering::Release);
         }
     }
 
-    /// What other processes keep of what was dropped, or are about to take.
+    /// The bytes that other processes hold and have claimed.
     pub(crate) fn bytes_of_others(&self) -> u64 {
         let others = self.attached().filter(|number| *number != self.process_slot.number);
         others.map(|number| self.bytes_of(number)).fold(0, u64::saturating_add)
     }
 
     fn bytes_of(&self, number: u32) -> u64 {
-        let line = self.member(number);
-        line[2].load(Ordering::Acquire).saturating_add(line[3].load(Ordering::Acquire))
+        let row = self.row(number);
+        row[2].load(Ordering::Acquire).saturating_add(row[3].load(Ordering::Acquire))
     }
 
-    /// The bytes in use: of all segments and blobs, and of what processes keep or are about to take.
+    /// The bytes in use: all segments and blobs, and what processes hold and have claimed.
     ///
-    /// What a process has claimed becomes a segment, and a segment that goes becomes what a process keeps. So processes are
-    /// asked before and after, and the greater counts: nothing slips through on its way.
+    /// Claimed bytes become a segment, and a dropped segment becomes held bytes. So this reads the
+    /// rows before and after it reads the segments, and counts the greater value of each row: no
+    /// bytes are missed while they move.
     pub(crate) fn used_bytes(&self) -> u64 {
         let before: Vec<_> =
             self.attached().map(|number| (number, self.bytes_of(number))).collect();

@@ -6,11 +6,14 @@
 //! control, overflow bucket:   check (32) | its primary (32)
 //! ```
 //!
-//! The version changes at each unlock. Once the chain has lost an entry that nobody asked to remove, and whose
-//! record may still be in the log, it is marked as having lost one, for good. The check covers the entry words. Whoever changes them recomputes it,
-//! and a reader who finds that it does not fit, in a bucket that nobody has locked or changed meanwhile, knows
-//! that something else wrote there: all that the bucket says is void.
+//! The version changes at each unlock. The bit `lost` is set once the chain has lost an entry that
+//! no caller asked to remove and whose record may still be in the log; it is never cleared.
+//!
+//! The check covers the entry words. A writer that changes them recomputes it. If a reader finds a
+//! wrong check in a bucket that no process has locked or changed meanwhile, something outside the
+//! engine wrote there. Then no word of the bucket is valid.
 
+use super::process_slot::Owner;
 use crate::engine::format::index_header::LINE;
 use crate::engine::format::word::Word;
 use crate::sys::atomic::{AtomicU64, Ordering};
@@ -23,7 +26,7 @@ const LOW: u64 = 0xffff_ffff;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bucket<'a>(&'a [AtomicU64; LINE]);
 
-/// A control word as it was read.
+/// A control word, as read at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Control(pub(super) u64);
 
@@ -37,12 +40,17 @@ impl Control {
         self.0 & LOST != 0
     }
 
-    /// Of an unlocked word, the check; of a locked one, its owner.
+    /// The check of an unlocked primary or of an overflow bucket. A locked word has none.
     pub(super) fn check(self) -> u32 {
         (self.0 >> 32) as u32
     }
 
-    /// Changes with each unlock; a lock keeps it.
+    /// The owner of a locked word. An unlocked word has none.
+    pub(super) fn owner(self) -> Owner {
+        Owner::from_bits((self.0 >> 32) as u32)
+    }
+
+    /// Changes at each unlock; locking keeps it.
     pub(super) fn version(self) -> u64 {
         (self.0 & LOW) >> 1
     }
@@ -53,17 +61,17 @@ impl Control {
     }
 
     /// The same version, locked by `owner`.
-    pub(super) fn locked_by(self, owner: u32) -> Self {
-        Self(u64::from(owner) << 32 | (self.0 & LOW) | LOCKED)
+    pub(super) fn locked_by(self, owner: Owner) -> Self {
+        Self(u64::from(owner.bits()) << 32 | (self.0 & LOW) | LOCKED)
     }
 
-    /// What a locked word becomes at its unlock.
+    /// The word that replaces this locked one at the unlock.
     pub(super) fn unlocked(self, check: u32, lost: bool) -> Self {
         let low = (self.0 & LOW & !LOCKED).wrapping_add(VERSION_STEP) & LOW;
         Self(u64::from(check) << 32 | low | if lost { LOST } else { 0 })
     }
 
-    /// The word of a primary that nobody has locked yet.
+    /// The word of a primary that was never locked.
     pub(super) fn unlocked_first(check: u32) -> Self {
         Self(u64::from(check) << 32)
     }
@@ -73,7 +81,8 @@ impl Control {
     }
 }
 
-/// Odd factors for the check, one a word: products of independent words can be computed side by side.
+/// Odd factors for the check, one a word: the products do not depend on each other, so the CPU
+/// computes them in parallel.
 const FACTORS: [u64; LINE - 1] = [
     0x9e37_79b9_7f4a_7c15,
     0xc2b2_ae3d_27d4_eb4f,
@@ -84,7 +93,7 @@ const FACTORS: [u64; LINE - 1] = [
     0xc4ce_b9fe_1a85_ec53,
 ];
 
-/// Slots that hold entries. The last may hold a link instead.
+/// The slots that hold entries. The last one may hold a link instead.
 pub(crate) const SLOTS: std::ops::Range<usize> = 1..LINE;
 pub(super) const LAST_SLOT: usize = LINE - 1;
 
@@ -123,8 +132,8 @@ impl<'a> Bucket<'a> {
         SLOTS.into_iter().all(|slot| self.word(slot) == Word::EMPTY)
     }
 
-    /// The check that fits the entry words as they are. Whoever read one that changed sees, in the control word, that
-    /// it was locked.
+    /// The check of the entry words as they are. If a word changes while this reads, the control
+    /// word shows that the bucket was locked.
     pub(super) fn computed_check(self) -> u32 {
         let sum = FACTORS.iter().zip(&self.0[1..]).fold(0u64, |sum, (factor, word)| {
             sum.wrapping_add(word.load(Ordering::Acquire).wrapping_mul(*factor))
@@ -162,15 +171,16 @@ mod tests {
     #[test]
     fn unlocking_changes_the_version_and_keeps_the_check() {
         let free = Control(7 << 32 | 8);
-        let locked = free.locked_by(42);
+        let locked = free.locked_by(Owner::from_bits(42));
         assert!(locked.is_locked() && !free.is_locked());
+        assert_eq!(locked.owner(), Owner::from_bits(42));
         let again = locked.unlocked(9, false);
         assert_eq!((again.check(), again.is_locked(), again.0 as u32), (9, false, 12));
         let lost = locked.unlocked(9, true);
         assert!(lost.has_lost() && !again.has_lost());
-        assert!(lost.locked_by(42).unlocked(9, false).has_lost(), "for good");
+        assert!(lost.locked_by(locked.owner()).unlocked(9, false).has_lost(), "never cleared");
         assert_eq!(
-            Control(LOW & !3).locked_by(1).unlocked(0, false),
+            Control(LOW & !3).locked_by(Owner::from_bits(1)).unlocked(0, false),
             Control(0),
             "the version wraps"
         );

@@ -1,12 +1,16 @@
-//! A key's chain: its primary bucket and the overflow buckets linked behind it. Finding, locking, changing.
+//! A chain: the primary bucket of a key and the overflow buckets linked behind it. This file reads
+//! chains without a lock; [`lock`](super::lock) locks them, [`locked_chain`](super::locked_chain)
+//! changes them.
 //!
-//! Readers load words and take no lock. Writers hold the primary's lock for the whole chain. An entry never
-//! moves to another slot, except that the last word of a bucket moves to the first slot of a new overflow
-//! bucket before the link replaces it; so a reader who walks a chain once sees each entry that stays.
+//! Readers load words and take no lock. A writer holds the lock of the primary, which covers the
+//! whole chain. An entry never moves to another slot, with one exception: when a chain grows, the
+//! last word of its last bucket is copied to the first slot of a new overflow bucket before the
+//! link replaces it. So a reader that walks a chain once sees each entry that stays.
 //!
-//! An overflow bucket at the end of its chain that has become empty is unlinked and kept on a free list, or in
-//! time every chain that was ever long would hold one. A reader who still walks into it misses nothing, since it
-//! was empty, and what it may find there later are words of other keys, which it compares and passes over.
+//! When the last overflow bucket of a chain becomes empty, it is unlinked and put on a free list.
+//! Otherwise, in time, every chain that was ever long would keep one. A reader that is still in
+//! this bucket misses nothing, because it was empty. Later the bucket may hold words of other
+//! chains; a reader compares keys, so it rejects them.
 
 use super::Index;
 use super::bucket::{Bucket, Control, SLOTS};
@@ -15,7 +19,7 @@ use crate::engine::format::index_header::MAX_CHAIN;
 use crate::engine::format::word::Word;
 
 impl Index {
-    /// Walks the chain of `hash` and asks `probe` about each word with its tag.
+    /// Walks the chain of `hash` and calls `probe` for each word with its tag, until one matches.
     pub(crate) fn find(&self, hash: u64, mut probe: impl FnMut(Word) -> Probe) -> Found {
         let primary = self.primary_of(hash);
         let mut found =
@@ -50,14 +54,14 @@ impl Index {
         found
     }
 
-    /// Whether what [`find`](Index::find) saw was damaged: words that did not fit their check although nobody
-    /// was changing them.
+    /// Whether [`find`](Index::find) saw damage: words with a wrong check although no process was
+    /// changing them.
     pub(crate) fn is_damaged(&self, hash: u64, found: &Found) -> bool {
         found.damaged && !found.control.is_locked() && self.control(hash) == found.control
     }
 
-    /// Whether the words of a bucket do not fit its control word, or it is of another chain. A locked one has no
-    /// check; its holder sees to it.
+    /// Whether a bucket has a wrong check, or belongs to another chain. A locked primary has no
+    /// check; its owner checked it when it locked.
     pub(super) fn is_damaged_bucket(
         &self,
         primary: u32,
@@ -71,7 +75,7 @@ impl Index {
         control.check() != bucket.computed_check() || (length > 1 && control.primary() != primary)
     }
 
-    /// The overflow bucket that `bucket` links to. A link to anything else is damage and leads nowhere.
+    /// The overflow bucket that `bucket` links to. A link to anything else is damage, and ignored.
     pub(super) fn next_of(&self, bucket: Bucket<'_>) -> Option<(u32, Bucket<'_>)> {
         let link = bucket.link().filter(|number| *number >= self.geometry.primaries)?;
         Some((link, self.bucket(link)?))
@@ -82,8 +86,8 @@ impl Index {
         self.bucket(self.primary_of(hash)).map_or(Control(0), Bucket::control)
     }
 
-    /// The versions of all chains, summed up: the same twice if none was unlocked in between. `None` if one is
-    /// locked.
+    /// The sum of the versions of all chains: if it is the same twice, no chain was unlocked in
+    /// between. `None` if a chain is locked.
     pub(crate) fn unlocks(&self) -> Option<u64> {
         (0..self.geometry.primaries).try_fold(0u64, |sum, primary| {
             let control = self.bucket(primary)?.control();
@@ -91,12 +95,12 @@ impl Index {
         })
     }
 
-    /// The word in `slot` now.
+    /// The word that is in `slot` now.
     pub(crate) fn word(&self, slot: Slot) -> Word {
         self.bucket(slot.bucket()).map_or(Word::EMPTY, |b| b.word(slot.within()))
     }
 
-    /// The number of the chain that `slot` is in.
+    /// The number of the chain that contains `slot`.
     pub(crate) fn primary_of_slot(&self, slot: Slot) -> u32 {
         let number = slot.bucket();
         let primary = match self.bucket(number) {
@@ -106,8 +110,8 @@ impl Index {
         primary.min(self.geometry.primaries - 1)
     }
 
-    /// All entry words with their slots, one bucket after the other. Some may be in buckets that a process was about to link
-    /// when it died: see [`is_reached`](Index::is_reached).
+    /// All entry words with their slots, bucket by bucket. A bucket may be one that a process was
+    /// about to link when it died: see [`is_reached`](Index::is_reached).
     pub(crate) fn entries(
         &self,
         buckets: std::ops::Range<u32>,
@@ -121,19 +125,20 @@ impl Index {
         )
     }
 
-    /// All entry words that a key leads to, with their slots. Costs more.
+    /// All entry words that a lookup can reach, with their slots. Costs more than
+    /// [`entries`](Index::entries): it walks the chain of each overflow bucket.
     pub(crate) fn reached_entries(&self) -> impl Iterator<Item = (Slot, Word)> + '_ {
         let linked = (0..self.geometry.buckets).filter(|number| self.is_linked(*number));
         linked.flat_map(|number| self.entries(number..number + 1))
     }
 
-    /// Whether a key may lead to what is in `slot`, whose chain is locked.
+    /// Whether a lookup can reach `slot`. The chain is locked.
     pub(crate) fn is_reached(&self, slot: Slot) -> bool {
         self.is_linked(slot.bucket())
     }
 
-    /// Whether bucket `number` is in the chain that it says it is in. One that a process was about to link when it died is
-    /// in none, and what it holds is a copy.
+    /// Whether bucket `number` is linked in the chain that it names. A bucket that a process was
+    /// about to link when it died is in no chain; its word is a copy of one that is.
     fn is_linked(&self, number: u32) -> bool {
         if number < self.geometry.primaries {
             return true;
@@ -152,7 +157,7 @@ impl Index {
         false
     }
 
-    /// The entry words of one primary's chain, as far as it is not damaged.
+    /// The entry words of one chain, up to the first damaged bucket.
     pub(crate) fn chain_words(&self, primary: u32) -> Vec<Word> {
         let mut words = Vec::new();
         let mut next = self.bucket(primary);
@@ -166,7 +171,7 @@ impl Index {
             {
                 break;
             }
-            // One that moved to the next bucket meanwhile is seen twice.
+            // A word that moved to the next bucket meanwhile is seen twice.
             for word in found {
                 if !words.contains(&word) {
                     words.push(word);
@@ -177,7 +182,7 @@ impl Index {
         words
     }
 
-    /// Buckets whose words do not fit their check, for `check`. A chain that somebody changes is passed over.
+    /// The buckets with a wrong check. Skips chains that a process is changing.
     pub(crate) fn damaged_buckets(&self) -> Vec<u32> {
         let damaged_in = |primary| {
             let control = || self.bucket(primary).map(Bucket::control);

@@ -1,27 +1,38 @@
-//! The number of entries, exact against the bound: one word holds the generation and the count of it.
+//! The count of entries, exact at the bound, and the lock of `clear`.
 //!
-//! Counting up comes before publishing and counting down after removing, so a kill in between leaves a count
-//! that is too high, never one that lets the cache overfill.
+//! One word holds the generation and the number of its entries. So a `clear` and a new entry cannot
+//! miss each other. A writer counts up before it publishes and counts down after it removes. If it
+//! is killed in between, the count is too high, and never too low: the cache never overfills.
+//!
+//! A `clear` begins a generation in two stores: the count, then the generation that all processes
+//! work with. A process that finds the first store without the second does the second itself.
 
 use std::cell::Cell;
 
 use super::Index;
 use super::lock::{Busy, Stolen};
+use super::process_slot::Owner;
 use crate::engine::format::index_header::at;
 use crate::sys::atomic::Ordering;
 use crate::sys::step;
 use crate::sys::wait::Backoff;
 
-/// The owner and the lock bit take so many bits of the clear lock; above are the low ones of the generation that is to
-/// begin.
+/// The clear lock is 0, or `next generation (its low 31 bits) | owner (32) | 1`.
 const GENERATION_SHIFT: u32 = 33;
+/// The owner and the lock bit.
 const OWNER: u64 = (1 << GENERATION_SHIFT) - 1;
 
-/// What became of counting a new entry.
+/// The owner of a clear lock.
+fn owner_of(word: u64) -> Owner {
+    Owner::from_bits((word >> 1) as u32)
+}
+
+/// The result of counting a new entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CountUp {
     Counted,
-    /// A `clear` came in between: nothing was counted. Whoever reads the generation now reads the later one.
+    /// A `clear` came in between: nothing was counted. Every later read of the generation returns
+    /// the new one.
     OtherGeneration,
     Full,
 }
@@ -32,7 +43,7 @@ impl Index {
         u64::from(self.words()[at::COUNT].load(Ordering::Acquire) as u32)
     }
 
-    /// The same, once everybody works with the generation that is counted.
+    /// The same; first ensures that all processes work with the generation that is counted.
     pub(crate) fn settled_count(&self) -> u64 {
         let (generation, count) = self.generation_and_count();
         if self.generation() < generation {
@@ -47,7 +58,7 @@ impl Index {
         let mut seen = word.load(Ordering::Acquire);
         loop {
             if (seen >> 32) as u32 != generation {
-                // Whoever began it may stand still, or be dead, before it says so to all.
+                // The process that began it may be stopped or dead before its second store.
                 self.reach_generation((seen >> 32) as u32);
                 return CountUp::OtherGeneration;
             }
@@ -61,7 +72,7 @@ impl Index {
         }
     }
 
-    /// Takes back one entry of `generation`; nothing if that is over.
+    /// Subtracts one entry of `generation`; does nothing if that generation is over.
     pub(crate) fn count_down(&self, generation: u32) {
         let word = &self.words()[at::COUNT];
         let mut seen = word.load(Ordering::Acquire);
@@ -73,13 +84,14 @@ impl Index {
         }
     }
 
-    /// Sets generation and count as they are found by a recovery.
+    /// Sets generation and count, for a recovery.
     pub(crate) fn set_count(&self, generation: u32, count: u64) {
         self.words()[at::GENERATION].store(u64::from(generation), Ordering::Release);
         self.words()[at::COUNT].store(u64::from(generation) << 32 | count, Ordering::Release);
     }
 
-    /// Adds what was missing in the count of `generation`, or takes what was too much; nothing if that is over.
+    /// Adds `missing`, which may be negative, to the count of `generation`; does nothing if that
+    /// generation is over.
     pub(crate) fn correct_count(&self, generation: u32, missing: i64) {
         let word = &self.words()[at::COUNT];
         let mut seen = word.load(Ordering::Acquire);
@@ -94,57 +106,57 @@ impl Index {
         }
     }
 
-    /// The generation and the count, of one moment.
+    /// The generation and the count, read at one moment.
     pub(crate) fn generation_and_count(&self) -> (u32, u32) {
         let word = self.words()[at::COUNT].load(Ordering::Acquire);
         ((word >> 32) as u32, word as u32)
     }
 
-    /// Whether a `clear` is under way, or was when its process died.
+    /// Whether a `clear` is running, or its process died during it.
     pub(crate) fn is_clearing(&self) -> bool {
         self.words()[at::CLEAR_LOCK].load(Ordering::Acquire) != 0
     }
 
-    /// Begins generation `next`: every entry there is is gone, at once. Nothing, if it or a later one has begun. The caller
-    /// holds the clear lock.
+    /// Begins generation `next`: all entries are gone at once. Does nothing if it or a later one
+    /// has begun. The caller holds the clear lock.
     pub(crate) fn begin_generation(&self, next: u32) {
         self.count_from_zero(next);
         step!("clear::counted");
         self.reach_generation(next);
     }
 
-    /// The first half of it: from here on entries of `next` alone are counted.
+    /// The first store: from here on, only entries of `next` are counted.
     pub(crate) fn count_from_zero(&self, next: u32) {
         self.words()[at::COUNT].fetch_max(u64::from(next) << 32, Ordering::AcqRel);
     }
 
-    /// The second half: has everybody work with `generation`, or a later one. Whoever finds that it is counted does this, as
-    /// what is written in the one before would not be counted.
+    /// The second store: all processes work with `generation`, or a later one. Every process that
+    /// finds `generation` counted does this, because entries of the one before are not counted.
     fn reach_generation(&self, generation: u32) {
         self.words()[at::GENERATION].fetch_max(u64::from(generation), Ordering::AcqRel);
     }
 
-    /// Takes the lock that one `clear` at a time holds, and returns what gives it back.
+    /// Takes the lock that one `clear` at a time holds.
     ///
     /// # Errors
-    /// If somebody who lives does not let go of it for about half a second.
-    // Keeps invariant I16.
+    /// If a living owner does not release it within about half a second.
     pub(crate) fn lock_clear(&self) -> Result<ClearLock<'_>, Busy> {
         let word = &self.words()[at::CLEAR_LOCK];
         let next = || u64::from(self.generation().wrapping_add(1)) << GENERATION_SHIFT;
         let mut wait = Backoff::default();
         loop {
             let before = word.load(Ordering::Acquire);
-            let mine = next() | u64::from(self.owner()) << 1 | 1;
+            let mine = next() | u64::from(self.owner().bits()) << 1 | 1;
             let is_free =
-                before == 0 || (wait.should_check_owner() && !self.is_alive((before >> 1) as u32));
+                before == 0 || (wait.should_check_owner() && !self.is_alive(owner_of(before)));
             if is_free
                 && word.compare_exchange(before, mine, Ordering::AcqRel, Ordering::Relaxed).is_ok()
             {
-                // Another may have ended since this one looked which generation is next.
+                // Another clear may have finished since `next` was computed.
                 let now = (mine & OWNER) | next();
                 let _ = word.compare_exchange(mine, now, Ordering::AcqRel, Ordering::Relaxed);
-                // Who died with it may have stamped its record, and a recovery must not be the first to heed that.
+                // The dead owner may have stamped the record of its clear. This clear must finish
+                // it; otherwise a recovery would be the first to apply it.
                 let unfinished =
                     before != 0 && before >> GENERATION_SHIFT == next() >> GENERATION_SHIFT;
                 return Ok(ClearLock {
@@ -163,41 +175,42 @@ impl Index {
     }
 }
 
-/// The clear lock, held.
+/// The clear lock. This process holds it until it is dropped.
 pub(crate) struct ClearLock<'a> {
     index: &'a Index,
-    /// Whether its last holder died before its clear had come to its end: the caller is to do it, whole.
+    /// Whether the last owner died before it finished its clear. Then the caller must do that clear
+    /// completely.
     pub(crate) unfinished: bool,
     mine: u64,
-    /// The word of its last holder.
+    /// The word of the last owner.
     before: u64,
     unlocked: Cell<bool>,
 }
 
 impl ClearLock<'_> {
     /// # Errors
-    /// If another process took the lock over meanwhile: it took this one for dead.
+    /// If another process took the lock over meanwhile because it considered this one dead.
     pub(crate) fn check(&self) -> Result<(), Stolen> {
         let word = self.index.words()[at::CLEAR_LOCK].load(Ordering::Acquire);
         if word == self.mine { Ok(()) } else { Err(self.stolen()) }
     }
 
-    /// Lets go of the lock.
+    /// Releases the lock.
     ///
     /// # Errors
     /// As [`check`](ClearLock::check).
     pub(crate) fn unlock(self) -> Result<(), Stolen> {
-        self.let_go()
+        self.release()
     }
 
-    fn let_go(&self) -> Result<(), Stolen> {
+    fn release(&self) -> Result<(), Stolen> {
         if self.unlocked.replace(true) {
             return Ok(());
         }
         let word = &self.index.words()[at::CLEAR_LOCK];
         let is_next = u64::from(self.index.generation().wrapping_add(1)) << GENERATION_SHIFT
             == self.mine & !OWNER;
-        // A clear of the dead that was not done is left to whoever comes next.
+        // If the clear of the dead owner was not finished, the next process must still see it.
         let left = if self.unfinished && is_next { self.before } else { 0 };
         match word.compare_exchange(self.mine, left, Ordering::AcqRel, Ordering::Relaxed) {
             Ok(_) => Ok(()),
@@ -205,7 +218,7 @@ impl ClearLock<'_> {
         }
     }
 
-    /// It is not this one's any more, so there is nothing to let go of.
+    /// Notes that this process does not hold the lock any more, so that it does not release it.
     fn stolen(&self) -> Stolen {
         self.unlocked.set(true);
         tracing::error!("the lock of `clear` was taken over while it was held");
@@ -215,7 +228,7 @@ impl ClearLock<'_> {
 
 impl Drop for ClearLock<'_> {
     fn drop(&mut self) {
-        // Who has to know has called `unlock`.
-        let _ = self.let_go();
+        // A caller that needs the result has called `unlock`.
+        let _ = self.release();
     }
 }

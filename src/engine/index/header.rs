@@ -1,11 +1,13 @@
-//! What all processes share beside the entries: the limits, what is to be done, and how far the log and the snapshots are.
+//! Shared words of the header: whether a recount is wanted, what is swept, the next expiry, the
+//! number of the last snapshot, the bytes logged since the last checkpoint, the bytes of blobs.
 
 use super::Index;
 use crate::engine::format::index_header::at;
 use crate::sys::atomic::Ordering;
 
 impl Index {
-    /// Whether the entries must be counted again because something unreadable was removed, or somebody died.
+    /// Whether the entries must be counted again: an unreadable entry was removed, or a process
+    /// died.
     pub(crate) fn wants_recount(&self) -> bool {
         self.words()[at::RECOUNT].load(Ordering::Relaxed) != 0
     }
@@ -39,7 +41,7 @@ impl Index {
         }
     }
 
-    /// The number of the last snapshot that was begun.
+    /// The number of the last snapshot that a checkpoint began.
     pub(crate) fn last_snapshot(&self) -> u64 {
         self.words()[at::SNAPSHOT].load(Ordering::Acquire)
     }
@@ -48,12 +50,12 @@ impl Index {
         self.words()[at::SNAPSHOT].store(number, Ordering::Release);
     }
 
-    /// What the log has taken since the last checkpoint began.
+    /// The bytes that the log has taken since the last checkpoint began.
     pub(crate) fn logged_since_checkpoint(&self) -> u64 {
         self.logged().wrapping_sub(self.words()[at::CHECKPOINTED].load(Ordering::Acquire))
     }
 
-    /// Says that a checkpoint began when the log had taken so much.
+    /// Notes that a checkpoint began when the log had taken `logged` bytes.
     pub(crate) fn set_checkpointed(&self, logged: u64) {
         self.words()[at::CHECKPOINTED].store(logged, Ordering::Release);
     }
@@ -63,13 +65,13 @@ impl Index {
         self.words()[at::BLOB_BYTES].load(Ordering::Acquire)
     }
 
-    /// Sets them, if they are still `was`. Says whether it did.
+    /// Sets the bytes of all blobs to `now`, if they are still `was`. Returns whether they were.
     pub(crate) fn set_blob_bytes(&self, was: u64, now: u64) -> bool {
         let word = &self.words()[at::BLOB_BYTES];
         word.compare_exchange(was, now, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
-    /// Counts `delta` more bytes of blobs.
+    /// Adds `delta`, which may be negative, to the bytes of all blobs.
     pub(crate) fn add_blob_bytes(&self, delta: i64) {
         let word = &self.words()[at::BLOB_BYTES];
         let _ = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |b| {

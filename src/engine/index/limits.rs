@@ -1,4 +1,5 @@
-//! The limits in the header: all processes read them for each decision, so a change is seen by all at once.
+//! The limits in the header. Every process reads them for each decision, so a change takes effect
+//! in all processes at once.
 
 use super::Index;
 use crate::engine::format::index_header::at;
@@ -6,7 +7,7 @@ use crate::limits::Limits;
 use crate::sys::atomic::Ordering;
 
 impl Index {
-    /// The limits that count for all processes.
+    /// The limits in effect, for all processes.
     pub(crate) fn limits(&self) -> Limits {
         Limits {
             max_entries: self.max_entries(),
@@ -15,7 +16,8 @@ impl Index {
         }
     }
 
-    /// Those that were asked for: what counts where the index is large enough, or another one is made.
+    /// The limits that were asked for. They take effect where the index is large enough, or when
+    /// another index is created.
     pub(crate) fn asked_limits(&self) -> Limits {
         Limits {
             max_entries: self.load(at::ASKED_ENTRIES),
@@ -24,25 +26,25 @@ impl Index {
         }
     }
 
-    /// Sets what counts from now on, and what of it was asked for.
-    pub(crate) fn set_limits(&self, asked: Limits, counts: Limits) {
+    /// Sets the limits that were asked for, and those in effect.
+    pub(crate) fn set_limits(&self, asked: Limits, effective: Limits) {
         for (at, value) in [
             (at::ASKED_ENTRIES, asked.max_entries),
             (at::ASKED_BYTES, asked.max_bytes),
-            (at::MAX_ENTRIES, counts.max_entries),
-            (at::CULL_FREQUENCY, counts.cull_frequency),
-            (at::MAX_BYTES, counts.max_bytes),
+            (at::MAX_ENTRIES, effective.max_entries),
+            (at::CULL_FREQUENCY, effective.cull_frequency),
+            (at::MAX_BYTES, effective.max_bytes),
         ] {
             self.words()[at].store(value, Ordering::Release);
         }
     }
 
-    /// The most entries at any time.
+    /// The bound on entries in effect.
     pub(crate) fn max_entries(&self) -> u64 {
         self.load(at::MAX_ENTRIES)
     }
 
-    /// The most bytes at any time.
+    /// The bound on bytes in effect.
     pub(crate) fn max_bytes(&self) -> u64 {
         self.load(at::MAX_BYTES)
     }

@@ -1,4 +1,9 @@
-//! The lock of a chain: who holds it, how long it is waited for, and what becomes of it when its holder dies.
+//! The lock of a chain: a bit and an owner in the control word of its primary bucket.
+//!
+//! A writer locks with one compare-and-swap and unlocks with another. It waits for a living owner
+//! for about half a second, then returns [`Busy`]. It takes over the lock of a dead owner: each
+//! change under the lock is one word, so the chain is valid at every moment. An owner whose lock
+//! was taken over learns that at its unlock ([`Stolen`]).
 
 use std::cell::Cell;
 
@@ -9,7 +14,7 @@ use crate::engine::format::index_header::MAX_CHAIN;
 use crate::error::{Error, ErrorKind};
 use crate::sys::wait::Backoff;
 
-/// A lock that somebody else holds for long.
+/// A living process held a lock for longer than the wait for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Busy;
 
@@ -24,19 +29,22 @@ impl Index {
     /// Locks the chain of `hash`.
     ///
     /// # Errors
-    /// If somebody who lives does not let go of it for about half a second.
+    /// If a living owner does not release it within about half a second.
     pub(crate) fn lock(&self, hash: u64) -> Result<Locked<'_>, Busy> {
         self.lock_primary(self.primary_of(hash))
     }
 
-    /// Locks the chain that `slot` is in, likewise.
+    /// Locks the chain that contains `slot`.
+    ///
+    /// # Errors
+    /// As [`lock`](Index::lock).
     pub(crate) fn lock_slot(&self, slot: Slot) -> Result<Locked<'_>, Busy> {
         self.lock_primary(self.primary_of_slot(slot))
     }
 
     // Keeps invariant I10.
     pub(super) fn lock_primary(&self, primary: u32) -> Result<Locked<'_>, Busy> {
-        // A primary's number is below the number of buckets, by construction of both callers.
+        // All callers pass the number of a primary, which is below the number of buckets.
         #[expect(
             clippy::expect_used,
             reason = "the number was scaled or clamped to the primaries just before"
@@ -52,7 +60,7 @@ impl Index {
                     chain.verify();
                     return Ok(chain);
                 }
-            } else if wait.should_check_owner() && !self.is_alive(before.check()) {
+            } else if wait.should_check_owner() && !self.is_alive(before.owner()) {
                 if bucket.swap_control(before, locked) {
                     return Ok(self.take_over(Locked::new(self, primary, bucket, before, locked)));
                 }
@@ -63,9 +71,9 @@ impl Index {
         }
     }
 
-    /// Goes on with a chain whose holder died. Each change that a holder makes is one word, so the words are good as
-    /// they are, and no check says so; the checks of the overflow buckets, which come second, are made to fit.
-    /// Keeps invariant I23.
+    /// Takes over a chain whose holder died. Each change by a holder is one word, so the entry
+    /// words are valid, but the checks may be old. Recomputes those of the overflow buckets, which
+    /// a holder writes after the words; the unlock recomputes that of the primary.
     fn take_over<'a>(&'a self, chain: Locked<'a>) -> Locked<'a> {
         let mut bucket = chain.bucket;
         for _ in 1..MAX_CHAIN {
@@ -75,14 +83,14 @@ impl Index {
             }
             bucket.set_control(Control::of_overflow(bucket.computed_check(), chain.primary));
         }
-        // A record that it stamped and did not publish may come back with a recovery.
+        // The holder may have stamped a record and not published it: a recovery may bring it back.
         chain.lost.set(true);
-        // It may have counted an entry that it did not publish.
+        // The holder may have counted an entry and not published it.
         self.set_wants_recount(true);
         chain
     }
 
-    /// Takes over what the dead have locked.
+    /// Releases the locks of dead processes on all chains.
     pub(crate) fn release_locks_of_dead(&self) {
         for primary in 0..self.geometry.primaries {
             let is_locked = |bucket: Bucket<'_>| bucket.control().is_locked();
@@ -93,18 +101,18 @@ impl Index {
     }
 }
 
-/// A chain whose lock is held. Dropping it unlocks.
+/// A chain whose lock this process holds. Dropping it unlocks the chain.
 ///
-/// While one is alive: no system call, no allocation, no code of users, no other lock.
+/// While it exists: no system call, no allocation, no code of users, no other lock.
 pub(crate) struct Locked<'a> {
     pub(super) index: &'a Index,
     pub(super) primary: u32,
     pub(super) bucket: Bucket<'a>,
     pub(super) before: Control,
     pub(super) locked: Control,
-    /// Entries that were wiped because their bucket was damaged.
+    /// How many entries were wiped because their bucket was damaged.
     pub(super) wiped: usize,
-    /// Whether an entry is lost that a recovery may bring back.
+    /// Whether the chain lost an entry that a recovery may bring back.
     pub(super) lost: Cell<bool>,
     unlocked: Cell<bool>,
 }
@@ -129,17 +137,17 @@ impl<'a> Locked<'a> {
         }
     }
 
-    /// Lets go of the chain.
+    /// Unlocks the chain.
     ///
     /// # Errors
-    /// If another process took the lock over meanwhile: it took this one for dead.
+    /// If another process took the lock over meanwhile because it considered this one dead.
     #[inline]
     pub(crate) fn unlock(self) -> Result<(), Stolen> {
-        self.let_go()
+        self.release()
     }
 
     #[inline]
-    fn let_go(&self) -> Result<(), Stolen> {
+    fn release(&self) -> Result<(), Stolen> {
         if self.unlocked.replace(true) {
             return Ok(());
         }
@@ -157,18 +165,19 @@ impl<'a> Locked<'a> {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        // Who has to know has called `unlock`.
-        let _ = self.let_go();
+        // A caller that needs the result has called `unlock`.
+        let _ = self.release();
     }
 }
 
-/// A lock was taken over by another process while this one held it.
+/// Another process took a lock over while this one held it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stolen;
 
 impl From<Stolen> for Error {
     fn from(Stolen: Stolen) -> Self {
-        let why = "another process took this one for dead; was the lock file replaced?";
+        let why = "another process considered this one dead and took its lock over; \
+                   was the lock file replaced?";
         Self::new(ErrorKind::LockLost, "unlock").with_source(why)
     }
 }

@@ -1,4 +1,8 @@
-//! Changes to a chain whose lock is held.
+//! Changes to a chain by the holder of its lock: storing and clearing words, growing, shrinking.
+//!
+//! Each change is one store of one word, so readers, which take no lock, always see a valid chain.
+//! The check of an overflow bucket is stored right after its words, that of the primary at the
+//! unlock. Before the first change, [`verify`](Locked::verify) wipes damaged buckets.
 
 use super::bucket::{Bucket, Control, LAST_SLOT, SLOTS};
 use super::lock::Locked;
@@ -9,11 +13,11 @@ use crate::engine::format::word::Word;
 impl Locked<'_> {
     /// Whether nothing in the chain changed since `found`.
     pub(crate) fn unchanged_since(&self, found: &Found) -> bool {
-        // Its holder may have changed it after it was looked at.
+        // If the chain was locked at that time, its owner may have changed it afterwards.
         !found.control.is_locked() && self.before == found.control && self.wiped == 0
     }
 
-    /// How many entries were wiped because something else than the engine had written over them.
+    /// How many entries were wiped because something outside the engine wrote into their bucket.
     pub(crate) fn wiped(&self) -> usize {
         self.wiped
     }
@@ -22,12 +26,13 @@ impl Locked<'_> {
         self.index.word(slot)
     }
 
-    /// Notes that the chain loses an entry which nobody asked to remove: a recovery may bring it back.
+    /// Notes that the chain loses an entry that no caller asked to remove: a recovery may bring it
+    /// back.
     pub(crate) fn note_lost(&self) {
         self.lost.set(true);
     }
 
-    /// Whether the chain ever lost an entry so.
+    /// Whether the chain ever lost such an entry.
     pub(crate) fn has_lost(&self) -> bool {
         self.lost.get() || self.before.has_lost()
     }
@@ -49,13 +54,13 @@ impl Locked<'_> {
         }
     }
 
-    /// Empties `slot`, and gives back the overflow buckets at the end of the chain that hold nothing any more.
+    /// Empties `slot`, and frees the empty overflow buckets at the end of the chain.
     pub(crate) fn clear(&self, slot: Slot) {
         self.set(slot, Word::EMPTY);
         while self.bucket.link().is_some() && self.unlink_empty_end() {}
     }
 
-    /// Unlinks the last bucket of the chain if it is empty. Says whether it did.
+    /// Unlinks the last bucket of the chain if it is empty. Returns whether it did.
     fn unlink_empty_end(&self) -> bool {
         let (mut before, mut bucket) = (self.primary, self.bucket);
         for _ in 0..MAX_CHAIN {
@@ -64,7 +69,7 @@ impl Locked<'_> {
                 let empty = end_bucket.is_empty();
                 if empty {
                     self.set(Slot::new(before, LAST_SLOT), Word::EMPTY);
-                    self.index.give_back_overflow(end, end_bucket);
+                    self.index.free_overflow(end, end_bucket);
                 }
                 return empty;
             }
@@ -73,7 +78,7 @@ impl Locked<'_> {
         false
     }
 
-    /// An empty slot of the chain as it is.
+    /// An empty slot in the buckets that the chain has.
     pub(crate) fn empty_slot(&self) -> Option<Slot> {
         let (mut number, mut bucket) = (self.primary, self.bucket);
         for _ in 0..MAX_CHAIN {
@@ -85,8 +90,10 @@ impl Locked<'_> {
         None
     }
 
-    /// An empty slot, from a new overflow bucket if need be. Refused if there is no room for one more: the
-    /// caller gives up an entry of the chain.
+    /// An empty slot, in a new overflow bucket if necessary.
+    ///
+    /// # Errors
+    /// If the chain cannot grow. Then the caller evicts an entry of the chain.
     pub(crate) fn vacant(&self) -> Result<Vacancy, ChainFull> {
         if let Some(slot) = self.empty_slot() {
             return Ok(Vacancy { slot, moved: None });
@@ -101,21 +108,21 @@ impl Locked<'_> {
         Err(ChainFull)
     }
 
-    /// Links a new overflow bucket behind `last`, whose last word moves there.
-    /// Keeps invariant I12: the word is in its new slot before it leaves the old one.
+    /// Links a new overflow bucket behind `last`, and moves the last word of `last` into it.
     fn extend(&self, last: u32, bucket: Bucket<'_>) -> Result<Vacancy, ChainFull> {
-        let taken = self.index.take_overflow().ok_or(ChainFull)?;
-        let (from, to) = (Slot::new(last, LAST_SLOT), Slot::new(taken, SLOTS.start));
-        // Before a word is there: whoever sees one and wants to lock its chain asks the bucket for the primary.
-        if let Some(bucket) = self.index.bucket(taken) {
+        let new = self.index.allocate_overflow().ok_or(ChainFull)?;
+        let (from, to) = (Slot::new(last, LAST_SLOT), Slot::new(new, SLOTS.start));
+        // Before the first word: a process that sees a word and locks its chain reads the primary
+        // from this control word.
+        if let Some(bucket) = self.index.bucket(new) {
             bucket.set_control(Control::of_overflow(0, self.primary));
         }
         self.set(to, bucket.word(LAST_SLOT));
-        self.set(from, Word(u64::from(taken)));
-        Ok(Vacancy { slot: Slot::new(taken, SLOTS.start + 1), moved: Some((from, to)) })
+        self.set(from, Word(u64::from(new)));
+        Ok(Vacancy { slot: Slot::new(new, SLOTS.start + 1), moved: Some((from, to)) })
     }
 
-    /// Every slot of the chain that holds an entry.
+    /// Calls `visit` for each slot of the chain that holds an entry.
     pub(crate) fn slots(&self, mut visit: impl FnMut(Slot, Word)) {
         let (mut number, mut bucket) = (self.primary, self.bucket);
         for _ in 0..MAX_CHAIN {
@@ -132,14 +139,15 @@ impl Locked<'_> {
         }
     }
 
-    /// Empties what does not fit its check: nothing that it says can be believed.
+    /// Wipes the first bucket with a wrong check, or unlinks it if it belongs to another chain:
+    /// none of its words is valid, its link neither.
     pub(super) fn verify(&mut self) {
         let (mut number, mut bucket) = (self.primary, self.bucket);
         let mut before = number;
         for length in 1..=MAX_CHAIN {
             let control = if length == 1 { self.before } else { bucket.control() };
             if length > 1 && control.primary() != self.primary {
-                // Not of this chain, whatever the link says.
+                // The link is wrong: the bucket belongs to another chain.
                 self.lost.set(true);
                 self.wiped += 1;
                 self.set(Slot::new(before, LAST_SLOT), Word::EMPTY);
@@ -161,14 +169,15 @@ impl Locked<'_> {
     }
 }
 
-/// A place for one more entry.
+/// An empty slot for one more entry.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Vacancy {
     pub(crate) slot: Slot,
-    /// The entry that moved, from where to where, because the chain grew: what is kept by slot moves with it.
+    /// The old and the new slot of the entry that moved because the chain grew. Its hint, which is
+    /// stored by slot, must move too.
     pub(crate) moved: Option<(Slot, Slot)>,
 }
 
-/// A chain has no room for one more entry.
+/// A chain has no empty slot and cannot grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ChainFull;

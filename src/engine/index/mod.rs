@@ -1,18 +1,21 @@
-//! The index: which record each key's entry is. A file mapped as shared memory.
+//! The index: a hash table in shared memory that says where the record of each key is. All attached
+//! processes map the same file.
 //!
 //! ```text
-//! header         the words below, hot ones on cache lines of their own
-//! attach table   four words for each process ([`members`])
+//! header         64 words; those that change often have a cache line of their own
+//! attach table   a row of four words for each process ([`attach_table`])
 //! segment table  a cache line for each segment ([`segments`])
-//! buckets        a cache line each: a control word and seven entry words
+//! buckets        a cache line each: a control word and seven entry words ([`bucket`])
 //! ```
 //!
-//! An entry word is `tag (10 bits) | segment id (32) | offset in units of 8 bytes (22)`. Segment ids are never
-//! used again, so a word means one record forever: one store publishes, one load reads, and nobody can mistake
-//! a new record for an old one. A word of segment 0 in the last slot of a bucket links to an overflow bucket.
+//! An entry word is `tag (10 bits) | segment id (32) | offset in units of 8 bytes (22)`. Segment
+//! ids are never reused, so a word names one record forever: one store publishes, one load reads,
+//! and a reader cannot confuse an old record with a new one. A word with segment 0 in the last slot
+//! of a bucket links to an overflow bucket.
 //!
-//! The file is never trusted after an unclean end. Within one life it is guarded against stray writes: each
-//! bucket's control word carries a check of its entry words (see [`bucket`]).
+//! After an unclean end the file is not trusted; a recovery writes a new one. Between an open and a
+//! close the file is protected against stray writes: the control word of each bucket has a check of
+//! its entry words.
 
 mod attach_table;
 pub(crate) mod bucket;
@@ -36,7 +39,7 @@ pub(crate) use self::count::{ClearLock, CountUp};
 pub(crate) use self::lock::{Busy, Locked};
 pub(crate) use self::locked_chain::Vacancy;
 pub(crate) use self::pack::Packed;
-pub(crate) use self::process_slot::ProcessSlot;
+pub(crate) use self::process_slot::{Owner, ProcessSlot};
 pub(crate) use self::roles::{Role, RoleGuard, Waited, busy};
 pub(crate) use self::segments::{HIGHEST_SEGMENT, SegmentInfo, SegmentState};
 pub(crate) use self::slot::{Found, Probe, Slot};
@@ -48,11 +51,11 @@ use crate::sys::map::Map;
 use crate::sys::storage::{File, HUGE_PIECES};
 
 /// Whether `file` is as long as an index of this geometry.
-fn is_of(geometry: Geometry, file: &File) -> io::Result<bool> {
+fn has_length_of(geometry: Geometry, file: &File) -> io::Result<bool> {
     Ok(file.len()? == geometry.index_bytes())
 }
 
-/// The header of the index in `file`; zeros where it ends before.
+/// The header of the index in `file`; zeros if the file is shorter than a header.
 fn header_of(file: &File) -> io::Result<HeaderCopy> {
     let mut bytes = [0; HEADER_WORDS * 8];
     match file.read_exact_at(&mut bytes, 0) {
@@ -62,34 +65,36 @@ fn header_of(file: &File) -> io::Result<HeaderCopy> {
     Ok(std::array::from_fn(|at| u64::from_le_bytes(std::array::from_fn(|i| bytes[at * 8 + i]))))
 }
 
+/// A mapped index, as one process sees it.
 #[derive(Debug)]
 pub(crate) struct Index {
     map: Map,
     geometry: Geometry,
+    /// The word at which the buckets begin.
     buckets_at: usize,
-    /// Who this process is among those that share the index.
+    /// The slot of this process in the attach table.
     process_slot: ProcessSlot,
 }
 
 impl Index {
-    /// Makes the index anew in `file`, empty: all zeros but for its geometry.
+    /// Creates an empty index in `file`, in place of its old content.
     pub(crate) fn create(
         file: &File,
         geometry: Geometry,
         process_slot: ProcessSlot,
     ) -> io::Result<Self> {
         file.reset(geometry.index_bytes(), HUGE_PIECES)?;
-        Self::fill(Self::map(file, geometry, process_slot)?)
+        Self::initialize(Self::map(file, geometry, process_slot)?)
     }
 
-    /// One that nobody else will ever use.
+    /// Creates an index in the memory of this process, without a file.
     pub(crate) fn in_memory(geometry: Geometry) -> io::Result<Self> {
         let map = Map::anonymous(geometry.index_bytes() as usize)?;
-        Self::fill(Self::over(map, geometry, ProcessSlot::alone()))
+        Self::initialize(Self::over(map, geometry, ProcessSlot::alone()))
     }
 
-    /// Says in the header of `index`, which is all zeros, what it is.
-    fn fill(mut index: Self) -> io::Result<Self> {
+    /// Writes the header of `index`, whose words are all zero. The magic number is the last word.
+    fn initialize(mut index: Self) -> io::Result<Self> {
         let geometry = index.geometry;
         index.enter()?;
         for (word, value) in [
@@ -108,17 +113,17 @@ impl Index {
         Ok(index)
     }
 
-    /// Maps the index that `file` holds, if it has one whose header is exactly `expected`.
+    /// Maps the closed index in `file`, if its header is exactly `expected`.
     pub(crate) fn open(
         file: &File,
         expected: &HeaderCopy,
         process_slot: ProcessSlot,
     ) -> io::Result<Option<Self>> {
-        let Some(geometry) = Geometry::stated_at_rest(expected) else { return Ok(None) };
-        if !is_of(geometry, file)? {
+        let Some(geometry) = Geometry::of_closed(expected) else { return Ok(None) };
+        if !has_length_of(geometry, file)? {
             return Ok(None);
         }
-        // A copy may have holes, and a store into one can fail.
+        // The file may be a copy with holes. A store into a hole fails if the disk is full.
         file.allocate(geometry.index_bytes())?;
         let mut index = Self::map(file, geometry, process_slot)?;
         if index.header_copy() != *expected {
@@ -128,11 +133,11 @@ impl Index {
         Ok(Some(index))
     }
 
-    /// Maps the index that other processes are using, if `file` holds one.
+    /// Maps the index in `file` that other processes are using, if there is one.
     pub(crate) fn join(file: &File, process_slot: ProcessSlot) -> io::Result<Option<Self>> {
         let header = header_of(file)?;
-        let Some(geometry) = Geometry::stated(&header) else { return Ok(None) };
-        if !is_of(geometry, file)? {
+        let Some(geometry) = Geometry::of(&header) else { return Ok(None) };
+        if !has_length_of(geometry, file)? {
             return Ok(None);
         }
         let mut index = Self::map(file, geometry, process_slot)?;
@@ -140,21 +145,21 @@ impl Index {
         Ok(Some(index))
     }
 
-    /// Maps the index that `file` holds, if it has one, to be read only: that of other processes, or one whose header is
-    /// exactly `closed`. Of its methods, those that store anything must not be called.
-    pub(crate) fn look(
+    /// Maps the index in `file` read-only, if there is one: that of other processes, or the closed
+    /// one whose header is exactly `closed`. Methods that store must not be called on it.
+    pub(crate) fn open_read_only(
         file: &File,
         closed: Option<&HeaderCopy>,
         process_slot: ProcessSlot,
     ) -> io::Result<Option<Self>> {
         let header = header_of(file)?;
-        let stated = match closed {
+        let geometry = match closed {
             Some(closed) if *closed != header => None,
-            Some(closed) => Geometry::stated_at_rest(closed),
-            None => Geometry::stated(&header),
+            Some(closed) => Geometry::of_closed(closed),
+            None => Geometry::of(&header),
         };
-        let Some(geometry) = stated else { return Ok(None) };
-        if !is_of(geometry, file)? {
+        let Some(geometry) = geometry else { return Ok(None) };
+        if !has_length_of(geometry, file)? {
             return Ok(None);
         }
         let map = Map::to_read(file, geometry.index_bytes() as usize)?;
@@ -174,7 +179,7 @@ impl Index {
         std::array::from_fn(|i| self.words()[i].load(Ordering::Acquire))
     }
 
-    /// The sequence that was to be given out next when `header` was copied.
+    /// The next sequence, according to a copy of the header.
     pub(crate) fn sequence_in(header: &HeaderCopy) -> u64 {
         header[at::SEQUENCE]
     }
@@ -202,8 +207,8 @@ impl Index {
         ((u128::from(hash) * u128::from(self.geometry.primaries)) >> 64) as u32
     }
 
-    /// All that the index keeps of a hash: chain and tag. One key in 250 times as many as there are entries has the
-    /// same as another.
+    /// Chain and tag of a hash: all that the index keeps of it. There are about 250 times as many
+    /// identities as entries.
     pub(crate) fn identity(&self, hash: u64) -> u64 {
         u64::from(self.primary_of(hash)) << 32 | tag(hash)
     }
@@ -219,7 +224,7 @@ impl Index {
         self.find(hash, here).entry.map(|(slot, _)| slot)
     }
 
-    /// The generation of `clear`: entries of an older one are gone.
+    /// The current generation: entries of older ones are gone.
     pub(crate) fn generation(&self) -> u32 {
         self.words()[at::GENERATION].load(Ordering::Acquire) as u32
     }
@@ -228,12 +233,12 @@ impl Index {
         self.words()[at::SEQUENCE].fetch_add(1, Ordering::AcqRel)
     }
 
-    /// The sequence that was given out last.
+    /// The last sequence that was given out.
     pub(crate) fn last_sequence(&self) -> u64 {
         self.words()[at::SEQUENCE].load(Ordering::Acquire).saturating_sub(1)
     }
 
-    /// The recency clock as the header of the index in `file` shows it, if it is one.
+    /// The recency clock in the header of the index in `file`, if `file` is an index.
     pub(crate) fn recency_in(file: &File) -> Option<u32> {
         let header = header_of(file).ok()?;
         (header[at::MAGIC] == MAGIC).then_some(header[at::RECENCY] as u32)
@@ -243,23 +248,23 @@ impl Index {
         self.words()[at::SEQUENCE].store(sequence, Ordering::Release);
     }
 
-    /// No segment had this id yet, nor a higher one.
+    /// The lowest id above those of all segments that ever existed.
     pub(crate) fn unused_segment_id(&self) -> u64 {
         self.words()[at::NEXT_SEGMENT].load(Ordering::Acquire)
     }
 
-    /// Makes sure that the next segment id is not below `id`.
+    /// Ensures that the next segment id is not below `id`.
     pub(crate) fn raise_next_segment_id(&self, id: u64) {
         self.words()[at::NEXT_SEGMENT].fetch_max(id, Ordering::AcqRel);
     }
 
-    /// Says where the next life goes on writing: at `tail` of segment `id`.
+    /// Notes, for the next open, where the log ends: at `tail` of segment `id`.
     pub(crate) fn set_end_of_log(&self, id: u32, tail: u32) {
         self.words()[at::END_OF_LOG]
             .store(u64::from(id) | u64::from(tail) << 32, Ordering::Release);
     }
 
-    /// The segment to go on with and the place in it, as the last life noted them.
+    /// Where the log ended at the last close: segment and tail.
     pub(crate) fn end_of_log(&self) -> (u32, u32) {
         let word = self.words()[at::END_OF_LOG].load(Ordering::Acquire);
         (word as u32, (word >> 32) as u32)
@@ -274,7 +279,7 @@ impl Index {
         self.words()[at::RECENCY].store(u64::from(tick), Ordering::Relaxed);
     }
 
-    /// Counts an insert and moves the recency clock once in `inserts_per_tick` of them.
+    /// Counts an insert. Advances the recency clock once in `inserts_per_tick` inserts.
     pub(crate) fn count_insert(&self, inserts_per_tick: u64) {
         let before = self.words()[at::INSERTS].fetch_add(1, Ordering::Relaxed);
         if (before + 1).is_multiple_of(inserts_per_tick) {
@@ -283,7 +288,7 @@ impl Index {
     }
 }
 
-/// Gives every bucket that is not locked the check that fits its words.
+/// Recomputes the check of each bucket that is not locked.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn fit_checks(words: &mut [u64]) {
     let number = |at: usize| words.get(at).and_then(|w| u32::try_from(*w).ok()).unwrap_or(0);

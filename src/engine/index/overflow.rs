@@ -1,4 +1,9 @@
-//! Overflow buckets: which of them are in use, and how they are taken and given back.
+//! Overflow buckets: how they are allocated and freed.
+//!
+//! Freed buckets form a list through their control words; its head is a word of the header. If the
+//! list is empty, the next bucket that was never used is taken. A process that dies between the
+//! allocation and the link, or between the unlink and the list, loses the bucket;
+//! [`free_lost_overflow`](Index::free_lost_overflow) finds it.
 
 use super::Index;
 use super::bucket::{Bucket, Control, SLOTS};
@@ -8,7 +13,7 @@ use crate::engine::format::word::Word;
 use crate::sys::atomic::Ordering;
 
 impl Index {
-    /// How many buckets were ever in use, from the first on.
+    /// How many buckets were ever in use. They are the first ones of the index.
     pub(crate) fn buckets_in_use(&self) -> u32 {
         let next = self.words()[at::NEXT_OVERFLOW].load(Ordering::Relaxed);
         u32::try_from(next)
@@ -16,12 +21,12 @@ impl Index {
             .clamp(self.geometry.primaries, self.geometry.buckets)
     }
 
-    /// An overflow bucket that no chain uses, empty: one that was given back, or a new one.
-    pub(super) fn take_overflow(&self) -> Option<u32> {
+    /// An empty overflow bucket that no chain uses: a freed one, or one that was never used.
+    pub(super) fn allocate_overflow(&self) -> Option<u32> {
         let free = &self.words()[at::FREE_OVERFLOW];
         let mut head = free.load(Ordering::Acquire);
-        // The upper half of the head counts changes, so that a head which was taken and put back in between is
-        // not mistaken for one that stayed.
+        // The upper half of the head counts changes, against ABA: a bucket that was taken and freed
+        // again in between.
         while let Some(number) = (head as u32).checked_sub(1) {
             let Some(bucket) = self.bucket(number).filter(|_| number >= self.geometry.primaries)
             else {
@@ -30,7 +35,7 @@ impl Index {
             let next = u64::from(bucket.control().primary());
             let changed = (head >> 32).wrapping_add(1) << 32 | next;
             match free.compare_exchange_weak(head, changed, Ordering::AcqRel, Ordering::Acquire) {
-                // The list is not under any check: what holds something was not given back.
+                // No check covers the list. A bucket that is not empty was never freed: damage.
                 Ok(_) if bucket.is_empty() => return Some(number),
                 Ok(_) => head = changed,
                 Err(now) => head = now,
@@ -45,9 +50,9 @@ impl Index {
         overflow.contains(&number).then_some(number as u32)
     }
 
-    /// Puts an empty, unlinked overflow bucket on the free list. Its control word holds the next one's number
-    /// plus one; the check of seven empty words is 0.
-    pub(super) fn give_back_overflow(&self, number: u32, bucket: Bucket<'_>) {
+    /// Puts an empty, unlinked overflow bucket on the free list. Its control word holds the number
+    /// of the next one plus one. The check of seven empty words is 0.
+    pub(super) fn free_overflow(&self, number: u32, bucket: Bucket<'_>) {
         let free = &self.words()[at::FREE_OVERFLOW];
         let mut head = free.load(Ordering::Acquire);
         loop {
@@ -60,10 +65,11 @@ impl Index {
         }
     }
 
-    /// Gives back the overflow buckets that are in no chain and on no list, as whoever was about to link or to list them died.
-    /// What one of them holds is a copy of a word that is in its chain. Says whether it could see them: nobody may change
-    /// anything meanwhile. One at a time does this.
-    pub(crate) fn give_back_lost(&self) -> bool {
+    /// Frees the overflow buckets that are in no chain and not on the list: a process died while it
+    /// was about to link or to list them. A word in such a bucket is a copy of one in its chain.
+    /// Returns whether it could find them: no chain may change meanwhile. One process at a time
+    /// does this.
+    pub(crate) fn free_lost_overflow(&self) -> bool {
         let Some(before) = self.unlocks() else { return false };
         let lost = self.lost_overflow();
         if self.unlocks() != Some(before) {
@@ -74,20 +80,22 @@ impl Index {
             let (Some(bucket), Ok(locked)) = (self.bucket(number), self.lock_slot(first)) else {
                 continue;
             };
-            // Under the lock that whoever has met the copy would take to evict it.
+            // Under the lock of the chain: a process that has read the copy takes it to evict.
             SLOTS.for_each(|slot| locked.set(Slot::new(number, slot), Word::EMPTY));
-            self.give_back_overflow(number, bucket);
+            self.free_overflow(number, bucket);
         }
         true
     }
 
-    /// The overflow buckets that nothing leads to, if nobody changes anything meanwhile.
+    /// The overflow buckets that are in no chain and not on the list, if no chain changes
+    /// meanwhile.
     fn lost_overflow(&self) -> Vec<u32> {
         let primaries = self.geometry.primaries;
-        let mut is_led_to = vec![false; (self.buckets_in_use() - primaries) as usize];
+        let mut is_reached = vec![false; (self.buckets_in_use() - primaries) as usize];
         let mut note = |number: u32| {
-            let place = number.checked_sub(primaries).and_then(|at| is_led_to.get_mut(at as usize));
-            place.is_some_and(|is| !std::mem::replace(is, true))
+            let at = number.checked_sub(primaries);
+            let flag = at.and_then(|at| is_reached.get_mut(at as usize));
+            flag.is_some_and(|flag| !std::mem::replace(flag, true))
         };
         for mut bucket in (0..primaries).filter_map(|primary| self.bucket(primary)) {
             while let Some((_, next)) = self.next_of(bucket).filter(|(number, _)| note(*number)) {
@@ -98,7 +106,7 @@ impl Index {
         while let Some(number) = listed.checked_sub(1).filter(|number| note(*number)) {
             listed = self.bucket(number).map_or(0, |bucket| bucket.control().primary());
         }
-        let lost = is_led_to.iter().zip(primaries..).filter(|(is, _)| !**is);
+        let lost = is_reached.iter().zip(primaries..).filter(|(is, _)| !**is);
         lost.map(|(_, number)| number).collect()
     }
 }

@@ -1,4 +1,5 @@
-//! Copying chains out of the index, one moment of each, and putting such copies into an empty one.
+//! Copies of chains, for a snapshot: out of the index, each as it is at one moment, and back into
+//! an empty index.
 
 use super::Index;
 use super::bucket::{Bucket, Control, SLOTS};
@@ -11,15 +12,15 @@ use crate::sys::wait::Backoff;
 /// The words of one chain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Packed {
-    /// Those of the primary, in the order of its slots.
+    /// The words of the primary bucket, in the order of its slots.
     pub(crate) primary: [Word; LINE - 1],
-    /// Those of the overflow buckets, in any order.
+    /// The words of the overflow buckets, in any order.
     pub(crate) overflow: Vec<Word>,
 }
 
 impl Index {
-    /// Copies the words of chain `primary` as they are at one moment when nobody has it locked. Says whether there
-    /// was one, within about half a second.
+    /// Copies the words of chain `primary` as they are at one moment at which it is not locked.
+    /// Returns `false` if there was no such moment within about half a second.
     pub(crate) fn pack(&self, primary: u32, packed: &mut Packed) -> bool {
         let Some(first) = self.bucket(primary) else { return false };
         let mut wait = Backoff::default();
@@ -31,7 +32,8 @@ impl Index {
                     return true;
                 }
             } else if wait.should_check_owner() && self.lock_primary(primary).is_err() {
-                // Its holder lives; had it died, the lock was taken over and is free now.
+                // The owner is alive. The lock of a dead owner would have been taken over and
+                // freed.
                 return false;
             }
             if wait.is_long() {
@@ -41,7 +43,7 @@ impl Index {
         }
     }
 
-    /// What is damaged is left out: a reader would not believe it either.
+    /// Copies the chain up to the first damaged bucket: readers reject its words too.
     fn copy_chain(&self, primary: u32, control: Control, first: Bucket<'_>, packed: &mut Packed) {
         packed.primary = [Word::EMPTY; LINE - 1];
         packed.overflow.clear();
@@ -65,8 +67,8 @@ impl Index {
         }
     }
 
-    /// Fills chain `primary`, which is empty, while nobody else uses the index: words with their slots, and more
-    /// words that go where there is room. Says how many found a place.
+    /// Fills the empty chain `primary`: `words` into their slots, and `overflow` into any empty
+    /// slots. No other process uses the index. Returns how many words it stored.
     pub(crate) fn unpack(&self, primary: u32, words: &[(usize, Word)], overflow: &[Word]) -> u64 {
         if primary >= self.geometry.primaries {
             return 0;

@@ -1,4 +1,8 @@
-//! Roles: what one process at a time does for all. Each is a byte of the lock file.
+//! Roles: work that one process at a time does for all. Each role is a byte of the lock file.
+//!
+//! The kernel releases the byte of a dead holder. A living holder proves progress with a heartbeat,
+//! a counter in the header of the index. A waiter times out if the heartbeat of its role has not
+//! changed for a time in which only a stopped process makes no progress.
 
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
@@ -11,15 +15,14 @@ use crate::sys::fork::OwnFile;
 use crate::sys::lock;
 use crate::sys::wait::Backoff;
 
-/// What one process at a time may do. A byte of the lock file each, behind those of the processes.
-/// Keeps invariant I24: the kernel releases the byte of a dead process.
+/// What one process at a time may do. The bytes of the roles follow those of the processes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Lead: look after the directory when nobody asks for it. Held for as long as a process is attached.
+    /// Background work on the directory. Held for as long as its process is attached.
     Leader,
-    /// Empty segments, and take checkpoints.
+    /// Free segments, and take checkpoints.
     Space,
-    /// Claim bytes within the bound.
+    /// Claim bytes within `max_bytes`.
     Admission,
     /// Cull in the inserting call.
     Cull,
@@ -32,41 +35,42 @@ impl Role {
         i64::from(MOST_PROCESSES) + 1 + self as i64
     }
 
-    /// Where it is counted how often the role was taken, for those that are waited for.
-    fn count_at(self) -> Option<usize> {
+    /// The word of the header that is the heartbeat of the role. No process waits for the others.
+    fn heartbeat_at(self) -> Option<usize> {
         match self {
             Self::Leader | Self::Count => None,
-            Self::Space => Some(at::ROLES),
-            Self::Admission => Some(at::ROLES + 1),
-            Self::Cull => Some(at::ROLES + 2),
+            Self::Space => Some(at::HEARTBEATS),
+            Self::Admission => Some(at::HEARTBEATS + 1),
+            Self::Cull => Some(at::HEARTBEATS + 2),
         }
     }
 
-    /// How long one that has the role is waited for: so long that only one that is stopped is not done.
+    /// How long a waiter waits for the next heartbeat. Only a stopped holder needs longer.
     pub(crate) fn patience(self) -> Duration {
         match self {
             Self::Leader | Self::Count => Duration::ZERO,
-            // With checkpoints, which wait for the disk, and go on after each file.
+            // A checkpoint waits for the disk, and sends a heartbeat after each file.
             Self::Space => Duration::from_secs(10),
             Self::Admission | Self::Cull => Duration::from_secs(1),
         }
     }
 }
 
-/// What came of waiting for a role.
+/// The result of waiting for a role.
 pub(crate) enum Waited<T, I> {
     Acquired(T),
-    /// There is no need of it any more.
+    /// The role is not needed any more.
     Instead(I),
 }
 
-/// The error of whoever waited for a role in vain.
+/// The error of a wait for a role that timed out.
 pub(crate) fn busy(operation: &'static str) -> Error {
-    let why = "another process makes room, and does not come to its end; it may be stopped";
+    let why = "timed out waiting for another process to free space; it may be stopped";
     Error::new(ErrorKind::Busy, operation).with_source(why)
 }
 
-/// A role among processes, had until this is dropped. Threads of one process need a lock of their own beside.
+/// A role that this process holds until this is dropped. It excludes other processes only: the
+/// threads of a process need a lock of their own.
 #[derive(Debug)]
 pub(crate) struct RoleGuard<'a> {
     locks: Option<&'a OwnFile>,
@@ -77,16 +81,16 @@ impl Drop for RoleGuard<'_> {
     fn drop(&mut self) {
         let locks = self.locks.filter(|locks| locks.is_ours());
         if let Some(Err(error)) = locks.map(|locks| lock::unlock(locks, self.role.byte())) {
-            tracing::error!(role = ?self.role, %error, "cannot let go of a lock");
+            tracing::error!(role = ?self.role, %error, "cannot release a lock");
         }
     }
 }
 
 impl Index {
-    /// Takes a role, if no other process has it.
+    /// Acquires a role, if no other process holds it.
     ///
     /// # Errors
-    /// If the kernel refuses.
+    /// If the kernel refuses the lock.
     pub(crate) fn try_acquire(&self, role: Role) -> Result<Option<RoleGuard<'_>>> {
         let Some(locks) = self.process_slot.locks.as_deref() else {
             return Ok(Some(RoleGuard { locks: None, role }));
@@ -100,57 +104,60 @@ impl Index {
         Ok(taken.then_some(RoleGuard { locks: Some(locks), role }))
     }
 
-    /// Says, of a role that this process has, that it is at work: whoever waits for the role begins to count anew.
+    /// Shows that this process, which holds `role`, makes progress. All waiters for the role start
+    /// their timeout again.
     pub(crate) fn heartbeat(&self, role: Role) {
-        if let Some(count) = role.count_at() {
-            self.words()[count].fetch_add(1, Ordering::Relaxed);
+        if let Some(at) = role.heartbeat_at() {
+            self.words()[at].fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// How often the role was taken, and whoever had it went on.
+    /// The number of heartbeats of the role; each acquisition is one too.
     pub(crate) fn heartbeats(&self, role: Role) -> u64 {
-        role.count_at().map_or(0, |count| self.words()[count].load(Ordering::Relaxed))
+        role.heartbeat_at().map_or(0, |at| self.words()[at].load(Ordering::Relaxed))
     }
 
-    /// The same, but waits for another process.
+    /// Acquires a role; waits while another process holds it.
     ///
     /// # Errors
-    /// `Busy` if one that has it does not go on for so long that it must be stopped, or very many were faster; or if the kernel
-    /// refuses.
+    /// `Busy` if the role had no heartbeat for the role's [patience](Role::patience), or if other
+    /// processes acquired it first for six times that long; or if the kernel refuses the lock.
     pub(crate) fn acquire(&self, role: Role) -> Result<RoleGuard<'_>> {
         let Waited::Acquired(held) = self.acquire_or(role, || Ok(None::<Infallible>))?;
         Ok(held)
     }
 
-    /// The same, or until `instead`, which is asked about once a millisecond, says that there is no need any more.
+    /// The same, but stops waiting when `instead` returns a value: the role is not needed any more.
+    /// Calls `instead` about once a millisecond.
     ///
     /// # Errors
-    /// As [`acquire`](Index::acquire), or what `instead` says.
+    /// As [`acquire`](Index::acquire), or the error of `instead`.
     pub(crate) fn acquire_or<I>(
         &self,
         role: Role,
         mut instead: impl FnMut() -> Result<Option<I>>,
     ) -> Result<Waited<RoleGuard<'_>, I>> {
         const ASKED_EVERY: Duration = Duration::from_millis(1);
-        /// Where many wait for the role, and each takes its time.
-        const MOST_TURNS: u32 = 6;
+        /// The longest wait, in multiples of the patience, while heartbeats arrive: many processes
+        /// may wait for the role, and each holds it for some time.
+        const MOST_PATIENCE: u32 = 6;
         let (mut wait, started) = (Backoff::default(), Instant::now());
         let mut asked = started;
-        // Whoever had it at first may be done: then nobody is stopped yet.
-        let (mut heartbeats, mut turned) = (self.heartbeats(role), started);
+        // The first holder may release the role at once, so the timeout starts now.
+        let (mut heartbeats, mut last_heartbeat) = (self.heartbeats(role), started);
         loop {
             if let Some(held) = self.try_acquire(role)? {
                 return Ok(Waited::Acquired(held));
             }
             let now = self.heartbeats(role);
             if now != heartbeats {
-                (heartbeats, turned) = (now, Instant::now());
+                (heartbeats, last_heartbeat) = (now, Instant::now());
             }
-            let is_over = || {
-                turned.elapsed() > role.patience()
-                    || started.elapsed() > MOST_TURNS * role.patience()
+            let is_timed_out = || {
+                last_heartbeat.elapsed() > role.patience()
+                    || started.elapsed() > MOST_PATIENCE * role.patience()
             };
-            if wait.owner_had_time() && is_over() {
+            if wait.owner_had_time() && is_timed_out() {
                 return Err(busy("lock the directory"));
             }
             if asked.elapsed() > ASKED_EVERY {

@@ -13,6 +13,7 @@
 //! changes a state.
 
 use super::Index;
+use super::process_slot::Owner;
 use crate::engine::format::index_header::{LINE, SEGMENTS_AT, at};
 use crate::sys::atomic::{AtomicU64, Ordering};
 
@@ -78,7 +79,7 @@ pub(crate) struct SegmentInfo {
     pub(crate) state: SegmentState,
     pub(crate) synced: bool,
     pub(crate) failed: bool,
-    pub(crate) owner: u32,
+    pub(crate) owner: Owner,
     pub(crate) len: u64,
     /// All records before this offset are finished.
     pub(crate) finished: u32,
@@ -110,7 +111,7 @@ fn info(line: &Line) -> Option<SegmentInfo> {
         state: state_of(word)?,
         synced: word & SYNCED != 0,
         failed: word & FAILED != 0,
-        owner: owner as u32,
+        owner: Owner::from_bits(owner as u32),
         len: (owner >> 32) * LEN_UNIT,
         finished: places as u32,
         tail: (places >> 32) as u32,
@@ -197,7 +198,7 @@ impl Index {
     }
 
     fn owner_and_len(&self, len: u64) -> u64 {
-        u64::from(self.owner()) | len.div_ceil(LEN_UNIT) << 32
+        u64::from(self.owner().bits()) | len.div_ceil(LEN_UNIT) << 32
     }
 
     /// free -> sealed: enters a segment whose file was found while no other process is attached. A
@@ -262,7 +263,7 @@ impl Index {
     pub(crate) fn resume_segment(&self, id: u32, end: u32) {
         self.set_segment_tail(id, end, end);
         self.take_edge(id, Edge::Resume);
-        self.adopt_segment(id, 0);
+        self.adopt_segment(id, Owner::NONE);
     }
 
     /// sealed -> emptied: no entry names segment `id` any more.
@@ -313,10 +314,10 @@ impl Index {
 
     /// Gives the active segment `id`, whose owner `from` is gone, to this process. `false` if the
     /// segment has another owner or is not active any more. Keeps invariant I26.
-    pub(crate) fn adopt_segment(&self, id: u32, from: u32) -> bool {
+    pub(crate) fn adopt_segment(&self, id: u32, from: Owner) -> bool {
         let Some(line) = self.line_of(id) else { return false };
-        let own = |word: u64| word & !LOW | u64::from(self.owner());
-        let take = |word: u64| (word as u32 == from).then(|| own(word));
+        let own = |word: u64| word & !LOW | u64::from(self.owner().bits());
+        let take = |word: u64| (word as u32 == from.bits()).then(|| own(word));
         let Ok(was) = line[1].fetch_update(Ordering::AcqRel, Ordering::Acquire, take) else {
             return false;
         };
@@ -339,7 +340,7 @@ impl Index {
     /// The orphans: active segments without an owner, or whose owner is dead.
     pub(crate) fn orphans(&self) -> Vec<SegmentInfo> {
         let mut active = self.segments_in(SegmentState::Active);
-        active.retain(|segment| segment.owner == 0 || !self.is_alive(segment.owner));
+        active.retain(|segment| segment.owner.is_none() || !self.is_alive(segment.owner));
         active
     }
 

@@ -1,10 +1,12 @@
-//! A slot of a bucket, what a probe says of the word in it, and what a walk along a chain found.
+//! A slot of a bucket, and the types of a lookup: [`Probe`], the answer about one word, and
+//! [`Found`], the result of a walk along a chain.
 
 use super::bucket::Control;
 use crate::engine::format::index_header::LINE;
 use crate::engine::format::word::Word;
 
-/// The place of an entry word: bucket and slot in one number, the same in the index and in the hints.
+/// The position of an entry word: bucket and slot in one number, the same in the index and in the
+/// hints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Slot(u64);
 
@@ -31,33 +33,33 @@ impl Slot {
     }
 }
 
-/// What a probe says of a word whose tag fits.
+/// What the record of a word with the right tag turned out to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Probe {
-    /// It is this key's.
+    /// A record of this key.
     Match,
-    /// It is another key's.
+    /// A record of another key.
     Other,
-    /// Nobody can say.
+    /// The record cannot be read.
     Unreadable,
 }
 
-/// What a walk along a chain found.
+/// The result of a walk along a chain.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Found {
-    /// The primary's control word before the walk.
+    /// The control word of the primary before the walk.
     pub(crate) control: Control,
-    /// The key's slot and word.
+    /// The slot and the word of the key.
     pub(crate) entry: Option<(Slot, Word)>,
-    /// A slot whose word has the key's tag and cannot be read: the first.
+    /// The first slot whose word has the tag of the key and whose record cannot be read.
     pub(crate) unreadable: Option<(Slot, Word)>,
-    /// Whether the walk saw words that do not fit their check.
+    /// Whether the walk saw a wrong check.
     pub(super) damaged: bool,
 }
 
 impl Found {
-    /// Whether a recovery may bring an entry back that the chain does not have: it lost one, or somebody who may die may
-    /// have stamped one.
+    /// Whether a recovery may bring back an entry that the chain does not have: the chain lost one,
+    /// or its owner may have stamped one and may die before it publishes it.
     pub(crate) fn has_lost(&self) -> bool {
         self.control.has_lost() || self.control.is_locked()
     }

@@ -18,7 +18,7 @@ fn hash(index: &Index, bucket: u64, tag: u64) -> u64 {
     hash
 }
 
-/// A smaller one where everything takes long.
+/// Fewer entries under Miri, which is slow.
 const MANY: u64 = if cfg!(miri) { 200 } else { 4_000 };
 
 fn put(index: &Index, hash: u64, word: Word) {
@@ -32,7 +32,7 @@ fn is(word: Word) -> impl FnMut(Word) -> Probe {
 }
 
 #[test]
-fn a_word_keeps_its_parts() {
+fn a_word_keeps_tag_segment_and_offset() {
     let word = Word::new(0x3ff, u32::MAX, (MAX_OFFSET - OFFSET_UNIT) as u32);
     assert_eq!((word.segment(), word.offset()), (u32::MAX, (MAX_OFFSET - OFFSET_UNIT) as u32));
     assert!(word.has_tag_of(0xffff_ffff_ffff_ffff) && !word.has_tag_of(0));
@@ -57,7 +57,7 @@ fn chains_grow_and_every_entry_is_found() {
 }
 
 #[test]
-fn a_chain_has_an_end() {
+fn a_chain_does_not_grow_beyond_its_limit() {
     let index = index(MANY);
     let hash = hash(&index, 0, 1);
     let mut placed = 0u32;
@@ -73,7 +73,7 @@ fn a_chain_has_an_end() {
 }
 
 #[test]
-fn a_stray_write_is_noticed_by_readers_and_wiped_by_writers() {
+fn readers_detect_a_stray_write_and_writers_wipe_it() {
     let index = index(100);
     let hash = hash(&index, 5, 9);
     let word = Word::new(hash, 1, 64);
@@ -105,7 +105,7 @@ fn the_count_is_exact_at_the_bound_and_per_generation() {
 }
 
 #[test]
-fn an_index_is_opened_only_as_it_was_left() {
+fn an_index_opens_only_with_the_header_of_its_close() {
     let file = File::nameless().unwrap();
     let index = Index::create(&file, Geometry::for_entries(100, 16), ProcessSlot::alone()).unwrap();
     index.next_sequence();
@@ -116,10 +116,10 @@ fn an_index_is_opened_only_as_it_was_left() {
 }
 
 #[test]
-fn overflow_buckets_that_are_empty_again_serve_other_chains() {
+fn empty_overflow_buckets_are_reused_by_other_chains() {
     let index = index(MANY);
     let free = index.geometry().buckets - index.geometry().primaries;
-    // Each takes four of them.
+    // Each round takes four overflow buckets.
     for round in 0..if cfg!(miri) { free / 3 } else { free } {
         let bucket = u64::from(round % index.geometry().primaries);
         let words: Vec<_> =
@@ -139,19 +139,19 @@ fn overflow_buckets_that_are_empty_again_serve_other_chains() {
 }
 
 #[test]
-fn a_lock_that_nobody_holds_holds_nobody_up() {
+fn a_lock_without_a_living_owner_is_taken_over() {
     let index = index(100);
     let hash = hash(&index, 5, 9);
     let word = Word::new(hash, 1, 64);
     put(&index, hash, word);
     let bucket = index.bucket(5).unwrap();
-    // One flipped bit: the check still fits.
+    // One flipped bit sets the lock bit. The check is still right.
     bucket.set_control(bucket::Control(bucket.control().0 | 1));
     assert!(!index.is_damaged(hash, &index.find(hash, is(word))));
     assert_eq!(index.lock(hash).unwrap().wiped(), 0);
     assert!(index.find(hash, is(word)).entry.is_some());
-    // The lock of one who died: what it did is good as far as it went.
-    bucket.set_control(bucket.control().locked_by(8));
+    // The lock of a dead process: the words that it stored are valid.
+    bucket.set_control(bucket.control().locked_by(Owner::from_bits(8)));
     assert!(!index.is_damaged(hash, &index.find(hash, is(word))));
     assert_eq!(index.lock(hash).unwrap().wiped(), 0);
     assert!(index.find(hash, is(word)).entry.is_some());
@@ -159,32 +159,32 @@ fn a_lock_that_nobody_holds_holds_nobody_up() {
 }
 
 #[test]
-fn a_lock_of_the_living_is_waited_for_and_one_that_is_stolen_is_noticed() {
+fn a_living_owner_is_waited_for_and_a_stolen_lock_is_detected() {
     let index = index(100);
     let hash = hash(&index, 5, 9);
     let locked = index.lock(hash).unwrap();
     assert!(matches!(index.lock(hash), Err(Busy)));
     let bucket = index.bucket(5).unwrap();
-    bucket.set_control(bucket.control().locked_by(8));
+    bucket.set_control(bucket.control().locked_by(Owner::from_bits(8)));
     assert_eq!(locked.unlock(), Err(Stolen));
 }
 
 #[test]
-fn what_was_looked_at_while_a_lock_was_held_is_looked_at_again_after_its_take_over() {
+fn a_lookup_under_a_lock_is_repeated_after_a_takeover() {
     let index = index(100);
     let hash = hash(&index, 5, 9);
     let bucket = index.bucket(5).unwrap();
-    bucket.set_control(bucket.control().locked_by(8));
+    bucket.set_control(bucket.control().locked_by(Owner::from_bits(8)));
     let found = index.find(hash, is(Word::EMPTY));
-    assert!(found.has_lost(), "what its holder has stamped may come back with a recovery");
-    // Its holder publishes, and dies.
+    assert!(found.has_lost(), "a recovery may bring back a record that the owner has stamped");
+    // The owner publishes, and dies.
     bucket.set_word(1, Word::new(hash, 1, 64));
     let locked = index.lock(hash).unwrap();
     assert!(!locked.unchanged_since(&found) && locked.has_lost());
 }
 
 #[test]
-fn who_takes_the_clear_lock_over_knows_whether_the_clear_was_done() {
+fn a_takeover_of_the_clear_lock_tells_if_the_clear_was_done() {
     let index = index(100);
     for begun in [false, true] {
         let lock = index.lock_clear().unwrap();
@@ -192,13 +192,13 @@ fn who_takes_the_clear_lock_over_knows_whether_the_clear_was_done() {
         if begun {
             index.begin_generation(index.generation() + 1);
         }
-        // Its holder is another, who died.
+        // As if the owner were another process, which died.
         let word = &index.words()[at::CLEAR_LOCK];
         word.store(word.load(Ordering::Relaxed) ^ 2 << 20, Ordering::Relaxed);
         drop(lock);
         assert_eq!(index.lock_clear().unwrap().unfinished, !begun);
         if !begun {
-            // Nobody has done it yet.
+            // The clear is still not done.
             let lock = index.lock_clear().unwrap();
             assert!(lock.unfinished);
             index.begin_generation(index.generation() + 1);
@@ -207,16 +207,16 @@ fn who_takes_the_clear_lock_over_knows_whether_the_clear_was_done() {
 }
 
 #[test]
-fn whoever_finds_a_generation_counted_that_has_not_begun_has_it_begin() {
+fn a_half_begun_generation_is_begun_by_the_next_writer() {
     let index = index(100);
     assert_eq!(index.count_up(0, 2), CountUp::Counted);
-    // A clear stands still between its two stores.
+    // A clear is stopped between its two stores.
     index.count_from_zero(1);
     assert_eq!((index.generation(), index.count()), (0, 0));
     assert_eq!(index.count_up(0, 2), CountUp::OtherGeneration);
     assert_eq!(index.generation(), 1);
     assert_eq!(index.count_up(1, 2), CountUp::Counted);
-    // It goes on, when another one has been as well.
+    // It continues, the second time after a later clear.
     index.begin_generation(1);
     assert_eq!((index.generation(), index.count()), (1, 1));
     index.begin_generation(2);
@@ -227,7 +227,7 @@ fn whoever_finds_a_generation_counted_that_has_not_begun_has_it_begin() {
 }
 
 #[test]
-fn whoever_lost_the_clear_lock_is_told_and_leaves_it_alone() {
+fn a_stolen_clear_lock_is_reported_and_not_released() {
     let index = index(100);
     let word = &index.words()[at::CLEAR_LOCK];
     let lock = index.lock_clear().unwrap();
@@ -245,7 +245,7 @@ fn whoever_lost_the_clear_lock_is_told_and_leaves_it_alone() {
 }
 
 #[test]
-fn links_and_lists_that_lead_astray_are_not_followed() {
+fn wrong_links_and_free_lists_are_not_followed() {
     let index = index(100);
     let stray = |from: u32, to: u32| {
         let bucket = index.bucket(from).unwrap();
@@ -254,7 +254,7 @@ fn links_and_lists_that_lead_astray_are_not_followed() {
     };
     let (mine, others) = (hash(&index, 3, 1), hash(&index, 4, 1));
     put(&index, others, Word::new(others, 2, 64));
-    // To another primary, and to itself.
+    // Links to another primary, and to the bucket itself.
     for to in [4, 3] {
         stray(3, to);
         for i in 1..=20 {
@@ -267,7 +267,7 @@ fn links_and_lists_that_lead_astray_are_not_followed() {
             index.lock_slot(slot.0).unwrap().clear(slot.0);
         }
     }
-    // A free list that leads to a primary, beyond the end, and to what is in use.
+    // Free lists that begin at a primary, beyond the end, and at a bucket in use.
     put(&index, mine, Word::new(mine, 7, 64));
     for head in [5, u64::from(u32::MAX), u64::from(index.geometry().primaries) + 1] {
         index.words()[at::FREE_OVERFLOW].store(head, Ordering::Release);
@@ -283,43 +283,43 @@ fn links_and_lists_that_lead_astray_are_not_followed() {
     }
 }
 
-/// The line of segment `id` in the table.
+/// The row of segment `id` in the segment table.
 fn segment_line(index: &Index, id: u32) -> &[AtomicU64] {
     let at = SEGMENTS_AT + (id % index.geometry().segments) as usize * LINE;
     &index.words()[at..at + LINE]
 }
 
 #[test]
-fn a_removal_that_was_not_counted_is_counted_by_the_next_to_look() {
+fn an_uncounted_drop_is_counted_by_the_next_process() {
     let index = index(100);
     let id = index.create_segment(16 << 10).unwrap();
     assert!(index.activate_segment(id));
     index.seal_segment(id);
     assert!(index.empty_segment(id));
-    // As far as a process that died in the midst of `drop_segment` came.
+    // As `drop_segment` leaves it if the process dies before the count.
     let line = segment_line(&index, id);
     line[4].store(u64::MAX, Ordering::Release);
     line[0].store(u64::from(id) | (SegmentState::Dropped as u64) << 32, Ordering::Release);
     let before = index.drops();
     index.free_dropped(before);
-    assert_eq!(index.segment_state(id), Some(SegmentState::Dropped), "nobody was told of it yet");
+    assert_eq!(index.segment_state(id), Some(SegmentState::Dropped), "not acknowledged yet");
     assert_eq!(index.drops(), before + 1);
     index.free_dropped(index.drops());
     assert_eq!((index.segment_state(id), index.segment_bytes()), (None, 0));
 }
 
 #[test]
-fn the_place_of_a_segment_that_is_gone_has_no_owner() {
+fn the_row_of_a_freed_segment_has_no_owner() {
     let index = index(100);
     let id = index.create_segment(16 << 10).unwrap();
     assert!(index.is_own(index.segment(id).unwrap().owner));
     index.free_segment(id);
-    // Whoever begins the next one there stores its state first.
+    // The next segment in this row stores its state before its owner.
     assert_eq!(segment_line(&index, id)[1].load(Ordering::Acquire), 0);
 }
 
 #[test]
-fn buckets_that_one_who_died_was_about_to_link_serve_others() {
+fn buckets_lost_by_a_dead_process_are_found_and_reused() {
     let index = index(4_000);
     let put_all = |bucket: u64| {
         for i in 1..=19u32 {
@@ -331,13 +331,13 @@ fn buckets_that_one_who_died_was_about_to_link_serve_others() {
         }
     };
     put_all(3);
-    // One came as far as the copy of the word that was to move, the other took a bucket and did nothing yet.
+    // One process died after it copied the word that moves, another right after it allocated.
     let copied = Word::new(hash(&index, 3, 7), 7, 64);
     let copy = index.words()[at::NEXT_OVERFLOW].fetch_add(2, Ordering::AcqRel) as u32;
     let bucket = index.bucket(copy).unwrap();
     bucket.set_word(1, copied);
     bucket.set_control(bucket::Control::of_overflow(bucket.computed_check(), 3));
-    // What was given back is on the list, and none of them.
+    // Freed buckets are on the list: they are not lost.
     put_all(4);
     (1..=19).for_each(|i| {
         let hash = hash(&index, 4, i);
@@ -346,14 +346,14 @@ fn buckets_that_one_who_died_was_about_to_link_serve_others() {
     });
     let used = index.buckets_in_use();
     let all = || index.reached_entries().count();
-    assert_eq!(all(), 19, "what is in no chain counts for nothing");
+    assert_eq!(all(), 19, "a bucket in no chain does not count");
     let locked = index.lock(hash(&index, 9, 1)).unwrap();
-    assert!(!index.give_back_lost(), "whoever has a lock may be about to link one");
+    assert!(!index.free_lost_overflow(), "the owner of a lock may be about to link a bucket");
     drop(locked);
-    assert!(index.give_back_lost() && index.give_back_lost());
+    assert!(index.free_lost_overflow() && index.free_lost_overflow());
     assert_eq!((all(), index.chain_words(3).len()), (19, 19));
     assert!(index.find(hash(&index, 3, 7), is(copied)).entry.is_some());
-    // Two of them held chain 4, two were lost.
+    // They reuse two buckets of chain 4 and two lost ones.
     put_all(5);
     put_all(6);
     assert_eq!((index.buckets_in_use(), all()), (used, 57));
@@ -363,13 +363,13 @@ fn buckets_that_one_who_died_was_about_to_link_serve_others() {
 }
 
 #[test]
-fn a_bucket_that_the_dead_did_not_come_to_link_counts_for_nothing() {
+fn a_bucket_that_was_never_linked_does_not_count() {
     let index = index(100);
     let words: Vec<_> = (1..=7).map(|i| Word::new(hash(&index, 3, i), i as u32, 64)).collect();
     words.iter().for_each(|word| put(&index, hash(&index, 3, word.tag()), *word));
-    // As far as a chain grows before the link is stored, the check of the new bucket not yet.
-    let taken = index.geometry().primaries;
-    let bucket = index.bucket(taken).unwrap();
+    // A chain grows up to the store of the link; the check of the new bucket is not stored yet.
+    let new = index.geometry().primaries;
+    let bucket = index.bucket(new).unwrap();
     bucket.set_control(bucket::Control::of_overflow(0, 3));
     bucket.set_word(1, index.bucket(3).unwrap().word(bucket::LAST_SLOT));
     assert_eq!(index.reached_entries().count(), 7);
@@ -377,22 +377,22 @@ fn a_bucket_that_the_dead_did_not_come_to_link_counts_for_nothing() {
 }
 
 #[test]
-fn an_id_is_taken_with_a_place_that_is_free_and_by_nobody_who_is_refused() {
+fn a_refused_segment_consumes_no_id() {
     let index = index(10);
-    let places = index.geometry().segments;
-    let ids: Vec<_> = (0..places).map(|_| index.create_segment(4096).unwrap()).collect();
-    assert_eq!(ids, (1..=places).collect::<Vec<_>>());
+    let rows = index.geometry().segments;
+    let ids: Vec<_> = (0..rows).map(|_| index.create_segment(4096).unwrap()).collect();
+    assert_eq!(ids, (1..=rows).collect::<Vec<_>>());
     let before = index.unused_segment_id();
     (0..1000).for_each(|_| assert_eq!(index.create_segment(4096), None));
-    assert_eq!(index.unused_segment_id(), before, "no id is used up in vain");
+    assert_eq!(index.unused_segment_id(), before, "a refused segment consumes no id");
     index.free_segment(7);
-    assert_eq!(index.create_segment(4096), Some(places + 7));
+    assert_eq!(index.create_segment(4096), Some(rows + 7));
     assert_eq!(index.create_segment(4096), None);
     assert!(!index.are_ids_used_up());
 }
 
 #[test]
-fn no_segment_gets_an_id_that_the_next_opening_passes_over() {
+fn no_segment_gets_an_id_above_the_highest() {
     let index = index(10);
     index.raise_next_segment_id(u64::from(HIGHEST_SEGMENT));
     assert!(!index.are_ids_used_up());
@@ -402,18 +402,18 @@ fn no_segment_gets_an_id_that_the_next_opening_passes_over() {
 }
 
 #[test]
-fn who_came_too_late_to_adopt_a_segment_does_not_keep_it() {
+fn a_late_adoption_of_a_segment_is_undone() {
     let index = index(10);
     let id = index.create_segment(16 << 10).unwrap();
     assert!(index.activate_segment(id));
     index.orphan_segment(id);
     let len = index.segment(id).unwrap().len;
-    // As where it became another one's place after it was found.
+    // As if the row became that of another segment after it was found.
     index.seal_segment(id);
-    assert!(!index.adopt_segment(id, 0));
+    assert!(!index.adopt_segment(id, Owner::NONE));
     let left = index.segment(id).unwrap();
-    assert_eq!((left.owner, left.len), (0, len));
+    assert_eq!((left.owner, left.len), (Owner::NONE, len));
     index.resume_segment(id, 64);
     index.orphan_segment(id);
-    assert!(index.adopt_segment(id, 0) && index.is_own(index.segment(id).unwrap().owner));
+    assert!(index.adopt_segment(id, Owner::NONE) && index.is_own(index.segment(id).unwrap().owner));
 }

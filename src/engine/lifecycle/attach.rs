@@ -198,7 +198,7 @@ impl Attached {
             storage,
             stats,
             number,
-            index.owner(),
+            index.owner().bits(),
             options.clock.now(),
             !is_shared,
         )?;

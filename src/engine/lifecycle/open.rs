@@ -176,7 +176,8 @@ impl Opening<'_> {
         let watch = Watch::new(&file).map_err(unusable)?;
         let seen = |index, segments| Observed { index, segments, watch };
         if is_live {
-            let index = Index::look(&file, None, process_slot.clone()).map_err(at_index)?;
+            let index =
+                Index::open_read_only(&file, None, process_slot.clone()).map_err(at_index)?;
             return Ok(seen(index.ok_or_else(no_index)?, Vec::new()));
         }
         let state_path = directory.file("state");
@@ -185,8 +186,8 @@ impl Opening<'_> {
         let options = options.for_limits(state.limits());
         // Salvaged or not: whoever opens it later goes on with this one, and it is not given up.
         if let Some(header) = state.clean()
-            && let Some(index) =
-                Index::look(&file, Some(header), process_slot.clone()).map_err(at_index)?
+            && let Some(index) = Index::open_read_only(&file, Some(header), process_slot.clone())
+                .map_err(at_index)?
         {
             return Ok(seen(index, Vec::new()));
         }

@@ -133,7 +133,7 @@ impl Log {
         for SegmentInfo { id, owner, .. } in self.index.segments_in(SegmentState::Creating) {
             // A segment without an owner is being created at this moment. If the owner has detached
             // since the table was read, the segment was activated before, and the abort fails.
-            if owner != 0 && !self.index.is_alive(owner) {
+            if !owner.is_none() && !self.index.is_alive(owner) {
                 self.index.abort_segment(id);
             }
         }

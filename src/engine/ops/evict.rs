@@ -131,7 +131,7 @@ impl Engine {
         let mut none_is_lost = false;
         for _ in 0..ATTEMPTS {
             // Or what the dead were about to move would count twice.
-            none_is_lost = none_is_lost || self.index.give_back_lost();
+            none_is_lost = none_is_lost || self.index.free_lost_overflow();
             let Some(before) = self.index.unlocks().filter(|_| none_is_lost) else {
                 self.index.release_locks_of_dead();
                 continue;

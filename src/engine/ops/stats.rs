@@ -1,6 +1,7 @@
 //! Statistics over all processes that share the directory.
 
 use crate::engine::Engine;
+use crate::engine::index::Owner;
 use crate::engine::shared::stats_file::{StatsLine, WORDS, add};
 use crate::entry::{ProcessStats, Stats};
 use crate::error::{Error, Result};
@@ -25,7 +26,8 @@ impl Engine {
 
     /// Whether the process that a line is of is attached.
     fn is_of_living(&self, line: &StatsLine) -> bool {
-        u32::try_from(line[0]).is_ok_and(|owner| owner != 0 && self.index.is_alive(owner))
+        u32::try_from(line[0])
+            .is_ok_and(|owner| owner != 0 && self.index.is_alive(Owner::from_bits(owner)))
     }
 
     /// What all processes have counted since one opened the directory that nobody had open.
