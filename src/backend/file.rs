@@ -42,7 +42,7 @@ impl FileBackend {
     ) -> Result<Self> {
         let attached = Self::attach(storage, dir, options)?;
         let place = Arc::new(AttachmentCell::empty());
-        attached.note_place(&place);
+        attached.note_holder(&place);
         place.store(Some(attached));
         // So that a later change of the working directory does not matter.
         let dir = std::path::absolute(dir).map_err(|e| Error::io("open", dir, e))?;
@@ -60,7 +60,7 @@ impl FileBackend {
             return if may_write(storage, dir)? {
                 Attached::open(storage, dir, &options)
             } else {
-                Attached::look(storage, dir, &options)
+                Attached::open_read_only(storage, dir, &options)
             };
         }
         Attached::open(storage, dir, options)
@@ -85,7 +85,7 @@ impl FileBackend {
     #[inline]
     fn attached(&self) -> Option<Guard<Option<Arc<Attached>>>> {
         let guard = self.attached.load();
-        guard.as_ref().is_some_and(|attached| attached.is_of_use()).then_some(guard)
+        guard.as_ref().is_some_and(|attached| attached.is_usable()).then_some(guard)
     }
 
     // Keeps invariant I6.
@@ -95,9 +95,9 @@ impl FileBackend {
         let options = Options { keep_limits: true, salvage: false, ..self.options.clone() };
         // First, because the process that rebuilds the index may need the space that the old
         // attachment holds.
-        empty(&self.attached, |before| before.is_ours() && !before.is_of_use());
+        empty(&self.attached, |before| before.is_ours() && !before.is_usable());
         let attached = Self::attach(self.storage, &self.dir, &options)?;
-        attached.note_place(&self.attached);
+        attached.note_holder(&self.attached);
         self.replace(Some(attached.clone()));
         Ok(Held::Own(attached))
     }

@@ -1,4 +1,5 @@
-//! The bell: what wakes the background thread.
+//! The bell: wakes the background thread. Callers set flags and ring; the thread waits until a flag
+//! is set or a time is over, then takes the flags.
 
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,10 +11,14 @@ pub(crate) struct Bell {
     rung: Condvar,
 }
 
+/// Why the background thread was woken.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Calls {
+    /// There is work of any kind.
     pub(crate) work: bool,
+    /// There are entries of an older generation.
     pub(crate) sweep: bool,
+    /// The thread must end. Never reset.
     pub(crate) stop: bool,
 }
 
@@ -24,22 +29,23 @@ impl Calls {
 }
 
 impl Bell {
+    /// Changes the flags and wakes the thread.
     pub(crate) fn call(&self, change: impl FnOnce(&mut Calls)) {
         change(&mut self.calls.lock().unwrap_or_else(PoisonError::into_inner));
         self.rung.notify_one();
     }
 
-    /// There is something to do.
+    /// Wakes the thread because there is work.
     pub(crate) fn ring(&self) {
         self.call(|calls| calls.work = true);
     }
 
-    /// There are entries of an older generation to sweep.
+    /// Wakes the thread because there are entries of an older generation to sweep.
     pub(crate) fn ring_for_sweep(&self) {
         self.call(|calls| calls.sweep = true);
     }
 
-    /// Waits for a call, or for `at_most`.
+    /// Waits until a flag is set, at most for `at_most`. Takes and resets the flags.
     pub(crate) fn wait(&self, at_most: Duration) -> Calls {
         let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.rung.wait_timeout_while(calls, at_most, |calls| !calls.is_any());

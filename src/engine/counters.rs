@@ -1,5 +1,5 @@
-//! What the engine counts. Each thread has a cache line of its own, or shares one with few others, so that
-//! counting a read costs no other core anything.
+//! The counters of an engine, in 16 stripes. A thread counts in one stripe, which it shares with
+//! few other threads. So counting a read seldom takes a cache line from another core.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 

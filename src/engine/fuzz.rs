@@ -1,6 +1,6 @@
-//! What fuzz targets check inside the engine. Not part of the library.
+//! The checks of the fuzz targets inside the engine. Not part of the library.
 
-#![expect(clippy::panic, reason = "this is how a fuzz target says what it found")]
+#![expect(clippy::panic, reason = "a fuzz target reports a failure by a panic")]
 use std::path::Path;
 
 use crate::engine::format::record::{self, Record, RecordPlace};
@@ -16,23 +16,24 @@ use crate::limits::Limits;
 use crate::options::Options;
 use crate::sys::storage::{Access, SYSTEM};
 
-/// A record that begins with this where its check goes is given the one that fits.
+/// A record whose check is this gets the right checks.
 const TO_BE_FITTED: [u8; 4] = *b"fit!";
 
-/// Takes any bytes for the file of a segment: as they are, and behind a header that fits, with checks that fit
-/// wherever they ask for that. A scan ends, stays within the file, and yields sound records alone, each once.
+/// Scans any bytes as the file of a segment: as they are, and behind a valid header, with right
+/// checks where the bytes ask for them. The scan ends, stays within the file, and yields only valid
+/// records, each once.
 ///
 /// `path` is a file to write to.
 ///
 /// # Panics
-/// If it does not.
+/// If the scan does not.
 pub(crate) fn segment_scan(path: &Path, bytes: &[u8]) {
     const ID: u32 = 1;
     let Some((salt, records)) = bytes.split_first_chunk::<8>() else { return };
     let salt = u64::from_le_bytes(*salt);
     let mut fitted = segment_header::file_of(ID, salt, records);
     let last = fitted.len().saturating_sub(record::HEADER_LEN - 1);
-    // From the end, as a check that is fitted covers what lies behind it.
+    // From the end, because a check covers the bytes behind it.
     for offset in (segment_header::LEN..last).step_by(ALIGN).rev() {
         let header = &fitted[offset..];
         let len = u32::from_le_bytes(std::array::from_fn(|i| header[i])) as usize;
@@ -45,7 +46,7 @@ pub(crate) fn segment_scan(path: &Path, bytes: &[u8]) {
     }
     scan(path, ID, bytes);
     let sound = scan(path, ID, &fitted);
-    // Where the first record belongs, nothing can hide it.
+    // A valid record at the first offset must be found.
     let first = RecordPlace { salt, offset: segment_header::LEN as u32 };
     let first_len = fitted.get(segment_header::LEN..segment_header::LEN + 4);
     let first_len =
@@ -57,7 +58,7 @@ pub(crate) fn segment_scan(path: &Path, bytes: &[u8]) {
     }
 }
 
-/// Scans the file and says how many records there are.
+/// Scans the file and returns the number of records.
 fn scan(path: &Path, id: u32, bytes: &[u8]) -> usize {
     let written = SYSTEM.open_or_create(path).and_then(|(file, _)| {
         file.set_len(0)?;
@@ -90,9 +91,9 @@ fn scan(path: &Path, id: u32, bytes: &[u8]) -> usize {
     found
 }
 
-/// Changes words of an index file as `bytes` say, and makes its buckets' checks fit if asked to.
+/// Changes words of an index file as `bytes` say. With `fit`, recomputes the checks of its buckets.
 ///
-/// Each change takes 11 bytes: what to do, the place, and the word or another place.
+/// A change has 11 bytes: the operation, the position, and the word or another position.
 pub(crate) fn change_index(file: &mut [u8], bytes: &[u8], fit: bool) {
     let mut words: Vec<u64> = file
         .chunks_exact(8)
@@ -119,9 +120,10 @@ pub(crate) fn change_index(file: &mut [u8], bytes: &[u8], fit: bool) {
     }
 }
 
-/// Changes bytes of a snapshot as `bytes` say, and makes its checks fit if asked to.
+/// Changes bytes of a snapshot as `bytes` say. With `fit`, recomputes its checks.
 ///
-/// Each change takes 4 bytes: what to do, the place, and the byte or, times eight, the distance to another place.
+/// A change has 4 bytes: the operation, the position (2), and the byte or, in units of eight bytes,
+/// the distance to another position.
 pub(crate) fn change_snapshot(file: &mut [u8], bytes: &[u8], fit: bool) {
     let places: Vec<usize> = (0..256.min(file.len())).chain(4096..file.len()).collect();
     for change in bytes.chunks_exact(4).filter(|_| !places.is_empty()) {
@@ -131,7 +133,7 @@ pub(crate) fn change_snapshot(file: &mut [u8], bytes: &[u8], fit: bool) {
             0 => file[at] = change[3],
             1 => file[at] ^= change[3],
             2 => file[at] = file[at].wrapping_add(change[3]),
-            // Eight bytes of another place, a word perhaps.
+            // Eight bytes of another position, perhaps a word.
             _ => {
                 let from = at.saturating_sub(usize::from(change[3]) * 8);
                 let len = 8.min(file.len() - at);

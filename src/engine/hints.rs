@@ -1,9 +1,12 @@
-//! Hints: for each slot of the index, how recently its entry was used, when it expires, of which generation it is,
-//! and what [`Eviction::Adaptive`](crate::options::Eviction) notes of its uses. A file mapped beside the index, never synced, never believed: what a hint suggests is looked up in the
-//! record before anything is removed for it.
+//! Hints: for each slot of the index, when its entry was last used, when it expires, its
+//! generation, and the state of [`Eviction::Adaptive`](crate::options::Eviction).
 //!
-//! One word a slot: `expiry in seconds, rounded up (32) | generation, low bits (8) | proven | uses (2) | recency tick
-//! (21)`.
+//! A mapped file beside the index. It is never synced, and a hint is never believed: before an
+//! entry is removed because of its hint, its record is read.
+//!
+//! Each slot has a word: `expiry in seconds, rounded up (32) | generation, low bits (8) | main |
+//! uses (2) | recency tick (21)`. The bit `main` says that the entry is in the main queue and not
+//! on probation.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +20,7 @@ use crate::time::Timestamp;
 
 const TICK_BITS: u32 = 21;
 const TICK_MASK: u32 = (1 << TICK_BITS) - 1;
-/// The uses are counted up to this.
+/// The count of uses stops here.
 pub(crate) const MOST_USES: u8 = 3;
 const ONE_USE: u64 = 1 << TICK_BITS;
 const USES: u64 = MOST_USES as u64 * ONE_USE;
@@ -25,7 +28,7 @@ const MAIN: u64 = USES + ONE_USE;
 const GENERATION_SHIFT: u32 = 24;
 const NEVER: u32 = u32::MAX;
 
-/// A hint as it was read.
+/// A hint, as read at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Hint(u64);
 
@@ -43,63 +46,65 @@ impl Hint {
         Self(self.0 & !u64::from(TICK_MASK) | u64::from(tick & TICK_MASK))
     }
 
-    /// The same with one more use, if there is room to count it.
+    /// The same with one more use, up to [`MOST_USES`].
     fn used_once_more(self) -> Self {
         Self(if self.uses() < MOST_USES { self.0 + ONE_USE } else { self.0 })
     }
 
-    /// The same for an entry that is proven, with so many uses to its credit.
+    /// The same for an entry in the main queue with so many uses.
     pub(crate) fn in_main(self, uses: u8) -> Self {
         let uses = u64::from(uses.min(MOST_USES)) * ONE_USE;
         Self(self.0 & !USES | MAIN | uses)
     }
 
-    /// The same, with the uses of the entry that `before` was for, and one more.
+    /// The same with queue and uses of `before`, the hint of the replaced entry, and one more use.
     pub(crate) fn again(self, before: Self) -> Self {
         Self(self.0 | before.0 & (USES | MAIN)).used_once_more()
     }
 
-    /// How often the entry was used since it came, or was last looked at by the culler; 3 at most.
+    /// How often the entry was used since it was inserted or last examined by a cull; at most 3.
     pub(crate) fn uses(self) -> u8 {
         (self.0 >> TICK_BITS) as u8 & MOST_USES
     }
 
-    /// Whether the entry is one that was used again and again.
+    /// Whether the entry is in the main queue.
     pub(crate) fn is_main(self) -> bool {
         self.0 & MAIN != 0
     }
 
-    /// How many ticks ago the entry was used. 0 if that was after `now`, as it may be where the clock was read before
-    /// the hint; so what is nearly as old as the clock can tell is as good as new, and no entry gets that old.
+    /// How many ticks before `now` the entry was used. 0 if it was used after `now`, which happens
+    /// if the clock was read before the hint. Therefore the oldest eighth of the ages that the
+    /// clock can tell apart counts as 0; no entry becomes that old.
     pub(crate) fn age(self, now: u32) -> u32 {
         const LATER: u32 = TICK_MASK - TICK_MASK / 8;
         let age = now.wrapping_sub(self.0 as u32) & TICK_MASK;
         if age > LATER { 0 } else { age }
     }
 
-    /// The clock's tick when the entry was used, as far as it is kept.
+    /// The low bits of the recency clock when the entry was used.
     pub(crate) fn tick(self) -> u32 {
         self.0 as u32 & TICK_MASK
     }
 
-    /// When the entry seems to expire, in milliseconds since 1970, at most a second late; the maximum for never.
+    /// When the entry expires, according to the hint: milliseconds since 1970, at most a second too
+    /// late; the maximum for never.
     pub(crate) fn expiry_millis(self) -> u64 {
         let seconds = (self.0 >> 32) as u32;
         if seconds == NEVER { u64::MAX } else { u64::from(seconds) * 1000 }
     }
 
-    /// Whether the entry seems to have expired.
+    /// Whether the entry has expired, according to the hint.
     pub(crate) fn is_expired(self, now: Timestamp) -> bool {
         self.expiry_millis() <= now.as_millis()
     }
 
-    /// Whether the entry seems to be of another generation.
+    /// Whether the entry is of another generation, according to the hint.
     pub(crate) fn is_of_other(self, generation: u32) -> bool {
         (self.0 >> GENERATION_SHIFT) as u8 != generation as u8
     }
 }
 
-/// An onlooker has none: a map that no slot is in.
+/// The mapped hints. An observer has none.
 pub(crate) struct Hints(Map);
 
 impl Hints {
@@ -112,14 +117,14 @@ impl Hints {
         if file.len()? != geometry.hint_bytes() {
             return Ok(None);
         }
-        // A copy may have holes, and a store into one can fail.
+        // The file may be a copy with holes. A store into a hole fails if the disk is full.
         file.allocate(geometry.hint_bytes())?;
         Map::new(file, geometry.hint_bytes() as usize).map(|map| Some(Self(map)))
     }
 
-    /// Of no slot: what is noted is forgotten.
+    /// Hints for no slot: every store is ignored.
     pub(crate) fn none() -> io::Result<Self> {
-        // The first word of a bucket is no slot's.
+        // The first word of a bucket belongs to no slot.
         Map::anonymous(8).map(Self)
     }
 
@@ -149,8 +154,8 @@ impl Hints {
         }
     }
 
-    /// Notes that the entry in `slot` was used at `tick`, and counts the use if `counted`. Writes nothing if all
-    /// that was noted already.
+    /// Notes that the entry in `slot` was used at `tick`, and counts the use if `counted`. Stores
+    /// nothing if the hint does not change.
     pub(crate) fn touch(&self, slot: Slot, tick: u32, counted: bool) {
         let seen = self.get(slot);
         let mut used = seen.stamped(tick);
@@ -158,7 +163,7 @@ impl Hints {
             used = used.used_once_more();
         }
         if used != seen {
-            // A writer who changed the hint meanwhile stamped it too.
+            // A writer that changed the hint meanwhile has stamped it too.
             self.replace(slot, seen, used);
         }
     }
@@ -186,10 +191,10 @@ mod tests {
         assert_eq!((fresh.uses(), fresh.is_main()), (0, false));
         let used = (0..5).fold(fresh, |hint, _| hint.used_once_more());
         assert_eq!((used.uses(), used.is_main(), used.age(9)), (MOST_USES, false, 2));
-        let proven = used.in_main(1).stamped(8);
-        assert_eq!((proven.uses(), proven.is_main(), proven.age(9)), (1, true, 1));
-        assert!(!proven.is_of_other(0xff) && proven.expiry_millis() == 6000);
-        let again = Hint::new(None, 3, 12).again(proven);
+        let main = used.in_main(1).stamped(8);
+        assert_eq!((main.uses(), main.is_main(), main.age(9)), (1, true, 1));
+        assert!(!main.is_of_other(0xff) && main.expiry_millis() == 6000);
+        let again = Hint::new(None, 3, 12).again(main);
         assert_eq!((again.uses(), again.is_main(), again.age(12)), (2, true, 0));
         assert!(!again.is_of_other(3));
     }

@@ -1,16 +1,16 @@
-//! The hot tier: what is expensive to get again of entries that are read again and again, in memory, least recently
-//! used first out, bounded in bytes. Of an entry it keeps the verified bytes, a value that was decoded from them,
-//! or both, each on its own.
+//! The hot tier: an LRU in memory, bounded in bytes, for entries that are read often. It keeps the
+//! verified bytes of an entry, a value decoded from them, or both; each is an item of its own.
 //!
-//! It is keyed by the entry word. A word means one record forever, and a reader comes here with the word that
-//! the index holds now, so nothing here can be stale.
+//! The key is the entry word. A word names one record forever, and a reader looks up the word that
+//! the index has now. So no item can be stale.
 //!
-//! Reading a small entry where it lies costs about as much as a look into an LRU, so most reads must not pay for
-//! one: a small table of fingerprints, the door, says whether a word is inside, or was read before and should
-//! come in. An entry that is read once never gets in.
+//! To read a small entry from its segment costs about as much as a lookup in an LRU. So most reads
+//! must not pay for that lookup: the doorkeeper, a small table of fingerprints, says whether a word
+//! is in the LRU, or was read before and should be inserted. An entry that is read once is never
+//! inserted.
 //!
-//! Decoded values are of the program's own types, and dropping one may call the cache again: none is dropped
-//! while a shard is locked.
+//! Decoded values have types of the program, and the drop of one may call the cache again. So none
+//! is dropped while a shard is locked.
 
 use std::any::TypeId;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
@@ -25,20 +25,21 @@ use crate::engine::format::word::Word;
 use crate::entry::{Decoded, Expiry, SharedValue, Stored};
 
 const SHARDS: usize = 16;
-const DOOR_ENTRIES: usize = 1 << 16;
-/// What an entry takes beside its key and value, roughly.
+/// The fingerprints of the doorkeeper.
+const FINGERPRINTS: usize = 1 << 16;
+/// The approximate memory of an item beside its key and value, in bytes.
 const OVERHEAD: u64 = 192;
-/// A value larger than this part of a shard would push out too much.
+/// The largest value is this part of a shard: a larger one would evict too much.
 const LARGEST_SHARE: u64 = 4;
 
-/// In what form an entry is kept. Each has a place of its own.
+/// The form in which an entry is kept. Each form is an item of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
     Bytes,
     Decoded,
 }
 
-/// Where a form of an entry is kept.
+/// The key of an item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct HotKey {
     word: Word,
@@ -94,7 +95,7 @@ impl HotEntry {
         }
     }
 
-    /// The decoded value and when it expires, if it is a `wanted`.
+    /// The decoded value and its expiry, if its type is `wanted`.
     pub(crate) fn decoded(&self, wanted: TypeId) -> Option<(SharedValue, Expiry)> {
         match &self.content {
             HotContent::Decoded { value, expires_at } if value.is_a(wanted) => {
@@ -105,19 +106,20 @@ impl HotEntry {
     }
 }
 
-/// What the door says about a word.
+/// What the doorkeeper knows about a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Doorkeeper {
     /// It was not read lately.
     Unknown,
-    /// It was read before: worth keeping if it is read again now.
+    /// It was read before. If it is read now, it should be inserted.
     Seen,
-    /// It is probably inside.
+    /// It is probably in the LRU.
     Inside,
 }
 
 pub(crate) struct HotTier {
-    door: Box<[AtomicU32]>,
+    /// The doorkeeper: `fingerprint | is inside (1)`.
+    fingerprints: Box<[AtomicU32]>,
     shards: Box<[Mutex<Shard>]>,
     shard_capacity: u64,
     bytes: AtomicU64,
@@ -134,9 +136,9 @@ struct Shard {
 impl HotTier {
     /// A hot tier of at most `capacity` bytes; 0 for none.
     pub(crate) fn new(capacity: u64) -> Self {
-        let (door, shards) = if capacity == 0 { (0, 0) } else { (DOOR_ENTRIES, SHARDS) };
+        let (fingerprints, shards) = if capacity == 0 { (0, 0) } else { (FINGERPRINTS, SHARDS) };
         Self {
-            door: (0..door).map(|_| AtomicU32::new(0)).collect(),
+            fingerprints: (0..fingerprints).map(|_| AtomicU32::new(0)).collect(),
             shards: (0..shards).map(|_| Mutex::default()).collect(),
             shard_capacity: capacity / SHARDS as u64,
             bytes: AtomicU64::new(0),
@@ -147,15 +149,16 @@ impl HotTier {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    fn door_of(&self, place: HotKey) -> Option<(&AtomicU32, u32)> {
-        let mixed = place.mix();
+    /// The doorkeeper's cell for a key, and the fingerprint of the key.
+    fn fingerprint_of(&self, key: HotKey) -> Option<(&AtomicU32, u32)> {
+        let mixed = key.mix();
         let fingerprint = (mixed as u32) & !1 | 2;
-        Some((self.door.get(mixed as usize >> 32 & (DOOR_ENTRIES - 1))?, fingerprint))
+        Some((self.fingerprints.get(mixed as usize >> 32 & (FINGERPRINTS - 1))?, fingerprint))
     }
 
-    /// Asks the door about a word that is being read in this form, and tells it.
+    /// Notes that a word is read in this form. Returns what the doorkeeper knew of it before.
     pub(crate) fn observe(&self, word: Word, form: Form) -> Doorkeeper {
-        let Some((entry, fingerprint)) = self.door_of(HotKey { word, form }) else {
+        let Some((entry, fingerprint)) = self.fingerprint_of(HotKey { word, form }) else {
             return Doorkeeper::Unknown;
         };
         let seen = entry.load(Ordering::Relaxed);
@@ -169,19 +172,19 @@ impl HotTier {
         }
     }
 
-    /// Whether this form of a word is inside, probably. The door is not told.
+    /// Whether this form of a word is probably in the LRU. Notes nothing.
     pub(crate) fn is_inside(&self, word: Word, form: Form) -> bool {
-        self.door_of(HotKey { word, form })
+        self.fingerprint_of(HotKey { word, form })
             .is_some_and(|(entry, fingerprint)| entry.load(Ordering::Relaxed) == fingerprint | 1)
     }
 
-    fn shard(&self, place: HotKey) -> Option<std::sync::MutexGuard<'_, Shard>> {
-        let shard = self.shards.get((place.mix() >> 60) as usize % SHARDS)?;
+    fn shard(&self, key: HotKey) -> Option<std::sync::MutexGuard<'_, Shard>> {
+        let shard = self.shards.get((key.mix() >> 60) as usize % SHARDS)?;
         Some(shard.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What `take` makes of the entry of `word` in this form, if it is here; it is the most recently used then.
-    /// `take` runs while others wait.
+    /// Calls `take` with the item of `word` in this form, if it is here, and makes it the most
+    /// recently used one. The shard is locked while `take` runs.
     pub(crate) fn get<R>(
         &self,
         word: Word,
@@ -189,49 +192,49 @@ impl HotTier {
         key: &[u8],
         take: impl FnOnce(&HotEntry) -> Option<R>,
     ) -> Option<R> {
-        let place = HotKey { word, form };
-        let mut shard = self.shard(place)?;
-        if let RawEntryMut::Occupied(mut entry) = shard.entries.raw_entry_mut().from_key(&place)
+        let hot_key = HotKey { word, form };
+        let mut shard = self.shard(hot_key)?;
+        if let RawEntryMut::Occupied(mut entry) = shard.entries.raw_entry_mut().from_key(&hot_key)
             && *entry.get().key == *key
         {
             entry.to_back();
             return take(entry.get());
         }
         drop(shard);
-        // It was pushed out. Let the next read decide anew.
-        let (door, fingerprint) = self.door_of(place)?;
-        door.store(fingerprint, Ordering::Relaxed);
+        // It was evicted. The next read finds it `Seen` and inserts it again.
+        let (cell, fingerprint) = self.fingerprint_of(hot_key)?;
+        cell.store(fingerprint, Ordering::Relaxed);
         None
     }
 
-    /// Whether content of this many bytes may come in.
+    /// Whether content of this many bytes may be inserted.
     pub(crate) fn admits(&self, len: usize) -> bool {
         len as u64 + OVERHEAD <= self.shard_capacity / LARGEST_SHARE
     }
 
     pub(crate) fn insert(&self, word: Word, entry: HotEntry) {
-        let place = HotKey { word, form: entry.form() };
+        let hot_key = HotKey { word, form: entry.form() };
         // Dropped after the lock is released.
-        let mut pushed_out = Vec::new();
-        let Some(mut shard) = self.shard(place) else { return };
+        let mut evicted = Vec::new();
+        let Some(mut shard) = self.shard(hot_key) else { return };
         let (before, weight) = (shard.bytes, entry.weight());
         shard.bytes += weight;
-        let old = shard.entries.insert(place, entry);
+        let old = shard.entries.insert(hot_key, entry);
         shard.bytes -= old.as_ref().map_or(0, HotEntry::weight);
-        pushed_out.extend(old);
+        evicted.extend(old);
         while shard.bytes > self.shard_capacity {
-            let Some((_, out)) = shard.entries.pop_front() else { break };
-            shard.bytes -= out.weight();
-            pushed_out.push(out);
+            let Some((_, oldest)) = shard.entries.pop_front() else { break };
+            shard.bytes -= oldest.weight();
+            evicted.push(oldest);
         }
         self.bytes.fetch_add(shard.bytes.wrapping_sub(before), Ordering::Relaxed);
         drop(shard);
-        if let Some((door, fingerprint)) = self.door_of(place) {
-            door.store(fingerprint | 1, Ordering::Relaxed);
+        if let Some((cell, fingerprint)) = self.fingerprint_of(hot_key) {
+            cell.store(fingerprint | 1, Ordering::Relaxed);
         }
     }
 
-    /// Empties it.
+    /// Removes all items.
     pub(crate) fn clear(&self) {
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -243,7 +246,7 @@ impl HotTier {
     }
 }
 
-/// A place is mixed already.
+/// The hasher of the LRU: a key is mixed already.
 #[derive(Default)]
 struct Mixed(u64);
 

@@ -5,7 +5,25 @@
 //! one chain. [`ops::read`] takes no lock. [`ops::cull`] keeps `max_entries`, [`ops::reclaim`]
 //! `max_bytes`. [`lifecycle::recovery`] rebuilds the index after an unclean end.
 //!
-//! `ARCHITECTURE.md` is the map of this folder; `docs/design/overview.md` has the reasons and the
+//! The folder has floors. A file uses only its own floor and those below:
+//!
+//! ```text
+//! lifecycle    attach, observe, detach; open and recover a directory; values in pieces
+//! ops          what an open engine does: read, commit, clear, cull, reclaim, checkpoint, check
+//! mod.rs       `Engine`: the parts of an open directory, and small queries on them
+//! log  blob    records in segments; large values in files of their own
+//! shared  eviction
+//!              what processes share beside the index; which entries are evicted
+//! hints  hot_tier  bell  counters
+//!              state of a process beside the index: hints per slot, values in memory, the
+//!              wake-up of the background thread, statistics
+//! index        the mapped index: chains, counts, the attach table, roles, the segment table
+//! format       the bytes of each file; no I/O
+//! ```
+//!
+//! `tests` has the tests of a whole engine, `fuzz` the entry points of the fuzz targets.
+//!
+//! `ARCHITECTURE.md` describes each file; `docs/design/overview.md` has the reasons and the
 //! invariants.
 
 mod bell;
@@ -61,39 +79,42 @@ pub(crate) struct Engine {
     blobs: Blobs,
     claims: Arc<Claims>,
     hot: HotTier,
-    /// What `Eviction::Adaptive` goes by; nothing for `Eviction::Lru`.
+    /// The state of `Eviction::Adaptive`; `None` with `Eviction::Lru`.
     ghosts: Option<GhostQueue>,
     counters: Counters,
     stats_file: StatsFile,
-    /// Held by whoever culls, so that two inserts at the bound do not both make room.
+    /// Held by the thread that culls, so that two inserts at the bound do not both evict.
     culling: WaitQueue<()>,
-    /// Taken with [`Role::Count`], which is for processes.
+    /// Among threads what [`Role::Count`](index::Role::Count) is among processes.
     counting: Mutex<()>,
-    /// Held by the thread that has the process's turn to empty segments.
+    /// Held by the thread that holds the role *space* for this process.
     emptying: WaitQueue<()>,
     mode: Mode,
-    /// What the log had taken when the background last looked.
+    /// How many bytes the log had taken when the background thread last ran.
     seen_appended: AtomicU64,
-    /// Held by the background while it works, so that a check does not see its work half done.
+    /// Held by the background thread while it works, so that a check does not see half of a change.
     chores: Mutex<()>,
     bell: Bell,
-    /// The bucket at which the next insert that has to make room looks for the coldest entries.
+    /// The bucket at which the next insert that must evict starts to search for cold entries.
     next_few: AtomicU32,
-    /// The last generation of which this process has swept what is older, but for what it had to leave.
+    /// The last generation before which this process has swept everything, except for chains that
+    /// were locked.
     passed_over: AtomicU32,
+    /// Whether it was logged that the bound on entries evicts.
     told_of_entries: AtomicBool,
+    /// Whether it was logged that the bound on bytes evicts.
     told_of_bytes: AtomicBool,
 }
 
-/// What part this process has in the directory.
+/// How this process uses the directory.
 pub(crate) enum Mode {
-    /// It is one of those that share it.
+    /// It is attached, and shares the directory with other processes.
     ReadWrite(Box<Mutex<CheckpointFiles>>),
-    /// It is an [`onlooker`], who changes nothing.
+    /// It is an [observer](lifecycle::observer), and changes nothing.
     ReadOnly(ReadOnlyAttachment),
 }
 
-/// What an engine is made of.
+/// The parameters of [`Engine::new`].
 pub(crate) struct Parts {
     options: Options,
     hasher: KeyHasher,
@@ -139,7 +160,7 @@ impl Engine {
 }
 
 impl Engine {
-    /// The bound on entries: `max_entries`, or fewer where `max_bytes` could not hold them.
+    /// The bound on entries: `max_entries`, or fewer if `max_bytes` is too small for so many.
     fn max_entries(&self) -> u64 {
         self.index.max_entries()
     }
@@ -148,23 +169,23 @@ impl Engine {
         expires_at.is_some_and(|end| end <= self.options.clock.now())
     }
 
-    /// Whether this process only reads what is there.
+    /// Whether this process is an observer.
     fn is_read_only(&self) -> bool {
         matches!(self.mode, Mode::ReadOnly(_))
     }
 
-    /// Whether this process looks on, at an index that does not count any more.
+    /// Whether this process is an observer of an index that was retired.
     #[inline]
     fn is_outdated(&self) -> bool {
-        matches!(&self.mode, Mode::ReadOnly(looking) if looking.is_outdated())
+        matches!(&self.mode, Mode::ReadOnly(attachment) if attachment.is_outdated())
     }
 
-    /// See [`Claims::claim`]. Nobody sees what an onlooker claims.
+    /// See [`Claims::claim`]. The claims of an observer are not visible to other processes.
     pub(crate) fn claim(&self, key: ClaimKey<'_>) -> Claimed {
         if self.is_read_only() { Claimed::Mine(Claim::default()) } else { self.claims.claim(key) }
     }
 
-    /// The number of entries, expired ones that were not reaped yet included.
+    /// The number of entries, including expired ones that were not reaped yet.
     pub(crate) fn len(&self) -> u64 {
         if self.is_read_only() { self.index.count() } else { self.index.settled_count() }
     }
@@ -172,17 +193,17 @@ impl Engine {
     /// Whether `max_entries` is enforced in the inserting call, with exact counts.
     /// Keeps invariant I3.
     fn culls_inline(&self) -> bool {
-        // The limit of an index that was made for far more may have been lowered; going through all of it takes long.
+        // If the limit of a large index was lowered, a pass over all its buckets still takes long.
         self.max_entries() <= INLINE_CULL_ENTRIES
             && self.index.geometry().most_entries() <= 4 * INLINE_CULL_ENTRIES
     }
 
-    /// Waits until every acknowledged write is on the disk.
+    /// Waits until all acknowledged writes are on the disk.
     pub(crate) fn flush(&self) -> Result<()> {
         if self.is_read_only() {
             return Ok(());
         }
-        // Emptied segments too: their tombstones count until the next checkpoint.
+        // Emptied segments too: a recovery needs their tombstones until the next checkpoint.
         self.log.sync(true)
     }
 
@@ -201,7 +222,7 @@ impl Engine {
         stats
     }
 
-    /// Whether the next commit waits for the disk, or may have to remove many entries by itself.
+    /// Whether the next commit waits for the disk, or may have to evict many entries.
     pub(crate) fn commits_take_long(&self) -> bool {
         let culls = self.culls_inline() || self.index.limits().cull_frequency == 0;
         self.syncs_each_write()
@@ -212,10 +233,11 @@ impl Engine {
         self.options.durability == Durability::Sync
     }
 
-    /// Says, the first time, that `bound` makes entries go.
+    /// Logs, the first time, that `bound` evicts entries.
     fn tell_once(&self, told: &AtomicBool, bound: &'static str) {
         if !told.load(Ordering::Relaxed) && !told.swap(true, Ordering::Relaxed) {
-            tracing::info!(dir = %self.dir.display(), bound, "the cache is full; entries are evicted from now on");
+            let dir = self.dir.display();
+            tracing::info!(%dir, bound, "the cache is full; entries are evicted from now on");
         }
     }
 }

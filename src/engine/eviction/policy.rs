@@ -1,34 +1,38 @@
-//! Which entries the culler gives up: a pure function of how many entries there are of each kind and age.
+//! The eviction policy: which entries a cull evicts. A pure function of the number of entries of
+//! each queue and age.
 //!
-//! *LRU.* The oldest go, and of one age those that were written first.
+//! *LRU.* Evicts the oldest entries, and of one age those that were written first.
 //!
-//! *Adaptive* (after S3-FIFO, Yang et al., SOSP 2023). Entries come on trial. While more are on trial than their
-//! share, the oldest of them are looked at: one that was used twice or more is proven from now on, another goes.
-//! Otherwise the oldest proven ones are: one that was used since it was last looked at gives one use for another
-//! turn, another goes. What was given up on trial and is soon asked for again is proven at once, and it moves the
-//! share (see [`balance`](crate::engine::eviction::ghosts)).
+//! *Adaptive* (an S3-FIFO variant; Yang et al., SOSP 2023). New entries start on probation. While
+//! more entries are on probation than the probation share, the policy examines the oldest of them:
+//! an entry that was used twice or more moves to the main queue, another is evicted. Otherwise it
+//! examines the oldest entries of the main queue: an entry that was used since its last examination
+//! stays and loses one use, another is evicted. An evicted entry that is soon inserted again enters
+//! the main queue at once, and changes the share (see [`ghosts`](crate::engine::eviction::ghosts)).
 //!
-//! It departs from S3-FIFO in two ways. Entries are ordered by their last use where that has queues, since the stamp of
-//! the last use is there already: it keeps what is used in bursts. And the share of entries on trial is not a tenth
-//! but what pays: with a tenth, no choice of the other numbers did for all of the traces in `benches/hit_ratio`.
+//! There are two differences to S3-FIFO. Entries are ordered by their last use and not in FIFO
+//! queues, because the stamp of the last use exists already; that keeps entries that are used in
+//! bursts. And the probation share is not a tenth but adapts: with a tenth, no choice of the other
+//! numbers was good for all traces in `benches/hit_ratio`.
 
 use crate::engine::hints::{Hint, MOST_USES};
 use crate::options::Eviction;
 
-/// Ages are told apart up to this many ticks; the clock ticks 256 times while the cache turns over once.
+/// Ages above this many ticks count as one age. The clock ticks 256 times while as many entries are
+/// inserted as the cache has.
 const AGES: usize = 1024;
-/// So many uses on trial prove an entry.
-const PROVES: u8 = 2;
+/// This many uses on probation move an entry to the main queue.
+const USES_TO_PASS: u8 = 2;
 
-const KINDS: usize = 3 + MOST_USES as usize;
+const QUEUES: usize = 3 + MOST_USES as usize;
 
-/// What the choice is made by, beside the age.
+/// What the policy decides on beside the age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Queue {
     Probation,
-    /// On trial, and used often enough.
+    /// On probation, and used often enough for the main queue.
     Passed,
-    /// Main, with so many uses to its credit.
+    /// Main, with this many uses.
     Main(u8),
 }
 
@@ -36,7 +40,7 @@ impl Queue {
     fn of(policy: Eviction, hint: Hint) -> Self {
         match policy {
             Eviction::Adaptive if hint.is_main() => Self::Main(hint.uses()),
-            Eviction::Adaptive if hint.uses() >= PROVES => Self::Passed,
+            Eviction::Adaptive if hint.uses() >= USES_TO_PASS => Self::Passed,
             _ => Self::Probation,
         }
     }
@@ -50,13 +54,13 @@ impl Queue {
     }
 }
 
-/// How many entries there are of each kind and age.
+/// How many entries there are of each queue and age.
 pub(crate) struct Ages {
     policy: Eviction,
     counts: Vec<[u32; AGES]>,
 }
 
-/// Up to where a choice goes: everything older, and so many of that age.
+/// How far a choice reaches: all older entries, and this many of that age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Edge {
     age: usize,
@@ -67,13 +71,14 @@ impl Edge {
     const NOTHING: Self = Self { age: AGES, of_that_age: 0 };
 }
 
-/// Which entries go.
+/// Which entries a cull evicts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Choice {
     policy: Eviction,
     probation: Edge,
-    proven: Edge,
-    /// How often every proven entry was looked at before the edge was come to.
+    main: Edge,
+    /// How often each entry of the main queue was examined before the last round, which ends at the
+    /// edge.
     rounds: u8,
 }
 
@@ -82,9 +87,10 @@ pub(crate) struct Choice {
 pub(crate) enum Fate {
     Stays,
     Goes,
-    /// It is one of those that [`Choice::at_the_edge`] says how many go of, of the first or the second kind.
+    /// The entry has the age of an edge, of probation (0) or main (1).
+    /// [`Choice::at_the_edge`] says how many such entries are evicted.
     AtTheEdge(usize),
-    /// It stays, with another hint.
+    /// The entry stays, with another hint.
     Becomes(Hint),
 }
 
@@ -94,14 +100,14 @@ fn bin(age: u32) -> usize {
 
 impl Ages {
     pub(crate) fn new(policy: Eviction) -> Self {
-        let kinds = if policy == Eviction::Lru { 1 } else { KINDS };
-        Self { policy, counts: vec![[0; AGES]; kinds] }
+        let queues = if policy == Eviction::Lru { 1 } else { QUEUES };
+        Self { policy, counts: vec![[0; AGES]; queues] }
     }
 
     /// Counts an entry; `now` is the recency clock.
     pub(crate) fn add(&mut self, hint: Hint, now: u32) {
-        let kind = Queue::of(self.policy, hint);
-        self.counts[kind.number()][bin(hint.age(now))] += 1;
+        let queue = Queue::of(self.policy, hint);
+        self.counts[queue.number()][bin(hint.age(now))] += 1;
     }
 
     /// How many entries were counted.
@@ -109,31 +115,32 @@ impl Ages {
         self.counts.iter().flatten().map(|count| u64::from(*count)).sum()
     }
 
-    fn of(&self, kind: Queue, age: usize) -> u64 {
-        self.counts.get(kind.number()).map_or(0, |ages| u64::from(ages[age]))
+    fn of(&self, queue: Queue, age: usize) -> u64 {
+        self.counts.get(queue.number()).map_or(0, |ages| u64::from(ages[age]))
     }
 
-    fn all(&self, kind: Queue) -> u64 {
-        (0..AGES).map(|age| self.of(kind, age)).sum()
+    fn all(&self, queue: Queue) -> u64 {
+        (0..AGES).map(|age| self.of(queue, age)).sum()
     }
 
-    /// Looks at entries of `kind`, the oldest first, until `left` of them are found, or `enough` says so of an age.
-    /// Takes what it found from `left`.
-    fn edge(&self, kind: Queue, left: &mut u64, mut enough: impl FnMut(usize) -> bool) -> Edge {
+    /// Goes through the entries of `queue`, the oldest first, until it has found `left` of them, or
+    /// `enough` returns `true` for an age. Subtracts the number of found entries from `left`.
+    fn edge(&self, queue: Queue, left: &mut u64, mut enough: impl FnMut(usize) -> bool) -> Edge {
         for age in (0..AGES).rev() {
             if enough(age) {
                 return Edge { age, of_that_age: 0 };
             }
-            let there = self.of(kind, age);
+            let there = self.of(queue, age);
             if there >= *left {
                 return Edge { age, of_that_age: std::mem::take(left) };
             }
             *left -= there;
         }
-        Edge { age: 0, of_that_age: self.of(kind, 0) }
+        Edge { age: 0, of_that_age: self.of(queue, 0) }
     }
 
-    /// The choice that makes `count` entries go, or all. `share`: how many may be on trial.
+    /// The choice that evicts `count` entries, or all if there are fewer. `share` is how many may
+    /// be on probation.
     pub(crate) fn choose(&self, count: u64, share: u64) -> Choice {
         match self.policy {
             Eviction::Lru => self.choose_oldest(count),
@@ -145,10 +152,10 @@ impl Ages {
 
     fn choose_oldest(&self, count: u64) -> Choice {
         let probation = self.edge(Queue::Probation, &mut { count }, |_| false);
-        Choice { policy: Eviction::Lru, probation, proven: Edge::NOTHING, rounds: 0 }
+        Choice { policy: Eviction::Lru, probation, main: Edge::NOTHING, rounds: 0 }
     }
 
-    /// The same entries, whatever their kind.
+    /// The same entries in one queue.
     fn flat(&self) -> Self {
         let mut flat = Self::new(Eviction::Lru);
         for ages in &self.counts {
@@ -159,10 +166,10 @@ impl Ages {
         flat
     }
 
-    /// `None` if that would take more entries on trial than may go.
+    /// `None` if too few entries are in the main queue to evict so many.
     fn choose_adaptively(&self, count: u64, share: u64) -> Option<Choice> {
         let mut left = count;
-        // As many as go now are soon there again, on trial.
+        // The evicted entries will soon be replaced by as many new ones, on probation.
         let share = share.saturating_sub(count);
         let mut too_many =
             (self.all(Queue::Probation) + self.all(Queue::Passed)).saturating_sub(share);
@@ -173,12 +180,12 @@ impl Ages {
             is_enough
         });
         let mut choice =
-            Choice { policy: Eviction::Adaptive, probation, proven: Edge::NOTHING, rounds: 0 };
+            Choice { policy: Eviction::Adaptive, probation, main: Edge::NOTHING, rounds: 0 };
         while left > 0 {
             if choice.rounds > MOST_USES {
                 return None;
             }
-            choice.proven = self.edge(Queue::Main(choice.rounds), &mut left, |_| false);
+            choice.main = self.edge(Queue::Main(choice.rounds), &mut left, |_| false);
             choice.rounds += u8::from(left > 0);
         }
         Some(choice)
@@ -186,7 +193,7 @@ impl Ages {
 }
 
 impl Choice {
-    /// What becomes of an entry; `now` is the recency clock.
+    /// The fate of an entry; `now` is the recency clock.
     pub(crate) fn fate(&self, hint: Hint, now: u32) -> Fate {
         let age = bin(hint.age(now));
         match Queue::of(self.policy, hint) {
@@ -194,11 +201,11 @@ impl Choice {
             Queue::Probation if age == self.probation.age => Fate::AtTheEdge(0),
             Queue::Passed if age > self.probation.age => Fate::Becomes(hint.in_main(0)),
             Queue::Main(uses) => {
-                let looks = self.rounds + u8::from(age > self.proven.age);
-                match uses.checked_sub(looks) {
+                let examined = self.rounds + u8::from(age > self.main.age);
+                match uses.checked_sub(examined) {
                     None => Fate::Goes,
-                    Some(0) if age == self.proven.age && uses == self.rounds => Fate::AtTheEdge(1),
-                    Some(left) if looks > 0 => Fate::Becomes(hint.in_main(left).stamped(now)),
+                    Some(0) if age == self.main.age && uses == self.rounds => Fate::AtTheEdge(1),
+                    Some(left) if examined > 0 => Fate::Becomes(hint.in_main(left).stamped(now)),
                     Some(_) => Fate::Stays,
                 }
             }
@@ -206,9 +213,9 @@ impl Choice {
         }
     }
 
-    /// How many go of the entries on trial at the edge, and how many of the proven ones.
+    /// How many entries at the edge are evicted: from probation, and from the main queue.
     pub(crate) fn at_the_edge(&self) -> [u64; 2] {
-        [self.probation.of_that_age, self.proven.of_that_age]
+        [self.probation.of_that_age, self.main.of_that_age]
     }
 }
 
@@ -239,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_go_first() {
+    fn the_oldest_entries_are_evicted_first() {
         let of = [(0, 10), (3, 5), (7, 2)];
         assert_eq!(oldest(&of, 1), (7, 1));
         assert_eq!(oldest(&of, 2), (7, 2));
@@ -248,18 +255,18 @@ mod tests {
     }
 
     #[test]
-    fn more_than_there_are_is_all_of_them() {
+    fn a_choice_of_more_than_all_evicts_all() {
         assert_eq!(oldest(&[(0, 2), (5, 1)], 100), (0, 2));
         assert_eq!(oldest(&[], 1), (0, 0));
     }
 
     #[test]
-    fn what_is_older_than_can_be_told_apart_is_one_age() {
+    fn all_ages_above_the_highest_count_as_one() {
         assert_eq!(oldest(&[(2000, 3), (5, 1)], 3), (AGES - 1, 3));
     }
 
     #[test]
-    fn lru_heeds_nothing_but_ages() {
+    fn lru_decides_by_age_only() {
         let choice = ages(Eviction::Lru, &[(probation(9, 0).in_main(3), 1), (probation(5, 0), 1)])
             .choose(1, 0);
         assert_eq!(choice.fate(probation(9, 0).in_main(3), NOW), Fate::AtTheEdge(0));
@@ -267,14 +274,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_on_trial_beyond_its_share_goes_or_is_proven() {
-        let proven = probation(90, 0).in_main(0);
+    fn entries_beyond_the_probation_share_pass_or_are_evicted() {
+        let main = probation(90, 0).in_main(0);
         let there = [
             (probation(9, 0), 2),
             (probation(8, 2), 1),
             (probation(7, 1), 3),
             (probation(1, 0), 4),
-            (proven, 90),
+            (main, 90),
         ];
         let choice = ages(Eviction::Adaptive, &there).choose(3, 8);
         assert_eq!(choice.fate(probation(9, 0), NOW), Fate::Goes);
@@ -282,36 +289,36 @@ mod tests {
         assert_eq!(choice.fate(probation(7, 1), NOW), Fate::AtTheEdge(0));
         assert_eq!(choice.at_the_edge(), [1, 0]);
         assert_eq!(choice.fate(probation(1, 0), NOW), Fate::Stays);
-        assert_eq!(choice.fate(proven, NOW), Fate::Stays);
+        assert_eq!(choice.fate(main, NOW), Fate::Stays);
     }
 
     #[test]
-    fn proven_entries_go_when_their_uses_are_used_up() {
-        let proven = |age, uses| probation(age, 0).in_main(uses);
+    fn main_entries_are_evicted_when_they_have_no_uses_left() {
+        let main = |age, uses| probation(age, 0).in_main(uses);
         let there = [
             (probation(1, 0), 2),
-            (proven(9, 1), 2),
-            (proven(8, 0), 1),
-            (proven(7, 2), 1),
-            (proven(2, 0), 4),
+            (main(9, 1), 2),
+            (main(8, 0), 1),
+            (main(7, 2), 1),
+            (main(2, 0), 4),
         ];
         let choice = ages(Eviction::Adaptive, &there).choose(2, 20);
         assert_eq!(choice.fate(probation(1, 0), NOW), Fate::Stays);
-        assert_eq!(choice.fate(proven(9, 1), NOW), Fate::Becomes(proven(9, 0).stamped(NOW)));
-        assert_eq!(choice.fate(proven(8, 0), NOW), Fate::Goes);
-        assert_eq!(choice.fate(proven(7, 2), NOW), Fate::Becomes(proven(7, 1).stamped(NOW)));
-        assert_eq!(choice.fate(proven(2, 0), NOW), Fate::AtTheEdge(1));
+        assert_eq!(choice.fate(main(9, 1), NOW), Fate::Becomes(main(9, 0).stamped(NOW)));
+        assert_eq!(choice.fate(main(8, 0), NOW), Fate::Goes);
+        assert_eq!(choice.fate(main(7, 2), NOW), Fate::Becomes(main(7, 1).stamped(NOW)));
+        assert_eq!(choice.fate(main(2, 0), NOW), Fate::AtTheEdge(1));
         assert_eq!(choice.at_the_edge(), [0, 1]);
-        // One more than have no use to their credit: a second round begins.
+        // One more than there are without uses: a second round begins.
         let choice = ages(Eviction::Adaptive, &there).choose(6, 20);
-        assert_eq!(choice.fate(proven(2, 0), NOW), Fate::Goes);
-        assert_eq!(choice.fate(proven(9, 1), NOW), Fate::AtTheEdge(1));
+        assert_eq!(choice.fate(main(2, 0), NOW), Fate::Goes);
+        assert_eq!(choice.fate(main(9, 1), NOW), Fate::AtTheEdge(1));
         assert_eq!(choice.at_the_edge(), [0, 1]);
-        assert_eq!(choice.fate(proven(7, 2), NOW), Fate::Becomes(proven(7, 1).stamped(NOW)));
+        assert_eq!(choice.fate(main(7, 2), NOW), Fate::Becomes(main(7, 1).stamped(NOW)));
     }
 
     #[test]
-    fn where_too_few_are_proven_the_oldest_go() {
+    fn with_too_few_main_entries_the_oldest_are_evicted() {
         let there = [(probation(5, 0), 10), (probation(9, 0).in_main(3), 1)];
         let choice = ages(Eviction::Adaptive, &there).choose(3, 20);
         assert_eq!(choice.fate(probation(9, 0).in_main(3), NOW), Fate::Goes);

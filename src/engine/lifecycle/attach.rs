@@ -1,5 +1,9 @@
-//! Attaching to a directory and detaching from it: one engine for each directory and process, found by device and
-//! inode, so that opening again is cheap whatever path leads there.
+//! Attaching to a directory and detaching from it: one engine for each directory in a process.
+//!
+//! Engines are found by device and inode. So a second open is cheap and shares the engine, under
+//! whatever path. The first attach takes the attach mutex, a number, and the index; the last drop
+//! of the engine detaches. The last process to detach makes everything durable and marks the
+//! directory as clean.
 
 use std::collections::HashMap;
 use std::io;
@@ -35,19 +39,21 @@ static ENGINES: EachEpoch<Registry> = EachEpoch::new();
 #[derive(Default)]
 struct Registry {
     engines: Mutex<Engines>,
-    /// Those of directories that this process only looks at, each locked while it is attached, which may take long.
-    onlookers: Mutex<HashMap<DirectoryId, Arc<Mutex<Weak<Attached>>>>>,
-    /// Rung when an engine has detached.
+    /// The read-only attachments. Each has a mutex that is locked during its attach, which may take
+    /// long.
+    observers: Mutex<HashMap<DirectoryId, Arc<Mutex<Weak<Attached>>>>>,
+    /// Notified when an engine has detached.
     gone: Condvar,
-    /// What counts the bytes of each directory: the same for as long as the program holds any value of it, whether
-    /// the directory is open or not. A segment that is held from before and still in use counts twice.
+    /// The byte counts of each directory. They exist while the program holds any value of the
+    /// directory, even if it is closed. A segment that a value holds since an earlier attach, and
+    /// that is in use again, counts twice.
     spaces: Mutex<Vec<(DirectoryId, Weak<Usage>)>>,
 }
 
 type Engines = HashMap<DirectoryId, Weak<Attached>>;
 
 impl Registry {
-    /// The engine of a directory, if there is one: one that is detaching is waited for until it is gone.
+    /// The engine of a directory, if there is one. Waits while an engine is detaching.
     fn find(&self, id: DirectoryId) -> (MutexGuard<'_, Engines>, Option<Arc<Attached>>) {
         let mut engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
@@ -60,16 +66,16 @@ impl Registry {
         }
     }
 
-    /// Where the onlooker of a directory is, if there is one.
-    fn onlooker(&self, id: DirectoryId) -> Arc<Mutex<Weak<Attached>>> {
-        let mut onlookers = self.onlookers.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_in_use = |place: &Arc<Mutex<Weak<Attached>>>| {
-            // Nobody waits here: who has it locked has it.
-            Arc::strong_count(place) > 1
-                || place.lock().unwrap_or_else(PoisonError::into_inner).strong_count() > 0
+    /// The cell of the read-only attachment to a directory.
+    fn observer(&self, id: DirectoryId) -> Arc<Mutex<Weak<Attached>>> {
+        let mut observers = self.observers.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_in_use = |cell: &Arc<Mutex<Weak<Attached>>>| {
+            // Never waits: a thread that has locked the cell also holds a reference to it.
+            Arc::strong_count(cell) > 1
+                || cell.lock().unwrap_or_else(PoisonError::into_inner).strong_count() > 0
         };
-        onlookers.retain(|_, place| is_in_use(place));
-        onlookers.entry(id).or_default().clone()
+        observers.retain(|_, cell| is_in_use(cell));
+        observers.entry(id).or_default().clone()
     }
 
     fn space(&self, id: DirectoryId) -> SpaceInUse {
@@ -86,23 +92,25 @@ impl Registry {
     }
 }
 
-/// A directory that this process is attached to. Dropping the last one detaches: everything is made durable and
-/// the directory marked clean.
+/// A directory that this process is attached to. Dropping the last reference detaches: everything
+/// is made durable and the directory is marked as clean.
 ///
-/// In a process that was forked from the one that attached, it is of no use ([`is_ours`](Attached::is_ours)): its
-/// descriptors are closed, its locks may be held by threads that are not there, and the attachment is the parent's.
+/// It cannot be used in a child that was forked after the attach ([`is_ours`](Attached::is_ours)):
+/// its descriptors are closed, threads that do not exist in the child may hold its locks, and the
+/// attachment belongs to the parent.
 pub(crate) struct Attached {
     pub(crate) engine: Arc<Engine>,
     pub(crate) maintenance: Option<Maintenance>,
     pub(crate) locks: Arc<OwnFile>,
-    /// The byte of `locks` that stands for this process; 0 of an [onlooker](crate::engine::lifecycle::observer).
+    /// The byte of `locks` that stands for this process; 0 for an
+    /// [observer](crate::engine::lifecycle::observer).
     pub(crate) number: u32,
-    /// Held, so that a directory made after this one was removed is not taken for it.
+    /// Kept open, so that a new directory cannot get the inode of this one after it was removed.
     pub(crate) held: HeldDirectory,
     pub(crate) epoch: Epoch,
 }
 
-/// Where a program keeps what it is attached to. Empty between a `close` and the next call.
+/// The attachment of a cache in the program. Empty between a `close` and the next call.
 pub(crate) type AttachmentCell = ArcSwapOption<Attached>;
 
 impl std::ops::Deref for Attached {
@@ -114,9 +122,8 @@ impl std::ops::Deref for Attached {
 }
 
 impl Attached {
-    /// The engine of the directory at `path`. If this process has it open already, that one, with the options
-    /// it was opened with.
-    /// Keeps invariant I9.
+    /// The engine of the directory at `path`. If this process already has it open, the same engine,
+    /// with the options of the first open.
     pub(crate) fn open(
         storage: &'static dyn Storage,
         path: &Path,
@@ -128,18 +135,19 @@ impl Attached {
         let id = held.id();
         let (mut engines, found) = ENGINES.get().find(id);
         if let Some(attached) = found {
-            // Detaching, which dropping it may be, takes the lock.
+            // Before `attached` is dropped: a drop may detach, which takes this lock.
             drop(engines);
             return if options.salvage { Err(open::salvaged_in_use(path)) } else { Ok(attached) };
         }
-        // Held while attaching: another thread that opens the directory waits and shares the engine.
+        // Held during the attach: another thread that opens the directory waits, then shares the
+        // engine.
         let attached = Arc::new(Self::attach(&directory, held, options)?);
         engines.insert(id, Arc::downgrade(&attached));
         Ok(attached)
     }
 
-    /// Waits until everything that was acknowledged of the directory at `path` is on the disk, whoever has it open in
-    /// this process, or is just closing it.
+    /// Waits until all acknowledged writes to the directory at `path` are on the disk, if any part
+    /// of this process has it open or is closing it.
     pub(crate) fn flush_at(storage: &'static dyn Storage, path: &Path) -> Result<()> {
         let id = match storage.directory_id(path) {
             Ok(id) => id,
@@ -147,14 +155,14 @@ impl Attached {
             Err(e) => return Err(Error::io("sync", path, e)),
         };
         let (engines, found) = ENGINES.get().find(id);
-        // Detaching, which dropping it may be, takes the lock.
+        // Before `found` is dropped: a drop may detach, which takes this lock.
         drop(engines);
         found.map_or(Ok(()), |attached| attached.flush())
     }
 
     fn attach(directory: &Directory, held: HeldDirectory, options: &Options) -> Result<Self> {
         let storage = directory.storage;
-        // What is not understood is not touched.
+        // First: a directory of an unknown format must not be changed.
         meta_file::read(storage, &directory.file("meta"))?;
         fork::watch().map_err(|e| Error::io("open", &directory.path, e))?;
         let locks = Arc::new(directory.enter(Access::ToWrite)?);
@@ -180,7 +188,8 @@ impl Attached {
         space.attach(index.clone());
         let blobs = Blobs::open(storage, &directory.blobs(), &space)?;
         if !is_shared {
-            // Whoever joins others counts with what they count, and finds the blobs when it has to decide about space.
+            // A process that joins others uses their count. It lists the blobs when it must free
+            // space.
             blobs.recount(Haste::Now)?;
         }
         let log = Log::new(
@@ -217,14 +226,15 @@ impl Attached {
         Ok(Self { engine, maintenance, locks, number, held, epoch: Epoch::now() })
     }
 
-    /// The same for an onlooker: what this process has open to write to, or else what it looks at already.
-    pub(crate) fn look(
+    /// The engine of the directory at `path`, to read only. If this process has it open to write,
+    /// that engine; otherwise a read-only attachment, shared if there is one.
+    pub(crate) fn open_read_only(
         storage: &'static dyn Storage,
         path: &Path,
         options: &Options,
     ) -> Result<Arc<Self>> {
         options.validate()?;
-        let directory = Directory::to_look_at(storage, path, options)?;
+        let directory = Directory::for_observer(storage, path, options)?;
         let held = HeldDirectory::open(storage, path).map_err(|e| Error::io("open", path, e))?;
         let id = held.id();
         let registry = ENGINES.get();
@@ -233,16 +243,16 @@ impl Attached {
         if let Some(attached) = open {
             return Ok(attached);
         }
-        let onlooker = registry.onlooker(id);
-        let mut onlooker = onlooker.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(attached) = onlooker.upgrade()
-            && attached.is_of_use()
+        let observer = registry.observer(id);
+        let mut observer = observer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(attached) = observer.upgrade()
+            && attached.is_usable()
         {
             return Ok(attached);
         }
         let attached =
             Arc::new(Self::from_observation(observer::observe(&directory, &held, options)?, held));
-        *onlooker = Arc::downgrade(&attached);
+        *observer = Arc::downgrade(&attached);
         Ok(attached)
     }
 
@@ -252,33 +262,34 @@ impl Attached {
         Self { engine, maintenance, locks, number: 0, held, epoch: Epoch::now() }
     }
 
-    /// Whether it can be used. An onlooker has to look again where the index that it sees was given up.
+    /// Whether this can be used. An observer must open the directory again when its index was
+    /// retired.
     #[inline]
-    pub(crate) fn is_of_use(&self) -> bool {
+    pub(crate) fn is_usable(&self) -> bool {
         self.is_ours() && !self.engine.is_outdated()
     }
 
-    /// Whether this process attached, and not the one that it was forked from.
+    /// Whether this process attached, and not its parent before a fork.
     #[inline]
     pub(crate) fn is_ours(&self) -> bool {
         !self.epoch.is_over()
     }
 
-    /// Lets go of the segments that are mapped, so that the space of those that are removed comes back: all that a forked
-    /// process does with what its parent attached. Takes no lock, and frees nothing else: what another thread of the
-    /// parent had locked may be half changed.
+    /// Unmaps the segments in a forked child, so that the space of dropped ones is freed. This is
+    /// all that a child does with an attachment of its parent. It takes no lock and frees nothing
+    /// else: another thread of the parent may have been changing what it had locked.
     pub(crate) fn forget(attached: Arc<Self>) {
         debug_assert!(!attached.is_ours());
         attached.engine.log.unmap_after_fork();
         std::mem::forget(attached);
     }
 
-    /// Leaves the directory. The last process makes everything durable and says so, so that the next to open finds the index
-    /// as it is.
+    /// Detaches. The last process makes everything durable and notes that, so that the next open
+    /// can use the index.
     fn detach(&self) -> Result<()> {
         let io_error = |e| Error::io("close", &self.engine.dir, e);
         let engine = &*self.engine;
-        // Others may wait for this process to let go of what they removed.
+        // Other processes may wait until this one unmaps the segments that they dropped.
         Directory::reenter(&self.locks, || engine.log.unmap_new_drops())?;
         if Directory::is_shared(&self.locks).map_err(io_error)? {
             let synced = engine.log.sync_own();
@@ -288,20 +299,20 @@ impl Attached {
             engine.index.leave();
             return synced;
         }
-        let turn = engine.space_role()?;
+        let role = engine.space_role()?;
         engine.clean_up_after_dead();
-        // Nobody is to find the lock of one who died in a directory that says that it was closed.
+        // A directory that is marked as clean must not contain the lock of a dead process.
         let cleared = engine.settled_generation();
         engine.log.seal_all();
         engine.flush()?;
         cleared?;
         step!("detach::flushed");
-        // The background may not have come to it yet, and the file of a large value goes after its entry.
+        // The background may not have swept yet, and a blob is removed only after its entry.
         if !engine.index.is_swept(engine.index.generation()) {
             engine.reap_all();
         }
         if engine.emptied_bytes() > 0 || engine.is_checkpoint_due() {
-            engine.checkpoint(&turn)?;
+            engine.checkpoint(&role)?;
         }
         engine.log.unmap_all();
         engine.log.free_dropped();
@@ -316,11 +327,12 @@ impl Attached {
 }
 
 impl Attached {
-    /// Says that this is about to be kept in `place`. An onlooker is taken out of there when it is outdated.
-    pub(crate) fn note_place(&self, place: &Arc<AttachmentCell>) {
-        if let Mode::ReadOnly(looking) = &self.engine.mode {
-            let holder: Arc<dyn Holder> = place.clone();
-            looking.add_holder(Arc::downgrade(&holder));
+    /// Notes that `cell` is about to hold this. When the index of an observer is retired, the
+    /// observer is taken out of its cells.
+    pub(crate) fn note_holder(&self, cell: &Arc<AttachmentCell>) {
+        if let Mode::ReadOnly(attachment) = &self.engine.mode {
+            let holder: Arc<dyn Holder> = cell.clone();
+            attachment.add_holder(Arc::downgrade(&holder));
         }
     }
 }
@@ -331,16 +343,16 @@ impl Holder for AttachmentCell {
     }
 }
 
-/// Empties `place`, if what is in it is such.
-pub(crate) fn empty(place: &AttachmentCell, is_such: impl FnOnce(&Attached) -> bool) {
-    let found = place.load();
-    if found.as_deref().is_some_and(is_such) {
-        drop(place.compare_and_swap(&*found, None));
+/// Empties `cell`, if `condition` holds for its attachment.
+pub(crate) fn empty(cell: &AttachmentCell, condition: impl FnOnce(&Attached) -> bool) {
+    let found = cell.load();
+    if found.as_deref().is_some_and(condition) {
+        drop(cell.compare_and_swap(&*found, None));
     }
 }
 
-/// An attach under way. If it fails, what it has taken is free again, also where a value that the program holds keeps the
-/// count of bytes, and with it the lock file.
+/// An attach in progress. If it fails, dropping this releases its locks. That is necessary if a
+/// value of the program keeps the byte counts, and with them the lock file, open.
 struct Entering<'a> {
     locks: &'a OwnFile,
     number: u32,
@@ -364,9 +376,10 @@ impl Drop for Attached {
             std::mem::forget((self.engine.clone(), self.maintenance.take()));
             return;
         }
-        // Most of it, before others have to wait, and while the background looks after what they remove.
+        // Syncs most of the log before other processes must wait for the attach mutex, and while
+        // the background thread still unmaps what they drop.
         if let Err(error) = self.engine.log.sync_own() {
-            tracing::debug!(%error, "cannot sync; it is tried again");
+            tracing::debug!(%error, "cannot sync; will retry");
         }
         drop(self.maintenance.take());
         let registry = ENGINES.get();
@@ -376,12 +389,12 @@ impl Drop for Attached {
             return;
         }
         if let Err(error) = self.detach() {
-            // Nothing is lost: the next to open replays the log.
+            // Nothing is lost: the next open replays the log.
             tracing::warn!(%error, "the cache was not closed cleanly");
         }
         self.engine.log.unmap_all();
         self.engine.log.space().detach();
-        // In this order: the directory is free before another thread of this process is told so.
+        // In this order: the directory is unlocked before another thread of this process opens it.
         if let Err(error) = lock::unlock(&self.locks, i64::from(self.number))
             .and_then(|()| Directory::release(&self.locks))
         {

@@ -1,4 +1,7 @@
-//! The directory: its names, its making, and who may be in it.
+//! The directory of a cache: the names of its files, its creation, and the attach mutex.
+//!
+//! The attach mutex is a byte lock in the file `locks`. A process holds it while it attaches or
+//! detaches; observers share it. So the state of the directory does not change meanwhile.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -15,22 +18,25 @@ use crate::sys::fork::OwnFile;
 use crate::sys::storage::{Access, File, Storage, TEMPORARY_PREFIX};
 use crate::sys::{lock, mount};
 
-/// Byte of `locks` that is held while somebody attaches or detaches. Those of the processes follow.
+/// The byte of `locks` that is the attach mutex. The bytes of the processes follow.
 const ATTACHING: i64 = 0;
-/// Byte of `locks`, behind all others, that is held by whoever waits for the attach mutex to have it alone. Onlookers come
-/// by there first: however many share the mutex, one after another, he has it when those have left who were there.
+/// The byte of `locks` that a process holds while it waits for the exclusive attach mutex. It comes
+/// after all other bytes. An observer waits for this byte before it shares the mutex. So observers
+/// that arrive one after another cannot keep the waiter out: it needs to wait only for the
+/// observers that were there before it.
 ///
-/// They go by after [`COURTESY`] whoever has it, as he may be stopped. He is not kept out for that: until then only those come
-/// in who came before him, and they leave at once, unless each recovers what was left into its own memory.
+/// After [`COURTESY`] an observer ignores this byte, because its owner may be stopped. That hardly
+/// delays the owner: an observer holds the mutex only for a moment, unless it recovers an index in
+/// its memory.
 const WAITING: i64 = 2048;
-/// How long an onlooker lets one go first who waits to have the attach mutex alone.
+/// How long an observer lets a waiter for the exclusive attach mutex go first.
 const COURTESY: Duration = Duration::from_secs(5);
 
-/// The text that tells backup tools to pass the directory over. See <https://bford.info/cachedir/>.
+/// The text that tells backup tools to skip the directory. See <https://bford.info/cachedir/>.
 const CACHEDIR_TAG: &[u8] =
     b"Signature: 8a477f597d28d172789f06886806bc55\n# This file marks a cache directory of keepwarm.\n";
 
-/// What is made in a directory before, and beside, what a cache has in it.
+/// The names of the files and directories of a cache.
 const NAMES: &[&str] =
     &["meta", "state", "index", "hints", "segments", "blobs", "flights", "stats"];
 
@@ -52,8 +58,8 @@ impl Directory {
         self.path.join("blobs")
     }
 
-    /// The directory at `path`, made if there is none. Its parent must exist. Nothing in a directory of
-    /// somebody else's is touched.
+    /// The directory at `path`, created if it does not exist. Its parent must exist. A directory
+    /// with foreign files is refused and not changed.
     pub(crate) fn at(
         storage: &'static dyn Storage,
         path: &Path,
@@ -62,14 +68,14 @@ impl Directory {
         refuse_network(path, options)?;
         let directory = Self { storage, path: find_or_make(storage, path)? };
         if !storage.exists(&directory.file("meta")).map_err(|e| Error::io("open", path, e))? {
-            // What an interrupted making leaves.
+            // The files of an interrupted creation are allowed.
             refuse_foreign(storage, path, NAMES)?;
         }
         Ok(directory)
     }
 
-    /// The directory at `path` for an onlooker, who makes nothing.
-    pub(crate) fn to_look_at(
+    /// The directory at `path`, for an observer, which creates nothing.
+    pub(crate) fn for_observer(
         storage: &'static dyn Storage,
         path: &Path,
         options: &Options,
@@ -79,10 +85,10 @@ impl Directory {
         Ok(Self { storage, path })
     }
 
-    /// The lock file, with the attach mutex held: nobody else is attaching or detaching until
-    /// [`release`](Directory::release). Onlookers, who open it to read, share it.
+    /// The lock file, with the attach mutex held: no other process attaches or detaches until
+    /// [`release`](Directory::release). Observers, which open it to read, share the mutex.
     pub(crate) fn enter(&self, access: Access) -> Result<OwnFile> {
-        /// Whoever holds the mutex may recover a large cache, or wait for a slow disk.
+        /// The holder may be recovering a large cache, or waiting for a slow disk.
         const PATIENCE: Duration = Duration::from_secs(60);
         let path = self.file("locks");
         let io_error = |e| Error::io("lock", &path, e);
@@ -102,7 +108,8 @@ impl Directory {
         Err(Error::new(ErrorKind::Busy, "open").with_path(&self.path).with_source(why))
     }
 
-    /// The first number that no process has, and whether any has one. The attach mutex is held, so nobody else takes it.
+    /// The lowest free number, and whether any process is attached. The attach mutex is held, so no
+    /// other process takes the number.
     pub(crate) fn number(&self, locks: &File) -> Result<(u32, bool)> {
         let io_error = |e| Error::io("lock", &self.file("locks"), e);
         let is_any = Self::is_shared(locks).map_err(io_error)?;
@@ -111,21 +118,22 @@ impl Directory {
                 return Ok((number, is_any));
             }
         }
-        let why = format!("{MOST_PROCESSES} processes have it open, and no more can");
+        let why = format!("{MOST_PROCESSES} processes have it open, which is the maximum");
         Err(Error::new(ErrorKind::Busy, "open").with_path(&self.path).with_source(why))
     }
 
-    /// Whether a process of another number than this one is attached.
+    /// Whether a process other than this one is attached.
     pub(crate) fn is_shared(locks: &File) -> io::Result<bool> {
         lock::first_held(locks, 1, i64::from(MOST_PROCESSES)).map(|held| held.is_some())
     }
 
-    /// Takes the attach mutex again, to detach, and does something between two looks.
+    /// Takes the attach mutex again, to detach. Calls `between` between two attempts.
     ///
     /// # Errors
-    /// `Busy` if another process does not come to its end; or if the kernel refuses.
+    /// `Busy` if another process holds the mutex for ten seconds; or if the kernel refuses the
+    /// lock.
     pub(crate) fn reenter(locks: &File, between: impl Fn()) -> Result<()> {
-        /// This may be the end of a program.
+        /// Shorter than for an attach: the program may be about to exit.
         const PATIENCE: Duration = Duration::from_secs(10);
         if take_mutex(locks, PATIENCE, between)
             .map_err(|e| Error::new(ErrorKind::Io, "close").with_source(e))?
@@ -141,7 +149,8 @@ impl Directory {
         lock::unlock(locks, ATTACHING)
     }
 
-    /// Reads `meta`, or makes it and what else a new directory needs. The attach mutex is held.
+    /// Reads `meta`; creates it and the subdirectories in a new directory. The attach mutex is
+    /// held.
     pub(crate) fn meta(&self) -> Result<Meta> {
         self.remove_temporaries();
         let path = self.file("meta");
@@ -154,7 +163,7 @@ impl Directory {
         for dir in [self.segments(), self.blobs()] {
             made_any |= self.storage.create_dir(&dir).map_err(|e| Error::io("create", &dir, e))?;
         }
-        // At once, and not when the first segment is to be made or removed.
+        // Fails now, and not when the first segment is created or removed.
         for dir in [&self.path, &self.segments(), &self.file("blobs")] {
             self.storage.check_writable(dir).map_err(|e| Error::io("write to", dir, e))?;
         }
@@ -171,17 +180,18 @@ impl Directory {
         meta_file::create(self.storage, &path)
     }
 
-    /// Or a power cut could take the directory with all that was synced into it. Once there is `meta`, this was done.
+    /// Syncs the parent. Otherwise a power cut could remove the directory with everything that was
+    /// synced in it. `meta` is created after this, so it is done once.
     fn sync_own_name(&self) -> Result<()> {
         let Some(parent) = self.path.parent() else { return Ok(()) };
         match self.storage.sync_dir(parent) {
-            // What may be passed through need not be readable, and only what is readable can be synced.
+            // A parent may be searchable and not readable. Then it cannot be opened to sync.
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(()),
             synced => synced.map_err(|e| Error::io("sync directory", parent, e)),
         }
     }
 
-    /// Ids and paths of the files in `segments` that have a segment's name.
+    /// Ids and paths of the files in `segments` that have the name of a segment.
     pub(crate) fn segment_files(&self) -> Result<impl Iterator<Item = (u32, PathBuf)>> {
         let dir = self.segments();
         let names = match self.storage.list(&dir) {
@@ -193,7 +203,7 @@ impl Directory {
         Ok(names.into_iter().filter_map(named))
     }
 
-    /// Removes what a crash left of a file that was being replaced.
+    /// Removes temporary files: a crash left them while a file was being replaced.
     fn remove_temporaries(&self) {
         let Ok(names) = self.storage.list(&self.path) else { return };
         for name in names.into_iter().filter(|name| is_temporary(name)) {
@@ -202,7 +212,7 @@ impl Directory {
     }
 }
 
-/// Fails unless there is a cache in the directory `dir`, which is left as it is.
+/// Fails unless there is a cache in the directory `dir`. Changes nothing.
 pub(crate) fn check_there(storage: &'static dyn Storage, dir: &Path) -> Result<()> {
     match storage.stat_path(&dir.join("meta")) {
         Ok(_) => Ok(()),
@@ -211,7 +221,7 @@ pub(crate) fn check_there(storage: &'static dyn Storage, dir: &Path) -> Result<(
     }
 }
 
-/// Whether this process may write to the cache directory at `dir` and all that is in it.
+/// Whether this process may write to the cache directory at `dir` and to all its files.
 pub(crate) fn may_write(storage: &'static dyn Storage, dir: &Path) -> Result<bool> {
     let names = NAMES.iter().chain(&["locks", "snapshot.a", "snapshot.b"]);
     for path in std::iter::once(dir.to_owned()).chain(names.map(|name| dir.join(name))) {
@@ -222,7 +232,8 @@ pub(crate) fn may_write(storage: &'static dyn Storage, dir: &Path) -> Result<boo
     Ok(true)
 }
 
-/// Takes the attach mutex alone, if it is free within this time. Does something between two looks.
+/// Takes the exclusive attach mutex, if it becomes free within `patience`. Calls `between` between
+/// two attempts.
 fn take_mutex(locks: &File, patience: Duration, between: impl Fn()) -> io::Result<bool> {
     let mut is_seen = false;
     let taken = wait_until(patience, |_| {
@@ -237,18 +248,18 @@ fn take_mutex(locks: &File, patience: Duration, between: impl Fn()) -> io::Resul
     taken
 }
 
-/// Shares the attach mutex, if nobody has it alone within this time; lets those go first for the time of `courtesy` who wait
-/// to have it alone.
+/// Shares the attach mutex, if no process holds it exclusively within `patience`. For the time of
+/// `courtesy`, processes that wait for the exclusive mutex go first.
 fn share_mutex(locks: &File, courtesy: Duration, patience: Duration) -> io::Result<bool> {
     wait_until(patience, |waited| {
-        let goes_by = waited >= courtesy || lock::try_share(locks, WAITING)?;
-        let shared = goes_by && lock::try_share(locks, ATTACHING)?;
+        let may_share = waited >= courtesy || lock::try_share(locks, WAITING)?;
+        let shared = may_share && lock::try_share(locks, ATTACHING)?;
         lock::unlock(locks, WAITING)?;
         Ok(shared)
     })
 }
 
-/// Asks, with how long it has waited, until it is so. `false` if it is not within this time.
+/// Calls `is_so` with the time waited so far until it returns `true`. `false` after `patience`.
 fn wait_until(
     patience: Duration,
     mut is_so: impl FnMut(Duration) -> io::Result<bool>,
@@ -267,7 +278,8 @@ fn wait_until(
     }
 }
 
-/// Refuses a directory on a network file system, unless the options allow it. It need not be there yet.
+/// Refuses a directory on a network file system, unless the options allow it. The directory need
+/// not exist yet.
 pub(crate) fn refuse_network(path: &Path, options: &Options) -> Result<()> {
     if options.allow_network {
         return Ok(());
@@ -289,7 +301,8 @@ pub(crate) fn refuse_network(path: &Path, options: &Options) -> Result<()> {
     }
 }
 
-/// The full path of the directory at `path`, made if there is none. Its parent must exist.
+/// The absolute path of the directory at `path`, created if it does not exist. Its parent must
+/// exist.
 pub(crate) fn find_or_make(storage: &'static dyn Storage, path: &Path) -> Result<PathBuf> {
     let io_error = |e| Error::io("open", path, e);
     match storage.stat_path(path) {
@@ -307,8 +320,8 @@ fn not_a_directory(path: &Path) -> Error {
     Error::new(ErrorKind::NotACache, "open").with_path(path).with_source("not a directory")
 }
 
-/// Refuses a directory that holds anything but these names and what every cache directory may hold.
-/// Keeps invariant I5.
+/// Refuses a directory that contains anything but these names and what every cache directory may
+/// contain.
 pub(crate) fn refuse_foreign(
     storage: &'static dyn Storage,
     path: &Path,
@@ -317,7 +330,7 @@ pub(crate) fn refuse_foreign(
     for name in storage.list(path).map_err(|e| Error::io("open", path, e))? {
         let mut known = ["CACHEDIR.TAG", "locks", "lost+found"].iter().chain(names);
         if !known.any(|k| name == *k) && !is_temporary(&name) {
-            let why = format!("it holds {}", name.display());
+            let why = format!("it contains {}", name.display());
             return Err(Error::new(ErrorKind::NotACache, "open").with_path(path).with_source(why));
         }
     }
@@ -343,51 +356,50 @@ mod tests {
     use crate::sys::storage::SYSTEM;
 
     #[test]
-    fn the_attach_mutex_is_waited_for_and_not_for_ever() {
+    fn a_wait_for_the_attach_mutex_times_out() {
         let dir = tempfile::tempdir().unwrap();
         let open = || SYSTEM.open_or_create(&dir.path().join("locks")).unwrap().0;
         let (mine, theirs) = (open(), open());
         assert!(take_mutex(&theirs, Duration::ZERO, || {}).unwrap());
         assert!(!take_mutex(&mine, Duration::ZERO, || {}).unwrap());
         let looks = Cell::new(0);
-        let let_go = || {
+        let release = || {
             looks.set(looks.get() + 1);
             lock::unlock(&theirs, ATTACHING).unwrap();
         };
-        assert!(take_mutex(&mine, Duration::from_secs(60), let_go).unwrap());
+        assert!(take_mutex(&mine, Duration::from_secs(60), release).unwrap());
         assert_eq!(looks.get(), 1);
     }
 
     #[test]
-    fn who_waits_for_the_attach_mutex_is_not_kept_out_by_new_onlookers() {
+    fn new_observers_do_not_delay_a_waiter_for_the_attach_mutex() {
         let dir = tempfile::tempdir().unwrap();
         let open = || SYSTEM.open_or_create(&dir.path().join("locks")).unwrap().0;
         let (mine, first, second) = (open(), open(), open());
         let look = |locks: &File| share_mutex(locks, Duration::MAX, Duration::ZERO).unwrap();
         assert!(look(&first) && look(&second));
         lock::unlock(&second, ATTACHING).unwrap();
-        let let_go = || {
-            assert!(!look(&second), "somebody waits");
+        let release = || {
+            assert!(!look(&second), "a process waits");
             lock::unlock(&first, ATTACHING).unwrap();
         };
-        assert!(take_mutex(&mine, Duration::from_secs(60), let_go).unwrap());
+        assert!(take_mutex(&mine, Duration::from_secs(60), release).unwrap());
         assert!(!look(&second));
         lock::unlock(&mine, ATTACHING).unwrap();
-        assert!(look(&second), "nobody waits");
+        assert!(look(&second), "no process waits");
         assert_eq!(lock::first_held(&mine, WAITING, 1).unwrap(), None);
     }
 
     #[test]
-    fn one_who_is_stopped_while_it_waits_for_the_attach_mutex_keeps_onlookers_out_for_a_while_only()
-    {
+    fn a_stopped_waiter_for_the_attach_mutex_delays_observers_shortly() {
         let dir = tempfile::tempdir().unwrap();
         let open = || SYSTEM.open_or_create(&dir.path().join("locks")).unwrap().0;
-        let (stopped, onlooker) = (open(), open());
+        let (stopped, observer) = (open(), open());
         assert!(lock::try_lock(&stopped, WAITING).unwrap());
-        let look = |courtesy| share_mutex(&onlooker, courtesy, Duration::ZERO).unwrap();
+        let look = |courtesy| share_mutex(&observer, courtesy, Duration::ZERO).unwrap();
         assert!(!look(Duration::MAX));
         assert!(look(Duration::ZERO));
-        lock::unlock(&onlooker, ATTACHING).unwrap();
-        assert!(share_mutex(&onlooker, Duration::from_millis(1), Duration::from_secs(60)).unwrap());
+        lock::unlock(&observer, ATTACHING).unwrap();
+        assert!(share_mutex(&observer, Duration::from_millis(1), Duration::from_secs(60)).unwrap());
     }
 }

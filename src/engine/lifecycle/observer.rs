@@ -1,21 +1,26 @@
-//! ReadOnlyAttachment on: how a process reads a directory that it may not write to, as the permissions or the file system forbid.
+//! An observer: a process that reads a directory and cannot or must not write to it, because of
+//! permissions, a read-only file system, or its options.
 //!
-//! An onlooker opens every file to read, and maps it so. It is in no table, and nobody waits for it: what a reader else
-//! leaves behind (marks of use, acknowledgements, claims, statistics) it does not. It goes by the same words as all others,
-//! and a reader takes no lock, so what it reads is as good.
+//! An observer opens and maps every file read-only. It has no row in the attach table, so no
+//! process waits for it. It does not store what other readers store: recency, acknowledged drops,
+//! claims, statistics. It reads the same index words as other processes, and readers take no lock,
+//! so its reads are as correct as theirs.
 //!
 //! ```text
-//! somebody has the directory open    the index of those, mapped
-//! it was closed                      the index, mapped: whoever opens the directory later goes on with it
-//! it was not closed                  an index of its own, in memory, which a recovery makes that writes nothing else
+//! other processes have it open   maps their index
+//! the directory was closed       maps its index; the next process that attaches continues with it
+//! it was not closed              recovers an index in its own memory; writes no file
 //! ```
 //!
-//! Which of these it is does not change while the attach mutex is shared. Later it may: processes come, and die. As long as
-//! they go on with the index that is mapped, nothing need be done. Whoever makes another one gives the old one up, which an
-//! onlooker [watches](crate::engine::shared::index_watch::Watch) for at the beginning of each call; then it looks anew. What it sees of the old one
-//! it lets go of before, or within a second if it is not called: as long as it is mapped, its space is taken.
+//! The case cannot change while the attach mutex is shared. Later it can: processes attach and die.
+//! While they continue with the mapped index, the observer need not do anything. A process that
+//! creates another index retires the old one. The observer
+//! [watches](crate::engine::shared::index_watch::Watch) for that at the start of each call, then it
+//! opens the directory again. It unmaps the old index before that, or within a second if it is not
+//! called: the disk space of the old index stays in use while it is mapped.
 //!
-//! A segment that was dropped stays mapped here until the next read, or the next second: its bytes count nowhere then.
+//! A dropped segment stays mapped here until the next read or the next second. Its bytes count
+//! nowhere in that time.
 
 use std::sync::Arc;
 
@@ -37,14 +42,14 @@ use crate::options::{Eviction, Options};
 use crate::sys::fork::{self, OwnFile};
 use crate::sys::storage::{Access, HeldDirectory};
 
-/// What a read-only attachment consists of.
+/// The parts of a read-only attachment.
 pub(crate) struct Observation {
     pub(crate) engine: Arc<Engine>,
     pub(crate) maintenance: Maintenance,
     pub(crate) locks: Arc<OwnFile>,
 }
 
-/// Opens what is there in `directory`, whose limits count.
+/// Opens `directory` read-only, with the limits that it has.
 pub(crate) fn observe(
     directory: &Directory,
     held: &HeldDirectory,
@@ -59,11 +64,11 @@ pub(crate) fn observe(
     let at_locks = |e| Error::io("lock", &directory.file("locks"), e);
     let is_live = Directory::is_shared(&locks).map_err(at_locks)?;
     let process_slot = ProcessSlot::read_only(locks.clone());
-    // Not that of other engines of this process: what an onlooker keeps counts nowhere.
+    // Not shared with other engines of this process: the bytes of an observer count nowhere.
     let space = SpaceInUse::default();
     let options = Options { eviction: Eviction::Lru, ..options.clone() };
     let opening = Opening { directory, process_slot, hasher: &hasher, space: &space, options };
-    let Observed { index, segments, watch } = opening.look(is_live)?;
+    let Observed { index, segments, watch } = opening.observe(is_live)?;
     let options = opening.options;
     let index = Arc::new(index);
     space.attach(index.clone());
@@ -78,6 +83,6 @@ pub(crate) fn observe(
     let parts = Parts { options, hasher, index, hints, log, blobs, stats_file, mode };
     let engine = Arc::new(Engine::new(parts, directory.path.clone(), held));
     let maintenance = Maintenance::start(engine.clone())?;
-    tracing::debug!(dir = %directory.path.display(), is_live, "the directory is looked at");
+    tracing::debug!(dir = %directory.path.display(), is_live, "attached read-only");
     Ok(Observation { engine, maintenance, locks })
 }

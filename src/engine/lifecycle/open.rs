@@ -1,4 +1,13 @@
-//! What an attach finds in a directory: an index that others use, one that was closed, or what a recovery makes.
+//! Opening a directory: finds or builds the index that an attach works with.
+//!
+//! ```text
+//! other processes have it open       join:    map their index
+//! no process has it open             begin:   map the closed index, or recover one
+//! it may only be read                observe: the same, but without writing a file
+//! ```
+//!
+//! The attach mutex is held all the time. `begin` marks the directory as open, durably, before it
+//! changes anything. So if it is killed, the next open recovers.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -20,9 +29,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hash::KeyHasher;
 use crate::options::Options;
 use crate::sys::step;
-use crate::sys::storage::{Access, File, is_unusable};
+use crate::sys::storage::{Access, is_unusable};
 
-/// What an attach goes by. The attach mutex is held.
+/// The parameters of an open. The attach mutex is held.
 pub(crate) struct Opening<'a> {
     pub(crate) directory: &'a Directory,
     pub(crate) process_slot: ProcessSlot,
@@ -31,22 +40,47 @@ pub(crate) struct Opening<'a> {
     pub(crate) options: Options,
 }
 
-/// What it begins with.
+/// The result of an open.
 pub(crate) struct Opened {
     pub(crate) index: Index,
     pub(crate) hints: Hints,
     /// All segments, oldest first, if this is the only process.
     pub(crate) segments: Vec<Segment>,
-    /// Where the log goes on: a segment and a place in it.
+    /// Where this process continues the log: segment and offset.
     pub(crate) end: Option<(u32, u32)>,
-    /// What the first process has to do before others come; `None` if others are there.
+    /// What the first process must do before others attach; `None` if others are attached.
     pub(crate) recovered: Option<PostRecovery>,
 }
 
-/// The error of whoever wants the index made anew that others work with.
+/// The error of a salvage while other processes have the directory open.
 pub(crate) fn salvaged_in_use(path: &Path) -> Error {
-    let why = "the index is made anew only while nobody else has the directory open";
+    let why = "the index is rebuilt only while no other process has the directory open";
     Error::new(ErrorKind::InUse, "salvage").with_path(path).with_source(why)
+}
+
+/// What the files say about the time before this open.
+struct Known {
+    /// The last sequence that the last clean close noted; 0 if there was none.
+    sequence: u64,
+    /// The lowest number that a valid snapshot can have; `None` if `state` does not say.
+    least_snapshot: Option<u64>,
+    /// The newest valid snapshot, and whether no snapshot was ever written.
+    found: FoundSnapshot,
+}
+
+impl Known {
+    fn read(directory: &Directory, state: &StateFile) -> Result<Self> {
+        let least = state.snapshot();
+        let found = checkpoint_files::find(directory.storage, &directory.path, least.unwrap_or(0))?;
+        let sequence = state.clean().map_or(0, Index::sequence_in);
+        Ok(Self { sequence, least_snapshot: least, found })
+    }
+
+    /// The number of the last snapshot.
+    fn snapshot_number(&self) -> u64 {
+        let newest = self.found.newest.as_ref().map_or(0, |(_, header)| header.number);
+        newest.max(self.least_snapshot.unwrap_or(0))
+    }
 }
 
 impl Opening<'_> {
@@ -61,70 +95,40 @@ impl Opening<'_> {
         let index = Index::join(&file, self.process_slot.clone()).map_err(io_error)?;
         let index = index.ok_or_else(|| {
             let why =
-                "processes have the directory open, and this is not an index that they could use";
+                "other processes have the directory open, but this is not an index they could use";
             Error::new(ErrorKind::Corrupt, "open").with_path(&path).with_source(why)
         })?;
         let hints = open_hints(self.directory, &index)?;
         let (theirs, ours) = (index.asked_limits(), self.options.limits());
         if theirs != ours && !self.options.keep_limits {
-            tracing::warn!(dir = %self.directory.path.display(), ?theirs, ?ours, "other processes have the directory open; their limits count");
+            tracing::warn!(
+                dir = %self.directory.path.display(),
+                ?theirs,
+                ?ours,
+                "other processes have the directory open; their limits apply"
+            );
         }
         Ok(Opened { index, hints, segments: Vec::new(), end: None, recovered: None })
     }
 
-    /// Takes a directory that nobody has open into use.
+    /// Opens a directory that no process has open.
     pub(crate) fn begin(&self, mut state: StateFile) -> Result<Opened> {
-        let Self { directory, process_slot, hasher, space, options } = self;
+        let Self { directory, process_slot, options, .. } = self;
         let at_state = |e| Error::io("open", &directory.file("state"), e);
-        let mut layout = Layout::new(options);
-        let mut segments = open_segments(directory, Access::ToWrite, space)?;
-        layout.geometry.segments = places_for(&segments, layout.geometry.segments);
+        let (mut segments, layout) = self.open_segments(options, Access::ToWrite)?;
         let closed = if options.salvage {
             Closed::No
         } else {
             open_closed(directory, &state, &layout, process_slot)?
         };
-        let known_sequence = state.clean().map_or(0, Index::sequence_in);
-        let least = state.snapshot();
-        let FoundSnapshot { newest, untouched } =
-            checkpoint_files::find(directory.storage, &directory.path, least.unwrap_or(0))?;
-        let number = newest.as_ref().map_or(0, |(_, header)| header.number).max(least.unwrap_or(0));
+        let known = Known::read(directory, &state)?;
+        let snapshot = known.snapshot_number();
         // Durably, before anything is changed.
         state.mark_open(options.limits()).map_err(at_state)?;
         step!("attach::marked");
         let (recovered, is_closed) = match closed {
             Closed::Fits(recovered) => (recovered, true),
-            other => {
-                // Whoever was killed may have left anything unsynced, the name of the newest segment too.
-                segments.iter().for_each(Segment::mark_dirty);
-                let names = directory.segments();
-                directory
-                    .storage
-                    .sync_dir(&names)
-                    .map_err(|e| Error::io("sync directory", &names, e))?;
-                let base = match other {
-                    Closed::OtherSize(words, header) if !options.salvage => {
-                        Base::Closed(words, header)
-                    }
-                    _ => self.base(newest, least, untouched || segments.is_empty()),
-                };
-                let access = Access::ToWrite;
-                let inputs = recovery::Inputs {
-                    directory,
-                    layout: &layout,
-                    process_slot,
-                    hasher,
-                    options,
-                    access,
-                };
-                let is_newer = matches!(base, Base::Snapshot(..)) && number > least.unwrap_or(0);
-                let recovered = recovery::recover(inputs, &segments, known_sequence, base)?;
-                if is_newer {
-                    // Whoever wrote it did not come to say so. It is on the disk by now, and the next must not be written over it.
-                    state.set_snapshot(number, options.limits()).map_err(at_state)?;
-                }
-                (recovered, false)
-            }
+            closed => (self.recover(&mut state, closed, known, &layout, &segments)?, false),
         };
         let Recovered { index, hints, wants_checkpoint, sealed } = recovered;
         for segment in beyond_table(&mut segments, index.geometry().segments) {
@@ -133,113 +137,151 @@ impl Opening<'_> {
                 .remove(&segment.path)
                 .map_err(|e| Error::io("remove", &segment.path, e))?;
         }
-        let ids: HashSet<u32> = segments.iter().map(|segment| segment.id).collect();
-        index.retain_segments(|id| ids.contains(&id));
-        index.set_last_snapshot(number);
-        index.forget_next_expiry();
-        index.note_expiry(0);
-        let asked = options.limits();
-        index.set_limits(asked, sizing::possible(asked, index.geometry()));
+        self.prepare(&index, &segments, snapshot);
         let end = if is_closed {
             Some(index.end_of_log())
         } else {
-            // Where the next recovery looks for what is new.
+            // Only in a segment that the next recovery replays.
             let newest = segments.last().filter(|newest| !sealed.contains(&newest.id));
             newest.map(|newest| (newest.id, newest.end(0)))
         };
-        let highest = segments.iter().map(|s| u64::from(s.id)).max().unwrap_or(0);
-        index.raise_next_segment_id(highest + 1);
         let recovered = Some(PostRecovery { is_recovered: !is_closed, wants_checkpoint });
         Ok(Opened { index, hints, segments, end, recovered })
     }
 
-    /// What there is to see for an onlooker, in a directory that other processes have open, or nobody. An index that was
-    /// not closed is made anew in memory, for this process alone.
-    pub(crate) fn look(&self, is_live: bool) -> Result<Observed> {
-        let Self { directory, process_slot, hasher, space, options } = self;
+    /// Recovers the index of a directory that was not closed, or whose index has another size than
+    /// is needed now.
+    fn recover(
+        &self,
+        state: &mut StateFile,
+        closed: Closed,
+        known: Known,
+        layout: &Layout,
+        segments: &[Segment],
+    ) -> Result<Recovered> {
+        let Self { directory, process_slot, hasher, options, .. } = self;
+        // A killed process may have left anything unsynced, even the name of the newest segment.
+        segments.iter().for_each(Segment::mark_dirty);
+        let names = directory.segments();
+        directory.storage.sync_dir(&names).map_err(|e| Error::io("sync directory", &names, e))?;
+        let number = known.snapshot_number();
+        let (sequence, least) = (known.sequence, known.least_snapshot.unwrap_or(0));
+        let base = match closed {
+            Closed::OtherSize(words, header) if !options.salvage => Base::Closed(words, header),
+            _ => self.base(known, segments.is_empty()),
+        };
+        let is_newer = matches!(base, Base::Snapshot(..)) && number > least;
+        let access = Access::ToWrite;
+        let inputs = recovery::Inputs { directory, layout, process_slot, hasher, options, access };
+        let recovered = recovery::recover(inputs, segments, sequence, base)?;
+        if is_newer {
+            // The process that wrote the snapshot died before `state` said so. It is durable now,
+            // and the next checkpoint must not overwrite it.
+            let stored = state.set_snapshot(number, options.limits());
+            stored.map_err(|e| Error::io("open", &directory.file("state"), e))?;
+        }
+        Ok(recovered)
+    }
+
+    /// Sets the shared words of the index as they must be when the first process begins.
+    fn prepare(&self, index: &Index, segments: &[Segment], snapshot: u64) {
+        let ids: HashSet<u32> = segments.iter().map(|segment| segment.id).collect();
+        index.retain_segments(|id| ids.contains(&id));
+        index.set_last_snapshot(snapshot);
+        index.forget_next_expiry();
+        index.note_expiry(0);
+        let asked = self.options.limits();
+        index.set_limits(asked, sizing::possible(asked, index.geometry()));
+        let highest = ids.iter().max().map_or(0, |id| u64::from(*id));
+        index.raise_next_segment_id(highest + 1);
+    }
+
+    /// Opens a directory for an observer. If other processes have it open (`is_live`) or it was
+    /// closed, maps its index. Otherwise recovers an index in the memory of this process.
+    pub(crate) fn observe(&self, is_live: bool) -> Result<Observed> {
+        let Self { directory, process_slot, hasher, options, .. } = self;
         let path = directory.file("index");
         let at_index = |e| Error::io("open", &path, e);
-        let no_index = || {
-            let (kind, why) = if is_live {
-                (ErrorKind::Corrupt, "processes have the directory open, and this is not an index")
-            } else {
-                // Whoever was making it was killed, or had no room for it. The log is whole.
-                (
-                    ErrorKind::Io,
-                    "there is none at the moment; whoever opens the directory to write makes it anew",
-                )
-            };
-            Error::new(kind, "open").with_path(&path).with_source(why)
-        };
-        let unusable = |e| if is_unusable(&e) { no_index() } else { at_index(e) };
+        let unusable = |e| if is_unusable(&e) { no_index(&path, is_live) } else { at_index(e) };
         let file = directory.storage.open_to_read(&path).map_err(unusable)?;
         let watch = Watch::new(&file).map_err(unusable)?;
-        let seen = |index, segments| Observed { index, segments, watch };
+        let mapped =
+            |closed| Index::open_read_only(&file, closed, process_slot.clone()).map_err(at_index);
         if is_live {
-            let index =
-                Index::open_read_only(&file, None, process_slot.clone()).map_err(at_index)?;
-            return Ok(seen(index.ok_or_else(no_index)?, Vec::new()));
+            let index = mapped(None)?.ok_or_else(|| no_index(&path, is_live))?;
+            return Ok(Observed { index, segments: Vec::new(), watch });
         }
         let state_path = directory.file("state");
         let state = directory.storage.open_to_read(&state_path).and_then(StateFile::read);
         let state = state.map_err(|e| Error::io("open", &state_path, e))?;
         let options = options.for_limits(state.limits());
-        // Salvaged or not: whoever opens it later goes on with this one, and it is not given up.
+        // Even with `salvage`: the next process that attaches continues with this index, and does
+        // not retire it.
         if let Some(header) = state.clean()
-            && let Some(index) = Index::open_read_only(&file, Some(header), process_slot.clone())
-                .map_err(at_index)?
+            && let Some(index) = mapped(Some(header))?
         {
-            return Ok(seen(index, Vec::new()));
+            return Ok(Observed { index, segments: Vec::new(), watch });
         }
         let access = Access::ToRead;
-        let mut segments = open_segments(directory, access, space)?;
-        let mut layout = Layout::new(&options);
-        layout.geometry.segments = places_for(&segments, layout.geometry.segments);
+        let (mut segments, layout) = self.open_segments(&options, access)?;
         drop(beyond_table(&mut segments, layout.geometry.segments));
-        let least = state.snapshot();
-        let FoundSnapshot { newest, untouched } =
-            checkpoint_files::find(directory.storage, &directory.path, least.unwrap_or(0))?;
-        let base = self.base(newest, least, untouched || segments.is_empty());
-        let known_sequence = state.clean().map_or(0, Index::sequence_in);
-        let inputs = recovery::Inputs {
-            directory,
-            layout: &layout,
-            process_slot,
-            hasher,
-            options: &options,
-            access,
-        };
-        let Recovered { index, .. } = recovery::recover(inputs, &segments, known_sequence, base)?;
+        let known = Known::read(directory, &state)?;
+        let sequence = known.sequence;
+        let base = self.base(known, segments.is_empty());
+        let (layout, options) = (&layout, &options);
+        let inputs = recovery::Inputs { directory, layout, process_slot, hasher, options, access };
+        let Recovered { index, .. } = recovery::recover(inputs, &segments, sequence, base)?;
         index.set_limits(options.limits(), sizing::possible(options.limits(), index.geometry()));
-        Ok(seen(index, segments))
+        Ok(Observed { index, segments, watch })
     }
 
-    /// What a recovery begins with, where `newest` is the snapshot that counts and has at `least` this number, if anything is
-    /// known of that. `untouched`: no snapshot was ever written, as far as the files tell.
-    fn base(&self, newest: Option<(File, Header)>, least: Option<u64>, untouched: bool) -> Base {
-        match (newest, least) {
+    /// Opens all segments, oldest first, and computes the layout of an index for them.
+    fn open_segments(&self, options: &Options, access: Access) -> Result<(Vec<Segment>, Layout)> {
+        let segments = open_segments(self.directory, access, self.space)?;
+        let mut layout = Layout::new(options);
+        layout.geometry.segments = rows_for(&segments, layout.geometry.segments);
+        Ok((segments, layout))
+    }
+
+    /// What a recovery starts from.
+    fn base(&self, known: Known, is_log_empty: bool) -> Base {
+        let FoundSnapshot { newest, untouched } = known.found;
+        match (newest, known.least_snapshot) {
             _ if self.options.salvage => Base::Salvage,
             (Some((file, header)), _) => Base::Snapshot(file, header),
             (None, Some(0)) => Base::Empty,
-            (None, None) if untouched => Base::Empty,
+            (None, None) if untouched || is_log_empty => Base::Empty,
             (None, _) => {
-                tracing::error!(dir = %self.directory.path.display(), "the snapshots are damaged; the cache starts cold");
+                let dir = self.directory.path.display();
+                tracing::error!(%dir, "the snapshots are damaged; the cache starts cold");
                 Base::Lost
             }
         }
     }
 }
 
-/// What an onlooker has of a directory.
+/// The error of an observer that finds no index.
+fn no_index(path: &Path, is_live: bool) -> Error {
+    let (kind, why) = if is_live {
+        (ErrorKind::Corrupt, "other processes have the directory open, but this is not an index")
+    } else {
+        // The process that was creating it was killed, or the disk was full. The log is complete.
+        (ErrorKind::Io, "there is none; the next process that opens the cache to write rebuilds it")
+    };
+    Error::new(kind, "open").with_path(path).with_source(why)
+}
+
+/// The result of an open by an observer.
 pub(crate) struct Observed {
     pub(crate) index: Index,
-    /// All segments, oldest first, if the index is this process's own.
+    /// All segments, oldest first, if the index is in the memory of this process.
     pub(crate) segments: Vec<Segment>,
-    /// On the index in the directory.
+    /// Watches the index in the directory.
     pub(crate) watch: Watch,
 }
 
-/// Opens all segments, oldest first. What was begun and has nothing in it goes, if it may; what is not ours stays, unread.
+/// Opens all segments, oldest first. Removes files that have no header yet, if `access` allows it.
+/// Skips files that are not segments.
 fn open_segments(
     directory: &Directory,
     access: Access,
@@ -250,12 +292,12 @@ fn open_segments(
     let mut segments = Vec::new();
     for (id, path) in files {
         if id > HIGHEST_SEGMENT {
-            tracing::warn!(path = %path.display(), "no segment has such an id; it is passed over");
+            tracing::warn!(path = %path.display(), "skipped a file: no segment has such an id");
             continue;
         }
         match Segment::open(directory.storage, &path, id, access, space)? {
             SegmentFile::Segment(segment) => {
-                // Only the newest may be written to again.
+                // Only the newest segment may be appended to.
                 segments.last().inspect(|older: &&Segment| older.close_file());
                 segments.push(segment);
             }
@@ -264,47 +306,47 @@ fn open_segments(
                 directory.storage.remove(&path).map_err(|e| Error::io("remove", &path, e))?
             }
             SegmentFile::Foreign => {
-                tracing::warn!(path = %path.display(), "not a segment, or damaged; it is passed over");
+                tracing::warn!(path = %path.display(), "skipped a file: not a segment, or damaged");
             }
         }
     }
     Ok(segments)
 }
 
-/// How many places a table needs, at least `wanted`, so that each segment has one of its own. A table is larger than
-/// wanted only where `max_bytes` was larger once, or a file was planted.
-fn places_for(segments: &[Segment], wanted: u32) -> u32 {
-    /// No larger table is made.
+/// How many rows the segment table needs, at least `wanted`, so that each segment has its own. More
+/// than wanted are needed only if `max_bytes` was larger once, or a foreign file was put there.
+fn rows_for(segments: &[Segment], wanted: u32) -> u32 {
+    /// The largest table.
     const MOST: u32 = 1 << 16;
-    let each_has_one = |places: u32| {
+    let each_has_one = |rows: u32| {
         let mut taken = HashSet::new();
-        segments.iter().all(|segment| taken.insert(segment.id & (places - 1)))
+        segments.iter().all(|segment| taken.insert(segment.id & (rows - 1)))
     };
-    let mut places = wanted;
-    while places < MOST && !each_has_one(places) {
-        places *= 2;
+    let mut rows = wanted;
+    while rows < MOST && !each_has_one(rows) {
+        rows *= 2;
     }
-    places
+    rows
 }
 
-/// Takes the oldest segments away until those that stay have each a place of its own in a table of `places`.
-fn beyond_table(segments: &mut Vec<Segment>, places: u32) -> std::vec::Drain<'_, Segment> {
+/// Takes out the oldest segments, until each of the others has its own row in a table of `rows`.
+fn beyond_table(segments: &mut Vec<Segment>, rows: u32) -> std::vec::Drain<'_, Segment> {
     let mut taken = HashSet::new();
-    let staying = segments.iter().rev().take_while(|s| taken.insert(s.id & (places - 1))).count();
+    let staying = segments.iter().rev().take_while(|s| taken.insert(s.id & (rows - 1))).count();
     segments.drain(..segments.len() - staying)
 }
 
-/// What a directory that was closed has to go on with.
+/// The index of a directory, if it was closed.
 enum Closed {
-    /// Its index and hints.
+    /// Index and hints can be used.
     Fits(Recovered),
-    /// The words of an index that is too small or too large now, and what its header said.
+    /// The index is too small or too large now: its words and its header.
     OtherSize(Vec<Word>, Header),
-    /// Nothing: it was not closed, or the index is not as it was.
+    /// The directory was not closed, or the index has changed since.
     No,
 }
 
-/// The index and the hints as they were when the directory was closed, if it was, and if they still serve.
+/// Opens the index and the hints of a closed directory.
 fn open_closed(
     directory: &Directory,
     state: &StateFile,
@@ -339,7 +381,7 @@ fn open_closed(
     Ok(Closed::Fits(Recovered { index, hints, wants_checkpoint: false, sealed: HashSet::new() }))
 }
 
-/// The hints beside an index, made anew if they do not fit it.
+/// Opens the hints of an index; creates them if their size does not fit.
 fn open_hints(directory: &Directory, index: &Index) -> Result<Hints> {
     let path = directory.file("hints");
     let hints = directory.storage.open_or_create(&path).and_then(|(file, _)| {

@@ -1,4 +1,5 @@
-//! Blobs as programs see them: values that are written and read piece by piece.
+//! Values that the program reads and writes in pieces: a blob is read chunk by chunk, and a value
+//! is written to memory first and to a blob when it becomes large.
 
 use std::sync::{Arc, Weak};
 
@@ -10,13 +11,14 @@ use crate::engine::ops::read::ValueSource;
 use crate::entry::{Change, Codec, Condition, Expiry, Pieces, Soft, Spool, Streamed};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Reads a blob from wherever it is asked to, a chunk at a time, each of which is verified.
+/// Reads a blob at any offset. Reads and verifies one chunk at a time.
 pub(crate) struct BlobSource {
     blob: OpenBlob,
     chunk: Vec<u8>,
     /// The number of the chunk that is in `chunk`.
     number: Option<u64>,
-    /// Told of damage, as long as the directory is not being closed: after that the index is changed no more.
+    /// Removes the entry of a damaged blob. Weak: after the directory was closed, the index does
+    /// not change any more.
     attached: Weak<Attached>,
     owner: (u64, Word),
 }
@@ -45,10 +47,8 @@ impl Pieces for BlobSource {
                 if let Some(attached) = self.attached.upgrade() {
                     attached.drop_named(self.owner);
                 }
-                let why = format!(
-                    "the bytes from {} on are not those that were stored",
-                    number * CHUNK as u64
-                );
+                let why =
+                    format!("the bytes from {} on are not the stored ones", number * CHUNK as u64);
                 return Err(Error::new(ErrorKind::Damaged, "read").with_source(why));
             }
             self.number = Some(number);
@@ -61,7 +61,7 @@ impl Pieces for BlobSource {
 }
 
 impl Attached {
-    /// The live entry of `key`, to be read piece by piece if it is large.
+    /// The live entry of `key`; in pieces if it is a blob.
     pub(crate) fn stream(self: &Arc<Self>, key: &[u8]) -> Result<Option<Streamed>> {
         let hash = self.hasher.hash(key);
         self.look_for(key, &mut |source, word| {
@@ -77,7 +77,7 @@ impl Attached {
     }
 }
 
-/// A value on its way into a directory: in memory while it is small, in a blob from then on. Keeps the directory
+/// A value that is being written: in memory while it is small, then in a blob. Keeps the directory
 /// attached.
 pub(crate) struct Spooled {
     attached: Arc<Attached>,

@@ -177,7 +177,8 @@ impl Engine {
     /// Evicts an entry that the policy chose. Says whether it was still there.
     fn give_up(&self, slot: Slot, word: Word, left: &mut Left) -> bool {
         if let Some(ghosts) = &self.ghosts {
-            ghosts.give_up(self.index.identity_of_slot(slot, word), self.hints.get(slot).is_main());
+            ghosts
+                .remember(self.index.identity_of_slot(slot, word), self.hints.get(slot).is_main());
         }
         self.remove_in_pass(slot, word, true, left)
     }

@@ -13,7 +13,7 @@ use crate::entry::Item;
 use crate::sys::lock;
 
 fn look(dir: &Path, options: &Options) -> Arc<Attached> {
-    Attached::look(SYSTEM, dir, options).unwrap()
+    Attached::open_read_only(SYSTEM, dir, options).unwrap()
 }
 
 /// A directory that was closed with this many keys in it.
@@ -47,7 +47,7 @@ fn an_index_that_nobody_looks_at_is_made_anew_where_it_is() {
     assert!(!removes_index(dir.path(), 100_000));
     let onlooker = look(dir.path(), &options());
     assert!(removes_index(dir.path(), 1000));
-    assert!(!onlooker.is_of_use());
+    assert!(!onlooker.is_usable());
 }
 
 #[test]
@@ -57,7 +57,7 @@ fn an_onlooker_that_is_not_called_lets_go_of_an_index_that_was_given_up() {
     let places = [Arc::new(AttachmentCell::empty()), Arc::new(AttachmentCell::empty())];
     for place in &places {
         let onlooker = look(dir.path(), &options());
-        onlooker.note_place(place);
+        onlooker.note_holder(place);
         place.store(Some(onlooker));
     }
     assert_eq!(get(places[1].load().as_ref().unwrap(), "7").unwrap(), b"v");
@@ -85,7 +85,7 @@ fn who_looks_on_while_there_is_no_index_is_told_who_makes_it() {
     let removed = || std::fs::remove_file(&index).unwrap();
     for spoil in [&never_filled as &dyn Fn(), &removed] {
         spoil();
-        let Err(error) = Attached::look(SYSTEM, dir.path(), &options()) else {
+        let Err(error) = Attached::open_read_only(SYSTEM, dir.path(), &options()) else {
             panic!("there is nothing to see")
         };
         assert_eq!(error.kind(), ErrorKind::Io, "{error}");
@@ -101,7 +101,7 @@ fn who_looks_on_while_there_is_no_index_is_told_who_makes_it() {
     let locks = SYSTEM.open(&dir.path().join("locks")).unwrap();
     assert!(lock::try_lock(&locks, 5).unwrap());
     never_filled();
-    let seen = Attached::look(SYSTEM, dir.path(), &options());
+    let seen = Attached::open_read_only(SYSTEM, dir.path(), &options());
     assert_eq!(seen.err().map(|e| e.kind()), Some(ErrorKind::Corrupt));
 }
 
@@ -109,7 +109,7 @@ fn who_looks_on_while_there_is_no_index_is_told_who_makes_it() {
 fn a_place_keeps_what_is_not_meant() {
     let dir = closed(1, &options());
     let place = AttachmentCell::from(Some(look(dir.path(), &options())));
-    empty(&place, |onlooker| !onlooker.is_of_use());
+    empty(&place, |onlooker| !onlooker.is_usable());
     assert!(place.load().is_some());
     empty(&place, Attached::is_ours);
     assert!(place.load().is_none());
@@ -122,7 +122,7 @@ fn who_salvages_what_was_closed_sees_what_is_written_later() {
     let writer = open(dir.path(), &options());
     for value in [b"1", b"2"] {
         set(&writer, "7", value);
-        assert!(onlooker.is_of_use());
+        assert!(onlooker.is_usable());
         assert_eq!(get(&onlooker, "7").unwrap(), value);
     }
 }
@@ -140,7 +140,7 @@ fn each_key_comes_once(before: u64, after: u64) {
         if half.is_none() && seen.len() as u32 > KEYS / 3 {
             half = Some(seen.len() as u32);
             resize(dir.path(), after);
-            assert!(!onlooker.is_of_use());
+            assert!(!onlooker.is_usable());
             onlooker = look(dir.path(), &options());
         }
     }

@@ -23,7 +23,7 @@ const VERBS: [Verb; 9] = [
             (Some(Dropped), None),
         ],
     ),
-    ("adopt", |index, id| _ = index.adopt_segment(id, 0), &[]),
+    ("adopt", |index, id| _ = index.adopt_segment(id, Owner::NONE), &[]),
     ("orphan", Index::orphan_segment, &[]),
 ];
 
