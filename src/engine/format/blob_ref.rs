@@ -1,4 +1,5 @@
-//! The file of a blob, and the reference to it that is the body of a record.
+//! The header and the layout of a blob file, and the reference to the blob, which is the body of a
+//! record.
 //!
 //! ```text
 //!  0      magic u64   8  name u128   24  salt u64   32  length u64   40  hash of the key u64
@@ -10,22 +11,22 @@
 
 pub(crate) const HEADER_LEN: usize = 64;
 const MAGIC: u64 = u64::from_le_bytes(*b"KWblob_1");
-/// What is checked, and written, as one piece.
+/// The bytes that are written and checked as one piece.
 pub(crate) const CHUNK: usize = 64 << 10;
 
-/// What a record says about its blob.
+/// The reference to a blob in a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BlobRef {
     pub(crate) name: u128,
     pub(crate) salt: u64,
-    /// Of the value, in bytes.
+    /// The length of the value in bytes.
     pub(crate) len: u64,
 }
 
 impl BlobRef {
     pub(crate) const ENCODED_LEN: usize = 32;
 
-    /// As the body of a record.
+    /// The body of a record with this reference.
     pub(crate) fn encode(&self) -> [u8; Self::ENCODED_LEN] {
         let mut bytes = [0; Self::ENCODED_LEN];
         bytes[..16].copy_from_slice(&self.name.to_le_bytes());
@@ -34,7 +35,7 @@ impl BlobRef {
         bytes
     }
 
-    /// The reference that is the body of a record.
+    /// The reference in the body of a record.
     pub(crate) fn decode(body: &[u8]) -> Option<Self> {
         let (name, rest) = body.split_first_chunk()?;
         let (salt, len) = rest.split_first_chunk()?;
@@ -55,7 +56,7 @@ impl BlobRef {
         bytes
     }
 
-    /// What a header says, and the hash of the first key.
+    /// The reference in a header, and the hash of the first key.
     pub(crate) fn from_header(header: &[u8; HEADER_LEN]) -> Option<(Self, u64)> {
         let reference = Self::decode(&header[8..40])?;
         let hash = u64::from_le_bytes(header[40..48].try_into().ok()?);
@@ -66,7 +67,7 @@ impl BlobRef {
         self.len.checked_add(HEADER_LEN as u64)
     }
 
-    /// The length of the file, but for the hashes of other keys.
+    /// The length of the file without the hashes of other keys.
     pub(crate) fn file_len(&self) -> Option<u64> {
         self.checks_at()?.checked_add(self.len.div_ceil(CHUNK as u64).checked_mul(4)?)
     }
@@ -79,7 +80,7 @@ pub(crate) fn check_of(salt: u64, number: u64, chunk: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// What a blob of `len` bytes takes on disk, with the blocks of the file system.
+/// The bytes that a blob of `len` bytes takes on disk, in blocks of the file system.
 pub(crate) fn space_for(len: u64) -> u64 {
     let checks = len.div_ceil(CHUNK as u64) * 4;
     (len + checks + HEADER_LEN as u64).next_multiple_of(4096)

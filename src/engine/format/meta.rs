@@ -1,35 +1,39 @@
-//! `meta`: what the directory is, written once. MessagePack, followed by its CRC-32.
+//! The file `meta`: format number, feature bits, and the secret of the key hash. It is written
+//! once, when the directory is created: MessagePack, followed by its CRC-32.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// The format that this version reads and writes. Another number for each change after which an
-/// older or a newer version would not understand what it finds, or what another process does that
-/// has the directory open. 1 was for one process at a time.
+/// The format that this version reads and writes. It changes when versions before and after a
+/// change cannot read the files of each other, or cannot share an open directory. Format 1 was for
+/// one process at a time.
 pub(crate) const FORMAT: u32 = 2;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Meta {
     pub(crate) format: u32,
-    /// Features that a reader must know, a bit each. None so far.
+    /// A bit for each feature that a reader must know. There are none yet.
     pub(crate) features: u64,
     /// The secret of the key hash.
     pub(crate) hash_key: [u8; 16],
 }
 
 impl Meta {
-    /// That of a new directory, with this secret.
+    /// The `meta` of a new directory, with this secret.
     pub(crate) fn new(hash_key: [u8; 16]) -> Self {
         Self { format: FORMAT, features: 0, hash_key }
     }
 
-    /// What is in `bytes`; an error if they are damaged, or of another format.
+    /// Decodes `bytes`.
+    ///
+    /// # Errors
+    /// If they are damaged, or of another format.
     // Keeps invariant I9: another format is refused.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self> {
         let damaged = || Error::new(ErrorKind::Corrupt, "read");
         let body = unseal(bytes).ok_or_else(damaged)?;
-        // The format first: another one may have other fields.
+        // The format first: another format may have other fields.
         #[derive(Deserialize)]
         struct Format {
             format: u32,
@@ -47,8 +51,8 @@ impl Meta {
     }
 }
 
-/// Takes any bytes for `meta`, as they are and with a check that fits. What is read is what would
-/// be written.
+/// Decodes any bytes as `meta`, as they are and with a right check. What is decoded encodes to the
+/// same value.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn fuzz(bytes: &[u8]) {
     let sealed = [bytes, &crc32fast::hash(bytes).to_le_bytes()].concat();
@@ -82,7 +86,7 @@ pub(crate) fn seal(what: &impl Serialize) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The MessagePack in what [`seal`] made, if it is whole.
+/// The MessagePack in the result of [`seal`], if its check is right.
 pub(crate) fn unseal(bytes: &[u8]) -> Option<&[u8]> {
     let (body, check) = bytes.split_last_chunk::<4>()?;
     (crc32fast::hash(body) == u32::from_le_bytes(*check)).then_some(body)

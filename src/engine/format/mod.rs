@@ -1,5 +1,5 @@
-//! The formats: what each thing on disk looks like, byte by byte. Encodes and decodes; knows no
-//! engine.
+//! The formats: the bytes of each file of a cache. Each module draws its layout, encodes and
+//! decodes it. None knows the engine.
 
 pub(crate) mod blob_ref;
 pub(crate) mod geometry;

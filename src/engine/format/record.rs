@@ -1,8 +1,8 @@
-//! The unit of the log: one write of one key.
+//! A record: the unit of the log, one write of one key.
 //!
 //! ```text
 //!  0  length u32       of the whole record, a multiple of 8; stored when the space is reserved
-//!  4  header check u32 CRC-32 of key and header, seeded with segment and offset; storing it is the commit
+//!  4  header check u32 CRC-32 of key and header, seeded with salt and offset; its store commits
 //!  8  sequence u64
 //! 16  expires at u48   milliseconds since 1970, all ones: never
 //! 22  flags u16        which optional fields the body begins with
@@ -10,12 +10,12 @@
 //! 28  body check u32   CRC-32 of the body
 //! 32  key length u24 | kind u4 | codec u4
 //! 36  body length u32
-//! 40  key, body (optional fields in the order of their flags, then the value), zeros up to the length
+//! 40  key, body (optional fields in the order of their flags, then the value), zeros to the end
 //! ```
 //!
-//! The header check covers the key, so that a scan of the log reads headers and keys and no values. Both
-//! checks are seeded with the segment's secret salt and the record's offset: nothing that a user stores can
-//! be taken for a record, nor a record in a misplaced block for a current one.
+//! The header check covers the key, so a scan of the log reads headers and keys and no values. Both
+//! checks are seeded with the secret salt of the segment and the offset of the record. So no value
+//! of a user can be mistaken for a record, and no record in a misplaced block for a current one.
 
 use crc32fast::Hasher;
 
@@ -26,7 +26,7 @@ use crate::sys::map::Map;
 use crate::time::Timestamp;
 
 pub(crate) const HEADER_LEN: usize = 40;
-/// The longest record, header and all.
+/// The longest record, including its header.
 pub(crate) const MAX_LEN: u32 = 1 << 31;
 /// The longest key, in bytes.
 pub(crate) const MAX_KEY_LEN: usize = 1 << 16;
@@ -35,22 +35,22 @@ const NEVER: u64 = (1 << 48) - 1;
 
 /// The body begins with the time from which the value is stale, u64 milliseconds since 1970.
 pub(crate) const FLAG_STALE_AT: u16 = 1;
-/// The body goes on with tags: their length u32, then that many bytes.
+/// Next in the body: the length of the tags u32, then the tags.
 pub(crate) const FLAG_TAGS: u16 = 2;
-/// The body goes on with how long the value took to compute, u32 milliseconds.
+/// Next in the body: how long it took to compute the value, u32 milliseconds.
 pub(crate) const FLAG_TOOK: u16 = 4;
 
-/// What a record says about its key.
+/// What a record does to its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Kind {
-    /// It has this value.
+    /// Stores a value.
     Value = 1,
-    /// Its value is in a file of its own, which the body names.
+    /// Stores a value that is in a blob; the body is the reference to it.
     Blob = 2,
-    /// It was deleted.
+    /// Deletes the key.
     Tombstone = 3,
-    /// Every key was: the record's generation begins.
+    /// Deletes all keys: the generation of the record begins.
     Clear = 4,
 }
 
@@ -66,7 +66,7 @@ fn codec_from_bits(bits: u8) -> Option<Codec> {
     [Codec::MessagePack, Codec::Raw].into_iter().find(|c| *c as u8 == bits)
 }
 
-/// Where a record is, as far as its checks care.
+/// The position of a record, with which its checks are seeded.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RecordPlace {
     pub(crate) salt: u64,
@@ -83,7 +83,7 @@ impl RecordPlace {
     }
 }
 
-/// The optional fields of a body, as they are stored.
+/// The optional fields of a body, encoded.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Fields {
     pub(crate) flags: u16,
@@ -114,7 +114,7 @@ impl Fields {
     }
 }
 
-/// Flags and body of a record, as they are once it is touched: [`Soft::touched`].
+/// Flags and body of a record after a touch: [`Soft::touched`].
 pub(crate) fn touched(flags: u16, body: &[u8]) -> Option<(u16, &[u8])> {
     match flags & FLAG_STALE_AT {
         0 => Some((flags, body)),
@@ -122,7 +122,7 @@ pub(crate) fn touched(flags: u16, body: &[u8]) -> Option<(u16, &[u8])> {
     }
 }
 
-/// The parts of a header that are known before the record's bucket is locked.
+/// The fields of a header that are known before the chain of the key is locked.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Draft {
     pub(crate) kind: Kind,
@@ -133,14 +133,14 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    /// The length of the whole record, or `None` if it is too long for one.
+    /// The length of the whole record; `None` if it is too long.
     pub(crate) fn len(&self) -> Option<u32> {
         let len = HEADER_LEN as u64 + u64::from(self.key_len) + u64::from(self.body_len);
         u32::try_from(len.next_multiple_of(ALIGN as u64)).ok().filter(|len| *len <= MAX_LEN)
     }
 }
 
-/// The parts of a header that are decided under the bucket's lock.
+/// The fields of a header that are decided under the lock of the chain.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stamp {
     pub(crate) sequence: u64,
@@ -148,18 +148,18 @@ pub(crate) struct Stamp {
     pub(crate) expires_at: Expiry,
 }
 
-/// A record whose key and body are in place and checked, waiting for its stamp.
+/// A record whose key and body are in place. Its checks are computed; it is not stamped yet.
 #[derive(Debug, Clone)]
 pub(crate) struct Prepared {
     draft: Draft,
     len: u32,
-    /// The header check so far: over the key.
+    /// The header check so far, over the key.
     key_check: Hasher,
     body_check: u32,
 }
 
 impl Prepared {
-    /// The body is given in two parts: optional fields and value, or whatever it is made of.
+    /// The body has two parts, for example optional fields and value.
     pub(crate) fn new(
         draft: Draft,
         len: u32,
@@ -175,8 +175,8 @@ impl Prepared {
         }
     }
 
-    /// The header but for its first word's lower half, the length, which is in place since the reservation:
-    /// four words, and the check to store last.
+    /// The header without the length, which was stored at the reservation: four words, and the
+    /// check, which must be stored last.
     pub(crate) fn stamp(&self, stamp: Stamp) -> ([u64; 4], u32) {
         let expires = stamp.expires_at.map_or(NEVER, Timestamp::as_millis);
         let draft = &self.draft;
@@ -192,7 +192,7 @@ impl Prepared {
         (words, header_check(self.key_check.clone(), self.len, &words))
     }
 
-    /// The whole record, for a store that keeps each by itself.
+    /// The whole record, for a store without segments.
     #[cfg(feature = "sled")]
     pub(crate) fn encode(&self, stamp: Stamp, key: &[u8], body: [&[u8]; 2]) -> Vec<u8> {
         let (words, check) = self.stamp(stamp);
@@ -207,7 +207,8 @@ impl Prepared {
     }
 }
 
-/// A check over parts. To begin one is to ask what the processor can do, so it is carried on, from key to header.
+/// A check over parts. To create a hasher asks the CPU for its features, so one hasher is used for
+/// key and header.
 fn check_over<const N: usize>(seed: u32, parts: [&[u8]; N]) -> Hasher {
     let mut check = Hasher::new_with_initial(seed);
     parts.into_iter().for_each(|part| check.update(part));
@@ -224,13 +225,13 @@ fn header_check(mut key_check: Hasher, len: u32, words: &[u64; 4]) -> u32 {
     key_check.finalize()
 }
 
-/// A record whose header and key passed their check.
+/// A record whose header check is right.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Record<'a> {
     pub(crate) kind: Kind,
     pub(crate) codec: Codec,
     pub(crate) flags: u16,
-    /// Of the whole record.
+    /// The length of the whole record.
     pub(crate) len: u32,
     pub(crate) sequence: u64,
     pub(crate) generation: u32,
@@ -241,7 +242,7 @@ pub(crate) struct Record<'a> {
     place: RecordPlace,
 }
 
-/// The length that is stored at `offset`, if a record of that length would fit there.
+/// The length that is stored at `offset`, if a record of that length fits into the map.
 pub(crate) fn stored_len(map: &Map, offset: u32) -> Option<u32> {
     let len = u32::from_le_bytes(map.bytes(offset as usize, 4)?.try_into().ok()?);
     let fits = len as usize >= HEADER_LEN
@@ -251,14 +252,14 @@ pub(crate) fn stored_len(map: &Map, offset: u32) -> Option<u32> {
 }
 
 impl<'a> Record<'a> {
-    /// The record at `offset` of a segment's map, if there is a stamped one.
+    /// The record at `place` in the map of a segment, if there is a stamped one.
     pub(crate) fn read(map: &'a Map, place: RecordPlace) -> Option<Self> {
         let offset = place.offset as usize;
         let len = stored_len(map, place.offset)?;
         Self::decode(map.bytes(offset, len as usize)?, place)
     }
 
-    /// The record that `bytes`, exactly its length, encode. Any bytes are safe to try.
+    /// The record in `bytes`, which must have exactly its length. Any bytes are allowed.
     /// Keeps invariant I1.
     pub(crate) fn decode(bytes: &'a [u8], place: RecordPlace) -> Option<Self> {
         let (header, rest) = bytes.split_first_chunk::<HEADER_LEN>()?;
@@ -294,14 +295,15 @@ impl<'a> Record<'a> {
         })
     }
 
-    /// The optional fields and the value, if they pass their check. Costs a pass over the value.
+    /// The optional fields and the value, if the body check is right. Reads the whole value.
     pub(crate) fn verified_body(&self) -> Option<&'a [u8]> {
         (check_over(self.place.body_seed(), [self.body]).finalize() == self.body_check)
             .then_some(self.body)
     }
 
-    /// Whether the body fails its check because part of it never reached the disk, as a power cut leaves it: where
-    /// nothing was written yet a whole sector's part is zeros. Costs a pass over the value.
+    /// Whether the body fails its check because part of it never reached the disk, as a power cut
+    /// leaves it: where nothing was written yet a whole sector's part is zeros. Costs a pass over
+    /// the value.
     pub(crate) fn is_torn(&self) -> bool {
         const SECTOR: usize = 512;
         let start = self.place.offset as usize + HEADER_LEN + self.key.len();
@@ -346,7 +348,8 @@ impl<'a> Record<'a> {
         self.content().map(|(soft, _)| soft).unwrap_or_default()
     }
 
-    /// The blob that the record names, if it is one of that kind. A reference that does not pass its check names none.
+    /// The blob that the record names, if it is one of that kind. A reference that does not pass
+    /// its check names none.
     pub(crate) fn blob(&self) -> Option<BlobRef> {
         if self.kind == Kind::Blob { self.value().and_then(BlobRef::decode) } else { None }
     }
@@ -381,8 +384,8 @@ pub(crate) fn fit_checks(bytes: &mut [u8], place: RecordPlace) {
     bytes[4..8].copy_from_slice(&check.to_le_bytes());
 }
 
-/// Takes any bytes for a record, first as they are, then with a length and checks that fit, as if they had been
-/// written. What is decoded must be what is there; what is not must be refused.
+/// Takes any bytes for a record, first as they are, then with a length and checks that fit, as if
+/// they had been written. What is decoded must be what is there; what is not must be refused.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fuzz(bytes: &[u8]) {
     let Some((salt, bytes)) = bytes.split_first_chunk::<8>() else { return };

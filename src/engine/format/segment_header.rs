@@ -9,11 +9,11 @@ use super::record;
 
 /// The bytes of a segment's header.
 pub(crate) const LEN: usize = 64;
-/// No segment is longer: it has room for the longest record. So an offset in it fits 32 bits.
+/// The longest segment: it has room for the longest record, and each offset fits into 32 bits.
 pub(crate) const MAX_LEN: u64 = record::MAX_LEN as u64 + (8 << 10);
 const MAGIC: u64 = u64::from_le_bytes(*b"KWsegmt1");
 
-/// What the first bytes of a file in the segment directory say.
+/// What the first bytes of a file in the segment directory are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DecodedHeader {
     /// A segment: its salt and its length.

@@ -1,20 +1,20 @@
-//! A snapshot: a packed copy of the index words, and where the log went on when it was taken. A
-//! recovery begins with one and replays only what was written since.
+//! A snapshot: a packed copy of the words of the index, and the end of each segment when it was
+//! taken. A recovery starts from it and replays only what was written since.
 //!
-//! Two files, written in turn, so that there is a whole one while the other is being written;
-//! preallocated, so that a full disk cannot prevent the checkpoint that gives space back. The
-//! header comes last.
+//! There are two files. Checkpoints write them alternately, so one is complete while the other is
+//! being written. They are preallocated, so a full disk cannot prevent the checkpoint that frees
+//! space. The header is written last.
 //!
 //! ```text
-//!    0  header   magic u64, length u32 and CRC-32 u32 of what follows:
+//!    0  header   magic u64, length u32 and CRC-32 u32 of the rest:
 //!                [`Header`] as a MessagePack array
 //! 4096  blocks of 4 KiB:
-//!       0  CRC-32 u32, seeded with the snapshot's number and the block's     4  bytes used u32
-//!       8  kind u32: chains or segments                                      12  first chain u32
-//!      16  chains:   for each primary, one after the other: mask of its slots that hold a
-//!                    word u8 (the highest bit: overflow follows), its words u64;
+//!       0  CRC-32 u32, seeded with the numbers of snapshot and block   4  bytes used u32
+//!       8  kind u32: chains or segments                               12  first chain u32
+//!      16  chains:   for each primary, in order: mask u8 of its slots that hold a word (the
+//!                    highest bit: overflow follows), its words u64;
 //!                    overflow: number of words u8, words u64
-//!          segments: id u32, place u32 from which on a recovery looks, live bytes u64 of each
+//!          segments: for each: id u32, offset u32 at which a replay begins, live bytes u64
 //! ```
 
 use std::io;
@@ -27,31 +27,31 @@ use crate::engine::format::word::Word;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"KWsnaps2");
 pub(crate) const HEADER_LEN: u64 = 4096;
-/// No snapshot file is shorter.
+/// The least length of a snapshot file.
 pub(crate) const LEAST_LEN: u64 = HEADER_LEN;
 pub(crate) const BLOCK: usize = 4 << 10;
 const BLOCK_HEADER: usize = 16;
-/// Blocks that are read or written at a time.
+/// How many blocks are read or written at a time.
 pub(crate) const BATCH: usize = 64;
 const CHAINS: u32 = 1;
 const SEGMENTS: u32 = 2;
-/// In a segment that took no more records when the snapshot was begun, a recovery looks from here
-/// on.
+/// The offset at which the replay of a segment begins that was sealed when the snapshot was begun:
+/// nothing of it is replayed.
 pub(crate) const SEALED: u32 = u32::MAX;
 const OVERFLOW: u8 = 0x80;
 const _: () =
     assert!(BLOCK_HEADER + 2 + 8 * LONGEST_CHAIN <= BLOCK && LONGEST_CHAIN <= u8::MAX as usize);
 
-/// What a snapshot says besides the words.
+/// The header of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Header {
     /// Counts the snapshots of a directory.
     pub(crate) number: u64,
-    /// Every record with a lower sequence is in the words, or superseded.
+    /// Each record with a lower sequence is named by a word of the snapshot, or superseded.
     pub(crate) sequence: u64,
     pub(crate) generation: u32,
     pub(crate) recency: u32,
-    /// No segment had this id yet, nor a higher one.
+    /// The lowest id above those of all segments that ever existed.
     pub(crate) next_segment: u64,
     /// The number of chains.
     pub(crate) primaries: u32,
@@ -79,11 +79,11 @@ impl Header {
     }
 }
 
-/// The bytes that one snapshot file takes: room for every entry there can be, and some more.
+/// The length of a snapshot file: room for the most entries, and some more.
 pub(crate) fn file_len(geometry: Geometry) -> u64 {
     let words = u64::from(geometry.primaries) * 4;
     let packed = words * 8 + u64::from(geometry.primaries) * 2 + u64::from(geometry.segments) * 16;
-    // A chain does not go over the end of a block.
+    // A chain never crosses the end of a block.
     let blocks = (packed + packed / 16).div_ceil((BLOCK - BLOCK_HEADER) as u64) + 2;
     HEADER_LEN + blocks * BLOCK as u64
 }
@@ -100,24 +100,25 @@ pub(crate) fn check_of(number: u64, block: u64, content: &[u8]) -> u32 {
 /// Packs the parts of a snapshot into blocks.
 pub(crate) struct Packer {
     number: u64,
-    /// Whole blocks that were not taken yet, and behind them the one that is being filled.
+    /// Complete blocks that were not taken yet, then the block that is being filled.
     buffer: Vec<u8>,
-    /// Where in `buffer` the block that is being filled begins; none is if it is the end.
+    /// Where the block that is being filled begins in `buffer`. At the end of `buffer`, there is no
+    /// such block.
     block: usize,
     kind: u32,
-    /// The blocks that were taken.
+    /// How many blocks were taken.
     blocks: u64,
     words: u64,
 }
 
 impl Packer {
-    /// For the snapshot of this number.
+    /// A packer for the snapshot with this number.
     pub(crate) fn new(number: u64) -> Self {
         let buffer = Vec::with_capacity((BATCH + 1) * BLOCK);
         Self { number, buffer, block: 0, kind: 0, blocks: 0, words: 0 }
     }
 
-    /// The next chain, `number`: the words in the slots of its primary, and the others.
+    /// Adds the next chain, `number`: the words of its primary by slot, and the overflow words.
     pub(crate) fn chain(&mut self, number: u32, primary: &[Word; 7], overflow: &[Word]) {
         let overflow = &overflow[..overflow.len().min(LONGEST_CHAIN - 7)];
         self.make_room(CHAINS, number, 2 + 8 * (7 + overflow.len()));
@@ -135,8 +136,8 @@ impl Packer {
         }
     }
 
-    /// A segment, and from where on records may be that are not in the words: from [`SEALED`] on,
-    /// nowhere.
+    /// Adds a segment, and the offset from which on it may have records that no word of the
+    /// snapshot names; [`SEALED`] if it has none.
     pub(crate) fn segment(&mut self, id: u32, from: u32, live_bytes: u64) {
         self.make_room(SEGMENTS, 0, 16);
         self.buffer.extend(id.to_le_bytes());
@@ -144,7 +145,7 @@ impl Packer {
         self.buffer.extend(live_bytes.to_le_bytes());
     }
 
-    /// Ensures that the block which is being filled is of `kind` and has room for `needed` bytes.
+    /// Ensures that the block that is being filled is of `kind` and has room for `needed` bytes.
     fn make_room(&mut self, kind: u32, first: u32, needed: usize) {
         let used = self.buffer.len() - self.block;
         if used > 0 && (self.kind != kind || used + needed > BLOCK) {
@@ -171,42 +172,43 @@ impl Packer {
         }
     }
 
-    /// Whether there are as many whole blocks as are written at a time.
+    /// Whether a batch of complete blocks is ready to be written.
     pub(crate) fn has_batch(&self) -> bool {
         self.block >= BATCH * BLOCK
     }
 
-    /// The whole blocks that were not taken yet, and where in the file they belong.
+    /// The complete blocks that were not taken yet, and their offset in the file.
     pub(crate) fn whole_blocks(&self) -> (&[u8], u64) {
         (&self.buffer[..self.block], HEADER_LEN + self.blocks * BLOCK as u64)
     }
 
-    /// Takes the whole blocks out: they were written.
+    /// Takes out the complete blocks after they were written.
     pub(crate) fn take_blocks(&mut self) {
         self.blocks += (self.block / BLOCK) as u64;
         self.buffer.drain(..self.block);
         self.block = 0;
     }
 
-    /// `header` with what was packed, and taken.
+    /// `header` with the numbers of packed words and taken blocks.
     pub(crate) fn complete(&self, header: Header) -> Header {
         Header { number: self.number, blocks: self.blocks, words: self.words, ..header }
     }
 }
 
-/// A part of a snapshot, as it is read.
+/// A part of a snapshot, for the reader.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum SnapshotPart<'a> {
-    /// The words of a chain: those of the primary with their slots, then the others.
+    /// The words of a chain: those of the primary with their slots, and the overflow words.
     Chain { number: u32, primary: &'a [(usize, Word)], overflow: &'a [Word] },
-    /// The id of a segment, from where on there may be records that are not in the words, and the
-    /// bytes in it that were alive.
+    /// A segment: its id, the offset from which on it may have records that no word names, and its
+    /// live bytes.
     Segment(u32, u32, u64),
-    /// Something is missing here: some chains are unknown.
+    /// A block is damaged: its chains are unknown.
     Damaged,
 }
 
-/// Hands out what block `number` has. `None` if it is damaged; some of it may have been handed out.
+/// Calls `visit` with the parts in block `number`. `None` if it is damaged; then some of its parts
+/// may have been visited.
 pub(crate) fn read_block(
     header: &Header,
     number: u64,
@@ -255,7 +257,7 @@ pub(crate) fn read_block(
     Some(())
 }
 
-/// Gives the header and every block the check that fits.
+/// Recomputes the checks of the header and of all blocks.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn fit_checks(bytes: &mut [u8]) {
     let word32 =

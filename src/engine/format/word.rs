@@ -1,5 +1,6 @@
-//! The entry word: what the index holds for a key. `tag (10 bits) | segment id (32) | offset in
-//! units of 8 bytes (22)`.
+//! The entry word: the index stores one for each key. It says where the record of the key is:
+//! `tag (10 bits) | segment id (32) | offset in units of 8 bytes (22)`. The tag is a part of the
+//! hash of the key.
 
 /// Records begin at multiples of this many bytes.
 pub(crate) const ALIGN: usize = 8;
@@ -9,7 +10,7 @@ pub(crate) const OFFSET_UNIT: u64 = ALIGN as u64;
 const OFFSET_BITS: u32 = 22;
 const SEGMENT_BITS: u32 = 32;
 const TAG_SHIFT: u32 = OFFSET_BITS + SEGMENT_BITS;
-/// The largest length of a segment whose every record a word can reach.
+/// The largest length of a segment in which a word can name every record.
 pub(crate) const MAX_OFFSET: u64 = OFFSET_UNIT << OFFSET_BITS;
 
 /// An entry word.
@@ -36,7 +37,8 @@ impl Word {
         ((self.0 & ((1 << OFFSET_BITS) - 1)) * OFFSET_UNIT) as u32
     }
 
-    /// The word without its tag: ordered by when the space was reserved.
+    /// Segment id and offset, without the tag: orders words by the creation of their segments, and
+    /// within a segment by the reservation of the space.
     pub(crate) fn age(self) -> u64 {
         self.0 & ((1 << TAG_SHIFT) - 1)
     }
@@ -54,7 +56,7 @@ impl Word {
     }
 }
 
-/// The low bits of the hash; the bucket comes from the high ones.
+/// The tag of a hash: its low bits. The high bits select the bucket.
 pub(crate) fn tag(hash: u64) -> u64 {
     hash & ((1 << (64 - TAG_SHIFT)) - 1)
 }

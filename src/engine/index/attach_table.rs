@@ -30,6 +30,7 @@ impl Index {
 
     /// Enters this process into the table, with an incarnation other than the last one of its
     /// number.
+    /// Keeps invariant I22.
     pub(crate) fn enter(&mut self) -> io::Result<()> {
         let number = self.process_slot.number;
         let row = self.row(number);
@@ -86,6 +87,7 @@ impl Index {
 
     /// Whether the process `owner` is attached and alive. The death of an owner is permanent, so a
     /// `false` is stable.
+    /// Keeps invariant I22.
     pub(crate) fn is_alive(&self, owner: Owner) -> bool {
         let number = owner.number();
         if owner == self.owner() {

@@ -140,6 +140,7 @@ impl Index {
     ///
     /// # Errors
     /// If a living owner does not release it within about half a second.
+    // Keeps invariant I16.
     pub(crate) fn lock_clear(&self) -> Result<ClearLock<'_>, Busy> {
         let word = &self.words()[at::CLEAR_LOCK];
         let next = || u64::from(self.generation().wrapping_add(1)) << GENERATION_SHIFT;

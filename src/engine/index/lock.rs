@@ -74,6 +74,7 @@ impl Index {
     /// Takes over a chain whose holder died. Each change by a holder is one word, so the entry
     /// words are valid, but the checks may be old. Recomputes those of the overflow buckets, which
     /// a holder writes after the words; the unlock recomputes that of the primary.
+    /// Keeps invariant I23.
     fn take_over<'a>(&'a self, chain: Locked<'a>) -> Locked<'a> {
         let mut bucket = chain.bucket;
         for _ in 1..MAX_CHAIN {

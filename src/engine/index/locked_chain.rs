@@ -109,6 +109,7 @@ impl Locked<'_> {
     }
 
     /// Links a new overflow bucket behind `last`, and moves the last word of `last` into it.
+    /// Keeps invariant I12: the word is in its new slot before it leaves the old one.
     fn extend(&self, last: u32, bucket: Bucket<'_>) -> Result<Vacancy, ChainFull> {
         let new = self.index.allocate_overflow().ok_or(ChainFull)?;
         let (from, to) = (Slot::new(last, LAST_SLOT), Slot::new(new, SLOTS.start));

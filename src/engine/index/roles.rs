@@ -16,6 +16,7 @@ use crate::sys::lock;
 use crate::sys::wait::Backoff;
 
 /// What one process at a time may do. The bytes of the roles follow those of the processes.
+/// Keeps invariant I24: the kernel releases the byte of a dead process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     /// Background work on the directory. Held for as long as its process is attached.

@@ -124,6 +124,7 @@ impl std::ops::Deref for Attached {
 impl Attached {
     /// The engine of the directory at `path`. If this process already has it open, the same engine,
     /// with the options of the first open.
+    /// Keeps invariant I9.
     pub(crate) fn open(
         storage: &'static dyn Storage,
         path: &Path,

@@ -322,6 +322,7 @@ fn not_a_directory(path: &Path) -> Error {
 
 /// Refuses a directory that contains anything but these names and what every cache directory may
 /// contain.
+/// Keeps invariant I5.
 pub(crate) fn refuse_foreign(
     storage: &'static dyn Storage,
     path: &Path,

@@ -266,7 +266,10 @@ fn no_index(path: &Path, is_live: bool) -> Error {
         (ErrorKind::Corrupt, "other processes have the directory open, but this is not an index")
     } else {
         // The process that was creating it was killed, or the disk was full. The log is complete.
-        (ErrorKind::Io, "there is none; the next process that opens the cache to write rebuilds it")
+        (
+            ErrorKind::Io,
+            "there is none; the next process that opens the directory to write rebuilds it",
+        )
     };
     Error::new(kind, "open").with_path(path).with_source(why)
 }

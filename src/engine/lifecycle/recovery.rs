@@ -128,6 +128,7 @@ struct Replay<'a> {
 
 /// Recovers the index of a directory. `known_sequence` is the last sequence that the last clean
 /// close noted; 0 if there was none.
+/// Keeps invariant I20.
 pub(crate) fn recover(
     inputs: Inputs<'_>,
     segments: &[Segment],
@@ -346,6 +347,7 @@ impl Replay<'_> {
 
     /// Enters a record, unless the index has a newer one of its key or the chain has evicted a
     /// newer one.
+    /// Keeps invariant I21.
     fn enter(&mut self, segment: &Segment, offset: u32, record: &Record<'_>) {
         if record.kind == Kind::Clear {
             return;

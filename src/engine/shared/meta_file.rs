@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::sys::random;
 use crate::sys::storage::Storage;
 
-/// Makes the `meta` of a new directory, with a new secret.
+/// Creates the `meta` of a new directory, with a new secret.
 pub(crate) fn create(storage: &'static dyn Storage, path: &Path) -> Result<Meta> {
     let make = || {
         let mut hash_key = [0; 16];
@@ -23,7 +23,7 @@ pub(crate) fn create(storage: &'static dyn Storage, path: &Path) -> Result<Meta>
 
 /// Reads `meta`; `None` if there is none.
 pub(crate) fn read(storage: &'static dyn Storage, path: &Path) -> Result<Option<Meta>> {
-    /// Far more than any version writes.
+    /// Far more bytes than any version writes.
     const MOST: u64 = 64 << 10;
     match storage.open_to_read(path).and_then(|file| file.read_up_to(MOST)) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -40,7 +40,7 @@ mod tests {
     use crate::sys::storage::{SYSTEM, TEMPORARY_PREFIX};
 
     #[test]
-    fn any_damage_is_noticed_and_another_format_is_refused() {
+    fn damage_is_detected_and_another_format_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("meta");
         assert_eq!(read(SYSTEM, &path).unwrap(), None);
@@ -73,7 +73,7 @@ mod tests {
         drop(crate::engine::Attached::open(SYSTEM, &dir, &options).unwrap());
         let path = dir.join("meta");
         let meta = read(SYSTEM, &path).unwrap().unwrap();
-        // As a version leaves it that knows fewer files, and did not come to its end.
+        // As a killed process of a version with fewer files leaves it.
         std::fs::remove_file(dir.join("locks")).unwrap();
         std::fs::write(dir.join(format!("{}left", TEMPORARY_PREFIX)), "x").unwrap();
         for format in [1, FORMAT + 1] {

@@ -9,7 +9,7 @@ use crate::engine::format::word::Word;
 use crate::sys::step;
 use crate::sys::storage::File;
 
-/// Writes one snapshot. It counts from when [`commit`](SnapshotWriter::commit) has returned.
+/// Writes one snapshot. It is valid when [`commit`](SnapshotWriter::commit) has returned.
 pub(crate) struct SnapshotWriter<'a> {
     file: &'a File,
     len: u64,
@@ -17,7 +17,7 @@ pub(crate) struct SnapshotWriter<'a> {
 }
 
 impl<'a> SnapshotWriter<'a> {
-    /// `number` is greater than that of any other snapshot of the directory.
+    /// `number` must be greater than that of every other snapshot of the directory.
     pub(crate) fn new(file: &'a File, number: u64) -> io::Result<Self> {
         Ok(Self { file, len: file.len()?, packer: Packer::new(number) })
     }
@@ -56,7 +56,7 @@ impl<'a> SnapshotWriter<'a> {
         Ok(())
     }
 
-    /// Writes what is left and waits until all of it is on the disk. Nothing counts yet.
+    /// Writes the rest of the blocks and syncs the file. The snapshot is not valid yet.
     pub(crate) fn finish(&mut self) -> io::Result<()> {
         self.packer.close_block();
         self.write()?;
@@ -64,8 +64,8 @@ impl<'a> SnapshotWriter<'a> {
         self.file.sync()
     }
 
-    /// Says durably that the snapshot is whole. [`finish`](SnapshotWriter::finish) comes before,
-    /// and the syncs of the segments that the words name.
+    /// Writes the header durably, which makes the snapshot valid. Before it must come
+    /// [`finish`](SnapshotWriter::finish) and the syncs of the segments that the words name.
     pub(crate) fn commit(self, header: Header) -> io::Result<Header> {
         let header = self.packer.complete(header);
         step!("snapshot::synced");
@@ -76,29 +76,29 @@ impl<'a> SnapshotWriter<'a> {
     }
 }
 
-/// Whether nothing was ever written to `file` but zeros, as far as a header would reach.
+/// Whether no snapshot was ever written to `file`: all bytes of the header are zero.
 pub(crate) fn is_untouched(file: &File) -> io::Result<bool> {
     let mut bytes = [0; HEADER_LEN as usize];
     let there = file.read_at(&mut bytes, 0)?;
     Ok(there == bytes.len() && bytes.iter().all(|byte| *byte == 0))
 }
 
-/// The header of the snapshot in `file`, if it has a whole one.
+/// The header of the snapshot in `file`, if it is valid.
 pub(crate) fn header(file: &File) -> io::Result<Option<Header>> {
     let mut bytes = [0; 256];
     let there = file.read_at(&mut bytes, 0)?;
     Ok(Header::decode(&bytes[..there]))
 }
 
-/// Makes an end, durably, of the snapshot in `file`.
+/// Voids the snapshot in `file`, durably.
 pub(crate) fn void(file: &File) -> io::Result<()> {
-    // Not zeros, which would say that none was ever written.
+    // Not zeros, which would mean that no snapshot was ever written.
     file.write_at(&[0xff; 16], 0)?;
     file.sync()
 }
 
-/// Hands out the parts of the snapshot in `file`, whose header is `header`. What is damaged is left
-/// out and told.
+/// Calls `visit` with the parts of the snapshot in `file`, whose header is `header`. A damaged block
+/// is reported as [`SnapshotPart::Damaged`].
 pub(crate) fn read(
     file: &File,
     header: &Header,

@@ -1,5 +1,6 @@
-//! The file `state`: two sectors ([`format::state`](crate::engine::format::state)), written in
-//! turn, so that a torn write leaves the other one.
+//! The file `state`, opened: reads and writes its two sectors
+//! ([`format::state`](crate::engine::format::state)) alternately, so a torn write leaves the other
+//! one.
 
 use std::io;
 
@@ -12,15 +13,15 @@ use crate::sys::storage::{File, SMALL_PIECES};
 
 pub(crate) struct StateFile {
     file: OwnFile,
-    turn: u64,
-    /// The index's header when the directory was closed; `None` if it was not.
+    version: u64,
+    /// The header of the index when the directory was closed; `None` if it was not closed.
     clean: Option<HeaderCopy>,
     limits: Option<Limits>,
     snapshot: u64,
 }
 
 impl StateFile {
-    /// Reads the newer of the two sectors that are whole. None at all means: not closed.
+    /// Reads the newer valid sector. If there is none, the directory was not closed.
     pub(crate) fn open(file: File) -> io::Result<Self> {
         if file.len()? != FILE_LEN {
             file.reset(FILE_LEN, SMALL_PIECES)?;
@@ -28,26 +29,26 @@ impl StateFile {
         Self::read(file)
     }
 
-    /// The same of a file that may only be read. One that ends too early says nothing.
+    /// The same for a file that may only be read. A file that is too short has no valid sector.
     pub(crate) fn read(file: File) -> io::Result<Self> {
         let mut state =
-            Self { file: OwnFile::new(file), turn: 0, clean: None, limits: None, snapshot: 0 };
+            Self { file: OwnFile::new(file), version: 0, clean: None, limits: None, snapshot: 0 };
         match state.refresh() {
             Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => Err(e),
             _ => Ok(state),
         }
     }
 
-    /// Reads what other processes may have written since. Only one at a time writes.
+    /// Reads again, because other processes may have written. One process at a time writes.
     pub(crate) fn refresh(&mut self) -> io::Result<()> {
         let state = self;
         for number in 0..2 {
             let mut sector = [0; SECTOR];
             state.file.read_exact_at(&mut sector, number * SECTOR as u64)?;
-            if let Some(Sector { turn, clean, limits, snapshot }) = decode(&sector)
-                && turn >= state.turn
+            if let Some(Sector { version, clean, limits, snapshot }) = decode(&sector)
+                && version >= state.version
             {
-                (state.turn, state.clean, state.limits) = (turn, clean, Some(limits));
+                (state.version, state.clean, state.limits) = (version, clean, Some(limits));
                 state.snapshot = snapshot;
             }
         }
@@ -63,26 +64,25 @@ impl StateFile {
         self.limits
     }
 
-    /// Says durably that the directory is in use with these limits, before anything in it is
-    /// changed.
+    /// Notes durably that the directory is open, with these limits. Must come before any change.
     pub(crate) fn mark_open(&mut self, limits: Limits) -> io::Result<()> {
         self.write(None, limits, self.snapshot)
     }
 
-    /// The lowest number that the current snapshot can have; 0 if there was none yet. `None` if
-    /// nothing is known.
+    /// The lowest number that the current snapshot can have; 0 if there is none yet. `None` if no
+    /// sector was valid.
     pub(crate) fn snapshot(&self) -> Option<u64> {
         self.limits.is_some().then_some(self.snapshot)
     }
 
-    /// Says durably that snapshot `number` counts and no older one. Only then may segments be
+    /// Notes durably that snapshot `number` is the current one. Only then may segments be
     /// removed that an older snapshot needs.
     pub(crate) fn set_snapshot(&mut self, number: u64, limits: Limits) -> io::Result<()> {
         self.write(None, limits, number)
     }
 
-    /// Says durably that the directory was closed with an index whose header is `header`.
-    /// Everything else is on the disk already.
+    /// Notes durably that the directory was closed with an index whose header is `header`.
+    /// Everything else must be durable already.
     pub(crate) fn mark_clean(&mut self, header: HeaderCopy, limits: Limits) -> io::Result<()> {
         self.write(Some(header), limits, self.snapshot)
     }
@@ -93,12 +93,12 @@ impl StateFile {
         limits: Limits,
         snapshot: u64,
     ) -> io::Result<()> {
-        let sector = Sector { turn: self.turn.wrapping_add(1), clean, limits, snapshot };
+        let sector = Sector { version: self.version.wrapping_add(1), clean, limits, snapshot };
         step!("state::writing");
-        self.file.write_at(&encode(&sector), sector.turn % 2 * SECTOR as u64)?;
+        self.file.write_at(&encode(&sector), sector.version % 2 * SECTOR as u64)?;
         step!("state::written");
         self.file.sync()?;
-        (self.turn, self.clean, self.limits) = (sector.turn, clean, Some(limits));
+        (self.version, self.clean, self.limits) = (sector.version, clean, Some(limits));
         self.snapshot = snapshot;
         Ok(())
     }
@@ -141,7 +141,7 @@ mod tests {
         state.mark_open(LIMITS).unwrap();
         state.mark_clean([3; HEADER_WORDS], LIMITS).unwrap();
         for at in 0..SECTOR {
-            let (offset, mut byte) = ((state.turn % 2) * SECTOR as u64 + at as u64, [0]);
+            let (offset, mut byte) = ((state.version % 2) * SECTOR as u64 + at as u64, [0]);
             file.read_exact_at(&mut byte, offset).unwrap();
             file.write_at(&[byte[0] ^ 0xff], offset).unwrap();
             let clean = reopen(&file).clean().is_some();

@@ -1,4 +1,4 @@
-//! Attaching: what one that fails, or one that died, leaves to others.
+//! Attaching: what a failed attach, or a process that died, leaves to other processes.
 
 use super::*;
 use crate::engine::format::index_header::MOST_PROCESSES;
@@ -9,11 +9,11 @@ use crate::sys::fork::OwnFile;
 use crate::sys::lock;
 
 #[test]
-fn an_attach_that_fails_leaves_nothing_locked_whatever_the_program_holds() {
+fn a_failed_attach_releases_its_locks() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
     set(&engine, "k", &[7; 8000]);
-    // The count of its bytes, and what that holds, lives as long as the value.
+    // A held value keeps the byte counts, and with them the index and the file `locks`.
     let held = engine.read(b"k", |source| source.into_stored()).unwrap().unwrap().value;
     assert!(engine.stats().pinned_bytes > 0);
     drop(engine);
@@ -29,12 +29,12 @@ fn an_attach_that_fails_leaves_nothing_locked_whatever_the_program_holds() {
 }
 
 #[test]
-fn a_recovery_does_not_heed_the_clear_of_one_who_died_that_a_checkpoint_came_after() {
+fn a_recovery_ignores_an_unfinished_clear_before_a_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
     set(&engine, "k", b"v");
     let draft = Draft { kind: Kind::Clear, codec: Codec::Raw, flags: 0, key_len: 0, body_len: 0 };
-    // It is stamped, never finished, and its generation never begins.
+    // The process died: the clear is stamped, never finished, and its generation never begins.
     let reservation = engine.reserve(&draft).unwrap();
     let (segment, offset) = (&reservation.segment, reservation.offset);
     let prepared = segment.prepare(offset, reservation.len, draft, &[], [&[], &[]]);
@@ -42,7 +42,7 @@ fn a_recovery_does_not_heed_the_clear_of_one_who_died_that_a_checkpoint_came_aft
     segment.stamp(offset, &prepared, stamp);
     engine.checkpoint(&engine.space_role().unwrap()).unwrap();
     let from = engine.index.segment(segment.id).unwrap().finished;
-    assert_eq!(from, offset, "the next recovery comes by it");
+    assert_eq!(from, offset, "the next recovery reads it");
     set(&engine, "later", b"v");
     let killed = kill(dir.path());
     let after = open(killed.path(), &options());
@@ -55,13 +55,13 @@ fn a_recovery_does_not_heed_the_clear_of_one_who_died_that_a_checkpoint_came_aft
 }
 
 #[test]
-fn what_a_clear_left_in_files_is_gone_with_the_last_close_though_nobody_came_to_sweep_it() {
+fn the_last_close_removes_the_blobs_of_cleared_entries() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
     set(&engine, "large", &[7; 300_000]);
     let blobs = || std::fs::read_dir(dir.path().join("blobs")).unwrap().count();
     assert_eq!(blobs(), 1);
-    // A clear of which the background was not told.
+    // A clear that did not ring the bell: the background thread does not sweep.
     let lock = engine.index.lock_clear().unwrap();
     engine.index.begin_generation(engine.index.generation() + 1);
     drop(lock);
@@ -70,7 +70,7 @@ fn what_a_clear_left_in_files_is_gone_with_the_last_close_though_nobody_came_to_
 }
 
 #[test]
-fn a_reader_that_finds_damage_while_the_directory_is_closed_leaves_the_index_alone() {
+fn damage_found_during_a_close_does_not_change_the_index() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
     set(&engine, "large", &[7; 300_000]);
@@ -81,7 +81,7 @@ fn a_reader_that_finds_damage_while_the_directory_is_closed_leaves_the_index_alo
     let mut bytes = std::fs::read(&blob).unwrap();
     bytes[200_000] ^= 1;
     std::fs::write(&blob, bytes).unwrap();
-    // Closing waits for it.
+    // The close waits for this lock.
     let locks = SYSTEM.open(&dir.path().join("locks")).unwrap();
     assert!(lock::try_lock(&locks, 0).unwrap());
     let attached = Arc::downgrade(&engine);
@@ -100,14 +100,14 @@ fn a_reader_that_finds_damage_while_the_directory_is_closed_leaves_the_index_alo
 
 #[cfg(feature = "failpoints")]
 #[test]
-fn who_was_taken_for_dead_is_told_so_at_the_unlock() {
+fn a_stolen_lock_fails_the_commit() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
     set(&engine, "key", b"before");
-    // One that has another file `locks`, as if somebody had replaced it, sees nobody alive.
+    // For a process with another file `locks`, as if it had been replaced, no process is alive.
     let (other, _locks) = another_process(dir.path(), "replaced", 77);
     let hash = engine.hasher.hash(b"key");
-    // Other tests come by there as well.
+    // Other tests of this process pass the fail point too.
     let this = std::thread::current().id();
     let steal = move || {
         if std::thread::current().id() == this {
@@ -121,19 +121,19 @@ fn who_was_taken_for_dead_is_told_so_at_the_unlock() {
         expires_at: None,
         soft: Soft::default(),
     };
-    let told = engine.commit(b"key", Condition::Always, change);
+    let outcome = engine.commit(b"key", Condition::Always, change);
     fail::remove("commit::stamped");
-    assert_eq!(told.unwrap_err().kind(), ErrorKind::LockLost);
+    assert_eq!(outcome.unwrap_err().kind(), ErrorKind::LockLost);
     set(&engine, "key", b"again");
     assert_eq!(get(&engine, "key").unwrap(), b"again");
 }
 
 // Shows invariant I22.
 #[test]
-fn who_takes_the_number_of_one_who_died_is_not_mistaken_for_it_however_long_that_takes() {
+fn a_new_process_with_the_number_of_a_dead_one_is_another_owner() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
-    let comes = || {
+    let attach = || {
         let locks = OwnFile::new(file(dir.path(), "locks"));
         let directory = Directory::at(SYSTEM, dir.path(), &options()).unwrap();
         let (number, is_shared) = directory.number(&locks).unwrap();
@@ -141,46 +141,47 @@ fn who_takes_the_number_of_one_who_died_is_not_mistaken_for_it_however_long_that
         locks
     };
     let hash = engine.hasher.hash(b"key");
-    let dies = Index::join(&file(dir.path(), "index"), ProcessSlot::new(Arc::new(comes()), 2))
+    let dying = Index::join(&file(dir.path(), "index"), ProcessSlot::new(Arc::new(attach()), 2))
         .unwrap()
         .unwrap();
-    std::mem::forget(dies.lock(hash).unwrap());
-    assert!(engine.index.lock(hash).is_err(), "it lives");
-    drop(dies);
-    let _stands_still = comes();
+    std::mem::forget(dying.lock(hash).unwrap());
+    assert!(engine.index.lock(hash).is_err(), "its owner is alive");
+    drop(dying);
+    // The next process with this number is stopped before it enters the attach table.
+    let _stopped = attach();
     assert!(engine.index.lock(hash).is_ok());
     set(&engine, "key", b"v");
     assert!(engine.index.reap_dead());
 }
 
-/// A directory as processes have it open: this one's `engine` in `dir`, copied, with the bytes of `locks` held that stand for
-/// `processes` and for who leads.
+/// A copy of the directory of `engine` that looks shared: the bytes of `locks` for `processes` and
+/// for the role *leader* are held.
 fn as_shared_by(
     engine: &Engine,
     processes: std::ops::RangeInclusive<i64>,
 ) -> (tempfile::TempDir, File) {
     let shared = kill(&engine.dir);
     let locks = SYSTEM.open(&shared.path().join("locks")).unwrap();
-    let leads = i64::from(MOST_PROCESSES) + 1;
-    processes.chain([leads]).for_each(|byte| assert!(lock::try_lock(&locks, byte).unwrap()));
+    let leader = i64::from(MOST_PROCESSES) + 1;
+    processes.chain([leader]).for_each(|byte| assert!(lock::try_lock(&locks, byte).unwrap()));
     (shared, locks)
 }
 
 #[test]
-fn whoever_comes_takes_the_lowest_number_that_nobody_has_in_whatever_order_others_came_and_went() {
+fn an_attach_takes_the_lowest_free_number() {
     let dir = tempfile::tempdir().unwrap();
     drop(open(dir.path(), &options()));
     let directory = Directory::at(SYSTEM, dir.path(), &options()).unwrap();
     let open = || OwnFile::new(file(dir.path(), "locks"));
-    let comes = |number: u32| {
+    let attach = |number: u32| {
         let locks = open();
         assert!(lock::try_lock(&locks, i64::from(number)).unwrap());
         locks
     };
     assert_eq!(directory.number(&open()).unwrap(), (1, false));
-    let [four, one, two] = [4, 1, 2].map(comes);
+    let [four, one, two] = [4, 1, 2].map(attach);
     assert_eq!(directory.number(&open()).unwrap(), (3, true));
-    let three = comes(3);
+    let three = attach(3);
     assert_eq!(directory.number(&open()).unwrap(), (5, true));
     drop((two, four));
     assert_eq!(directory.number(&open()).unwrap(), (2, true));
@@ -189,7 +190,7 @@ fn whoever_comes_takes_the_lowest_number_that_nobody_has_in_whatever_order_other
 }
 
 #[test]
-fn as_many_as_can_be_are_let_in_and_one_more_is_told_so() {
+fn the_maximum_of_processes_attaches_and_one_more_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
     set(&engine, "k", b"v");
@@ -200,7 +201,7 @@ fn as_many_as_can_be_are_let_in_and_one_more_is_told_so() {
     assert_eq!((i64::from(latest.number), get(&latest, "k")), (last, Some(b"v".to_vec())));
     set(&latest, "theirs", b"v");
     drop(latest);
-    assert!(lock::try_lock(&locks, last).unwrap(), "it left");
+    assert!(lock::try_lock(&locks, last).unwrap(), "it has detached");
     let refused = Attached::open(SYSTEM, shared.path(), &options()).err().unwrap();
     assert_eq!(refused.kind(), ErrorKind::Busy);
     let why = std::error::Error::source(&refused).unwrap().to_string();
@@ -210,7 +211,7 @@ fn as_many_as_can_be_are_let_in_and_one_more_is_told_so() {
     assert_eq!(get(&latest, "theirs"), Some(b"v".to_vec()));
 }
 
-/// The bytes of `file` that this process has touched where it has it mapped, as the kernel tells.
+/// The resident bytes of the mapped `file` in this process, according to the kernel.
 fn touched(file: &Path) -> u64 {
     let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
     let mut of_file = maps.lines().skip_while(|line| !line.ends_with(file.to_str().unwrap()));
@@ -220,7 +221,7 @@ fn touched(file: &Path) -> u64 {
 
 // Shows invariant I3.
 #[test]
-fn who_joins_others_does_not_go_through_the_entries() {
+fn a_process_that_joins_others_does_not_read_all_entries() {
     let dir = tempfile::tempdir().unwrap();
     let options = Options { max_entries: 400_000, max_bytes: 128 << 20, ..options() };
     let engine = open(dir.path(), &options);
@@ -233,10 +234,10 @@ fn who_joins_others_does_not_go_through_the_entries() {
     let segments = shared.path().canonicalize().unwrap().join("segments");
     assert!(
         !maps.contains(segments.to_str().unwrap()),
-        "each is opened when a word first leads there"
+        "a segment is opened at the first read of a word that names it"
     );
     assert!(at_first <= whole / 3, "{at_first} bytes of {whole}");
-    // Whoever goes through the entries would be seen.
+    // Reading all entries would be visible here.
     assert_eq!(joined.index.entries(0..joined.index.geometry().buckets).count(), 2000);
     assert!(touched(&index) > whole / 10 * 9, "{} bytes of {whole}", touched(&index));
 }

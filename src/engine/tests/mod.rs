@@ -20,7 +20,7 @@ mod clearing;
 #[path = "../../../tests/support/dir.rs"]
 mod dir;
 mod held;
-mod looking;
+mod observer;
 mod recovery;
 mod space;
 
@@ -56,14 +56,14 @@ fn file(dir: &Path, name: &str) -> File {
     SYSTEM.open_or_create(&dir.join(name)).unwrap().0
 }
 
-/// Another process that shares the directory, and asks the file `locks` who lives.
+/// An index as another process maps it. It asks the file `locks` which processes are alive.
 fn another_process(dir: &Path, locks: &str, number: u32) -> (Index, Arc<OwnFile>) {
     let locks = Arc::new(OwnFile::new(file(dir, locks)));
     let process_slot = ProcessSlot::new(locks.clone(), number);
     (Index::join(&file(dir, "index"), process_slot).unwrap().unwrap(), locks)
 }
 
-/// Leaves as a killed process would: nothing is closed, the lock goes.
+/// A copy of the directory as a killed process leaves it: not closed, and not locked.
 fn kill(dir: &Path) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     copy_as_killed(dir, copy.path());
@@ -76,7 +76,7 @@ fn assert_sound(engine: &Engine) {
 }
 
 #[test]
-fn what_is_set_is_read_and_survives_close_and_kill() {
+fn a_value_is_read_and_survives_close_and_kill() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
     for i in 0..500 {
@@ -101,7 +101,7 @@ fn what_is_set_is_read_and_survives_close_and_kill() {
 }
 
 #[test]
-fn what_a_clear_leaves_behind_pushes_nothing_out() {
+fn cleared_entries_do_not_evict_new_ones() {
     let options = Options { max_entries: 2000, max_bytes: 16 << 20, ..options() };
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options);
@@ -113,7 +113,7 @@ fn what_a_clear_leaves_behind_pushes_nothing_out() {
 }
 
 #[test]
-fn conditions_decide() {
+fn a_commit_obeys_its_condition() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
     let store =
@@ -155,7 +155,7 @@ fn entries_expire_and_are_reaped_unread() {
     assert_eq!(get(&engine, "short 1").unwrap(), b"v");
     clock.advance(Duration::from_millis(4999));
     assert_eq!(get(&engine, "short 1").unwrap(), b"v");
-    // The background reaps too, once a second.
+    // The background thread reaps too, once a second.
     let unreaped = engine.chores.lock().unwrap();
     clock.advance(Duration::from_millis(1));
     assert_eq!(get(&engine, "short 1"), None);
@@ -170,7 +170,7 @@ fn entries_expire_and_are_reaped_unread() {
 }
 
 #[test]
-fn the_least_recently_used_go_at_the_bound() {
+fn the_least_recently_used_are_evicted_at_the_bound() {
     let options = Options { max_entries: 100, cull_frequency: 4, ..options() };
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options);
@@ -193,7 +193,7 @@ fn the_least_recently_used_go_at_the_bound() {
 
 // Shows invariant I3.
 #[test]
-fn nearly_the_coldest_go_while_the_background_is_behind() {
+fn cold_entries_are_evicted_while_the_background_lags() {
     for eviction in [Eviction::Lru, Eviction::Adaptive] {
         let options = Options { max_entries: 20_000, max_bytes: 32 << 20, eviction, ..options() };
         let dir = tempfile::tempdir().unwrap();
@@ -218,7 +218,7 @@ fn nearly_the_coldest_go_while_the_background_is_behind() {
 }
 
 #[test]
-fn threads_agree() {
+fn concurrent_threads_leave_a_sound_cache() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &Options { max_entries: 300, max_bytes: 1 << 20, ..options() });
     std::thread::scope(|scope| {
@@ -245,7 +245,7 @@ fn threads_agree() {
 }
 
 #[test]
-fn the_bound_on_entries_is_exact_whoever_inserts() {
+fn the_bound_on_entries_is_exact_with_many_writers() {
     let dir = tempfile::tempdir().unwrap();
     for max_entries in [1, 3, 10_100] {
         let options = Options { max_entries, max_bytes: 16 << 20, ..options() };
@@ -264,7 +264,7 @@ fn the_bound_on_entries_is_exact_whoever_inserts() {
 }
 
 #[test]
-fn a_wrong_count_is_put_right() {
+fn a_wrong_count_is_corrected() {
     let dir = tempfile::tempdir().unwrap();
     for max_entries in [10, 20_000] {
         let options = Options { max_entries, ..options() };
@@ -283,7 +283,7 @@ fn a_wrong_count_is_put_right() {
 }
 
 #[test]
-fn everything_is_scanned_once() {
+fn a_scan_returns_each_entry_once() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
     for i in 0..700 {
@@ -317,7 +317,7 @@ fn hot_entries_are_never_stale() {
 }
 
 #[test]
-fn a_smaller_bound_holds_at_once_whatever_is_still_to_be_swept() {
+fn a_smaller_bound_holds_before_the_sweep() {
     for _ in 0..20 {
         let dir = tempfile::tempdir().unwrap();
         let engine = open(dir.path(), &options());

@@ -1,4 +1,4 @@
-//! Records that one thread writes and another reads, over memory that Miri knows.
+//! Records that one thread publishes and another reads, in memory that Miri can check.
 //!
 //! Shows invariants I7 and I11.
 
@@ -7,21 +7,21 @@ use crate::engine::format::geometry::Geometry;
 use crate::engine::format::word::Word;
 use crate::sys::map::Map;
 
-/// What a map promises to who fills a range and then publishes its place: nobody reads it too early. (Miri sees it if it is
-/// not so.)
+/// A thread fills a range of a map and then publishes its offset: no other thread reads the range
+/// too early. Otherwise Miri reports a data race.
 #[test]
-fn threads_read_what_others_have_published_and_nothing_else() {
+fn threads_read_only_published_records() {
     const RECORD: usize = 16;
     let (times, keys) = (if cfg!(miri) { 12 } else { 3_000 }, 9u64);
     let index = Index::in_memory(Geometry::for_entries(100, 16)).unwrap();
-    // All in one chain.
+    // All keys are in one chain.
     let hash_of = |key: u64| 5 << 60 | key;
     let records = Map::anonymous(4096 * (1 + RECORD * 2 * times / 4096)).unwrap();
     let content =
         |key: u64, number: usize| [key * 1000, number as u64].map(u64::to_le_bytes).concat();
     let key_of = |number: usize| number as u64 % keys + 1;
     let locked = |hash| {
-        // Where many want the processor, a thread may wait for long.
+        // On a busy machine, a thread may wait longer than a lock does.
         loop {
             if let Ok(locked) = index.lock(hash) {
                 break locked;
@@ -36,7 +36,7 @@ fn threads_read_what_others_have_published_and_nothing_else() {
             let locked = locked(hash);
             let has_tag = |_: Word| Probe::Match;
             let slot = match index.find(hash, has_tag).entry {
-                // Each third time the key goes first, so that the chain shrinks and grows.
+                // Each third write removes the key first, so that the chain shrinks and grows.
                 Some((slot, _)) if number % 3 == 0 => {
                     locked.clear(slot);
                     locked.vacant().unwrap().slot

@@ -1,11 +1,11 @@
-//! What there is after an end: a close, a kill, a loss of files.
+//! What a directory contains after a close, a kill, or a loss of files.
 //!
 //! Shows invariants I15, I19 and I21.
 
 use super::*;
 
 #[test]
-fn a_recovery_begins_with_the_snapshot() {
+fn a_recovery_starts_from_the_snapshot() {
     let dir = tempfile::tempdir().unwrap();
     let options = || Options { max_entries: 5000, ..options() };
     let engine = open(dir.path(), &options());
@@ -24,14 +24,15 @@ fn a_recovery_begins_with_the_snapshot() {
         assert_sound(engine);
     };
     let killed = kill(dir.path());
-    // What the snapshot has is not looked for in the log: without its snapshots the directory starts cold.
+    // The log is not replayed for entries that the snapshot has. Without its snapshots, the cache
+    // starts cold.
     holds(&open(killed.path(), &options()));
     let killed = kill(dir.path());
     for name in ["snapshot.a", "snapshot.b"] {
         std::fs::write(killed.path().join(name), [0xee; 8192]).unwrap();
     }
     assert_eq!(open(killed.path(), &options()).len(), 0);
-    // And what it took since, it has.
+    // With `salvage`, the whole log is replayed.
     let killed = kill(dir.path());
     for name in ["snapshot.a", "snapshot.b"] {
         std::fs::write(killed.path().join(name), [0xee; 8192]).unwrap();
@@ -44,7 +45,7 @@ fn a_recovery_begins_with_the_snapshot() {
 }
 
 #[test]
-fn a_cold_start_keeps_what_is_written_after_it() {
+fn a_cold_start_keeps_later_writes() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
     (0..100).for_each(|i| set(&engine, &format!("{i}"), b"old"));
@@ -84,8 +85,9 @@ fn another_size_of_index_is_filled_from_the_old_one() {
 }
 
 #[test]
-fn opening_again_and_again_takes_no_space_and_pushes_nothing_out() {
-    // So large that the segment never gets half full: from there on the background makes the next one.
+fn many_opens_take_no_space_and_evict_nothing() {
+    // So large that the segment never gets half full: then the background thread would create the
+    // next one.
     let options = || Options { max_bytes: 16 << 20, ..options() };
     let mut dirs = vec![tempfile::tempdir().unwrap()];
     let mut bytes = 0;
@@ -98,7 +100,7 @@ fn opening_again_and_again_takes_no_space_and_pushes_nothing_out() {
         }
         assert_eq!(engine.bytes(), bytes, "{i}");
         if i % 3 == 0 {
-            // Killed, some of the time with a write under way.
+            // Killed, each second time during a write.
             if i % 2 == 0 {
                 let draft = Draft {
                     kind: Kind::Value,
@@ -128,12 +130,12 @@ fn opening_again_and_again_takes_no_space_and_pushes_nothing_out() {
 fn a_replay_into_a_smaller_segment_table_keeps_the_newest() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
-    let places = engine.index.geometry().segments;
-    engine.index.raise_next_segment_id(u64::from(2 * places) + 5);
+    let rows = engine.index.geometry().segments;
+    engine.index.raise_next_segment_id(u64::from(2 * rows) + 5);
     set(&engine, "new", b"new");
     drop(engine);
-    // As if the table had been larger once.
-    for (id, key) in [(5, b"old"), (places + 5, b"mid")] {
+    // As if the table had had more rows once.
+    for (id, key) in [(5, b"old"), (rows + 5, b"mid")] {
         let segment = Segment::create(
             SYSTEM,
             &dir.path().join("segments"),
@@ -163,7 +165,7 @@ fn a_replay_into_a_smaller_segment_table_keeps_the_newest() {
 }
 
 #[test]
-fn a_clear_is_a_clear_after_any_end() {
+fn a_clear_stays_effective_after_close_and_kill() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
     set(&engine, "before", b"1");
@@ -183,7 +185,7 @@ fn a_clear_is_a_clear_after_any_end() {
 }
 
 #[test]
-fn an_index_too_small_for_the_options_is_made_anew() {
+fn an_index_too_small_for_the_options_is_rebuilt() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &Options { max_entries: 100, ..options() });
     (0..100).for_each(|i| set(&engine, &format!("{i}"), b"v"));
@@ -198,7 +200,7 @@ fn an_index_too_small_for_the_options_is_made_anew() {
 }
 
 #[test]
-fn a_full_log_with_more_keys_than_the_index_holds_brings_nothing_deleted_back() {
+fn a_log_with_more_keys_than_slots_brings_no_deleted_key_back() {
     let options = Options { max_entries: 20, max_bytes: 4 << 20, cull_frequency: 20, ..options() };
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options);
@@ -216,7 +218,7 @@ fn a_full_log_with_more_keys_than_the_index_holds_brings_nothing_deleted_back() 
 }
 
 #[test]
-fn what_was_deleted_after_its_eviction_does_not_come_back() {
+fn a_key_deleted_after_its_eviction_does_not_come_back() {
     let options = Options { max_entries: 10, cull_frequency: 10, ..options() };
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options);
@@ -228,7 +230,7 @@ fn what_was_deleted_after_its_eviction_does_not_come_back() {
     assert_eq!(get(&engine, "2"), None, "evicted");
     let with_token = engine.commit(b"2", Condition::Token(1), Change::Delete).unwrap();
     assert_eq!(with_token, Outcome::Refused { current: None });
-    // The mark outlives a clean end.
+    // The chain is still marked as lost after a close.
     drop(engine);
     let engine = open(dir.path(), &options);
     assert!(!delete(&engine, "3"));
@@ -246,7 +248,7 @@ fn what_was_deleted_after_its_eviction_does_not_come_back() {
 }
 
 #[test]
-fn a_token_is_never_given_out_again_though_nothing_is_left_of_the_log() {
+fn a_token_is_never_reused_even_with_an_empty_log() {
     let token = |engine: &Engine| match set_until(engine, "k", b"v", None) {
         Outcome::Done { token: Some(token), .. } => token,
         other => panic!("{other:?}"),
@@ -259,13 +261,13 @@ fn a_token_is_never_given_out_again_though_nothing_is_left_of_the_log() {
     let engine = open(dir.path(), &options());
     engine.maintain().unwrap();
     drop(engine);
-    // A larger index is made anew.
+    // A larger index is rebuilt.
     let engine = open(dir.path(), &Options { max_entries: 10_000, ..options() });
     assert!(token(&engine) > before);
 }
 
 #[test]
-fn what_a_replay_had_no_room_for_stays_deleted_after_the_next() {
+fn a_key_evicted_by_a_replay_and_deleted_stays_deleted() {
     let options = Options { max_entries: 20, cull_frequency: 20, ..options() };
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options);
@@ -281,7 +283,7 @@ fn what_a_replay_had_no_room_for_stays_deleted_after_the_next() {
 }
 
 #[test]
-fn a_flipped_byte_in_a_control_word_of_a_closed_index_stops_nobody() {
+fn a_flipped_byte_in_a_control_word_blocks_no_operation() {
     let dir = tempfile::tempdir().unwrap();
     let options = Options { max_entries: 40, ..options() };
     let path = dir.path().join("index");
@@ -307,7 +309,7 @@ fn a_flipped_byte_in_a_control_word_of_a_closed_index_stops_nobody() {
 }
 
 #[test]
-fn whoever_has_a_removed_directory_open_leaves_the_one_in_its_place_alone() {
+fn an_engine_of_a_removed_directory_does_not_touch_its_successor() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("cache");
     let removed = open(&path, &options());
@@ -335,20 +337,20 @@ fn whoever_has_a_removed_directory_open_leaves_the_one_in_its_place_alone() {
 }
 
 #[test]
-fn entries_outlive_the_segment_that_a_reopening_went_on_with() {
+fn entries_in_a_reopened_segment_survive_its_seal() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
     set(&engine, "first", b"v");
     drop(engine);
     let engine = open(dir.path(), &options());
-    // It fits into a segment of its own only, so the one before is sealed.
+    // It needs a segment of its own, so the one before is sealed.
     set(&engine, "large", &vec![7; 300_000]);
     engine.maintain().unwrap();
     assert!(get(&engine, "first").is_some());
 }
 
 #[test]
-fn a_copy_with_holes_is_made_whole_before_it_is_written_to() {
+fn holes_in_a_copied_directory_are_allocated_at_the_open() {
     use std::os::unix::fs::MetadataExt;
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
@@ -377,7 +379,7 @@ fn a_copy_with_holes_is_made_whole_before_it_is_written_to() {
 }
 
 #[test]
-fn a_much_smaller_bound_on_entries_holds_from_the_next_opening_on() {
+fn a_much_smaller_bound_on_entries_holds_after_the_next_open() {
     for clean in [true, false] {
         let dir = tempfile::tempdir().unwrap();
         let engine = open(dir.path(), &Options { max_entries: 9000, ..options() });
@@ -394,7 +396,7 @@ fn a_much_smaller_bound_on_entries_holds_from_the_next_opening_on() {
 }
 
 #[test]
-fn the_snapshot_that_a_recovery_began_with_is_not_written_over() {
+fn the_snapshot_a_recovery_started_from_is_not_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     let checkpoint = |engine: &Engine| engine.checkpoint(&engine.space_role().unwrap()).unwrap();
     let engine = open(dir.path(), &options());
@@ -402,7 +404,7 @@ fn the_snapshot_that_a_recovery_began_with_is_not_written_over() {
     checkpoint(&engine);
     let state = std::fs::read(dir.path().join("state")).unwrap();
     checkpoint(&engine);
-    // As a power cut leaves it before `state` says that the second one counts.
+    // As a power cut leaves it before `state` says that the second snapshot is the current one.
     let cut = kill(dir.path());
     std::fs::write(cut.path().join("state"), state).unwrap();
     let files =

@@ -26,7 +26,7 @@ const STAMP: Stamp =
     Stamp { sequence: 77, generation: 3, expires_at: Some(Timestamp::from_millis(123)) };
 
 #[test]
-fn what_was_encoded_is_decoded() {
+fn an_encoded_record_is_decoded() {
     for (kind, key, body) in [
         (Kind::Value, &b"key"[..], &b"value"[..]),
         (Kind::Tombstone, b"", b""),
@@ -45,7 +45,7 @@ fn what_was_encoded_is_decoded() {
 }
 
 #[test]
-fn a_body_that_lacks_a_sector_is_torn_and_a_flipped_bit_is_damage() {
+fn a_missing_sector_is_torn_and_a_flipped_bit_is_damage() {
     // The body begins at 4096 + 40 + 3.
     let bytes = encoded(Kind::Value, 0, b"key", &[7; 2000], STAMP);
     let torn =
@@ -77,7 +77,7 @@ fn optional_fields_come_before_the_value() {
 }
 
 #[test]
-fn what_is_said_of_freshness_is_stored_with_the_value() {
+fn freshness_is_stored_with_the_value() {
     let softs = [
         Soft::default(),
         Soft { stale_at: Some(Timestamp::from_millis(5)), took: None },
@@ -97,7 +97,7 @@ fn what_is_said_of_freshness_is_stored_with_the_value() {
             Some((soft.touched(), &b"value"[..]))
         );
     }
-    // Fields that a body is too short for.
+    // Flags for fields that the body is too short for.
     for flags in [FLAG_STALE_AT, FLAG_TOOK, FLAG_TAGS] {
         let bytes = encoded(Kind::Value, flags, b"k", b"abc", STAMP);
         assert_eq!(Record::decode(&bytes, PLACE).unwrap().content(), None);
@@ -105,7 +105,7 @@ fn what_is_said_of_freshness_is_stored_with_the_value() {
 }
 
 #[test]
-fn any_flipped_bit_is_noticed() {
+fn any_flipped_bit_is_detected() {
     let bytes = encoded(Kind::Value, 0, b"a key", b"a value", STAMP);
     let used = HEADER_LEN + b"a keya value".len();
     for bit in 0..used * 8 {
@@ -117,7 +117,7 @@ fn any_flipped_bit_is_noticed() {
 }
 
 #[test]
-fn a_record_is_valid_in_its_own_place_only() {
+fn a_record_is_valid_only_at_its_position() {
     let bytes = encoded(Kind::Value, 0, b"k", b"v", STAMP);
     assert!(Record::decode(&bytes, PLACE).is_some());
     assert!(Record::decode(&bytes, RecordPlace { offset: 8192, ..PLACE }).is_none());

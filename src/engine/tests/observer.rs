@@ -1,4 +1,4 @@
-//! ReadOnlyAttachment on: what becomes of it when the index that it sees is made anew.
+//! Observers: what they see and unmap when the index is replaced.
 //!
 //! Shows invariant I29.
 
@@ -12,7 +12,7 @@ use crate::engine::{AttachmentCell, empty};
 use crate::entry::Item;
 use crate::sys::lock;
 
-fn look(dir: &Path, options: &Options) -> Arc<Attached> {
+fn observe(dir: &Path, options: &Options) -> Arc<Attached> {
     Attached::open_read_only(SYSTEM, dir, options).unwrap()
 }
 
@@ -28,39 +28,39 @@ fn index_of(dir: &Path) -> PathBuf {
     dir.canonicalize().unwrap().join("index")
 }
 
-/// Whether making the index for this many entries removes the file that is there.
+/// Whether a new index for this many entries gets a new file, so that the old one is removed.
 fn removes_index(dir: &Path, max_entries: u64) -> bool {
     let before = std::fs::File::open(index_of(dir)).unwrap();
     resize(dir, max_entries);
     before.metadata().unwrap().nlink() == 0
 }
 
-/// Makes the index anew.
+/// Replaces the index by one for this many entries.
 fn resize(dir: &Path, max_entries: u64) {
     drop(open(dir, &Options { max_entries, ..options() }));
 }
 
 #[test]
-fn an_index_that_nobody_looks_at_is_made_anew_where_it_is() {
+fn an_index_without_observers_is_rewritten_in_its_file() {
     let dir = closed(10, &options());
-    drop(look(dir.path(), &options()));
+    drop(observe(dir.path(), &options()));
     assert!(!removes_index(dir.path(), 100_000));
-    let onlooker = look(dir.path(), &options());
+    let observer = observe(dir.path(), &options());
     assert!(removes_index(dir.path(), 1000));
-    assert!(!onlooker.is_usable());
+    assert!(!observer.is_usable());
 }
 
 #[test]
-fn an_onlooker_that_is_not_called_lets_go_of_an_index_that_was_given_up() {
+fn an_idle_observer_unmaps_a_retired_index() {
     const PATIENCE: Duration = Duration::from_secs(60);
     let dir = closed(10, &options());
-    let places = [Arc::new(AttachmentCell::empty()), Arc::new(AttachmentCell::empty())];
-    for place in &places {
-        let onlooker = look(dir.path(), &options());
-        onlooker.note_holder(place);
-        place.store(Some(onlooker));
+    let cells = [Arc::new(AttachmentCell::empty()), Arc::new(AttachmentCell::empty())];
+    for cell in &cells {
+        let observer = observe(dir.path(), &options());
+        observer.note_holder(cell);
+        cell.store(Some(observer));
     }
-    assert_eq!(get(places[1].load().as_ref().unwrap(), "7").unwrap(), b"v");
+    assert_eq!(get(cells[1].load().as_ref().unwrap(), "7").unwrap(), b"v");
     let index = index_of(dir.path());
     let is_mapped = || {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
@@ -69,16 +69,16 @@ fn an_onlooker_that_is_not_called_lets_go_of_an_index_that_was_given_up() {
     assert!(is_mapped());
     resize(dir.path(), 100_000);
     let started = Instant::now();
-    while is_mapped() || places.iter().any(|place| place.load().is_some()) {
-        assert!(started.elapsed() < PATIENCE, "an index that was given up stays mapped");
+    while is_mapped() || cells.iter().any(|cell| cell.load().is_some()) {
+        assert!(started.elapsed() < PATIENCE, "a retired index stays mapped");
         std::thread::yield_now();
     }
-    // The next life finds nobody who watches.
+    // No observer watches the new index.
     assert!(!removes_index(dir.path(), 1000));
 }
 
 #[test]
-fn who_looks_on_while_there_is_no_index_is_told_who_makes_it() {
+fn an_observer_without_an_index_is_told_how_to_rebuild_it() {
     let dir = closed(10, &options());
     let index = index_of(dir.path());
     let never_filled = || std::fs::write(&index, b"").unwrap();
@@ -86,7 +86,7 @@ fn who_looks_on_while_there_is_no_index_is_told_who_makes_it() {
     for spoil in [&never_filled as &dyn Fn(), &removed] {
         spoil();
         let Err(error) = Attached::open_read_only(SYSTEM, dir.path(), &options()) else {
-            panic!("there is nothing to see")
+            panic!("there is no index")
         };
         assert_eq!(error.kind(), ErrorKind::Io, "{error}");
         let text = error.to_string();
@@ -95,9 +95,9 @@ fn who_looks_on_while_there_is_no_index_is_told_who_makes_it() {
             "{text}"
         );
         drop(open(dir.path(), &options()));
-        assert_eq!(look(dir.path(), &options()).len(), 10);
+        assert_eq!(observe(dir.path(), &options()).len(), 10);
     }
-    // One that others use is damaged.
+    // While another process has the directory open, a missing index is damage.
     let locks = SYSTEM.open(&dir.path().join("locks")).unwrap();
     assert!(lock::try_lock(&locks, 5).unwrap());
     never_filled();
@@ -106,45 +106,45 @@ fn who_looks_on_while_there_is_no_index_is_told_who_makes_it() {
 }
 
 #[test]
-fn a_place_keeps_what_is_not_meant() {
+fn a_cell_is_emptied_only_if_the_condition_holds() {
     let dir = closed(1, &options());
-    let place = AttachmentCell::from(Some(look(dir.path(), &options())));
-    empty(&place, |onlooker| !onlooker.is_usable());
-    assert!(place.load().is_some());
-    empty(&place, Attached::is_ours);
-    assert!(place.load().is_none());
+    let cell = AttachmentCell::from(Some(observe(dir.path(), &options())));
+    empty(&cell, |observer| !observer.is_usable());
+    assert!(cell.load().is_some());
+    empty(&cell, Attached::is_ours);
+    assert!(cell.load().is_none());
 }
 
 #[test]
-fn who_salvages_what_was_closed_sees_what_is_written_later() {
+fn a_salvaging_observer_of_a_closed_cache_sees_later_writes() {
     let dir = closed(10, &options());
-    let onlooker = look(dir.path(), &Options { salvage: true, ..options() });
+    let observer = observe(dir.path(), &Options { salvage: true, ..options() });
     let writer = open(dir.path(), &options());
     for value in [b"1", b"2"] {
         set(&writer, "7", value);
-        assert!(onlooker.is_usable());
-        assert_eq!(get(&onlooker, "7").unwrap(), value);
+        assert!(observer.is_usable());
+        assert_eq!(get(&observer, "7").unwrap(), value);
     }
 }
 
-/// Goes through half of the keys in an index for `before` entries, and through the rest in one for `after`.
+/// Scans a part of the keys in an index for `before` entries, and the rest in one for `after`.
 fn each_key_comes_once(before: u64, after: u64) {
     const KEYS: u32 = 900;
     let dir = closed(KEYS, &Options { max_entries: before, ..options() });
     let mut seen = BTreeMap::new();
-    let mut onlooker = look(dir.path(), &options());
+    let mut observer = observe(dir.path(), &options());
     let (mut cursor, mut half) = (Some(0), None);
     while let Some(at) = cursor {
         let mut note = |key: &[u8], _: Item<'_>| *seen.entry(key.to_vec()).or_insert(0) += 1;
-        cursor = onlooker.scan(at, false, &mut note).unwrap();
+        cursor = observer.scan(at, false, &mut note).unwrap();
         if half.is_none() && seen.len() as u32 > KEYS / 3 {
             half = Some(seen.len() as u32);
             resize(dir.path(), after);
-            assert!(!onlooker.is_usable());
-            onlooker = look(dir.path(), &options());
+            assert!(!observer.is_usable());
+            observer = observe(dir.path(), &options());
         }
     }
-    assert!(half.is_some_and(|seen| seen < KEYS), "nothing was left to come");
+    assert!(half.is_some_and(|seen| seen < KEYS), "no key was left for the second index");
     assert_eq!((seen.len() as u32, seen.values().max()), (KEYS, Some(&1)), "{before} to {after}");
 }
 
