@@ -1,13 +1,14 @@
 //! A blob: one value in a file of its own, too large for a segment.
 //!
+//! The writer creates a temporary file and writes the chunks to it. When all of them are on the
+//! disk, the file gets its header and its name. After that it never changes, except that the hash
+//! of another key is appended before a record of that key names the blob. The hashes lead to all
+//! records that may name it.
 //!
-//! It is written as a temporary file from the first chunk on, and gets its header and its name when it is whole
-//! and on the disk. After that it never changes, but for the hash of another key that is added before a record of that
-//! key names it. By the hashes whoever wants to know finds the records that may name it.
-//!
-//! Whoever writes the file, reads it, or is about to publish a record that names it holds byte 0 of it, beside all others
-//! who do ([`hold`]). Whoever removes it has the byte alone ([`open_alone`]). Whoever writes it has byte 1 until its bytes count
-//! as a blob's, and not as the writer's own any more.
+//! Byte 0 of the file is locked, shared, by each process that writes it, reads it, or is about to
+//! publish a record that names it ([`hold`]). A process that unlinks it locks the byte exclusively
+//! ([`open_alone`]). The writer locks byte 1 until the bytes count as a blob's, and no longer as
+//! its own.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,7 @@ use crate::sys::storage::{File, Storage};
 use crate::sys::wait::Backoff;
 use crate::sys::{lock, random, step};
 
-/// The name of the file of a blob that is whole.
+/// The file name of a complete blob.
 pub(super) fn file_name(name: u128) -> String {
     format!("{name:032x}.blob")
 }
@@ -33,10 +34,10 @@ fn temporary_name(name: u128) -> String {
     format!("{name:032x}.part")
 }
 
-/// What a file in the directory of blobs is, by its name.
+/// The kind of a file in the directory of blobs, by its name.
 pub(super) enum Named {
     Blob(u128),
-    /// Of one that is being written, or whose writer died.
+    /// A blob that is being written, or whose writer died.
     Temporary,
     Unknown,
 }
@@ -51,26 +52,26 @@ pub(super) fn named(found: &str) -> Named {
     }
 }
 
-/// The byte of the file by which it is locked.
+/// The byte that holds the file.
 const LOCK: i64 = 0;
 
-/// The byte that whoever writes it has, for as long as its bytes count as the writer's own.
+/// The byte that the writer locks while the bytes count as its own.
 const CLAIM: i64 = 1;
 
-/// What comes of asking that a file stay.
+/// The result of [`hold`].
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Hold {
-    /// Nobody removes it for as long as it is open, or mapped.
+    /// No process unlinks it while it is open, or mapped.
     Held,
-    /// It has been removed.
+    /// It was unlinked.
     Gone,
-    /// Somebody is about to remove it and does not come to an end.
+    /// A process is about to unlink it and is stalled.
     Busy,
 }
 
-/// Keeps the file from being removed, for as long as it is open. Whoever wants to remove it looks first whether anything
-/// names it, so this waits for that: microseconds, or about half a second for one who was stopped.
-/// Keeps invariant I30.
+/// Keeps the file from being unlinked while it is open. A process that wants to unlink it first
+/// looks up its owners; this waits for that: microseconds, or about half a second if the process is
+/// stopped. Keeps invariant I30.
 pub(super) fn hold(file: &File) -> io::Result<Hold> {
     let mut wait = Backoff::default();
     while !lock::try_share(file, LOCK)? {
@@ -82,31 +83,31 @@ pub(super) fn hold(file: &File) -> io::Result<Hold> {
     Ok(if file.is_named()? { Hold::Held } else { Hold::Gone })
 }
 
-/// Whether anybody holds the file.
+/// Whether a process holds the file.
 pub(super) fn is_held(file: &File) -> io::Result<bool> {
     lock::is_held(file, LOCK)
 }
 
-/// Whether its bytes still count as those of a process that wrote it.
+/// Whether its bytes still count as those of its writer.
 pub(super) fn is_claimed(file: &File) -> io::Result<bool> {
     lock::is_held(file, CLAIM)
 }
 
-/// Says that its bytes, which this process wrote, are to count as a blob's.
-pub(super) fn give_up_claim(file: &File) -> io::Result<()> {
+/// Ends the time in which its bytes count as those of this process, its writer.
+pub(super) fn release_claim(file: &File) -> io::Result<()> {
     lock::unlock(file, CLAIM)
 }
 
-/// What comes of wanting a file for oneself.
+/// The result of [`open_alone`].
 pub(super) enum Alone {
-    /// Nobody else holds it, nor will while this is open.
+    /// No other process holds it, nor can while this is open.
     Yes(OwnFile),
     Held,
-    /// It has been removed, or something else is there.
+    /// It was unlinked, or the file is not a blob.
     Gone,
 }
 
-/// Opens the file at `path` to remove it, unless somebody holds it.
+/// Opens the file at `path` to unlink it, unless a process holds it.
 /// Keeps invariant I30.
 pub(super) fn open_alone(storage: &'static dyn Storage, path: &Path) -> io::Result<Alone> {
     let file = match OwnFile::to_lock(|| storage.open(path)) {
@@ -120,16 +121,17 @@ pub(super) fn open_alone(storage: &'static dyn Storage, path: &Path) -> io::Resu
     Ok(if file.is_named()? { Alone::Yes(file) } else { Alone::Gone })
 }
 
-/// Makes a file that only this process holds. `None` if somebody took it for one whose writer died.
+/// Creates a file that this process holds. `None` if another process took it for that of a dead
+/// writer in the moment before the lock, and unlinked it.
 fn create_held(storage: &'static dyn Storage, path: &Path) -> io::Result<Option<OwnFile>> {
-    // SegmentFile again where it must be, so it may be there.
+    // `to_lock` may open the file twice, and then finds it the second time.
     let file = OwnFile::to_lock(|| storage.open_or_create(path).map(|(file, _)| file))?;
     step!("blob::created");
     lock::try_lock(&file, CLAIM)?;
     Ok((hold(&file)? == Hold::Held).then_some(file))
 }
 
-/// A blob that is being written. Dropping it removes what was written.
+/// A blob that is being written. Dropping it removes the file.
 pub(crate) struct BlobWriter {
     dir: PathBuf,
     path: PathBuf,
@@ -137,12 +139,12 @@ pub(crate) struct BlobWriter {
     reference: BlobRef,
     chunk: Vec<u8>,
     checks: Vec<u8>,
-    /// The space on disk that was reserved for it.
+    /// The bytes of disk space that are reserved for it.
     reservation: Reservation,
 }
 
 impl BlobWriter {
-    /// A writer of a new blob in `dir`, with the space in `reservation`, which may be none.
+    /// A writer of a new blob in `dir`. `reservation` may be of 0 bytes.
     pub(super) fn create(
         storage: &'static dyn Storage,
         dir: &Path,
@@ -173,12 +175,12 @@ impl BlobWriter {
         &self.path
     }
 
-    /// How many bytes were written until now.
+    /// The bytes written so far.
     pub(crate) fn len(&self) -> u64 {
         self.reference.len + self.chunk.len() as u64
     }
 
-    /// What is missing of the space for a value of `len` bytes.
+    /// The bytes of disk space that a value of `len` bytes needs beyond those reserved.
     pub(crate) fn lacks(&self, len: u64) -> u64 {
         space_for(len).saturating_sub(self.reservation.bytes())
     }
@@ -187,10 +189,10 @@ impl BlobWriter {
         self.reservation.absorb(reservation);
     }
 
-    /// Adds bytes, for which there is space.
+    /// Appends `bytes`, for which space is reserved.
     ///
     /// # Errors
-    /// If the disk refuses. What was taken in until then stays; `written` says how much of `bytes` that is.
+    /// If a write fails. `written` is the number of bytes that were accepted before; they stay.
     pub(crate) fn write(&mut self, mut bytes: &[u8], written: &mut usize) -> io::Result<()> {
         while !bytes.is_empty() {
             if self.chunk.len() == CHUNK {
@@ -215,7 +217,7 @@ impl BlobWriter {
         Ok(())
     }
 
-    /// Makes the blob whole, and what is in it durable, for a key of this hash. Its name is none yet.
+    /// Writes the rest of the blob, for a key of this hash, and syncs it. It has no name yet.
     pub(super) fn finish(&mut self, hash: u64) -> Result<()> {
         let path = self.path.clone();
         let io_error = |e| Error::io("write blob", &path, e);
@@ -231,7 +233,8 @@ impl BlobWriter {
         Ok(())
     }
 
-    /// Gives the blob its name, which the directory has to be synced for. Returns it, what holds it, and its space.
+    /// Renames the file to the blob's name; the caller must sync the directory. Returns the
+    /// reference, the open file that holds the blob, and its reservation.
     pub(super) fn name(mut self) -> Result<(BlobRef, Arc<OwnFile>, Reservation)> {
         let whole = self.dir.join(file_name(self.reference.name));
         self.file
@@ -248,24 +251,24 @@ impl BlobWriter {
 
 impl Drop for BlobWriter {
     fn drop(&mut self) {
-        // In a process that was forked it is the parent's, who goes on with it.
+        // In a forked process it belongs to the parent, which continues to write it.
         if self.path.as_os_str().is_empty() || !self.reservation.space.is_ours() {
             return;
         }
         if let Err(error) = self.file.storage().remove(&self.path) {
-            // Whoever looks for it next finds that nobody holds it.
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove a blob that was not finished");
+            // The next listing finds that no process holds it.
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove an unfinished blob");
         }
     }
 }
 
-/// A blob that is open to be read. It is not removed meanwhile, so it goes on counting.
+/// A blob that is open for reading. It is not unlinked meanwhile, so its bytes count.
 pub(crate) struct OpenBlob {
     file: OwnFile,
     reference: BlobRef,
 }
 
-/// The value of a blob, mapped. The map keeps the file open, and so held.
+/// The value of a blob, mapped. The mapping keeps the file open, and so held.
 struct Mapped {
     map: Map,
     len: usize,
@@ -278,7 +281,8 @@ impl AsRef<[u8]> for Mapped {
 }
 
 impl OpenBlob {
-    /// Opens what is at `path`, which is to be the blob `reference`. `None` if it is something else, or damaged.
+    /// Opens the file at `path`, which should be the blob `reference`. `None` if it is not, or is
+    /// damaged.
     pub(super) fn open(
         storage: &'static dyn Storage,
         path: &Path,
@@ -290,7 +294,8 @@ impl OpenBlob {
                 Err(e) if is_none_of_ours(&e) => return Ok(None),
                 Err(e) => return Err(e),
             };
-            // Where somebody was stopped who is about to remove it, it is read all the same: no reader waits for ever.
+            // `Hold::Busy` does not matter here: a reader does not wait for a stopped process that
+            // is about to unlink the file.
             if hold(&file)? == Hold::Gone {
                 return Ok(None);
             }
@@ -300,7 +305,8 @@ impl OpenBlob {
                 read => read?,
             }
             let is_it = BlobRef::from_header(&header).is_some_and(|(found, _)| found == reference);
-            // A length that cannot be read is an error, and not damage: for damage the entry is removed.
+            // A length that cannot be read is an error, and not damage: for damage the entry is
+            // removed.
             let there = file.len()?;
             let is_whole = reference.file_len().is_some_and(|len| there >= len);
             Ok((is_it && is_whole).then_some(Self { file, reference }))
@@ -332,7 +338,7 @@ impl OpenBlob {
         }
     }
 
-    /// Whether all of it is as it was written. Reads it all, a chunk at a time.
+    /// Whether all chunks are as they were written. Reads the whole blob, one chunk at a time.
     pub(crate) fn verify(&self) -> io::Result<bool> {
         let mut chunk = Vec::new();
         for number in 0..self.len().div_ceil(CHUNK as u64) {
@@ -375,17 +381,17 @@ fn hash_entry(hash: u64) -> [u8; HASH_LEN] {
     bytes
 }
 
-/// What the file of a blob says of itself.
+/// The contents of a blob's file, without the value.
 pub(super) struct Contents {
-    /// What it takes on disk.
+    /// The space that it takes on disk.
     pub(super) bytes: u64,
-    /// Of the keys that may name it.
+    /// The hashes of the keys that may name it.
     pub(super) hashes: Vec<u64>,
 }
 
-/// What is in the file. `None` if it is no blob, or is damaged.
+/// Reads the contents of a file. `None` if it is not a blob, or is damaged.
 pub(super) fn contents(file: &File) -> io::Result<Option<Contents>> {
-    /// More keys than this a blob is not moved through.
+    /// The most hashes that are read. No blob is moved to so many keys.
     const MOST: u64 = 1 << 16;
     let len = file.len()?;
     let mut header = [0; HEADER_LEN];
@@ -402,18 +408,19 @@ pub(super) fn contents(file: &File) -> io::Result<Option<Contents>> {
         let hash = entry.first_chunk().map_or(0, |hash| u64::from_le_bytes(*hash));
         let is_one = hash_entry(hash) == *entry;
         hashes.extend(is_one.then_some(hash));
-        // Behind one that was cut off, as on a full disk, those that were added later are not where they would be.
+        // Behind an incomplete hash, as a full disk leaves it, the later ones are not aligned.
         rest = &rest[if is_one { HASH_LEN } else { 1 }..];
     }
     Ok(Some(Contents { bytes: space_for(reference.len), hashes }))
 }
 
-/// Notes, durably, that a key of this hash is about to name the blob in the file at `path`, which the caller holds.
+/// Appends a hash, durably, to the blob at `path`, which the caller holds: a key of this hash is
+/// about to name it.
 pub(super) fn add_hash(storage: &'static dyn Storage, path: &Path, hash: u64) -> Result<()> {
     let add = || -> io::Result<()> {
-        // Others may be adding theirs.
+        // Opened to append: other processes may append theirs at the same time.
         let file = storage.open_to_append(path)?;
-        // Nobody gets to read a damaged one, so it need not be found.
+        // A damaged blob is not read by any process, so its owners need not be found.
         if contents(&file)?.is_none_or(|contents| contents.hashes.contains(&hash)) {
             return Ok(());
         }
@@ -424,7 +431,7 @@ pub(super) fn add_hash(storage: &'static dyn Storage, path: &Path, hash: u64) ->
     add().map_err(|e| Error::io("write blob", path, e))
 }
 
-/// Whether what is there, if anything, is no blob.
+/// Whether an error says that there is no blob at the path: no file, or another kind of file.
 pub(super) fn is_none_of_ours(error: &io::Error) -> bool {
     use io::ErrorKind::{InvalidInput, IsADirectory, NotFound};
     matches!(error.kind(), NotFound | InvalidInput | IsADirectory)

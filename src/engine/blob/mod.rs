@@ -1,24 +1,30 @@
-//! The blobs of a directory: which there are, what names them, and when they go. Many processes make, name and remove
-//! them at once; what one of them has in memory is what it saw last.
+//! The blobs of a directory: which exist, which entries name them, and when they are unlinked. Many
+//! processes create, name and unlink blobs at once. Each keeps in memory the state that it saw
+//! last.
 //!
-//! A blob lives as long as the index holds a word of a record that names it. Which words those may be (its owners: more
-//! than one after a move to another version) is found by the hashes of keys in its file, so whether it is alive can be
-//! looked up at any time, and whoever removes an entry need not care. A sweep asks for each, once a second and when
+//! A blob is alive while the index holds a word of a record that names it. Those words are its
+//! owners; a blob has several after a move to another version. Its file has the hashes of the keys
+//! of all possible owners, so each process can look up at any time whether a blob is alive, and
+//! removing an entry needs no work on the blob. A sweep checks each blob once a second and when
 //! space is needed.
 //!
 //! ```text
-//! refresh    list the directory, unless nothing changed: what is new is looked into, what has gone is forgotten
-//! take_dead  a known owner is there: alive. Else find owners by the hashes. None: read the hashes again, of which others
-//!            may have added some, and find once more. None: dead, or kept, if somebody holds the file
-//! release    lock the file alone; if somebody holds it, it stays. Find owners as above; if there are none, unlink it
+//! refresh    list the directory, unless nothing changed: read new blobs, drop removed ones
+//! take_dead  a known owner is in the index: alive. Else find owners by the known hashes. None:
+//!            read the hashes again (other processes may have added some), find owners again.
+//!            None: dead, or kept if a process holds the file
+//! release    lock the file exclusively; if a process holds it, keep it. Find owners as above;
+//!            if there are none, unlink it
 //! ```
 //!
-//! Whoever publishes a record that names a blob, where none named it before or what did may be removed meanwhile,
-//! [`pin`](Blobs::pin)s it until that is done. Where a word takes the place of another that names the blob too, as with a
-//! touch or a copy, there is no moment at which nothing names it.
+//! A writer that publishes a record naming a blob [`pin`](Blobs::pin)s the blob until the word is
+//! published, if no record names it yet or the one that does may be removed meanwhile. Where a word
+//! replaces another that names the same blob, as in a touch or a copy, the blob is named all the
+//! time.
 
 mod file;
 mod listing;
+mod release;
 #[cfg(test)]
 mod tests;
 
@@ -33,32 +39,31 @@ use crate::engine::format::word::Word;
 use crate::engine::shared::accounting::{Reservation, SpaceInUse};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::fork::OwnFile;
-use crate::sys::step;
 use crate::sys::storage::{File, HeldDirectory, Storage};
 pub(crate) use file::{BlobWriter, OpenBlob};
 
 use file::{
-    Alone, Contents, Hold, Named, contents, file_name, give_up_claim, hold, is_claimed,
-    is_none_of_ours, named, open_alone,
+    Alone, Contents, Hold, Named, contents, file_name, hold, is_claimed, is_none_of_ours, named,
+    open_alone, release_claim,
 };
 pub(crate) use listing::Haste;
-use listing::{Listing, Names};
+use listing::{Freshness, Listing};
 
 /// The word of a record that names a blob, and the hash of its key.
 pub(crate) type BlobOwner = (u64, Word);
 
-/// What can say which words name a blob.
+/// Looks up which words name a blob.
 pub(crate) trait Naming {
     /// Whether the index holds this very word.
     fn holds(&self, owner: BlobOwner) -> bool;
 
-    /// The word under this hash whose record names the blob, or one that nobody can read now.
+    /// The word under this hash whose record names the blob, or whose record cannot be read now.
     ///
     /// # Errors
-    /// If somebody holds a lock of the index for long, or the environment refuses to let a record be read.
+    /// If another process holds a chain lock for long, or the system cannot read a record.
     fn find(&self, hash: u64, name: u128) -> Result<Option<Word>>;
 
-    /// All that are known by these hashes.
+    /// The owners under these hashes.
     fn find_all(&self, hashes: &[u64], name: u128) -> Result<Vec<BlobOwner>> {
         let find = |hash: &u64| Ok(self.find(*hash, name)?.map(|word| (*hash, word)));
         hashes.iter().filter_map(|hash| find(hash).transpose()).collect()
@@ -75,32 +80,32 @@ pub(crate) struct Blobs {
 #[derive(Default)]
 struct Known {
     blobs: HashMap<u128, Blob>,
-    /// What has a blob's name and is none.
+    /// Files that have the name of a blob and are not blobs.
     foreign: HashSet<u128>,
     listing: Listing,
 }
 
 struct Blob {
-    /// What it takes on disk.
+    /// The space that it takes on disk.
     bytes: u64,
-    /// Counts it until a record is about to name it; of one that was made here.
+    /// Counts its bytes until a record is about to name it; only of a blob that this process wrote.
     reservation: Option<Reservation>,
-    /// Whether another process, which wrote it, counted it as its own when somebody last looked.
+    /// Whether another process, which wrote it, counted it as its own at the last check.
     is_claimed: bool,
-    /// Of the keys that may name it, as far as is known.
+    /// The known hashes of keys that may name it.
     hashes: Vec<u64>,
-    /// Words that named it when somebody last looked.
+    /// The words that named it at the last check.
     owners: Vec<BlobOwner>,
     life: Life,
 }
 
-/// What a blob was when somebody last looked.
+/// The state of a blob at the last check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Life {
     Alive,
-    /// Nothing names it.
+    /// No word names it.
     Dead,
-    /// Nothing names it, but somebody reads it or is about to name it.
+    /// No word names it, but a process reads it or is about to name it.
     Kept,
 }
 
@@ -117,12 +122,12 @@ impl Blob {
         }
     }
 
-    /// Whether it is counted elsewhere than with the blobs.
+    /// Whether its bytes count elsewhere, and not yet as a blob's.
     fn is_counted_apart(&self) -> bool {
         self.reservation.is_some() || self.is_claimed
     }
 
-    /// Looks whether anything names it, as far as is known.
+    /// Whether a word names it, as far as its hashes are known.
     fn look(&mut self, name: u128, index: &impl Naming) -> Result<bool> {
         if self.owners.iter().any(|owner| index.holds(*owner)) {
             return Ok(true);
@@ -131,11 +136,11 @@ impl Blob {
         Ok(!self.owners.is_empty())
     }
 
-    /// The same, with the hashes that are in its file now.
+    /// The same, with the hashes that its file has now.
     fn look_again(&mut self, name: u128, file: &File, index: &impl Naming) -> Result<bool> {
         let contents =
             contents(file).map_err(|e| Error::new(ErrorKind::Io, "read").with_source(e))?;
-        // In one that is damaged now there may have been more, but nobody can read it any more.
+        // A file that is damaged now may have had more, but no reader accepts it any more.
         if let Some(Contents { hashes, .. }) =
             contents.filter(|c| c.hashes.len() > self.hashes.len())
         {
@@ -146,25 +151,25 @@ impl Blob {
     }
 }
 
-/// A hold on a blob while a record that names it is being published.
+/// Keeps a blob from being unlinked while a record that names it is published.
 pub(crate) struct BlobPin<'a> {
     blobs: &'a Blobs,
     pub(crate) reference: BlobRef,
-    /// Open, so that it stays.
+    /// Open, and so held.
     file: Arc<OwnFile>,
 }
 
 impl BlobPin<'_> {
-    /// Says that a record is about to name the blob, which does not go with the pin any more.
+    /// Keeps the blob when the pin is dropped: a record is about to name it.
     pub(crate) fn keep(&self) {
-        // Locked until it is done: whoever counts what there is sees the blob on the one side or on the other.
+        // Locked throughout: a recount sees the blob in one count or in the other.
         let mut known = self.blobs.lock();
         if let Some(reservation) =
             known.blobs.get_mut(&self.reference.name).and_then(|b| b.reservation.take())
         {
-            // First: for another process it counts twice for a moment, and never not at all.
-            if let Err(error) = give_up_claim(&self.file) {
-                tracing::warn!(%error, "the bytes of a blob count as those of its writer until it is closed");
+            // First: for other processes its bytes count twice for a moment, and are never missing.
+            if let Err(error) = release_claim(&self.file) {
+                tracing::warn!(%error, "a blob counts as its writer's until its file is closed");
             }
             self.blobs.space.blob_made(reservation);
         }
@@ -180,14 +185,14 @@ impl Drop for BlobPin<'_> {
         }
         let blob = known.blobs.remove(&name);
         drop(known);
-        // No record tells anybody of it.
+        // No record names it.
         self.blobs.remove(name);
         drop(blob);
     }
 }
 
 impl Blobs {
-    /// The blobs in the directory `dir`, which of them there are to be found by a [`refresh`](Blobs::refresh).
+    /// The blobs in the directory `dir`. A [`refresh`](Blobs::refresh) must follow to list them.
     pub(crate) fn open(
         storage: &'static dyn Storage,
         dir: &Path,
@@ -209,42 +214,43 @@ impl Blobs {
         self.dir.join(file_name(name))
     }
 
-    /// Finds out which blobs there are now, whoever made or removed some, unless it is too soon for that. The files of writers
-    /// that died are removed; what is not ours stays. Costs a look at the directory if nothing changed for some seconds; else
-    /// a listing, and a read of each blob that is new.
+    /// Lists the blobs of all processes, unless it is too soon for that. Removes the files of dead
+    /// writers; foreign files stay. Costs one `stat` of the directory if nothing changed for some
+    /// seconds; else a listing, and a read of each new blob.
     ///
     /// # Errors
-    /// If the directory or a blob cannot be read. What was found until then is known.
+    /// If the directory or a blob cannot be read. The blobs found until then are known.
     pub(crate) fn refresh(&self, haste: Haste) -> Result<()> {
         self.refreshed(haste).map(drop)
     }
 
-    /// The same, and counts what there is. The caller sees to it that no blob is unlinked meanwhile.
+    /// The same, and corrects the count of their bytes. The caller ensures that no blob is unlinked
+    /// meanwhile.
     pub(crate) fn recount(&self, haste: Haste) -> Result<()> {
         let was = self.space.blob_bytes();
         let Some(mut known) = self.refreshed(haste)? else { return Ok(()) };
         for (name, blob) in known.blobs.iter_mut().filter(|(_, blob)| blob.is_claimed) {
             let looked =
                 self.storage().open_to_read(&self.path(*name)).and_then(|file| is_claimed(&file));
-            // If nobody can say: rather twice than not at all.
+            // If that is unknown, the bytes rather count twice than not at all.
             blob.is_claimed = looked.unwrap_or(false);
         }
-        // What nothing was to name yet counts as its writer's.
+        // A blob that no record is about to name yet counts as its writer's.
         let counted = known.blobs.values().filter(|blob| !blob.is_counted_apart());
         self.space.set_blob_bytes(was, counted.map(|blob| blob.bytes).sum());
         Ok(())
     }
 
-    /// `None` if what is known may be out of date.
+    /// `None` if the known names may be out of date.
     fn refreshed(&self, haste: Haste) -> Result<Option<MutexGuard<'_, Known>>> {
         let io_error = |e| Error::io("read directory", &self.dir, e);
         let mut known = self.lock();
         let changed_at = self.held.changed_at().map_err(io_error)?;
         let begun = Instant::now();
         match known.listing.state(changed_at, haste, begun) {
-            Names::Known => {}
-            Names::Old => return Ok(None),
-            Names::Wanted => {
+            Freshness::Current => {}
+            Freshness::Stale => return Ok(None),
+            Freshness::MustList => {
                 self.held.check_in_place().map_err(io_error)?;
                 self.list(&mut known).inspect_err(|_| known.listing = Listing::default())?;
                 known.listing.listed(begun, Instant::now());
@@ -253,7 +259,8 @@ impl Blobs {
         Ok(Some(known))
     }
 
-    /// While a blob is made here, it gets its name and becomes known under the same lock.
+    /// Lists the directory. The lock on `known` also covers the moment when a new blob of this
+    /// process gets its name and becomes known.
     fn list(&self, known: &mut Known) -> Result<()> {
         let io_error = |e| Error::io("read directory", &self.dir, e);
         let mut there = HashSet::new();
@@ -280,10 +287,10 @@ impl Blobs {
                     known.blobs.insert(name, Blob { is_claimed, ..Blob::new(contents, None) });
                 }
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                // Whatever names it, it can be read by nobody.
+                // Other errors of this kind: no reader can open it, whether it is named or not.
                 Err(e) if !is_none_of_ours(&e) => return Err(Error::io("open blob", &path, e)),
                 _ => {
-                    tracing::warn!(path = %path.display(), "not a blob, or damaged; it is passed over");
+                    tracing::warn!(path = %path.display(), "not a blob, or damaged; skipped");
                     known.foreign.insert(name);
                 }
             }
@@ -291,18 +298,18 @@ impl Blobs {
         Ok(())
     }
 
-    /// Removes the file of a writer, if it has died.
+    /// Removes a temporary file, if its writer is dead.
     fn remove_abandoned(&self, path: &Path) {
         let removed = open_alone(self.storage(), path).and_then(|alone| match alone {
             Alone::Yes(_held) => self.storage().remove(path),
             Alone::Held | Alone::Gone => Ok(()),
         });
         if let Err(error) = removed {
-            tracing::warn!(path = %path.display(), %error, "cannot remove what a writer left");
+            tracing::warn!(path = %path.display(), %error, "cannot remove a dead writer's file");
         }
     }
 
-    /// The names of all that are alive, as far as is known.
+    /// The names of the blobs that are known to be alive.
     #[cfg(test)]
     pub(crate) fn names(&self) -> Vec<u128> {
         let known = self.lock();
@@ -314,7 +321,7 @@ impl Blobs {
             .collect()
     }
 
-    /// The bytes that those take which are alive, and those that are dead and that nobody keeps.
+    /// The bytes of the blobs that are alive, and of those that are dead and not kept.
     pub(crate) fn bytes(&self) -> (u64, u64) {
         self.lock().blobs.values().fold((0, 0), |(alive, dead), blob| match blob.life {
             Life::Alive => (alive + blob.bytes, dead),
@@ -323,14 +330,14 @@ impl Blobs {
         })
     }
 
-    /// Begins a new blob, without any space yet.
+    /// Begins a new blob, with no bytes reserved yet.
     pub(crate) fn create(&self) -> Result<BlobWriter> {
         self.held.check_in_place().map_err(|e| Error::io("create blob", &self.dir, e))?;
         BlobWriter::create(self.storage(), &self.dir, self.space.reserve(0))
     }
 
-    /// Makes the blob whole and durable, for a key of this hash. It goes again with the pin, unless that is told to
-    /// [`keep`](BlobPin::keep) it.
+    /// Completes the blob durably, for a key of this hash. Dropping the pin removes the blob,
+    /// unless [`keep`](BlobPin::keep) was called.
     pub(crate) fn seal(&self, mut writer: BlobWriter, hash: u64) -> Result<BlobPin<'_>> {
         writer.finish(hash)?;
         let mut known = self.lock();
@@ -345,10 +352,12 @@ impl Blobs {
         Ok(pin)
     }
 
-    /// Keeps the blob from going, whether it was ever heard of here or not. `None` if it has gone.
+    /// Keeps the blob from being unlinked, also if this process does not know it yet. `None` if it
+    /// was unlinked.
     ///
     /// # Errors
-    /// If its file cannot be opened; [`Busy`](ErrorKind::Busy) if a process that was about to remove it was stopped.
+    /// If its file cannot be opened; [`Busy`](ErrorKind::Busy) if a process that is about to unlink
+    /// it is stopped.
     pub(crate) fn pin(&self, reference: BlobRef) -> Result<Option<BlobPin<'_>>> {
         let path = self.path(reference.name);
         let opened = OwnFile::to_lock(|| self.storage().open_to_read(&path))
@@ -364,7 +373,7 @@ impl Blobs {
         }
     }
 
-    /// Notes, durably, that a key of this hash is about to name the blob.
+    /// Adds the hash of a key that is about to name the blob to its file, durably.
     pub(crate) fn add_key(&self, pin: &BlobPin<'_>, hash: u64) -> Result<()> {
         let name = pin.reference.name;
         let is_known = |blob: &Blob| blob.hashes.contains(&hash);
@@ -377,19 +386,20 @@ impl Blobs {
         Ok(())
     }
 
-    /// Opens a blob to be read, whether it was ever heard of here or not. `None` if it has gone or is damaged.
+    /// Opens a blob for reading, also if this process does not know it yet. `None` if it was
+    /// unlinked or is damaged.
     pub(crate) fn open_blob(&self, reference: BlobRef) -> Result<Option<OpenBlob>> {
         OpenBlob::open(self.storage(), &self.path(reference.name), reference)
     }
 
-    /// The owners of the blobs that are alive, as far as is known.
+    /// The known owners of the blobs that are alive.
     pub(crate) fn owners(&self) -> Vec<(u128, BlobOwner)> {
         let known = self.lock();
         let alive = known.blobs.iter().filter(|(_, blob)| blob.life == Life::Alive);
         alive.flat_map(|(name, blob)| blob.owners.iter().map(|owner| (*name, *owner))).collect()
     }
 
-    /// All that names the blob now.
+    /// All words that name the blob now.
     pub(crate) fn owners_of(&self, name: u128, index: &impl Naming) -> Vec<BlobOwner> {
         let mut known = self.lock();
         let Some(blob) = known.blobs.get_mut(&name) else { return Vec::new() };
@@ -397,108 +407,8 @@ impl Blobs {
         let opened =
             self.storage().open_to_read(&path).map_err(|e| Error::io("open blob", &path, e));
         if let Err(error) = opened.and_then(|file| blob.look_again(name, &file, index)) {
-            tracing::debug!(%error, "what names a blob is known as far as it was");
+            tracing::debug!(%error, "cannot look up all owners of a blob");
         }
         blob.owners.clone()
-    }
-
-    /// The blobs that nothing names any more and that nobody keeps, who might be about to name them. They stay until they
-    /// are [`release`](Blobs::release)d.
-    pub(crate) fn take_dead(&self, index: &impl Naming) -> Vec<u128> {
-        let mut dead = Vec::new();
-        for (name, blob) in &mut self.lock().blobs {
-            // Each time anew: a write that cannot be synced is taken back, and what it replaced is named again.
-            let life = blob.look(*name, index).and_then(|is_named| match blob.life {
-                _ if is_named => Ok(Life::Alive),
-                Life::Dead => Ok(Life::Dead),
-                Life::Alive | Life::Kept => self.look_closer(*name, blob, index),
-            });
-            blob.life = life.unwrap_or_else(|error| {
-                tracing::debug!(%error, "whether anything names a blob cannot be seen now");
-                Life::Alive
-            });
-            if blob.life == Life::Dead {
-                dead.push(*name);
-            }
-        }
-        dead
-    }
-
-    /// What a blob is that nothing names, as far as is known.
-    fn look_closer(&self, name: u128, blob: &mut Blob, index: &impl Naming) -> Result<Life> {
-        let path = self.path(name);
-        let opened =
-            self.storage().open_to_read(&path).and_then(|file| Ok((file::is_held(&file)?, file)));
-        let (is_held, file) = match opened {
-            Ok(opened) => opened,
-            // There is nothing to be kept.
-            Err(e) if is_none_of_ours(&e) => return Ok(Life::Dead),
-            Err(e) => return Err(Error::io("open blob", &path, e)),
-        };
-        // After that: whoever lets go in between has named it by then, or does not.
-        Ok(match (blob.look_again(name, &file, index)?, is_held) {
-            (true, _) => Life::Alive,
-            (false, true) => Life::Kept,
-            (false, false) => Life::Dead,
-        })
-    }
-
-    /// Removes those of the `dead` that nobody holds and that nothing names, now that nobody can begin to, and says how many
-    /// are gone. The others stay.
-    pub(crate) fn release(&self, dead: &[u128], index: &impl Naming) -> usize {
-        if dead.is_empty() {
-            return 0;
-        }
-        step!("blob::releasing");
-        let removed = dead.iter().filter(|name| self.release_one(**name, index)).count();
-        step!("blob::released");
-        removed
-    }
-
-    fn release_one(&self, name: u128, index: &impl Naming) -> bool {
-        let path = self.path(name);
-        let opened =
-            open_alone(self.storage(), &path).map_err(|e| Error::io("open blob", &path, e));
-        let alone = opened.and_then(|alone| {
-            let mut known = self.lock();
-            let Some(blob) = known.blobs.get_mut(&name) else { return Ok(None) };
-            match alone {
-                Alone::Yes(file) if blob.look_again(name, &file, index)? => blob.life = Life::Alive,
-                Alone::Yes(file) => return Ok(Some((file, blob.bytes))),
-                Alone::Held => blob.life = Life::Kept,
-                Alone::Gone => drop(known.blobs.remove(&name)),
-            }
-            Ok(None)
-        });
-        match alone {
-            Ok(Some((file, bytes))) => {
-                step!("blob::alone");
-                if !self.remove(name) {
-                    return false;
-                }
-                // The disk has its space back when nobody has it open any more.
-                drop(file);
-                self.space.blob_gone(bytes);
-                self.lock().blobs.remove(&name);
-                true
-            }
-            Ok(None) => false,
-            Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "a dead blob stays");
-                false
-            }
-        }
-    }
-
-    /// Removes the file of a blob that the caller holds. If that fails, it stays, and counts.
-    fn remove(&self, name: u128) -> bool {
-        let path = self.path(name);
-        match self.held.check_in_place().and_then(|()| self.storage().remove(&path)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                tracing::warn!(path = %path.display(), %error, "cannot remove a blob");
-                false
-            }
-            _ => true,
-        }
     }
 }

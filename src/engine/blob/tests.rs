@@ -1,4 +1,4 @@
-//! Two processes in one directory: two `Blobs` over it are as good, since a lock belongs to an open file, whoever opened it.
+//! Two `Blobs` over one directory stand for two processes: a lock belongs to an open file.
 //!
 //! Shows invariant I30.
 
@@ -16,9 +16,9 @@ use crate::sys::storage::SYSTEM;
 
 /// An index without any entries but those that name blobs.
 #[derive(Default)]
-struct Names(Mutex<HashMap<u64, (Word, u128)>>);
+struct FakeIndex(Mutex<HashMap<u64, (Word, u128)>>);
 
-impl Names {
+impl FakeIndex {
     fn map(&self) -> MutexGuard<'_, HashMap<u64, (Word, u128)>> {
         self.0.lock().unwrap()
     }
@@ -33,7 +33,7 @@ impl Names {
     }
 }
 
-impl Naming for Names {
+impl Naming for FakeIndex {
     fn holds(&self, (hash, word): BlobOwner) -> bool {
         self.map().get(&hash).is_some_and(|(found, _)| *found == word)
     }
@@ -46,13 +46,13 @@ impl Naming for Names {
 struct Two {
     dir: TempDir,
     space: SpaceInUse,
-    index: Names,
+    index: FakeIndex,
     mine: Blobs,
     theirs: Blobs,
 }
 
 const LEN: usize = 100_000;
-/// What one blob takes.
+/// The space that one blob takes.
 const SPACE: u64 = 102_400;
 
 impl Two {
@@ -65,7 +65,7 @@ impl Two {
         assert_eq!(space_for(LEN as u64), SPACE);
         let open = || Blobs::open(SYSTEM, dir.path(), &space).unwrap();
         let (mine, theirs) = (open(), open());
-        Self { space, index: Names::default(), mine, theirs, dir }
+        Self { space, index: FakeIndex::default(), mine, theirs, dir }
     }
 
     fn files(&self) -> Vec<String> {
@@ -73,7 +73,7 @@ impl Two {
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
 
-    /// What a sweep of mine finds dead.
+    /// The blobs that a sweep of `mine` finds dead.
     fn dead(&self) -> Vec<u128> {
         self.mine.recount(Haste::Now).unwrap();
         self.mine.take_dead(&self.index)
@@ -88,7 +88,7 @@ fn write<'a>(blobs: &'a Blobs, hash: u64) -> BlobPin<'a> {
 }
 
 /// A blob that is named under `hash`.
-fn publish(blobs: &Blobs, hash: u64, index: &Names) -> BlobRef {
+fn publish(blobs: &Blobs, hash: u64, index: &FakeIndex) -> BlobRef {
     let pin = write(blobs, hash);
     pin.keep();
     index.publish(hash, pin.reference.name);
@@ -96,7 +96,7 @@ fn publish(blobs: &Blobs, hash: u64, index: &Names) -> BlobRef {
 }
 
 #[test]
-fn what_one_makes_the_other_finds_counts_reads_and_removes() {
+fn a_blob_of_another_process_is_found_counted_read_and_removed() {
     let two = Two::new();
     let reference = publish(&two.theirs, 1, &two.index);
     assert_eq!(two.space.bytes(), SPACE);
@@ -105,7 +105,7 @@ fn what_one_makes_the_other_finds_counts_reads_and_removes() {
     drop(bytes);
     assert!(two.dead().is_empty());
     assert_eq!((two.mine.names(), two.mine.bytes()), (vec![reference.name], (SPACE, 0)));
-    // A count that a process took with it when it died.
+    // A count that was lost with a process that died.
     two.space.blob_gone(SPACE);
     assert!(two.dead().is_empty());
     assert_eq!((two.space.bytes(), two.space.blob_bytes()), (SPACE, SPACE));
@@ -120,7 +120,7 @@ fn what_one_makes_the_other_finds_counts_reads_and_removes() {
     assert!(two.theirs.open_blob(reference).unwrap().is_none());
     assert!(two.theirs.pin(reference).unwrap().is_none());
     assert_eq!(two.theirs.release(&[reference.name], &two.index), 0);
-    // SegmentFile before it was unlinked, and locked after.
+    // Opened before it was unlinked, and locked after.
     let pin = write(&two.mine, 2);
     let opened = SYSTEM.open_to_read(&two.mine.path(pin.reference.name)).unwrap();
     two.theirs.refresh(Haste::Now).unwrap();
@@ -133,16 +133,16 @@ fn what_one_makes_the_other_finds_counts_reads_and_removes() {
 }
 
 #[test]
-fn what_one_believes_dead_the_other_names_again() {
+fn a_blob_found_dead_may_be_named_again_by_another_process() {
     let two = Two::new();
     let reference = publish(&two.mine, 1, &two.index);
     let pin = two.theirs.pin(reference).unwrap().unwrap();
     two.index.remove(1);
-    assert!(two.dead().is_empty(), "somebody may be about to name it");
+    assert!(two.dead().is_empty(), "another process may be about to name it");
     assert_eq!(two.mine.release(&[reference.name], &two.index), 0);
     drop(pin);
     assert_eq!(two.dead(), [reference.name]);
-    // Under a key of which nobody but the file says so.
+    // Under a key whose hash only the file has.
     let pin = two.theirs.pin(reference).unwrap().unwrap();
     assert_eq!(two.mine.release(&[reference.name], &two.index), 0);
     two.theirs.add_key(&pin, 2).unwrap();
@@ -153,7 +153,7 @@ fn what_one_believes_dead_the_other_names_again() {
     assert!(two.dead().is_empty());
     assert_eq!(two.mine.owners().len(), 1);
     assert!(two.mine.open_blob(reference).unwrap().is_some());
-    // And by a third key, while mine takes it for alive.
+    // And under a third key, while `mine` takes it for alive.
     let pin = two.theirs.pin(reference).unwrap().unwrap();
     two.theirs.add_key(&pin, 3).unwrap();
     two.index.publish(3, reference.name);
@@ -167,7 +167,7 @@ fn what_one_believes_dead_the_other_names_again() {
 }
 
 #[test]
-fn what_somebody_reads_stays_and_counts() {
+fn a_blob_that_is_being_read_stays_and_counts() {
     let two = Two::new();
     for is_mapped in [false, true] {
         let reference = publish(&two.mine, 1, &two.index);
@@ -182,12 +182,12 @@ fn what_somebody_reads_stays_and_counts() {
             assert!(two.dead().is_empty());
             assert_eq!(two.mine.release(&[reference.name], &two.index), 0);
             assert_eq!((two.files().len(), two.space.bytes()), (1, SPACE));
-            assert_eq!(two.mine.bytes(), (0, 0), "neither alive nor to be had back");
+            assert_eq!(two.mine.bytes(), (0, 0), "neither alive nor reclaimable");
         }
         assert!(file.is_none_or(|file| file.verify().unwrap()));
         assert!(bytes.is_none_or(|bytes| *bytes == [7; LEN]));
         assert_eq!(two.dead(), [reference.name]);
-        // Begun to be read after it was found dead.
+        // A read that begins after the blob was found dead.
         let open = two.theirs.open_blob(reference).unwrap();
         assert_eq!(two.mine.release(&[reference.name], &two.index), 0);
         drop(open);
@@ -198,13 +198,13 @@ fn what_somebody_reads_stays_and_counts() {
 }
 
 #[test]
-fn one_that_is_stopped_while_it_removes_keeps_no_reader_from_reading() {
+fn a_process_stopped_in_an_unlink_blocks_no_reader() {
     let two = Two::new();
     let reference = publish(&two.mine, 1, &two.index);
     let alone = open_alone(SYSTEM, &two.mine.path(reference.name)).unwrap();
     assert!(matches!(alone, Alone::Yes(_)));
     assert!(two.theirs.open_blob(reference).unwrap().is_some_and(|open| open.verify().unwrap()));
-    // But whoever names it must be sure that it stays.
+    // But a writer that names it must be sure that it stays.
     assert_eq!(two.theirs.pin(reference).map(|_| ()).unwrap_err().kind(), ErrorKind::Busy);
     assert_eq!(two.theirs.release(&[reference.name], &two.index), 0);
     drop(alone);
@@ -212,23 +212,23 @@ fn one_that_is_stopped_while_it_removes_keeps_no_reader_from_reading() {
 }
 
 #[test]
-fn the_file_of_a_writer_goes_when_the_writer_has_died() {
+fn the_file_of_a_dead_writer_is_removed() {
     let two = Two::new();
     let mut writer = two.theirs.create().unwrap();
     writer.write(&[7; LEN], &mut 0).unwrap();
     two.mine.refresh(Haste::Now).unwrap();
     assert_eq!(two.files().len(), 1);
     let pin = two.theirs.seal(writer, 1).unwrap();
-    assert!(two.dead().is_empty(), "its record is about to come");
+    assert!(two.dead().is_empty(), "its record will be published");
     drop(pin);
-    assert!(two.files().is_empty(), "no record came");
+    assert!(two.files().is_empty(), "no record was published");
 
     let writer = two.theirs.create().unwrap();
     // So that it is not removed when it is dropped.
     let left = two.dir.path().join(format!("{:032x}.part", 5));
     fs::rename(writer.path(), &left).unwrap();
     let foreign = two.dir.path().join("photo.part");
-    fs::write(&foreign, "somebody's").unwrap();
+    fs::write(&foreign, "foreign").unwrap();
     two.mine.refresh(Haste::Now).unwrap();
     assert!(left.exists());
     drop(writer);
@@ -237,7 +237,7 @@ fn the_file_of_a_writer_goes_when_the_writer_has_died() {
 }
 
 #[test]
-fn what_is_made_just_now_counts_once() {
+fn a_new_blob_counts_once() {
     let two = Two::new();
     let pin = write(&two.mine, 1);
     two.mine.recount(Haste::Now).unwrap();
@@ -250,12 +250,12 @@ fn what_is_made_just_now_counts_once() {
         blobs.recount(Haste::Now).unwrap();
         assert_eq!((two.space.bytes(), two.space.blob_bytes()), (SPACE, SPACE));
     }
-    // One that its writer gave up.
+    // A blob that its writer dropped.
     let pin = write(&two.mine, 3);
     two.theirs.recount(Haste::Now).unwrap();
     drop(pin);
     assert_eq!((two.space.bytes(), two.space.blob_bytes()), (SPACE, SPACE));
-    // Counted while somebody looked what there is: what was seen may be out of date.
+    // Counted during a listing, which may be out of date.
     let was = two.space.blob_bytes();
     write(&two.theirs, 2).keep();
     assert!(!two.space.set_blob_bytes(was, SPACE));
@@ -263,7 +263,7 @@ fn what_is_made_just_now_counts_once() {
 }
 
 #[test]
-fn what_is_no_blob_is_passed_over_and_stays() {
+fn a_file_that_is_not_a_blob_is_skipped_and_stays() {
     let two = Two::new();
     let damaged = publish(&two.theirs, 1, &two.index);
     let paths = [two.mine.path(damaged.name), two.mine.path(5), two.mine.path(6)];
@@ -275,7 +275,7 @@ fn what_is_no_blob_is_passed_over_and_stays() {
         assert_eq!(two.mine.release(&[damaged.name, 5, 6], &two.index), 0);
         assert_eq!((two.files().len(), two.space.bytes()), (3, 0));
     }
-    // Who knew it before it was damaged knows that it is theirs.
+    // A process that knew it before the damage knows that it is a blob.
     two.index.remove(1);
     assert_eq!(two.theirs.take_dead(&two.index), [damaged.name]);
     assert_eq!(two.theirs.release(&[damaged.name], &two.index), 1);
@@ -283,7 +283,7 @@ fn what_is_no_blob_is_passed_over_and_stays() {
 }
 
 #[test]
-fn hashes_behind_one_that_was_cut_off_are_found() {
+fn hashes_behind_an_incomplete_one_are_found() {
     let two = Two::new();
     let reference = publish(&two.mine, 1, &two.index);
     let pin = two.mine.pin(reference).unwrap().unwrap();
@@ -300,9 +300,9 @@ fn hashes_behind_one_that_was_cut_off_are_found() {
     assert_eq!(found.bytes, SPACE);
 }
 
-/// One moves blobs from key to key, the other removes whatever it finds dead at any moment.
+/// One process moves blobs from key to key, the other tries to remove every blob at any moment.
 #[test]
-fn what_is_named_is_there_while_others_move_and_remove() {
+fn a_named_blob_stays_while_others_move_and_remove() {
     const BLOBS: u64 = 10;
     const MOVES: u64 = 20;
     let two = Two::new();
@@ -313,7 +313,7 @@ fn what_is_named_is_there_while_others_move_and_remove() {
                 let reference = publish(&two.theirs, blob << 8, &two.index);
                 for key in (blob << 8)..(blob << 8) + MOVES {
                     let pin = two.theirs.pin(reference).unwrap().expect("it is named");
-                    // Somebody else deletes what it is moved from.
+                    // Another process deletes the key that it is moved from.
                     two.index.remove(key);
                     two.theirs.add_key(&pin, key + 1).unwrap();
                     two.index.publish(key + 1, reference.name);
@@ -330,7 +330,7 @@ fn what_is_named_is_there_while_others_move_and_remove() {
             while !is_done.load(Ordering::Acquire) {
                 two.mine.recount(Haste::Now).unwrap();
                 two.mine.take_dead(&two.index);
-                // Whether it is dead or not.
+                // All of them, dead or not.
                 let all: Vec<u128> = two.mine.lock().blobs.keys().copied().collect();
                 removed += two.mine.release(&all, &two.index) as u64;
             }

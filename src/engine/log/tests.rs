@@ -27,7 +27,7 @@ fn segment_of(tail: &Option<Tail>) -> Arc<Segment> {
     tail.as_ref().unwrap().segment.clone()
 }
 
-/// Another map of segment 1 takes the place of the one that is in the table.
+/// Maps segment 1 a second time; the new mapping replaces the one in the map.
 fn map_again(log: &Log) -> Arc<Segment> {
     let path = log.dir.join(Segment::file_name(1));
     let SegmentFile::Segment(again) =
@@ -41,7 +41,7 @@ fn map_again(log: &Log) -> Arc<Segment> {
 }
 
 #[test]
-fn a_flush_believes_only_the_map_that_was_written_through() {
+fn a_flush_trusts_only_the_mapping_that_was_written_through() {
     let dir = tempfile::tempdir().unwrap();
     let (index, log) = log_with_a_record(dir.path());
     log.sync(true).unwrap();
@@ -52,8 +52,9 @@ fn a_flush_believes_only_the_map_that_was_written_through() {
     drop(log.reserve(64).unwrap().unwrap());
     let other = map_again(&log);
     log.sync(true).unwrap();
-    assert_eq!(other.syncs(), 1, "it knows of no write, and is not asked");
-    // What one who is gone wrote was sealed here: nobody knows what of it is on the disk.
+    assert_eq!(other.syncs(), 1, "it has no record of the write, and is synced");
+    // The records of a process that detached were sealed here: which of them are on the disk is
+    // unknown.
     log.orphan_all();
     log.seal_orphans(0);
     assert!(index.is_own(index.segment(1).unwrap().owner));
@@ -63,22 +64,23 @@ fn a_flush_believes_only_the_map_that_was_written_through() {
 }
 
 #[test]
-fn a_segment_that_is_opened_while_it_is_taken_over_is_mapped_once() {
+fn a_segment_opened_during_its_adoption_is_mapped_once() {
     let dir = tempfile::tempdir().unwrap();
     let (index, left) = log_with_a_record(dir.path());
     left.orphan_all();
     let log = Log::new(SYSTEM, dir.path(), Access::ToWrite, index.clone(), SpaceInUse::default())
         .unwrap();
     std::thread::scope(|scope| {
-        // A reader is about to enter what it opened.
+        // A reader is about to insert the mapping that it opened.
         let opening = lock(&log.opening);
         let taking = scope.spawn(|| {
-            log.provide(0, true, &|_| panic!("there is one to go on with"), &|| Ok(false)).unwrap();
+            log.provide(0, true, &|_| panic!("there is an orphan to adopt"), &|| Ok(false))
+                .unwrap();
         });
         while !index.is_own(index.segment(1).unwrap().owner) {
             std::thread::yield_now();
         }
-        // Long enough for one who does not wait.
+        // Long enough for an adoption that does not wait for the lock.
         let mut wait = Backoff::default();
         while !taking.is_finished() && !wait.is_long() {
             wait.pause();
@@ -90,7 +92,7 @@ fn a_segment_that_is_opened_while_it_is_taken_over_is_mapped_once() {
 }
 
 #[test]
-fn an_unused_segment_that_is_too_long_goes_as_others_may_have_it_mapped() {
+fn an_unused_oversized_segment_is_sealed_not_removed() {
     let dir = tempfile::tempdir().unwrap();
     let (index, log) = log_with_a_record(dir.path());
     log.space.attach(index.clone());
@@ -104,24 +106,24 @@ fn an_unused_segment_that_is_too_long_goes_as_others_may_have_it_mapped() {
     assert_eq!(
         index.segment_state(unused),
         Some(SegmentState::Sealed),
-        "it is emptied and dropped like others"
+        "others may have it mapped; it is emptied and dropped like any other"
     );
     assert!(dir.path().join(Segment::file_name(unused)).exists());
 }
 
 #[test]
-fn what_others_have_begun_at_this_moment_is_not_taken_for_what_the_dead_left() {
+fn a_segment_being_created_is_not_aborted() {
     let dir = tempfile::tempdir().unwrap();
     let (index, log) = log_with_a_record(dir.path());
     let begun = index.create_segment(16 << 10).unwrap();
-    // Its owner is not noted yet.
+    // Its owner is not stored yet.
     index.orphan_segment(begun);
     log.abort_segments_of_dead();
     assert_eq!(index.segment_state(begun), Some(SegmentState::Creating));
 }
 
 #[test]
-fn a_segment_whose_place_was_taken_away_while_it_was_made_is_not_used() {
+fn a_segment_whose_line_was_freed_during_its_creation_is_not_used() {
     let dir = tempfile::tempdir().unwrap();
     let (index, log) = log_with_a_record(dir.path());
     let begun = index.create_segment(16 << 10).unwrap();
@@ -133,7 +135,7 @@ fn a_segment_whose_place_was_taken_away_while_it_was_made_is_not_used() {
 }
 
 #[test]
-fn a_log_that_is_closed_goes_on_where_it_ended() {
+fn a_closed_log_continues_where_it_ended() {
     let dir = tempfile::tempdir().unwrap();
     let (index, log) = log_with_a_record(dir.path());
     log.seal_all();
@@ -141,7 +143,7 @@ fn a_log_that_is_closed_goes_on_where_it_ended() {
 }
 
 #[test]
-fn where_an_earlier_life_ended_is_forgotten_when_this_one_goes_on_nowhere() {
+fn the_end_of_an_earlier_life_is_cleared_without_an_active_segment() {
     let dir = tempfile::tempdir().unwrap();
     let (index, log) = log_with_a_record(dir.path());
     let segment = lock(&log.active).take().unwrap();
@@ -149,29 +151,25 @@ fn where_an_earlier_life_ended_is_forgotten_when_this_one_goes_on_nowhere() {
     drain(&segment.segment);
     log.seal(segment);
     log.seal_all();
-    assert_eq!(
-        index.end_of_log(),
-        (0, 0),
-        "or the next life would write over what was written since"
-    );
+    assert_eq!(index.end_of_log(), (0, 0), "or the next life would overwrite later records");
 }
 
 #[test]
-fn what_was_taken_over_to_be_written_to_next_is_not_removed_with_what_it_has() {
+fn an_adopted_spare_with_records_is_not_removed() {
     let dir = tempfile::tempdir().unwrap();
     let (index, left) = log_with_a_record(dir.path());
     left.orphan_all();
     let space = SpaceInUse::default();
     space.attach(index.clone());
     let log = Log::new(SYSTEM, dir.path(), Access::ToWrite, index.clone(), space).unwrap();
-    log.provide(0, true, &|_| panic!("there is one to go on with"), &|| Ok(false)).unwrap();
+    log.provide(0, true, &|_| panic!("there is an orphan to adopt"), &|| Ok(false)).unwrap();
     log.seal_all();
     assert_eq!(index.segment_state(1), Some(SegmentState::Sealed));
     assert!(dir.path().join(Segment::file_name(1)).exists());
 }
 
 #[test]
-fn who_finds_every_place_or_id_taken_is_told_so() {
+fn a_full_table_or_used_up_ids_are_reported() {
     let dir = tempfile::tempdir().unwrap();
     let (index, log) = log_with_a_record(dir.path());
     while let Some(id) = index.create_segment(4096) {

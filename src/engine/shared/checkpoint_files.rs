@@ -17,11 +17,12 @@ use crate::sys::storage::{File, Storage, is_unusable};
 /// The names of the two files.
 pub(crate) const NAMES: [&str; 2] = ["snapshot.a", "snapshot.b"];
 
-/// What the checkpoints of an open directory keep. Processes take turns ([`Role::Space`](crate::engine::index::Role)).
+/// The open files of the checkpoints. A process uses them while it holds
+/// [`Role::Space`](crate::engine::index::Role).
 pub(crate) struct CheckpointFiles {
     pub(crate) state: StateFile,
     pub(crate) files: [OwnFile; 2],
-    /// When this process last saw that there was one, and which that was.
+    /// When this process last noticed a checkpoint, and the number of its snapshot.
     pub(crate) last: Instant,
     pub(crate) seen: u64,
 }
@@ -48,7 +49,8 @@ impl CheckpointFiles {
         let [a, b] = NAMES;
         let files = [open(a)?, open(b)?].map(OwnFile::new);
         if any_new {
-            // Before anything is written that a recovery would look for with them, and with `state`.
+            // Their names must be on the disk, with that of `state`, before anything is written
+            // that a recovery needs them for.
             storage.sync_dir(dir).map_err(|e| Error::io("sync", dir, e))?;
         }
         Ok(Self { state, files, last: Instant::now(), seen: 0 })
@@ -59,22 +61,22 @@ impl CheckpointFiles {
         self.state.mark_clean(header, limits)
     }
 
-    /// Has the directory remember these limits. The caller has the turn to take checkpoints.
+    /// Stores these limits in `state`. The caller holds the space role.
     pub(crate) fn set_limits(&mut self, limits: Limits) -> std::io::Result<()> {
         self.state.refresh()?;
         self.state.mark_open(limits)
     }
 }
 
-/// What there is of snapshots.
+/// The snapshots that were found in a directory.
 pub(crate) struct FoundSnapshot {
-    /// The newest that is whole.
+    /// The newest complete one.
     pub(crate) newest: Option<(File, Header)>,
     /// Whether none was ever written, as far as the files tell.
     pub(crate) untouched: bool,
 }
 
-/// Looks for the newest snapshot that is whole and not older than number `least`.
+/// Finds the newest complete snapshot whose number is `least` or higher.
 pub(crate) fn find(storage: &'static dyn Storage, dir: &Path, least: u64) -> Result<FoundSnapshot> {
     let mut newest: Option<(File, Header)> = None;
     let mut untouched = true;

@@ -1,17 +1,21 @@
-//! What one process at a time does, of those that share a directory: it claims the matter, and the others see that.
+//! Claims: locks between the processes that share a directory, one for each key that a process
+//! computes or leases.
 //!
-//! A claim is a write lock on one byte of the file `flights`, which is empty and stays so. The byte follows from the
-//! matter alone, so that processes agree; that two matters meet in one of 2⁶² bytes costs a wait at worst. The kernel
-//! lets go of the lock as soon as the process is dead, however it died. It does not keep the threads of a process
-//! apart, as the lock belongs to the open file; so the bytes that are held are in a set here too.
+//! A claim is a write lock on one byte of the file `flights`, which stays empty. The byte is a
+//! function of the key, so all processes agree on it. Two keys that meet in one of 2⁶² bytes cost
+//! at most a wait. The kernel releases the lock when the process is dead, however it died. The lock
+//! belongs to the open file, so it does not exclude the threads of one process; therefore a set
+//! here has the bytes that are held.
 //!
-//! There is one open file for each engine, opened at the first claim and kept. An engine that is closed while
-//! something is claimed and opened again has another file then, and the two exclude each other as two processes do.
+//! Each engine opens the file at its first claim and keeps it open. An engine that is closed while
+//! a claim is held, and opened again, has another open file then; the two exclude each other as two
+//! processes do.
 //!
-//! A process that was forked shares the open file with its parent: it would hold what the parent holds, and keep it
-//! when the parent is dead; what it locks would not be kept from the parent, and what it unlocks would be the parent's.
-//! So the descriptor is closed in the child first of all ([`OwnFile`]), which takes nothing from the parent, and what was
-//! claimed before is left alone, as is the mutex, which another thread of the parent may have held.
+//! A forked process shares the open file with its parent. It would hold the parent's claims, also
+//! after the parent's death. Its own locks would not exclude the parent, and its unlocks would
+//! release the parent's claims. So the descriptor is closed in the child first ([`OwnFile`]), which
+//! takes nothing from the parent. The child leaves alone the claims from before the fork, and the
+//! mutex, which another thread of the parent may have held.
 
 use std::collections::HashSet;
 use std::io;
@@ -25,18 +29,18 @@ use crate::sys::lock;
 use crate::sys::storage::{DirectoryId, HeldDirectory, Storage};
 
 /// A lock on one byte of the file.
-struct Held {
+struct HeldByte {
     claims: Arc<Claims>,
     byte: i64,
 }
 
-impl HeldClaim for Held {
+impl HeldClaim for HeldByte {
     fn is_inherited(&self) -> bool {
         self.claims.is_inherited()
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldByte {
     fn drop(&mut self) {
         if self.claims.is_inherited() {
             return;
@@ -46,7 +50,7 @@ impl Drop for Held {
         if let Some(file) = &open.file
             && let Err(error) = lock::unlock(file, self.byte)
         {
-            tracing::warn!(%error, "a claim is kept until the directory is closed");
+            tracing::warn!(%error, "cannot release a claim before the directory is closed");
         }
     }
 }
@@ -74,17 +78,20 @@ impl Claims {
         Self { storage, dir, id, hasher, epoch: Epoch::now(), open: Mutex::default() }
     }
 
-    /// Claims `key`, without waiting. Where the system refuses, the caller goes on as if it were alone. With giving
-    /// it back two to four microseconds; more where thousands are held at once.
+    /// Claims `key` without waiting. If the system refuses, the caller continues as if no other
+    /// process existed. A claim and its release cost two to four microseconds together, and more
+    /// where thousands are held at once.
     pub(crate) fn claim(self: &Arc<Self>, key: ClaimKey<'_>) -> Claimed {
         self.take(self.byte(key)).unwrap_or_else(|error| {
-            tracing::debug!(dir = %self.dir.display(), ?key, %error, "nothing can be claimed from other processes");
+            let dir = self.dir.display();
+            tracing::debug!(%dir, ?key, %error, "cannot claim a key among processes");
             Claimed::Mine(Claim::default())
         })
     }
 
     fn byte(&self, key: ClaimKey<'_>) -> i64 {
-        /// The offset of a lock has 63 bits: one for the kind of matter, the others to tell those of a kind apart.
+        /// The offset of a lock has 63 bits: one for the kind of the claim, the others for its
+        /// number.
         const LEASES: u64 = 1 << 62;
         let (kind, number) = match key {
             ClaimKey::Computation(key) => (0, self.hasher.hash(key.as_bytes())),
@@ -98,7 +105,8 @@ impl Claims {
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
-        // The lock of the kernel is taken before the set says so: a panic leaves nothing that is wrong for good.
+        // The kernel's lock is taken before the byte enters the set, so a panic in between does no
+        // lasting harm.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -119,11 +127,11 @@ impl Claims {
             return Ok(Claimed::Elsewhere);
         }
         held.insert(byte);
-        Ok(Claimed::Mine(Claim::new(Held { claims: self.clone(), byte })))
+        Ok(Claimed::Mine(Claim::new(HeldByte { claims: self.clone(), byte })))
     }
 
     fn open_file(&self) -> io::Result<OwnFile> {
-        // What was put in the place of our directory is not ours to make files in.
+        // Another directory may have taken this path: create no file in it.
         if self.storage.directory_id(&self.dir)? != self.id {
             return Err(io::ErrorKind::NotFound.into());
         }
@@ -134,7 +142,7 @@ impl Claims {
 
 #[cfg(test)]
 impl Claims {
-    /// What the kernel does when the process dies.
+    /// Closes the file, as the kernel does when the process dies.
     pub(crate) fn die(&self) {
         self.lock().file = None;
     }
@@ -167,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn one_holder_a_byte_in_a_process_and_among_processes() {
+    fn a_byte_has_one_holder_in_and_among_processes() {
         let dir = tempfile::tempdir().unwrap();
         let (ours, theirs) = (claims(&dir), claims(&dir));
         let claim = mine(&ours, 7);
@@ -180,24 +188,24 @@ mod tests {
         let claim = mine(&theirs, 7);
         drop(other);
         drop(mine(&ours, i64::MAX));
-        // As when the process dies: the last descriptor is closed, and nothing was given back.
+        // As when the process dies: the last descriptor is closed, without an unlock.
         theirs.die();
         drop(mine(&ours, 7));
         drop(claim);
     }
 
     #[test]
-    fn a_forked_process_neither_uses_nor_gives_back_what_it_inherits() {
+    fn a_forked_process_neither_uses_nor_releases_inherited_claims() {
         let dir = tempfile::tempdir().unwrap();
         let (parents, others) = (claims(&dir), claims(&dir));
         let claim = mine(&parents, 7);
-        // What the child has of it: the same open file, and the same set.
+        // The child has the same open file, and a copy of the set.
         let file = parents.lock().file.as_ref().unwrap().try_clone().unwrap();
         let open = Mutex::new(Open { file: Some(OwnFile::new(file)), held: HashSet::from([7]) });
         let Claims { storage, ref dir, id, hasher, epoch, .. } = *parents;
         let childs = Claims { storage, dir: dir.clone(), id, hasher, epoch: epoch.before(), open };
         let childs = Arc::new(childs);
-        let inherited = Claim::new(Held { claims: childs.clone(), byte: 7 });
+        let inherited = Claim::new(HeldByte { claims: childs.clone(), byte: 7 });
         assert!(inherited.is_inherited());
         // The mutex may have been held at the fork.
         let never_unlocked = childs.lock();
@@ -225,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_made_in_another_directory_in_its_place() {
+    fn no_file_is_created_in_a_directory_that_took_the_path() {
         let parent = tempfile::tempdir().unwrap();
         let path = parent.path().join("cache");
         std::fs::create_dir(&path).unwrap();

@@ -1,9 +1,10 @@
-//! How an onlooker notices that the index which it sees is not the one that counts any more.
+//! How an observer notices that the index which it maps was replaced.
 //!
-//! Whoever makes the index anew, since nobody closed it or it has to have another size, gives up the file that was there:
-//! counts that in its header, then unlinks it. An onlooker may have it mapped, and goes by the count: nothing is written in
-//! the new index before the old one is given up, and no mapped file gets shorter. A file that nobody watches is written over:
-//! that takes no space beside it.
+//! A process that rebuilds the index, after a crash or for another size, retires the old file if an
+//! observer watches it: it increments a count in the file's header, then unlinks the file. The
+//! observer compares the count at each call. Nothing is written to the new index before the old one
+//! is retired, and no mapped file is truncated. A file without observers is overwritten, which
+//! needs no space for a second file.
 
 use std::io;
 use std::path::Path;
@@ -14,10 +15,10 @@ use crate::sys::map::Map;
 use crate::sys::storage::{File, Storage};
 use crate::sys::{lock, step};
 
-/// The byte of an index that its onlookers share.
+/// The byte of the index file that observers lock, shared.
 const WATCHED: i64 = 0;
 
-/// An eye on the file of an index.
+/// Watches the file of an index.
 #[derive(Debug)]
 pub(crate) struct Watch {
     header: Map,
@@ -25,8 +26,8 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// Watches `file`, which nobody gives up while this is called. Its lock is had for as long as this or any other map of
-    /// the same open file lives, here or in a process that was forked.
+    /// Watches `file`; the caller ensures that it is not retired during the call. The lock is held
+    /// while this or any other mapping of the same open file exists, here or in a forked process.
     pub(crate) fn new(file: &File) -> io::Result<Self> {
         if !lock::try_share(file, WATCHED)? {
             return Err(io::ErrorKind::WouldBlock.into());
@@ -36,14 +37,14 @@ impl Watch {
         Ok(Self { header, seen })
     }
 
-    /// Whether the file was given up since.
+    /// Whether the file was retired since.
     #[inline]
     pub(crate) fn is_retired(&self) -> bool {
         self.header.words()[RETIRED].load(Ordering::Acquire) != self.seen
     }
 }
 
-/// Removes the file at `path`, if anybody watches it: after they have been told.
+/// Retires and removes the file at `path`, if an observer watches it.
 /// Keeps invariant I29.
 pub(crate) fn remove_if_watched(storage: &'static dyn Storage, path: &Path) -> io::Result<()> {
     let old = match storage.open(path) {
@@ -51,22 +52,22 @@ pub(crate) fn remove_if_watched(storage: &'static dyn Storage, path: &Path) -> i
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
     };
-    // Nobody begins to meanwhile: the attach mutex is held.
+    // No observer begins to watch it meanwhile: the attach mutex is held.
     if !lock::is_held(&old, WATCHED)? {
         return Ok(());
     }
-    give_up(&old)?;
+    retire(&old)?;
     step!("recovery::given_up");
     storage.remove(path)?;
     step!("recovery::removed");
     Ok(())
 }
 
-/// Tells all who watch `file` that it is about to be removed.
-fn give_up(file: &File) -> io::Result<()> {
+/// Marks `file` as retired, for its observers.
+fn retire(file: &File) -> io::Result<()> {
     let (mut count, place) = ([0; 8], RETIRED as u64 * 8);
     match file.read_exact_at(&mut count, place) {
-        // Nobody watches a file that was never filled.
+        // A file that was never filled has no observers.
         Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(()),
         read => {
             read?;
@@ -81,26 +82,26 @@ mod tests {
     use crate::sys::storage::SYSTEM;
 
     #[test]
-    fn each_giving_up_is_seen() {
+    fn each_retirement_is_seen() {
         let file = File::nameless().unwrap();
         assert!(Watch::new(&file).is_err(), "there is nothing to watch");
         file.set_len(4096).unwrap();
         for _ in 0..3 {
             let watch = Watch::new(&file).unwrap();
             assert!(!watch.is_retired());
-            give_up(&file).unwrap();
+            retire(&file).unwrap();
             assert!(watch.is_retired());
         }
     }
 
     #[test]
-    fn what_nobody_watches_is_not_removed() {
+    fn a_file_without_observers_is_not_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("index");
         remove_if_watched(SYSTEM, &path).unwrap();
         SYSTEM.create(&path).unwrap().set_len(4096).unwrap();
         remove_if_watched(SYSTEM, &path).unwrap();
-        // As long as any map of the file is there that was watched, and whatever becomes of the descriptor.
+        // It is watched while any mapping of it exists, also after the descriptor is closed.
         let file = SYSTEM.open_to_read(&path).unwrap();
         let watch = Watch::new(&file).unwrap();
         let map = Map::to_read(&file, 4096).unwrap();

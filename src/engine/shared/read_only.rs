@@ -11,9 +11,9 @@ pub(crate) trait Holder: Send + Sync {
     fn release_outdated(&self);
 }
 
-/// What a read-only attachment has beside an engine.
+/// The part of a read-only attachment that an engine does not have otherwise.
 pub(crate) struct ReadOnlyAttachment {
-    /// On the index in the directory.
+    /// Watches the index in the directory.
     watch: Watch,
     /// Where the program keeps it.
     holders: Mutex<Vec<Weak<dyn Holder>>>,

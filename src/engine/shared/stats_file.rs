@@ -1,13 +1,15 @@
-//! `stats`: what each process has counted, for the others to see. 128 bytes for each number of a process, written each second and
-//! when the process leaves; those of number 0 are what processes counted that have left. Nothing depends on it.
+//! The file `stats`: the counters of each process, for the others to read. It has a line of 128
+//! bytes for each process number, written each second and at detach. Line 0 has the sums of the
+//! processes that have detached. Nothing depends on the file.
 //!
 //! ```text
-//! 0 what names the process  1 its id  2 when it came, in milliseconds since 1970  3 hot bytes  4 pinned bytes
+//! 0 owner  1 process id  2 time of the attach, in ms since 1970  3 hot bytes  4 pinned bytes
 //! 5 to 15  the counters, in the order of `counters`
 //! ```
 //!
-//! What a process that was killed counted stays where it is, and goes to number 0 when its number is given out again.
-//! Whoever attaches or leaves holds the attach mutex, so one at a time changes number 0.
+//! The line of a killed process stays, and is added to line 0 when its number is used again. A
+//! process that attaches or detaches holds the attach mutex, so one process at a time changes line
+//! 0.
 
 use std::io;
 use std::path::PathBuf;
@@ -25,20 +27,20 @@ const _: () = assert!(5 + COUNTERS == WORDS);
 
 pub(crate) type StatsLine = [u64; WORDS];
 
-/// The file, and the line in it that is this process's.
+/// The file, and this process's line in it.
 pub(crate) struct StatsFile {
     pub(crate) path: PathBuf,
-    /// An onlooker may find none.
+    /// `None` for an observer that found no file.
     file: Option<OwnFile>,
-    /// The line of this process; `None` of an onlooker, who shows nothing.
+    /// The line of this process; `None` for an observer, which has none.
     pub(crate) number: Option<u32>,
     owner: u32,
     pub(crate) started: Timestamp,
 }
 
 impl StatsFile {
-    /// Opens the file for the process of this `number`, called `owner`. `is_first`: nobody else is attached, and counting
-    /// begins anew.
+    /// Opens the file for the process with this `number` and `owner`. `is_first`: no other process
+    /// is attached, and all counters start at 0.
     pub(crate) fn open(
         storage: &'static dyn Storage,
         path: PathBuf,
@@ -52,15 +54,15 @@ impl StatsFile {
         if is_first {
             file.set_len(0).map_err(io_error)?;
         }
-        let published =
+        let stats_file =
             Self { path, file: Some(OwnFile::new(file)), number: Some(number), owner, started };
         if !is_first {
-            published.bury();
+            stats_file.add_to_departed();
         }
-        Ok(published)
+        Ok(stats_file)
     }
 
-    /// Opens the file for an onlooker.
+    /// Opens the file for an observer.
     pub(crate) fn look(
         storage: &'static dyn Storage,
         path: PathBuf,
@@ -74,7 +76,7 @@ impl StatsFile {
         Ok(Self { path, file, number: None, owner: 0, started })
     }
 
-    /// Shows others what this process has counted so far.
+    /// Writes the counters of this process.
     pub(crate) fn publish(&self, stats: &Stats) {
         let Some(number) = self.number else { return };
         let mut line = [0; WORDS];
@@ -89,19 +91,20 @@ impl StatsFile {
         self.write(number, &line);
     }
 
-    /// The process leaves; what it counted stays. The attach mutex is held.
+    /// Writes the counters of this process, which detaches, and adds them to line 0. The attach
+    /// mutex is held.
     pub(crate) fn leave(&self, stats: &Stats) {
         self.publish(stats);
-        self.bury();
+        self.add_to_departed();
     }
 
-    /// Adds what is in the line of this number to what processes counted that have left.
-    fn bury(&self) {
+    /// Adds the line of this number to line 0, and clears it.
+    fn add_to_departed(&self) {
         let (Some(number), Ok(lines)) = (self.number, self.lines()) else { return };
         let Some(line) = lines.get(number as usize).filter(|line| line[0] != 0) else { return };
         let mut left = lines[0];
         left[5..].iter_mut().zip(&line[5..]).for_each(|(sum, n)| *sum = sum.saturating_add(*n));
-        // In this order: who is killed in between is not counted twice.
+        // In this order: a kill in between loses the counters; it does not count them twice.
         self.write(number, &[0; WORDS]);
         self.write(0, &left);
     }
@@ -110,13 +113,13 @@ impl StatsFile {
         let Some(file) = &self.file else { return };
         let bytes: Vec<u8> = line.iter().flat_map(|word| word.to_le_bytes()).collect();
         if let Err(error) = file.write_at(&bytes, u64::from(number) * LEN as u64) {
-            tracing::debug!(path = %self.path.display(), %error, "the statistics cannot be written");
+            tracing::debug!(path = %self.path.display(), %error, "cannot write the statistics");
         }
     }
 
     /// All lines, by number.
     pub(crate) fn lines(&self) -> io::Result<Vec<StatsLine>> {
-        /// As many as there can be.
+        /// The length of the file with all lines.
         const MOST: u64 =
             (crate::engine::format::index_header::MOST_PROCESSES as u64 + 1) * LEN as u64;
         let Some(file) = &self.file else { return Ok(Vec::new()) };

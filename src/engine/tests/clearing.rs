@@ -1,4 +1,5 @@
-//! Clears that stand still, or whose process dies or is taken for dead: what others see of them.
+//! Clears that are stalled, or whose process dies or is taken for dead, as other processes see
+//! them.
 //!
 //! Shows invariant I16.
 
@@ -7,7 +8,7 @@ use crate::engine::ops::clear::CLEAR;
 use crate::sys::lock;
 
 #[test]
-fn the_bound_on_entries_holds_beside_a_clear_that_stands_still_between_its_two_stores() {
+fn max_entries_holds_beside_a_clear_stalled_between_its_stores() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &Options { max_entries: 100, ..options() });
     let quiet = engine.chores.lock().unwrap();
@@ -21,7 +22,7 @@ fn the_bound_on_entries_holds_beside_a_clear_that_stands_still_between_its_two_s
     let new = there("new");
     assert!((50..=100).contains(&new), "{new} entries");
     assert_eq!((there("old"), engine.len()), (0, new));
-    // It goes on.
+    // The clear continues.
     engine.index.begin_generation(1);
     lock.unlock().unwrap();
     assert_eq!(there("new"), engine.len());
@@ -32,7 +33,7 @@ fn the_bound_on_entries_holds_beside_a_clear_that_stands_still_between_its_two_s
 }
 
 #[test]
-fn a_clear_whose_lock_was_taken_over_says_so_and_leaves_the_clears_of_others_alone() {
+fn a_clear_whose_lock_was_stolen_fails_and_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
     let quiet = engine.chores.lock().unwrap();
@@ -57,7 +58,7 @@ fn a_clear_whose_lock_was_taken_over_says_so_and_leaves_the_clears_of_others_alo
 }
 
 #[test]
-fn the_last_to_close_ends_the_clear_of_one_who_died() {
+fn the_last_process_to_detach_ends_the_clear_of_a_dead_one() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
     let quiet = engine.chores.lock().unwrap();
@@ -74,7 +75,7 @@ fn the_last_to_close_ends_the_clear_of_one_who_died() {
 }
 
 #[test]
-fn what_one_who_died_was_about_to_reap_is_reaped_by_others() {
+fn entries_that_a_dead_process_should_reap_are_reaped() {
     let clock = ManualClock::new();
     let options = Options { clock: Arc::new(clock.clone()), ..options() };
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! A process that is stopped with a chain locked: how long the passes of others over many entries wait for it.
+//! A process that is stopped while it holds a chain lock: how long the passes of other processes
+//! over many entries wait for it.
 //!
 //! Shows invariant I25.
 
@@ -34,7 +35,7 @@ fn waits_once<T>(pass: impl FnOnce() -> T) -> T {
 }
 
 #[test]
-fn a_pass_waits_once_for_a_chain_that_one_who_is_stopped_has_locked() {
+fn a_pass_waits_once_for_a_chain_locked_by_a_stopped_process() {
     let dir = tempfile::tempdir().unwrap();
     let clock = ManualClock::new();
     let engine = open(dir.path(), &Options { clock: Arc::new(clock.clone()), ..options() });
@@ -49,9 +50,9 @@ fn a_pass_waits_once_for_a_chain_that_one_who_is_stopped_has_locked() {
     engine.clear().unwrap();
     let generation = engine.index.generation();
     waits_once(|| engine.reap_all());
-    // Nobody comes for the rest at once, but somebody does.
+    // The rest is swept later, not at once.
     assert!(!engine.index.is_swept(generation) && !engine.has_expired_entries());
-    // Elsewhere a chain gets full, and room is made in it without another pass for each.
+    // Another chain gets full, and room is made in it without another pass for each entry.
     let full = keys_of(&engine, 4, 150);
     waits_once(|| full.iter().for_each(|key| set(&engine, key, b"v")));
     assert!((1..150).contains(&engine.len()), "{}", engine.len());

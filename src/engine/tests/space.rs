@@ -1,4 +1,4 @@
-//! Bounds on bytes, and how space comes back.
+//! Bounds on bytes, and how space is reclaimed.
 //!
 //! Shows invariants I27 and I33.
 
@@ -10,7 +10,7 @@ use crate::engine::index::{ProcessSlot, Role, SegmentState};
 use crate::engine::ops::compaction::Evacuate;
 use crate::sys::fork::OwnFile;
 
-/// The ids of all segments that are there.
+/// The ids of all segments that have a file.
 fn ids(engine: &Engine) -> Vec<u32> {
     let there = engine.index.segments().filter(|segment| segment.state != SegmentState::Dropped);
     let mut ids: Vec<_> = there.map(|segment| segment.id).collect();
@@ -24,14 +24,14 @@ fn has_segments(dir: &Path, ids: &[u32]) -> bool {
 }
 
 #[test]
-fn what_is_dead_gives_its_space_back_and_a_removal_waits_for_a_checkpoint() {
+fn dead_space_is_reclaimed_and_files_go_after_a_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let options = || Options { max_entries: 5000, max_bytes: 8 << 20, ..options() };
     let engine = open(dir.path(), &options());
     (0..4000).for_each(|i| set(&engine, &format!("{i}"), &[7; 1000]));
     let (full, ids) = (engine.bytes(), ids(&engine));
     (0..4000).filter(|i| i % 10 != 0).for_each(|i| assert!(delete(&engine, &format!("{i}"))));
-    // Nobody writes between two looks.
+    // No write happens between the two calls.
     engine.maintain().unwrap();
     engine.maintain().unwrap();
     assert!(engine.bytes() < full / 2, "{} of {full}", engine.bytes());
@@ -50,7 +50,7 @@ fn what_is_dead_gives_its_space_back_and_a_removal_waits_for_a_checkpoint() {
 }
 
 #[test]
-fn what_is_overwritten_all_the_time_takes_little_space() {
+fn values_overwritten_all_the_time_take_little_space() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &Options { max_bytes: 2 << 20, ..options() });
     let mut numbers = 1u64;
@@ -69,7 +69,7 @@ fn what_is_overwritten_all_the_time_takes_little_space() {
 }
 
 #[test]
-fn what_was_used_since_is_copied_and_few_bytes_are() {
+fn entries_used_since_are_copied_at_a_low_cost() {
     let options = Options { max_entries: 10_000, max_bytes: 4 << 20, ..options() };
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options);
@@ -82,7 +82,7 @@ fn what_was_used_since_is_copied_and_few_bytes_are() {
         }
     }
     let kept = hot().filter(|hot| get(&engine, &format!("{hot}")).is_some()).count();
-    assert_eq!(kept, 20, "of those that are always used");
+    assert_eq!(kept, 20, "of the entries that are always used");
     let stats = engine.stats();
     let amplification =
         (stats.written_bytes + stats.copied_bytes) as f64 / stats.written_bytes as f64;
@@ -91,7 +91,7 @@ fn what_was_used_since_is_copied_and_few_bytes_are() {
 }
 
 #[test]
-fn bytes_stay_within_their_bound_and_the_newest_stay() {
+fn bytes_stay_within_max_bytes_and_the_newest_entries_stay() {
     let options = Options { max_entries: 100_000, max_bytes: 1 << 20, ..options() };
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options);
@@ -112,8 +112,8 @@ fn bytes_stay_within_their_bound_and_the_newest_stay() {
 
 #[test]
 fn a_cache_of_many_segments_takes_few_open_files() {
-    /// Three directories, locks, state, statistics, two snapshots, and the segments that are appended to: the active one, the next
-    /// one, and the one for copies.
+    /// Three directories, locks, state, statistics, two snapshots, and the segments that are
+    /// appended to: the active one, the spare, and the one for copies.
     const FEW: usize = 11;
     let durability = Durability::Buffered;
     let options = Options { max_entries: 100_000, max_bytes: 2 << 20, durability, ..options() };
@@ -125,7 +125,7 @@ fn a_cache_of_many_segments_takes_few_open_files() {
     };
     let are_few = |engine: &Engine| {
         assert!(ids(engine).len() > 20);
-        // The background opens others for moments.
+        // The background thread opens others for a moment.
         let started = Instant::now();
         while opened().len() > FEW {
             assert!(started.elapsed() < Duration::from_secs(60), "{:?}", opened());
@@ -167,7 +167,7 @@ fn a_large_value_fits_or_is_refused() {
 }
 
 #[test]
-fn what_is_set_after_a_value_beyond_the_reach_of_a_word_is_there() {
+fn entries_set_after_a_value_beyond_the_reach_of_a_word_exist() {
     let dir = tempfile::tempdir().unwrap();
     let options = Options { max_bytes: 192 << 20, ..options() };
     let engine = open(dir.path(), &options);
@@ -230,7 +230,7 @@ fn shared_bytes_outlive_their_segment() {
 }
 
 #[test]
-fn what_is_held_over_a_close_counts_from_the_next_opening_on() {
+fn a_value_held_over_a_close_counts_from_the_next_open_on() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
     set(&engine, "held", &[9; 8000]);
@@ -239,7 +239,7 @@ fn what_is_held_over_a_close_counts_from_the_next_opening_on() {
     drop(engine);
     let engine = open(dir.path(), &options());
     let beside_the_table = || engine.log.bytes() - engine.index.segment_bytes();
-    // Nobody claims anything meanwhile.
+    // No thread claims bytes meanwhile.
     let _quiet = engine.chores.lock().unwrap();
     assert_eq!(beside_the_table(), len, "another process may have removed its file meanwhile");
     drop(held);
@@ -247,7 +247,7 @@ fn what_is_held_over_a_close_counts_from_the_next_opening_on() {
 }
 
 #[test]
-fn values_that_are_held_keep_a_part_of_the_log_at_most() {
+fn held_values_keep_at_most_a_part_of_the_log() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &Options { max_bytes: 1 << 20, ..options() });
     let mut held = Vec::new();
@@ -259,29 +259,29 @@ fn values_that_are_held_keep_a_part_of_the_log_at_most() {
         held.push(stored.value);
         assert!(engine.stats().pinned_bytes <= engine.log.budget() / 8);
     }
-    assert!(engine.stats().pinned_bytes > 0, "some are handed out where they lie");
+    assert!(engine.stats().pinned_bytes > 0, "some are returned without a copy");
     assert!(held.iter().enumerate().all(|(i, value)| *value == vec![i as u8; 8000]));
     drop(held);
     assert_eq!(engine.stats().pinned_bytes, 0);
 }
 
 #[test]
-fn what_one_who_died_had_begun_goes_even_if_it_could_not_at_first() {
+fn a_segment_that_a_dead_process_was_creating_is_removed() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
     let file = |name| SYSTEM.open(&dir.path().join(name)).unwrap();
-    // One that never had the byte of its number.
+    // A process that never locked the byte of its number.
     let dead = ProcessSlot::new(Arc::new(OwnFile::new(file("locks"))), 77);
     let begun =
         Index::join(&file("index"), dead).unwrap().unwrap().create_segment(1 << 20).unwrap();
     let path = dir.path().join("segments").join(Segment::file_name(begun));
-    // It cannot be unlinked.
+    // At first it cannot be unlinked.
     std::fs::create_dir(&path).unwrap();
     engine.maintain().unwrap();
     assert_eq!(engine.index.segment_state(begun), Some(SegmentState::Emptied));
     std::fs::remove_dir(&path).unwrap();
     engine.maintain().unwrap();
-    assert_eq!(engine.index.segment_state(begun), None, "its bytes count no more");
+    assert_eq!(engine.index.segment_state(begun), None, "its bytes do not count any more");
 }
 
 #[test]
@@ -303,7 +303,7 @@ fn a_wrong_count_of_live_bytes_costs_no_entry() {
 }
 
 #[test]
-fn a_storm_of_expiries_is_over_at_once_and_gives_its_space_back() {
+fn a_storm_of_expiries_is_reaped_at_once_and_frees_space() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
     let many = Options {
         max_entries: 30_000,
@@ -328,12 +328,12 @@ fn a_storm_of_expiries_is_over_at_once_and_gives_its_space_back() {
 }
 
 #[test]
-fn a_flush_covers_what_is_emptied_and_still_there() {
+fn a_flush_syncs_emptied_segments() {
     let dir = tempfile::tempdir().unwrap();
     let quiet = Options { durability: Durability::Buffered, max_bytes: 16 << 20, ..options() };
     let engine = open(dir.path(), &quiet);
     (0..900).for_each(|i| set(&engine, &format!("stays {i}"), &[7; 10_000]));
-    // Nobody else copies anything after a flush.
+    // No other thread copies anything after a flush.
     let _alone = engine.chores.lock().unwrap();
     let mut seen = 0;
     for _ in 0..20 {
@@ -351,21 +351,21 @@ fn a_flush_covers_what_is_emptied_and_still_there() {
 }
 
 #[test]
-fn whoever_takes_a_checkpoint_is_seen_to_go_on_however_slow_the_disk_is() {
+fn a_checkpoint_moves_the_heartbeat_after_each_sync() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &Options { durability: Durability::Buffered, ..options() });
-    // Nobody else takes the turn.
+    // No other thread acquires the role.
     let _quiet = engine.chores.lock().unwrap();
     (0..900).for_each(|i| set(&engine, &format!("{i}"), &[1; 1000]));
-    let (turn, segments) = (engine.space_role().unwrap(), ids(&engine).len() as u64);
+    let (role, segments) = (engine.space_role().unwrap(), ids(&engine).len() as u64);
     let before = engine.index.heartbeats(Role::Space);
-    engine.checkpoint(&turn).unwrap();
+    engine.checkpoint(&role).unwrap();
     let gone_on = engine.index.heartbeats(Role::Space) - before;
     assert!(segments > 5 && gone_on >= segments - 1, "{gone_on} of {segments}");
 }
 
 #[test]
-fn who_needs_what_a_stopped_process_keeps_is_told_so_however_many_others_have_the_turn() {
+fn a_writer_times_out_on_bytes_that_a_stopped_process_keeps() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options());
     let quiet = engine.chores.lock().unwrap();
@@ -379,7 +379,8 @@ fn who_needs_what_a_stopped_process_keeps_is_told_so_however_many_others_have_th
     assert!(engine.index.segments_in(SegmentState::Dropped).iter().any(|dropped| dropped.id == id));
     let (told, is_over) = (Instant::now(), AtomicBool::new(false));
     std::thread::scope(|threads| {
-        let turn = busy.try_acquire(Role::Space).unwrap().expect("nobody has it");
+        // Another process holds the role, and makes progress.
+        let role = busy.try_acquire(Role::Space).unwrap().expect("it is free");
         threads.spawn(|| {
             while !is_over.load(Ordering::Relaxed) {
                 busy.heartbeat(Role::Space);
@@ -389,9 +390,9 @@ fn who_needs_what_a_stopped_process_keeps_is_told_so_however_many_others_have_th
         let refused = engine.make_space(4 << 20).map(drop).map_err(|e| e.kind());
         is_over.store(true, Ordering::Relaxed);
         assert_eq!(refused, Err(ErrorKind::Busy));
-        drop(turn);
+        drop(role);
     });
-    // The others go on for ever, so it is not by them that it was told.
+    // The holder of the role never stops, so the time-out does not come from it.
     assert!(told.elapsed() < 3 * Role::Space.patience(), "{:?}", told.elapsed());
     drop(quiet);
 }

@@ -3,21 +3,21 @@ use crate::engine::format::record::Kind;
 use crate::entry::Codec;
 use crate::sys::storage::SYSTEM;
 
-struct Log {
+struct Appender {
     segment: Segment,
     tail: u32,
     sequence: u64,
     _dir: tempfile::TempDir,
 }
 
-fn log() -> Log {
+fn log() -> Appender {
     let dir = tempfile::tempdir().unwrap();
     let segment =
         Segment::create(SYSTEM, dir.path(), 9, 16 << 10, false, &SpaceInUse::default()).unwrap();
-    Log { segment, tail: segment_header::LEN as u32, sequence: 0, _dir: dir }
+    Appender { segment, tail: segment_header::LEN as u32, sequence: 0, _dir: dir }
 }
 
-impl Log {
+impl Appender {
     fn append(&mut self, key: &[u8], body: &[u8], stamped: bool) -> u32 {
         let draft = Draft {
             kind: Kind::Value,
@@ -45,7 +45,7 @@ impl Log {
 }
 
 #[test]
-fn a_scan_steps_over_what_was_never_stamped() {
+fn a_scan_skips_records_that_were_never_stamped() {
     let mut log = log();
     log.append(b"a", b"1", true);
     log.append(b"b", b"22222222222222", false);
@@ -95,7 +95,7 @@ fn a_stored_value_is_not_taken_for_a_record() {
 }
 
 #[test]
-fn what_is_opened_is_told_apart() {
+fn an_opened_file_is_told_apart() {
     let dir = tempfile::tempdir().unwrap();
     let space = SpaceInUse::default();
     let segment = Segment::create(SYSTEM, dir.path(), 3, 16 << 10, false, &space).unwrap();
@@ -142,7 +142,7 @@ fn what_is_opened_is_told_apart() {
 }
 
 #[test]
-fn names_stand_for_ids() {
+fn file_names_encode_ids() {
     assert_eq!(Segment::id_of("000000ff.seg"), Some(255));
     for name in ["ff.seg", "000000FF.seg", "00000000.seg", "000000ff", "+00000ff.seg"] {
         assert_eq!(Segment::id_of(name), None, "{name}");
@@ -150,7 +150,7 @@ fn names_stand_for_ids() {
 }
 
 #[test]
-fn a_segment_longer_than_any_is_not_ours() {
+fn a_segment_beyond_the_greatest_length_is_foreign() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(Segment::file_name(3));
     for (len, ours) in [(16 << 10, true), (segment_header::MAX_LEN, true), (5 << 30, false)] {
@@ -166,21 +166,21 @@ fn a_segment_longer_than_any_is_not_ours() {
 }
 
 #[test]
-fn a_forked_process_lets_go_of_what_it_inherits_without_a_lock() {
+fn a_forked_process_drops_inherited_values_without_a_lock() {
     let dir = tempfile::tempdir().unwrap();
     let space = SpaceInUse::inherited();
     let segment =
         Arc::new(Segment::create(SYSTEM, dir.path(), 1, 16 << 10, false, &space).unwrap());
     let pin = segment.pin(u64::MAX).unwrap();
     segment.count_as_held();
-    let mut account = space.reserve(100);
-    // A thread that is not there had it.
+    let mut reservation = space.reserve(100);
+    // A thread that does not exist in the child held the locks.
     let _locked = (space.lock_own(), space.pinned());
     let (tell, told) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        account.shrink_to(10);
-        drop((account, pin, segment));
+        reservation.shrink_to(10);
+        drop((reservation, pin, segment));
         tell.send(()).unwrap();
     });
-    told.recv_timeout(std::time::Duration::from_secs(60)).expect("it waits for nobody");
+    told.recv_timeout(std::time::Duration::from_secs(60)).expect("the drop waits for a lock");
 }
