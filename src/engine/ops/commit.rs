@@ -1,8 +1,8 @@
 //! The commit: the only write path.
 //!
 //! ```text
-//! find without the lock; if the condition fails already, or there is nothing to do: return, nothing
-//!     is logged
+//! find without the lock; if the condition fails already, or there is nothing to do: return,
+//!     nothing is logged
 //! reserve space in the log, copy key and body, compute their checks
 //! lock the bucket; if it changed since: find again; decide again
 //! a new key: count up, or at the bound: unlock, make room, start over
@@ -76,7 +76,8 @@ enum Retry {
     Changed,
     /// The number of entries is at its bound.
     Full,
-    /// The chain has no free slot, and entries of a generation that `clear` ended still occupy slots.
+    /// The chain has no free slot, and entries of a generation that `clear` ended still occupy
+    /// slots elsewhere.
     Unswept,
 }
 
@@ -450,8 +451,8 @@ impl Engine {
     }
 
     /// The slot for the key's word: its own, an unreadable one, an empty one, or, in a full chain,
-    /// that of the coldest entry. `None` if a sweep may free a slot; only where the bound on entries
-    /// is exact and a sweep is short.
+    /// that of the coldest entry. `None` if a sweep may free a slot; only where the bound on
+    /// entries is exact and a sweep is short.
     fn slot_for(&self, locked: &Locked<'_>, seen: &Lookup) -> Option<Slot> {
         if let Some(current) = seen.current {
             return Some(current.slot);

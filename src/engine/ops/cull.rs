@@ -1,8 +1,9 @@
-//! The culler: keeps the number of entries within `max_entries`.
+//! The cull: keeps the number of entries within `max_entries`.
 //!
-//! Which entries go is a pure function of their ages ([`choice`](crate::engine::eviction::policy)); the rest is walking the hints
-//! twice. Up to 10,000 entries the inserting call culls, with exact counts. Above, the background does, from a mark a little
-//! below the bound; an insert that reaches the bound all the same makes room for itself and a few others.
+//! A pure function of their ages selects the victims ([`policy`](crate::engine::eviction::policy));
+//! the rest is two passes over the hints. Up to 10,000 entries, the inserting call culls, with
+//! exact counts. Above that, the background culls, from a mark a little below the bound. An insert
+//! that still reaches the bound evicts a few entries itself.
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -20,24 +21,24 @@ use crate::error::{ErrorKind, Result};
 use crate::options;
 use crate::sys::step;
 
-/// How long after a pass that had to leave something the next one comes for it. It has to wait for whoever is stopped, as the
-/// one before did.
-pub(crate) const COME_BACK: Duration = Duration::from_secs(10);
+/// The delay between a pass that could not remove some entries and the next. The next pass has to
+/// wait for the same stopped lock holders again.
+pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(10);
 
 impl Engine {
-    /// From how many entries on the background culls.
+    /// The number of entries from which the background culls.
     fn crowded_at(&self) -> u64 {
         self.max_entries() - (self.max_entries() / 256).max(1)
     }
 
-    /// Wakes the culler if the cache is nearly full and the culling is its business.
+    /// Wakes the background if the cache is nearly full and the background culls it.
     pub(crate) fn ring_if_crowded(&self) {
         if !self.culls_inline() && self.index.count() >= self.crowded_at() {
             self.bell.ring();
         }
     }
 
-    /// Makes room for one more entry, at least.
+    /// Makes room for at least one more entry.
     pub(crate) fn make_room(&self) -> Result<()> {
         self.tell_once(&self.told_of_entries, "max_entries");
         if !self.culls_inline() {
@@ -46,36 +47,38 @@ impl Engine {
             return Ok(());
         }
         let culling = self.culling.enter();
-        let turn =
+        let role =
             culling.as_ref().map(|_| self.culling.share_timeout(self.index.acquire(Role::Cull)));
-        let _turn = match turn {
-            Some(Ok(turn)) => turn,
+        let _role = match role {
+            Some(Ok(role)) => role,
             Some(Err(e)) if e.kind() != ErrorKind::Busy => return Err(e),
-            // Who culls does not come to its end. Without it the count of what goes is not exact.
+            // The holder of the cull role is stalled. Without the role, the number of evicted
+            // entries is not exact.
             Some(Err(_)) | None => {
                 self.evict_few();
                 return Ok(());
             }
         };
-        // Somebody else may have made room while this call waited.
+        // Another process or thread may have made room while this call waited.
         if self.index.count() >= self.max_entries() {
             self.cull()?;
         }
         Ok(())
     }
 
-    /// Culls if the cache is nearly full and the culling is the background's business.
+    /// Culls if the cache is nearly full and the background culls it.
     pub(crate) fn cull_if_crowded(&self) -> Result<()> {
         if self.culls_inline() || self.index.count() < self.crowded_at() {
             return Ok(());
         }
         self.tell_once(&self.told_of_entries, "max_entries");
         let Some(_culling) = self.culling.try_enter() else { return Ok(()) };
-        let Some(_turn) = self.index.try_acquire(Role::Cull)? else { return Ok(()) };
+        let Some(_role) = self.index.try_acquire(Role::Cull)? else { return Ok(()) };
         if self.index.count() >= self.crowded_at() { self.cull() } else { Ok(()) }
     }
 
-    /// Removes one in `cull_frequency` entries, or all for 0. Expired ones go first and count.
+    /// Removes one in `cull_frequency` entries, or all of them if it is 0. Expired entries are
+    /// removed first and count towards that.
     fn cull(&self) -> Result<()> {
         let Some(wanted) = options::due(self.index.count(), self.index.limits().cull_frequency)
         else {
@@ -89,12 +92,14 @@ impl Engine {
         Ok(())
     }
 
-    /// Removes all entries that are expired or of an older generation, and says how many counted. What is in a chain that
-    /// somebody holds for long stays; a later pass comes for it.
+    /// Removes all entries that are expired or of an older generation. Returns how many of them
+    /// were counted as entries. Entries in a chain whose lock is held for long stay; a later pass
+    /// removes them.
     pub(crate) fn reap_all(&self) -> u64 {
         let (now, generation) = (self.options.clock.now(), self.index.generation());
         let (mut reaped, mut next, mut left) = (0, u64::MAX, Left::default());
-        // A commit notes its expiry after its hint is there, so either this pass or the note sees to it.
+        // A commit sets its hint first and notes its expiry then. So this pass sees the hint, or
+        // the note asks for a later pass.
         self.index.forget_next_expiry();
         step!("reap::begun");
         for (slot, word) in self.index.entries(0..self.index.geometry().buckets) {
@@ -107,7 +112,7 @@ impl Engine {
         }
         self.index.note_expiry(next);
         if left.is_any {
-            self.note_expiry(now.checked_add(COME_BACK));
+            self.note_expiry(now.checked_add(RETRY_AFTER));
         } else {
             self.index.set_swept(generation);
         }
@@ -115,31 +120,32 @@ impl Engine {
         reaped
     }
 
-    /// Whether what a clear left behind has been swept, or this process has tried to. Whoever stands still with a chain locked
-    /// does not have each call for room try again.
+    /// Whether the entries that a clear left behind have been swept, or this process has tried to.
+    /// The latter counts so that a stopped holder of a chain lock does not make each call that
+    /// needs room try again.
     pub(crate) fn has_swept(&self) -> bool {
         let generation = self.index.generation();
         self.index.is_swept(generation) || self.passed_over.load(Ordering::Acquire) >= generation
     }
 
-    /// Notes that an entry expires then.
+    /// Notes that an entry expires at this time.
     pub(crate) fn note_expiry(&self, expires_at: Expiry) {
         if let Some(end) = expires_at {
             self.index.note_expiry(end.as_millis());
         }
     }
 
-    /// Whether an entry may have expired that was not reaped.
+    /// Whether an entry may have expired that is not reaped yet.
     pub(crate) fn has_expired_entries(&self) -> bool {
         self.options.clock.now().as_millis() >= self.index.next_expiry()
     }
 
-    /// Evicts `count` entries, those that the policy chooses. Says how many it did.
+    /// Evicts `count` entries that the policy selects. Returns how many it evicted.
     pub(crate) fn evict_coldest(&self, count: u64) -> u64 {
         self.evict_coldest_of(0..self.index.buckets_in_use(), |_| count)
     }
 
-    /// Evicts as many of the entries in `buckets` as `count` says of how many there are.
+    /// Evicts entries in `buckets`: `count` computes how many, from the number of entries there.
     fn evict_coldest_of(&self, buckets: Range<u32>, count: impl FnOnce(u64) -> u64) -> u64 {
         let now = self.index.recency();
         let mut ages = Ages::new(self.options.eviction);
@@ -147,17 +153,17 @@ impl Engine {
             .entries(buckets.clone())
             .for_each(|(slot, _)| ages.add(self.hints.get(slot), now));
         let seen = ages.total();
-        // The part of the share that falls to these buckets.
+        // The part of the probation share that falls to these buckets.
         let share = self.ghosts.as_ref().map_or(0, |ghosts| ghosts.share_of(seen));
         let choice = ages.choose(count(seen), share);
         let (mut evicted, mut left) = (0, Left::default());
-        // Of one age, what was written first goes first.
+        // Of equal ages, the entry that was written first is evicted first.
         let mut at_the_edge = [const { Vec::new() }; 2];
         for (slot, word) in self.index.entries(buckets) {
             let hint = self.hints.get(slot);
             match choice.fate(hint, now) {
                 Fate::Stays => {}
-                Fate::Goes => evicted += u64::from(self.give_up(slot, word, &mut left)),
+                Fate::Goes => evicted += u64::from(self.evict_selected(slot, word, &mut left)),
                 Fate::AtTheEdge(edge) => {
                     at_the_edge[edge].push((Reverse(hint.age(now)), word.age(), slot, word));
                 }
@@ -167,15 +173,15 @@ impl Engine {
         for (mut candidates, going) in at_the_edge.into_iter().zip(choice.at_the_edge()) {
             candidates.sort_unstable();
             for (.., slot, word) in candidates.into_iter().take(going as usize) {
-                evicted += u64::from(self.give_up(slot, word, &mut left));
+                evicted += u64::from(self.evict_selected(slot, word, &mut left));
             }
         }
         self.counters.add(Counter::Evicted, evicted);
         evicted
     }
 
-    /// Evicts an entry that the policy chose. Says whether it was still there.
-    fn give_up(&self, slot: Slot, word: Word, left: &mut Left) -> bool {
+    /// Evicts an entry that the policy selected. Returns whether it was still there.
+    fn evict_selected(&self, slot: Slot, word: Word, left: &mut Left) -> bool {
         if let Some(ghosts) = &self.ghosts {
             ghosts
                 .remember(self.index.identity_of_slot(slot, word), self.hints.get(slot).is_main());
@@ -183,18 +189,19 @@ impl Engine {
         self.remove_in_pass(slot, word, true, left)
     }
 
-    /// Evicts the coldest of the entries in a few buckets, the next ones each time. If there are none in any, the
-    /// count is wrong.
+    /// Evicts the coldest entries of a few buckets, of the next few at each call. If no bucket has
+    /// an entry, the count is wrong and is corrected.
     fn evict_few(&self) {
-        /// Enough that the coldest of them are nearly as cold as the coldest of all.
+        /// Enough buckets that their coldest entries are nearly as cold as the coldest of all.
         const BUCKETS: u32 = 256;
-        /// The part of them that goes: so little that they are soon as many again, so much that it seldom happens.
+        /// One in this many of their entries is evicted: few, so that the cache is soon full again;
+        /// enough that this seldom runs.
         const PART: u64 = 64;
         let buckets = self.index.buckets_in_use();
         for _ in 0..=buckets / BUCKETS {
             let start = self.next_few.fetch_add(BUCKETS, Ordering::Relaxed) % buckets;
             let few = start..start.saturating_add(BUCKETS).min(buckets);
-            // Where somebody else was faster there is room as well.
+            // There is also room if another thread or process evicted entries meanwhile.
             if self.evict_coldest_of(few, |seen| (seen / PART).max(1)) > 0
                 || self.index.count() < self.max_entries()
             {

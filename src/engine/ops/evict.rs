@@ -1,6 +1,7 @@
-//! Removing entries that nobody asked to remove: expired, evicted, or damaged. Not logged: after a kill such an
-//! entry may be back, which for a cache is no loss. Its chain is marked, so that a `delete` which comes too late
-//! for the entry keeps it from coming back.
+//! Eviction: removes expired, evicted and damaged entries, without a record in the log. After a
+//! kill, a recovery may restore such an entry, which a cache tolerates. Its chain is marked, so
+//! that a later `delete` of the key writes a tombstone, and no recovery restores the entry after
+//! it.
 
 use std::collections::HashSet;
 use std::sync::PoisonError;
@@ -11,33 +12,33 @@ use crate::engine::format::word::Word;
 use crate::engine::hints::Hint;
 use crate::engine::index::{Busy, Role, Slot};
 
-/// What a pass over many entries could not do.
+/// The entries that a pass could not remove.
 #[derive(Debug, Default)]
 pub(crate) struct Left {
-    /// The chains that it found held for long, so that it waits once for each.
+    /// The chains whose lock was held for long. The pass waits once for each.
     held: HashSet<u32>,
-    /// Whether something that was to go is still there.
+    /// Whether an entry that should be removed is still there.
     pub(crate) is_any: bool,
 }
 
 impl Engine {
-    /// Empties `slot` if it still holds `word`. Says whether it did.
+    /// Empties `slot` if it still holds `word`. Returns whether it did.
     pub(crate) fn evict(&self, slot: Slot, word: Word) -> bool {
-        // Where somebody holds it for long, the entry stays for now.
+        // If the chain's lock is held for long, the entry stays for now.
         self.remove(slot, word, true).unwrap_or(false)
     }
 
-    /// [`remove`](Engine::remove), in a pass. What is in a chain that is held stays.
+    /// [`remove`](Engine::remove), in a pass. Entries in a chain whose lock is held for long stay.
     pub(crate) fn remove_in_pass(
         &self,
         slot: Slot,
         word: Word,
-        comes_back: bool,
+        is_restorable: bool,
         left: &mut Left,
     ) -> bool {
         let chain = self.index.primary_of_slot(slot);
         if !left.held.contains(&chain) {
-            match self.remove(slot, word, comes_back) {
+            match self.remove(slot, word, is_restorable) {
                 Ok(gone) => return gone,
                 Err(Busy) => drop(left.held.insert(chain)),
             }
@@ -46,28 +47,30 @@ impl Engine {
         false
     }
 
-    /// Empties the slot of the key with this `hash` that holds `word`, wherever it moves meanwhile. Says whether it did.
+    /// Empties the slot that holds `word` of the key with this `hash`, also if the word moves to
+    /// another slot meanwhile. Returns whether it did.
     ///
     /// # Errors
-    /// If somebody holds the lock of its chain for long.
+    /// `Busy` if the lock of its chain is held for long.
     pub(crate) fn evict_word(&self, hash: u64, word: Word) -> Result<bool, Busy> {
         while let Some(slot) = self.index.slot_of(hash, word) {
             if self.remove(slot, word, true)? {
                 return Ok(true);
             }
-            // It moves along its chain at this moment; or its bucket says that it is in another one, which the lock of its own
-            // puts right.
+            // The word is just moved along its chain; or its bucket says that it is part of another
+            // chain, which taking the lock of its own chain corrects.
             self.note_wiped(self.index.lock(hash)?.wiped());
         }
         Ok(false)
     }
 
-    /// The same, for an entry that a recovery would not bring back unless `comes_back`.
+    /// Empties `slot` if it still holds `word`. Returns whether it did. `is_restorable`: a recovery
+    /// could restore the entry.
     ///
     /// # Errors
-    /// If somebody holds the lock of its chain for long.
-    pub(crate) fn remove(&self, slot: Slot, word: Word, comes_back: bool) -> Result<bool, Busy> {
-        // Read before the lock is taken: the page may have to come from the disk.
+    /// `Busy` if the lock of its chain is held for long.
+    pub(crate) fn remove(&self, slot: Slot, word: Word, is_restorable: bool) -> Result<bool, Busy> {
+        // Read before the lock is taken, because the page may have to be read from the disk.
         let header = self.header_of(word);
         let locked = self.index.lock_slot(slot)?;
         self.note_wiped(locked.wiped());
@@ -75,12 +78,13 @@ impl Engine {
             return Ok(false);
         }
         locked.clear(slot);
-        if comes_back {
+        if is_restorable {
             locked.note_lost();
         }
         match header {
             Some((generation, _)) => self.index.count_down(generation),
-            // Nobody can say whether it counted. Too high a count is safe, and is put right later.
+            // Unknown whether the entry was counted. A count that is too high is safe, and is
+            // corrected later.
             None => self.index.set_wants_recount(true),
         }
         drop(locked);
@@ -90,8 +94,8 @@ impl Engine {
         Ok(true)
     }
 
-    /// Removes the entry if its record is expired or of an older generation. Says whether an entry that
-    /// counted is gone. Of a pass, as [`remove_in_pass`](Engine::remove_in_pass).
+    /// Removes the entry if its record is expired or of an older generation. Returns whether a
+    /// counted entry was removed. In a pass, like [`remove_in_pass`](Engine::remove_in_pass).
     /// Keeps invariant I32: the record decides, not the hint.
     pub(crate) fn reap(&self, slot: Slot, word: Word, left: &mut Left) -> bool {
         let Ok(guard) = self.log.fetch(word.segment()) else {
@@ -102,7 +106,8 @@ impl Engine {
         let Some(record) = record else { return false };
         let outdated = record.generation < self.index.generation();
         if !outdated && !record.is_expired(self.options.clock.now()) {
-            // The hint is wrong, perhaps from before a power cut. It is put right, so that nobody is misled again.
+            // The hint is wrong, perhaps from before a power cut. It is corrected, so that no later
+            // pass reads the record for it.
             if self.index.word(slot) == word {
                 let tick = self.hints.get(slot).tick();
                 self.hints.set(slot, Hint::new(record.expires_at, record.generation, tick));
@@ -115,22 +120,25 @@ impl Engine {
         expired
     }
 
-    /// Counts the entries of the current generation and corrects the count, unless others keep changing entries.
+    /// Counts the entries of the current generation and corrects the count, unless writers keep
+    /// changing entries.
     ///
-    /// The count and the entries change under bucket locks only. So if no lock was held or taken from before the count
-    /// was read until after the entries were counted, both are of one moment, and their difference is what is
-    /// wrong with the count, then and later.
+    /// The count and the entries change only under bucket locks. So if no lock was held or taken
+    /// from before the count was read until after the entries were counted, both are of one moment.
+    /// Their difference is then the error of the count, at that moment and later.
     ///
-    /// One at a time does: of two who find the same thing wrong, both would correct it.
+    /// Only one thread of one process does so at a time. Two that find the same error would both
+    /// correct it.
     pub(crate) fn count_again(&self) {
         const ATTEMPTS: usize = 4;
         let _counting = self.counting.lock().unwrap_or_else(PoisonError::into_inner);
-        let Ok(Some(_turn)) = self.index.try_acquire(Role::Count) else { return };
-        // Before it counts: who asks for a recount from here on may mean what is not seen below.
+        let Ok(Some(_role)) = self.index.try_acquire(Role::Count) else { return };
+        // Reset before counting: a request for a recount from here on may be about a change that
+        // the pass below does not see.
         self.index.set_wants_recount(false);
         let mut none_is_lost = false;
         for _ in 0..ATTEMPTS {
-            // Or what the dead were about to move would count twice.
+            // Otherwise an entry that a dead process was moving would count twice.
             none_is_lost = none_is_lost || self.index.free_lost_overflow();
             let Some(before) = self.index.unlocks().filter(|_| none_is_lost) else {
                 self.index.release_locks_of_dead();

@@ -1,8 +1,9 @@
 //! Reading: no lock, no waiting, no system call.
 //!
-//! A reader loads the key's entry word, then reads the record that it names. The record is checked whole, so
-//! whatever else happens to the index or the segment meanwhile, what is returned was stored under this key.
-//! When the record cannot be read and the word has changed, the entry moved or its segment went: once more.
+//! A reader loads the key's entry word, then reads the record that the word names. The whole record
+//! is checked. So a returned value was stored under this key, even if the index or the segment
+//! changes meanwhile. If the record cannot be read and the word has changed, the entry was moved or
+//! its segment was removed: the read starts over.
 
 use std::any::TypeId;
 use std::sync::Arc;
@@ -22,32 +23,32 @@ use crate::entry::{Change, Condition, Decoded, Expiry, Item, SharedValue, Soft, 
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::step;
 
-/// Values up to this many bytes are copied; larger ones are handed out where they lie, and keep their segment
-/// mapped for as long as somebody holds them.
+/// Values up to this many bytes are copied. Larger values are returned in place: each keeps its
+/// segment mapped until the caller drops it.
 const COPY_LIMIT: usize = 4 << 10;
 
-/// How often a read begins again because the segment it was led to has gone. Each time somebody else made
-/// progress.
+/// How often a read starts over because the segment that its word names is gone. Each time, another
+/// thread or process made progress.
 const RETRIES: usize = 64;
 
-/// A live, verified entry in the log, on its way to a reader.
+/// A live, verified entry in the log.
 pub(crate) struct Hit<'a> {
     segment: &'a Arc<Segment>,
     record: &'a Record<'a>,
     value: &'a [u8],
     soft: Soft,
-    /// Segments of so many bytes may be kept for values that the program holds.
+    /// At most this many bytes of segments may stay mapped for values that the program holds.
     most_pinned: u64,
 }
 
-/// Where a hit came from.
+/// The source of a hit.
 pub(crate) enum ValueSource<'a> {
     HotTier {
         stored: Stored,
         generation: u32,
     },
     Log(Hit<'a>),
-    /// Open, not verified yet.
+    /// Opened, not verified yet.
     Blob {
         blob: OpenBlob,
         record: &'a Record<'a>,
@@ -63,7 +64,8 @@ impl<'a> ValueSource<'a> {
         }
     }
 
-    /// The same with all of its value in reach, verified; `None` if that is damaged.
+    /// Loads and verifies the value of a blob; other sources are returned as they are. `None` if
+    /// the value is damaged.
     fn whole(self) -> Result<Option<Self>> {
         let Self::Blob { blob, record, soft } = self else { return Ok(Some(self)) };
         let value = blob.load().map_err(|e| Error::new(ErrorKind::Io, "read").with_source(e))?;
@@ -73,7 +75,7 @@ impl<'a> ValueSource<'a> {
         }))
     }
 
-    /// The value must be in reach.
+    /// The entry. A blob's value must be loaded ([`whole`](Self::whole)); otherwise it is empty.
     pub(crate) fn item(&self) -> Item<'_> {
         match self {
             Self::HotTier { stored, .. } => stored.item(),
@@ -101,7 +103,8 @@ impl<'a> ValueSource<'a> {
         }
     }
 
-    /// The value must be in reach.
+    /// The entry to keep. A blob's value must be loaded ([`whole`](Self::whole)); otherwise it is
+    /// empty.
     pub(crate) fn into_stored(self) -> Stored {
         match self {
             Self::HotTier { stored, .. } => stored,
@@ -111,7 +114,7 @@ impl<'a> ValueSource<'a> {
     }
 }
 
-/// Bytes of a segment, which stays mapped as long as they live.
+/// Bytes of a segment. The segment stays mapped until they are dropped.
 struct Pinned {
     segment: SegmentPin,
     offset: usize,
@@ -135,7 +138,7 @@ fn stored(record: &Record<'_>, soft: Soft, value: Bytes) -> Stored {
 }
 
 impl Hit<'_> {
-    /// The value to keep: where it lies, as long as not too much of the log is kept so.
+    /// The value to keep: in place, unless that pins too much of the log; else a copy.
     fn share(&self) -> Bytes {
         let pin =
             (self.value.len() > COPY_LIMIT).then(|| self.segment.pin(self.most_pinned)).flatten();
@@ -145,19 +148,19 @@ impl Hit<'_> {
     }
 }
 
-/// What the probe of one word decided.
+/// The result of the probe of one word.
 enum Verdict<R> {
     Hit(R),
     /// The key's record is there, but expired or of an older generation.
     Dead,
     /// The key's record is there, but its value fails its check.
     Damaged,
-    /// The environment refuses to let its value be read.
+    /// The environment refused to read its value.
     Failed(Error),
 }
 
 impl Engine {
-    /// Hands the live entry of `key` to `take`, if there is one.
+    /// Passes the live entry of `key` to `take`, if there is one.
     pub(crate) fn read<R>(
         &self,
         key: &[u8],
@@ -166,13 +169,13 @@ impl Engine {
         self.look_for(key, &mut |source, _| Ok(source.whole()?.map(&mut take)))
     }
 
-    /// When the live entry of `key` expires, if there is one. Its value is not read if it is in a blob.
+    /// When the live entry of `key` expires, if there is one. A blob is not read for it.
     pub(crate) fn expiry_of(&self, key: &[u8]) -> Result<Option<Expiry>> {
         self.look_for(key, &mut |source, _| Ok(Some(source.expires_at())))
     }
 
-    /// Gives `to` the value of `from`, with the same codec and expiry, and returns the token that `from` has. A blob
-    /// is named by both then.
+    /// Stores the value of `from` under `to`, with the same codec and expiry, and returns the token
+    /// of `from`. Both entries then name the same blob, if there is one.
     pub(crate) fn copy_entry(&self, from: &[u8], to: &[u8]) -> Result<Option<u64>> {
         let hash = self.hasher.hash(from);
         let (Stored { value, codec, expires_at, soft, token }, pin) = loop {
@@ -187,7 +190,8 @@ impl Engine {
             let Some((blob, word)) = blob else { break (stored, None) };
             let pin = self.blobs.pin(blob)?;
             step!("blob::pinned");
-            // What nothing names any more may be about to be removed, so it is not named again.
+            // A blob that no entry names any more may be removed at any moment, so it must not be
+            // named again.
             if pin.is_some() && self.index.slot_of(hash, word).is_some() {
                 break (stored, pin);
             }
@@ -208,8 +212,8 @@ impl Engine {
         })
     }
 
-    /// The live entry of `key` as a `wanted`: the value that was decoded from this very record before, if the hot
-    /// tier has it, or else what `decode` makes of the entry.
+    /// The live entry of `key` as a value of type `wanted`: the hot tier's decoded value, if it was
+    /// decoded from this same record; else the result of `decode`.
     pub(crate) fn read_decoded(
         &self,
         key: &[u8],
@@ -226,7 +230,7 @@ impl Engine {
                 *verdict = Some(self.judge_hot(generation, expires_at, || Some(value)));
                 return Probe::Match;
             }
-            // The bytes themselves need not come in as well.
+            // The hot tier need not admit the bytes as well.
             let is_inside = self.hot.is_inside(word, Form::Bytes);
             let bytes_door = if is_inside { Doorkeeper::Inside } else { Doorkeeper::Unknown };
             let mut take = |source: ValueSource<'_>, _| {
@@ -248,7 +252,8 @@ impl Engine {
         Ok(found?.flatten())
     }
 
-    /// What came of the live entry of `key`, if there is one. `judge` is called for each word that may be its.
+    /// The result of `judge` for the live entry of `key`, if there is one. `judge` is called for
+    /// each word that may be the key's.
     fn find_live<R>(
         &self,
         key: &[u8],
@@ -261,7 +266,7 @@ impl Engine {
             let mut verdict = None;
             let found = self.index.find(hash, |word| judge(word, &mut verdict));
             match (verdict, found.entry) {
-                // A damaged word may lead to an older record of the same key.
+                // A damaged word may name an older record of the same key.
                 (Some(Verdict::Hit(result)), Some((slot, _)))
                     if !self.index.is_damaged(hash, &found) =>
                 {
@@ -279,7 +284,8 @@ impl Engine {
                 None => {}
             }
             if self.index.is_damaged(hash, &found) && !self.is_read_only() {
-                // Taking the lock wipes what does not fit its check. If somebody has it, they do.
+                // Taking the lock wipes words that do not match their check. If the lock is held,
+                // its holder has done so.
                 if let Ok(locked) = self.index.lock(hash) {
                     self.note_wiped(locked.wiped());
                 }
@@ -290,7 +296,7 @@ impl Engine {
         Ok(None)
     }
 
-    /// What the hot tier has is a hit, unless it is dead meanwhile.
+    /// A hit from the hot tier, unless the entry has expired or was cleared meanwhile.
     fn judge_hot<R>(
         &self,
         generation: u32,
@@ -371,7 +377,7 @@ impl Engine {
     }
 
     fn keep_hot(&self, word: Word, hit: &Hit<'_>) {
-        // A copy, even of a large value: the hot tier must not keep segments from going.
+        // A copy, even of a large value: the hot tier must not keep segments mapped.
         let content =
             HotContent::Bytes(stored(hit.record, hit.soft, Bytes::copy_from_slice(hit.value)));
         self.hot.insert(
@@ -380,16 +386,17 @@ impl Engine {
         );
     }
 
-    /// The same for an entry that turned out to be damaged while it was read piece by piece.
+    /// Removes an entry that turned out to be damaged while its blob was streamed.
     pub(crate) fn drop_named(&self, (hash, word): (u64, Word)) {
         if let Some(slot) = self.index.slot_of(hash, word) {
             self.drop_damaged(slot, word);
         }
     }
 
-    /// Removes an entry that turned out to be damaged, so that it is found and counted once. An onlooker cannot.
+    /// Removes a damaged entry, so that it is found and counted once. A read-only attachment cannot
+    /// remove it.
     fn drop_damaged(&self, slot: Slot, word: Word) {
-        // Where it stays, whoever reads it counts it.
+        // If it is not removed, each read of it counts it.
         if self.is_read_only() || self.evict(slot, word) {
             self.counters.one(Counter::Corrupt);
             tracing::warn!(
@@ -401,13 +408,13 @@ impl Engine {
         }
     }
 
-    /// Values that the program holds keep an eighth of the log at most; the rest goes on to be reclaimed.
+    /// Values that the program holds pin at most an eighth of the log; the rest stays reclaimable.
     fn most_pinned(&self) -> u64 {
         self.log.budget() / 8
     }
 
-    /// The words of a chain, and holds on the segments that they name. While an entry's record is copied elsewhere, its
-    /// segment may go.
+    /// The words of a chain, each with a guard of the segment that it names. Retries, because a
+    /// compaction may copy an entry's record elsewhere and remove its segment meanwhile.
     fn hold_chain(&self, primary: u32) -> Result<Vec<(SegmentGuard, Word)>> {
         let mut held = Vec::new();
         for _ in 0..RETRIES {
@@ -421,8 +428,9 @@ impl Engine {
         Ok(held)
     }
 
-    /// Hands out the live entries of some buckets whose keys have a hash of `cursor` or more, and returns where to go on:
-    /// also in an index of another size, which an onlooker may find there at the next step. What is in blobs is read only
+    /// Visits the live entries of the next few buckets whose keys have a hash of at least `cursor`.
+    /// Returns the cursor of the next call. The cursor is a hash, so it stays valid in an index of
+    /// another size, which a read-only attachment may find at the next call. Blobs are read only
     /// `with_values`.
     pub(crate) fn scan(
         &self,
@@ -430,12 +438,13 @@ impl Engine {
         with_values: bool,
         visit: &mut dyn FnMut(&[u8], Item<'_>),
     ) -> Result<Option<u64>> {
-        /// Buckets a call.
+        /// Buckets per call.
         const STEP: u32 = 64;
         let primaries = self.index.geometry().primaries;
         let first = self.index.primary_of(cursor);
         let end = first.saturating_add(STEP).min(primaries);
-        // Of a larger bucket, some of which came before.
+        // The cursor is inside the first bucket (of an index with fewer, larger buckets): the
+        // lower hashes were visited before.
         let is_larger = lowest_hash(first, primaries) != Some(cursor);
         for primary in first..end {
             for (guard, word) in self.hold_chain(primary)? {
@@ -465,12 +474,14 @@ impl Engine {
     }
 }
 
-/// The lowest hash of bucket `primary` of so many, if there is one of that number: see [`Index::primary_of`](super::Index::primary_of).
+/// The lowest hash of bucket `primary` of `primaries`; `None` if there is no such bucket. The
+/// inverse of `Index::primary_of`.
 fn lowest_hash(primary: u32, primaries: u32) -> Option<u64> {
     u64::try_from((u128::from(primary) << 64).div_ceil(u128::from(primaries))).ok()
 }
 
-/// What was taken is a hit; what could not be is damaged, or, if it has gone since the word was read, elsewhere by now.
+/// Turns the result of `take` into a verdict: a value is a hit. Without one, the record is damaged,
+/// or it was moved after the word was read.
 fn conclude<R>(taken: Result<Option<R>>, verdict: &mut Option<Verdict<R>>) -> Probe {
     *verdict = Some(match taken {
         Ok(Some(taken)) => Verdict::Hit(taken),

@@ -9,7 +9,7 @@ use super::*;
 use crate::engine::format::word::Word;
 use crate::engine::index::Slot;
 use crate::engine::ops::compaction::Evacuate;
-use crate::engine::ops::cull::COME_BACK;
+use crate::engine::ops::cull::RETRY_AFTER;
 
 /// Entries of one chain.
 const ENTRIES: usize = 40;
@@ -63,7 +63,7 @@ fn a_pass_waits_once_for_a_chain_locked_by_a_stopped_process() {
     assert_eq!(entries(&engine).len(), ENTRIES);
 
     drop(held);
-    clock.advance(COME_BACK);
+    clock.advance(RETRY_AFTER);
     assert!(engine.has_expired_entries());
     engine.reap_all();
     assert_eq!(entries(&engine).len(), 0);
