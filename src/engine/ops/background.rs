@@ -1,4 +1,4 @@
-//! The background work: a thread that wakes once a second, or when somebody rings.
+//! The background work: a thread that wakes once a second, or when its bell is rung.
 
 use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
@@ -6,27 +6,27 @@ use std::time::{Duration, Instant};
 
 use crate::engine::bell::Calls;
 use crate::engine::blob::Haste;
-use crate::engine::index::Role;
+use crate::engine::index::{Role, RoleGuard};
 use crate::engine::{Engine, Mode};
 use crate::error::{Error, Result};
 use crate::options::Durability;
 use crate::sys::step;
 
-/// How often the thread looks around when nobody rings.
+/// The time between two rounds if the bell is not rung.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How often it looks whether others wait for it to let go of segments that they removed, while they remove some,
-const LETTING_GO: Duration = Duration::from_millis(20);
-/// and for how long after they did.
+/// How often the thread unmaps segments that other processes removed, while they remove some, and
+const UNMAP_INTERVAL: Duration = Duration::from_millis(20);
+/// for how long after a removal it keeps doing so.
 const STILL_REMOVING: Duration = Duration::from_secs(2);
-/// A pass over the hints may take this part of the time at most.
+/// Passes over the hints may take at most one part in this many of the time.
 const PASS_SHARE: u32 = 100;
 
-/// What the background knows of segments being removed.
+/// The removals of segments that the background has seen.
 struct Removals {
-    /// How many were when it last looked.
+    /// The number of removals at the last look.
     seen: u64,
-    /// It is to be expected that others go on with it until then.
-    go_on_until: Instant,
+    /// Other processes are expected to remove more segments until then.
+    expected_until: Instant,
 }
 
 /// The background thread. Dropping it stops and joins it.
@@ -38,7 +38,9 @@ pub(crate) struct Maintenance {
 impl Maintenance {
     pub(crate) fn start(engine: Arc<Engine>) -> Result<Self> {
         let mine = engine.clone();
-        let spawned = std::thread::Builder::new().name("keepwarm".into()).spawn(move || mine.run());
+        let spawned = std::thread::Builder::new().name("keepwarm".into()).spawn(move || {
+            if mine.is_read_only() { mine.run_read_only() } else { Rounds::new(&mine).run() }
+        });
         let thread = spawned.map_err(|e| Error::io("start a thread for", &engine.dir, e))?;
         Ok(Self { engine, thread: Some(thread) })
     }
@@ -48,111 +50,174 @@ impl Drop for Maintenance {
     fn drop(&mut self) {
         self.engine.bell.call(|calls| calls.stop = true);
         if let Some(thread) = self.thread.take()
-            // That of an onlooker may be the one that lets go of it; it ends then.
+            // The thread of a read-only attachment may itself drop the attachment. It ends then.
             && thread.thread().id() != std::thread::current().id()
             && thread.join().is_err()
         {
-            tracing::error!("the maintenance thread panicked");
+            tracing::error!("the background thread panicked");
         }
     }
 }
 
-/// What is left to do once the engine is there.
+/// The work that is left once the engine exists.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PostRecovery {
-    /// Whether the index is what a recovery made.
+    /// Whether a recovery built the index.
     pub(crate) is_recovered: bool,
-    /// Whether only a checkpoint makes this what the next recovery begins with.
+    /// Whether a checkpoint is needed so that the next recovery starts from this state.
     pub(crate) wants_checkpoint: bool,
 }
 
-impl Engine {
-    fn run(&self) {
-        if self.is_read_only() {
-            while !self.bell.wait(INTERVAL).stop {
-                if self.is_outdated() { self.release_outdated() } else { self.log.unmap_dropped() }
-            }
-            return;
-        }
-        let interval = match self.options.durability {
+/// The loop of the background thread of a read-write attachment, with its state between rounds.
+struct Rounds<'a> {
+    engine: &'a Engine,
+    /// The interval between syncs, if the durability asks for them.
+    sync_interval: Option<Duration>,
+    removals: Removals,
+    next_pass: Instant,
+    next_sync: Instant,
+    next_publishing: Instant,
+    /// Held until the process detaches: the leader does the background work for all processes.
+    leadership: Option<RoleGuard<'a>>,
+    /// The last round left work.
+    has_more: bool,
+    /// There were no writers since the rounds began to leave work.
+    is_quiet: bool,
+    /// There was no room for the next segment.
+    lacks_spare: bool,
+}
+
+impl<'a> Rounds<'a> {
+    fn new(engine: &'a Engine) -> Self {
+        let sync_interval = match engine.options.durability {
             Durability::Interval(interval) => Some(interval),
             Durability::Buffered | Durability::Sync => None,
         };
-        let mut removals = Removals { seen: self.index.drops(), go_on_until: Instant::now() };
-        let [mut next_pass, mut next_sync, mut next_publishing] = [Instant::now(); 3];
-        let pause = interval.map_or(INTERVAL, |i| i.min(INTERVAL));
-        // Had until the process leaves: it looks after the directory for all.
-        let mut leadership = None;
-        // Whether the last round left something to do, and whether nobody wrote while there was.
-        let (mut more, mut quiet) = (false, false);
-        // Whether there was no room for the next segment.
-        let mut lacked_spare = false;
+        let removals = Removals { seen: engine.index.drops(), expected_until: Instant::now() };
+        let [next_pass, next_sync, next_publishing] = [Instant::now(); 3];
+        Self {
+            engine,
+            sync_interval,
+            removals,
+            next_pass,
+            next_sync,
+            next_publishing,
+            leadership: None,
+            has_more: false,
+            is_quiet: false,
+            lacks_spare: false,
+        }
+    }
+
+    /// Does rounds until the thread is told to stop.
+    fn run(mut self) {
         loop {
-            let calls = self.wait(if more { Duration::ZERO } else { pause }, &mut removals);
+            let calls = self.engine.wait(self.pause(), &mut self.removals);
             if calls.stop {
                 return;
             }
             step!("maintenance::woken");
-            quiet = self.is_quiet() && (quiet || !more);
-            if let Some(interval) = interval
-                && Instant::now() >= next_sync
-            {
-                warn_of("sync", self.log.sync_own());
-                next_sync = Instant::now() + interval;
-            }
-            self.log.unmap_dropped();
-            self.log.seal_oversized();
-            if Instant::now() >= next_publishing {
-                self.publish_stats();
-                next_publishing = Instant::now() + INTERVAL;
-            }
-            let lacks_spare = (lacked_spare || self.log.needs_spare()) && !self.provide_ahead();
-            if leadership.is_none() {
-                leadership = self.index.try_acquire(Role::Leader).unwrap_or_default();
-            }
-            lacked_spare = lacks_spare;
-            if leadership.is_none() && !calls.work && !calls.sweep && !lacks_spare {
-                more = false;
+            self.is_quiet = self.engine.is_quiet() && (self.is_quiet || !self.has_more);
+            self.sync_if_due();
+            self.engine.log.unmap_dropped();
+            self.engine.log.seal_oversized();
+            self.publish_stats_if_due();
+            let needs_spare = self.lacks_spare || self.engine.log.needs_spare();
+            self.lacks_spare = needs_spare && !self.engine.provide_ahead();
+            self.try_to_lead();
+            if self.leadership.is_none() && !calls.work && !calls.sweep && !self.lacks_spare {
+                self.has_more = false;
                 continue;
             }
-            let chores = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
-            let started = Instant::now();
-            if calls.sweep || (started >= next_pass && self.has_expired_entries()) {
-                self.reap_all();
-                next_pass = Instant::now() + INTERVAL.max(started.elapsed() * PASS_SHARE);
-            }
-            warn_of("end a clear", self.end_clear_of_dead());
-            let kept = self.keep_entries().and_then(|()| self.keep_space(quiet));
-            more = *kept.as_ref().unwrap_or(&false);
-            warn_of("make room", kept.map(drop));
-            drop(chores);
-            if lacks_spare {
-                lacked_spare = !self.provide_ahead();
+            self.do_chores(calls);
+            if self.lacks_spare {
+                self.lacks_spare = !self.engine.provide_ahead();
             }
         }
     }
 
-    /// Releases what an outdated read-only attachment has mapped: now, or when the calls that use it
-    /// are over.
+    /// How long to wait for a call before the next round.
+    fn pause(&self) -> Duration {
+        if self.has_more {
+            return Duration::ZERO;
+        }
+        self.sync_interval.map_or(INTERVAL, |interval| interval.min(INTERVAL))
+    }
+
+    fn sync_if_due(&mut self) {
+        if let Some(interval) = self.sync_interval
+            && Instant::now() >= self.next_sync
+        {
+            warn_of("sync", self.engine.log.sync_own());
+            self.next_sync = Instant::now() + interval;
+        }
+    }
+
+    fn publish_stats_if_due(&mut self) {
+        if Instant::now() >= self.next_publishing {
+            self.engine.publish_stats();
+            self.next_publishing = Instant::now() + INTERVAL;
+        }
+    }
+
+    fn try_to_lead(&mut self) {
+        if self.leadership.is_none() {
+            self.leadership = self.engine.index.try_acquire(Role::Leader).unwrap_or_default();
+        }
+    }
+
+    /// The work for the whole directory: reaps expired entries, ends the clear of a dead process,
+    /// and keeps the entries and the log within their bounds.
+    fn do_chores(&mut self, calls: Calls) {
+        let _chores = self.engine.chores.lock().unwrap_or_else(PoisonError::into_inner);
+        self.reap_if_due(calls.sweep);
+        warn_of("end a clear", self.engine.end_clear_of_dead());
+        let kept = self.engine.keep_entries();
+        let kept = kept.and_then(|()| self.engine.keep_space(self.is_quiet));
+        self.has_more = *kept.as_ref().unwrap_or(&false);
+        warn_of("make room", kept.map(drop));
+    }
+
+    /// Reaps if a call asks for a `sweep`, or if entries have expired and a pass is due again.
+    fn reap_if_due(&mut self, sweep: bool) {
+        let started = Instant::now();
+        if sweep || (started >= self.next_pass && self.engine.has_expired_entries()) {
+            self.engine.reap_all();
+            self.next_pass = Instant::now() + INTERVAL.max(started.elapsed() * PASS_SHARE);
+        }
+    }
+}
+
+impl Engine {
+    fn run_read_only(&self) {
+        while !self.bell.wait(INTERVAL).stop {
+            if self.is_outdated() { self.release_outdated() } else { self.log.unmap_dropped() }
+        }
+    }
+
+    /// Releases what an outdated read-only attachment has mapped: now, or when the calls that use
+    /// it are over.
     fn release_outdated(&self) {
         let Mode::ReadOnly(read_only) = &self.mode else { return };
         read_only.release_outdated();
         self.log.unmap_all();
     }
 
-    /// Waits for a call, or for `pause`, and lets go meanwhile of what others remove: they may need the space.
+    /// Waits for a call, or for `pause`. Meanwhile unmaps the segments that other processes remove,
+    /// because they may need the space.
     fn wait(&self, pause: Duration, removals: &mut Removals) -> Calls {
         let started = Instant::now();
         loop {
             let left = pause.saturating_sub(started.elapsed());
-            let at_most = if removals.go_on_until > Instant::now() { LETTING_GO } else { left };
+            let is_removing = removals.expected_until > Instant::now();
+            let at_most = if is_removing { UNMAP_INTERVAL } else { left };
             let calls = self.bell.wait(at_most.min(left));
             self.log.unmap_new_drops();
             let count = self.index.drops();
             if count != removals.seen {
                 let is_shared = self.index.attached_processes() > 1;
                 let still = if is_shared { STILL_REMOVING } else { Duration::ZERO };
-                *removals = Removals { seen: count, go_on_until: Instant::now() + still };
+                *removals = Removals { seen: count, expected_until: Instant::now() + still };
             }
             if calls.is_any() || started.elapsed() >= pause {
                 return calls;
@@ -160,7 +225,7 @@ impl Engine {
         }
     }
 
-    /// Makes the next segment ahead of the writers, if there is room. Says whether there is one.
+    /// Creates the next segment ahead of the writers, if there is room. Returns whether it exists.
     fn provide_ahead(&self) -> bool {
         let provided = self.provide(0, true);
         let is_there = *provided.as_ref().unwrap_or(&false);
@@ -168,7 +233,7 @@ impl Engine {
         is_there
     }
 
-    /// Does the background's work now, all of it.
+    /// Does all of the background's work now.
     pub(crate) fn maintain(&self) -> Result<()> {
         if self.is_read_only() {
             return Ok(());
@@ -182,13 +247,14 @@ impl Engine {
         self.remove_emptied()
     }
 
-    /// What the first process to open the directory does before others come.
+    /// The last steps of the first process that opens the directory, before others can attach.
     pub(crate) fn settle(
         &self,
         PostRecovery { is_recovered, wants_checkpoint }: PostRecovery,
     ) -> Result<()> {
         if is_recovered && self.culls_inline() {
-            // A write beside a clear may have left a word that does not count. Where the bound is exact, so is the count.
+            // A write concurrent with a clear may have left a word that is not counted. If the
+            // bound is exact, the count must be exact too.
             self.count_again();
         }
         self.keep_entries()?;
@@ -199,17 +265,19 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes over what processes left that died: their numbers and their segments. The caller has the turn to empty segments.
+    /// Takes over the slots and the segments of dead processes. The caller holds the space role.
     pub(crate) fn clean_up_after_dead(&self) {
         if self.index.reap_dead() {
-            tracing::debug!(dir = %self.dir.display(), "a process died; what it left is looked after");
+            tracing::debug!(dir = %self.dir.display(), "took over from a dead process");
             self.index.set_wants_recount(true);
-            // It may have died before it noted when what it wrote, or saw in a pass, is to be reaped.
+            // It may have died before it noted the expiry of an entry that it wrote or saw in a
+            // pass.
             self.index.note_expiry(0);
             self.log.abort_segments_of_dead();
-            // What they wrote is as durable as they promised, a little later.
+            // Their records become as durable as they promised, a little later.
             warn_of("sync what a dead process wrote", self.log.sync(false));
-            // A blob that was about to be counted may never be.
+            // Without a recount, a blob that a dead process had not counted yet would stay
+            // uncounted.
             self.recount_blobs(Haste::Now);
         }
     }
@@ -223,10 +291,11 @@ impl Engine {
         self.cull_if_crowded()
     }
 
-    /// Evicts as many entries as there are beyond `most`.
+    /// Evicts the entries in excess of `most`.
     pub(crate) fn evict_beyond(&self, most: u64) {
         if self.index.count() > most {
-            // What a clear left behind is cold and does not count: evicting it would make no room.
+            // Entries that a clear left behind are cold, and are not counted: evicting them would
+            // make no room.
             self.reap_all();
             self.evict_coldest(self.index.count().saturating_sub(most));
         }
