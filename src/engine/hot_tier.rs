@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn the_second_read_is_remembered_and_the_third_is_inside() {
+    fn a_second_read_is_seen_and_an_inserted_item_is_inside() {
         let hot = HotTier::new(1 << 20);
         let word = Word(12345);
         assert_eq!(hot.observe(word, Form::Bytes), Doorkeeper::Unknown);
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn it_never_holds_more_than_its_bytes_and_keeps_what_was_used_last() {
+    fn the_hot_tier_keeps_its_bound_and_the_last_used_items() {
         let (capacity, inserts) = if cfg!(miri) { (1 << 16, 200) } else { (1 << 20, 10_000) };
         let hot = HotTier::new(capacity);
         let favourite = Word(1);
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn none_at_all_is_fine() {
+    fn a_hot_tier_of_no_bytes_keeps_nothing() {
         let hot = HotTier::new(0);
         assert_eq!(hot.observe(Word(5), Form::Bytes), Doorkeeper::Unknown);
         assert_eq!(hot.observe(Word(5), Form::Bytes), Doorkeeper::Unknown);

@@ -1,9 +1,9 @@
 //! The storage engine: bytes in, bytes out, in a directory that many processes share.
 //!
-//! Every write is a record that is appended to the [`log`]. The mapped [`index`] holds, for each key,
-//! the word that says where its record is. One path, [`ops::commit`], changes it under the lock of
-//! one chain. [`ops::read`] takes no lock. [`ops::cull`] keeps `max_entries`, [`ops::reclaim`]
-//! `max_bytes`. [`lifecycle::recovery`] rebuilds the index after an unclean end.
+//! Every write is a record that is appended to the [`log`]. The mapped [`index`] holds, for each
+//! key, the word that says where its record is. One path, [`ops::commit`], changes it under the
+//! lock of one chain. [`ops::read`] takes no lock. [`ops::cull`] keeps `max_entries`,
+//! [`ops::reclaim`] `max_bytes`. [`lifecycle::recovery`] rebuilds the index after an unclean end.
 //!
 //! The folder has floors. A file uses only its own floor and those below:
 //!
