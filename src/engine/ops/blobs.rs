@@ -1,4 +1,4 @@
-//! Blobs within the bounds: what they may take, and which go when there is no room.
+//! Blobs within the bounds: reserves the space of a blob, and evicts blobs if there is no room.
 
 use std::cmp::Reverse;
 use std::io;
@@ -11,8 +11,9 @@ use crate::engine::format::word::Word;
 use crate::engine::index::Probe;
 use crate::error::{Error, ErrorKind, Result};
 
-/// How often the oldest of what is there makes room for a piece of a blob on a disk that is full.
-const GIVEN_UP_FOR_A_PIECE: u32 = 16;
+/// On a full disk, a write of a piece of a blob evicts the oldest segment or blob and retries,
+/// fewer than this many times.
+const ATTEMPTS_FOR_A_PIECE: u32 = 16;
 
 impl Engine {
     /// Whether a value of this length gets a file of its own.
@@ -20,14 +21,14 @@ impl Engine {
         len as u64 > self.log.largest_in_log()
     }
 
-    /// Stores a value as a blob that nothing names yet.
+    /// Stores a value as a blob that no entry names yet.
     pub(crate) fn store_blob(&self, value: &[u8], key: &[u8]) -> Result<BlobPin<'_>> {
         let mut writer = self.blobs.create()?;
         self.write_blob(&mut writer, value)?;
         self.seal_blob(writer, key)
     }
 
-    /// Adds bytes to a blob, and the space for them.
+    /// Appends bytes to a blob, and reserves space for them.
     pub(crate) fn write_blob(&self, writer: &mut BlobWriter, bytes: &[u8]) -> Result<()> {
         let (len, most) =
             (writer.len() + bytes.len() as u64, sizing::max_blob_len(self.log.budget()));
@@ -40,7 +41,7 @@ impl Engine {
             let step = sizing::blob_step(self.log.budget());
             writer.add_space(self.make_space(lacks.next_multiple_of(step))?);
         }
-        let (mut written, mut left) = (0, GIVEN_UP_FOR_A_PIECE);
+        let (mut written, mut left) = (0, ATTEMPTS_FOR_A_PIECE);
         while let Err(e) = writer.write(&bytes[written..], &mut written) {
             let is_full =
                 matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
@@ -56,37 +57,39 @@ impl Engine {
         self.blobs.seal(writer, self.hasher.hash(key))
     }
 
-    /// The blobs that nothing names any more, whoever made them.
+    /// The blobs that no entry names any more, of all processes.
     pub(crate) fn dead_blobs(&self, haste: Haste) -> Vec<u128> {
         self.warn_of_blobs(self.blobs.refresh(haste));
         self.blobs.take_dead(self)
     }
 
-    /// The same, with their bytes counted anew: nobody else unlinks any meanwhile.
+    /// Like `dead_blobs`, and recounts the bytes of all blobs. No other process unlinks a blob
+    /// meanwhile.
     pub(crate) fn recount_blobs(&self, haste: Haste) -> Vec<u128> {
         self.warn_of_blobs(self.blobs.recount(haste));
         self.blobs.take_dead(self)
     }
 
-    /// Unlinks those of the `dead` that nobody keeps and that are still dead. Since they were found dead, a checkpoint began
-    /// and came to its end.
+    /// Unlinks those of the `dead` blobs that no process keeps and that are still dead. A whole
+    /// checkpoint was taken after they were found dead.
     pub(crate) fn release_blobs(&self, dead: &[u128]) {
         self.blobs.release(dead, self);
     }
 
     fn warn_of_blobs(&self, looked: Result<()>) {
         if let Err(error) = looked {
-            tracing::warn!(%error, "cannot see which blobs there are; those that are known are gone by");
+            tracing::warn!(%error, "cannot list the blobs; only the known ones are considered");
         }
     }
 
-    /// Evicts the coldest blob, if all of them take more than `beyond` bytes. `false` if none was evicted. Its space comes
-    /// back with the next checkpoint.
+    /// Evicts the coldest blob, if all blobs together take more than `beyond` bytes. `false` if
+    /// none was evicted. The next checkpoint frees its space.
     ///
     /// # Errors
-    /// `Busy` if somebody holds a chain for long that names it: whoever does is stopped.
+    /// `Busy` if the lock of a chain that names it is held for long: its holder is stopped.
     pub(crate) fn evict_a_blob(&self, beyond: u64) -> Result<bool> {
-        // Where there is nothing else, what others made just now counts too.
+        // If there is nothing else to evict, blobs that other processes have just created count
+        // too.
         self.recount_blobs(if beyond == 0 { Haste::Soon } else { Haste::Later });
         let (alive, _) = self.blobs.bytes();
         if alive <= beyond {
@@ -141,7 +144,7 @@ impl Naming for Engine {
                     }
                 }
             }
-            // It may just move along its chain.
+            // The word may just be moved along its chain.
             let locked = self.index.lock(hash)?;
             self.note_wiped(locked.wiped());
             if locked.unchanged_since(&found) {

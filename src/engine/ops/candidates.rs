@@ -3,7 +3,7 @@
 use crate::engine::index::SegmentInfo;
 use crate::engine::ops::compaction::{COPY_SHARE, Evacuate};
 
-/// Without need for space, a segment is compacted if at most 1 in so many of its bytes is live.
+/// Without need for space, a segment is compacted if at most 1 in this many of its bytes is live.
 const IDLE_SHARE: u64 = 2;
 /// Dead bytes are left alone while they are fewer than this many segments, or than the live bytes.
 const SLACK_SEGMENTS: u64 = 4;

@@ -1,4 +1,4 @@
-//! ReadOnlyAttachment whether everything in the directory is as it should be.
+//! The check: reads everything in the directory and reports what is damaged or inconsistent.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::PoisonError;
@@ -9,17 +9,18 @@ use crate::engine::format::word::Word;
 use crate::engine::index::{Probe, SegmentInfo, SegmentState, Slot};
 use crate::entry::CheckReport;
 
-/// The slots and words of the keys that a check has met.
+/// The slots and words of the keys that a check has read.
 type Met = HashMap<Box<[u8]>, (Slot, Word)>;
 
 impl Engine {
-    /// Reads everything. What moves or goes meanwhile is not reported.
+    /// Reads everything. Entries that are moved or removed meanwhile are not reported.
     pub(crate) fn check(&self) -> CheckReport {
         let _quiet = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut report = self.look_at_everything();
+        let mut report = self.read_everything();
         if report.is_sound() && self.is_miscounted(&report) {
-            // By a write, perhaps, that was under way: that is counted a moment before its entry is there.
-            report = self.look_at_everything();
+            // A write may have been under way: it is counted a moment before its entry is
+            // published.
+            report = self.read_everything();
         }
         if self.is_miscounted(&report) {
             report.problem(format!(
@@ -35,7 +36,7 @@ impl Engine {
         !report.changed && report.entries != self.len()
     }
 
-    fn look_at_everything(&self) -> CheckReport {
+    fn read_everything(&self) -> CheckReport {
         let changes = || (self.index.last_sequence(), self.index.generation(), self.len());
         let before = changes();
         let mut report = CheckReport::default();
@@ -52,14 +53,14 @@ impl Engine {
         }
         let (mut met, mut blobs) = (Met::new(), HashSet::new());
         for (slot, word) in self.index.reached_entries() {
-            self.look_at(slot, word, &mut met, &mut blobs, &mut report);
+            self.check_entry(slot, word, &mut met, &mut blobs, &mut report);
         }
         report.blobs = blobs.len() as u64;
         report.changed = changes() != before;
         report
     }
 
-    fn look_at(
+    fn check_entry(
         &self,
         slot: Slot,
         word: Word,
@@ -93,7 +94,7 @@ impl Engine {
             Probe::Other
         });
         if !here && is_still(slot, word) {
-            report.problem(format!("{key:?} is in a bucket where nobody looks for it"));
+            report.problem(format!("{key:?} is in a bucket that no lookup of it reads"));
         }
         if let Some((other_slot, other)) = met.insert(record.key.into(), (slot, word))
             && is_still(other_slot, other)

@@ -1,4 +1,4 @@
-//! `clear`: a new generation begins, and all that is older is gone at once.
+//! `clear`: begins a new generation, which removes all entries of older generations at once.
 
 use crate::engine::Engine;
 use crate::engine::format::record::{Draft, Kind, Stamp};
@@ -16,13 +16,15 @@ impl Engine {
     /// Removes every entry, at once.
     ///
     /// # Errors
-    /// `LockLost` if another process took this one for dead meanwhile. It has removed what there was then, or is about to.
+    /// `LockLost` if another process took this one for dead meanwhile. That process has removed the
+    /// entries, or will.
     pub(crate) fn clear(&self) -> Result<()> {
         let reservation = self.reserve(&CLEAR)?;
         self.clear_under(self.index.lock_clear()?, reservation)
     }
 
-    /// Ends a clear that a process began which died, if there is one: a recovery must not be the first to heed its record.
+    /// Finishes the clear of a dead process, if there is one: a recovery must not be the
+    /// first to apply its record.
     pub(crate) fn end_clear_of_dead(&self) -> Result<()> {
         if !self.index.is_clearing() {
             return Ok(());
@@ -32,10 +34,11 @@ impl Engine {
         if lock.unfinished { self.clear_under(lock, reservation) } else { Ok(()) }
     }
 
-    /// The generation, once no `clear` is under way that took its sequence before this call.
+    /// The generation, after every `clear` that took its sequence before this call has finished.
     pub(crate) fn settled_generation(&self) -> Result<u32> {
         if self.index.is_clearing() {
-            // The caller has the turn to make room, so nobody else makes any: what is kept free for copies serves.
+            // The caller holds the space role, so no other process makes room. The space that is
+            // reserved for copies serves instead.
             let len = self.log.len_of(&CLEAR)?;
             let reservation = match self.log.reserve(len)? {
                 Some(reservation) => reservation,
@@ -63,7 +66,7 @@ impl Engine {
             [&[], &[]],
         );
         let Some(next) = self.index.generation().checked_add(1) else {
-            let why = "4,294,967,295 clears are as many as a directory can have; remove it";
+            let why = "4,294,967,295 clears are the most that a directory can have; remove it";
             return Err(Error::new(ErrorKind::Overflow, "clear")
                 .with_path(&self.dir)
                 .with_source(why));
@@ -72,9 +75,9 @@ impl Engine {
             Stamp { sequence: self.index.next_sequence(), generation: next, expires_at: None };
         reservation.segment.stamp(reservation.offset, &prepared, stamp);
         step!("clear::stamped");
-        // Before it takes effect, as it cannot be taken back.
+        // Synced before it takes effect, because a clear cannot be undone.
         self.sync_if_asked(reservation, |segment, offset| segment.void(offset))?;
-        // Whoever took the lock over has begun it, or will.
+        // A process that took over the lock has begun the generation, or will.
         lock.check()?;
         self.index.begin_generation(next);
         let unlocked = lock.unlock();

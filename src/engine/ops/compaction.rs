@@ -1,4 +1,4 @@
-//! How a segment is emptied: what of it is copied, and what is evicted.
+//! Compaction: empties a segment by copying some of its records and evicting the rest.
 
 use crate::engine::Engine;
 use crate::engine::counters::Counter;
@@ -12,15 +12,15 @@ use crate::engine::ops::evict::Left;
 use crate::error::Result;
 use crate::sys::step;
 
-/// Of a segment that is emptied, at most one in so many bytes is copied when there is need for space.
+/// If space is needed, at most one in this many bytes of an emptied segment is copied.
 pub(crate) const COPY_SHARE: u64 = 5;
 
 /// How a segment is emptied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Evacuate {
-    /// All that is alive is copied.
+    /// All live records are copied.
     Copy,
-    /// What was used lately is copied, up to a share of the segment; the rest is evicted.
+    /// Recently used records are copied, up to a share of the segment; the rest is evicted.
     Evict,
     /// Nothing is copied.
     Drop,
@@ -44,13 +44,13 @@ struct Copied {
 }
 
 impl Engine {
-    /// Empties segment `id`. `false` if it was not there, or something in it could not be moved.
+    /// Empties segment `id`. `false` if it is not there, or a record in it could not be moved.
     pub(crate) fn empty(&self, id: u32, evacuate: Evacuate) -> Result<bool> {
         let Some(info) = self.index.segment(id).filter(|s| s.state == SegmentState::Sealed) else {
             return Ok(false);
         };
         let Some(segment) = self.log.fetch(id)?.get().cloned() else {
-            // Its file has gone, and with it what the index names in it.
+            // Its file is gone, and with it the records that the index names in it.
             self.log.empty(id);
             return Ok(true);
         };
@@ -58,7 +58,7 @@ impl Engine {
         if evacuate != Evacuate::Copy {
             self.evict_all(&segment)?;
         }
-        // What could not be copied is still named.
+        // Entries still name the records that could not be copied.
         let alive = self.is_alive(&segment);
         if !alive {
             self.log.empty(id);
@@ -66,7 +66,7 @@ impl Engine {
         Ok(!alive)
     }
 
-    /// What of a segment is to be copied.
+    /// The records of a segment that must be copied.
     fn to_copy<'a>(
         &'a self,
         segment: &'a Segment,
@@ -95,7 +95,8 @@ impl Engine {
         live
     }
 
-    /// The entries whose records are in `segment`; what is expired or outdated is removed on the evacuate.
+    /// The entries whose records are in `segment`. Expired and outdated entries are removed on the
+    /// way.
     fn live_in<'a>(&'a self, segment: &'a Segment) -> impl Iterator<Item = Live<'a>> {
         let mut left = Left::default();
         values(segment).filter_map(move |(offset, record)| {
@@ -110,7 +111,7 @@ impl Engine {
         })
     }
 
-    /// Copies records, waits until the copies are on the disk, and has their entries name them.
+    /// Copies records, syncs the copies, and then makes their entries name the copies.
     fn copy_out(&self, segment: &Segment, live: &[Live<'_>]) -> Result<()> {
         if live.is_empty() {
             return Ok(());
@@ -148,7 +149,8 @@ impl Engine {
         made
     }
 
-    /// Copies one record with all that it says. `None` if its value is damaged: then its entry goes.
+    /// Copies one record with all of its fields. `None` if its value is damaged: its entry is then
+    /// removed.
     fn copy(&self, copies: &mut Copies<'_>, entry: &Live<'_>) -> Result<Option<Copied>> {
         let record = &entry.record;
         let Some(body) = record.verified_body() else {
@@ -178,7 +180,7 @@ impl Engine {
         Ok(Some(Copied { hash, from, to, len, _reservation: reservation }))
     }
 
-    /// Has the entry of a copied record name the copy, if it still names the original.
+    /// Makes the entry of a copied record name the copy, if it still names the original.
     fn redirect(&self, copy: &Copied) -> Result<bool> {
         let locked = self.index.lock(copy.hash)?;
         self.note_wiped(locked.wiped());
@@ -194,7 +196,7 @@ impl Engine {
     /// Removes every entry whose record is in `segment`.
     ///
     /// # Errors
-    /// `Busy` at the first whose chain somebody holds for long: whoever does is stopped.
+    /// `Busy` at the first entry whose chain lock is held for long: its holder is stopped.
     fn evict_all(&self, segment: &Segment) -> Result<()> {
         let (mut evicted, mut held) = (0, Ok(()));
         for (offset, record) in values(segment) {
@@ -218,7 +220,8 @@ impl Engine {
         held
     }
 
-    /// Whether the index names anything in `segment`. Puts the count of live bytes right, which is only a guide.
+    /// Whether the index names a record in `segment`. Corrects the segment's count of live bytes,
+    /// which is only an estimate.
     fn is_alive(&self, segment: &Segment) -> bool {
         let named = values(segment).filter(|(offset, record)| {
             let hash = self.hasher.hash(record.key);
@@ -230,7 +233,7 @@ impl Engine {
     }
 }
 
-/// The sound records of values in `segment`, with their offsets.
+/// The valid records of values in `segment`, with their offsets.
 fn values(segment: &Segment) -> impl Iterator<Item = (u32, Record<'_>)> {
     segment.records().filter(|(_, record)| record.is_entry())
 }

@@ -1,4 +1,4 @@
-//! Finding the record of a key, with and without the lock of its chain.
+//! Lookup: finds the record of a key, with or without the lock of its chain.
 
 use crate::engine::Engine;
 use crate::engine::counters::Counter;
@@ -8,7 +8,7 @@ use crate::engine::log::segment_map::SegmentGuard;
 use crate::entry::Expiry;
 use crate::error::Result;
 
-/// The key's record as the header says, expired or not.
+/// The key's record as its header describes it, expired or not.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Current {
     pub(crate) slot: Slot,
@@ -19,14 +19,14 @@ pub(crate) struct Current {
     pub(crate) len: u32,
 }
 
-/// What a look at the index found for a key.
+/// What the index holds for a key.
 pub(crate) struct Lookup {
     pub(crate) found: Found,
     pub(crate) current: Option<Current>,
 }
 
 impl Engine {
-    /// The length of the key's record, whatever state it is in; 0 if there is none.
+    /// The length of the key's record, live or not, and of its blob; 0 if there is none.
     pub(crate) fn weight(&self, key: &[u8]) -> usize {
         let Ok(seen) = self.look(self.hasher.hash(key), key) else { return 0 };
         seen.current.map_or(0, |current| {
@@ -37,16 +37,16 @@ impl Engine {
         })
     }
 
-    /// Finds the key's record, whatever state it is in.
+    /// Finds the key's record, live or not.
     ///
     /// # Errors
-    /// If the environment refuses to have a segment opened that may hold it.
+    /// If the environment refuses to open a segment that may hold it.
     pub(crate) fn look(&self, hash: u64, key: &[u8]) -> Result<Lookup> {
         self.look_through(hash, key, |id| self.log.fetch(id))
     }
 
-    /// The same under the lock of the chain, where no file may be opened: nothing, if that is needed. A look without the lock
-    /// does it then.
+    /// Like `look`, under the lock of the chain, where no file may be opened. `None` if a segment
+    /// must be opened first: a `look` without the lock opens it.
     pub(crate) fn look_locked(&self, hash: u64, key: &[u8]) -> Option<Lookup> {
         let mut is_all_open = true;
         let seen = self.look_through(hash, key, |id| {
@@ -103,7 +103,7 @@ impl Engine {
         seen.current.filter(|c| c.generation >= generation && !self.has_passed(c.expires_at))
     }
 
-    /// Whether the key's record, dead or alive, counts as an entry already.
+    /// Whether the key's record, expired or not, is already counted as an entry.
     pub(crate) fn is_counted(&self, seen: &Lookup) -> bool {
         seen.current.is_some_and(|c| c.generation == self.index.generation())
     }
@@ -117,7 +117,11 @@ impl Engine {
         if wiped > 0 {
             self.counters.add(Counter::Corrupt, wiped as u64);
             self.index.set_wants_recount(true);
-            tracing::warn!(dir = %self.dir.display(), entries = wiped, "part of the index was damaged and is wiped");
+            tracing::warn!(
+                dir = %self.dir.display(),
+                entries = wiped,
+                "wiped a damaged part of the index"
+            );
         }
     }
 }

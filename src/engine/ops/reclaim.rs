@@ -1,11 +1,11 @@
 //! Reclaiming space: which segments and blobs are emptied so that their bytes come back, and how a
 //! caller waits for them.
 //!
-//! A segment with few live bytes is compacted: its live records are copied. If every segment is full
-//! of live records, the oldest is evicted, and only records that were used since it was written are
-//! copied out of it, up to the same small share. So for each byte that callers write, at most a
-//! quarter is copied. Copies are on the disk before the index names them; the emptied segment stays
-//! until a checkpoint that began later is complete.
+//! A segment with few live bytes is compacted: its live records are copied. If every segment is
+//! full of live records, the oldest is evicted, and only records that were used since it was
+//! written are copied out of it, up to the same small share. So for each byte that callers write,
+//! at most a quarter is copied. Copies are on the disk before the index names them; the emptied
+//! segment stays until a checkpoint that began later is complete.
 //!
 //! ```text
 //! make_space(bytes), with the space role, until the bytes are claimed:
@@ -59,7 +59,8 @@ struct Search<'a> {
     acquired: Instant,
     /// When bytes of other processes were last seen.
     last_held: Instant,
-    /// Bytes that were emptied and are still there after a checkpoint: their files cannot be removed.
+    /// Bytes that were emptied and are still there after a checkpoint: their files cannot be
+    /// removed.
     stuck: u64,
     wait: Backoff,
 }
@@ -281,7 +282,8 @@ impl Engine {
         // The next segment and one more, so that a writer seldom waits for either.
         let wanted = 2 * self.log.segment_len();
         self.make_room_ahead(wanted)?;
-        // One segment in each round: others may wait for the role, and the background has other work.
+        // One segment in each round: others may wait for the role, and the background has other
+        // work.
         let Some(role) = self.try_space_role()? else { return Ok(false) };
         self.clean_up_after_dead();
         self.log.free_dropped();
@@ -303,8 +305,8 @@ impl Engine {
         if self.emptied_bytes() > 0 { self.secure(&role) } else { Ok(()) }
     }
 
-    /// Empties segments if `wanted` bytes will be needed soon: so many that their removal is worth a
-    /// checkpoint.
+    /// Empties segments if `wanted` bytes will be needed soon: so many that their removal is worth
+    /// a checkpoint.
     fn make_room_ahead(&self, wanted: u64) -> Result<()> {
         let snapshots = 2 * sizing::snapshot_len(self.index.geometry());
         let batch = self.log.segment_len().max(snapshots);

@@ -8,12 +8,12 @@ use crate::error::{Error, Result};
 use crate::time::Timestamp;
 
 impl Engine {
-    /// Shows other processes what this one has counted.
+    /// Publishes the counters of this process to the other processes.
     pub(crate) fn publish_stats(&self) {
         self.stats_file.publish(&self.stats());
     }
 
-    /// What the lines of others say.
+    /// The lines of the other processes.
     fn lines_of_others(&self) -> Result<Vec<StatsLine>> {
         let lines = self.stats_file.lines();
         let mut lines = lines.map_err(|e| Error::io("read", &self.stats_file.path, e))?;
@@ -24,18 +24,19 @@ impl Engine {
         Ok(lines)
     }
 
-    /// Whether the process that a line is of is attached.
-    fn is_of_living(&self, line: &StatsLine) -> bool {
+    /// Whether the process of this line is attached.
+    fn is_of_attached(&self, line: &StatsLine) -> bool {
         u32::try_from(line[0])
             .is_ok_and(|owner| owner != 0 && self.index.is_alive(Owner::from_bits(owner)))
     }
 
-    /// What all processes have counted since one opened the directory that nobody had open.
+    /// The counters of all processes, since a process opened the directory while no other had it
+    /// open.
     pub(crate) fn total_stats(&self) -> Result<Stats> {
         let mut all = self.stats();
         for line in self.lines_of_others()? {
             add(&line, &mut all);
-            if self.is_of_living(&line) {
+            if self.is_of_attached(&line) {
                 all.hot_bytes = all.hot_bytes.saturating_add(line[3]);
                 all.pinned_bytes = all.pinned_bytes.saturating_add(line[4]);
             }
@@ -43,12 +44,12 @@ impl Engine {
         Ok(all)
     }
 
-    /// What each process has counted that is attached; this one first.
+    /// The counters of each attached process; this process is first.
     pub(crate) fn process_stats(&self) -> Result<Vec<ProcessStats>> {
         let stats = self.stats();
         let own = ProcessStats { pid: std::process::id(), since: self.stats_file.started, stats };
         let lines = self.lines_of_others()?;
-        let others = lines.iter().filter(|line| self.is_of_living(line)).map(|line| {
+        let others = lines.iter().filter(|line| self.is_of_attached(line)).map(|line| {
             let (entries, bytes) = (stats.entries, stats.bytes);
             let [hot_bytes, pinned_bytes] = [line[3], line[4]];
             let mut stats = Stats { entries, bytes, hot_bytes, pinned_bytes, ..Stats::default() };

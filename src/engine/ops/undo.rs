@@ -1,7 +1,8 @@
-//! Taking back a change that was published and cannot be made durable, because the disk refused to sync it: its
-//! caller is told that it failed, so it must not stay.
+//! Undo: reverts a published change that the disk refused to sync. Its caller gets an error, so the
+//! change must not stay.
 //!
-//! Others may have seen it, or have changed the key again since; what they did stands.
+//! Other threads and processes may have read the change, or have changed the key again since. Their
+//! changes stay.
 
 use crate::engine::Engine;
 use crate::engine::format::word::Word;
@@ -11,23 +12,26 @@ use crate::engine::log::segment::Segment;
 use crate::engine::ops::commit::AppliedChange;
 
 impl Engine {
-    /// Puts back what the key had before, if it still holds what was published, and takes the record out of the log.
+    /// Restores what the key had before, if it still names the published record, and voids the
+    /// record in the log.
     pub(crate) fn take_back(&self, segment: &Segment, published: AppliedChange) {
-        // What it had before must not be in a segment that is given up at this moment. If nobody can say, the key goes.
-        let turn = self.space_role();
+        // The previous record must not be in a segment that is just being removed, so this holds
+        // the space role. Without the role that is unknown, and the key is removed.
+        let role = self.space_role();
         let is_there = |word: Word| {
             use SegmentState::{Active, Sealed};
             matches!(self.index.segment_state(word.segment()), Some(Active | Sealed))
                 && self.header_of(word).is_some()
         };
-        // Read before the lock is taken: the page may have to come from the disk.
-        let before = published.before.filter(|current| turn.is_ok() && is_there(current.word));
+        // Read before the lock is taken, because the page may have to be read from the disk.
+        let before = published.before.filter(|current| role.is_ok() && is_there(current.word));
         let Ok(locked) = self.index.lock(published.hash) else { return };
         self.note_wiped(locked.wiped());
         let holds = |word| self.index.slot_of(published.hash, word);
         let slot = match published.word {
             Some(word) => holds(word),
-            // An entry that was removed counts again; if there is no room for it any more, it stays away.
+            // A removed entry is counted again. If there is no room for it any more, it is not
+            // restored.
             None => before.and_then(|current| {
                 let is_free = holds(current.word).is_none()
                     && self.index.count_up(current.generation, self.max_entries())
