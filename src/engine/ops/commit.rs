@@ -184,11 +184,12 @@ impl Engine {
         step!("commit::reserved");
         let locked = self.index.lock(request.hash)?;
         self.note_wiped(locked.wiped());
-        let confirmed = match self.confirm(&locked, request, seen, decision, moved) {
-            Ok(confirmed) => confirmed,
-            Err(Unconfirmed::Return(outcome)) => return Ok(Ok(outcome)),
-            Err(Unconfirmed::Changed) => return Ok(Err(Retry::Changed)),
-        };
+        let mut confirmed = Confirmed { seen, live: None, generation: 0 };
+        match self.confirm(&locked, request, &mut confirmed, decision, moved) {
+            None => {}
+            Some(Unconfirmed::Return(outcome)) => return Ok(Ok(outcome)),
+            Some(Unconfirmed::Changed) => return Ok(Err(Retry::Changed)),
+        }
         match decision {
             Decision::Put { expires_at } => {
                 self.publish_entry(locked, request.hash, written, &confirmed, expires_at)
@@ -206,31 +207,32 @@ impl Engine {
     }
 
     /// Whether `decision`, made without the lock, still holds under it.
+    /// Updates `confirmed`, which has what was seen without the lock.
     #[inline]
     fn confirm(
         &self,
         locked: &Locked<'_>,
         request: &CommitRequest<'_>,
-        seen: Lookup,
+        confirmed: &mut Confirmed,
         decision: Decision,
         moved: Option<Word>,
-    ) -> Result<Confirmed, Unconfirmed> {
-        let seen = if locked.unchanged_since(&seen.found) {
-            seen
-        } else {
-            self.look_locked(request.hash, request.key).ok_or(Unconfirmed::Changed)?
-        };
-        let generation = self.index.generation();
-        let live = self.live(&seen, generation);
+    ) -> Option<Unconfirmed> {
+        if !locked.unchanged_since(&confirmed.seen.found) {
+            let Some(seen) = self.look_locked(request.hash, request.key) else {
+                return Some(Unconfirmed::Changed);
+            };
+            confirmed.seen = seen;
+        }
+        confirmed.generation = self.index.generation();
+        let live = self.live(&confirmed.seen, confirmed.generation);
+        confirmed.live = live;
         match self.decide(request.condition, request.change, live, locked.has_lost()) {
-            Decision::Return(outcome) => return Err(Unconfirmed::Return(outcome)),
-            again if again != decision => return Err(Unconfirmed::Changed),
+            Decision::Return(outcome) => return Some(Unconfirmed::Return(outcome)),
+            again if again != decision => return Some(Unconfirmed::Changed),
             _ => {}
         }
-        if moved.is_some_and(|word| live.is_none_or(|c| c.word != word)) {
-            return Err(Unconfirmed::Changed);
-        }
-        Ok(Confirmed { seen, live, generation })
+        let is_other = moved.is_some_and(|word| live.is_none_or(|c| c.word != word));
+        is_other.then_some(Unconfirmed::Changed)
     }
 
     /// Publishes a new record: its count, stamp, word and hint.
