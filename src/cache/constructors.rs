@@ -69,8 +69,8 @@ impl Cache {
         Builder::dummy().build_dummy()
     }
 
-    /// A cache on a custom backend, with the default options. [`Builder::backend`] takes other options
-    /// too. [`backend`](crate::backend) says what a backend must promise.
+    /// A cache on a custom backend, with the default options. [`Builder::backend`] takes other
+    /// options too. [`backend`](crate::backend) says what a backend must promise.
     ///
     /// ```
     /// use keepwarm::backend::{Backend, Change, Condition, Outcome, Stored};

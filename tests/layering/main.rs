@@ -1,6 +1,6 @@
-//! The house rules, read off the source: a file imports only from floors below its own or from its own
-//! folder, no files import each other in a circle, `unsafe` stays in one room, files stay small, and no
-//! lint is silenced without a reason.
+//! The house rules, read off the source: a file imports only from floors below its own or from its
+//! own folder, no files import each other in a circle, `unsafe` stays in one room, files stay
+//! small, and no lint is silenced without a reason.
 
 // Always so for a file in `tests`; said for clippy, which then takes the helpers for tests as well.
 #![cfg(test)]
@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 
 use sources::{Source, Sources};
 
-/// The floors of the library, from the ground up. A file belongs to the room with the longest path that
-/// leads to it. Rooms of one floor may use each other, but not in a circle.
+/// The floors of the library, from the ground up. A file belongs to the room with the longest path
+/// that leads to it. Rooms of one floor may use each other, but not in a circle.
 const FLOORS: &[&[&str]] = &[
     &["error"],
     &["time", "hash", "limits"],
@@ -50,8 +50,9 @@ fn room_of(file: &Source) -> Option<(usize, &'static str)> {
     Some(room.unwrap_or_else(|| panic!("{} is on no floor; give it one in FLOORS", file.name())))
 }
 
-/// A circle in a graph: nodes each of which uses the next, the last the first. Found by walking down from
-/// each node that was not visited, depth first: an edge back to a node on the way down closes a circle.
+/// A circle in a graph: nodes each of which uses the next, the last the first. Found by walking
+/// down from each node that was not visited, depth first: an edge back to a node on the way down
+/// closes a circle.
 fn circle<N: Copy + Ord>(uses: &BTreeMap<N, Vec<N>>) -> Option<Vec<N>> {
     fn walk<N: Copy + Ord>(
         node: N,
@@ -182,7 +183,8 @@ fn the_root_holds_no_code_of_its_own() {
     }
 }
 
-/// The lines of a file with comments and strings blanked, so that words in them are not taken for code.
+/// The lines of a file with comments and strings blanked, so that words in them are not taken for
+/// code.
 fn bare_lines(file: &Source) -> impl Iterator<Item = (usize, String)> {
     file.lines.iter().map(|(number, line)| (*number, without_comments_and_strings(line)))
 }

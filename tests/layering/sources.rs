@@ -61,7 +61,8 @@ impl Source {
         source
     }
 
-    /// Reads items, which are in the inline module `within` of the file. Items of tests are passed over.
+    /// Reads items, which are in the inline module `within` of the file. Items of tests are passed
+    /// over.
     fn items(&mut self, items: &[syn::Item], within: &[String], test_lines: &mut BTreeSet<usize>) {
         for item in items {
             if attributes(item).iter().any(is_for_tests) {
@@ -287,8 +288,8 @@ impl Sources {
 
     /// The files that file `number` uses, each with a line where it does.
     ///
-    /// A name that a file only passes on (`pub use`) is not a use of it: who imports it uses the file that
-    /// defines it. It is one if the code of the file has the name too.
+    /// A name that a file only passes on (`pub use`) is not a use of it: who imports it uses the
+    /// file that defines it. It is one if the code of the file has the name too.
     pub(crate) fn uses(&self, number: usize) -> BTreeMap<usize, usize> {
         let file = &self.files[number];
         let mut uses = BTreeMap::new();

@@ -33,8 +33,8 @@ const WAITING: i64 = 2048;
 const COURTESY: Duration = Duration::from_secs(5);
 
 /// The text that tells backup tools to skip the directory. See <https://bford.info/cachedir/>.
-const CACHEDIR_TAG: &[u8] =
-    b"Signature: 8a477f597d28d172789f06886806bc55\n# This file marks a cache directory of keepwarm.\n";
+const CACHEDIR_TAG: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55\n\
+      # This file marks a cache directory of keepwarm.\n";
 
 /// The names of the files and directories of a cache.
 const NAMES: &[&str] =

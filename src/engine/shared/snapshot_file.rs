@@ -97,8 +97,8 @@ pub(crate) fn void(file: &File) -> io::Result<()> {
     file.sync()
 }
 
-/// Calls `visit` with the parts of the snapshot in `file`, whose header is `header`. A damaged block
-/// is reported as [`SnapshotPart::Damaged`].
+/// Calls `visit` with the parts of the snapshot in `file`, whose header is `header`. A damaged
+/// block is reported as [`SnapshotPart::Damaged`].
 pub(crate) fn read(
     file: &File,
     header: &Header,
