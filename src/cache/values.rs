@@ -39,8 +39,8 @@ impl Cache {
 
     /// The bytes of `key`: what [`set_bytes`](Cache::set_bytes) stored, or a byte array that `set`
     /// stored (`Vec<u8>`, `[u8; N]`, `serde_bytes`, `bytes::Bytes`). The result may share memory
-    /// with the cache instead of being a copy. In a directory, the space that it shares counts against
-    /// `max_bytes` until it is dropped.
+    /// with the cache instead of being a copy. In a directory, the space that it shares counts
+    /// against `max_bytes` until it is dropped.
     ///
     /// In MessagePack a short array of small integers of any width looks like an array of bytes,
     /// and is returned as bytes.
