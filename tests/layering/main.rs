@@ -140,6 +140,22 @@ fn circles_are_found() {
 }
 
 #[test]
+fn the_engine_reaches_files_through_the_seam_alone() {
+    // `use std::fs`, `std::fs::remove_file(..)`, and the extension traits of files.
+    const FORBIDDEN: &[&str] = &["std::fs", "fs", "std::os::unix::fs", "std::os::fd", "tempfile"];
+    let sources = Sources::read();
+    let engine =
+        sources.files.iter().filter(|file| file.module.first().is_some_and(|m| m == "engine"));
+    let uses = engine.flat_map(|file| {
+        file.uses_of(FORBIDDEN).into_iter().map(|line| format!("{}:{line}", file.name()))
+    });
+    let uses: Vec<_> = uses.collect();
+    assert!(uses.is_empty(), "use crate::sys::storage in place of std::fs:\n{}", uses.join("\n"));
+    let seam = sources.files.iter().find(|file| file.name() == "src/sys/storage/system.rs");
+    assert!(!seam.unwrap().uses_of(FORBIDDEN).is_empty(), "such a use is found where there is one");
+}
+
+#[test]
 fn unsafe_code_is_in_sys_alone() {
     for file in Sources::read().files.iter().filter(|f| room_of(f).is_none_or(|r| r.1 != "sys")) {
         for (number, line) in bare_lines(file) {

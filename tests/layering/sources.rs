@@ -178,6 +178,20 @@ impl Source {
         }
     }
 
+    /// The lines of the file, outside of tests, that use something below one of the paths of
+    /// another crate.
+    pub(crate) fn uses_of(&self, forbidden: &[&str]) -> Vec<usize> {
+        let imports = self.imports.iter().map(|import| (import.line, &import.path));
+        let paths = self.paths.iter().map(|(line, path)| (*line, path));
+        let is_below = |path: &[String]| {
+            let path = path.join("::");
+            forbidden.iter().any(|f| {
+                path.strip_prefix(f).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+            })
+        };
+        imports.chain(paths).filter(|(_, path)| is_below(path)).map(|(line, _)| line).collect()
+    }
+
     pub(crate) fn name(&self) -> String {
         format!("src/{}", self.path.display())
     }
