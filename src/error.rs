@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// `Result` with keepwarm's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-type Source = Box<dyn std::error::Error + Send + Sync + 'static>;
+type Cause = Box<dyn std::error::Error + Send + Sync + 'static>;
 
 /// Why a call failed.
 ///
@@ -20,7 +20,7 @@ struct Inner {
     kind: ErrorKind,
     operation: &'static str,
     subject: Subject,
-    source: Option<Source>,
+    source: Option<Cause>,
 }
 
 enum Subject {
@@ -187,7 +187,7 @@ impl Error {
 
     /// This error, with `source` as its cause. A `&str` or `String` serves as a plain explanation.
     #[must_use]
-    pub fn with_source(mut self, source: impl Into<Source>) -> Self {
+    pub fn with_source(mut self, source: impl Into<Cause>) -> Self {
         self.0.source = Some(source.into());
         self
     }

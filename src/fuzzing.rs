@@ -47,7 +47,7 @@ fn scratch() -> TempDir {
 }
 
 /// The files of a closed directory, and every value that was ever stored in it.
-struct Closed {
+struct ClosedDirectory {
     files: Vec<(PathBuf, Vec<u8>)>,
     ever: BTreeMap<String, Vec<Vec<u8>>>,
 }
@@ -60,7 +60,7 @@ fn open(dir: &Path) -> crate::error::Result<Cache> {
     builder.max_entries(max_entries).cull_frequency(cull_frequency).max_bytes(max_bytes).open()
 }
 
-impl Closed {
+impl ClosedDirectory {
     fn make() -> crate::error::Result<Self> {
         let dir = scratch();
         // A fixed secret, so that an input has the same meaning in every run.
@@ -102,7 +102,7 @@ impl Closed {
     }
 }
 
-impl Closed {
+impl ClosedDirectory {
     /// Restores the directory with each file changed by `change`, and works with it. `forged`: the
     /// change also recomputed the checks.
     fn open_changed(&self, forged: bool, change: impl Fn(&str, &mut Vec<u8>)) {
@@ -128,9 +128,9 @@ impl Closed {
 }
 
 /// The directory that all inputs start from.
-fn closed() -> &'static Closed {
-    static CLOSED: OnceLock<Closed> = OnceLock::new();
-    CLOSED.get_or_init(|| Closed::make().unwrap_or_else(|e| panic!("{e}")))
+fn closed() -> &'static ClosedDirectory {
+    static CLOSED: OnceLock<ClosedDirectory> = OnceLock::new();
+    CLOSED.get_or_init(|| ClosedDirectory::make().unwrap_or_else(|e| panic!("{e}")))
 }
 
 /// Opens a directory with a changed index and state, and works with it.

@@ -142,7 +142,7 @@ fn on_one_thread(test: impl AsyncFnOnce(AsyncCache, ManualClock, Arc<AtomicU64>)
 }
 
 #[test]
-fn the_blocking_side_and_the_asynchronous_side_keep_the_contract() {
+fn both_sides_keep_the_contract() {
     let contract = Contract::new(|clock| {
         let toy = Toy::new(clock, Arc::new(AtomicBool::new(false)));
         Ok(Box::new(Remote { toy, thread: None, awaited: Arc::default() }))
@@ -221,7 +221,7 @@ fn no_call_on_many_keys_or_the_whole_store_leaves_the_thread() {
 }
 
 #[test]
-fn of_tasks_that_miss_a_key_one_computes_and_none_leaves_the_thread() {
+fn one_task_computes_a_missing_key_and_none_leaves_the_thread() {
     on_one_thread(async |cache, _, _| {
         let computed = AtomicU64::new(0);
         let compute = async || {

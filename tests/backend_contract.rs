@@ -89,7 +89,7 @@ fn a_store_whose_server_keeps_the_time_can_be_checked() {
 }
 
 #[test]
-fn the_wrapper_of_the_mutants_keeps_the_contract_unless_it_is_told_to_break_it() {
+fn an_unmutated_wrapper_keeps_the_contract() {
     contract_of(Mutant::None).check().assert_kept();
 }
 

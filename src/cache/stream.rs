@@ -177,11 +177,11 @@ impl fmt::Debug for Writer {
 /// the disk are not those that were stored; later reads of the key are then misses.
 pub struct Reader {
     key: String,
-    value: Value,
+    value: ReaderSource,
     position: u64,
 }
 
-enum Value {
+enum ReaderSource {
     Whole(Bytes),
     Pieces {
         source: Box<dyn Pieces>,
@@ -194,15 +194,15 @@ enum Value {
 impl Reader {
     fn new(streamed: Streamed, key: &str) -> Result<Self> {
         let value = match streamed {
-            Streamed::Whole(stored) => Value::Whole(codec::into_bytes(stored)?),
+            Streamed::Whole(stored) => ReaderSource::Whole(codec::into_bytes(stored)?),
             Streamed::Pieces { codec: Codec::Raw, len, source } => {
-                Value::Pieces { source, start: 0, len }
+                ReaderSource::Pieces { source, start: 0, len }
             }
             Streamed::Pieces { codec: Codec::MessagePack, len, mut source } => {
                 let mut head = [0; codec::LONGEST_BIN_HEAD];
                 let there = source.read_at(0, &mut head)?;
                 let start = codec::bin_head(&head[..there], len)?;
-                Value::Pieces { source, start, len: len - start }
+                ReaderSource::Pieces { source, start, len: len - start }
             }
         };
         Ok(Self { key: key.to_owned(), value, position: 0 })
@@ -220,8 +220,8 @@ impl Reader {
     /// ```
     pub fn len(&self) -> u64 {
         match &self.value {
-            Value::Whole(value) => value.len() as u64,
-            Value::Pieces { len, .. } => *len,
+            ReaderSource::Whole(value) => value.len() as u64,
+            ReaderSource::Pieces { len, .. } => *len,
         }
     }
 
@@ -237,12 +237,12 @@ impl Read for Reader {
         let most = usize::try_from(left).unwrap_or(usize::MAX).min(into.len());
         let into = &mut into[..most];
         let read = match &mut self.value {
-            Value::Whole(value) => {
+            ReaderSource::Whole(value) => {
                 let from = value.len() - usize::try_from(left).unwrap_or(0);
                 into.copy_from_slice(&value[from..from + most]);
                 most
             }
-            Value::Pieces { source, start, .. } => source
+            ReaderSource::Pieces { source, start, .. } => source
                 .read_at(*start + self.position, into)
                 .map_err(|error| io_error(super::context::about(error, "read", Some(&self.key))))?,
         };

@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_used_since_the_clock_was_read_is_new() {
+    fn a_use_after_the_clock_was_read_has_age_zero() {
         assert_eq!(Hint::new(None, 0, 107).age(100), 0);
         assert_eq!(Hint::new(None, 0, 3).age(TICK_MASK - 1), 0);
     }

@@ -108,7 +108,7 @@ impl HotEntry {
 
 /// What the doorkeeper knows about a word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Doorkeeper {
+pub(crate) enum Sighting {
     /// It was not read lately.
     Unknown,
     /// It was read before. If it is read now, it should be inserted.
@@ -157,18 +157,18 @@ impl HotTier {
     }
 
     /// Notes that a word is read in this form. Returns what the doorkeeper knew of it before.
-    pub(crate) fn observe(&self, word: Word, form: Form) -> Doorkeeper {
+    pub(crate) fn observe(&self, word: Word, form: Form) -> Sighting {
         let Some((entry, fingerprint)) = self.fingerprint_of(HotKey { word, form }) else {
-            return Doorkeeper::Unknown;
+            return Sighting::Unknown;
         };
         let seen = entry.load(Ordering::Relaxed);
         if seen & !1 != fingerprint {
             entry.store(fingerprint, Ordering::Relaxed);
-            Doorkeeper::Unknown
+            Sighting::Unknown
         } else if seen & 1 == 0 {
-            Doorkeeper::Seen
+            Sighting::Seen
         } else {
-            Doorkeeper::Inside
+            Sighting::Inside
         }
     }
 
@@ -291,10 +291,10 @@ mod tests {
     fn a_second_read_is_seen_and_an_inserted_item_is_inside() {
         let hot = HotTier::new(1 << 20);
         let word = Word(12345);
-        assert_eq!(hot.observe(word, Form::Bytes), Doorkeeper::Unknown);
-        assert_eq!(hot.observe(word, Form::Bytes), Doorkeeper::Seen);
+        assert_eq!(hot.observe(word, Form::Bytes), Sighting::Unknown);
+        assert_eq!(hot.observe(word, Form::Bytes), Sighting::Seen);
         hot.insert(word, entry(b"k", 10));
-        assert_eq!(hot.observe(word, Form::Bytes), Doorkeeper::Inside);
+        assert_eq!(hot.observe(word, Form::Bytes), Sighting::Inside);
         assert_eq!(hot.get(word, Form::Bytes, b"k", HotEntry::stored).unwrap().value.len(), 10);
         assert!(hot.get(word, Form::Bytes, b"other", HotEntry::stored).is_none());
     }
@@ -319,8 +319,8 @@ mod tests {
     #[test]
     fn a_hot_tier_of_no_bytes_keeps_nothing() {
         let hot = HotTier::new(0);
-        assert_eq!(hot.observe(Word(5), Form::Bytes), Doorkeeper::Unknown);
-        assert_eq!(hot.observe(Word(5), Form::Bytes), Doorkeeper::Unknown);
+        assert_eq!(hot.observe(Word(5), Form::Bytes), Sighting::Unknown);
+        assert_eq!(hot.observe(Word(5), Form::Bytes), Sighting::Unknown);
         assert!(!hot.admits(0));
         hot.insert(Word(5), entry(b"k", 1));
         assert!(hot.get(Word(5), Form::Bytes, b"k", HotEntry::stored).is_none());

@@ -88,7 +88,7 @@ pub(crate) struct Engine {
     /// Among threads what [`Role::Count`](index::Role::Count) is among processes.
     counting: Mutex<()>,
     /// Held by the thread that holds the role *space* for this process.
-    emptying: WaitQueue<()>,
+    space_queue: WaitQueue<()>,
     mode: Mode,
     /// How many bytes the log had taken when the background thread last ran.
     seen_appended: AtomicU64,
@@ -101,9 +101,9 @@ pub(crate) struct Engine {
     /// were locked.
     passed_over: AtomicU32,
     /// Whether it was logged that the bound on entries evicts.
-    told_of_entries: AtomicBool,
+    has_logged_entries: AtomicBool,
     /// Whether it was logged that the bound on bytes evicts.
-    told_of_bytes: AtomicBool,
+    has_logged_bytes: AtomicBool,
 }
 
 /// How this process uses the directory.
@@ -146,15 +146,15 @@ impl Engine {
             stats_file,
             culling: WaitQueue::default(),
             counting: Mutex::new(()),
-            emptying: WaitQueue::default(),
+            space_queue: WaitQueue::default(),
             mode,
             seen_appended: AtomicU64::new(0),
             chores: Mutex::new(()),
             bell: Bell::default(),
             next_few: AtomicU32::new(0),
             passed_over: AtomicU32::new(0),
-            told_of_entries: AtomicBool::new(false),
-            told_of_bytes: AtomicBool::new(false),
+            has_logged_entries: AtomicBool::new(false),
+            has_logged_bytes: AtomicBool::new(false),
         }
     }
 }

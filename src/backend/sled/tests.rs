@@ -89,7 +89,7 @@ fn everything_is_there_after_opening_again() {
 }
 
 #[test]
-fn closing_gives_up_the_directory_and_the_next_call_takes_it_up() {
+fn close_releases_the_directory_and_the_next_call_reopens_it() {
     let place = Place::new(|_| ());
     let backend = place.open();
     put(&backend, "a", b"1");
@@ -106,7 +106,7 @@ fn closing_gives_up_the_directory_and_the_next_call_takes_it_up() {
 }
 
 #[test]
-fn a_directory_of_somebody_else_is_left_alone() {
+fn a_foreign_directory_is_left_unchanged() {
     let place = Place::new(|_| ());
     fs::write(place.dir.path().join("precious"), b"1").unwrap();
     let refused = SledBackend::open(place.dir.path(), &place.options).err().unwrap();
@@ -180,7 +180,7 @@ fn lower_bounds_evict_when_the_directory_is_opened() {
 }
 
 #[test]
-fn expired_entries_go_first_and_without_being_read() {
+fn expired_entries_are_evicted_first_without_a_read() {
     let place = Place::new(|o| (o.max_entries, o.cull_frequency) = (4, 2));
     let backend = place.open();
     for (key, expires_at) in [("a", None), ("b", None), ("c", place.soon()), ("d", place.soon())] {
@@ -198,7 +198,7 @@ fn expired_entries_go_first_and_without_being_read() {
 }
 
 #[test]
-fn a_clear_takes_effect_at_once_and_its_records_go_with_later_stores() {
+fn a_clear_is_immediate_and_later_stores_remove_its_records() {
     let place = Place::new(|_| ());
     let backend = place.open();
     for n in 0..100 {
@@ -277,7 +277,7 @@ fn a_damaged_record_is_a_miss_and_is_counted_once() {
 }
 
 #[test]
-fn what_the_records_cannot_be_read_without_is_guarded() {
+fn the_facts_needed_to_read_records_are_checked() {
     let place = Place::new(|_| ());
     let backend = place.open();
     put(&backend, "a", b"");

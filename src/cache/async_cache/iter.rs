@@ -33,8 +33,10 @@ impl AsyncCache {
     /// ```
     pub fn keys(&self) -> AsyncKeys {
         AsyncKeys(match self.is_awaited {
-            true => Source::Awaited(Scan::new(self, "keys", true, |key, _| Ok(key.to_owned()))),
-            false => Source::Blocking(Batches::new(self.cache.keys())),
+            true => {
+                BatchSource::Awaited(Scan::new(self, "keys", true, |key, _| Ok(key.to_owned())))
+            }
+            false => BatchSource::Blocking(Batches::new(self.cache.keys())),
         })
     }
 
@@ -56,17 +58,17 @@ impl AsyncCache {
     pub fn iter<T: DeserializeOwned + Send + 'static>(&self) -> AsyncIter<T> {
         let make = |key: &str, item: Item<'_>| Ok((key.to_owned(), codec::decode(item)?));
         AsyncIter(match self.is_awaited {
-            true => Source::Awaited(Scan::new(self, "iter", false, make)),
-            false => Source::Blocking(Batches::new(self.cache.iter())),
+            true => BatchSource::Awaited(Scan::new(self, "iter", false, make)),
+            false => BatchSource::Blocking(Batches::new(self.cache.iter())),
         })
     }
 }
 
 /// The keys of a view; see [`AsyncCache::keys`].
-pub struct AsyncKeys(Source<Keys, String>);
+pub struct AsyncKeys(BatchSource<Keys, String>);
 
 /// The entries of a view; see [`AsyncCache::iter`].
-pub struct AsyncIter<T>(Source<Iter<T>, (String, T)>);
+pub struct AsyncIter<T>(BatchSource<Iter<T>, (String, T)>);
 
 impl AsyncKeys {
     /// The next key, or `None` at the end. Dropping the future loses no item.
@@ -89,12 +91,12 @@ impl<T: DeserializeOwned + Send + 'static> AsyncIter<T> {
 }
 
 /// Where the items come from.
-enum Source<I, R> {
+enum BatchSource<I, R> {
     Blocking(Batches<I, R>),
     Awaited(Scan<R>),
 }
 
-impl<I, R> Source<I, R>
+impl<I, R> BatchSource<I, R>
 where
     I: Iterator<Item = Result<R>> + Send + 'static,
     R: Send + 'static,

@@ -74,11 +74,11 @@ pub(crate) struct Blobs {
     dir: PathBuf,
     held: HeldDirectory,
     space: SpaceInUse,
-    known: Mutex<Known>,
+    known: Mutex<KnownBlobs>,
 }
 
 #[derive(Default)]
-struct Known {
+struct KnownBlobs {
     blobs: HashMap<u128, Blob>,
     /// Files that have the name of a blob and are not blobs.
     foreign: HashSet<u128>,
@@ -202,7 +202,7 @@ impl Blobs {
         Ok(Self { dir: dir.to_owned(), held, space: space.clone(), known: Mutex::default() })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
+    fn lock(&self) -> MutexGuard<'_, KnownBlobs> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -242,7 +242,7 @@ impl Blobs {
     }
 
     /// `None` if the known names may be out of date.
-    fn refreshed(&self, haste: Haste) -> Result<Option<MutexGuard<'_, Known>>> {
+    fn refreshed(&self, haste: Haste) -> Result<Option<MutexGuard<'_, KnownBlobs>>> {
         let io_error = |e| Error::io("read directory", &self.dir, e);
         let mut known = self.lock();
         let changed_at = self.held.changed_at().map_err(io_error)?;
@@ -261,7 +261,7 @@ impl Blobs {
 
     /// Lists the directory. The lock on `known` also covers the moment when a new blob of this
     /// process gets its name and becomes known.
-    fn list(&self, known: &mut Known) -> Result<()> {
+    fn list(&self, known: &mut KnownBlobs) -> Result<()> {
         let io_error = |e| Error::io("read directory", &self.dir, e);
         let mut there = HashSet::new();
         for found in self.storage().list(&self.dir).map_err(io_error)? {

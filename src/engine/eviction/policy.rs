@@ -62,12 +62,12 @@ pub(crate) struct Ages {
 
 /// How far a choice reaches: all older entries, and this many of that age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Edge {
+struct AgeCut {
     age: usize,
     of_that_age: u64,
 }
 
-impl Edge {
+impl AgeCut {
     const NOTHING: Self = Self { age: AGES, of_that_age: 0 };
 }
 
@@ -75,8 +75,8 @@ impl Edge {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Choice {
     policy: Eviction,
-    probation: Edge,
-    main: Edge,
+    probation: AgeCut,
+    main: AgeCut,
     /// How often each entry of the main queue was examined before the last round, which ends at the
     /// edge.
     rounds: u8,
@@ -85,13 +85,13 @@ pub(crate) struct Choice {
 /// What a choice means for an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
-    Stays,
-    Goes,
+    Kept,
+    Evicted,
     /// The entry has the age of an edge, of probation (0) or main (1).
     /// [`Choice::at_the_edge`] says how many such entries are evicted.
     AtTheEdge(usize),
     /// The entry stays, with another hint.
-    Becomes(Hint),
+    Changed(Hint),
 }
 
 fn bin(age: u32) -> usize {
@@ -125,18 +125,18 @@ impl Ages {
 
     /// Goes through the entries of `queue`, the oldest first, until it has found `left` of them, or
     /// `enough` returns `true` for an age. Subtracts the number of found entries from `left`.
-    fn edge(&self, queue: Queue, left: &mut u64, mut enough: impl FnMut(usize) -> bool) -> Edge {
+    fn edge(&self, queue: Queue, left: &mut u64, mut enough: impl FnMut(usize) -> bool) -> AgeCut {
         for age in (0..AGES).rev() {
             if enough(age) {
-                return Edge { age, of_that_age: 0 };
+                return AgeCut { age, of_that_age: 0 };
             }
             let there = self.of(queue, age);
             if there >= *left {
-                return Edge { age, of_that_age: std::mem::take(left) };
+                return AgeCut { age, of_that_age: std::mem::take(left) };
             }
             *left -= there;
         }
-        Edge { age: 0, of_that_age: self.of(queue, 0) }
+        AgeCut { age: 0, of_that_age: self.of(queue, 0) }
     }
 
     /// The choice that evicts `count` entries, or all if there are fewer. `share` is how many may
@@ -152,7 +152,7 @@ impl Ages {
 
     fn choose_oldest(&self, count: u64) -> Choice {
         let probation = self.edge(Queue::Probation, &mut { count }, |_| false);
-        Choice { policy: Eviction::Lru, probation, main: Edge::NOTHING, rounds: 0 }
+        Choice { policy: Eviction::Lru, probation, main: AgeCut::NOTHING, rounds: 0 }
     }
 
     /// The same entries in one queue.
@@ -180,7 +180,7 @@ impl Ages {
             is_enough
         });
         let mut choice =
-            Choice { policy: Eviction::Adaptive, probation, main: Edge::NOTHING, rounds: 0 };
+            Choice { policy: Eviction::Adaptive, probation, main: AgeCut::NOTHING, rounds: 0 };
         while left > 0 {
             if choice.rounds > MOST_USES {
                 return None;
@@ -197,19 +197,19 @@ impl Choice {
     pub(crate) fn fate(&self, hint: Hint, now: u32) -> Fate {
         let age = bin(hint.age(now));
         match Queue::of(self.policy, hint) {
-            Queue::Probation if age > self.probation.age => Fate::Goes,
+            Queue::Probation if age > self.probation.age => Fate::Evicted,
             Queue::Probation if age == self.probation.age => Fate::AtTheEdge(0),
-            Queue::Passed if age > self.probation.age => Fate::Becomes(hint.in_main(0)),
+            Queue::Passed if age > self.probation.age => Fate::Changed(hint.in_main(0)),
             Queue::Main(uses) => {
                 let examined = self.rounds + u8::from(age > self.main.age);
                 match uses.checked_sub(examined) {
-                    None => Fate::Goes,
+                    None => Fate::Evicted,
                     Some(0) if age == self.main.age && uses == self.rounds => Fate::AtTheEdge(1),
-                    Some(left) if examined > 0 => Fate::Becomes(hint.in_main(left).stamped(now)),
-                    Some(_) => Fate::Stays,
+                    Some(left) if examined > 0 => Fate::Changed(hint.in_main(left).stamped(now)),
+                    Some(_) => Fate::Kept,
                 }
             }
-            Queue::Probation | Queue::Passed => Fate::Stays,
+            Queue::Probation | Queue::Passed => Fate::Kept,
         }
     }
 
@@ -241,7 +241,7 @@ mod tests {
 
     fn oldest(of: &[(u32, u64)], count: u64) -> (usize, u64) {
         let entries: Vec<_> = of.iter().map(|(age, count)| (probation(*age, 0), *count)).collect();
-        let Edge { age, of_that_age } = ages(Eviction::Lru, &entries).choose(count, 0).probation;
+        let AgeCut { age, of_that_age } = ages(Eviction::Lru, &entries).choose(count, 0).probation;
         (age, of_that_age)
     }
 
@@ -270,7 +270,7 @@ mod tests {
         let choice = ages(Eviction::Lru, &[(probation(9, 0).in_main(3), 1), (probation(5, 0), 1)])
             .choose(1, 0);
         assert_eq!(choice.fate(probation(9, 0).in_main(3), NOW), Fate::AtTheEdge(0));
-        assert_eq!(choice.fate(probation(5, 0), NOW), Fate::Stays);
+        assert_eq!(choice.fate(probation(5, 0), NOW), Fate::Kept);
     }
 
     #[test]
@@ -284,12 +284,12 @@ mod tests {
             (main, 90),
         ];
         let choice = ages(Eviction::Adaptive, &there).choose(3, 8);
-        assert_eq!(choice.fate(probation(9, 0), NOW), Fate::Goes);
-        assert_eq!(choice.fate(probation(8, 2), NOW), Fate::Becomes(probation(8, 2).in_main(0)));
+        assert_eq!(choice.fate(probation(9, 0), NOW), Fate::Evicted);
+        assert_eq!(choice.fate(probation(8, 2), NOW), Fate::Changed(probation(8, 2).in_main(0)));
         assert_eq!(choice.fate(probation(7, 1), NOW), Fate::AtTheEdge(0));
         assert_eq!(choice.at_the_edge(), [1, 0]);
-        assert_eq!(choice.fate(probation(1, 0), NOW), Fate::Stays);
-        assert_eq!(choice.fate(main, NOW), Fate::Stays);
+        assert_eq!(choice.fate(probation(1, 0), NOW), Fate::Kept);
+        assert_eq!(choice.fate(main, NOW), Fate::Kept);
     }
 
     #[test]
@@ -303,25 +303,25 @@ mod tests {
             (main(2, 0), 4),
         ];
         let choice = ages(Eviction::Adaptive, &there).choose(2, 20);
-        assert_eq!(choice.fate(probation(1, 0), NOW), Fate::Stays);
-        assert_eq!(choice.fate(main(9, 1), NOW), Fate::Becomes(main(9, 0).stamped(NOW)));
-        assert_eq!(choice.fate(main(8, 0), NOW), Fate::Goes);
-        assert_eq!(choice.fate(main(7, 2), NOW), Fate::Becomes(main(7, 1).stamped(NOW)));
+        assert_eq!(choice.fate(probation(1, 0), NOW), Fate::Kept);
+        assert_eq!(choice.fate(main(9, 1), NOW), Fate::Changed(main(9, 0).stamped(NOW)));
+        assert_eq!(choice.fate(main(8, 0), NOW), Fate::Evicted);
+        assert_eq!(choice.fate(main(7, 2), NOW), Fate::Changed(main(7, 1).stamped(NOW)));
         assert_eq!(choice.fate(main(2, 0), NOW), Fate::AtTheEdge(1));
         assert_eq!(choice.at_the_edge(), [0, 1]);
         // One more than there are without uses: a second round begins.
         let choice = ages(Eviction::Adaptive, &there).choose(6, 20);
-        assert_eq!(choice.fate(main(2, 0), NOW), Fate::Goes);
+        assert_eq!(choice.fate(main(2, 0), NOW), Fate::Evicted);
         assert_eq!(choice.fate(main(9, 1), NOW), Fate::AtTheEdge(1));
         assert_eq!(choice.at_the_edge(), [0, 1]);
-        assert_eq!(choice.fate(main(7, 2), NOW), Fate::Becomes(main(7, 1).stamped(NOW)));
+        assert_eq!(choice.fate(main(7, 2), NOW), Fate::Changed(main(7, 1).stamped(NOW)));
     }
 
     #[test]
     fn with_too_few_main_entries_the_oldest_are_evicted() {
         let there = [(probation(5, 0), 10), (probation(9, 0).in_main(3), 1)];
         let choice = ages(Eviction::Adaptive, &there).choose(3, 20);
-        assert_eq!(choice.fate(probation(9, 0).in_main(3), NOW), Fate::Goes);
+        assert_eq!(choice.fate(probation(9, 0).in_main(3), NOW), Fate::Evicted);
         assert_eq!(
             (choice.fate(probation(5, 0), NOW), choice.at_the_edge()),
             (Fate::AtTheEdge(0), [2, 0])

@@ -48,7 +48,7 @@ pub(crate) enum SegmentState {
 /// A transition that is one compare-and-swap of the state. The other transitions begin or end in a
 /// free line: `create_segment`, `restore_segment`, `free_segment`.
 #[derive(Debug, Clone, Copy)]
-enum Edge {
+enum Transition {
     Activate,
     Abort,
     Seal,
@@ -57,7 +57,7 @@ enum Edge {
     Drop,
 }
 
-impl Edge {
+impl Transition {
     /// The states between which it leads.
     const fn ends(self) -> (SegmentState, SegmentState) {
         use SegmentState::{Active, Creating, Dropped, Emptied, Sealed};
@@ -226,7 +226,7 @@ impl Index {
     }
 
     /// Takes `edge`, if segment `id` is in the state where it begins. Returns whether it was.
-    fn take_edge(&self, id: u32, edge: Edge) -> bool {
+    fn take_edge(&self, id: u32, edge: Transition) -> bool {
         let (from, to) = edge.ends();
         let Some(line) = self.line_of(id) else { return false };
         let change = |word: u64| {
@@ -239,12 +239,12 @@ impl Index {
     /// creating -> active: the file of segment `id`, which this process creates, is complete.
     /// `false` if another process took this one for dead and aborted the creation.
     pub(crate) fn activate_segment(&self, id: u32) -> bool {
-        self.take_edge(id, Edge::Activate)
+        self.take_edge(id, Transition::Activate)
     }
 
     /// creating -> emptied: the owner of segment `id` is dead. `false` if it had activated it.
     pub(crate) fn abort_segment(&self, id: u32) -> bool {
-        self.take_edge(id, Edge::Abort)
+        self.take_edge(id, Transition::Abort)
     }
 
     /// active -> sealed: nothing more is appended to segment `id`, which this process owns and all
@@ -252,7 +252,7 @@ impl Index {
     pub(crate) fn seal_segment(&self, id: u32) {
         let Some(line) = self.line_of(id) else { return };
         line[4].store(u64::from(self.recency()), Ordering::Relaxed);
-        if self.take_edge(id, Edge::Seal) {
+        if self.take_edge(id, Transition::Seal) {
             let tail = line[2].load(Ordering::Acquire) >> 32;
             self.words()[at::LOGGED].fetch_add(tail, Ordering::AcqRel);
         }
@@ -262,13 +262,13 @@ impl Index {
     /// attached.
     pub(crate) fn resume_segment(&self, id: u32, end: u32) {
         self.set_segment_tail(id, end, end);
-        self.take_edge(id, Edge::Resume);
+        self.take_edge(id, Transition::Resume);
         self.adopt_segment(id, Owner::NONE);
     }
 
     /// sealed -> emptied: no entry names segment `id` any more.
     pub(crate) fn empty_segment(&self, id: u32) -> bool {
-        self.take_edge(id, Edge::Empty)
+        self.take_edge(id, Transition::Empty)
     }
 
     /// emptied -> dropped: the file of segment `id` is removed. Its bytes count until all processes
@@ -277,7 +277,7 @@ impl Index {
         let Some(line) = self.line_of(id) else { return };
         line[4].store(UNCOUNTED, Ordering::Release);
         // In this order: a process that sees the new count sees that the segment is dropped.
-        if self.take_edge(id, Edge::Drop) {
+        if self.take_edge(id, Transition::Drop) {
             let drops = self.words()[at::DROPS].fetch_add(1, Ordering::AcqRel) + 1;
             line[4].store(drops, Ordering::Release);
         }

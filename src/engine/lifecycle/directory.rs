@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stopped_waiter_for_the_attach_mutex_delays_observers_shortly() {
+    fn a_stopped_attach_waiter_delays_observers_only_briefly() {
         let dir = tempfile::tempdir().unwrap();
         let open = || SYSTEM.open_or_create(&dir.path().join("locks")).unwrap().0;
         let (stopped, observer) = (open(), open());

@@ -59,7 +59,7 @@ pub(crate) fn salvaged_in_use(path: &Path) -> Error {
 }
 
 /// What the files say about the time before this open.
-struct Known {
+struct FoundFiles {
     /// The last sequence that the last clean close noted; 0 if there was none.
     sequence: u64,
     /// The lowest number that a valid snapshot can have; `None` if `state` does not say.
@@ -68,7 +68,7 @@ struct Known {
     found: FoundSnapshot,
 }
 
-impl Known {
+impl FoundFiles {
     fn read(directory: &Directory, state: &StateFile) -> Result<Self> {
         let least = state.snapshot();
         let found = checkpoint_files::find(directory.storage, &directory.path, least.unwrap_or(0))?;
@@ -117,17 +117,17 @@ impl Opening<'_> {
         let at_state = |e| Error::io("open", &directory.file("state"), e);
         let (mut segments, layout) = self.open_segments(options, Access::ToWrite)?;
         let closed = if options.salvage {
-            Closed::No
+            ClosedIndex::No
         } else {
             open_closed(directory, &state, &layout, process_slot)?
         };
-        let known = Known::read(directory, &state)?;
+        let known = FoundFiles::read(directory, &state)?;
         let snapshot = known.snapshot_number();
         // Durably, before anything is changed.
         state.mark_open(options.limits()).map_err(at_state)?;
         step!("attach::marked");
         let (recovered, is_closed) = match closed {
-            Closed::Fits(recovered) => (recovered, true),
+            ClosedIndex::Fits(recovered) => (recovered, true),
             closed => (self.recover(&mut state, closed, known, &layout, &segments)?, false),
         };
         let Recovered { index, hints, wants_checkpoint, sealed } = recovered;
@@ -154,8 +154,8 @@ impl Opening<'_> {
     fn recover(
         &self,
         state: &mut StateFile,
-        closed: Closed,
-        known: Known,
+        closed: ClosedIndex,
+        known: FoundFiles,
         layout: &Layout,
         segments: &[Segment],
     ) -> Result<Recovered> {
@@ -167,7 +167,9 @@ impl Opening<'_> {
         let number = known.snapshot_number();
         let (sequence, least) = (known.sequence, known.least_snapshot.unwrap_or(0));
         let base = match closed {
-            Closed::OtherSize(words, header) if !options.salvage => Base::Closed(words, header),
+            ClosedIndex::OtherSize(words, header) if !options.salvage => {
+                Base::Closed(words, header)
+            }
             _ => self.base(known, segments.is_empty()),
         };
         let is_newer = matches!(base, Base::Snapshot(..)) && number > least;
@@ -225,7 +227,7 @@ impl Opening<'_> {
         let access = Access::ToRead;
         let (mut segments, layout) = self.open_segments(&options, access)?;
         drop(beyond_table(&mut segments, layout.geometry.segments));
-        let known = Known::read(directory, &state)?;
+        let known = FoundFiles::read(directory, &state)?;
         let sequence = known.sequence;
         let base = self.base(known, segments.is_empty());
         let (layout, options) = (&layout, &options);
@@ -244,7 +246,7 @@ impl Opening<'_> {
     }
 
     /// What a recovery starts from.
-    fn base(&self, known: Known, is_log_empty: bool) -> Base {
+    fn base(&self, known: FoundFiles, is_log_empty: bool) -> Base {
         let FoundSnapshot { newest, untouched } = known.found;
         match (newest, known.least_snapshot) {
             _ if self.options.salvage => Base::Salvage,
@@ -340,7 +342,7 @@ fn beyond_table(segments: &mut Vec<Segment>, rows: u32) -> std::vec::Drain<'_, S
 }
 
 /// The index of a directory, if it was closed.
-enum Closed {
+enum ClosedIndex {
     /// Index and hints can be used.
     Fits(Recovered),
     /// The index is too small or too large now: its words and its header.
@@ -355,16 +357,16 @@ fn open_closed(
     state: &StateFile,
     layout: &Layout,
     process_slot: &ProcessSlot,
-) -> Result<Closed> {
-    let Some(header) = state.clean() else { return Ok(Closed::No) };
+) -> Result<ClosedIndex> {
+    let Some(header) = state.clean() else { return Ok(ClosedIndex::No) };
     let index_path = directory.file("index");
     let index = match directory.storage.open(&index_path) {
         Ok(file) => Index::open(&file, header, process_slot.clone()),
-        Err(e) if is_unusable(&e) => return Ok(Closed::No),
+        Err(e) if is_unusable(&e) => return Ok(ClosedIndex::No),
         Err(e) => Err(e),
     };
     let Some(index) = index.map_err(|e| Error::io("open", &index_path, e))? else {
-        return Ok(Closed::No);
+        return Ok(ClosedIndex::No);
     };
     if !layout.is_served_by(index.geometry()) {
         let mut words = Vec::new();
@@ -378,10 +380,15 @@ fn open_closed(
             next_segment: index.unused_segment_id(),
             ..Header::default()
         };
-        return Ok(Closed::OtherSize(words, header));
+        return Ok(ClosedIndex::OtherSize(words, header));
     }
     let hints = open_hints(directory, &index)?;
-    Ok(Closed::Fits(Recovered { index, hints, wants_checkpoint: false, sealed: HashSet::new() }))
+    Ok(ClosedIndex::Fits(Recovered {
+        index,
+        hints,
+        wants_checkpoint: false,
+        sealed: HashSet::new(),
+    }))
 }
 
 /// Opens the hints of an index; creates them if their size does not fit.

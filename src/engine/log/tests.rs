@@ -123,7 +123,7 @@ fn a_segment_being_created_is_not_aborted() {
 }
 
 #[test]
-fn a_segment_whose_line_was_freed_during_its_creation_is_not_used() {
+fn a_segment_freed_during_its_creation_is_not_used() {
     let dir = tempfile::tempdir().unwrap();
     let (index, log) = log_with_a_record(dir.path());
     let begun = index.create_segment(16 << 10).unwrap();
@@ -143,7 +143,7 @@ fn a_closed_log_continues_where_it_ended() {
 }
 
 #[test]
-fn the_end_of_an_earlier_life_is_cleared_without_an_active_segment() {
+fn without_an_active_segment_the_old_end_of_log_is_cleared() {
     let dir = tempfile::tempdir().unwrap();
     let (index, log) = log_with_a_record(dir.path());
     let segment = lock(&log.active).take().unwrap();

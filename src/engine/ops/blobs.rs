@@ -110,7 +110,7 @@ impl Engine {
             evicted += u64::from(self.evict_word(hash, word)?);
         }
         self.counters.add(Counter::Evicted, evicted);
-        self.tell_once(&self.told_of_bytes, "max_bytes");
+        self.tell_once(&self.has_logged_bytes, "max_bytes");
         self.blobs.take_dead(self);
         Ok(evicted > 0)
     }

@@ -71,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn a_nearly_dead_segment_is_compacted_else_the_oldest_is_evicted() {
+    fn nearly_dead_is_compacted_else_the_oldest_is_evicted() {
         assert_eq!(choose(&candidates(&[90, 20, 60])), Some((2, Evacuate::Copy)));
         assert_eq!(choose(&candidates(&[90, 21, 60])), Some((1, Evacuate::Evict)));
         assert_eq!(choose(&candidates(&[90, 0, 0])), Some((2, Evacuate::Copy)));

@@ -215,7 +215,7 @@ impl Engine {
         }
         if evicted > 0 {
             self.counters.add(Counter::Evicted, evicted);
-            self.tell_once(&self.told_of_bytes, "max_bytes");
+            self.tell_once(&self.has_logged_bytes, "max_bytes");
         }
         held
     }

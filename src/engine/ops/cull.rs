@@ -40,7 +40,7 @@ impl Engine {
 
     /// Makes room for at least one more entry.
     pub(crate) fn make_room(&self) -> Result<()> {
-        self.tell_once(&self.told_of_entries, "max_entries");
+        self.tell_once(&self.has_logged_entries, "max_entries");
         if !self.culls_inline() {
             self.bell.ring();
             self.evict_few();
@@ -71,7 +71,7 @@ impl Engine {
         if self.culls_inline() || self.index.count() < self.crowded_at() {
             return Ok(());
         }
-        self.tell_once(&self.told_of_entries, "max_entries");
+        self.tell_once(&self.has_logged_entries, "max_entries");
         let Some(_culling) = self.culling.try_enter() else { return Ok(()) };
         let Some(_role) = self.index.try_acquire(Role::Cull)? else { return Ok(()) };
         if self.index.count() >= self.crowded_at() { self.cull() } else { Ok(()) }
@@ -162,12 +162,12 @@ impl Engine {
         for (slot, word) in self.index.entries(buckets) {
             let hint = self.hints.get(slot);
             match choice.fate(hint, now) {
-                Fate::Stays => {}
-                Fate::Goes => evicted += u64::from(self.evict_selected(slot, word, &mut left)),
+                Fate::Kept => {}
+                Fate::Evicted => evicted += u64::from(self.evict_selected(slot, word, &mut left)),
                 Fate::AtTheEdge(edge) => {
                     at_the_edge[edge].push((Reverse(hint.age(now)), word.age(), slot, word));
                 }
-                Fate::Becomes(changed) => self.hints.replace(slot, hint, changed),
+                Fate::Changed(changed) => self.hints.replace(slot, hint, changed),
             }
         }
         for (mut candidates, going) in at_the_edge.into_iter().zip(choice.at_the_edge()) {

@@ -15,7 +15,7 @@ use crate::engine::blob::OpenBlob;
 use crate::engine::counters::Counter;
 use crate::engine::format::record::{Kind, Record};
 use crate::engine::format::word::Word;
-use crate::engine::hot_tier::{Doorkeeper, Form, HotContent, HotEntry};
+use crate::engine::hot_tier::{Form, HotContent, HotEntry, Sighting};
 use crate::engine::index::{Probe, Slot};
 use crate::engine::log::segment::{Segment, SegmentPin};
 use crate::engine::log::segment_map::SegmentGuard;
@@ -149,7 +149,7 @@ impl Hit<'_> {
 }
 
 /// The result of the probe of one word.
-enum Verdict<R> {
+enum Judgement<R> {
     Hit(R),
     /// The key's record is there, but expired or of an older generation.
     Dead,
@@ -221,8 +221,8 @@ impl Engine {
         decode: &mut dyn FnMut(Item<'_>) -> Option<Decoded>,
     ) -> Result<Option<SharedValue>> {
         let found = self.find_live(key, |word, verdict| {
-            let door = self.hot.observe(word, Form::Decoded);
-            if door == Doorkeeper::Inside
+            let sighting = self.hot.observe(word, Form::Decoded);
+            if sighting == Sighting::Inside
                 && let Some((generation, (value, expires_at))) =
                     self.hot
                         .get(word, Form::Decoded, key, |e| Some((e.generation, e.decoded(wanted)?)))
@@ -232,12 +232,12 @@ impl Engine {
             }
             // The hot tier need not admit the bytes as well.
             let is_inside = self.hot.is_inside(word, Form::Bytes);
-            let bytes_door = if is_inside { Doorkeeper::Inside } else { Doorkeeper::Unknown };
+            let bytes_sighting = if is_inside { Sighting::Inside } else { Sighting::Unknown };
             let mut take = |source: ValueSource<'_>, _| {
                 let Some(source) = source.whole()? else { return Ok(None) };
                 let Some(decoded) = decode(source.item()) else { return Ok(Some(None)) };
                 let value = decoded.value.clone();
-                if door != Doorkeeper::Unknown && self.hot.admits(decoded.weight) {
+                if sighting != Sighting::Unknown && self.hot.admits(decoded.weight) {
                     let expires_at = source.expires_at();
                     let content = HotContent::Decoded { value: decoded, expires_at };
                     self.hot.insert(
@@ -247,7 +247,7 @@ impl Engine {
                 }
                 Ok(Some(Some(value)))
             };
-            self.judge(word, key, bytes_door, &mut take, verdict)
+            self.judge(word, key, bytes_sighting, &mut take, verdict)
         });
         Ok(found?.flatten())
     }
@@ -257,7 +257,7 @@ impl Engine {
     fn find_live<R>(
         &self,
         key: &[u8],
-        mut judge: impl FnMut(Word, &mut Option<Verdict<R>>) -> Probe,
+        mut judge: impl FnMut(Word, &mut Option<Judgement<R>>) -> Probe,
     ) -> Result<Option<R>> {
         let hash = self.hasher.hash(key);
         self.hints.prefetch(self.index.primary_of(hash));
@@ -267,15 +267,15 @@ impl Engine {
             let found = self.index.find(hash, |word| judge(word, &mut verdict));
             match (verdict, found.entry) {
                 // A damaged word may name an older record of the same key.
-                (Some(Verdict::Hit(result)), Some((slot, _)))
+                (Some(Judgement::Hit(result)), Some((slot, _)))
                     if !self.index.is_damaged(hash, &found) =>
                 {
                     self.hints.touch(slot, self.index.recency(), self.ghosts.is_some());
                     self.counters.one(Counter::Hits);
                     return Ok(Some(result));
                 }
-                (Some(Verdict::Failed(error)), _) => return Err(error),
-                (Some(Verdict::Damaged), Some((slot, word))) => self.drop_damaged(slot, word),
+                (Some(Judgement::Failed(error)), _) => return Err(error),
+                (Some(Judgement::Damaged), Some((slot, word))) => self.drop_damaged(slot, word),
                 _ => {}
             }
             match found.unreadable {
@@ -302,12 +302,12 @@ impl Engine {
         generation: u32,
         expires_at: Expiry,
         take: impl FnOnce() -> R,
-    ) -> Verdict<R> {
+    ) -> Judgement<R> {
         if self.has_ended(generation, expires_at) {
-            return Verdict::Dead;
+            return Judgement::Dead;
         }
         self.counters.one(Counter::HotHits);
-        Verdict::Hit(take())
+        Judgement::Hit(take())
     }
 
     fn has_ended(&self, generation: u32, expires_at: Expiry) -> bool {
@@ -319,11 +319,11 @@ impl Engine {
         &self,
         word: Word,
         key: &[u8],
-        door: Doorkeeper,
+        sighting: Sighting,
         take: &mut impl FnMut(ValueSource<'_>, Word) -> Result<Option<R>>,
-        verdict: &mut Option<Verdict<R>>,
+        verdict: &mut Option<Judgement<R>>,
     ) -> Probe {
-        if door == Doorkeeper::Inside
+        if sighting == Sighting::Inside
             && let Some((generation, stored)) =
                 self.hot.get(word, Form::Bytes, key, |e| Some((e.generation, e.stored()?)))
         {
@@ -331,9 +331,9 @@ impl Engine {
             return match self.judge_hot(generation, expires_at, || {
                 take(ValueSource::HotTier { stored, generation }, word)
             }) {
-                Verdict::Hit(taken) => conclude(taken, verdict),
+                Judgement::Hit(taken) => conclude(taken, verdict),
                 _ => {
-                    *verdict = Some(Verdict::Dead);
+                    *verdict = Some(Judgement::Dead);
                     Probe::Match
                 }
             };
@@ -341,7 +341,7 @@ impl Engine {
         let guard = match self.log.fetch(word.segment()) {
             Ok(guard) => guard,
             Err(error) => {
-                *verdict = Some(Verdict::Failed(error));
+                *verdict = Some(Judgement::Failed(error));
                 return Probe::Match;
             }
         };
@@ -353,7 +353,7 @@ impl Engine {
             return Probe::Other;
         }
         if self.has_ended(record.generation, record.expires_at) {
-            *verdict = Some(Verdict::Dead);
+            *verdict = Some(Judgement::Dead);
         } else if let Some(reference) = record.blob() {
             let opened = self.blobs.open_blob(reference);
             let taken = opened.and_then(|blob| {
@@ -366,12 +366,12 @@ impl Engine {
         {
             let hit =
                 Hit { segment, record: &record, value, soft, most_pinned: self.most_pinned() };
-            if door == Doorkeeper::Seen && self.hot.admits(value.len()) {
+            if sighting == Sighting::Seen && self.hot.admits(value.len()) {
                 self.keep_hot(word, &hit);
             }
             return conclude(take(ValueSource::Log(hit), word), verdict);
         } else {
-            *verdict = Some(Verdict::Damaged);
+            *verdict = Some(Judgement::Damaged);
         }
         Probe::Match
     }
@@ -482,11 +482,11 @@ fn lowest_hash(primary: u32, primaries: u32) -> Option<u64> {
 
 /// Turns the result of `take` into a verdict: a value is a hit. Without one, the record is damaged,
 /// or it was moved after the word was read.
-fn conclude<R>(taken: Result<Option<R>>, verdict: &mut Option<Verdict<R>>) -> Probe {
+fn conclude<R>(taken: Result<Option<R>>, verdict: &mut Option<Judgement<R>>) -> Probe {
     *verdict = Some(match taken {
-        Ok(Some(taken)) => Verdict::Hit(taken),
+        Ok(Some(taken)) => Judgement::Hit(taken),
         Ok(None) => return Probe::Unreadable,
-        Err(error) => Verdict::Failed(error),
+        Err(error) => Judgement::Failed(error),
     });
     Probe::Match
 }

@@ -28,7 +28,8 @@ impl Engine {
         &self,
         mut instead: impl FnMut() -> Result<Option<I>>,
     ) -> Result<Waited<SpaceRole<'_>, I>> {
-        let thread = self.emptying.enter().ok_or_else(|| busy("make room").with_path(&self.dir))?;
+        let thread =
+            self.space_queue.enter().ok_or_else(|| busy("make room").with_path(&self.dir))?;
         let between = || {
             // The holder of the role may wait for this process to unmap segments that it removed.
             self.log.unmap_new_drops();
@@ -36,7 +37,7 @@ impl Engine {
         };
         let waited =
             self.index.acquire_or(Role::Space, between).map_err(|e| e.with_path(&self.dir));
-        Ok(match self.emptying.share_timeout(waited)? {
+        Ok(match self.space_queue.share_timeout(waited)? {
             Waited::Acquired(role) => Waited::Acquired(SpaceRole { _role: role, _thread: thread }),
             Waited::Instead(instead) => Waited::Instead(instead),
         })
@@ -44,7 +45,7 @@ impl Engine {
 
     /// The space role, if no other thread or process holds it.
     pub(crate) fn try_space_role(&self) -> Result<Option<SpaceRole<'_>>> {
-        let Some(thread) = self.emptying.try_enter() else { return Ok(None) };
+        let Some(thread) = self.space_queue.try_enter() else { return Ok(None) };
         let role = self.index.try_acquire(Role::Space)?;
         Ok(role.map(|role| SpaceRole { _role: role, _thread: thread }))
     }

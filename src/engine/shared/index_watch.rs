@@ -57,7 +57,7 @@ pub(crate) fn remove_if_watched(storage: &'static dyn Storage, path: &Path) -> i
         return Ok(());
     }
     retire(&old)?;
-    step!("recovery::given_up");
+    step!("recovery::retired");
     storage.remove(path)?;
     step!("recovery::removed");
     Ok(())

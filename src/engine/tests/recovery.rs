@@ -309,7 +309,7 @@ fn a_flipped_byte_in_a_control_word_blocks_no_operation() {
 }
 
 #[test]
-fn an_engine_of_a_removed_directory_does_not_touch_its_successor() {
+fn an_engine_does_not_touch_the_successor_of_its_directory() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("cache");
     let removed = open(&path, &options());

@@ -24,7 +24,7 @@ fn has_segments(dir: &Path, ids: &[u32]) -> bool {
 }
 
 #[test]
-fn dead_space_is_reclaimed_and_files_go_after_a_checkpoint() {
+fn files_of_emptied_segments_are_removed_by_a_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let options = || Options { max_entries: 5000, max_bytes: 8 << 20, ..options() };
     let engine = open(dir.path(), &options());
@@ -184,7 +184,7 @@ fn entries_set_after_a_value_beyond_the_reach_of_a_word_exist() {
 }
 
 #[test]
-fn the_largest_value_fits_again_and_again_while_others_read_and_sync() {
+fn the_largest_value_always_fits_while_others_read_and_sync() {
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &Options { max_bytes: 4 << 20, ..options() });
     let largest = vec![7; engine.log.max_record_len() as usize - 64];

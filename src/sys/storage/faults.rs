@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_read_goes_on_and_a_short_write_meets_a_full_disk() {
+    fn a_short_read_is_continued_and_a_short_write_hits_enospc() {
         let dir = tempfile::tempdir().unwrap();
         let faults = Faults::new();
         let storage: &'static dyn Storage = faults;

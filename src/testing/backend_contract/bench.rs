@@ -26,10 +26,10 @@ impl Bench {
         Self { make, real_time: None, outage: None }
     }
 
-    pub(super) fn fresh(&self) -> Result<Subject, String> {
+    pub(super) fn fresh(&self) -> Result<UnderTest, String> {
         let clock = ManualClock::new();
         let backend = (self.make)(clock.clone()).map_err(|e| format!("no fresh backend: {e}"))?;
-        Ok(Subject { backend, clock, real_time: self.real_time })
+        Ok(UnderTest { backend, clock, real_time: self.real_time })
     }
 
     /// A cache on a fresh backend, with a clock that is the backend's.
@@ -37,7 +37,7 @@ impl Bench {
         &self,
         options: impl FnOnce(Builder) -> Builder,
     ) -> Result<(Cache, ManualClock), String> {
-        let Subject { backend, clock, real_time } = self.fresh()?;
+        let UnderTest { backend, clock, real_time } = self.fresh()?;
         let builder = Builder::backend(backend);
         let builder = match real_time {
             Some(_) => builder.clock(SystemClock),
@@ -49,13 +49,13 @@ impl Bench {
 }
 
 /// A backend that is being checked.
-pub(super) struct Subject {
+pub(super) struct UnderTest {
     pub(super) backend: Box<dyn Backend>,
     clock: ManualClock,
     real_time: Option<Duration>,
 }
 
-impl Subject {
+impl UnderTest {
     pub(super) fn now(&self) -> Timestamp {
         match self.real_time {
             Some(_) => SystemClock.now(),

@@ -21,12 +21,12 @@ const OPERATIONS: &str = include_str!("operations.txt");
 
 /// A recorded value.
 #[derive(Debug, Clone, PartialEq)]
-enum Value {
+enum RecordedValue {
     Integer(i64),
     Text(String),
 }
 
-impl Value {
+impl RecordedValue {
     fn parse(text: &str) -> Result<Self, String> {
         match text.strip_prefix('\'') {
             Some(text) => Ok(Self::Text(text.to_owned())),
@@ -42,7 +42,7 @@ impl Value {
     }
 }
 
-impl Serialize for Value {
+impl Serialize for RecordedValue {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match self {
             Self::Integer(number) => serializer.serialize_i64(*number),
@@ -51,26 +51,26 @@ impl Serialize for Value {
     }
 }
 
-impl<'de> Deserialize<'de> for Value {
+impl<'de> Deserialize<'de> for RecordedValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Either;
         impl Visitor<'_> for Either {
-            type Value = Value;
+            type Value = RecordedValue;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("an integer or a text")
             }
 
-            fn visit_i64<E>(self, number: i64) -> Result<Value, E> {
-                Ok(Value::Integer(number))
+            fn visit_i64<E>(self, number: i64) -> Result<RecordedValue, E> {
+                Ok(RecordedValue::Integer(number))
             }
 
-            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<Value, E> {
-                i64::try_from(number).map(Value::Integer).map_err(E::custom)
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<RecordedValue, E> {
+                i64::try_from(number).map(RecordedValue::Integer).map_err(E::custom)
             }
 
-            fn visit_str<E>(self, text: &str) -> Result<Value, E> {
-                Ok(Value::Text(text.to_owned()))
+            fn visit_str<E>(self, text: &str) -> Result<RecordedValue, E> {
+                Ok(RecordedValue::Text(text.to_owned()))
             }
         }
         deserializer.deserialize_any(Either).map_err(D::Error::custom)
@@ -131,21 +131,21 @@ fn answer<'a>(
         }
         ["clear"] => (said(cache.clear().map(|()| String::new()))?, "any"),
         ["set", version, key, value, life, recorded] => {
-            let set = of(version)?.set(key, &Value::parse(value)?, timeout(life)?);
+            let set = of(version)?.set(key, &RecordedValue::parse(value)?, timeout(life)?);
             (said(set.map(|()| "-".to_owned()))?, recorded)
         }
         ["add", version, key, value, life, recorded] => {
-            let added = of(version)?.add(key, &Value::parse(value)?, timeout(life)?);
+            let added = of(version)?.add(key, &RecordedValue::parse(value)?, timeout(life)?);
             (said(added.map(yes))?, recorded)
         }
         ["get_or_set", version, key, value, life, recorded] => {
-            let value = Value::parse(value)?;
+            let value = RecordedValue::parse(value)?;
             let got = of(version)?.get_or_set(key, timeout(life)?, || value);
-            (said(got.map(Value::text))?, recorded)
+            (said(got.map(RecordedValue::text))?, recorded)
         }
         ["get", version, key, recorded] => {
-            let got = of(version)?.get::<Value>(key);
-            (said(got.map(|value| value.map_or("miss".to_owned(), Value::text)))?, recorded)
+            let got = of(version)?.get::<RecordedValue>(key);
+            (said(got.map(|value| value.map_or("miss".to_owned(), RecordedValue::text)))?, recorded)
         }
         ["touch", version, key, life, recorded] => {
             (said(of(version)?.touch(key, timeout(life)?).map(yes))?, recorded)

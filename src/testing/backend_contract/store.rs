@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::bench::{Bench, Subject};
+use super::bench::{Bench, UnderTest};
 use super::verdict::{Verdict, ensure};
 use crate::backend::{Change, ClaimKey, Claimed, Codec, Condition, NewLimits, Outcome, Soft};
 use crate::error::ErrorKind;
@@ -44,7 +44,7 @@ pub(super) fn conditions_decide(bench: &Bench) -> Result<Verdict, String> {
 
 /// Whether the outcome, and what is there then, are those of a condition that is `met` or not.
 fn one_decision(
-    subject: &Subject,
+    subject: &UnderTest,
     outcome: Outcome,
     met: bool,
     before: Option<u64>,
@@ -156,7 +156,7 @@ fn some_keys(count: usize) -> Vec<String> {
     (0..count).map(|n| format!("{}:{}:key {n}", ["", "app", "a:1"][n % 3], n % 2)).collect()
 }
 
-fn len(subject: &Subject) -> Result<Option<u64>, String> {
+fn len(subject: &UnderTest) -> Result<Option<u64>, String> {
     match subject.backend.len() {
         Ok(len) => Ok(Some(len)),
         Err(error) if error.kind() == ErrorKind::Unsupported => Ok(None),
@@ -208,7 +208,7 @@ pub(super) fn len_counts(bench: &Bench) -> Result<Verdict, String> {
 }
 
 /// How often a scan hands out each key, while entries that do not stay come and go.
-fn scanned(subject: &Subject, keys: &[String]) -> Result<Option<BTreeMap<String, u32>>, String> {
+fn scanned(subject: &UnderTest, keys: &[String]) -> Result<Option<BTreeMap<String, u32>>, String> {
     for key in keys {
         subject.put(key, key.as_bytes(), None)?;
     }

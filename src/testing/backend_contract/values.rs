@@ -4,7 +4,7 @@ use std::any::TypeId;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::bench::{Bench, Subject};
+use super::bench::{Bench, UnderTest};
 use super::verdict::{Verdict, ensure};
 use crate::backend::{Change, Codec, Condition, Decoded, Expiry, Item, Soft, Streamed};
 use crate::error::ErrorKind;
@@ -90,7 +90,7 @@ pub(super) fn large_values(bench: &Bench) -> Result<Verdict, String> {
 }
 
 /// Whether every method that reads says that there is this entry, or that there is none.
-fn reads_say(subject: &Subject, expected: Option<(&[u8], Expiry)>) -> Result<(), String> {
+fn reads_say(subject: &UnderTest, expected: Option<(&[u8], Expiry)>) -> Result<(), String> {
     let backend = &*subject.backend;
     let failed = |what, error| format!("{what} failed: {error}");
     let (value, end) = (expected.map(|e| e.0), expected.map(|e| e.1));
