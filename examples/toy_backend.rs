@@ -1,4 +1,4 @@
-//! A backend of about 150 lines: a `HashMap` behind a lock, bounded in entries. Its `main` runs the
+//! A backend of about 200 lines: a `HashMap` behind a lock, bounded in entries. Its `main` runs the
 //! conformance suite and prints the result.
 //!
 //! ```sh
@@ -149,7 +149,7 @@ impl Backend for Toy {
         Ok(batch.last().map(|(number, ..)| *number))
     }
 
-    // All that follows is optional. These three tell `AsyncCache` that no call takes long.
+    // Also optional: these two tell `AsyncCache` that no call takes long.
     fn weight(&self, key: &str) -> usize {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.live(key, self.clock.now()).map_or(0, |stored| stored.value.len())
