@@ -416,7 +416,7 @@ fn flips_of(original: &Original, files: &[&str]) -> Vec<Damage> {
                 }
             };
             if chosen || everything() {
-                // The bits of a record's location or of a bucket lock.
+                // The bits of a record's location or of a chain lock.
                 let each_bit = is_bucket && !original.killed && at % 8 < 3;
                 flips(name, at, each_bit, &mut rng, &mut damages);
             }

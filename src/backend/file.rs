@@ -29,7 +29,7 @@ impl FileBackend {
     /// Opens the directory `dir`, which is made if there is none.
     ///
     /// # Errors
-    /// If the environment refuses, or it is not ours.
+    /// If the operating system refuses, or the directory is not a cache.
     pub(crate) fn open(dir: &Path, options: &Options) -> Result<Self> {
         Self::open_on(SYSTEM, dir, options)
     }
@@ -81,7 +81,7 @@ impl FileBackend {
         }
     }
 
-    /// What this process is attached to.
+    /// The current attachment.
     #[inline]
     fn attached(&self) -> Option<Guard<Option<Arc<Attached>>>> {
         let guard = self.attached.load();
@@ -91,7 +91,7 @@ impl FileBackend {
     // Keeps invariant I6.
     #[cold]
     fn attach_again(&self) -> Result<Held> {
-        // As it was left, in case it was configured.
+        // With the limits that the directory has now; they may have been configured.
         let options = Options { keep_limits: true, salvage: false, ..self.options.clone() };
         // First, because the process that rebuilds the index may need the space that the old
         // attachment holds.
@@ -198,7 +198,7 @@ impl Backend for FileBackend {
     }
 
     fn weight(&self, key: &str) -> usize {
-        // Without opening anything: `reads_take_long` has that said.
+        // Opens nothing: `reads_take_long` reports a closed directory.
         self.attached()
             .map_or(0, |guard| guard.as_ref().map_or(0, |engine| engine.weight(key.as_bytes())))
     }

@@ -200,7 +200,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Removes every entry, whatever its prefix and version.
     ///
     /// # Errors
-    /// See [Failures](self#failures): nothing was removed, unless the kind is `UnknownOutcome`.
+    /// See [Failures](self#failures): nothing was removed, unless the kind is `UnknownOutcome` or
+    /// `LockLost`.
     fn clear(&self) -> Result<()>;
 
     /// The number of entries, expired ones that were not removed yet included. O(1), or one
@@ -215,8 +216,8 @@ pub trait Backend: Send + Sync + 'static {
     }
 
     /// Hands some entries that have not expired to `visit`, and returns where to continue: `None`
-    /// at the end. It begins with the cursor 0; what other cursors mean is the store's business.
-    /// It does not count as a use of the entries.
+    /// at the end. It begins with the cursor 0; what other cursors mean is defined by the
+    /// store. It does not count as a use of the entries.
     ///
     /// An entry that is there from the first call to the last is handed out at least once; exactly
     /// once, unless the store says that it may repeat some. One that comes or goes meanwhile may

@@ -1,5 +1,5 @@
 //! Forks on systems other than Linux, where only caches in memory work: objects of the parent are
-//! told by the process id, and no file descriptor has to be closed.
+//! recognised by the process id, and no file descriptor has to be closed.
 
 use std::sync::{Mutex, PoisonError};
 

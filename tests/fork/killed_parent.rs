@@ -138,7 +138,7 @@ pub(crate) fn bucket_lock() -> Verdict {
     let dir = home.path().join("cache");
     let cache = builder(&dir).open().unwrap();
     cache.set("key", &1, Timeout::Never).unwrap();
-    // Kills the parent while it holds the bucket lock.
+    // Kills the parent while it holds the chain lock.
     let die = |cache: &Cache| {
         fail::cfg_callback("commit::stamped", || kill(Pid::this(), Signal::SIGKILL).unwrap())
             .unwrap();

@@ -177,7 +177,7 @@ pub(crate) fn blocks_only_its_own_bucket() -> Verdict {
     };
     with_stopped_process("commit::begun", "set", Some(1), writes, Some(2));
     with_stopped_process("commit::reserved", "set", Some(1), writes, Some(2));
-    // The process has the bucket locked. The values of the key before, meanwhile and afterwards:
+    // The process has the chain locked. The values of the key before, meanwhile and afterwards:
     for (point, what, [before, meanwhile, afterwards]) in [
         ("commit::counted", "set", [None, None, Some(2)]),
         ("commit::stamped", "set", [None, None, Some(2)]),

@@ -38,7 +38,7 @@ pub(crate) struct MemoryBackend {
 
 struct State {
     table: Table,
-    /// Where the sweep for expired entries goes on.
+    /// Where the sweep for expired entries continues.
     swept: usize,
     last_token: u64,
     evicted_before: bool,
@@ -146,11 +146,7 @@ impl MemoryBackend {
         if evicted > 0 && !state.evicted_before {
             state.evicted_before = true;
             let limits = self.limits.get();
-            tracing::info!(
-                bound,
-                ?limits,
-                "the cache in memory is full and has begun to evict; this is said once"
-            );
+            tracing::info!(bound, ?limits, "the cache is full; entries are evicted from now on");
         }
     }
 }
@@ -179,7 +175,8 @@ impl State {
         }
     }
 
-    /// Removes the entry of `key` if it has expired, so that what remains can be taken at its word.
+    /// Removes the entry of `key` if it has expired, so that what remains can be used without
+    /// another check of its expiry.
     fn reap(&mut self, key: &str, now: Timestamp, garbage: &mut Garbage) {
         if let Some(node) = self.table.take_expired(key, now) {
             garbage.push(node);

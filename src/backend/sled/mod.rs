@@ -151,7 +151,7 @@ impl Backend for SledBackend {
         self.with(|store| {
             let counts = self.limits.change(new);
             if let Err(error) = store.keep_limits() {
-                tracing::warn!(%error, "not yet within the limits that were set");
+                tracing::warn!(%error, "the new limits are not met yet");
             }
             Ok(counts)
         })

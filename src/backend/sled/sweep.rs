@@ -217,7 +217,7 @@ impl Store {
             && !self.told_it_is_full.swap(true, Ordering::Relaxed)
         {
             let dir = self.directory.path.display();
-            tracing::info!(%dir, bound, "the cache is full and begins to evict");
+            tracing::info!(%dir, bound, "the cache is full; entries are evicted from now on");
         }
     }
 

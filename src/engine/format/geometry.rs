@@ -12,7 +12,7 @@ pub(crate) struct Geometry {
     pub(crate) primaries: u32,
     /// All buckets: the primaries and, after them, the overflow buckets.
     pub(crate) buckets: u32,
-    /// Entries of the segment table, a power of two.
+    /// Rows of the segment table, a power of two.
     pub(crate) segments: u32,
 }
 

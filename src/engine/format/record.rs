@@ -364,7 +364,7 @@ impl<'a> Record<'a> {
     }
 }
 
-/// Gives the bytes, which are to be a whole record at this place, the checks that fit them.
+/// Writes the checks that fit `bytes`, a whole record at this place.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fit_checks(bytes: &mut [u8], place: RecordPlace) {
     let word = |bytes: &[u8], at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
@@ -385,7 +385,7 @@ pub(crate) fn fit_checks(bytes: &mut [u8], place: RecordPlace) {
 }
 
 /// Takes any bytes for a record, first as they are, then with a length and checks that fit, as if
-/// they had been written. What is decoded must be what is there; what is not must be refused.
+/// they had been written. A decoded record must match the bytes; all others must be refused.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fuzz(bytes: &[u8]) {
     let Some((salt, bytes)) = bytes.split_first_chunk::<8>() else { return };

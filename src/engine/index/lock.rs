@@ -158,7 +158,7 @@ impl<'a> Locked<'a> {
         }
         tracing::error!(
             bucket = self.primary,
-            "the lock of a bucket was taken over while it was held"
+            "the lock of a chain was taken over while it was held"
         );
         Err(Stolen)
     }

@@ -13,7 +13,7 @@
 //! and a reader cannot confuse an old record with a new one. A word with segment 0 in the last slot
 //! of a bucket links to an overflow bucket.
 //!
-//! After an unclean end the file is not trusted; a recovery writes a new one. Between an open and a
+//! After an unclean end the file is not trusted; a recovery rebuilds it. Between an open and a
 //! close the file is protected against stray writes: the control word of each bucket has a check of
 //! its entry words.
 

@@ -1,6 +1,6 @@
 //! The segment table: every segment of the directory, as all processes see it.
 //!
-//! A segment has a line of its own, at the position that the low bits of its id give:
+//! A segment has a row of its own, a cache line, at the position that the low bits of its id give:
 //!
 //! ```text
 //! 0  id (32) | state (8) | synced | failed        1  owner (32) | length in units of 4 KiB (32)
@@ -25,10 +25,10 @@ const STATE: u64 = 0xff << 32;
 const SYNCED: u64 = 1 << 40;
 /// The disk refused to sync it.
 const FAILED: u64 = 1 << 41;
-/// In word 4 of a line: the segment is being dropped, and the drop is not counted yet.
+/// In word 4 of a row: the segment is being dropped, and the drop is not counted yet.
 const UNCOUNTED: u64 = u64::MAX;
 
-/// The state of a segment. A line without one is free.
+/// The state of a segment. A row without one is free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum SegmentState {
@@ -46,7 +46,7 @@ pub(crate) enum SegmentState {
 }
 
 /// A transition that is one compare-and-swap of the state. The other transitions begin or end in a
-/// free line: `create_segment`, `restore_segment`, `free_segment`.
+/// free row: `create_segment`, `restore_segment`, `free_segment`.
 #[derive(Debug, Clone, Copy)]
 enum Transition {
     Activate,
@@ -126,7 +126,7 @@ impl Index {
         &self.words()[at..at + LINE]
     }
 
-    /// The line of segment `id`, if the table has that segment.
+    /// The row of segment `id`, if the table has that segment.
     fn line_of(&self, id: u32) -> Option<&Line> {
         let line = self.segment_line(id);
         (line[0].load(Ordering::Acquire) as u32 == id).then_some(line)
@@ -165,8 +165,8 @@ impl Index {
         word == u64::from(id) | (SegmentState::Active as u64) << 32
     }
 
-    /// free -> creating: takes an id that was never used, together with its free line, for a
-    /// segment of `len` bytes that this process is about to create. `None` if no line is free or
+    /// free -> creating: takes an id that was never used, together with its free row, for a
+    /// segment of `len` bytes that this process is about to create. `None` if no row is free or
     /// all ids are used; that consumes no id.
     /// Keeps invariant I8: no id is used twice.
     pub(crate) fn create_segment(&self, len: u64) -> Option<u32> {
@@ -181,7 +181,7 @@ impl Index {
             if next.compare_exchange(unused, after, Ordering::AcqRel, Ordering::Relaxed).is_err() {
                 continue;
             }
-            // The id is this process's. A process with a later id may have taken the line first.
+            // The id is this process's. A process with a later id may have taken the row first.
             let line = self.segment_line(id);
             let word = u64::from(id) | (SegmentState::Creating as u64) << 32;
             if line[0].compare_exchange(0, word, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
@@ -202,7 +202,7 @@ impl Index {
     }
 
     /// free -> sealed: enters a segment whose file was found while no other process is attached. A
-    /// line that the index has kept for it keeps its other words.
+    /// row that the index has kept for it keeps its other words.
     pub(crate) fn restore_segment(&self, id: u32, len: u64) {
         let line = self.segment_line(id);
         if line[0].load(Ordering::Acquire) as u32 != id {
@@ -212,7 +212,7 @@ impl Index {
         line[0].store(u64::from(id) | (SegmentState::Sealed as u64) << 32, Ordering::Release);
     }
 
-    /// Frees the lines of all segments except those with `has_file`, while no other process is
+    /// Frees the rows of all segments except those with `has_file`, while no other process is
     /// attached.
     pub(crate) fn retain_segments(&self, has_file: impl Fn(u32) -> bool) {
         let table =
@@ -283,13 +283,13 @@ impl Index {
         }
     }
 
-    /// any state but sealed -> free: the line of segment `id` serves another segment from now on.
+    /// any state but sealed -> free: the row of segment `id` serves another segment from now on.
     /// The caller is the only process that may take the segment further.
     pub(crate) fn free_segment(&self, id: u32) {
         let line = self.segment_line(id);
         let word = line[0].load(Ordering::Acquire);
         if word as u32 == id && state_of(word) != Some(SegmentState::Sealed) {
-            // In this order: the next segment in this line has no owner until it stores its own.
+            // In this order: the next segment in this row has no owner until it stores its own.
             line[1].store(0, Ordering::Release);
             line[0].store(0, Ordering::Release);
         }
@@ -324,7 +324,7 @@ impl Index {
         if self.segment_state(id) == Some(SegmentState::Active) {
             return true;
         }
-        // It was sealed meanwhile, and its line may serve another segment, with the same owner or
+        // It was sealed meanwhile, and its row may serve another segment, with the same owner or
         // none. Restore the owner, so that others can adopt that segment.
         let _ = line[1].compare_exchange(own(was), was, Ordering::AcqRel, Ordering::Relaxed);
         false

@@ -1,5 +1,5 @@
 //! Recovery: builds the index from the newest snapshot and the log, when the last process did not
-//! close the directory.
+//! close the directory, when its index has another size than is needed now, or on `salvage`.
 //!
 //! 1. Load the base: the words of the snapshot. It also says from which offset on each segment may
 //!    have records that the snapshot does not contain.
@@ -170,7 +170,7 @@ pub(crate) fn recover(
     let sealed = replay.sealed_in_base();
     replay.remove_dead();
     let entries = replay.publish();
-    tracing::info!(path = %index_path.display(), entries, "the cache was not closed; recovered it");
+    tracing::info!(path = %index_path.display(), entries, "rebuilt the index");
     Ok(Recovered { index, hints, wants_checkpoint, sealed })
 }
 

@@ -35,9 +35,10 @@
 //!                (free)
 //! ```
 //!
-//! A verb has the same name here and in the table (`Log::seal`, `Index::seal_segment`). The table's
-//! part is a compare-and-swap of the state, which fails if the segment is not where the edge
-//! begins.
+//! An edge has the same verb here and in the table: `Log::seal` calls `Index::seal_segment`,
+//! `Log::drop_emptied` calls `Index::drop_segment`, `Log::abort_segments_of_dead` calls
+//! `Index::abort_segment`. Of an edge between two states, the table's part is a compare-and-swap of
+//! the state, which fails if the segment is not in the state where the edge begins.
 //!
 //! | edge | taken by | call | holds |
 //! |---|---|---|---|
@@ -57,7 +58,7 @@
 //!
 //! *Seal* comes before *empty* without fail: nothing is appended to a segment that a process
 //! searches for entries. The file outlives *empty* until a checkpoint that began later is complete,
-//! because until then a recovery may need it. The line in the table outlives the file until every
+//! because until then a recovery may need it. The row in the table outlives the file until every
 //! process has unmapped it ([`removal`]).
 //!
 //! A crash leaves this:
@@ -68,7 +69,7 @@
 //! | active | an orphan: adopted or sealed | restored, and replayed from where the snapshot ends |
 //! | sealed | nothing changes | the same |
 //! | emptied | the next checkpoint drops it | restored as sealed, and emptied again |
-//! | file removed, still emptied | the next checkpoint drops it | the file is gone, the line is freed |
+//! | file removed, still emptied | the next checkpoint drops it | the file is gone, the row is freed |
 //! | dropped, not counted | `free_dropped` counts the drop | the same |
 //! | dropped | freed, once all others have unmapped it | the same |
 

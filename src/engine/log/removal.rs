@@ -58,7 +58,7 @@ impl Log {
         self.drops_seen.store(seen, Ordering::Relaxed);
         // Another thread may be mapping a dropped segment: see `open`.
         fence(Ordering::SeqCst);
-        // An observer may come so late that the line is free, or serves another segment.
+        // An observer may come so late that the row is free, or serves another segment.
         for id in self.map.ids().filter(|id| !self.is_listed(*id)) {
             self.unmap(id, &unmapping);
         }
@@ -89,7 +89,7 @@ impl Log {
         }
     }
 
-    /// Removes the file of an active segment that no entry ever named, and frees its line.
+    /// Removes the file of an active segment that no entry ever named, and frees its row.
     pub(super) fn free_unused(&self, id: u32) {
         self.map.remove(id);
         match self.remove_file(id) {

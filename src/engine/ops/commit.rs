@@ -4,7 +4,7 @@
 //! find without the lock; if the condition fails already, or there is nothing to do: return,
 //!     nothing is logged
 //! reserve space in the log, copy key and body, compute their checks
-//! lock the bucket; if it changed since: find again; decide again
+//! lock the chain; if it changed since: find again; decide again
 //! a new key: count up, or at the bound: unlock, make room, start over
 //! take the sequence, stamp the header; publish the word (or empty the slot); unlock
 //! ```

@@ -123,7 +123,7 @@ impl Engine {
     /// Counts the entries of the current generation and corrects the count, unless writers keep
     /// changing entries.
     ///
-    /// The count and the entries change only under bucket locks. So if no lock was held or taken
+    /// The count and the entries change only under chain locks. So if no lock was held or taken
     /// from before the count was read until after the entries were counted, both are of one moment.
     /// Their difference is then the error of the count, at that moment and later.
     ///

@@ -1,4 +1,5 @@
-//! Reading: no lock, no waiting, no system call.
+//! Reading: no lock and no waiting; no system call, except to open a segment or a blob, or to unmap
+//! dropped segments.
 //!
 //! A reader loads the key's entry word, then reads the record that the word names. The whole record
 //! is checked. So a returned value was stored under this key, even if the index or the segment

@@ -1,4 +1,4 @@
-//! Reclaiming space: which segments and blobs are emptied so that their bytes come back, and how a
+//! Reclaiming space: which segments and blobs are emptied so that their bytes are freed, and how a
 //! caller waits for them.
 //!
 //! A segment with few live bytes is compacted: its live records are copied. If every segment is
@@ -10,7 +10,7 @@
 //! ```text
 //! make_space(bytes), with the space role, until the bytes are claimed:
 //!   clean up after dead processes; unmap dropped segments
-//!   too little space will come back:   evict a blob beyond the blobs' share, else empty a segment
+//!   too little space will be freed:    evict a blob beyond the blobs' share, else empty a segment
 //!   an emptied segment has a file:     take a checkpoint, which removes it
 //!   else                               wait for processes that still map dropped segments, or fail
 //! ```
@@ -38,7 +38,7 @@ const LOCKS_ARE_FREE: Duration = Duration::from_secs(2);
 /// Bytes that another process released can be evicted this much later.
 const SETTLED: Duration = Duration::from_millis(250);
 
-/// What one round of [`make_space`](Engine::make_space) came to.
+/// The result of one round of [`make_space`](Engine::make_space).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Round {
     /// Something was emptied or removed: try again at once.
@@ -104,7 +104,8 @@ impl Engine {
         self.log.space().reserve_within(bytes, self.most_bytes())
     }
 
-    /// The bytes of segments that are removed, and that some process still maps. They come back.
+    /// The bytes of segments that are removed, and that some process still maps. They are freed
+    /// when all have unmapped them.
     fn dropped_bytes(&self) -> u64 {
         self.index.segments_in(SegmentState::Dropped).iter().map(|segment| segment.len).sum()
     }
@@ -120,7 +121,7 @@ impl Engine {
         }
         self.log.seal_oversized();
         let (started, drops) = (Instant::now(), self.index.drops());
-        // Whichever process has the role: the bytes of a stopped process come back to none of them.
+        // Whichever process has the role: the bytes that a stopped process holds are not freed.
         let is_in_vain =
             || started.elapsed() > Role::Space.patience() && self.index.drops_seen_by_all() < drops;
         let instead = || match self.claim_room(bytes)? {
@@ -147,7 +148,7 @@ impl Engine {
         }
     }
 
-    /// One round: empties something if too little comes back, then removes what is emptied.
+    /// One round: empties something if too little will be freed, then removes what is emptied.
     fn reclaim_some(&self, search: &mut Search<'_>) -> Result<Round> {
         self.clean_up_after_dead();
         self.log.seal_oversized();

@@ -1,5 +1,5 @@
-//! [`Storage`] with injected failures: the operating system, of which a test makes chosen
-//! operations fail. Compiled in under the feature `failpoints` only, and not part of the API.
+//! [`Storage`] with injected failures: wraps the operating system and fails the operations that a
+//! test chooses. Compiled in under the feature `failpoints` only, and not part of the API.
 
 use std::ffi::OsString;
 use std::fs;
@@ -27,9 +27,9 @@ pub enum Operation {
     Read,
     /// A part of a file is written.
     Write,
-    /// The length of a file, or what else is known of it, is asked for.
+    /// The metadata of a file is read.
     Stat,
-    /// It is asked what the process may do.
+    /// The access rights are checked.
     Access,
     /// A file is truncated or extended.
     SetLen,
@@ -73,18 +73,18 @@ impl Operation {
     ];
 }
 
-/// What an operation comes to.
+/// An injected failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// It does nothing and fails with this error number.
     Errno(i32),
     /// Of a write: half of the bytes are written, and the next write fails with `ENOSPC`, as on a
-    /// disk that is full by then. Of a read: half of the bytes are read. Other operations do not
-    /// know it.
+    /// disk that is full by then. Of a read: half of the bytes are read. Other operations
+    /// ignore it.
     Short,
 }
 
-/// The operating system, and what of it fails.
+/// The operating system with injected failures.
 #[derive(Debug, Default)]
 pub struct Faults(Mutex<Plan>);
 
@@ -125,7 +125,7 @@ impl Faults {
         self.plan().add(operation, nth, u64::MAX, fault);
     }
 
-    /// Has nothing fail from now on.
+    /// Removes all faults.
     pub fn clear(&self) {
         self.plan().rules.clear();
     }

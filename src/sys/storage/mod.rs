@@ -1,4 +1,4 @@
-//! The file seam: the one way by which the engine reaches the file system.
+//! The file seam: the only way in which the engine reaches the file system.
 //!
 //! [`Storage`] is a small trait object: one method for each operation that can fail. [`System`] is
 //! the operating system. [`faults::Faults`] is the same with injected failures, for tests. A
@@ -13,8 +13,8 @@
 //! The callers use [`File`] and the methods of `dyn Storage`, which are made of the operations of
 //! the trait. No call goes through here to read or to append: both work on mapped memory.
 //!
-//! Not behind the seam: locks ([`super::lock`]), which are no file operations to a disk, and the
-//! look at the kind of a file system ([`super::mount`]). Both have fail points of their own.
+//! Not behind the seam: locks ([`super::lock`]), which no disk sees, and the look at the kind of a
+//! file system ([`super::mount`]). Both have fail points of their own.
 
 mod directory;
 #[cfg(feature = "failpoints")]
@@ -57,7 +57,7 @@ pub(crate) enum How {
     Directory,
 }
 
-/// What tells one directory from another, whatever path leads to it.
+/// The identity of a directory: device and inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct DirectoryId {
     device: u64,
