@@ -276,8 +276,8 @@ pub trait Backend: Send + Sync + 'static {
     ) -> Result<Option<SharedValue>> {
         let _ = wanted;
         let mut decoded = None;
-        self.visit(key, &mut |item| decoded = decode(item))?;
-        Ok(decoded.map(|decoded| decoded.value))
+        let is_there = self.visit(key, &mut |item| decoded = decode(item))?;
+        Ok(decoded.filter(|_| is_there).map(|decoded| decoded.value))
     }
 
     /// When the key's entry expires, if there is one. A store that can avoid it does not read the
@@ -289,8 +289,8 @@ pub trait Backend: Send + Sync + 'static {
     /// As [`get`](Backend::get).
     fn expiry_of(&self, key: &str) -> Result<Option<Expiry>> {
         let mut expiry = None;
-        self.visit(key, &mut |item| expiry = Some(item.expires_at))?;
-        Ok(expiry)
+        let is_there = self.visit(key, &mut |item| expiry = Some(item.expires_at))?;
+        Ok(expiry.filter(|_| is_there))
     }
 
     /// The key's entry, to be read in pieces if it is large.
@@ -401,7 +401,7 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// # Errors
     /// `Unsupported` if the store's limits cannot be changed here; others if it cannot be changed.
-    /// Then they are as before.
+    /// Then they are as before, unless the kind is `UnknownOutcome` or `LockLost`.
     fn configure(&self, new: &NewLimits) -> Result<Limits> {
         let _ = new;
         Err(Error::unsupported("configure"))

@@ -43,7 +43,7 @@ pub struct Lease {
     pub(super) cache: Cache,
     key: String,
     pub(super) id: LeaseId,
-    claim: Claim,
+    pub(super) claim: Claim,
     pub(super) released: bool,
 }
 

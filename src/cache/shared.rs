@@ -56,6 +56,10 @@ impl Call<'_> {
         &self,
         io: Io<'_>,
     ) -> Result<Option<Arc<T>>> {
+        #[cfg_attr(
+            not(feature = "async"),
+            expect(clippy::infallible_destructuring_match, reason = "with `async` there are two")
+        )]
         let backend = match io {
             Io::Blocking(backend) => backend,
             // It keeps no decoded values.

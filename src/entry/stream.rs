@@ -58,6 +58,7 @@ pub trait Spool: Send + Sync {
     /// Makes what was written the raw value of `key`, whatever the key had.
     ///
     /// # Errors
-    /// As [`write`](Spool::write). The key then keeps what it had.
+    /// As [`write`](Spool::write). The key then keeps what it had, unless the kind is
+    /// `UnknownOutcome`.
     fn commit(self: Box<Self>, key: &str, expires_at: Expiry) -> Result<()>;
 }

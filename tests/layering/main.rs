@@ -43,7 +43,9 @@ fn room_of(file: &Source) -> Option<(usize, &'static str)> {
     }
     let module = file.module.join("::");
     let is_in = |room: &str| {
-        module.strip_prefix(room).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+        let rest = module.strip_prefix(room);
+        // The room of the engine itself is one file: what is beside it needs a floor of its own.
+        rest.is_some_and(|rest| rest.is_empty() || (rest.starts_with("::") && room != "engine"))
     };
     let rooms = FLOORS.iter().enumerate();
     let rooms = rooms.flat_map(|(floor, rooms)| rooms.iter().map(move |room| (floor, *room)));

@@ -131,7 +131,9 @@ impl Source {
                 let last = if name.ident == "self" { &[][..] } else { &own };
                 import(&[path, last].concat(), name.rename.to_string());
             }
-            syn::UseTree::Glob(_) => import(path, "*".to_owned()),
+            syn::UseTree::Glob(_) => {
+                panic!("{}:{line}: a glob hides what is imported", self.path.display())
+            }
         }
     }
 
@@ -311,7 +313,13 @@ impl Sources {
         let imports = imports
             .filter(|import| !import.is_reexport || file.names.contains(&import.name))
             .map(|import| (import.line, &import.path));
-        for (line, path) in imports.chain(file.paths.iter().map(|(line, path)| (*line, path))) {
+        // `use crate::engine; engine::lifecycle::f()` uses what the whole path leads to.
+        let whole = |path: &Vec<String>| {
+            let import = file.imports.iter().find(|import| import.name == path[0]);
+            import.map_or_else(|| path.clone(), |import| [&import.path[..], &path[1..]].concat())
+        };
+        let paths: Vec<_> = file.paths.iter().map(|(line, path)| (*line, whole(path))).collect();
+        for (line, path) in imports.chain(paths.iter().map(|(line, path)| (*line, path))) {
             if let Some(path) = self.absolute(&file.module, path)
                 && let Some(used) = self.definer(&path)
                 && used != number

@@ -80,7 +80,8 @@ impl AsyncLease {
     /// As [`Lease::release`].
     pub async fn release(mut self) -> Result<bool> {
         let call = self.cache.cache.call("release", &self.key)?;
-        if let Some(backend) = self.cache.awaited() {
+        let is_inherited = self.lease.as_ref().is_some_and(|lease| lease.claim.is_inherited());
+        if let Some(backend) = self.cache.awaited().filter(|_| !is_inherited) {
             // If this future is dropped here, dropping the lease releases it.
             let released = call.release_lease(Io::Awaited(backend), self.id).await;
             if let Some(mut lease) = self.lease.take() {
@@ -96,10 +97,9 @@ impl AsyncLease {
 
 impl Drop for AsyncLease {
     fn drop(&mut self) {
-        let Some(mut lease) = self.lease.take() else { return };
+        let Some(lease) = self.lease.take() else { return };
         let Ok(runtime) = Handle::try_current() else { return };
         if self.cache.is_awaited {
-            lease.released = true;
             let (cache, key) = (self.cache.clone(), std::mem::take(&mut self.key));
             drop(runtime.spawn(release_in_background(cache, key, lease)));
         } else if !self.cache.writes_inline(0) {
@@ -109,8 +109,13 @@ impl Drop for AsyncLease {
 }
 
 /// Releases a dropped lease over the asynchronous side of the backend.
-async fn release_in_background(cache: AsyncCache, key: String, lease: Lease) {
+async fn release_in_background(cache: AsyncCache, key: String, mut lease: Lease) {
+    // A task that the runtime drops before it polls it releases the lease by blocking.
     let Some(backend) = cache.awaited() else { return };
+    lease.released = true;
+    if lease.claim.is_inherited() {
+        return;
+    }
     let released = match cache.cache.call("release", &key) {
         Ok(call) => call.release_lease(Io::Awaited(backend), lease.id).await,
         Err(error) => Err(error),

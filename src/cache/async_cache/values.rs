@@ -148,6 +148,7 @@ impl AsyncCache {
     ///
     /// ```
     /// # use keepwarm::Cache;
+    /// # use std::time::Duration;
     /// #     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> keepwarm::Result<()> {
     /// # let cache = Cache::in_memory().into_async();
@@ -305,6 +306,7 @@ impl AsyncCache {
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout, Ttl};
+    /// # use std::time::Duration;
     /// #     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> keepwarm::Result<()> {
     /// # let cache = Cache::in_memory().into_async();
@@ -329,6 +331,7 @@ impl AsyncCache {
     ///
     /// ```
     /// # use keepwarm::{Cache, Ttl};
+    /// # use std::time::Duration;
     /// #     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> keepwarm::Result<()> {
     /// # let cache = Cache::in_memory().into_async();
@@ -352,6 +355,7 @@ impl AsyncCache {
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
+    /// # use std::time::Duration;
     /// # use std::time::{Duration, SystemTime};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> keepwarm::Result<()> {

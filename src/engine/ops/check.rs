@@ -37,7 +37,12 @@ impl Engine {
     }
 
     fn read_everything(&self) -> CheckReport {
-        let changes = || (self.index.last_sequence(), self.index.generation(), self.len());
+        // A writer that is descheduled between its count and its publication holds a chain lock, or
+        // unlocks one later: the versions of the chains tell.
+        let changes = || {
+            let unlocks = self.index.unlocks();
+            (unlocks, self.index.last_sequence(), self.index.generation(), self.len())
+        };
         let before = changes();
         let mut report = CheckReport::default();
         for SegmentInfo { id, .. } in
@@ -56,7 +61,7 @@ impl Engine {
             self.check_entry(slot, word, &mut met, &mut blobs, &mut report);
         }
         report.blobs = blobs.len() as u64;
-        report.changed = changes() != before;
+        report.changed = before.0.is_none() || changes() != before;
         report
     }
 

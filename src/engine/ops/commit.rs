@@ -192,16 +192,16 @@ impl Engine {
         }
         match decision {
             Decision::Put { expires_at } => {
-                self.publish_entry(locked, request.hash, written, &confirmed, expires_at)
+                self.publish_entry(request.hash, written, locked, &confirmed, expires_at)
             }
             Decision::Bury(outcome) => {
-                self.stamp_tombstone(locked, written, confirmed.generation)?;
+                self.stamp_tombstone(written, locked, confirmed.generation)?;
                 Ok(Ok(outcome))
             }
             Decision::Remove | Decision::Return(_) => {
                 // Only a live entry is removed, so there is a slot to empty.
                 let Some(current) = confirmed.live else { return Ok(Err(Retry::Changed)) };
-                self.publish_removal(locked, request.hash, written, &confirmed, current)
+                self.publish_removal(request.hash, written, locked, &confirmed, current)
             }
         }
     }
@@ -239,9 +239,9 @@ impl Engine {
     #[inline]
     fn publish_entry(
         &self,
-        locked: Locked<'_>,
         hash: u64,
         Written { reservation, prepared }: Written,
+        locked: Locked<'_>,
         confirmed: &Confirmed,
         expires_at: Expiry,
     ) -> Result<Result<Outcome, Retry>> {
@@ -297,9 +297,9 @@ impl Engine {
     #[inline]
     fn publish_removal(
         &self,
-        locked: Locked<'_>,
         hash: u64,
         Written { reservation, prepared }: Written,
+        locked: Locked<'_>,
         confirmed: &Confirmed,
         current: Current,
     ) -> Result<Result<Outcome, Retry>> {
@@ -326,8 +326,8 @@ impl Engine {
     /// one back.
     fn stamp_tombstone(
         &self,
-        locked: Locked<'_>,
         Written { reservation, prepared }: Written,
+        locked: Locked<'_>,
         generation: u32,
     ) -> Result<()> {
         let stamp = Stamp { sequence: self.index.next_sequence(), generation, expires_at: None };

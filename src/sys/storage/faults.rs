@@ -1,4 +1,4 @@
-//! [`Storage`] with injected failures: wraps the operating system and fails the operations that a
+//! `Storage` with injected failures: wraps the operating system and fails the operations that a
 //! test chooses. Compiled in under the feature `failpoints` only, and not part of the API.
 
 use std::ffi::OsString;
