@@ -149,7 +149,7 @@ impl AsyncCache {
     /// ```
     /// # use keepwarm::Cache;
     /// # use std::time::Duration;
-    /// #     /// # #[tokio::main(flavor = "current_thread")]
+    /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> keepwarm::Result<()> {
     /// # let cache = Cache::in_memory().into_async();
     /// cache.set("list", &[1, 2, 3], Duration::from_secs(5)).await?;
@@ -307,7 +307,7 @@ impl AsyncCache {
     /// ```
     /// # use keepwarm::{Cache, Timeout, Ttl};
     /// # use std::time::Duration;
-    /// #     /// # #[tokio::main(flavor = "current_thread")]
+    /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> keepwarm::Result<()> {
     /// # let cache = Cache::in_memory().into_async();
     /// cache.set("session", "x", Duration::from_secs(10)).await?;
@@ -332,7 +332,7 @@ impl AsyncCache {
     /// ```
     /// # use keepwarm::{Cache, Ttl};
     /// # use std::time::Duration;
-    /// #     /// # #[tokio::main(flavor = "current_thread")]
+    /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> keepwarm::Result<()> {
     /// # let cache = Cache::in_memory().into_async();
     /// cache.set("session", "x", Duration::from_secs(10)).await?;
@@ -355,7 +355,6 @@ impl AsyncCache {
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
-    /// # use std::time::Duration;
     /// # use std::time::{Duration, SystemTime};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> keepwarm::Result<()> {
