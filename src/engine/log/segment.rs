@@ -125,7 +125,9 @@ impl Segment {
             let salt = random::bits()?;
             file.write_at(&segment_header::encode(id, salt, len), 0)?;
             step!("segment::created");
-            let map = Map::new(&file, len as usize)?;
+            // The file has its blocks. If it cannot be mapped, the disk is not full, with whatever
+            // error number, and the caller must not evict entries for it.
+            let map = Map::new(&file, len as usize).map_err(io::Error::other)?;
             Ok(Self { zeroed, ..Self::assemble(id, path, salt, map, file, space) })
         };
         make(path.clone()).map_err(|e| {
