@@ -141,7 +141,10 @@ impl<'a> Rounds<'a> {
         if self.has_more {
             return Duration::ZERO;
         }
-        self.sync_interval.map_or(INTERVAL, |interval| interval.min(INTERVAL))
+        let until_sync = self.sync_interval.unwrap_or(INTERVAL);
+        // A pass that is due just after a regular round must not wait for the round after that.
+        let until_pass = self.next_pass.checked_duration_since(Instant::now());
+        until_pass.filter(|left| !left.is_zero()).unwrap_or(INTERVAL).min(until_sync).min(INTERVAL)
     }
 
     fn sync_if_due(&mut self) {
