@@ -264,7 +264,7 @@ impl Blobs {
     fn list(&self, known: &mut KnownBlobs) -> Result<()> {
         let io_error = |e| Error::io("read directory", &self.dir, e);
         let mut there = HashSet::new();
-        for found in self.storage().list(&self.dir).map_err(io_error)? {
+        for found in self.storage().names(&self.dir).map_err(io_error)? {
             match found.to_str().map_or(Named::Unknown, named) {
                 Named::Blob(name) => drop(there.insert(name)),
                 Named::Temporary => self.remove_abandoned(&self.dir.join(found)),

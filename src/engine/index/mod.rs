@@ -238,7 +238,8 @@ impl Index {
         self.words()[at::SEQUENCE].load(Ordering::Acquire).saturating_sub(1)
     }
 
-    /// The recency clock in the header of the index in `file`, if `file` is an index.
+    /// The recency clock in the header of the index in `file`, if `file` is an index and can be
+    /// read.
     pub(crate) fn recency_in(file: &File) -> Option<u32> {
         let header = header_of(file).ok()?;
         (header[at::MAGIC] == MAGIC).then_some(header[at::RECENCY] as u32)

@@ -152,7 +152,7 @@ impl Directory {
     /// Reads `meta`; creates it and the subdirectories in a new directory. The attach mutex is
     /// held.
     pub(crate) fn meta(&self) -> Result<Meta> {
-        self.remove_temporaries();
+        self.remove_temporaries()?;
         let path = self.file("meta");
         let found = meta_file::read(self.storage, &path)?;
         if found.is_none() && self.segment_files()?.next().is_some() {
@@ -194,7 +194,7 @@ impl Directory {
     /// Ids and paths of the files in `segments` that have the name of a segment.
     pub(crate) fn segment_files(&self) -> Result<impl Iterator<Item = (u32, PathBuf)>> {
         let dir = self.segments();
-        let names = match self.storage.list(&dir) {
+        let names = match self.storage.names(&dir) {
             Ok(names) => names,
             Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(Error::io("read directory", &dir, e)),
@@ -204,11 +204,17 @@ impl Directory {
     }
 
     /// Removes temporary files: a crash left them while a file was being replaced.
-    fn remove_temporaries(&self) {
-        let Ok(names) = self.storage.list(&self.path) else { return };
-        for name in names.into_iter().filter(|name| is_temporary(name)) {
-            let _ = self.storage.remove(&self.path.join(name));
+    fn remove_temporaries(&self) -> Result<()> {
+        let at_dir = |e| Error::io("read directory", &self.path, e);
+        for name in self.storage.names(&self.path).map_err(at_dir)? {
+            if is_temporary(&name)
+                && let Err(error) = self.storage.remove(&self.path.join(&name))
+            {
+                // It is small and does no harm. The next open tries again.
+                tracing::warn!(path = %self.path.join(name).display(), %error, "cannot remove");
+            }
         }
+        Ok(())
     }
 }
 
@@ -328,7 +334,7 @@ pub(crate) fn refuse_foreign(
     path: &Path,
     names: &[&str],
 ) -> Result<()> {
-    for name in storage.list(path).map_err(|e| Error::io("open", path, e))? {
+    for name in storage.names(path).map_err(|e| Error::io("open", path, e))? {
         let mut known = ["CACHEDIR.TAG", "locks", "lost+found"].iter().chain(names);
         if !known.any(|k| name == *k) && !is_temporary(&name) {
             let why = format!("it contains {}", name.display());

@@ -136,6 +136,8 @@ pub(crate) fn recover(
     base: Base,
 ) -> Result<Recovered> {
     let index_path = inputs.directory.file("index");
+    // Errors do not matter: the old index is not trusted, and only how long ago the entries were
+    // used is lost. What goes on with the file is a matter of the new index.
     let old = inputs.directory.storage.open_to_read(&index_path).ok();
     let last_recency = old.and_then(|file| Index::recency_in(&file)).unwrap_or(0);
     let index = create_index(&inputs, &index_path)?;

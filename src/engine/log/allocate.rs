@@ -225,6 +225,7 @@ impl Log {
         let segment = Segment::create(storage, &self.dir, id, len, zeroed, &self.space)?;
         // Otherwise a power cut could lose the file, with all that was synced into it.
         if let Err(e) = storage.sync_dir(&self.dir) {
+            // If this fails too, the next recovery finds a segment without records.
             let _ = storage.remove(&segment.path);
             return Err(Error::io("sync directory", &self.dir, e));
         }
@@ -236,6 +237,7 @@ impl Log {
         if !self.index.activate_segment(id) {
             // Another process took this one for dead, and aborted the segment.
             self.map.remove(id);
+            // If this fails, the next recovery finds a segment without records.
             let _ = storage.remove(&segment.path);
             return Err(Error::new(ErrorKind::LockLost, "create segment").with_path(&segment.path));
         }

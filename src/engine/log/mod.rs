@@ -185,6 +185,7 @@ impl Log {
         room.contains(&u64::from(end))
             && (end as usize).is_multiple_of(ALIGN)
             && segment.len() <= self.segment_len()
+            // If this fails, the log continues in a new segment, which has blocks or is refused.
             && segment.fill_holes().is_ok()
     }
 

@@ -165,6 +165,7 @@ impl<'a> Rounds<'a> {
 
     fn try_to_lead(&mut self) {
         if self.leadership.is_none() {
+            // If the system refuses, the next round asks again.
             self.leadership = self.engine.index.try_acquire(Role::Leader).unwrap_or_default();
         }
     }

@@ -132,6 +132,7 @@ impl Engine {
     pub(crate) fn count_again(&self) {
         const ATTEMPTS: usize = 4;
         let _counting = self.counting.lock().unwrap_or_else(PoisonError::into_inner);
+        // If another process counts, or the system refuses, the recount stays asked for.
         let Ok(Some(_role)) = self.index.try_acquire(Role::Count) else { return };
         // Reset before counting: a request for a recount from here on may be about a change that
         // the pass below does not see.

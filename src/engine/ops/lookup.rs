@@ -26,7 +26,8 @@ pub(crate) struct Lookup {
 }
 
 impl Engine {
-    /// The length of the key's record, live or not, and of its blob; 0 if there is none.
+    /// The length of the key's record, live or not, and of its blob; 0 if there is none, or it
+    /// cannot be read: the call for which this is asked returns the error.
     pub(crate) fn weight(&self, key: &[u8]) -> usize {
         let Ok(seen) = self.look(self.hasher.hash(key), key) else { return 0 };
         seen.current.map_or(0, |current| {
@@ -108,7 +109,8 @@ impl Engine {
         seen.current.is_some_and(|c| c.generation == self.index.generation())
     }
 
-    /// Generation and length of the record that `word` names.
+    /// Generation and length of the record that `word` names. `None` if it cannot be read, for
+    /// whatever reason: callers then assume that the entry is counted.
     pub(crate) fn header_of(&self, word: Word) -> Option<(u32, u32)> {
         header_in(&self.log.fetch(word.segment()).ok()?, word)
     }

@@ -1,5 +1,6 @@
 //! Questions about directories, and a directory that is held open.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,12 @@ use super::{DirectoryId, How, Storage};
 use crate::sys::fork::OwnFile;
 
 impl dyn Storage {
+    /// All names in a directory. If one cannot be read, this fails: a part of them would pass for
+    /// the whole.
+    pub(crate) fn names(&self, dir: &Path) -> io::Result<Vec<OsString>> {
+        self.list(dir)?.collect()
+    }
+
     pub(crate) fn directory_id(&self, path: &Path) -> io::Result<DirectoryId> {
         let found = self.stat_path(path)?;
         if !found.is_dir {

@@ -1,7 +1,6 @@
 //! `Storage` with injected failures: wraps the operating system and fails the operations that a
 //! test chooses. Compiled in under the feature `failpoints` only, and not part of the API.
 
-use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,7 +10,7 @@ use nix::libc;
 use nix::unistd::AccessFlags;
 
 use super::system::SYSTEM;
-use super::{Access, How, Mapping, Stat, Storage};
+use super::{Access, How, Mapping, Names, Stat, Storage};
 
 /// The kinds of operations. Each is counted by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,8 +42,10 @@ pub enum Operation {
     Rename,
     /// A file is removed.
     Remove,
-    /// A directory is read.
+    /// A directory is opened to read its names.
     List,
+    /// A name in a directory is read, or its end is found.
+    ListEntry,
     /// A file is mapped.
     Map,
     /// A map is synced.
@@ -53,7 +54,7 @@ pub enum Operation {
 
 impl Operation {
     /// All kinds.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Open,
         Self::Create,
         Self::CreateDir,
@@ -68,6 +69,7 @@ impl Operation {
         Self::Rename,
         Self::Remove,
         Self::List,
+        Self::ListEntry,
         Self::Map,
         Self::SyncMap,
     ];
@@ -252,9 +254,22 @@ impl Storage for Faults {
         SYSTEM.remove(path)
     }
 
-    fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
+    fn list<'a>(&'a self, path: &Path) -> io::Result<Names<'a>> {
         self.pass(Operation::List)?;
-        SYSTEM.list(path)
+        let mut names = SYSTEM.list(path)?;
+        // As in the operating system, a directory is at its end after an error.
+        let mut is_over = false;
+        Ok(Box::new(std::iter::from_fn(move || {
+            if is_over {
+                return None;
+            }
+            let name = match self.pass(Operation::ListEntry) {
+                Ok(()) => names.next(),
+                Err(error) => Some(Err(error)),
+            };
+            is_over = !matches!(name, Some(Ok(_)));
+            name
+        })))
     }
 
     fn map(&self, file: &fs::File, len: usize, access: Access) -> io::Result<Mapping> {
@@ -288,6 +303,24 @@ mod tests {
         faults.clear();
         assert!(storage.open(&path).is_ok());
         assert_eq!((faults.count(Operation::Open), faults.injected()), (5, 4));
+    }
+
+    #[test]
+    fn a_listing_that_fails_in_the_middle_gives_no_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let faults = Faults::new();
+        let storage: &'static dyn Storage = faults;
+        for name in ["a", "b", "c"] {
+            storage.create(&dir.path().join(name)).unwrap();
+        }
+        // Three names and the end.
+        for nth in 1..=4 {
+            faults.fail(Operation::ListEntry, nth, Fault::Errno(libc::EIO));
+            let error = storage.names(dir.path()).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EIO), "entry {nth}");
+            faults.clear();
+        }
+        assert_eq!(storage.names(dir.path()).unwrap().len(), 3);
     }
 
     #[test]

@@ -85,6 +85,9 @@ pub(crate) struct Mapping {
     pub(crate) inode: u64,
 }
 
+/// The names in a directory, or why one could not be read.
+pub(crate) type Names<'a> = Box<dyn Iterator<Item = io::Result<OsString>> + 'a>;
+
 /// The operations on files that can fail. Each is one request to the operating system, or behaves
 /// like one.
 ///
@@ -117,8 +120,9 @@ pub(crate) trait Storage: fmt::Debug + Send + Sync {
     /// Gives a file another name in its directory. A file that has the name already is replaced.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     fn remove(&self, path: &Path) -> io::Result<()>;
-    /// The names in a directory.
-    fn list(&self, path: &Path) -> io::Result<Vec<OsString>>;
+    /// The names in a directory, each read when it is asked for. Reading one can fail, and the rest
+    /// is unknown then. Callers use [`names`](Storage::names).
+    fn list<'a>(&'a self, path: &Path) -> io::Result<Names<'a>>;
     /// Maps the first `len` bytes of the file, which must have them.
     fn map(&self, file: &fs::File, len: usize, access: Access) -> io::Result<Mapping>;
     /// Waits until every changed page of the map is on the disk.

@@ -1,7 +1,6 @@
 //! [`Storage`] as the operating system has it. Each operation that changes a file, or that a test
 //! must see refused, passes a fail point.
 
-use std::ffi::OsString;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
@@ -12,7 +11,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
 use nix::unistd::{AccessFlags, eaccess};
 
-use super::{Access, DirectoryId, How, Mapping, Stat, Storage};
+use super::{Access, DirectoryId, How, Mapping, Names, Stat, Storage};
 #[cfg(feature = "failpoints")]
 use crate::sys::observe::inode;
 use crate::sys::{fault, tell};
@@ -126,8 +125,8 @@ impl Storage for System {
         fs::remove_file(path)
     }
 
-    fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
-        fs::read_dir(path)?.map(|entry| Ok(entry?.file_name())).collect()
+    fn list<'a>(&'a self, path: &Path) -> io::Result<Names<'a>> {
+        Ok(Box::new(fs::read_dir(path)?.map(|entry| Ok(entry?.file_name()))))
     }
 
     fn map(&self, file: &fs::File, len: usize, access: Access) -> io::Result<Mapping> {
