@@ -153,6 +153,7 @@
 #[cfg(feature = "async")]
 mod async_backend;
 mod dummy;
+mod expiries;
 #[cfg(target_os = "linux")]
 mod file;
 mod memory;

@@ -81,21 +81,25 @@ impl Hint {
         if age > LATER { 0 } else { age }
     }
 
-    /// The low bits of the recency clock when the entry was used.
-    pub(crate) fn tick(self) -> u32 {
-        self.0 as u32 & TICK_MASK
+    /// The earliest time at which the entry expires, according to the hint: milliseconds since
+    /// 1970, at most a second too early; the maximum for never.
+    pub(crate) fn earliest_expiry(self) -> u64 {
+        match (self.0 >> 32) as u32 {
+            NEVER => u64::MAX,
+            0 => 0,
+            seconds => u64::from(seconds) * 1000 - 999,
+        }
     }
 
-    /// When the entry expires, according to the hint: milliseconds since 1970, at most a second too
-    /// late; the maximum for never.
-    pub(crate) fn expiry_millis(self) -> u64 {
-        let seconds = (self.0 >> 32) as u32;
-        if seconds == NEVER { u64::MAX } else { u64::from(seconds) * 1000 }
+    /// Whether the entry may have expired, according to the hint. Its record tells.
+    pub(crate) fn may_have_expired(self, now: Timestamp) -> bool {
+        self.earliest_expiry() <= now.as_millis()
     }
 
-    /// Whether the entry has expired, according to the hint.
-    pub(crate) fn is_expired(self, now: Timestamp) -> bool {
-        self.expiry_millis() <= now.as_millis()
+    /// The same with expiry and generation as the record has them.
+    pub(crate) fn corrected(self, expires_at: Expiry, generation: u32) -> Self {
+        let rest = USES | MAIN | u64::from(TICK_MASK);
+        Self(Self::new(expires_at, generation, 0).0 | self.0 & rest)
     }
 
     /// Whether the entry is of another generation, according to the hint.
@@ -179,10 +183,13 @@ mod tests {
         assert_eq!(hint.age(0x12_3458), 2);
         assert!(!hint.is_of_other(0xff) && hint.is_of_other(0));
         assert!(
-            !hint.is_expired(Timestamp::from_millis(5999))
-                && hint.is_expired(Timestamp::from_millis(6000))
+            !hint.may_have_expired(Timestamp::from_millis(5000))
+                && hint.may_have_expired(Timestamp::from_millis(5001))
         );
-        assert!(!Hint::new(None, 0, 0).is_expired(Timestamp::MAX));
+        assert_eq!(hint.corrected(Some(Timestamp::from_millis(5999)), 0x1ff), hint);
+        assert!(hint.corrected(None, 0).is_of_other(0xff));
+        assert!(!Hint::new(None, 0, 0).may_have_expired(Timestamp::MAX));
+        assert!(Hint::new(Some(Timestamp::default()), 0, 0).may_have_expired(Timestamp::default()));
     }
 
     #[test]
@@ -193,7 +200,7 @@ mod tests {
         assert_eq!((used.uses(), used.is_main(), used.age(9)), (MOST_USES, false, 2));
         let main = used.in_main(1).stamped(8);
         assert_eq!((main.uses(), main.is_main(), main.age(9)), (1, true, 1));
-        assert!(!main.is_of_other(0xff) && main.expiry_millis() == 6000);
+        assert!(!main.is_of_other(0xff) && main.earliest_expiry() == 5001);
         let again = Hint::new(None, 3, 12).again(main);
         assert_eq!((again.uses(), again.is_main(), again.age(12)), (2, true, 0));
         assert!(!again.is_of_other(3));

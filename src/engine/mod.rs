@@ -44,6 +44,7 @@ mod shared;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use self::bell::Bell;
 use self::blob::Blobs;
@@ -97,6 +98,8 @@ pub(crate) struct Engine {
     bell: Bell,
     /// The bucket at which the next insert that must evict starts to search for cold entries.
     next_few: AtomicU32,
+    /// When the next pass over the hints ahead of an eviction for space is due.
+    next_pass_for_space: Mutex<Instant>,
     /// The last generation before which this process has swept everything, except for chains that
     /// were locked.
     passed_over: AtomicU32,
@@ -152,6 +155,7 @@ impl Engine {
             chores: Mutex::new(()),
             bell: Bell::default(),
             next_few: AtomicU32::new(0),
+            next_pass_for_space: Mutex::new(Instant::now()),
             passed_over: AtomicU32::new(0),
             has_logged_entries: AtomicBool::new(false),
             has_logged_bytes: AtomicBool::new(false),

@@ -23,11 +23,11 @@ use crate::options::{self, INLINE_CULL_ENTRIES, Options, QUICK_CULL_ENTRIES};
 use crate::time::{Clock, Timestamp};
 use table::{Content, Garbage, Node, Table, entry_bytes, passed};
 
-/// Slots that each insert examines, so that expired entries are reaped even if no call reads them.
-const SWEPT_PER_INSERT: usize = 4;
+/// So many expired entries each insert reaps at most, also if no call reads them.
+const REAPED_PER_INSERT: usize = 4;
 
-/// Slots that one hold of the mutex looks at in a scan or a sweep.
-const SLOTS_PER_HOLD: usize = 256;
+/// Entries that one hold of the mutex looks at in a scan, or reaps.
+const ENTRIES_PER_HOLD: usize = 256;
 
 pub(crate) struct MemoryBackend {
     limits: OwnLimits,
@@ -38,8 +38,6 @@ pub(crate) struct MemoryBackend {
 
 struct State {
     table: Table,
-    /// Where the sweep for expired entries continues.
-    swept: usize,
     last_token: u64,
     evicted_before: bool,
     stats: Stats,
@@ -49,7 +47,6 @@ impl MemoryBackend {
     pub(crate) fn new(options: &Options) -> Self {
         let state = State {
             table: Table::default(),
-            swept: 0,
             last_token: 0,
             evicted_before: false,
             stats: Stats::default(),
@@ -106,24 +103,25 @@ impl MemoryBackend {
         garbage: &mut Garbage,
     ) -> Option<u64> {
         if !state.table.contains(key) {
-            state.sweep(SWEPT_PER_INSERT, now, garbage);
-            self.make_room_for_one(state, garbage);
+            // If that makes room, no live entry is evicted.
+            state.reap_some(REAPED_PER_INSERT, now, garbage);
+            self.make_room_for_one(state, now, garbage);
         }
         state.last_token += 1;
         let token = state.last_token;
         garbage.extend(state.table.put(key, new, token));
         // The entry just stored is the most recently used one, and fits by itself, so it stays.
-        self.keep_bytes(state, garbage);
+        self.keep_bytes(state, now, garbage);
         Some(token)
     }
 
-    fn keep_bytes(&self, state: &mut State, garbage: &mut Garbage) {
+    fn keep_bytes(&self, state: &mut State, now: Timestamp, garbage: &mut Garbage) {
         let max_bytes = self.limits.get().max_bytes;
-        let evicted = state.evict_while(|table| table.bytes() > max_bytes, garbage);
+        let evicted = state.evict_while(|table| table.bytes() > max_bytes, now, garbage);
         self.count_evicted(state, evicted, "max_bytes");
     }
 
-    fn make_room_for_one(&self, state: &mut State, garbage: &mut Garbage) {
+    fn make_room_for_one(&self, state: &mut State, now: Timestamp, garbage: &mut Garbage) {
         let entries = state.table.len();
         let Limits { max_entries, cull_frequency, .. } = self.limits.get();
         if entries < max_entries {
@@ -135,7 +133,7 @@ impl MemoryBackend {
                 entries
             }
             Some(due) => {
-                state.evict_while(|table| table.len() > entries.saturating_sub(due), garbage)
+                state.evict_while(|table| table.len() > entries.saturating_sub(due), now, garbage)
             }
         };
         self.count_evicted(state, evicted, "max_entries");
@@ -152,27 +150,32 @@ impl MemoryBackend {
 }
 
 impl State {
-    /// Removes the least recently used entries while the table is too `full`, and says how many.
-    fn evict_while(&mut self, full: impl Fn(&Table) -> bool, garbage: &mut Garbage) -> u64 {
+    /// Removes entries while the table is too `full`: those that have expired, then the least
+    /// recently used ones. Returns how many live entries it removed.
+    fn evict_while(
+        &mut self,
+        full: impl Fn(&Table) -> bool,
+        now: Timestamp,
+        garbage: &mut Garbage,
+    ) -> u64 {
         let mut evicted = 0;
-        while full(&self.table)
-            && let Some(node) = self.table.pop_lru()
-        {
+        while full(&self.table) {
+            if self.reap_some(1, now, garbage) > 0 {
+                continue;
+            }
+            let Some(node) = self.table.pop_lru() else { break };
             garbage.push(node);
             evicted += 1;
         }
         evicted
     }
 
-    /// Looks at the next `slots` slots and removes what has expired.
-    fn sweep(&mut self, slots: usize, now: Timestamp, garbage: &mut Garbage) {
-        for _ in 0..slots.min(self.table.slots()) {
-            self.swept = (self.swept + 1) % self.table.slots();
-            if let Some(node) = self.table.take_expired_at(self.swept, now) {
-                garbage.push(node);
-                self.stats.expired += 1;
-            }
-        }
+    /// Removes up to `most` entries that have expired. Returns how many.
+    fn reap_some(&mut self, most: usize, now: Timestamp, garbage: &mut Garbage) -> usize {
+        let expired = std::iter::from_fn(|| self.table.take_any_expired(now));
+        let reaped = expired.take(most).map(|node| garbage.push(node)).count();
+        self.stats.expired += reaped as u64;
+        reaped
     }
 
     /// Removes the entry of `key` if it has expired, so that what remains can be used without
@@ -279,7 +282,7 @@ impl Backend for MemoryBackend {
         let now = self.clock.now();
         let state = self.lock();
         let first = usize::try_from(cursor).unwrap_or(usize::MAX).min(state.table.slots());
-        let end = first.saturating_add(SLOTS_PER_HOLD).min(state.table.slots());
+        let end = first.saturating_add(ENTRIES_PER_HOLD).min(state.table.slots());
         let batch: Vec<(Arc<str>, Stored)> = (first..end)
             .filter_map(|slot| state.table.at(slot))
             .filter(|(_, item)| !passed(item.expires_at, now))
@@ -294,14 +297,13 @@ impl Backend for MemoryBackend {
 
     fn maintain(&self) -> Result<()> {
         let now = self.clock.now();
-        let mut left = self.lock().table.slots();
-        while left > 0 {
+        loop {
             let mut garbage = Garbage::default();
-            let slots = left.min(SLOTS_PER_HOLD);
-            self.lock().sweep(slots, now, &mut garbage);
-            left -= slots;
+            let reaped = self.lock().reap_some(ENTRIES_PER_HOLD, now, &mut garbage);
+            if reaped < ENTRIES_PER_HOLD {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     fn limits(&self) -> Limits {
@@ -309,12 +311,14 @@ impl Backend for MemoryBackend {
     }
 
     fn configure(&self, new: &NewLimits) -> Result<Limits> {
+        let now = self.clock.now();
         let mut garbage = Garbage::default();
         let mut state = self.lock();
         let counts = self.limits.change(new);
-        let evicted = state.evict_while(|table| table.len() > counts.max_entries, &mut garbage);
+        let evicted =
+            state.evict_while(|table| table.len() > counts.max_entries, now, &mut garbage);
         self.count_evicted(&mut state, evicted, "max_entries");
-        self.keep_bytes(&mut state, &mut garbage);
+        self.keep_bytes(&mut state, now, &mut garbage);
         drop(state);
         Ok(counts)
     }

@@ -85,8 +85,10 @@ impl Builder {
     }
 
     /// The maximum number of entries at any time, a hard bound. An insert of a new key at the bound
-    /// first evicts some of the least recently used entries; see
-    /// [`cull_frequency`](Builder::cull_frequency). From 1 to 4,294,967,294. Default: 1,000,000.
+    /// first removes expired entries, and if there are none evicts some of the least recently used;
+    /// see [`cull_frequency`](Builder::cull_frequency). In a directory with room for more than
+    /// about 250,000 entries, it may evict others before all expired ones are found. From 1 to
+    /// 4,294,967,294. Default: 1,000,000.
     ///
     /// ```
     /// # use keepwarm::{Builder, Timeout};
@@ -103,10 +105,10 @@ impl Builder {
         self
     }
 
-    /// How many entries an insert at the bound evicts: one in `frequency`, at least one; 0 evicts
-    /// all of them. With a bound of more than 10,000 entries, the cache evicts a few at a time
-    /// instead, so that no call pays for many evictions (0 still evicts all). Any number. Default:
-    /// 64; the default of Django is 3.
+    /// How many entries an insert at the bound removes: one in `frequency`, at least one, expired
+    /// ones first; 0 removes the expired ones, or all if there are none. With a bound of more than
+    /// 10,000 entries, the cache evicts a few at a time instead, so that no call pays for many
+    /// evictions (0 still removes all). Any number. Default: 64; the default of Django is 3.
     ///
     /// ```
     /// # use keepwarm::{Builder, Timeout};

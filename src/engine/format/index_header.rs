@@ -27,7 +27,8 @@ pub(crate) mod at {
     pub(crate) const DROPS: usize = 13;
     /// Whether a recount is wanted.
     pub(crate) const RECOUNT: usize = 14;
-    /// No entry expires before this time, in milliseconds since 1970.
+    /// No entry expires before this time, in milliseconds since 1970; the highest bit: a pass over
+    /// the expiries is under way.
     pub(crate) const NEXT_EXPIRY: usize = 15;
     pub(crate) const SEQUENCE: usize = 16;
     pub(crate) const COUNT: usize = 24;

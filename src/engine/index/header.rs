@@ -5,6 +5,12 @@ use super::Index;
 use crate::engine::format::index_header::at;
 use crate::sys::atomic::Ordering;
 
+/// The bit of `NEXT_EXPIRY` that says that a pass is under way. The rest is then what was noted
+/// since it began. A pass of a process that died leaves the bit to the next pass.
+const PASSING: u64 = 1 << 63;
+/// No entry expires.
+const NO_EXPIRY: u64 = PASSING - 1;
+
 impl Index {
     /// Whether the entries must be counted again: an unreadable entry was removed, or a process
     /// died.
@@ -25,19 +31,40 @@ impl Index {
         self.words()[at::SWEPT].fetch_max(u64::from(generation), Ordering::AcqRel);
     }
 
-    /// No entry expires before this time, in milliseconds since 1970.
+    /// No entry expires before this time, in milliseconds since 1970. 0 while a pass is under way,
+    /// because what it has not reached yet may have expired long ago.
     pub(crate) fn next_expiry(&self) -> u64 {
-        self.words()[at::NEXT_EXPIRY].load(Ordering::SeqCst)
+        let next = self.words()[at::NEXT_EXPIRY].load(Ordering::SeqCst);
+        if next & PASSING == 0 { next } else { 0 }
     }
 
+    /// No entry expires, as far as is known.
     pub(crate) fn forget_next_expiry(&self) {
-        self.words()[at::NEXT_EXPIRY].store(u64::MAX, Ordering::SeqCst);
+        self.words()[at::NEXT_EXPIRY].store(NO_EXPIRY, Ordering::SeqCst);
     }
 
+    /// Forgets the next expiry until a pass that begins now has found it.
+    pub(crate) fn begin_expiry_pass(&self) {
+        self.words()[at::NEXT_EXPIRY].store(PASSING | NO_EXPIRY, Ordering::SeqCst);
+    }
+
+    /// A pass is over: no entry that it saw expires before `next`.
+    pub(crate) fn end_expiry_pass(&self, next: u64) {
+        let _ = self.words()[at::NEXT_EXPIRY].fetch_update(
+            Ordering::SeqCst,
+            Ordering::SeqCst,
+            |noted| Some((noted & !PASSING).min(next).min(NO_EXPIRY)),
+        );
+    }
+
+    /// Notes that an entry expires at this time, in milliseconds since 1970.
     pub(crate) fn note_expiry(&self, millis: u64) {
-        let next = &self.words()[at::NEXT_EXPIRY];
-        if millis < next.load(Ordering::SeqCst) {
-            next.fetch_min(millis, Ordering::SeqCst);
+        let word = &self.words()[at::NEXT_EXPIRY];
+        let is_sooner = |noted: u64| millis < noted & !PASSING;
+        if is_sooner(word.load(Ordering::SeqCst)) {
+            let _ = word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |noted| {
+                is_sooner(noted).then_some(noted & PASSING | millis)
+            });
         }
     }
 

@@ -97,6 +97,7 @@ impl Index {
     fn initialize(mut index: Self) -> io::Result<Self> {
         let geometry = index.geometry;
         index.enter()?;
+        index.forget_next_expiry();
         for (word, value) in [
             (at::PRIMARIES, u64::from(geometry.primaries)),
             (at::BUCKETS, u64::from(geometry.buckets)),
@@ -105,7 +106,6 @@ impl Index {
             (at::NEXT_OVERFLOW, u64::from(geometry.primaries)),
             (at::NEXT_SEGMENT, 1),
             (at::RECENCY, 1),
-            (at::NEXT_EXPIRY, u64::MAX),
             (at::MAGIC, MAGIC),
         ] {
             index.words()[word].store(value, Ordering::Release);

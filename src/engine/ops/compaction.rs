@@ -98,13 +98,13 @@ impl Engine {
     /// The entries whose records are in `segment`. Expired and outdated entries are removed on the
     /// way.
     fn live_in<'a>(&'a self, segment: &'a Segment) -> impl Iterator<Item = Live<'a>> {
-        let mut left = Left::default();
+        let (now, mut left) = (self.options.clock.now(), Left::default());
         values(segment).filter_map(move |(offset, record)| {
             let hash = self.hasher.hash(record.key);
             let word = Word::new(hash, segment.id, offset);
             let slot = self.index.slot_of(hash, word)?;
-            if record.generation < self.index.generation() || self.has_passed(record.expires_at) {
-                self.reap(slot, word, &mut left);
+            if record.generation < self.index.generation() || record.is_expired(now) {
+                self.reap(slot, word, now, &mut left);
                 return None;
             }
             Some(Live { hash, word, record, slot })

@@ -9,8 +9,8 @@ use std::sync::PoisonError;
 use crate::engine::Engine;
 use crate::engine::counters::Counter;
 use crate::engine::format::word::Word;
-use crate::engine::hints::Hint;
 use crate::engine::index::{Busy, Role, Slot};
+use crate::time::Timestamp;
 
 /// The entries that a pass could not remove.
 #[derive(Debug, Default)]
@@ -97,7 +97,7 @@ impl Engine {
     /// Removes the entry if its record is expired or of an older generation. Returns whether a
     /// counted entry was removed. In a pass, like [`remove_in_pass`](Engine::remove_in_pass).
     /// Keeps invariant I32: the record decides, not the hint.
-    pub(crate) fn reap(&self, slot: Slot, word: Word, left: &mut Left) -> bool {
+    pub(crate) fn reap(&self, slot: Slot, word: Word, now: Timestamp, left: &mut Left) -> bool {
         let Ok(guard) = self.log.fetch(word.segment()) else {
             left.is_any = true;
             return false;
@@ -105,12 +105,15 @@ impl Engine {
         let record = guard.get().and_then(|s| s.record(word.offset()));
         let Some(record) = record else { return false };
         let outdated = record.generation < self.index.generation();
-        if !outdated && !record.is_expired(self.options.clock.now()) {
-            // The hint is wrong, perhaps from before a power cut. It is corrected, so that no later
-            // pass reads the record for it.
+        if !outdated && !record.is_expired(now) {
             if self.index.word(slot) == word {
-                let tick = self.hints.get(slot).tick();
-                self.hints.set(slot, Hint::new(record.expires_at, record.generation, tick));
+                // A hint from before a power cut may be wrong. It is corrected, so that no later
+                // pass reads the record for it.
+                let seen = self.hints.get(slot);
+                let right = seen.corrected(record.expires_at, record.generation);
+                if right != seen {
+                    self.hints.replace(slot, seen, right);
+                }
                 self.note_expiry(record.expires_at);
             }
             return false;

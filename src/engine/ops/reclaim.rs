@@ -15,6 +15,7 @@
 //!   else                               wait for processes that still map dropped segments, or fail
 //! ```
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,8 @@ const ORPHANS: usize = 8;
 const OTHERS_RELEASE: Duration = Duration::from_secs(5);
 /// A chain is locked for microseconds. An error that says otherwise is retried for this long.
 const LOCKS_ARE_FREE: Duration = Duration::from_secs(2);
+/// Passes over the hints ahead of evictions take at most about one part in this many of the time.
+const PASS_SHARE: u32 = 10;
 /// Bytes that another process released can be evicted this much later.
 const SETTLED: Duration = Duration::from_millis(250);
 
@@ -209,12 +212,30 @@ impl Engine {
         Err(self.log.explain_no_space(error))
     }
 
-    /// Evicts a blob beyond the blobs' share of the space, else empties a segment, else evicts any
-    /// blob. `false` if there is none of these.
+    /// Reaps what has expired; if there is nothing, evicts a blob beyond the blobs' share of the
+    /// space, else empties a segment, else evicts any blob. `false` if there is none of these.
     fn empty_or_evict(&self, role: &SpaceRole<'_>) -> Result<bool> {
+        if self.reap_for_space() {
+            return Ok(true);
+        }
         let share = sizing::blob_share(self.log.budget());
         self.log.seal_orphans(0);
         Ok(self.evict_a_blob(share)? || self.empty_one(role)? || self.evict_a_blob(0)?)
+    }
+
+    /// Reaps, so that expired entries are removed before live ones are evicted, if any may have
+    /// expired and such passes do not take much of the time already. Returns whether it removed
+    /// any.
+    fn reap_for_space(&self) -> bool {
+        let started = Instant::now();
+        let mut next = self.next_pass_for_space.lock().unwrap_or_else(PoisonError::into_inner);
+        // Where a call culls, it may also make a pass.
+        if !self.has_expired_entries() || (started < *next && !self.culls_inline()) {
+            return false;
+        }
+        let reaped = self.reap_all();
+        *next = Instant::now() + started.elapsed() * PASS_SHARE;
+        reaped > 0
     }
 
     /// Drops the oldest segment at once, or the coldest blob, because the disk is full. `false` if

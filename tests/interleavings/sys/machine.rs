@@ -361,11 +361,4 @@ impl AtomicU64 {
             |(word, number, _)| on!(word, number, change, a => a.fetch_max(value, order)),
         )
     }
-
-    pub(crate) fn fetch_min(&self, value: u64, order: Ordering) -> u64 {
-        self.to_change().map_or(
-            0,
-            |(word, number, _)| on!(word, number, change, a => a.fetch_min(value, order)),
-        )
-    }
 }
