@@ -59,9 +59,9 @@ pub enum ErrorKind {
     InvalidKey,
     /// The value does not fit within `max_bytes`.
     ValueTooLarge,
-    /// The value cannot be encoded as MessagePack.
+    /// The value cannot be encoded as MessagePack, or is nested more than 128 levels deep.
     Encode,
-    /// The stored value is not of the requested type.
+    /// The stored value is not of the requested type, or is nested too deep to be read.
     Decode,
     /// The operation needs an entry, and there is none.
     NotFound,

@@ -10,6 +10,9 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../support/nested.rs"]
+#[expect(dead_code, reason = "the fuzz target is not run here")]
+mod nested;
 
 mod add;
 mod bounds;
@@ -18,6 +21,7 @@ mod clear;
 mod compare_and_swap;
 mod configure;
 mod counters;
+mod depth;
 mod dummy;
 mod errors;
 mod expiry;
