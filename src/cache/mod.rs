@@ -3,6 +3,7 @@
 
 #[cfg(feature = "async")]
 mod async_cache;
+mod backup;
 mod builder;
 mod call;
 mod compute;

@@ -65,6 +65,8 @@ fn run(command: Command, out: &mut impl Write) -> Result<bool, Failure> {
             cache.close()?;
             Ok(true)
         }
+        Command::Backup { directory, to } => backup(&directory, &to, out),
+        Command::Restore { from, dir } => backup(&DirectoryArg { dir: from }, &dir, out),
         Command::Check { directory, json } => check(&existing(&directory, None)?, json, out),
     }
 }
@@ -157,6 +159,12 @@ fn list(
             }
         }
     }
+    Ok(true)
+}
+
+fn backup(from: &DirectoryArg, to: &Path, out: &mut impl Write) -> Result<bool, Failure> {
+    let copied = existing(from, None)?.backup(to)?;
+    writeln!(out, "entries  {copied}")?;
     Ok(true)
 }
 

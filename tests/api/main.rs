@@ -15,6 +15,7 @@ mod common;
 mod nested;
 
 mod add;
+mod backup;
 mod bounds;
 mod bytes;
 mod clear;
