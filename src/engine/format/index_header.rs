@@ -32,6 +32,8 @@ pub(crate) mod at {
     pub(crate) const NEXT_EXPIRY: usize = 15;
     pub(crate) const SEQUENCE: usize = 16;
     pub(crate) const COUNT: usize = 24;
+    /// How many entries were evicted; in the line of the count, which changes with it.
+    pub(crate) const EVICTED: usize = 25;
     pub(crate) const CLEAR_LOCK: usize = 32;
     /// The first overflow bucket that was never used.
     pub(crate) const NEXT_OVERFLOW: usize = 40;

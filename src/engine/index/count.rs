@@ -52,6 +52,26 @@ impl Index {
         u64::from(count)
     }
 
+    /// How many entries all processes evicted, including those that were killed since.
+    pub(crate) fn evicted(&self) -> u64 {
+        self.words()[at::EVICTED].load(Ordering::Relaxed)
+    }
+
+    /// Counts evictions before they happen: a process that dies in between counts too many, never
+    /// too few.
+    pub(crate) fn count_evicted(&self, entries: u64) {
+        self.words()[at::EVICTED].fetch_add(entries, Ordering::Relaxed);
+    }
+
+    /// Takes the count of one eviction back that did not happen.
+    pub(crate) fn uncount_evicted(&self) {
+        self.words()[at::EVICTED].fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_evicted(&self, entries: u64) {
+        self.words()[at::EVICTED].store(entries, Ordering::Relaxed);
+    }
+
     // Keeps invariant I13.
     pub(crate) fn count_up(&self, generation: u32, max: u64) -> CountUp {
         let word = &self.words()[at::COUNT];

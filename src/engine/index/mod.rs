@@ -238,11 +238,12 @@ impl Index {
         self.words()[at::SEQUENCE].load(Ordering::Acquire).saturating_sub(1)
     }
 
-    /// The recency clock in the header of the index in `file`, if `file` is an index and can be
-    /// read.
-    pub(crate) fn recency_in(file: &File) -> Option<u32> {
+    /// The recency clock and the count of evictions in the header of the index in `file`, if `file`
+    /// is an index and can be read.
+    pub(crate) fn recency_and_evicted_in(file: &File) -> Option<(u32, u64)> {
         let header = header_of(file).ok()?;
-        (header[at::MAGIC] == MAGIC).then_some(header[at::RECENCY] as u32)
+        let found = (header[at::RECENCY] as u32, header[at::EVICTED]);
+        (header[at::MAGIC] == MAGIC).then_some(found)
     }
 
     pub(crate) fn set_next_sequence(&self, sequence: u64) {

@@ -182,7 +182,7 @@ impl Attached {
         let space = ENGINES.get().space(held.id());
         let entering = Entering { locks: &locks, number, space: &space };
         let opening = Opening { directory, process_slot, hasher: &hasher, space: &space, options };
-        let Opened { index, hints, segments, end, recovered } =
+        let Opened { index, hints, segments, ends, recovered } =
             if is_shared { opening.join()? } else { opening.begin(state)? };
         let options = opening.options;
         let index = Arc::new(index);
@@ -200,7 +200,7 @@ impl Attached {
             index.clone(),
             space.clone(),
         )?;
-        log.restore(segments, end);
+        log.restore(segments, &ends);
         let state = storage.open(&state_path).and_then(StateFile::open).map_err(at_state)?;
         let checkpoints = CheckpointFiles::open(storage, &directory.path, state, index.geometry())?;
         let stats = directory.file("stats");

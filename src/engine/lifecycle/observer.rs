@@ -74,7 +74,7 @@ pub(crate) fn observe(
     space.attach(index.clone());
     let log =
         Log::new(storage, &directory.segments(), Access::ToRead, index.clone(), space.clone())?;
-    log.restore(segments, None);
+    log.restore(segments, &[]);
     let blobs = Blobs::open(storage, &directory.blobs(), &space)?;
     let stats_file = StatsFile::look(storage, directory.file("stats"), options.clock.now())?;
     Directory::release(&locks).map_err(at_locks)?;

@@ -46,8 +46,9 @@ pub(crate) struct Opened {
     pub(crate) hints: Hints,
     /// All segments, oldest first, if this is the only process.
     pub(crate) segments: Vec<Segment>,
-    /// Where this process continues the log: segment and offset.
-    pub(crate) end: Option<(u32, u32)>,
+    /// Where the log can be continued: segments, oldest first, and offsets in them. This process
+    /// continues it at the last one.
+    pub(crate) ends: Vec<(u32, u32)>,
     /// What the first process must do before others attach; `None` if others are attached.
     pub(crate) recovered: Option<PostRecovery>,
 }
@@ -108,7 +109,7 @@ impl Opening<'_> {
                 "other processes have the directory open; their limits apply"
             );
         }
-        Ok(Opened { index, hints, segments: Vec::new(), end: None, recovered: None })
+        Ok(Opened { index, hints, segments: Vec::new(), ends: Vec::new(), recovered: None })
     }
 
     /// Opens a directory that no process has open.
@@ -138,15 +139,12 @@ impl Opening<'_> {
                 .map_err(|e| Error::io("remove", &segment.path, e))?;
         }
         self.prepare(&index, &segments, snapshot);
-        let end = if is_closed {
-            Some(index.end_of_log())
-        } else {
-            // Only in a segment that the next recovery replays.
-            let newest = segments.last().filter(|newest| !sealed.contains(&newest.id));
-            newest.map(|newest| (newest.id, newest.end(0)))
-        };
+        if is_closed {
+            index.set_evicted(0);
+        }
+        let ends = if is_closed { vec![index.end_of_log()] } else { ends_in(&segments, &sealed) };
         let recovered = Some(PostRecovery { is_recovered: !is_closed, wants_checkpoint });
-        Ok(Opened { index, hints, segments, end, recovered })
+        Ok(Opened { index, hints, segments, ends, recovered })
     }
 
     /// Recovers the index of a directory that was not closed, or whose index has another size than
@@ -316,6 +314,20 @@ fn open_segments(
         }
     }
     Ok(segments)
+}
+
+/// Where the log can be continued after a recovery: the ends of the newest segments, oldest first,
+/// as far as the next recovery replays them (they are not in `sealed`) and they have room.
+fn ends_in(segments: &[Segment], sealed: &HashSet<u32>) -> Vec<(u32, u32)> {
+    /// The most segments that are searched for their ends, which takes a pass over each.
+    const MOST: usize = 16;
+    let newest = segments.iter().rev().filter(|segment| !sealed.contains(&segment.id));
+    let mut ends: Vec<_> = newest.take(MOST).map(|s| (s.id, s.end(0), s.len())).collect();
+    ends.reverse();
+    let newest = ends.last().map(|(id, ..)| *id);
+    // A fuller one would be sealed soon. The newest is continued at any place.
+    ends.retain(|(id, end, len)| u64::from(*end) <= len - len / 8 || Some(*id) == newest);
+    ends.into_iter().map(|(id, end, _)| (id, end)).collect()
 }
 
 /// How many rows the segment table needs, at least `wanted`, so that each segment has its own. More

@@ -139,8 +139,11 @@ pub(crate) fn recover(
     // Errors do not matter: the old index is not trusted, and only how long ago the entries were
     // used is lost. What goes on with the file is a matter of the new index.
     let old = inputs.directory.storage.open_to_read(&index_path).ok();
-    let last_recency = old.and_then(|file| Index::recency_in(&file)).unwrap_or(0);
+    let old = old.and_then(|file| Index::recency_and_evicted_in(&file));
+    let (last_recency, evicted) = old.unwrap_or_default();
     let index = create_index(&inputs, &index_path)?;
+    // What killed processes evicted stays counted.
+    index.set_evicted(evicted);
     segments.iter().for_each(|segment| index.restore_segment(segment.id, segment.len()));
     let header = base.header();
     let keeps_slots = base.keeps_slots(inputs.layout.geometry);
@@ -409,6 +412,7 @@ impl Replay<'_> {
             }
         });
         let (least, slot) = lowest?;
+        self.index.count_evicted(1);
         // The evicted record stays in the log, and the next replay may bring it back.
         locked.note_lost();
         let floor = self.floors.entry(locked.primary()).or_default();

@@ -118,6 +118,20 @@ impl Log {
         Ok(None)
     }
 
+    /// Continues a segment of a dead process as the segment for copies, if there is one with room
+    /// and the copies have none.
+    pub(crate) fn adopt_for_copies(&self) -> Result<()> {
+        let least = sizing::largest_in_log(self.segment_len()).min(self.segment_len() / 4) as u32;
+        let mut copies = lock(&self.copies);
+        if !copies.as_ref().is_some_and(|tail| tail.has_room(least, &self.index))
+            && let Some(orphan) = self.adopt(least)?
+            && let Some(full) = copies.replace(orphan)
+        {
+            self.seal(full);
+        }
+        Ok(())
+    }
+
     /// Seals all orphans except the `kept` oldest.
     pub(crate) fn seal_orphans(&self, kept: usize) {
         for SegmentInfo { id, owner, .. } in self.index.orphans().into_iter().skip(kept) {
@@ -143,7 +157,8 @@ impl Log {
     /// many processes write, or as long as the record needs.
     fn len_for(&self, len: u32) -> u64 {
         let writers = self.index.attached_processes().max(1);
-        let fair = (self.budget() / (4 * writers)).max(1);
+        // Each has up to three: the active one, the spare, and the one for copies.
+        let fair = (self.budget() / (8 * writers)).max(1);
         let usual = self.segment_len().min(1 << fair.ilog2()).max(sizing::MIN_SEGMENT);
         let needed = u64::from(len) + segment_header::LEN as u64;
         if needed > usual { needed.next_multiple_of(4096) } else { usual }
@@ -244,6 +259,17 @@ impl Log {
         Ok(segment)
     }
 
+    /// Reserves bytes for a segment for copies: of the usual length, or what is left.
+    fn reserve_for_copies(&self, len: u32) -> Result<Option<Reservation>> {
+        let (usual, budget) = (self.len_for(len), self.budget());
+        if let Some(reservation) = self.space.reserve_within(usual, budget)? {
+            return Ok(Some(reservation));
+        }
+        let left = budget.saturating_sub(self.bytes()) & !4095;
+        let needed = u64::from(len) + segment_header::LEN as u64;
+        if left < needed { Ok(None) } else { self.space.reserve_within(left.min(usual), budget) }
+    }
+
     /// Reserves space for a copy of a record, in the segment for copies, which is created if there
     /// is none with room. The guard keeps other threads from copying.
     pub(crate) fn reserve_copy(
@@ -252,7 +278,7 @@ impl Log {
         len: u32,
     ) -> Result<RecordReservation> {
         if !copies.0.as_ref().is_some_and(|tail| tail.has_room(len, &self.index)) {
-            let reservation = self.space.reserve_within(self.len_for(len), self.budget())?;
+            let reservation = self.reserve_for_copies(len)?;
             let reservation = reservation.ok_or_else(|| {
                 Error::new(ErrorKind::NoSpace, "copy records in").with_path(&self.dir)
             })?;

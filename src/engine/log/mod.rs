@@ -165,15 +165,25 @@ impl Log {
     }
 
     /// Restores the segments that were found when the directory was opened by its first process.
-    /// The log continues at `end` (a segment and an offset in it), if there is room: otherwise each
-    /// opening would consume a segment.
-    pub(crate) fn restore(&self, segments: Vec<Segment>, end: Option<(u32, u32)>) {
+    /// The log continues at the last of `ends` (segments and offsets in them), if there is room:
+    /// otherwise each opening would consume a segment. The other ends become orphans, because each
+    /// of several processes that died may have left a segment that is nearly empty.
+    pub(crate) fn restore(&self, segments: Vec<Segment>, ends: &[(u32, u32)]) {
         for segment in segments {
             self.index.restore_segment(segment.id, segment.len());
             let segment = Arc::new(segment);
             self.map.insert(&segment);
-            match end.filter(|(id, end)| *id == segment.id && self.can_resume(&segment, *end)) {
-                Some((_, end)) => *lock(&self.active) = Some(self.resume(segment, end)),
+            let end =
+                ends.iter().find(|(id, end)| *id == segment.id && self.can_resume(&segment, *end));
+            match end {
+                Some(end) if ends.last() == Some(end) => {
+                    *lock(&self.active) = Some(self.resume(segment, end.1));
+                }
+                Some((_, end)) => {
+                    segment.close_file();
+                    let tail = self.resume(segment, *end);
+                    self.orphan(&tail);
+                }
                 None => segment.close_file(),
             }
         }

@@ -18,7 +18,7 @@ fn log_with_a_record(dir: &Path) -> (Arc<Index>, Log) {
     let space = SpaceInUse::default();
     let segment = Segment::create(SYSTEM, dir, 1, 16 << 10, false, &space).unwrap();
     let log = Log::new(SYSTEM, dir, Access::ToWrite, index.clone(), space).unwrap();
-    log.restore(vec![segment], Some((1, BEGIN)));
+    log.restore(vec![segment], &[(1, BEGIN)]);
     drop(log.reserve(64).unwrap().unwrap());
     (index, log)
 }

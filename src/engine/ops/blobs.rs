@@ -107,7 +107,12 @@ impl Engine {
         let Some((coldest, ..)) = coldest else { return Ok(false) };
         let mut evicted = 0;
         for (hash, word) in self.blobs.owners_of(coldest, self) {
-            evicted += u64::from(self.evict_word(hash, word)?);
+            self.index.count_evicted(1);
+            let gone = self.evict_word(hash, word);
+            if !matches!(gone, Ok(true)) {
+                self.index.uncount_evicted();
+            }
+            evicted += u64::from(gone?);
         }
         self.counters.add(Counter::Evicted, evicted);
         self.tell_once(&self.has_logged_bytes, "max_bytes");

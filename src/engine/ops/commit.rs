@@ -491,6 +491,7 @@ impl Engine {
             None => self.index.set_wants_recount(true),
         }
         locked.note_lost();
+        self.index.count_evicted(1);
         self.counters.one(Counter::Evicted);
         slot
     }

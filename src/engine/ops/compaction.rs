@@ -202,11 +202,18 @@ impl Engine {
         for (offset, record) in values(segment) {
             let hash = self.hasher.hash(record.key);
             let word = Word::new(hash, segment.id, offset);
+            if self.index.slot_of(hash, word).is_none() {
+                continue;
+            }
             let current = record.generation == self.index.generation();
-            match self.evict_word(hash, word) {
-                Ok(gone) => {
-                    evicted += u64::from(gone && current && !self.has_passed(record.expires_at));
-                }
+            let counts = current && !self.has_passed(record.expires_at);
+            self.index.count_evicted(u64::from(counts));
+            let gone = self.evict_word(hash, word);
+            if counts && !matches!(gone, Ok(true)) {
+                self.index.uncount_evicted();
+            }
+            match gone {
+                Ok(gone) => evicted += u64::from(gone && counts),
                 Err(busy) => {
                     held = Err(busy.into());
                     break;

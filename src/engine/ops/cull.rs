@@ -195,7 +195,12 @@ impl Engine {
             ghosts
                 .remember(self.index.identity_of_slot(slot, word), self.hints.get(slot).is_main());
         }
-        self.remove_in_pass(slot, word, true, left)
+        self.index.count_evicted(1);
+        let gone = self.remove_in_pass(slot, word, true, left);
+        if !gone {
+            self.index.uncount_evicted();
+        }
+        gone
     }
 
     /// Evicts the coldest entries of a few buckets, of the next few at each call, unless buckets

@@ -1,11 +1,12 @@
 //! Reclaiming space: which segments and blobs are emptied so that their bytes are freed, and how a
 //! caller waits for them.
 //!
-//! A segment with few live bytes is compacted: its live records are copied. If every segment is
-//! full of live records, the oldest is evicted, and only records that were used since it was
-//! written are copied out of it, up to the same small share. So for each byte that callers write,
-//! at most a quarter is copied. Copies are on the disk before the index names them; the emptied
-//! segment stays until a checkpoint that began later is complete.
+//! A segment with few live bytes is compacted: its live records are copied. While less than half of
+//! the space is alive, nothing is evicted. After that, if every segment is full of live records,
+//! the oldest is evicted, and only records that were used since it was written are copied out of
+//! it, up to the same small share: for each byte that callers write, at most a quarter is copied.
+//! Copies are on the disk before the index names them; the emptied segment stays until a checkpoint
+//! that began later is complete.
 //!
 //! ```text
 //! make_space(bytes), with the space role, until the bytes are claimed:
@@ -164,6 +165,7 @@ impl Engine {
             match self.empty_or_evict(&search.role) {
                 Ok(true) => return Ok(Round::Progress),
                 Ok(false) => {}
+                Err(e) if self.waits_for_unmapping(&e) => return Ok(Round::Exhausted),
                 Err(e) => return search.blocked(e),
             }
         }
@@ -219,7 +221,7 @@ impl Engine {
             return Ok(true);
         }
         let share = sizing::blob_share(self.log.budget());
-        self.log.seal_orphans(0);
+        self.seal_orphans();
         Ok(self.evict_a_blob(share)? || self.empty_one(role)? || self.evict_a_blob(0)?)
     }
 
@@ -238,11 +240,20 @@ impl Engine {
         reaped > 0
     }
 
+    /// Seals what dead processes left, so that it can be emptied. One segment of it takes the
+    /// copies of this process, which then need no new segment.
+    fn seal_orphans(&self) {
+        if let Err(error) = self.log.adopt_for_copies() {
+            tracing::debug!(%error, "cannot continue a segment of a dead process");
+        }
+        self.log.seal_orphans(0);
+    }
+
     /// Drops the oldest segment at once, or the coldest blob, because the disk is full. `false` if
     /// there is neither.
     pub(crate) fn evict_oldest(&self) -> Result<bool> {
         let role = self.space_role()?;
-        self.log.seal_orphans(0);
+        self.seal_orphans();
         match self.index.segments_in(SegmentState::Sealed).first() {
             Some(oldest) => {
                 self.empty(oldest.id, Evacuate::Drop)?;
@@ -281,21 +292,43 @@ impl Engine {
 
     /// Empties the segment that costs least. `false` if there is none.
     fn empty_one(&self, role: &SpaceRole<'_>) -> Result<bool> {
-        let Some((id, evacuate)) = choose(&self.candidates()) else { return Ok(false) };
+        /// An entry may move along its chain, or be written, while its record is copied.
+        const ATTEMPTS: usize = 3;
+        let (blobs, _) = self.blobs.bytes();
+        let chosen = choose(&self.candidates(), blobs, self.log.budget());
+        let Some((id, evacuate)) = chosen else { return Ok(false) };
         let mut emptied = self.empty(id, evacuate);
-        if emptied.as_ref().is_err_and(|e| e.kind() == ErrorKind::NoSpace)
-            && self.log.emptied_bytes() > 0
-        {
-            self.secure(role)?;
+        for _ in 1..ATTEMPTS {
+            match &emptied {
+                Err(e) if e.kind() == ErrorKind::NoSpace && self.log.emptied_bytes() > 0 => {
+                    self.secure(role)?
+                }
+                Ok(false) => {}
+                Ok(true) | Err(_) => break,
+            }
             emptied = self.empty(id, evacuate);
         }
         match emptied {
             Ok(true) => Ok(true),
             // Its entries cannot be removed now; those of another segment could not either.
             Err(e) if e.kind() == ErrorKind::Busy => Err(e),
+            // There is room for copies as soon as all processes have unmapped what was removed.
+            // Until then an eviction would free nothing, because its segment must be unmapped too.
+            Err(e) if e.kind() == ErrorKind::NoSpace && self.dropped_bytes() > 0 => {
+                Err(busy("make room").with_path(&self.dir))
+            }
             // Records that cannot be copied are dropped: this always makes progress.
-            Ok(false) | Err(_) => self.empty(id, Evacuate::Drop),
+            Ok(false) | Err(_) => {
+                let error = emptied.err();
+                tracing::warn!(segment = id, ?error, "entries cannot be moved, and are evicted");
+                self.empty(id, Evacuate::Drop)
+            }
         }
+    }
+
+    /// Whether the search for space must wait until other processes unmap removed segments.
+    fn waits_for_unmapping(&self, error: &Error) -> bool {
+        error.kind() == ErrorKind::Busy && self.dropped_bytes() > 0
     }
 
     /// Brings the log within its budget ahead of the writers, compacts, and takes a checkpoint if
@@ -340,8 +373,13 @@ impl Engine {
             let Some(role) = self.try_space_role()? else { return Ok(()) };
             let comes_back = self.emptied_bytes() + self.dropped_bytes();
             let is_enough = self.log.bytes() + batch <= self.most_bytes() + comes_back;
-            if is_enough || !self.empty_or_evict(&role)? {
+            if is_enough {
                 return Ok(());
+            }
+            match self.empty_or_evict(&role) {
+                Ok(true) => {}
+                Err(e) if !self.waits_for_unmapping(&e) => return Err(e),
+                Ok(false) | Err(_) => return Ok(()),
             }
         }
     }

@@ -31,7 +31,8 @@ impl Engine {
     }
 
     /// The counters of all processes, since a process opened the directory while no other had it
-    /// open.
+    /// open. The count of evictions is in the index, because a killed process has not published its
+    /// last ones.
     pub(crate) fn total_stats(&self) -> Result<Stats> {
         let mut all = self.stats();
         for line in self.lines_of_others()? {
@@ -41,6 +42,7 @@ impl Engine {
                 all.pinned_bytes = all.pinned_bytes.saturating_add(line[4]);
             }
         }
+        all.evicted = self.index.evicted();
         Ok(all)
     }
 
