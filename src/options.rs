@@ -82,6 +82,8 @@ pub(crate) struct Options {
     pub(crate) read_only: bool,
     /// Whether the directory may be on a network file system.
     pub(crate) allow_network: bool,
+    /// Whether SIGBUS in mapped files is contained.
+    pub(crate) handle_sigbus: bool,
     /// Whether the index is rebuilt from the whole log, without the snapshots.
     pub(crate) salvage: bool,
 }
@@ -108,6 +110,7 @@ impl Default for Options {
             keep_limits: false,
             read_only: false,
             allow_network: false,
+            handle_sigbus: false,
             salvage: false,
         }
     }

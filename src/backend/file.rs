@@ -14,7 +14,7 @@ use crate::engine::lifecycle::directory::{check_there, may_write};
 use crate::engine::{Attached, AttachmentCell, Spooled, empty};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
-use crate::sys::storage::{SYSTEM, Storage};
+use crate::sys::storage::{CONTAINED, SYSTEM, Storage};
 
 /// A directory, attached to while it is used.
 pub(crate) struct FileBackend {
@@ -31,7 +31,8 @@ impl FileBackend {
     /// # Errors
     /// If the operating system refuses, or the directory is not a cache.
     pub(crate) fn open(dir: &Path, options: &Options) -> Result<Self> {
-        Self::open_on(SYSTEM, dir, options)
+        let storage = if options.handle_sigbus { CONTAINED } else { SYSTEM };
+        Self::open_on(storage, dir, options)
     }
 
     /// The same, with all files behind `storage`.
@@ -81,6 +82,19 @@ impl FileBackend {
         }
     }
 
+    /// The result of `call` with the engine, unless the index was lost before it was over: what
+    /// the call found may be wrong then, and what it did may be lost.
+    #[inline]
+    fn with<R>(&self, call: impl FnOnce(&Attached) -> Result<R>) -> Result<R> {
+        self.engine()?.run(call)
+    }
+
+    /// The same for a call that changes something.
+    #[inline]
+    fn with_to_write<R>(&self, call: impl FnOnce(&Attached) -> Result<R>) -> Result<R> {
+        self.engine_to_write()?.run(call)
+    }
+
     /// The current attachment.
     #[inline]
     fn attached(&self) -> Option<Guard<Option<Arc<Attached>>>> {
@@ -116,17 +130,19 @@ impl FileBackend {
         with_values: bool,
         visit: &mut dyn FnMut(&str, Item<'_>),
     ) -> Result<Option<u64>> {
-        self.engine()?.get()?.scan(cursor, with_values, &mut |key, item| {
-            // Keys are stored from `&str`; one that is not has come from a damaged file.
-            if let Ok(key) = std::str::from_utf8(key) {
-                visit(key, item);
-            }
+        self.with(|engine| {
+            engine.scan(cursor, with_values, &mut |key, item| {
+                // Keys are stored from `&str`; one that is not has come from a damaged file.
+                if let Ok(key) = std::str::from_utf8(key) {
+                    visit(key, item);
+                }
+            })
         })
     }
 
     /// What the engine shows; nothing if the directory was closed and cannot be opened again.
     fn gauge<T: Default>(&self, read: impl FnOnce(&Attached) -> T) -> T {
-        match self.engine().and_then(|held| Ok(read(held.get()?))) {
+        match self.with(|engine| Ok(read(engine))) {
             Ok(value) => value,
             Err(error) => {
                 tracing::warn!(%error, "there is nothing to show");
@@ -150,6 +166,15 @@ impl Held {
         }
     }
 
+    /// The result of `call`, unless the index was lost meanwhile.
+    #[inline]
+    fn run<R>(&self, call: impl FnOnce(&Attached) -> Result<R>) -> Result<R> {
+        let attached = self.get()?;
+        let done = call(attached);
+        attached.check_index()?;
+        done
+    }
+
     fn get(&self) -> Result<&Attached> {
         match self {
             Self::Own(attached) => Ok(attached),
@@ -164,11 +189,13 @@ fn closed_meanwhile() -> Error {
 
 impl Backend for FileBackend {
     fn visit(&self, key: &str, visit: &mut dyn FnMut(Item<'_>)) -> Result<bool> {
-        Ok(self.engine()?.get()?.read(key.as_bytes(), |source| visit(source.item()))?.is_some())
+        self.with(|engine| {
+            Ok(engine.read(key.as_bytes(), |source| visit(source.item()))?.is_some())
+        })
     }
 
     fn get(&self, key: &str) -> Result<Option<Stored>> {
-        self.engine()?.get()?.read(key.as_bytes(), |source| source.into_stored())
+        self.with(|engine| engine.read(key.as_bytes(), |source| source.into_stored()))
     }
 
     fn get_decoded(
@@ -177,15 +204,18 @@ impl Backend for FileBackend {
         wanted: TypeId,
         decode: &mut dyn FnMut(Item<'_>) -> Option<Decoded>,
     ) -> Result<Option<SharedValue>> {
-        self.engine()?.get()?.read_decoded(key.as_bytes(), wanted, decode)
+        self.with(|engine| engine.read_decoded(key.as_bytes(), wanted, decode))
     }
 
     fn expiry_of(&self, key: &str) -> Result<Option<Expiry>> {
-        self.engine()?.get()?.expiry_of(key.as_bytes())
+        self.with(|engine| engine.expiry_of(key.as_bytes()))
     }
 
     fn stream(&self, key: &str) -> Result<Option<Streamed>> {
-        self.engine()?.into_attached()?.stream(key.as_bytes())
+        let attached = self.engine()?.into_attached()?;
+        let found = attached.stream(key.as_bytes());
+        attached.check_index()?;
+        found
     }
 
     fn spool(&self) -> Result<Option<Box<dyn Spool>>> {
@@ -194,7 +224,7 @@ impl Backend for FileBackend {
     }
 
     fn copy(&self, from: &str, to: &str) -> Result<Option<u64>> {
-        self.engine_to_write()?.get()?.copy_entry(from.as_bytes(), to.as_bytes())
+        self.with_to_write(|engine| engine.copy_entry(from.as_bytes(), to.as_bytes()))
     }
 
     fn weight(&self, key: &str) -> usize {
@@ -213,11 +243,11 @@ impl Backend for FileBackend {
     }
 
     fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
-        self.engine_to_write()?.get()?.commit(key.as_bytes(), condition, change)
+        self.with_to_write(|engine| engine.commit(key.as_bytes(), condition, change))
     }
 
     fn claim(&self, key: ClaimKey<'_>) -> Claimed {
-        match self.engine().and_then(|held| Ok(held.get()?.claim(key))) {
+        match self.with(|engine| Ok(engine.claim(key))) {
             Ok(claimed) => claimed,
             Err(error) => {
                 tracing::debug!(%error, "no claims: the directory cannot be opened");
@@ -227,11 +257,11 @@ impl Backend for FileBackend {
     }
 
     fn clear(&self) -> Result<()> {
-        self.engine_to_write()?.get()?.clear()
+        self.with_to_write(|engine| engine.clear())
     }
 
     fn len(&self) -> Result<u64> {
-        Ok(self.engine()?.get()?.len())
+        self.with(|engine| Ok(engine.len()))
     }
 
     fn scan(&self, cursor: u64, visit: &mut dyn FnMut(&str, Item<'_>)) -> Result<Option<u64>> {
@@ -243,7 +273,7 @@ impl Backend for FileBackend {
     }
 
     fn maintain(&self) -> Result<()> {
-        self.engine()?.get()?.maintain()
+        self.with(|engine| engine.maintain())
     }
 
     fn flush(&self) -> Result<()> {
@@ -261,7 +291,7 @@ impl Backend for FileBackend {
     }
 
     fn limits(&self) -> Limits {
-        match self.engine().and_then(|held| Ok(held.get()?.limits())) {
+        match self.with(|engine| Ok(engine.limits())) {
             Ok(limits) => limits,
             Err(error) => {
                 tracing::warn!(%error, "the directory cannot be asked for its limits");
@@ -271,7 +301,7 @@ impl Backend for FileBackend {
     }
 
     fn configure(&self, new: &NewLimits) -> Result<Limits> {
-        self.engine_to_write()?.get()?.configure(new)
+        self.with_to_write(|engine| engine.configure(new))
     }
 
     fn stats(&self) -> Stats {
@@ -279,14 +309,14 @@ impl Backend for FileBackend {
     }
 
     fn total_stats(&self) -> Result<Stats> {
-        self.engine()?.get()?.total_stats()
+        self.with(|engine| engine.total_stats())
     }
 
     fn process_stats(&self) -> Result<Option<Vec<ProcessStats>>> {
-        self.engine()?.get()?.process_stats().map(Some)
+        self.with(|engine| engine.process_stats().map(Some))
     }
 
     fn check(&self) -> Result<CheckReport> {
-        Ok(self.engine()?.get()?.check())
+        self.with(|engine| Ok(engine.check()))
     }
 }

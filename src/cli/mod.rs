@@ -211,7 +211,7 @@ fn check_exists(directory: &DirectoryArg) -> Result<(), Failure> {
 
 /// The options with which every command opens the directory: it keeps its limits.
 fn builder(directory: &DirectoryArg, keys: Option<KeyArgs>) -> Builder {
-    let builder = Cache::builder(&directory.dir).keep_limits(true).hot_bytes(0);
+    let builder = Cache::builder(&directory.dir).keep_limits(true).hot_bytes(0).handle_sigbus(true);
     match keys {
         None => builder,
         Some(keys) if keys.stored => builder.key_function(|_, _, key| key.to_owned()),

@@ -60,11 +60,12 @@ pub(crate) use self::lifecycle::stream::Spooled;
 use self::log::Log;
 use self::shared::checkpoint_files::CheckpointFiles;
 pub(crate) use self::shared::claims::Claims;
+use self::shared::holders::Holders;
 use self::shared::read_only::ReadOnlyAttachment;
 use self::shared::stats_file::StatsFile;
 use self::shared::wait_queue::WaitQueue;
 use crate::entry::{Claim, ClaimKey, Claimed, Expiry, Stats};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::hash::KeyHasher;
 use crate::options::{Durability, Eviction, INLINE_CULL_ENTRIES, Options, QUICK_CULL_ENTRIES};
 use crate::sys::storage::HeldDirectory;
@@ -91,6 +92,8 @@ pub(crate) struct Engine {
     /// Held by the thread that holds the role *space* for this process.
     space_queue: WaitQueue<()>,
     mode: Mode,
+    /// Where the program keeps it.
+    holders: Holders,
     /// How many bytes the log had taken when the background thread last ran.
     seen_appended: AtomicU64,
     /// Held by the background thread while it works, so that a check does not see half of a change.
@@ -151,6 +154,7 @@ impl Engine {
             counting: Mutex::new(()),
             space_queue: WaitQueue::default(),
             mode,
+            holders: Holders::default(),
             seen_appended: AtomicU64::new(0),
             chores: Mutex::new(()),
             bell: Bell::default(),
@@ -182,6 +186,26 @@ impl Engine {
     #[inline]
     fn is_outdated(&self) -> bool {
         matches!(&self.mode, Mode::ReadOnly(attachment) if attachment.is_outdated())
+    }
+
+    /// Whether a page of the mapped index faulted, so that the directory must be opened again.
+    #[inline]
+    pub(crate) fn has_lost_index(&self) -> bool {
+        self.index.has_faulted()
+    }
+
+    /// The error of a call during which, or before which, a page of the mapped index faulted.
+    ///
+    /// # Errors
+    /// If one did.
+    #[inline]
+    pub(crate) fn check_index(&self) -> Result<()> {
+        if self.has_lost_index() { self.lost_index() } else { Ok(()) }
+    }
+
+    #[cold]
+    fn lost_index(&self) -> Result<()> {
+        self.index.check_mapped().map_err(|e| Error::io("use", &self.dir.join("index"), e))
     }
 
     /// See [`Claims::claim`]. The claims of an observer are not visible to other processes.

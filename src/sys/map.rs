@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicU32;
 use memmap2::MmapOptions;
 
 use super::atomic::AtomicU64;
+use super::sigbus::Contained;
 use super::storage::{Access, File, Mapping, SYSTEM, Storage};
 
 #[cfg(target_endian = "big")]
@@ -48,6 +49,7 @@ impl Map {
     /// Maps `len` bytes of zeros that belong to no file.
     pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
         let mapping = Mapping {
+            contained: None,
             raw: MmapOptions::new().len(len).map_anon()?.into(),
             #[cfg(feature = "failpoints")]
             inode: 0,
@@ -92,8 +94,9 @@ impl Map {
             return None;
         }
         // SAFETY: in bounds as just checked, and mapped for as long as `self` lives. Records are
-        // written once, before they are published, and files are never truncated while they are
-        // mapped.
+        // written once, before they are published. If another program truncates the file, an access
+        // is a fault: it ends the process, or it is contained and the page becomes zeros, which is
+        // as if another process wrote there. Values are given to the program only as copies then.
         Some(unsafe { std::slice::from_raw_parts(self.mapping.raw.as_ptr().add(offset), len) })
     }
 
@@ -115,6 +118,19 @@ impl Map {
             }
         }
         fits
+    }
+
+    /// Whether a page could not be read or written, and zeros are in its place since: in this map,
+    /// not in the file. What this thread read and stored before is sound if this is still `false`.
+    /// Always `false` if faults are not contained; they end the process.
+    #[inline]
+    pub(crate) fn has_faulted(&self) -> bool {
+        self.mapping.contained.as_ref().is_some_and(Contained::has_faulted)
+    }
+
+    /// Whether its faults are contained.
+    pub(crate) fn contains_faults(&self) -> bool {
+        self.mapping.contained.is_some()
     }
 
     /// The address of the mapping, for [`prefetch`].

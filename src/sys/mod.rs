@@ -24,6 +24,8 @@ pub mod observe;
 #[cfg(target_os = "linux")]
 pub(crate) mod random;
 #[cfg(target_os = "linux")]
+mod sigbus;
+#[cfg(target_os = "linux")]
 pub(crate) mod storage;
 #[cfg(target_os = "linux")]
 pub(crate) mod wait;

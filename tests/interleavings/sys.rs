@@ -48,6 +48,10 @@ pub(crate) mod map {
         pub(crate) fn sync(&self) -> io::Result<()> {
             Ok(())
         }
+
+        pub(crate) fn has_faulted(&self) -> bool {
+            false
+        }
     }
 }
 

@@ -265,6 +265,31 @@ impl Builder {
         self
     }
 
+    /// Whether to contain SIGBUS in the mapped files of the directory. The system sends this signal
+    /// when mapped memory cannot be read or written: another program truncated the file, the disk
+    /// cannot read it, or its file system was shut down. Without this option the signal ends the
+    /// process. With it, the part of the file that faulted reads as damaged, so its entries are
+    /// misses; a call that writes there is an error; and if it was the index, the calls of that
+    /// moment are the error `Io`, and the next ones open the directory again.
+    ///
+    /// A handler for SIGBUS is installed in the process, once, and never removed. It calls the
+    /// handler that was there before for all other faults; a handler that the program installs
+    /// later must do the same for this one. The option also makes
+    /// [`get_bytes`](crate::Cache::get_bytes) copy large values, because bytes that share memory
+    /// with a file would turn into zeros. Default: no.
+    ///
+    /// ```
+    /// # use keepwarm::Cache;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = dir.path();
+    /// let cache = Cache::builder(dir).handle_sigbus(true).open()?;
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    pub fn handle_sigbus(mut self, handle: bool) -> Self {
+        self.options.handle_sigbus = handle;
+        self
+    }
+
     /// The maximum size of the hot tier, in bytes of memory: recently used values in front of the
     /// disk, as bytes, and as values that [`get_shared`](crate::Cache::get_shared) decoded. For a
     /// cache in memory it holds decoded values only. From 0 (no hot tier) to 128 TiB. Default: 64

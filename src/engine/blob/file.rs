@@ -349,13 +349,29 @@ impl OpenBlob {
         Ok(true)
     }
 
-    /// The whole value, mapped and verified; `None` if it is damaged.
+    /// The whole value, read and verified. If the file is truncated later, it stays as it is.
+    fn read_whole(&self, len: usize) -> io::Result<Option<Bytes>> {
+        let (mut value, mut chunk) = (Vec::with_capacity(len), Vec::new());
+        for number in 0..self.len().div_ceil(CHUNK as u64) {
+            if !self.read_chunk(number, &mut chunk)? {
+                return Ok(None);
+            }
+            value.extend_from_slice(&chunk);
+        }
+        Ok(Some(value.into()))
+    }
+
+    /// The whole value, mapped and verified; `None` if it is damaged. It is read instead where a
+    /// fault in the map would put zeros into what the program holds.
     pub(crate) fn load(self) -> io::Result<Option<Bytes>> {
         let (Ok(len), Some(Ok(file_len))) =
             (usize::try_from(self.len()), self.reference.file_len().map(usize::try_from))
         else {
             return Ok(None);
         };
+        if self.file.storage().contains_faults() {
+            return self.read_whole(len);
+        }
         let map = Map::to_read(&self.file, file_len)?;
         let value = map.bytes(HEADER_LEN, len).unwrap_or_default();
         let checks = map.bytes(HEADER_LEN + len, file_len - HEADER_LEN - len).unwrap_or_default();

@@ -192,6 +192,29 @@ impl Index {
         self.map.sync()
     }
 
+    /// Whether a page of the map faulted. Then this process does not share the index any more: it
+    /// must neither believe it nor acknowledge what it stored there.
+    #[inline]
+    pub(crate) fn has_faulted(&self) -> bool {
+        self.map.has_faulted()
+    }
+
+    /// Fails if a page of the map faulted.
+    pub(crate) fn check_mapped(&self) -> io::Result<()> {
+        if !self.has_faulted() {
+            return Ok(());
+        }
+        let why = "a page of the mapped index faulted (SIGBUS): the file was truncated, or its \
+                   disk or file system failed; the next call opens the directory again";
+        Err(io::Error::other(why))
+    }
+
+    /// Reads the end of the map: a fault if the file was truncated.
+    pub(crate) fn probe(&self) {
+        let last = self.words().last();
+        std::hint::black_box(last.map(|word| word.load(Ordering::Relaxed)));
+    }
+
     fn words(&self) -> &[AtomicU64] {
         self.map.words()
     }

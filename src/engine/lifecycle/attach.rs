@@ -21,8 +21,8 @@ use crate::engine::log::Log;
 use crate::engine::ops::background::Maintenance;
 use crate::engine::shared::accounting::{SpaceInUse, Usage};
 use crate::engine::shared::checkpoint_files::CheckpointFiles;
+use crate::engine::shared::holders::Holder;
 use crate::engine::shared::meta_file;
-use crate::engine::shared::read_only::Holder;
 use crate::engine::shared::state_file::StateFile;
 use crate::engine::shared::stats_file::StatsFile;
 use crate::engine::{Engine, Mode, Parts};
@@ -134,12 +134,19 @@ impl Attached {
         let directory = Directory::at(storage, path, options)?;
         let held = HeldDirectory::open(storage, path).map_err(|e| Error::io("open", path, e))?;
         let id = held.id();
-        let (mut engines, found) = ENGINES.get().find(id);
-        if let Some(attached) = found {
+        let mut engines = loop {
+            let (mut engines, found) = ENGINES.get().find(id);
+            let Some(attached) = found else { break engines };
+            if attached.has_lost_index() {
+                // Something of the program still keeps it.
+                engines.remove(&id);
+                drop(engines);
+                continue;
+            }
             // Before `attached` is dropped: a drop may detach, which takes this lock.
             drop(engines);
             return if options.salvage { Err(open::salvaged_in_use(path)) } else { Ok(attached) };
-        }
+        };
         // Held during the attach: another thread that opens the directory waits, then shares the
         // engine.
         let attached = Arc::new(Self::attach(&directory, held, options)?);
@@ -222,6 +229,7 @@ impl Attached {
         engine.publish_stats();
         let maintenance = Some(Maintenance::start(engine.clone())?);
         step!("attach::ready");
+        engine.check_index()?;
         Directory::release(&locks).map_err(at_locks)?;
         std::mem::forget(entering);
         Ok(Self { engine, maintenance, locks, number, held, epoch: Epoch::now() })
@@ -263,11 +271,11 @@ impl Attached {
         Self { engine, maintenance, locks, number: 0, held, epoch: Epoch::now() }
     }
 
-    /// Whether this can be used. An observer must open the directory again when its index was
-    /// retired.
+    /// Whether this can be used. The directory must be opened again when its index was retired, for
+    /// an observer, or when a page of the mapped index faulted.
     #[inline]
     pub(crate) fn is_usable(&self) -> bool {
-        self.is_ours() && !self.engine.is_outdated()
+        self.is_ours() && !self.engine.has_lost_index() && !self.engine.is_outdated()
     }
 
     /// Whether this process attached, and not its parent before a fork.
@@ -290,6 +298,8 @@ impl Attached {
     fn detach(&self) -> Result<()> {
         let io_error = |e| Error::io("close", &self.engine.dir, e);
         let engine = &*self.engine;
+        // For other processes this one dies here.
+        engine.check_index()?;
         // Other processes may wait until this one unmaps the segments that they dropped.
         Directory::reenter(&self.locks, || engine.log.unmap_new_drops())?;
         if Directory::is_shared(&self.locks).map_err(io_error)? {
@@ -320,6 +330,7 @@ impl Attached {
         engine.index.leave();
         engine.index.sync().map_err(io_error)?;
         step!("detach::synced");
+        engine.check_index()?;
         let mut checkpoints = engine.checkpoints()?;
         checkpoints
             .mark_clean(engine.index.header_copy(), engine.index.asked_limits())
@@ -328,19 +339,17 @@ impl Attached {
 }
 
 impl Attached {
-    /// Notes that `cell` is about to hold this. When the index of an observer is retired, the
-    /// observer is taken out of its cells.
+    /// Notes that `cell` is about to hold this. When it cannot be used any more, the background
+    /// takes it out of its cells.
     pub(crate) fn note_holder(&self, cell: &Arc<AttachmentCell>) {
-        if let Mode::ReadOnly(attachment) = &self.engine.mode {
-            let holder: Arc<dyn Holder> = cell.clone();
-            attachment.add_holder(Arc::downgrade(&holder));
-        }
+        let holder: Arc<dyn Holder> = cell.clone();
+        self.engine.holders.add(Arc::downgrade(&holder));
     }
 }
 
 impl Holder for AttachmentCell {
-    fn release_outdated(&self) {
-        empty(self, |attached| attached.is_outdated());
+    fn release_unusable(&self) {
+        empty(self, |attached| attached.is_ours() && !attached.is_usable());
     }
 }
 
@@ -401,7 +410,12 @@ impl Drop for Attached {
         {
             tracing::warn!(%error, "cannot unlock the directory before its file is closed");
         }
-        registry.engines.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.held.id());
+        let mut engines = registry.engines.lock().unwrap_or_else(PoisonError::into_inner);
+        // If this one had lost its index, another may have taken its place.
+        if engines.get(&self.held.id()).is_some_and(|engine| engine.strong_count() == 0) {
+            engines.remove(&self.held.id());
+        }
+        drop(engines);
         registry.gone.notify_all();
     }
 }

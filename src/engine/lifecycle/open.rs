@@ -132,6 +132,8 @@ impl Opening<'_> {
             closed => (self.recover(&mut state, closed, known, &layout, &segments)?, false),
         };
         let Recovered { index, hints, wants_checkpoint, sealed } = recovered;
+        // What a recovery could not read is not known to be damaged.
+        segments.iter().try_for_each(Segment::check_mapped)?;
         for segment in beyond_table(&mut segments, index.geometry().segments) {
             directory
                 .storage
@@ -231,6 +233,7 @@ impl Opening<'_> {
         let (layout, options) = (&layout, &options);
         let inputs = recovery::Inputs { directory, layout, process_slot, hasher, options, access };
         let Recovered { index, .. } = recovery::recover(inputs, &segments, sequence, base)?;
+        segments.iter().try_for_each(Segment::check_mapped)?;
         index.set_limits(options.limits(), sizing::possible(options.limits(), index.geometry()));
         Ok(Observed { index, segments, watch })
     }

@@ -7,7 +7,7 @@ use crate::engine::blob::{BlobPin, BlobWriter, OpenBlob};
 use crate::engine::format::blob_ref::CHUNK;
 use crate::engine::format::word::Word;
 use crate::engine::lifecycle::attach::Attached;
-use crate::engine::ops::read::ValueSource;
+use crate::engine::ops::value_source::ValueSource;
 use crate::entry::{Change, Codec, Condition, Expiry, Pieces, Soft, Spool, Streamed};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -126,6 +126,6 @@ impl Spool for Spooled {
         let change =
             Change::Store { value: &small, codec: Codec::Raw, expires_at, soft: Soft::default() };
         attached.commit_with(key.as_bytes(), Condition::Always, change, blob)?;
-        Ok(())
+        attached.check_index()
     }
 }

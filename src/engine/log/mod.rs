@@ -76,6 +76,7 @@
 mod allocate;
 pub(crate) mod append;
 mod detach;
+mod fault;
 mod removal;
 pub(crate) mod segment;
 pub(crate) mod segment_map;
@@ -216,14 +217,23 @@ impl Log {
     }
 
     /// Holds segment `id`, and maps it first if needed. The guard is empty if there is no such
-    /// segment.
+    /// segment. Maps it again if a page of it faulted.
     ///
     /// # Errors
     /// If the system cannot open or map its file.
     #[inline]
     pub(crate) fn fetch(&self, id: u32) -> Result<SegmentGuard> {
         let here = self.map.hold(id);
-        if here.get().is_some() { Ok(here) } else { self.open(id) }
+        if here.get().is_some_and(|segment| !segment.has_faulted()) {
+            Ok(here)
+        } else {
+            self.open(id)
+        }
+    }
+
+    /// Whether a page of segment `id` faulted since it was mapped.
+    pub(crate) fn has_faulted(&self, id: u32) -> bool {
+        self.segment(id).get().is_some_and(|segment| segment.has_faulted())
     }
 
     /// Whether segment `id` has a file that may hold records.
@@ -239,8 +249,10 @@ impl Log {
         }
         let _opening = lock(&self.opening);
         let here = self.map.hold(id);
-        if here.get().is_some() {
-            return Ok(here);
+        match here.get() {
+            Some(segment) if segment.has_faulted() => self.retire_faulted(segment),
+            Some(_) => return Ok(here),
+            None => {}
         }
         drop(here);
         let path = self.dir.join(Segment::file_name(id));

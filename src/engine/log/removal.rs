@@ -109,6 +109,8 @@ impl Log {
     /// one.
     fn remove_file(&self, id: u32) -> io::Result<()> {
         self.held.check_in_place()?;
+        // Without the index it is not known what the file holds.
+        self.index.check_mapped()?;
         match self.held.storage().remove(&self.dir.join(Segment::file_name(id))) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed,

@@ -205,8 +205,12 @@ impl Segment {
         self.map.len() as u64
     }
 
-    /// Keeps the segment mapped. `None` if pinned segments would exceed `most` bytes in total.
+    /// Keeps the segment mapped. `None` if pinned segments would exceed `most` bytes in total, or
+    /// if a fault would put zeros into what the program holds.
     pub(crate) fn pin(self: &Arc<Self>, most: u64) -> Option<SegmentPin> {
+        if self.contains_faults() {
+            return None;
+        }
         let mut pinned = self.hold.space.pinned();
         if self.pins.load(Ordering::Relaxed) == 0 {
             *pinned = Some(*pinned + self.len()).filter(|bytes| *bytes <= most)?;
@@ -230,7 +234,7 @@ impl Segment {
     }
 
     /// The file, if it is still open.
-    fn file(&self) -> Option<Arc<OwnFile>> {
+    pub(super) fn file(&self) -> Option<Arc<OwnFile>> {
         self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
@@ -381,6 +385,17 @@ impl Segment {
         if let Some(word) = self.map.word32(offset as usize + 4) {
             word.store(0, Ordering::Release);
         }
+    }
+
+    /// Whether a page of its map faulted; see [`Map::has_faulted`].
+    #[inline]
+    pub(crate) fn has_faulted(&self) -> bool {
+        self.map.has_faulted()
+    }
+
+    /// Whether faults in its map are contained.
+    pub(crate) fn contains_faults(&self) -> bool {
+        self.map.contains_faults()
     }
 
     /// Marks the segment as not synced.

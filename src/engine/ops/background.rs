@@ -4,10 +4,10 @@ use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::engine::Engine;
 use crate::engine::bell::Calls;
 use crate::engine::blob::Haste;
 use crate::engine::index::{Role, RoleGuard};
-use crate::engine::{Engine, Mode};
 use crate::error::{Error, Result};
 use crate::options::Durability;
 use crate::sys::step;
@@ -117,6 +117,12 @@ impl<'a> Rounds<'a> {
                 return;
             }
             step!("maintenance::woken");
+            self.engine.index.probe();
+            if self.engine.has_lost_index() {
+                // Without its index it does nothing. For others it is dead when no call uses it.
+                drop(self.leadership);
+                return self.engine.holders.release_unusable();
+            }
             self.is_quiet = self.engine.is_quiet() && (self.is_quiet || !self.has_more);
             self.sync_if_due();
             self.engine.log.unmap_dropped();
@@ -195,15 +201,19 @@ impl<'a> Rounds<'a> {
 impl Engine {
     fn run_read_only(&self) {
         while !self.bell.wait(INTERVAL).stop {
-            if self.is_outdated() { self.release_outdated() } else { self.log.unmap_dropped() }
+            self.index.probe();
+            if self.is_outdated() || self.has_lost_index() {
+                self.release_unusable();
+            } else {
+                self.log.unmap_dropped();
+            }
         }
     }
 
-    /// Releases what an outdated read-only attachment has mapped: now, or when the calls that use
-    /// it are over.
-    fn release_outdated(&self) {
-        let Mode::ReadOnly(read_only) = &self.mode else { return };
-        read_only.release_outdated();
+    /// Releases what a read-only attachment has mapped that cannot be used: now, or when the calls
+    /// that use it are over.
+    fn release_unusable(&self) {
+        self.holders.release_unusable();
         self.log.unmap_all();
     }
 

@@ -128,6 +128,8 @@ impl Naming for Engine {
 
     fn find(&self, hash: u64, name: u128) -> Result<Option<Word>> {
         loop {
+            // Without the index it is not known what names a blob.
+            self.check_index()?;
             let mut refused = None;
             let found = self.index.find(hash, |word| {
                 let guard = match self.log.fetch(word.segment()) {

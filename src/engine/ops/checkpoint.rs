@@ -126,6 +126,7 @@ impl Engine {
         let mut writer = SnapshotWriter::new(file, next).map_err(io_error)?;
         self.write_snapshot(&mut writer, &path, &start)?;
         self.sync_snapshot(&mut writer, &path)?;
+        self.check_index()?;
         writer.commit(self.snapshot_header(&start)).map_err(io_error)?;
         self.index.heartbeat(Role::Space);
         state.set_snapshot(next, self.index.asked_limits()).map_err(|e| self.state_error(e))?;

@@ -73,7 +73,7 @@ impl Engine {
         };
         let stamp =
             Stamp { sequence: self.index.next_sequence(), generation: next, expires_at: None };
-        reservation.segment.stamp(reservation.offset, &prepared, stamp);
+        self.stamp(&reservation, &prepared, stamp)?;
         step!("clear::stamped");
         // Synced before it takes effect, because a clear cannot be undone.
         self.sync_if_asked(reservation, |segment, offset| segment.void(offset))?;

@@ -114,10 +114,9 @@ impl Engine {
         mut blob: Option<BlobPin<'a>>,
     ) -> Result<Outcome> {
         if key.len() > MAX_KEY_LEN {
-            let why = format!(
-                "{} bytes with prefix and version; at most {MAX_KEY_LEN} are possible",
-                key.len()
-            );
+            let len = key.len();
+            let why =
+                format!("{len} bytes with prefix and version; at most {MAX_KEY_LEN} are possible");
             return Err(Error::new(ErrorKind::InvalidKey, "set").with_source(why));
         }
         let hash = self.hasher.hash(key);
@@ -206,8 +205,7 @@ impl Engine {
         }
     }
 
-    /// Whether `decision`, made without the lock, still holds under it.
-    /// Updates `confirmed`, which has what was seen without the lock.
+    /// Whether `decision`, made without the lock, holds under it. Updates what was seen without it.
     #[inline]
     fn confirm(
         &self,
@@ -262,7 +260,12 @@ impl Engine {
         // Under the lock, so that sequences have the order of publication (invariant I14).
         let sequence = self.index.next_sequence();
         let stamp = Stamp { sequence, generation, expires_at };
-        reservation.segment.stamp(reservation.offset, &prepared, stamp);
+        let uncount = |_: &Error| {
+            if !counted {
+                self.index.count_down(generation)
+            }
+        };
+        self.stamp(&reservation, &prepared, stamp).inspect_err(uncount)?;
         step!("commit::stamped");
         let word = Word::new(hash, reservation.segment.id, reservation.offset);
         locked.set(slot, word);
@@ -305,7 +308,7 @@ impl Engine {
     ) -> Result<Result<Outcome, Retry>> {
         let sequence = self.index.next_sequence();
         let stamp = Stamp { sequence, generation: current.generation, expires_at: None };
-        reservation.segment.stamp(reservation.offset, &prepared, stamp);
+        self.stamp(&reservation, &prepared, stamp)?;
         step!("commit::stamped");
         locked.clear(current.slot);
         step!("commit::published");
@@ -322,8 +325,7 @@ impl Engine {
         Ok(Ok(Outcome::Done { token: None, existed: true }))
     }
 
-    /// Stamps a tombstone for a key that has no entry, so that a recovery does not bring an evicted
-    /// one back.
+    /// Stamps a tombstone for a key without an entry: a recovery must restore no evicted one.
     fn stamp_tombstone(
         &self,
         Written { reservation, prepared }: Written,
@@ -331,7 +333,7 @@ impl Engine {
         generation: u32,
     ) -> Result<()> {
         let stamp = Stamp { sequence: self.index.next_sequence(), generation, expires_at: None };
-        reservation.segment.stamp(reservation.offset, &prepared, stamp);
+        self.stamp(&reservation, &prepared, stamp)?;
         step!("commit::buried");
         locked.unlock()?;
         self.sync_if_asked(reservation, |segment, offset| segment.void(offset))
@@ -423,8 +425,7 @@ impl Engine {
         if self.log.needs_spare() {
             self.bell.ring();
         }
-        let (segment, body) = (&reservation.segment, [fields.bytes(), body]);
-        let prepared = segment.prepare(reservation.offset, reservation.len, draft, key, body);
+        let prepared = self.prepare(&reservation, draft, key, [fields.bytes(), body])?;
         Ok(Some(Written { reservation, prepared }))
     }
 

@@ -174,7 +174,7 @@ impl Engine {
             generation: record.generation,
             expires_at: record.expires_at,
         };
-        target.stamp(offset, &prepared, stamp);
+        self.stamp(&reservation, &prepared, stamp)?;
         let to = Word::new(entry.hash, target.id, offset);
         let (hash, from, len) = (entry.hash, entry.word, record.len);
         Ok(Some(Copied { hash, from, to, len, _reservation: reservation }))

@@ -31,7 +31,8 @@ const FEW_BUCKETS: u32 = 256;
 impl Engine {
     /// The number of entries from which the background culls.
     fn crowded_at(&self) -> u64 {
-        self.max_entries() - (self.max_entries() / 256).max(1)
+        // The limit reads as 0 if the mapped index faulted.
+        self.max_entries().saturating_sub((self.max_entries() / 256).max(1))
     }
 
     /// Wakes the background if the cache is nearly full and the background culls it.

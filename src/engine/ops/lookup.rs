@@ -43,7 +43,14 @@ impl Engine {
     /// # Errors
     /// If the environment refuses to open a segment that may hold it.
     pub(crate) fn look(&self, hash: u64, key: &[u8]) -> Result<Lookup> {
-        self.look_through(hash, key, |id| self.log.fetch(id))
+        let seen = self.look_through(hash, key, |id| self.log.fetch(id))?;
+        match seen.found.unreadable {
+            // The next look maps the segment again.
+            Some((_, word)) if self.log.has_faulted(word.segment()) => {
+                self.look_through(hash, key, |id| self.log.fetch(id))
+            }
+            _ => Ok(seen),
+        }
     }
 
     /// Like `look`, under the lock of the chain, where no file may be opened. `None` if a segment
@@ -52,7 +59,8 @@ impl Engine {
         let mut is_all_open = true;
         let seen = self.look_through(hash, key, |id| {
             let guard = self.log.segment(id);
-            is_all_open &= guard.get().is_some() || !self.log.is_readable(id);
+            let is_open = guard.get().is_some_and(|segment| !segment.has_faulted());
+            is_all_open &= is_open || !self.log.is_readable(id);
             Ok(guard)
         });
         seen.ok().filter(|_| is_all_open)

@@ -18,3 +18,4 @@ mod reserve;
 pub(crate) mod space_role;
 mod stats;
 pub(crate) mod undo;
+pub(crate) mod value_source;

@@ -1,17 +1,65 @@
-//! Undo: reverts a published change that the disk refused to sync. Its caller gets an error, so the
-//! change must not stay.
+//! Undo: withdraws a record of which a page could not be written, and reverts a published change
+//! that the disk refused to sync. The caller gets an error, so the change must not stay.
 //!
 //! Other threads and processes may have read the change, or have changed the key again since. Their
 //! changes stay.
 
 use crate::engine::Engine;
+use crate::engine::format::record::{Draft, Prepared, Stamp};
 use crate::engine::format::word::Word;
 use crate::engine::hints::Hint;
 use crate::engine::index::{CountUp, SegmentState, Vacancy};
+use crate::engine::log::append::RecordReservation;
 use crate::engine::log::segment::Segment;
 use crate::engine::ops::commit::AppliedChange;
+use crate::error::{Error, Result};
 
 impl Engine {
+    /// Copies key and body to the space that is reserved for them.
+    ///
+    /// # Errors
+    /// If a page of the segment could not be written.
+    #[inline]
+    pub(crate) fn prepare(
+        &self,
+        reservation: &RecordReservation,
+        draft: Draft,
+        key: &[u8],
+        body: [&[u8]; 2],
+    ) -> Result<Prepared> {
+        let RecordReservation { segment, offset, len } = reservation;
+        let prepared = segment.prepare(*offset, *len, draft, key, body);
+        if segment.has_faulted() {
+            return Err(self.withdraw(reservation));
+        }
+        Ok(prepared)
+    }
+
+    /// Stamps a record, which is then part of the log.
+    ///
+    /// # Errors
+    /// If a page of its segment could not be written. Then it is not.
+    #[inline]
+    pub(crate) fn stamp(
+        &self,
+        reservation: &RecordReservation,
+        prepared: &Prepared,
+        stamp: Stamp,
+    ) -> Result<()> {
+        reservation.segment.stamp(reservation.offset, prepared, stamp);
+        if reservation.segment.has_faulted() {
+            return Err(self.withdraw(reservation));
+        }
+        Ok(())
+    }
+
+    /// Gives up a record of whose segment a page could not be written.
+    #[cold]
+    fn withdraw(&self, reservation: &RecordReservation) -> Error {
+        self.index.set_segment_failed(reservation.segment.id);
+        reservation.segment.withdraw(reservation.offset)
+    }
+
     /// Restores what the key had before, if it still names the published record, and voids the
     /// record in the log.
     pub(crate) fn take_back(&self, segment: &Segment, published: AppliedChange) {

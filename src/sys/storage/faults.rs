@@ -281,6 +281,10 @@ impl Storage for Faults {
         self.pass(Operation::SyncMap)?;
         SYSTEM.sync_map(map)
     }
+
+    fn contains_faults(&self) -> bool {
+        SYSTEM.contains_faults()
+    }
 }
 
 #[cfg(test)]

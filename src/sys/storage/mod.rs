@@ -1,9 +1,9 @@
 //! The file seam: the only way in which the engine reaches the file system.
 //!
 //! [`Storage`] is a small trait object: one method for each operation that can fail. [`System`] is
-//! the operating system. [`faults::Faults`] is the same with injected failures, for tests. A
-//! directory is opened on one of them; a [`File`] remembers which, and so does whatever is mapped
-//! of it.
+//! the operating system, with faults in mapped files contained or not. [`faults::Faults`] is the
+//! same with injected failures, for tests. A directory is opened on one of them; a [`File`]
+//! remembers which, and so does whatever is mapped of it.
 //!
 //! ```text
 //! engine -> File, dyn Storage (open, reset, replace, ...) -> trait Storage -> System
@@ -31,9 +31,11 @@ use std::path::{Path, PathBuf};
 use memmap2::MmapRaw;
 use nix::unistd::AccessFlags;
 
+use super::sigbus::Contained;
+
 pub(crate) use self::directory::HeldDirectory;
 pub(crate) use self::file::{File, HUGE_PIECES, SMALL_PIECES, TEMPORARY_PREFIX, is_unusable};
-pub(crate) use self::system::SYSTEM;
+pub(crate) use self::system::{CONTAINED, SYSTEM};
 
 /// What a process may do with the files of a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +81,9 @@ pub(crate) struct Stat {
 /// A file that is mapped into memory.
 #[derive(Debug)]
 pub(crate) struct Mapping {
+    /// Set if its faults are contained. The first field: it is dropped before the bytes are
+    /// unmapped.
+    pub(crate) contained: Option<Contained>,
     pub(crate) raw: MmapRaw,
     /// The inode of the file; 0 if there is none.
     #[cfg(feature = "failpoints")]
@@ -127,4 +132,7 @@ pub(crate) trait Storage: fmt::Debug + Send + Sync {
     fn map(&self, file: &fs::File, len: usize, access: Access) -> io::Result<Mapping>;
     /// Waits until every changed page of the map is on the disk.
     fn sync_map(&self, map: &Mapping) -> io::Result<()>;
+    /// Whether it contains the faults of what it maps: a page that cannot be read or written
+    /// becomes zeros.
+    fn contains_faults(&self) -> bool;
 }

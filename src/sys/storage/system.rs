@@ -14,14 +14,20 @@ use nix::unistd::{AccessFlags, eaccess};
 use super::{Access, DirectoryId, How, Mapping, Names, Stat, Storage};
 #[cfg(feature = "failpoints")]
 use crate::sys::observe::inode;
+use crate::sys::sigbus::Contained;
 use crate::sys::{fault, tell};
 
 /// The file system of the machine.
 #[derive(Debug)]
-pub(crate) struct System;
+pub(crate) struct System {
+    contains_faults: bool,
+}
 
-/// Where a directory is opened on unless a test says otherwise.
-pub(crate) const SYSTEM: &dyn Storage = &System;
+/// Where a directory is opened on unless the program or a test says otherwise.
+pub(crate) const SYSTEM: &dyn Storage = &System { contains_faults: false };
+
+/// The same, with SIGBUS in mapped files contained ([`crate::sys::sigbus`]).
+pub(crate) const CONTAINED: &dyn Storage = &System { contains_faults: true };
 
 impl Storage for System {
     fn open_file(&self, path: &Path, how: How) -> io::Result<fs::File> {
@@ -142,7 +148,9 @@ impl Storage for System {
             Access::ToRead => options.len(len).map_raw_read_only(file),
             Access::ToWrite => options.len(len).map_raw(file),
         }?;
+        let contained = self.contains_faults.then(|| Contained::new(raw.as_ptr().addr(), len));
         Ok(Mapping {
+            contained: contained.transpose()?,
             raw,
             #[cfg(feature = "failpoints")]
             inode: inode(file),
@@ -155,6 +163,10 @@ impl Storage for System {
         map.raw.flush()?;
         tell!(Synced(map.inode));
         Ok(())
+    }
+
+    fn contains_faults(&self) -> bool {
+        self.contains_faults
     }
 }
 
