@@ -12,6 +12,10 @@ use crate::history::{Answer, Finally, INITIAL, OpKind, Operation, is_explained};
 pub(crate) enum Without {
     /// All steps are there, in the right order.
     Nothing,
+    /// commit: whether the chain lost an entry is read before the word of the key.
+    LostAfterWord,
+    /// commit: an unreadable record counts as absent, even if the word has changed.
+    WritersRetry,
     /// commit: the key is not looked up again under the lock.
     SecondLook,
     /// commit: the sequence is taken before the lock.
@@ -133,7 +137,9 @@ pub(crate) struct Snapshot {
 /// The next step of a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Step {
-    // commit
+    // commit; the look has two steps: the second one reads what the word names, and whether the
+    // chain lost an entry. Only if there is something to do it reserves space.
+    LoadLost,
     Find,
     Reserve,
     Lock,
@@ -184,6 +190,8 @@ pub(crate) struct Thread {
     pub(crate) record: Option<u8>,
     /// The word that it saw.
     pub(crate) word: Option<u8>,
+    /// Whether the chain lost an entry, if that was read too early.
+    pub(crate) lost: bool,
     pub(crate) generation: u8,
     pub(crate) puts: Option<u8>,
     pub(crate) removes: bool,
@@ -267,6 +275,9 @@ impl Protocol {
             Without::SyncOfWords => Some(Step::SyncWords),
             _ => None,
         };
+        if self.lacks(Without::LostAfterWord) && steps.first() == Some(&Step::Find) {
+            steps.insert(0, Step::LoadLost);
+        }
         steps.retain(|step| Some(*step) != left_out && (self.sync || *step != Step::Sync));
         steps.reverse();
         steps
@@ -381,7 +392,11 @@ impl Protocol {
             return None;
         }
         let mut state = last.clone();
-        state.locks.iter_mut().filter(|lock| **lock == Some(number)).for_each(|lock| *lock = None);
+        for (lock, lost) in state.locks.iter_mut().zip(&mut state.lost) {
+            if lock.take_if(|owner| *owner == number).is_some() {
+                *lost = true;
+            }
+        }
         state.records.iter_mut().filter(|r| r.by.0 == number).for_each(|r| r.in_flight = false);
         if state.clear_lock == Some(number) {
             state.clear_lock = None;
@@ -402,6 +417,11 @@ impl Protocol {
 }
 
 impl State {
+    /// Whether a recovery may bring back a key that a look did not find.
+    pub(crate) fn may_bring_back(&self, key: usize) -> bool {
+        self.lost[key] || self.locks[key].is_some()
+    }
+
     /// Whether a reader can read this record.
     pub(crate) fn is_readable(&self, record: u8) -> bool {
         let record = &self.records[record as usize];

@@ -30,15 +30,20 @@ impl Protocol {
                     thread.answer = Some(Answer::Value(state.value(thread.word, state.generation)));
                 }
             }
+            Step::LoadLost => thread.lost = state.may_bring_back(at),
             Step::Find => {
                 thread.word = state.words[at];
-                let value = state.value(thread.word, state.generation);
-                decide(thread, what, value, state.lost[at]);
-                if !thread.has_work(what) {
-                    thread.steps.clear();
+                if what == OpKind::Evict {
+                    decide(thread, what, None, false);
+                    if !thread.has_work(what) {
+                        thread.steps.clear();
+                    }
                 }
             }
             Step::Reserve => {
+                if what != OpKind::Clear && !self.judge(state, thread, what, key) {
+                    return Some(());
+                }
                 thread.record = Some(state.records.len() as u8);
                 let kind = match (what, thread.puts) {
                     (OpKind::Clear, _) => Kind::Clear,
@@ -138,6 +143,25 @@ impl Protocol {
             state.unlock(thread, at);
         }
         Some(())
+    }
+
+    /// The second step of a look without the lock. Returns whether there is something to do.
+    fn judge(&self, state: &State, thread: &mut Thread, what: OpKind, key: u8) -> bool {
+        let at = usize::from(key);
+        let is_unreadable = thread.word.is_some_and(|word| !state.is_readable(word));
+        if is_unreadable && state.words[at] != thread.word && !self.lacks(Without::WritersRetry) {
+            thread.steps = self.steps(Task::Call(what, key));
+            return false;
+        }
+        let lost = match self.lacks(Without::LostAfterWord) {
+            true => std::mem::take(&mut thread.lost),
+            false => state.may_bring_back(at),
+        };
+        decide(thread, what, state.value(thread.word, state.generation), lost);
+        if !thread.has_work(what) {
+            thread.steps.clear();
+        }
+        thread.has_work(what)
     }
 
     fn decide_under_lock(&self, state: &mut State, thread: &mut Thread, what: OpKind, key: u8) {

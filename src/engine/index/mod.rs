@@ -329,4 +329,14 @@ pub(crate) fn fit_checks(words: &mut [u64]) {
 }
 
 #[cfg(test)]
+impl Index {
+    /// Stores a word as something outside the engine would: the check of its bucket stays.
+    pub(crate) fn damage_word(&self, slot: Slot, word: Word) {
+        if let Some(bucket) = self.bucket(slot.bucket()) {
+            bucket.set_word(slot.within(), word);
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests;

@@ -22,7 +22,7 @@ use crate::engine::hints::Hint;
 use crate::engine::index::{CountUp, Locked, Slot, Vacancy, busy};
 use crate::engine::log::append::RecordReservation;
 use crate::engine::log::segment::Segment;
-use crate::engine::ops::lookup::{Current, Lookup, header_in};
+use crate::engine::ops::lookup::{Current, Lookup};
 use crate::entry::{Change, Codec, Condition, Decided, Expiry, Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::step;
@@ -128,7 +128,7 @@ impl Engine {
         loop {
             let seen = self.look(hash, key)?;
             let live = self.live(&seen, self.index.generation());
-            let decision = self.decide(condition, change, live, seen.found.has_lost());
+            let decision = self.decide(condition, change, live, || self.index.may_bring_back(hash));
             if let Decision::Return(outcome) = decision {
                 return Ok(outcome);
             }
@@ -224,7 +224,7 @@ impl Engine {
         confirmed.generation = self.index.generation();
         let live = self.live(&confirmed.seen, confirmed.generation);
         confirmed.live = live;
-        match self.decide(request.condition, request.change, live, locked.has_lost()) {
+        match self.decide(request.condition, request.change, live, || locked.has_lost()) {
             Decision::Return(outcome) => return Some(Unconfirmed::Return(outcome)),
             again if again != decision => return Some(Unconfirmed::Changed),
             _ => {}
@@ -429,26 +429,30 @@ impl Engine {
         Ok(Some(Written { reservation, prepared }))
     }
 
-    /// `has_lost`: whether the key's chain evicted an entry that a recovery could restore.
+    /// `has_lost`: whether the key's chain evicted an entry that a recovery could restore. Called
+    /// after the look, and only if it matters.
     fn decide(
         &self,
         condition: Condition,
         change: Change<'_>,
         live: Option<Current>,
-        has_lost: bool,
+        has_lost: impl FnOnce() -> bool,
     ) -> Decision {
         let current = live.map(|c| c.sequence);
         // A removal without a condition, or by token, removes an evicted entry too.
-        let buries = live.is_none()
-            && has_lost
-            && matches!(condition, Condition::Always | Condition::Token(_));
+        let may_bury =
+            live.is_none() && matches!(condition, Condition::Always | Condition::Token(_));
         match change.decide(condition, current, |expires_at| self.has_passed(expires_at)) {
             Decided::Put { expires_at } => Decision::Put { expires_at },
             Decided::Remove => Decision::Remove,
             Decided::Return(outcome) => {
                 let removes =
                     matches!(change, Change::Delete) || matches!(outcome, Outcome::Done { .. });
-                if buries && removes { Decision::Bury(outcome) } else { Decision::Return(outcome) }
+                if may_bury && removes && has_lost() {
+                    Decision::Bury(outcome)
+                } else {
+                    Decision::Return(outcome)
+                }
             }
         }
     }
@@ -472,29 +476,6 @@ impl Engine {
         }
         let sweep_first = self.culls_inline() && !self.has_swept();
         (!sweep_first).then(|| self.slot_of_coldest(locked))
-    }
-
-    /// Evicts the coldest entry of a full chain, and returns its slot.
-    fn slot_of_coldest(&self, locked: &Locked<'_>) -> Slot {
-        let now = self.index.recency();
-        let mut coldest: Option<(u32, Slot, Word)> = None;
-        locked.slots(|slot, word| {
-            let age = self.hints.get(slot).age(now);
-            if coldest.is_none_or(|(oldest, ..)| age > oldest) {
-                coldest = Some((age, slot, word));
-            }
-        });
-        // A full chain has entries.
-        let (_, slot, word) = coldest.unwrap_or((0, Slot::from_number(1), Word::EMPTY));
-        // No file is opened under the lock.
-        match header_in(&self.log.segment(word.segment()), word) {
-            Some((generation, _)) => self.index.count_down(generation),
-            None => self.index.set_wants_recount(true),
-        }
-        locked.note_lost();
-        self.index.count_evicted(1);
-        self.counters.one(Counter::Evicted);
-        slot
     }
 }
 

@@ -9,7 +9,8 @@ use std::sync::PoisonError;
 use crate::engine::Engine;
 use crate::engine::counters::Counter;
 use crate::engine::format::word::Word;
-use crate::engine::index::{Busy, Role, Slot};
+use crate::engine::index::{Busy, Locked, Role, Slot};
+use crate::engine::ops::lookup::header_in;
 use crate::time::Timestamp;
 
 /// The entries that a pass could not remove.
@@ -92,6 +93,29 @@ impl Engine {
             self.index.add_live_bytes(word.segment(), -i64::from(len));
         }
         Ok(true)
+    }
+
+    /// Evicts the coldest entry of a full chain, and returns its slot.
+    pub(crate) fn slot_of_coldest(&self, locked: &Locked<'_>) -> Slot {
+        let now = self.index.recency();
+        let mut coldest: Option<(u32, Slot, Word)> = None;
+        locked.slots(|slot, word| {
+            let age = self.hints.get(slot).age(now);
+            if coldest.is_none_or(|(oldest, ..)| age > oldest) {
+                coldest = Some((age, slot, word));
+            }
+        });
+        // A full chain has entries.
+        let (_, slot, word) = coldest.unwrap_or((0, Slot::from_number(1), Word::EMPTY));
+        // No file is opened under the lock.
+        match header_in(&self.log.segment(word.segment()), word) {
+            Some((generation, _)) => self.index.count_down(generation),
+            None => self.index.set_wants_recount(true),
+        }
+        locked.note_lost();
+        self.index.count_evicted(1);
+        self.counters.one(Counter::Evicted);
+        slot
     }
 
     /// Removes the entry if its record is expired or of an older generation. Returns whether a

@@ -3,10 +3,14 @@
 use crate::engine::Engine;
 use crate::engine::counters::Counter;
 use crate::engine::format::word::Word;
-use crate::engine::index::{Found, Probe, Slot};
+use crate::engine::index::{Found, Probe, Slot, busy};
 use crate::engine::log::segment_map::SegmentGuard;
 use crate::entry::Expiry;
 use crate::error::Result;
+
+/// How often a lookup starts over because what its word names is gone. Each time, another thread or
+/// process made progress.
+pub(crate) const RETRIES: usize = 64;
 
 /// The key's record as its header describes it, expired or not.
 #[derive(Debug, Clone, Copy)]
@@ -43,14 +47,49 @@ impl Engine {
     /// # Errors
     /// If the environment refuses to open a segment that may hold it.
     pub(crate) fn look(&self, hash: u64, key: &[u8]) -> Result<Lookup> {
-        let seen = self.look_through(hash, key, |id| self.log.fetch(id))?;
+        let seen = self.look_settled(hash, key, |id| self.log.fetch(id))?;
         match seen.found.unreadable {
             // The next look maps the segment again.
             Some((_, word)) if self.log.has_faulted(word.segment()) => {
-                self.look_through(hash, key, |id| self.log.fetch(id))
+                self.look_settled(hash, key, |id| self.log.fetch(id))
             }
             _ => Ok(seen),
         }
+    }
+
+    /// Looks until nothing that the result depends on changed meanwhile.
+    #[inline]
+    fn look_settled(
+        &self,
+        hash: u64,
+        key: &[u8],
+        mut hold: impl FnMut(u32) -> Result<SegmentGuard>,
+    ) -> Result<Lookup> {
+        for _ in 0..RETRIES {
+            let seen = self.look_through(hash, key, &mut hold)?;
+            if (seen.found.entry.is_some() || seen.found.unreadable.is_none())
+                && !self.index.is_damaged(hash, &seen.found)
+            {
+                return Ok(seen);
+            }
+            if !self.must_look_again(hash, &seen.found)? {
+                return Ok(seen);
+            }
+        }
+        Err(busy("look up an entry"))
+    }
+
+    /// Whether the entry may be elsewhere now, or another one than the look found.
+    #[cold]
+    fn must_look_again(&self, hash: u64, found: &Found) -> Result<bool> {
+        if self.index.is_damaged(hash, found) && !self.is_read_only() {
+            // A damaged word may hide the key, or name an older record of it. Taking the lock wipes
+            // such words.
+            self.note_wiped(self.index.lock(hash)?.wiped());
+            return Ok(true);
+        }
+        // Its record was moved after its word was loaded, and the segment removed.
+        Ok(found.unreadable.is_some_and(|(slot, word)| self.index.word(slot) != word))
     }
 
     /// Like `look`, under the lock of the chain, where no file may be opened. `None` if a segment
@@ -138,4 +177,60 @@ impl Engine {
 
 pub(crate) fn header_in(guard: &SegmentGuard, word: Word) -> Option<(u32, u32)> {
     guard.get()?.record(word.offset()).map(|record| (record.generation, record.len))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Attached;
+    use crate::entry::{Change, Codec, Condition, Outcome, Soft};
+    use crate::options::Options;
+    use crate::sys::storage::SYSTEM;
+
+    fn set(engine: &Engine, value: &[u8]) {
+        let soft = Soft::default();
+        let change = Change::Store { value, codec: Codec::Raw, expires_at: None, soft };
+        engine.commit(b"k", Condition::Always, change).unwrap();
+    }
+
+    fn opened(dir: &std::path::Path) -> std::sync::Arc<Attached> {
+        let options = Options { max_entries: 1000, max_bytes: 4 << 20, ..Options::default() };
+        Attached::open(SYSTEM, dir, &options).unwrap()
+    }
+
+    #[test]
+    fn a_record_that_is_moved_during_a_look_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = opened(dir.path());
+        set(&engine, b"first");
+        let hash = engine.hasher.hash(b"k");
+        let mut looks = 0;
+        let seen = engine.look_settled(hash, b"k", |id| {
+            looks += 1;
+            if looks > 1 {
+                return engine.log.fetch(id);
+            }
+            // The word is loaded. Now its record is superseded and its segment removed.
+            set(&engine, b"second");
+            Ok(engine.log.segment(id + 1))
+        });
+        assert!(seen.unwrap().current.is_some() && looks == 2);
+        // A record that stays unreadable is damaged.
+        let seen = engine.look_settled(hash, b"k", |id| Ok(engine.log.segment(id + 1))).unwrap();
+        assert!(seen.current.is_none() && seen.found.unreadable.is_some());
+    }
+
+    #[test]
+    fn a_delete_whose_key_a_damaged_word_hides_logs_a_tombstone() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = opened(dir.path());
+        set(&engine, b"first");
+        let hash = engine.hasher.hash(b"k");
+        let (slot, word) = engine.look(hash, b"k").unwrap().found.entry.unwrap();
+        engine.index.damage_word(slot, Word(word.0 ^ 1 << 60));
+        let commits = engine.log.appended();
+        let deleted = engine.commit(b"k", Condition::Always, Change::Delete).unwrap();
+        assert_eq!(deleted, Outcome::Refused { current: None });
+        assert!(engine.log.appended() > commits, "no tombstone");
+    }
 }

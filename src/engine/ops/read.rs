@@ -17,14 +17,11 @@ use crate::engine::format::word::Word;
 use crate::engine::hot_tier::{Form, HotContent, HotEntry, Sighting};
 use crate::engine::index::{Probe, Slot};
 use crate::engine::log::segment_map::SegmentGuard;
+use crate::engine::ops::lookup::RETRIES;
 use crate::engine::ops::value_source::{Hit, ValueSource, is_whole, stored, visit_hit};
 use crate::entry::{Change, Condition, Decoded, Expiry, Item, SharedValue, Stored};
 use crate::error::{Error, Result};
 use crate::sys::step;
-
-/// How often a read starts over because the segment that its word names is gone. Each time, another
-/// thread or process made progress.
-const RETRIES: usize = 64;
 
 /// The result of the probe of one word.
 enum Judgement<R> {
