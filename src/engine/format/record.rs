@@ -251,6 +251,16 @@ pub(crate) fn stored_len(map: &Map, offset: u32) -> Option<u32> {
     fits.then_some(len)
 }
 
+/// The length of the key of what is stored at `offset`, if its lengths could be those of a record.
+pub(crate) fn stored_key_len(map: &Map, offset: u32) -> Option<usize> {
+    let len = stored_len(map, offset)? as usize;
+    let shape = map.bytes(offset as usize + 32, 8)?;
+    let shape = u64::from_le_bytes(shape.try_into().ok()?);
+    let (key_len, body_len) = ((shape & 0xff_ffff) as usize, shape >> 32);
+    let fits = key_len <= MAX_KEY_LEN && (HEADER_LEN + key_len) as u64 + body_len <= len as u64;
+    fits.then_some(key_len)
+}
+
 impl<'a> Record<'a> {
     /// The record at `place` in the map of a segment, if there is a stamped one.
     pub(crate) fn read(map: &'a Map, place: RecordPlace) -> Option<Self> {

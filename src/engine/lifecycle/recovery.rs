@@ -120,6 +120,8 @@ struct Replay<'a> {
     to_remove: Vec<(u64, Word)>,
     /// The highest sequence that was evicted from each chain that was ever full, by its primary.
     floors: HashMap<u32, u64>,
+    /// The sequences of the words in those chains.
+    sequences: HashMap<Word, u64>,
     /// The lowest generation of the entries in the index.
     least_generation: u32,
     generation: u32,
@@ -163,6 +165,7 @@ pub(crate) fn recover(
         words: 0,
         to_remove: Vec::new(),
         floors: HashMap::new(),
+        sequences: HashMap::new(),
         least_generation: u32::MAX,
         generation: header.generation,
         last_sequence: last_sequence_of(&header).max(known_sequence),
@@ -359,7 +362,7 @@ impl Replay<'_> {
         }
         let hash = self.hasher.hash(record.key);
         let mut there = None;
-        let found = self.index.find(hash, |word| match self.record(word) {
+        let found = self.index.find(hash, |word| match self.record_of(word, record.key) {
             Some(other) if other.key == record.key => {
                 there = Some((other.sequence, other.len));
                 Probe::Match
@@ -405,12 +408,16 @@ impl Replay<'_> {
     /// the record itself has the lowest one. Notes that the chain evicted the lower of the two.
     fn evict_lowest(&mut self, locked: &Locked<'_>, sequence: u64) -> Option<Slot> {
         let mut lowest: Option<(u64, Slot)> = None;
+        // Each word is read once, however often its chain is full.
+        let mut known = std::mem::take(&mut self.sequences);
         locked.slots(|slot, word| {
-            let sequence = self.record(word).map_or(0, |record| record.sequence);
+            let read = || self.record(word).map_or(0, |record| record.sequence);
+            let sequence = *known.entry(word).or_insert_with(read);
             if lowest.is_none_or(|(least, _)| sequence < least) {
                 lowest = Some((sequence, slot));
             }
         });
+        self.sequences = known;
         let (least, slot) = lowest?;
         self.index.count_evicted(1);
         // The evicted record stays in the log, and the next replay may bring it back.
@@ -418,6 +425,13 @@ impl Replay<'_> {
         let floor = self.floors.entry(locked.primary()).or_default();
         *floor = (*floor).max(least.min(sequence));
         (sequence >= least).then_some(slot)
+    }
+
+    /// The record that `word` names, if it is of this key. Others of the chain are told apart by
+    /// their bytes: to check each of them at each record would make a recovery quadratic.
+    fn record_of(&self, word: Word, key: &[u8]) -> Option<Record<'_>> {
+        let segment = self.segments.get(&word.segment())?;
+        segment.may_have_key(word.offset(), key).then(|| segment.record(word.offset()))?
     }
 
     fn record(&self, word: Word) -> Option<Record<'_>> {

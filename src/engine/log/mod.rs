@@ -78,6 +78,7 @@ pub(crate) mod append;
 mod detach;
 mod fault;
 mod removal;
+pub(crate) mod scan;
 pub(crate) mod segment;
 pub(crate) mod segment_map;
 mod sync;

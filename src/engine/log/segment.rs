@@ -268,35 +268,21 @@ impl Segment {
         Record::read(&self.map, self.place(offset))
     }
 
-    /// All sound records with their offsets, from the first. Skips records that were reserved and
-    /// never stamped, and damage. Reads headers and keys only.
-    pub(crate) fn records(&self) -> impl Iterator<Item = (u32, Record<'_>)> {
-        self.records_from(0)
+    /// The length of the key of what may be a record at `offset`; nothing is checked but lengths.
+    pub(super) fn key_len(&self, offset: u32) -> Option<usize> {
+        record::stored_key_len(&self.map, offset)
     }
 
-    /// The same from `offset` on, which is where a record begins or the end of what was begun.
-    pub(crate) fn records_from(&self, offset: u32) -> impl Iterator<Item = (u32, Record<'_>)> {
-        let mut offset = offset.max(segment_header::LEN as u32);
-        std::iter::from_fn(move || {
-            // Nothing is written where an entry word cannot reach.
-            while u64::from(offset) < MAX_OFFSET
-                && (offset as usize) + record::HEADER_LEN <= self.map.len()
-            {
-                let at = offset;
-                if let Some(record) = self.record(at) {
-                    offset += record.len;
-                    return Some((at, record));
-                }
-                offset = self.after_unsound(at);
-            }
-            None
-        })
+    /// Whether what may be a record at `offset` has this key. The record is not checked.
+    pub(crate) fn may_have_key(&self, offset: u32, key: &[u8]) -> bool {
+        self.key_len(offset) == Some(key.len())
+            && self.map.bytes(offset as usize + record::HEADER_LEN, key.len()) == Some(key)
     }
 
     /// The offset at which a scan continues if there is no sound record at `at`. A record that was
     /// never stamped is skipped as a whole if its length leads to the end, to zeros or to another
     /// record. Behind damage each aligned offset is tried.
-    fn after_unsound(&self, at: u32) -> u32 {
+    pub(super) fn after_unsound(&self, at: u32) -> u32 {
         let unstamped =
             self.map.word32(at as usize + 4).is_some_and(|w| w.load(Ordering::Relaxed) == 0);
         if let Some(len) = record::stored_len(&self.map, at).filter(|_| unstamped) {
@@ -314,18 +300,15 @@ impl Segment {
         next
     }
 
-    /// The end of what was begun, even in a damaged segment: everything from there on is zero.
-    /// `from` is where a record begins, or behind all records.
-    pub(crate) fn end(&self, from: u32) -> u32 {
-        let from = from.clamp(segment_header::LEN as u32, self.map.len() as u32);
-        let (mut at, mut end) = (from, from);
-        while u64::from(at) < MAX_OFFSET && (at as usize) + record::HEADER_LEN <= self.map.len() {
-            // A reservation ends where its length says, even if nothing else was written to it.
-            end = end.max(at + record::stored_len(&self.map, at).unwrap_or(0));
-            at = self.record(at).map_or_else(|| self.after_unsound(at), |record| at + record.len);
-        }
+    /// The length that is stored at `offset`, if a record of that length fits.
+    pub(super) fn stored_len(&self, offset: u32) -> Option<u32> {
+        record::stored_len(&self.map, offset)
+    }
+
+    /// The end of the last word that is not zero.
+    pub(super) fn end_of_bytes(&self) -> u32 {
         let last = self.map.words().iter().rposition(|w| w.load(Ordering::Relaxed) != 0);
-        end.max(last.map_or(0, |word| (word as u32 + 1) * 8))
+        last.map_or(0, |word| (word as u32 + 1) * 8)
     }
 
     fn is_zero(&self, at: u32) -> bool {
