@@ -348,6 +348,10 @@ impl AtomicU64 {
         )
     }
 
+    pub(crate) fn fetch_sub(&self, less: u64, order: Ordering) -> u64 {
+        self.fetch_add(less.wrapping_neg(), order)
+    }
+
     pub(crate) fn fetch_and(&self, value: u64, order: Ordering) -> u64 {
         self.to_change().map_or(
             0,
