@@ -246,6 +246,48 @@ fn a_full_disk_evicts_less_than_a_quarter() {
 }
 
 #[test]
+fn one_refused_allocation_evicts_nothing() {
+    let faults = Faults::begin();
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let cache =
+        builder(dir.path(), Durability::default(), &clock).max_entries(5000).open().unwrap();
+    for n in 0..300 {
+        if n % 10 == 0 {
+            faults.set("sys::allocate", &format!("1*return({ENOSPC})->off"));
+        }
+        cache.set(&n.to_string(), &"x".repeat(1000), Timeout::Never).unwrap();
+    }
+    cache.set_bytes("large", &[7; 100_000], Timeout::Never).unwrap();
+    assert_eq!((cache.len(), cache.stats().evicted), (301, 0));
+}
+
+#[test]
+fn a_disk_that_stays_full_after_a_reopen_costs_no_entry() {
+    let faults = Faults::begin();
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    let open = || builder(dir.path(), Durability::default(), &clock).open().unwrap();
+    let cache = open();
+    cache.set("a", "first", Timeout::Never).unwrap();
+    cache.set("b", "second", Timeout::Never).unwrap();
+    drop(cache);
+    faults.set("sys::allocate", &format!("return({ENOSPC})"));
+    let cache = open();
+    cache.set("c", "third", Timeout::Never).unwrap();
+    assert_eq!((cache.len(), cache.stats().evicted), (3, 0));
+}
+
+#[test]
+fn a_file_system_without_fallocate_is_named() {
+    const EOPNOTSUPP: i32 = 95;
+    let faults = Faults::begin();
+    let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());
+    faults.set("sys::allocate", &format!("return({EOPNOTSUPP})"));
+    let error = builder(dir.path(), Durability::default(), &clock).open().unwrap_err();
+    assert!(error.kind() == ErrorKind::Io && error.to_string().contains("fallocate"), "{error}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn a_segment_that_cannot_be_deleted_brings_back_no_entry() {
     let faults = Faults::begin();
     let (dir, clock) = (tempfile::tempdir().unwrap(), ManualClock::new());

@@ -121,8 +121,7 @@ impl Hints {
         if file.len()? != geometry.hint_bytes() {
             return Ok(None);
         }
-        // The file may be a copy with holes. A store into a hole fails if the disk is full.
-        file.allocate(geometry.hint_bytes())?;
+        file.fill_holes(geometry.hint_bytes())?;
         Map::new(file, geometry.hint_bytes() as usize).map(|map| Some(Self(map)))
     }
 

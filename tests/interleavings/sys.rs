@@ -77,8 +77,12 @@ pub(crate) mod storage {
             Ok(())
         }
 
-        pub(crate) fn allocate(&self, _: u64) -> io::Result<()> {
+        pub(crate) fn fill_holes(&self, _: u64) -> io::Result<()> {
             Ok(())
+        }
+
+        pub(crate) fn seems_whole(&self, _: u64) -> io::Result<bool> {
+            Ok(true)
         }
 
         pub(crate) fn len(&self) -> io::Result<u64> {

@@ -20,7 +20,7 @@ pub(crate) const MIN_SEGMENT: u64 = 16 << 10;
 const MAX_SEGMENT: u64 = 16 << 20;
 /// The least space for segments: with less, no new segment could be created before an old one is
 /// removed.
-const LEAST_BUDGET: u64 = 16 * MIN_SEGMENT;
+pub(crate) const LEAST_BUDGET: u64 = 16 * MIN_SEGMENT;
 
 /// The sizes that one set of options asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +43,12 @@ impl Layout {
             max_bytes: options.max_bytes,
             geometry: Geometry::for_entries(max_entries, segments),
         }
+    }
+
+    /// The same for an index of another geometry; `None` if that leaves too little for segments.
+    pub(crate) fn with(self, geometry: Geometry) -> Option<Self> {
+        let other = Self { geometry, ..self };
+        other.is_served_by(geometry).then_some(other)
     }
 
     /// Whether an index of this geometry can be used.

@@ -113,24 +113,38 @@ impl Index {
         Ok(index)
     }
 
-    /// Maps the closed index in `file`, if its header is exactly `expected`.
+    /// Maps the closed index in `file`, if its header is exactly `expected`. Blocks are allocated
+    /// only for a geometry that `is_wanted`: the file says how long it is, and may be forged.
     pub(crate) fn open(
         file: &File,
         expected: &HeaderCopy,
         process_slot: ProcessSlot,
+        is_wanted: impl FnOnce(Geometry) -> bool,
     ) -> io::Result<Option<Self>> {
         let Some(geometry) = Geometry::of_closed(expected) else { return Ok(None) };
         if !has_length_of(geometry, file)? {
             return Ok(None);
         }
-        // The file may be a copy with holes. A store into a hole fails if the disk is full.
-        file.allocate(geometry.index_bytes())?;
+        if is_wanted(geometry) {
+            file.fill_holes(geometry.index_bytes())?;
+        } else if !file.seems_whole(geometry.index_bytes())? {
+            return Ok(None);
+        }
         let mut index = Self::map(file, geometry, process_slot)?;
         if index.header_copy() != *expected {
             return Ok(None);
         }
         index.enter()?;
         Ok(Some(index))
+    }
+
+    /// The geometry of the index in `file`, if its length fits and it has all its blocks. Its words
+    /// are not checked.
+    pub(crate) fn geometry_in(file: &File) -> io::Result<Option<Geometry>> {
+        let Some(geometry) = Geometry::of(&header_of(file)?) else { return Ok(None) };
+        let is_whole =
+            has_length_of(geometry, file)? && file.seems_whole(geometry.index_bytes())?;
+        Ok(is_whole.then_some(geometry))
     }
 
     /// Maps the index in `file` that other processes are using, if there is one.

@@ -110,9 +110,9 @@ fn an_index_opens_only_with_the_header_of_its_close() {
     let index = Index::create(&file, Geometry::for_entries(100, 16), ProcessSlot::alone()).unwrap();
     index.next_sequence();
     let copy = index.header_copy();
-    assert!(Index::open(&file, &copy, ProcessSlot::alone()).unwrap().is_some());
+    assert!(Index::open(&file, &copy, ProcessSlot::alone(), |_| true).unwrap().is_some());
     index.next_sequence();
-    assert!(Index::open(&file, &copy, ProcessSlot::alone()).unwrap().is_none());
+    assert!(Index::open(&file, &copy, ProcessSlot::alone(), |_| true).unwrap().is_none());
 }
 
 #[test]

@@ -15,6 +15,7 @@ use arc_swap::ArcSwapOption;
 use crate::engine::blob::{Blobs, Haste};
 use crate::engine::index::ProcessSlot;
 use crate::engine::lifecycle::directory::Directory;
+use crate::engine::lifecycle::footprint::Footprint;
 use crate::engine::lifecycle::observer::{self, Observation};
 use crate::engine::lifecycle::open::{self, Opened, Opening};
 use crate::engine::log::Log;
@@ -132,7 +133,12 @@ impl Attached {
     ) -> Result<Arc<Self>> {
         options.validate()?;
         let directory = Directory::at(storage, path, options)?;
-        let held = HeldDirectory::open(storage, path).map_err(|e| Error::io("open", path, e))?;
+        Self::open_at(&directory, path, options).inspect_err(|_| directory.remove_if_new())
+    }
+
+    fn open_at(directory: &Directory, path: &Path, options: &Options) -> Result<Arc<Self>> {
+        let held =
+            HeldDirectory::open(directory.storage, path).map_err(|e| Error::io("open", path, e))?;
         let id = held.id();
         let mut engines = loop {
             let (mut engines, found) = ENGINES.get().find(id);
@@ -149,7 +155,7 @@ impl Attached {
         };
         // Held during the attach: another thread that opens the directory waits, then shares the
         // engine.
-        let attached = Arc::new(Self::attach(&directory, held, options)?);
+        let attached = Arc::new(Self::attach(directory, held, options)?);
         engines.insert(id, Arc::downgrade(&attached));
         Ok(attached)
     }
@@ -173,10 +179,37 @@ impl Attached {
         // First: a directory of an unknown format must not be changed.
         meta_file::read(storage, &directory.file("meta"))?;
         fork::watch().map_err(|e| Error::io("open", &directory.path, e))?;
+        let locks_path = directory.file("locks");
+        let at_locks = |e| Error::io("lock", &locks_path, e);
+        let had_locks = storage.exists(&locks_path).map_err(at_locks)?;
         let locks = Arc::new(directory.enter(Access::ToWrite)?);
+        let found = Footprint::of(directory)?;
+        Self::attach_alone(directory, held, options, &locks).inspect_err(|_| {
+            // What other processes use is theirs. If the kernel does not say whether there are any,
+            // there may be.
+            if !Directory::is_shared(&locks).unwrap_or(true) {
+                found.restore(directory);
+                if !had_locks && let Err(error) = storage.remove(&locks_path) {
+                    tracing::warn!(%error, "a failed open leaves a file behind");
+                }
+            }
+            if let Err(error) = Directory::release(&locks) {
+                tracing::warn!(%error, "cannot unlock the directory before its file is closed");
+            }
+        })
+    }
+
+    /// Attaches with the attach mutex held. If that fails, it is still held.
+    fn attach_alone(
+        directory: &Directory,
+        held: HeldDirectory,
+        options: &Options,
+        locks: &Arc<OwnFile>,
+    ) -> Result<Self> {
+        let storage = directory.storage;
         let at_locks = |e| Error::io("lock", &directory.file("locks"), e);
         let meta = directory.meta()?;
-        let (number, is_shared) = directory.number(&locks)?;
+        let (number, is_shared) = directory.number(locks)?;
         let process_slot = ProcessSlot::new(locks.clone(), number);
         let state_path = directory.file("state");
         let at_state = |e| Error::io("open", &state_path, e);
@@ -187,8 +220,15 @@ impl Attached {
         let hasher = KeyHasher::new(&meta.hash_key);
         let options = options.for_limits(state.limits());
         let space = ENGINES.get().space(held.id());
-        let entering = Entering { locks: &locks, number, space: &space };
-        let opening = Opening { directory, process_slot, hasher: &hasher, space: &space, options };
+        let entering = Entering { locks, number, space: &space };
+        let opening = Opening {
+            directory,
+            held: &held,
+            process_slot,
+            hasher: &hasher,
+            space: &space,
+            options,
+        };
         let Opened { index, hints, segments, ends, recovered } =
             if is_shared { opening.join()? } else { opening.begin(state)? };
         let options = opening.options;
@@ -230,8 +270,9 @@ impl Attached {
         let maintenance = Some(Maintenance::start(engine.clone())?);
         step!("attach::ready");
         engine.check_index()?;
-        Directory::release(&locks).map_err(at_locks)?;
+        Directory::release(locks).map_err(at_locks)?;
         std::mem::forget(entering);
+        let locks = locks.clone();
         Ok(Self { engine, maintenance, locks, number, held, epoch: Epoch::now() })
     }
 
@@ -361,7 +402,7 @@ pub(crate) fn empty(cell: &AttachmentCell, condition: impl FnOnce(&Attached) -> 
     }
 }
 
-/// An attach in progress. If it fails, dropping this releases its locks. That is necessary if a
+/// An attach in progress. If it fails, dropping this releases its number. That is necessary if a
 /// value of the program keeps the byte counts, and with them the lock file, open.
 struct Entering<'a> {
     locks: &'a OwnFile,
@@ -372,8 +413,7 @@ struct Entering<'a> {
 impl Drop for Entering<'_> {
     fn drop(&mut self) {
         self.space.detach();
-        let unlocked = lock::unlock(self.locks, i64::from(self.number));
-        if let Err(error) = unlocked.and_then(|()| Directory::release(self.locks)) {
+        if let Err(error) = lock::unlock(self.locks, i64::from(self.number)) {
             tracing::warn!(%error, "cannot unlock the directory before its file is closed");
         }
     }

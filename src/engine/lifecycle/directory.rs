@@ -43,6 +43,8 @@ const NAMES: &[&str] =
 pub(crate) struct Directory {
     pub(crate) storage: &'static dyn Storage,
     pub(crate) path: PathBuf,
+    /// Whether this open made it.
+    is_new: bool,
 }
 
 impl Directory {
@@ -66,7 +68,8 @@ impl Directory {
         options: &Options,
     ) -> Result<Self> {
         refuse_network(path, options)?;
-        let directory = Self { storage, path: find_or_make(storage, path)? };
+        let is_new = !storage.exists(path).map_err(|e| Error::io("open", path, e))?;
+        let directory = Self { storage, path: find_or_make(storage, path)?, is_new };
         if !storage.exists(&directory.file("meta")).map_err(|e| Error::io("open", path, e))? {
             // The files of an interrupted creation are allowed.
             refuse_foreign(storage, path, NAMES)?;
@@ -82,7 +85,17 @@ impl Directory {
     ) -> Result<Self> {
         refuse_network(path, options)?;
         let path = storage.canonical(path).map_err(|e| Error::io("open", path, e))?;
-        Ok(Self { storage, path })
+        Ok(Self { storage, path, is_new: false })
+    }
+
+    /// Removes the directory after a failed open, if that made it and it is empty.
+    pub(crate) fn remove_if_new(&self) {
+        if self.is_new
+            && let Err(error) = self.storage.remove_dir(&self.path)
+        {
+            // Another process may have begun to use it.
+            tracing::debug!(dir = %self.path.display(), %error, "a failed open leaves it behind");
+        }
     }
 
     /// The lock file, with the attach mutex held: no other process attaches or detaches until
@@ -90,19 +103,27 @@ impl Directory {
     pub(crate) fn enter(&self, access: Access) -> Result<OwnFile> {
         /// The holder may be recovering a large cache, or waiting for a slow disk.
         const PATIENCE: Duration = Duration::from_secs(60);
+        /// How often the file may be removed by another process meanwhile.
+        const ATTEMPTS: usize = 16;
         let path = self.file("locks");
         let io_error = |e| Error::io("lock", &path, e);
         let open = || match access {
             Access::ToRead => self.storage.open_to_read(&path),
             Access::ToWrite => self.storage.open_or_create(&path).map(|(file, _)| file),
         };
-        let file = OwnFile::to_lock(open).map_err(io_error)?;
-        let taken = match access {
-            Access::ToRead => share_mutex(&file, COURTESY, PATIENCE),
-            Access::ToWrite => take_mutex(&file, PATIENCE, || {}),
-        };
-        if taken.map_err(io_error)? {
-            return Ok(file);
+        for _ in 0..ATTEMPTS {
+            let file = OwnFile::to_lock(open).map_err(io_error)?;
+            let taken = match access {
+                Access::ToRead => share_mutex(&file, COURTESY, PATIENCE),
+                Access::ToWrite => take_mutex(&file, PATIENCE, || {}),
+            };
+            if !taken.map_err(io_error)? {
+                break;
+            }
+            // A failed open of another process removes the file that it made.
+            if file.is_named().map_err(io_error)? {
+                return Ok(file);
+            }
         }
         let why = "another process has been opening or closing it for a minute; it may be stopped";
         Err(Error::new(ErrorKind::Busy, "open").with_path(&self.path).with_source(why))

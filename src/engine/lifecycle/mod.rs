@@ -2,6 +2,7 @@
 
 pub(crate) mod attach;
 pub(crate) mod directory;
+mod footprint;
 pub(crate) mod observer;
 pub(crate) mod open;
 pub(crate) mod recovery;

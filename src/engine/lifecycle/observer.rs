@@ -67,7 +67,8 @@ pub(crate) fn observe(
     // Not shared with other engines of this process: the bytes of an observer count nowhere.
     let space = SpaceInUse::default();
     let options = Options { eviction: Eviction::Lru, ..options.clone() };
-    let opening = Opening { directory, process_slot, hasher: &hasher, space: &space, options };
+    let opening =
+        Opening { directory, held, process_slot, hasher: &hasher, space: &space, options };
     let Observed { index, segments, watch } = opening.observe(is_live)?;
     let options = opening.options;
     let index = Arc::new(index);

@@ -12,6 +12,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use crate::engine::format::geometry::Geometry;
 use crate::engine::format::sizing::{self, Layout};
 use crate::engine::format::snapshot::Header;
 use crate::engine::format::word::Word;
@@ -29,11 +30,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hash::KeyHasher;
 use crate::options::Options;
 use crate::sys::step;
-use crate::sys::storage::{Access, is_unusable};
+use crate::sys::storage::{Access, HeldDirectory, is_unusable};
 
 /// The parameters of an open. The attach mutex is held.
 pub(crate) struct Opening<'a> {
     pub(crate) directory: &'a Directory,
+    /// The same, held open.
+    pub(crate) held: &'a HeldDirectory,
     pub(crate) process_slot: ProcessSlot,
     pub(crate) hasher: &'a KeyHasher,
     pub(crate) space: &'a SpaceInUse,
@@ -117,6 +120,7 @@ impl Opening<'_> {
         let Self { directory, process_slot, options, .. } = self;
         let at_state = |e| Error::io("open", &directory.file("state"), e);
         let (mut segments, layout) = self.open_segments(options, Access::ToWrite)?;
+        let layout = self.fit_to_disk(layout, &segments)?;
         let closed = if options.salvage {
             ClosedIndex::No
         } else {
@@ -147,6 +151,44 @@ impl Opening<'_> {
         let ends = if is_closed { vec![index.end_of_log()] } else { ends_in(&segments, &sealed) };
         let recovered = Some(PostRecovery { is_recovered: !is_closed, wants_checkpoint });
         Ok(Opened { index, hints, segments, ends, recovered })
+    }
+
+    /// Refuses a new index for which the disk has no room. If the index that is there would grow,
+    /// and there is no room for that, it keeps its size.
+    fn fit_to_disk(&self, layout: Layout, segments: &[Segment]) -> Result<Layout> {
+        /// The files of a directory and of a log that has one segment to write to, one for copies
+        /// and one that is created, with some to spare.
+        const LEAST_FILES: u64 = 10;
+        let Self { directory, held, .. } = self;
+        // Where the file system does not say what is free, it refuses to create the files.
+        let Ok(free) = held.free_space() else { return Ok(layout) };
+        let size_of = |name: &&str| directory.storage.stat_path(&directory.file(name)).ok();
+        let names = ["index", "hints"].iter().chain(&checkpoint_files::NAMES);
+        let taken: u64 = names.filter_map(size_of).map(|found| found.on_disk).sum();
+        let needed = sizing::index_bytes(layout.geometry);
+        let lacks_bytes = needed > taken && needed - taken + sizing::LEAST_BUDGET > free.bytes;
+        let is_new = taken == 0 && segments.is_empty();
+        if !lacks_bytes && !(is_new && free.files < LEAST_FILES) {
+            return Ok(layout);
+        }
+        let found = directory.storage.open_to_read(&directory.file("index"));
+        let there = found.and_then(|file| Index::geometry_in(&file)).ok().flatten();
+        let is_enough = |there: &Geometry| rows_for(segments, there.segments) == there.segments;
+        if let Some(smaller) = there.filter(is_enough).and_then(|there| layout.with(there)) {
+            let dir = directory.path.display();
+            tracing::warn!(%dir, needed, free.bytes, "no room for a larger index");
+            return Ok(smaller);
+        }
+        if !is_new {
+            // What is not needed any more may be removed first.
+            return Ok(layout);
+        }
+        let why = format!(
+            "the index for {} entries takes {needed} bytes, and the disk has {} bytes and {} files \
+             free; lower max_entries or max_bytes, or free space",
+            layout.max_entries, free.bytes, free.files
+        );
+        Err(Error::new(ErrorKind::NoSpace, "open").with_path(&directory.path).with_source(why))
     }
 
     /// Recovers the index of a directory that was not closed, or whose index has another size than
@@ -376,7 +418,10 @@ fn open_closed(
     let Some(header) = state.clean() else { return Ok(ClosedIndex::No) };
     let index_path = directory.file("index");
     let index = match directory.storage.open(&index_path) {
-        Ok(file) => Index::open(&file, header, process_slot.clone()),
+        Ok(file) => {
+            let is_wanted = |geometry| layout.is_served_by(geometry);
+            Index::open(&file, header, process_slot.clone(), is_wanted)
+        }
         Err(e) if is_unusable(&e) => return Ok(ClosedIndex::No),
         Err(e) => Err(e),
     };

@@ -238,10 +238,9 @@ impl Segment {
         self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
-    /// Allocates all blocks of the file: a copy of the directory may have holes, and a store into a
-    /// hole can fail.
+    /// See [`File::fill_holes`].
     pub(crate) fn fill_holes(&self) -> io::Result<()> {
-        self.file().map_or(Ok(()), |file| file.allocate(self.len()))
+        self.file().map_or(Ok(()), |file| file.fill_holes(self.len()))
     }
 
     /// Whether all its pages were brought into memory when it was created.

@@ -1,19 +1,16 @@
 //! Blobs within the bounds: reserves the space of a blob, and evicts blobs if there is no room.
 
 use std::cmp::Reverse;
-use std::io;
 
 use crate::engine::Engine;
 use crate::engine::blob::{BlobOwner, BlobPin, BlobWriter, Haste, Naming};
 use crate::engine::counters::Counter;
+use crate::engine::format::blob_ref::CHUNK;
 use crate::engine::format::sizing;
 use crate::engine::format::word::Word;
 use crate::engine::index::Probe;
 use crate::error::{Error, ErrorKind, Result};
-
-/// On a full disk, a write of a piece of a blob evicts the oldest segment or blob and retries,
-/// fewer than this many times.
-const ATTEMPTS_FOR_A_PIECE: u32 = 16;
+use crate::sys::storage::is_full;
 
 impl Engine {
     /// Whether a value of this length gets a file of its own.
@@ -41,14 +38,21 @@ impl Engine {
             let step = sizing::blob_step(self.log.budget());
             writer.add_space(self.make_space(lacks.next_multiple_of(step))?);
         }
-        let (mut written, mut left) = (0, ATTEMPTS_FOR_A_PIECE);
+        // On a full disk, the write is tried once more, because the reason may be gone, and then
+        // after each eviction. If it needs far more than its length, others fill the disk faster
+        // than evictions free it.
+        let (mut written, mut evicted, mut is_second) = (0, 0, false);
+        let enough = 2 * (bytes.len() + CHUNK) as u64;
         while let Err(e) = writer.write(&bytes[written..], &mut written) {
-            let is_full =
-                matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-            left = left.saturating_sub(1);
-            if !is_full || left == 0 || !self.evict_oldest()? {
+            let is_full = is_full(&e);
+            if is_full && !std::mem::replace(&mut is_second, true) {
+                continue;
+            }
+            let freed = if is_full && evicted < enough { self.evict_oldest()? } else { 0 };
+            if freed == 0 {
                 return Err(Error::io("write blob", writer.path(), e));
             }
+            evicted += freed.max(sizing::MIN_SEGMENT);
         }
         Ok(())
     }

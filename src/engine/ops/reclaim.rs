@@ -249,20 +249,41 @@ impl Engine {
         self.log.seal_orphans(0);
     }
 
-    /// Drops the oldest segment at once, or the coldest blob, because the disk is full. `false` if
-    /// there is neither.
-    pub(crate) fn evict_oldest(&self) -> Result<bool> {
+    /// Frees space because the disk is full: removes what no entry names any more, or else the
+    /// oldest segment at once, or else the coldest blob. Returns the bytes that came back; 0 if
+    /// there is none of these.
+    pub(crate) fn evict_oldest(&self) -> Result<u64> {
         let role = self.space_role()?;
+        self.clean_up_after_dead();
+        let freed = self.remove_now(&role)?;
+        if freed > 0 {
+            return Ok(freed);
+        }
         self.seal_orphans();
         match self.index.segments_in(SegmentState::Sealed).first() {
             Some(oldest) => {
                 self.empty(oldest.id, Evacuate::Drop)?;
             }
-            None if !self.evict_a_blob(0)? => return Ok(false),
+            None if !self.evict_a_blob(0)? => return Ok(0),
             None => {}
         }
-        self.secure(&role)?;
-        Ok(true)
+        self.remove_now(&role)
+    }
+
+    /// Removes what no entry names, and waits until other processes have unmapped it, because the
+    /// disk has its blocks only then. Returns the bytes that were removed.
+    fn remove_now(&self, role: &SpaceRole<'_>) -> Result<u64> {
+        let left = || self.emptied_bytes() + self.dropped_bytes();
+        let before = left();
+        if self.emptied_bytes() > 0 {
+            self.secure(role)?;
+        }
+        let (mut wait, drops) = (Backoff::default(), self.index.drops());
+        while self.index.drops_seen_by_all() < drops && !wait.is_long() {
+            wait.pause();
+        }
+        self.log.free_dropped();
+        Ok(before.saturating_sub(left()))
     }
 
     /// A checkpoint. Records in segments that the disk refused to sync are copied into others

@@ -21,7 +21,7 @@ impl Engine {
     /// it; then this does not wait either.
     pub(crate) fn provide(&self, len: u32, ahead: bool) -> Result<bool> {
         if ahead {
-            self.log.provide(len, true, &|bytes| self.claim_room(bytes), &|| Ok(false))
+            self.log.provide(len, true, &|bytes| self.claim_room(bytes), &|| Ok(0))
         } else {
             self.log.provide(len, false, &|bytes| self.make_space(bytes).map(Some), &|| {
                 self.evict_oldest()

@@ -1,9 +1,11 @@
 //! Attaching: what a failed attach, or a process that died, leaves to other processes.
 
 use super::*;
-use crate::engine::format::index_header::MOST_PROCESSES;
+use crate::engine::format::geometry::Geometry;
+use crate::engine::format::index_header::{HEADER_WORDS, MAGIC, MOST_PROCESSES, at};
 use crate::engine::index::ProcessSlot;
 use crate::engine::lifecycle::directory::Directory;
+use crate::engine::shared::state_file::StateFile;
 use crate::entry::Streamed;
 use crate::sys::fork::OwnFile;
 use crate::sys::lock;
@@ -26,6 +28,34 @@ fn a_failed_attach_releases_its_locks() {
     std::fs::remove_dir(&stats).unwrap();
     let engine = open(dir.path(), &options());
     assert_eq!((get(&engine, "k").unwrap(), &held[..]), (vec![7; 8000], &[7; 8000][..]));
+}
+
+/// The clean mark names an index that is sparse and much longer than `max_bytes`.
+#[test]
+fn a_forged_sparse_index_takes_no_space() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { max_bytes: 1 << 20, ..options() };
+    let engine = open(dir.path(), &options);
+    set(&engine, "k", b"v");
+    drop(engine);
+    let geometry = Geometry::for_entries(1_000_000, 64);
+    let mut header = [0; HEADER_WORDS];
+    header[at::MAGIC] = MAGIC;
+    header[at::PRIMARIES] = geometry.primaries.into();
+    header[at::BUCKETS] = geometry.buckets.into();
+    header[at::SEGMENTS] = geometry.segments.into();
+    let index = file(dir.path(), "index");
+    index.set_len(0).unwrap();
+    index.set_len(geometry.index_bytes()).unwrap();
+    let bytes: Vec<u8> = header.iter().flat_map(|word| word.to_le_bytes()).collect();
+    index.write_at(&bytes, 0).unwrap();
+    let mut state = StateFile::open(file(dir.path(), "state")).unwrap();
+    state.mark_clean(header, options.limits()).unwrap();
+    let engine = open(dir.path(), &options);
+    let taken = std::fs::metadata(dir.path().join("index")).unwrap().blocks() * 512;
+    assert!(taken < options.max_bytes, "{taken} bytes");
+    assert_eq!(get(&engine, "k").unwrap(), b"v");
 }
 
 #[test]

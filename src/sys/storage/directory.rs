@@ -8,7 +8,7 @@ use nix::libc;
 use nix::unistd::AccessFlags;
 
 use super::file::File;
-use super::{DirectoryId, How, Storage};
+use super::{DirectoryId, FreeSpace, How, Storage};
 use crate::sys::fork::OwnFile;
 
 impl dyn Storage {
@@ -66,6 +66,11 @@ impl HeldDirectory {
     /// What the directory was opened on.
     pub(crate) fn storage(&self) -> &'static dyn Storage {
         self.file.storage()
+    }
+
+    /// See [`Storage::free_space`].
+    pub(crate) fn free_space(&self) -> io::Result<FreeSpace> {
+        self.storage().free_space(self.file.os())
     }
 
     /// When a name was last added to it or taken from it, in seconds and nanoseconds. Two changes

@@ -10,7 +10,7 @@ use nix::libc;
 use nix::unistd::AccessFlags;
 
 use super::system::SYSTEM;
-use super::{Access, How, Mapping, Names, Stat, Storage};
+use super::{Access, FreeSpace, How, Mapping, Names, Stat, Storage};
 
 /// The kinds of operations. Each is counted by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,8 +40,10 @@ pub enum Operation {
     SyncDir,
     /// A file gets another name.
     Rename,
-    /// A file is removed.
+    /// A file or a directory is removed.
     Remove,
+    /// The free space is looked up.
+    FreeSpace,
     /// A directory is opened to read its names.
     List,
     /// A name in a directory is read, or its end is found.
@@ -54,7 +56,7 @@ pub enum Operation {
 
 impl Operation {
     /// All kinds.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Open,
         Self::Create,
         Self::CreateDir,
@@ -68,6 +70,7 @@ impl Operation {
         Self::SyncDir,
         Self::Rename,
         Self::Remove,
+        Self::FreeSpace,
         Self::List,
         Self::ListEntry,
         Self::Map,
@@ -252,6 +255,16 @@ impl Storage for Faults {
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.pass(Operation::Remove)?;
         SYSTEM.remove(path)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.pass(Operation::Remove)?;
+        SYSTEM.remove_dir(path)
+    }
+
+    fn free_space(&self, file: &fs::File) -> io::Result<FreeSpace> {
+        self.pass(Operation::FreeSpace)?;
+        SYSTEM.free_space(file)
     }
 
     fn list<'a>(&'a self, path: &Path) -> io::Result<Names<'a>> {

@@ -98,6 +98,21 @@ impl File {
         self.storage.allocate(&self.os, len)
     }
 
+    /// Whether the first `len` bytes seem to have blocks on the disk: as many as that need.
+    pub(crate) fn seems_whole(&self, len: u64) -> io::Result<bool> {
+        Ok(self.stat()?.on_disk >= len)
+    }
+
+    /// Makes sure that the first `len` bytes of a file that was found have blocks: a copy of a
+    /// directory may have holes, and a store into a hole fails if the disk is full.
+    pub(crate) fn fill_holes(&self, len: u64) -> io::Result<()> {
+        match self.allocate(len) {
+            // XFS needs free blocks to find out that it needs none.
+            Err(e) if is_full(&e) && self.seems_whole(len)? => Ok(()),
+            filled => filled,
+        }
+    }
+
     /// Gives the file `len` bytes of zeros that have blocks on the disk. They are written, in
     /// pieces of this size: stores into a map find such pages several times faster than those of an
     /// extent that was only allocated.
@@ -203,6 +218,11 @@ impl dyn Storage {
         })?;
         self.sync_dir(dir)
     }
+}
+
+/// Whether an error says that the disk or the quota is full.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Whether a file that can be rebuilt is missing, or is not what it should be.

@@ -34,7 +34,9 @@ use nix::unistd::AccessFlags;
 use super::sigbus::Contained;
 
 pub(crate) use self::directory::HeldDirectory;
-pub(crate) use self::file::{File, HUGE_PIECES, SMALL_PIECES, TEMPORARY_PREFIX, is_unusable};
+pub(crate) use self::file::{
+    File, HUGE_PIECES, SMALL_PIECES, TEMPORARY_PREFIX, is_full, is_unusable,
+};
 pub(crate) use self::system::{CONTAINED, SYSTEM};
 
 /// What a process may do with the files of a directory.
@@ -71,11 +73,22 @@ pub(crate) struct DirectoryId {
 pub(crate) struct Stat {
     pub(crate) is_dir: bool,
     pub(crate) len: u64,
+    /// The bytes of its blocks on the disk, including what the file system needs to find them.
+    pub(crate) on_disk: u64,
     /// How many names it has.
     pub(crate) links: u64,
     pub(crate) id: DirectoryId,
     /// When it last changed, in seconds and nanoseconds.
     pub(crate) changed_at: (i64, i64),
+}
+
+/// What a file system has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FreeSpace {
+    /// The bytes that this user may still take.
+    pub(crate) bytes: u64,
+    /// The files that can still be created; `u64::MAX` if the file system does not say.
+    pub(crate) files: u64,
 }
 
 /// A file that is mapped into memory.
@@ -125,6 +138,11 @@ pub(crate) trait Storage: fmt::Debug + Send + Sync {
     /// Gives a file another name in its directory. A file that has the name already is replaced.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Removes an empty directory.
+    fn remove_dir(&self, path: &Path) -> io::Result<()>;
+    /// What is left on the file system that contains the file or directory. Not reliable: quotas
+    /// are seldom in it, and other programs take and free space at any time.
+    fn free_space(&self, file: &fs::File) -> io::Result<FreeSpace>;
     /// The names in a directory, each read when it is asked for. Reading one can fail, and the rest
     /// is unknown then. Callers use [`names`](Storage::names).
     fn list<'a>(&'a self, path: &Path) -> io::Result<Names<'a>>;

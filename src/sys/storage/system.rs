@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use memmap2::MmapOptions;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
+use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{AccessFlags, eaccess};
 
-use super::{Access, DirectoryId, How, Mapping, Names, Stat, Storage};
+use super::{Access, DirectoryId, FreeSpace, How, Mapping, Names, Stat, Storage};
 #[cfg(feature = "failpoints")]
 use crate::sys::observe::inode;
 use crate::sys::sigbus::Contained;
@@ -93,14 +94,20 @@ impl Storage for System {
     }
 
     fn allocate(&self, file: &fs::File, len: u64) -> io::Result<()> {
-        fault!("sys::allocate");
-        let len = libc::off_t::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
-        loop {
-            match fallocate(file, FallocateFlags::empty(), 0, len) {
-                Err(nix::Error::EINTR) => {}
-                done => return done.map_err(io::Error::from),
+        let allocate = || -> io::Result<()> {
+            fault!("sys::allocate");
+            let len = libc::off_t::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
+            loop {
+                match fallocate(file, FallocateFlags::empty(), 0, len) {
+                    Err(nix::Error::EINTR) => {}
+                    done => return done.map_err(io::Error::from),
+                }
             }
-        }
+        };
+        allocate().map_err(|e| match e.raw_os_error() {
+            Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EPERM | libc::EACCES) => no_fallocate(e),
+            _ => e,
+        })
     }
 
     fn sync(&self, file: &fs::File) -> io::Result<()> {
@@ -129,6 +136,21 @@ impl Storage for System {
         fault!("sys::remove");
         tell!(Removing(path));
         fs::remove_file(path)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir(path)
+    }
+
+    fn free_space(&self, file: &fs::File) -> io::Result<FreeSpace> {
+        fault!("sys::free_space");
+        let found = fstatvfs(file)?;
+        // Btrfs creates inodes as they are needed, and reports 0 of them.
+        let files = if found.files() == 0 { u64::MAX } else { found.files_available() };
+        Ok(FreeSpace {
+            bytes: found.blocks_available().saturating_mul(found.fragment_size()),
+            files,
+        })
     }
 
     fn list<'a>(&'a self, path: &Path) -> io::Result<Names<'a>> {
@@ -170,6 +192,13 @@ impl Storage for System {
     }
 }
 
+/// Says that it was fallocate(2) that was refused: by ext2 or ext3, or by a filter of system calls.
+fn no_fallocate(error: io::Error) -> io::Error {
+    let why = "the file system, or a seccomp filter, refuses fallocate(2), which reserves disk \
+               space; use ext4, XFS, Btrfs or tmpfs";
+    io::Error::new(error.kind(), format!("{why}: {error}"))
+}
+
 /// A plain file with one name only: a second one may be of another program.
 fn open_plain(path: &Path, options: &OpenOptions) -> io::Result<fs::File> {
     fault!("sys::open");
@@ -200,6 +229,7 @@ fn stat_of(found: &fs::Metadata) -> Stat {
     Stat {
         is_dir: found.is_dir(),
         len: found.len(),
+        on_disk: found.blocks() * 512,
         links: found.nlink(),
         id: DirectoryId { device: found.dev(), inode: found.ino() },
         changed_at: (found.mtime(), found.mtime_nsec()),
