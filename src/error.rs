@@ -12,8 +12,8 @@ type Cause = Box<dyn std::error::Error + Send + Sync + 'static>;
 ///
 /// An error names the operation and the key or path it was working on. A program branches on
 /// [`kind`](Error::kind); the `Display` text is for people and may change. A call that returned an
-/// error changed nothing, unless its documentation says otherwise or the kind is `LockLost` or
-/// `UnknownOutcome`. The size of a pointer.
+/// error changed nothing, and never will, unless its documentation says otherwise or the kind is
+/// `LockLost` or `UnknownOutcome`. The size of a pointer.
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -86,9 +86,13 @@ pub enum ErrorKind {
     /// The server of a remote backend cannot be reached. The request was not sent, so nothing
     /// changed.
     Unreachable,
-    /// A remote backend sent a change and got no answer: the connection broke, or the call timed
-    /// out. The change may have taken effect, may still take effect, or may never. Read the entry
-    /// to find out.
+    /// The change may have taken effect, may still take effect, or may never. Read the entry to
+    /// find out.
+    ///
+    /// With [`Durability::Sync`](crate::Durability::Sync), the disk refused to sync a change that
+    /// was made already; the source says why. The change is taken back if possible, but part of it
+    /// may be on the disk and come back after a power cut. Or a remote backend sent a change and
+    /// got no answer: the connection broke, or the call timed out.
     UnknownOutcome,
     /// The backend does not support this operation.
     Unsupported,
@@ -133,8 +137,7 @@ impl ErrorKind {
             Self::Interrupted => "the operation was interrupted",
             Self::Unreachable => "the server cannot be reached; nothing was changed",
             Self::UnknownOutcome => {
-                "the server did not answer; the change may or may not take effect; read the entry \
-                 to find out"
+                "the change may or may not take effect; read the entry to find out"
             }
             Self::Unsupported => "the backend does not support this operation",
         }
@@ -162,6 +165,11 @@ impl Error {
             _ => ErrorKind::Io,
         };
         Self::new(kind, operation).with_path(path).with_source(source)
+    }
+
+    /// The error of a change that was made already, and could not be synced because of this error.
+    pub(crate) fn of_unsynced_change(self, path: &Path) -> Self {
+        Self::new(ErrorKind::UnknownOutcome, "sync").with_path(path).with_source(self)
     }
 
     /// This error, with `key` as its subject.

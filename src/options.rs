@@ -13,6 +13,13 @@ use crate::time::{Clock, SystemClock};
 /// With any of these, an acknowledged write survives the death of the process, `kill -9` included.
 /// After a power cut no value is torn, and no value comes back that is older than one which had
 /// reached the disk. A cache in memory ignores it.
+///
+/// What a process wrote and had not synced when it died, the next process to open the directory
+/// syncs at once, and processes that have it open sync it about two seconds later. If no process
+/// does, the kernel writes it back: on Linux after 30 seconds, and up to 5 more
+/// (`vm.dirty_expire_centisecs`, `vm.dirty_writeback_centisecs`). Dropping the last handle of a
+/// process syncs; a handle in a `static` is not dropped, and `process::exit` drops nothing: call
+/// [`Cache::close`](crate::Cache::close) or [`Cache::flush`](crate::Cache::flush) before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Durability {
@@ -22,6 +29,13 @@ pub enum Durability {
     Interval(Duration),
     /// A call that writes returns only when its write is on the disk. Each call costs a sync of the
     /// disk, which threads that wait at the same time share.
+    ///
+    /// A call that could have written and reports what it found instead, such as an `add` of a key
+    /// that is there, or a `delete` or `touch` of one that is not, returns only when that is on the
+    /// disk. This does not cover what a call reads: the value of a `get`, the `NotFound` of `incr`
+    /// and `incr_version`; nor an entry that was evicted, which may come back. If the disk refuses
+    /// to sync a change, the error is
+    /// [`ErrorKind::UnknownOutcome`](crate::ErrorKind::UnknownOutcome).
     Sync,
 }
 

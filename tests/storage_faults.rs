@@ -357,6 +357,91 @@ fn a_map_that_fails_as_on_a_full_disk_evicts_nothing() {
     }
 }
 
+/// What each key may hold; a failed call whose outcome is unknown adds to it.
+type Possible = BTreeMap<&'static str, Vec<Option<Vec<u8>>>>;
+
+/// Writes with `Durability::Sync` while the `nth` sync fails, and perhaps all after it. A call that
+/// fails has no effect, now and after a kill, unless its error says that the outcome is unknown.
+/// Returns how many faults there were, and how many outcomes were unknown.
+fn sync_scenario(operation: Operation, nth: u64, lasts: bool) -> (u64, u64) {
+    let what = format!("{operation:?} {nth}, lasts: {lasts}");
+    let (home, killed) = (scratch(), scratch());
+    let faults = Faults::new();
+    let open = |dir: &Path| builder(dir).durability(Durability::Sync);
+    let cache = open(home.path()).faults(faults).open().unwrap();
+    let fault = Fault::Errno(EIO);
+    match lasts {
+        true => faults.fail_from(operation, nth, fault),
+        false => faults.fail(operation, nth, fault),
+    }
+    let (mut possible, mut unknown) = (Possible::new(), 0);
+    let check = |cache: &Cache, possible: &Possible, when: &str| {
+        for (key, values) in possible {
+            let found = cache.get_bytes(key).unwrap().map(|value| value.to_vec());
+            // A disk that syncs nothing any more may evict.
+            let is_evicted = lasts && found.is_none();
+            assert!(values.contains(&found) || is_evicted, "{what}: {key} {when}");
+        }
+    };
+    let mut call = |key: &'static str, new: Option<Vec<u8>>| {
+        let result = match &new {
+            Some(value) => cache.set_bytes(key, value, Timeout::Never),
+            None => cache.delete(key).map(drop),
+        };
+        let values = possible.entry(key).or_insert_with(|| vec![None]);
+        match result {
+            Ok(()) => *values = vec![new],
+            Err(error) if error.kind() == ErrorKind::UnknownOutcome => {
+                unknown += 1;
+                values.push(new);
+            }
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Io, "{what}: {error}"),
+        }
+        check(&cache, &possible, "after a call");
+    };
+    for turn in 0..6u8 {
+        for key in ["a", "b", "c"] {
+            call(key, Some(vec![turn; 3000]));
+        }
+        call("b", None);
+        call("large", Some(vec![turn; 70_000]));
+    }
+    // What cannot be synced is copied elsewhere.
+    drop(cache.maintain());
+    check(&cache, &possible, "after maintenance");
+    copy_as_killed(home.path(), killed.path());
+    let injected = faults.injected();
+    faults.clear();
+    drop(cache);
+    for (dir, when) in [(&killed, "after a kill"), (&home, "after a close")] {
+        let cache = open(dir.path()).open().unwrap();
+        check(&cache, &possible, when);
+        let report = cache.check().unwrap();
+        assert!(report.is_sound(), "{what}, {when}: {:?}", report.problems);
+    }
+    (injected, unknown)
+}
+
+// Shows invariant I17.
+#[test]
+fn a_sync_call_that_fails_has_no_effect_or_says_so() {
+    let (mut positions, mut unknown) = (0, 0);
+    for operation in [Operation::Sync, Operation::SyncMap, Operation::SyncDir] {
+        for lasts in [false, true] {
+            for nth in 1.. {
+                let (injected, outcomes) = sync_scenario(operation, nth, lasts);
+                if injected == 0 {
+                    break;
+                }
+                positions += 1;
+                unknown += outcomes;
+            }
+        }
+    }
+    println!("{positions} positions, {unknown} outcomes were unknown");
+    assert!(positions > 60 && unknown > 30, "{positions} positions, {unknown} unknown");
+}
+
 /// A failed read of what is known about a file is no damage: for damage an entry would be removed.
 #[test]
 fn a_large_value_stays_if_its_file_cannot_be_examined() {

@@ -185,7 +185,13 @@ impl Store {
             let current = live.map(|record| record.sequence);
             let has_passed = |end: Expiry| end.is_some_and(|end| end <= self.options.clock.now());
             let attempt = match change.decide(condition, current, has_passed) {
-                Decided::Return(outcome) => return Ok(outcome),
+                Decided::Return(outcome) => {
+                    // Another thread may have made what this one found, and not synced it yet.
+                    if self.options.durability == Durability::Sync {
+                        self.directory.flush()?;
+                    }
+                    return Ok(outcome);
+                }
                 Decided::Remove => self.remove(key, old)?.then_some(None).ok_or(Retry::Changed),
                 Decided::Put { expires_at } => {
                     let mut fields = Fields::default();
@@ -231,7 +237,8 @@ impl Store {
         };
         self.counters.one(Counter::Commits);
         if self.options.durability == Durability::Sync {
-            self.directory.flush()?;
+            let flushed = self.directory.flush();
+            flushed.map_err(|error| error.of_unsynced_change(&self.directory.path))?;
         }
         Ok(outcome)
     }

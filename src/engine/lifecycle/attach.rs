@@ -248,6 +248,9 @@ impl Attached {
             space.clone(),
         )?;
         log.restore(segments, &ends);
+        if recovered.is_some_and(|recovered| recovered.is_recovered) {
+            log.note_left_by_dead();
+        }
         let state = storage.open(&state_path).and_then(StateFile::open).map_err(at_state)?;
         let checkpoints = CheckpointFiles::open(storage, &directory.path, state, index.geometry())?;
         let stats = directory.file("stats");

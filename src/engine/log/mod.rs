@@ -123,6 +123,8 @@ pub(crate) struct Log {
     copies: Mutex<Option<Tail>>,
     /// The segments that this process sealed and has not synced since.
     unsynced: Mutex<Vec<Arc<Segment>>>,
+    /// Whether dead processes may have left records that are not synced.
+    left_by_dead: AtomicBool,
     /// Held while a segment is entered into the map.
     opening: Mutex<()>,
     /// Held while dropped segments are unmapped, until the bytes of those that stay mapped count.
@@ -159,6 +161,7 @@ impl Log {
             spare: WaitQueue::default(),
             copies: Mutex::new(None),
             unsynced: Mutex::new(Vec::new()),
+            left_by_dead: AtomicBool::new(false),
             opening: Mutex::new(()),
             unmapping: Mutex::new(()),
             appended: AtomicU64::new(0),

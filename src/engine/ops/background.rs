@@ -111,6 +111,7 @@ impl<'a> Rounds<'a> {
 
     /// Does rounds until the thread is told to stop.
     fn run(mut self) {
+        self.sync_left_by_dead();
         loop {
             let calls = self.engine.wait(self.pause(), &mut self.removals);
             if calls.stop {
@@ -124,6 +125,7 @@ impl<'a> Rounds<'a> {
                 return self.engine.holders.release_unusable();
             }
             self.is_quiet = self.engine.is_quiet() && (self.is_quiet || !self.has_more);
+            self.sync_left_by_dead();
             self.sync_if_due();
             self.engine.log.unmap_dropped();
             self.engine.log.seal_oversized();
@@ -153,11 +155,20 @@ impl<'a> Rounds<'a> {
         until_pass.filter(|left| !left.is_zero()).unwrap_or(INTERVAL).min(until_sync).min(INTERVAL)
     }
 
+    /// At once after a recovery; again after each round in which it failed.
+    fn sync_left_by_dead(&self) {
+        warn_of("sync what a dead process wrote", self.engine.log.sync_left_by_dead());
+    }
+
     fn sync_if_due(&mut self) {
         if let Some(interval) = self.sync_interval
             && Instant::now() >= self.next_sync
         {
-            warn_of("sync", self.engine.log.sync_own());
+            let synced = self.engine.log.sync_own();
+            if synced.is_ok() {
+                step!("maintenance::synced");
+            }
+            warn_of("sync", synced);
             self.next_sync = Instant::now() + interval;
         }
     }
@@ -289,7 +300,8 @@ impl Engine {
             self.index.note_expiry(0);
             self.log.abort_segments_of_dead();
             // Their records become as durable as they promised, a little later.
-            warn_of("sync what a dead process wrote", self.log.sync(false));
+            self.log.note_left_by_dead();
+            warn_of("sync what a dead process wrote", self.log.sync_left_by_dead());
             // Without a recount, a blob that a dead process had not counted yet would stay
             // uncounted.
             self.recount_blobs(Haste::Now);

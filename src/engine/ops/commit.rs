@@ -21,7 +21,6 @@ use crate::engine::format::word::Word;
 use crate::engine::hints::Hint;
 use crate::engine::index::{CountUp, Locked, Slot, Vacancy, busy};
 use crate::engine::log::append::RecordReservation;
-use crate::engine::log::segment::Segment;
 use crate::engine::ops::lookup::{Current, Lookup};
 use crate::entry::{Change, Codec, Condition, Decided, Expiry, Outcome};
 use crate::error::{Error, ErrorKind, Result};
@@ -130,7 +129,7 @@ impl Engine {
             let live = self.live(&seen, self.index.generation());
             let decision = self.decide(condition, change, live, || self.index.may_bring_back(hash));
             if let Decision::Return(outcome) = decision {
-                return Ok(outcome);
+                return self.report(outcome, live);
             }
             let is_put = matches!(decision, Decision::Put { .. });
             if let Change::Store { value, .. } = change
@@ -186,7 +185,10 @@ impl Engine {
         let mut confirmed = Confirmed { seen, live: None, generation: 0 };
         match self.confirm(&locked, request, &mut confirmed, decision, moved) {
             None => {}
-            Some(Unconfirmed::Return(outcome)) => return Ok(Ok(outcome)),
+            Some(Unconfirmed::Return(outcome)) => {
+                drop(locked);
+                return self.report(outcome, confirmed.live).map(Ok);
+            }
             Some(Unconfirmed::Changed) => return Ok(Err(Retry::Changed)),
         }
         match decision {
@@ -347,25 +349,6 @@ impl Engine {
         }
         self.counters.one(Counter::Commits);
         self.sync_if_asked(reservation, |segment, _| self.take_back(segment, change))
-    }
-
-    /// Syncs the segment of a stamped record, if each write must be durable. If the sync fails,
-    /// `take_back` must undo the change.
-    #[inline]
-    pub(crate) fn sync_if_asked(
-        &self,
-        reservation: RecordReservation,
-        take_back: impl FnOnce(&Segment, u32),
-    ) -> Result<()> {
-        if !self.syncs_each_write() {
-            return Ok(());
-        }
-        let (segment, offset) = (reservation.segment.clone(), reservation.offset);
-        drop(reservation);
-        segment.sync().inspect_err(|_| {
-            self.index.set_segment_failed(segment.id);
-            take_back(&segment, offset);
-        })
     }
 
     /// Reserves space and writes key and body there. `None` if the entry whose body it must copy is

@@ -19,8 +19,9 @@ impl Engine {
     /// Changes the limits for all processes. Returns the limits that are in force now.
     ///
     /// # Errors
-    /// If `state` cannot be written, or a process that holds the space role is stopped. Nothing has
-    /// changed then.
+    /// If a process that holds the space role is stopped; nothing has changed then. If `state`
+    /// cannot be written or synced: the limits that are in force have not changed then, but the
+    /// next process that opens the directory while it is not open may find the new ones.
     pub(crate) fn configure(&self, new: &NewLimits) -> Result<Limits> {
         // One process at a time. The role also excludes the other writers of `state`.
         let role = self.space_role()?;
@@ -28,7 +29,9 @@ impl Engine {
         let counts = sizing::possible(asked, self.index.geometry());
         // Evicted before the limits are in force, so that no insert has to do it.
         self.evict_beyond(counts.max_entries);
-        self.checkpoints()?.set_limits(asked).map_err(|e| self.state_error(e))?;
+        self.checkpoints()?
+            .set_limits(asked)
+            .map_err(|e| self.state_error(e).of_unsynced_change(&self.dir))?;
         step!("configure::written");
         self.index.set_limits(asked, counts);
         drop(role);

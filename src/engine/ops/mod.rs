@@ -10,6 +10,7 @@ pub(crate) mod commit;
 pub(crate) mod compaction;
 mod configure;
 pub(crate) mod cull;
+mod durable;
 pub(crate) mod evict;
 pub(crate) mod lookup;
 pub(crate) mod read;

@@ -1,8 +1,11 @@
 //! Undo: withdraws a record of which a page could not be written, and reverts a published change
-//! that the disk refused to sync. The caller gets an error, so the change must not stay.
+//! that the disk refused to sync, as far as that is possible. The caller gets an error; of a change
+//! that was not synced `UnknownOutcome`, because parts of the record may be on the disk, and come
+//! back after a power cut.
 //!
 //! Other threads and processes may have read the change, or have changed the key again since. Their
-//! changes stay.
+//! changes stay. So does a change in place of a record that cannot be named again: without it the
+//! key would have nothing.
 
 use crate::engine::Engine;
 use crate::engine::format::record::{Draft, Prepared, Stamp};
@@ -60,11 +63,11 @@ impl Engine {
         reservation.segment.withdraw(reservation.offset)
     }
 
-    /// Restores what the key had before, if it still names the published record, and voids the
-    /// record in the log.
+    /// Restores what the key had before, if it still names the published record or a copy of it,
+    /// and voids these records in the log.
     pub(crate) fn take_back(&self, segment: &Segment, published: AppliedChange) {
-        // The previous record must not be in a segment that is just being removed, so this holds
-        // the space role. Without the role that is unknown, and the key is removed.
+        // The previous record must not be in a segment that is just being removed, and the
+        // published one must not be copied meanwhile, so this holds the space role.
         let role = self.space_role();
         let is_there = |word: Word| {
             use SegmentState::{Active, Sealed};
@@ -73,11 +76,20 @@ impl Engine {
         };
         // Read before the lock is taken, because the page may have to be read from the disk.
         let before = published.before.filter(|current| role.is_ok() && is_there(current.word));
+        if published.before.is_some() && before.is_none() {
+            return;
+        }
         let Ok(locked) = self.index.lock(published.hash) else { return };
         self.note_wiped(locked.wiped());
         let holds = |word| self.index.slot_of(published.hash, word);
+        let copy = published.word.filter(|word| holds(*word).is_none()).and_then(|_| {
+            // What is alive in a segment that cannot be synced is copied to another one.
+            let record = segment.record(published.offset)?;
+            let current = self.look_locked(published.hash, record.key)?.current?;
+            (current.sequence == record.sequence).then_some(current.word)
+        });
         let slot = match published.word {
-            Some(word) => holds(word),
+            Some(word) => holds(copy.unwrap_or(word)),
             // A removed entry is counted again. If there is no room for it any more, it is not
             // restored.
             None => before.and_then(|current| {
@@ -110,16 +122,15 @@ impl Engine {
                         Hint::new(current.expires_at, current.generation, self.index.recency()),
                     );
                 }
-                None => {
-                    locked.clear(slot);
-                    if published.before.is_some() {
-                        locked.note_lost();
-                        self.index.set_wants_recount(true);
-                    }
-                }
+                None => locked.clear(slot),
             }
         }
         drop(locked);
         segment.void(published.offset);
+        if let Some(copy) = copy
+            && let Some(copied_to) = self.log.segment(copy.segment()).get()
+        {
+            copied_to.void(copy.offset());
+        }
     }
 }
