@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::atomic::AtomicU32;
 
-use memmap2::MmapOptions;
+use memmap2::{Advice, MmapOptions};
 
 use super::atomic::AtomicU64;
 use super::sigbus::Contained;
@@ -143,6 +143,17 @@ impl Map {
         if offset < self.len() {
             prefetch(self.address() + offset, 1);
         }
+    }
+
+    /// Says how the map will be read: at random, so that a fault reads one page, or in any way, so
+    /// that the system reads ahead.
+    pub(crate) fn expect_random(&self, is_random: bool) -> io::Result<()> {
+        self.mapping.raw.advise(if is_random { Advice::Random } else { Advice::Normal })
+    }
+
+    /// Says that the bytes will be read soon: the system reads them at once, and not page by page.
+    pub(crate) fn will_need(&self, offset: usize, len: usize) -> io::Result<()> {
+        self.mapping.raw.advise_range(Advice::WillNeed, offset, len)
     }
 
     /// Writes all changed pages to the disk, and returns when they are there.

@@ -18,6 +18,8 @@ pub(crate) mod lock;
 #[cfg(target_os = "linux")]
 pub(crate) mod map;
 #[cfg(target_os = "linux")]
+pub(crate) mod memory;
+#[cfg(target_os = "linux")]
 pub(crate) mod mount;
 #[cfg(all(feature = "failpoints", target_os = "linux"))]
 pub mod observe;

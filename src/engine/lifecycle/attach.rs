@@ -248,6 +248,7 @@ impl Attached {
             space.clone(),
         )?;
         log.restore(segments, &ends);
+        log.adapt_access();
         if recovered.is_some_and(|recovered| recovered.is_recovered) {
             log.note_left_by_dead();
         }

@@ -76,6 +76,7 @@ pub(crate) fn observe(
     let log =
         Log::new(storage, &directory.segments(), Access::ToRead, index.clone(), space.clone())?;
     log.restore(segments, &[]);
+    log.adapt_access();
     let blobs = Blobs::open(storage, &directory.blobs(), &space)?;
     let stats_file = StatsFile::look(storage, directory.file("stats"), options.clock.now())?;
     Directory::release(&locks).map_err(at_locks)?;

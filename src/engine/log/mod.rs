@@ -73,6 +73,7 @@
 //! | dropped, not counted | `free_dropped` counts the drop | the same |
 //! | dropped | freed, once all others have unmapped it | the same |
 
+mod access;
 mod allocate;
 pub(crate) mod append;
 mod detach;

@@ -24,6 +24,7 @@ impl Segment {
     /// All sound records with their offsets, from the first. Skips records that were reserved and
     /// never stamped, and damage. Reads headers and keys only.
     pub(crate) fn records(&self) -> Scan<'_> {
+        self.will_need(0, self.len() as usize);
         self.records_from(0)
     }
 

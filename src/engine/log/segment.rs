@@ -19,7 +19,7 @@ pub(crate) struct Segment {
     pub(crate) id: u32,
     pub(crate) path: PathBuf,
     salt: u64,
-    map: Map,
+    pub(super) map: Map,
     /// Whether it was filled with zeros when it was created.
     zeroed: bool,
     /// The file, while the segment is appended to. It is closed when the segment is sealed, because
@@ -31,6 +31,8 @@ pub(crate) struct Segment {
     /// The value of `writes` before the last sync that succeeded.
     synced: AtomicU64,
     failed: AtomicBool,
+    /// Whether its map is expected to be read at random.
+    pub(super) is_random: AtomicBool,
     /// The values in it that the program holds. Changed only with [`SpaceInUse::pinned`] locked.
     pins: AtomicU64,
     sync: SharedSync,
@@ -195,6 +197,7 @@ impl Segment {
             writes: AtomicU64::new(0),
             synced: AtomicU64::new(0),
             failed: AtomicBool::new(false),
+            is_random: AtomicBool::new(false),
             pins: AtomicU64::new(0),
             sync: SharedSync::default(),
             hold: MappedBytes { space: space.clone(), bytes: AtomicU64::new(0) },

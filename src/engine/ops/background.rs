@@ -129,7 +129,7 @@ impl<'a> Rounds<'a> {
             self.sync_if_due();
             self.engine.log.unmap_dropped();
             self.engine.log.seal_oversized();
-            self.publish_stats_if_due();
+            self.do_if_due();
             let needs_spare = self.lacks_spare || self.engine.log.needs_spare();
             self.lacks_spare = needs_spare && !self.engine.provide_ahead();
             self.try_to_lead();
@@ -173,9 +173,11 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    fn publish_stats_if_due(&mut self) {
+    /// What is done once a second for this process.
+    fn do_if_due(&mut self) {
         if Instant::now() >= self.next_publishing {
             self.engine.publish_stats();
+            self.engine.log.adapt_access();
             self.next_publishing = Instant::now() + INTERVAL;
         }
     }
@@ -217,6 +219,7 @@ impl Engine {
                 self.release_unusable();
             } else {
                 self.log.unmap_dropped();
+                self.log.adapt_access();
             }
         }
     }

@@ -244,6 +244,7 @@ impl Engine {
         if record.key != key {
             return Probe::Other;
         }
+        segment.will_need(word.offset(), record.len as usize);
         if self.has_ended(record.generation, record.expires_at) {
             *verdict = Some(Judgement::Dead);
         } else if let Some(reference) = record.blob() {
