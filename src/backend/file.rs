@@ -2,7 +2,8 @@
 
 use std::any::TypeId;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::Guard;
 
@@ -14,6 +15,7 @@ use crate::engine::lifecycle::directory::{check_there, may_write};
 use crate::engine::{Attached, AttachmentCell, Spooled, empty};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
+use crate::sys::mount;
 use crate::sys::storage::{CONTAINED, SYSTEM, Storage};
 
 /// A directory, attached to while it is used.
@@ -21,9 +23,16 @@ pub(crate) struct FileBackend {
     storage: &'static dyn Storage,
     dir: PathBuf,
     options: Options,
-    /// In a process that was forked since, it is the parent's.
+    /// In a process that was forked since, it is the parent's. An observer, if the index was lost
+    /// and the disk is too full to open the directory to write.
     attached: Arc<AttachmentCell>,
+    /// When such a disk is tried again.
+    next_try: Mutex<Instant>,
 }
+
+/// How long writes are refused after the directory could not be opened to write: a try reads the
+/// log.
+const RETRY: Duration = Duration::from_secs(1);
 
 impl FileBackend {
     /// Opens the directory `dir`, which is made if there is none.
@@ -31,7 +40,9 @@ impl FileBackend {
     /// # Errors
     /// If the operating system refuses, or the directory is not a cache.
     pub(crate) fn open(dir: &Path, options: &Options) -> Result<Self> {
-        let storage = if options.handle_sigbus { CONTAINED } else { SYSTEM };
+        // A store into a map may need a block there, and the disk may be full.
+        let is_contained = options.handle_sigbus || mount::copies_on_write(dir);
+        let storage = if is_contained { CONTAINED } else { SYSTEM };
         Self::open_on(storage, dir, options)
     }
 
@@ -47,7 +58,8 @@ impl FileBackend {
         place.store(Some(attached));
         // So that a later change of the working directory does not matter.
         let dir = std::path::absolute(dir).map_err(|e| Error::io("open", dir, e))?;
-        Ok(Self { storage, dir, options: options.clone(), attached: place })
+        let next_try = Mutex::new(Instant::now());
+        Ok(Self { storage, dir, options: options.clone(), attached: place, next_try })
     }
 
     fn attach(
@@ -72,7 +84,34 @@ impl FileBackend {
         if self.options.read_only {
             return Err(Error::new(ErrorKind::ReadOnly, "change"));
         }
-        self.engine()
+        match self.engine()? {
+            held if held.get()?.is_read_only() => {
+                drop(held);
+                self.attach_to_write()
+            }
+            held => Ok(held),
+        }
+    }
+
+    /// The engine to write, in place of an observer that only served reads.
+    #[cold]
+    fn attach_to_write(&self) -> Result<Held> {
+        let mut next_try = self.next_try.lock().unwrap_or_else(PoisonError::into_inner);
+        if *next_try > Instant::now() {
+            let why = "the disk was full a moment ago; reads go on";
+            return Err(Error::new(ErrorKind::NoSpace, "open")
+                .with_path(&self.dir)
+                .with_source(why));
+        }
+        let options = Options { keep_limits: true, salvage: false, ..self.options.clone() };
+        let opened = Attached::open(self.storage, &self.dir, &options);
+        // After the try: it may take long.
+        *next_try = Instant::now() + RETRY;
+        drop(next_try);
+        let attached = opened?;
+        attached.note_holder(&self.attached);
+        self.replace(Some(attached.clone()));
+        Ok(Held::Own(attached))
     }
 
     fn engine(&self) -> Result<Held> {
@@ -82,14 +121,22 @@ impl FileBackend {
         }
     }
 
-    /// The result of `call` with the engine, unless the index was lost before it was over: what
-    /// the call found may be wrong then, and what it did may be lost.
+    /// The result of `call` with the engine. If the index was lost before it was over, what the
+    /// call found may be wrong, and it is repeated.
     #[inline]
-    fn with<R>(&self, call: impl FnOnce(&Attached) -> Result<R>) -> Result<R> {
+    fn with<R>(&self, mut call: impl FnMut(&Attached) -> Result<R>) -> Result<R> {
+        let held = self.engine()?;
+        let attached = held.get()?;
+        let done = call(attached);
+        if !attached.has_lost_index() {
+            return done;
+        }
+        drop(held);
         self.engine()?.run(call)
     }
 
-    /// The same for a call that changes something.
+    /// The result of a `call` that changes something, unless the index was lost before it was over:
+    /// what it did may be lost.
     #[inline]
     fn with_to_write<R>(&self, call: impl FnOnce(&Attached) -> Result<R>) -> Result<R> {
         self.engine_to_write()?.run(call)
@@ -110,7 +157,19 @@ impl FileBackend {
         // First, because the process that rebuilds the index may need the space that the old
         // attachment holds.
         empty(&self.attached, |before| before.is_ours() && !before.is_usable());
-        let attached = Self::attach(self.storage, &self.dir, &options)?;
+        let attached = match Self::attach(self.storage, &self.dir, &options) {
+            // To read, no block is needed.
+            Err(error) if error.kind() == ErrorKind::NoSpace => {
+                let dir = self.dir.display();
+                tracing::warn!(%dir, %error, "the disk is full; the directory is only read");
+                *self.next_try.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Instant::now() + RETRY;
+                let seen = Attached::open_read_only(self.storage, &self.dir, &options);
+                // The first error says what is wrong.
+                seen.map_err(|_| error)?
+            }
+            attached => attached?,
+        };
         attached.note_holder(&self.attached);
         self.replace(Some(attached.clone()));
         Ok(Held::Own(attached))
@@ -130,7 +189,8 @@ impl FileBackend {
         with_values: bool,
         visit: &mut dyn FnMut(&str, Item<'_>),
     ) -> Result<Option<u64>> {
-        self.with(|engine| {
+        // Not repeated: it has visited entries.
+        self.engine()?.run(|engine| {
             engine.scan(cursor, with_values, &mut |key, item| {
                 // Keys are stored from `&str`; one that is not has come from a damaged file.
                 if let Ok(key) = std::str::from_utf8(key) {
@@ -141,7 +201,7 @@ impl FileBackend {
     }
 
     /// What the engine shows; nothing if the directory was closed and cannot be opened again.
-    fn gauge<T: Default>(&self, read: impl FnOnce(&Attached) -> T) -> T {
+    fn gauge<T: Default>(&self, read: impl Fn(&Attached) -> T) -> T {
         match self.with(|engine| Ok(read(engine))) {
             Ok(value) => value,
             Err(error) => {

@@ -160,6 +160,10 @@ impl Hints {
     /// Notes that the entry in `slot` was used at `tick`, and counts the use if `counted`. Stores
     /// nothing if the hint does not change.
     pub(crate) fn touch(&self, slot: Slot, tick: u32, counted: bool) {
+        if self.0.has_faulted() {
+            // A store may wait for a block that the disk does not have.
+            return;
+        }
         let seen = self.get(slot);
         let mut used = seen.stamped(tick);
         if counted {

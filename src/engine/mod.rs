@@ -65,9 +65,10 @@ use self::shared::read_only::ReadOnlyAttachment;
 use self::shared::stats_file::StatsFile;
 use self::shared::wait_queue::WaitQueue;
 use crate::entry::{Claim, ClaimKey, Claimed, Expiry, Stats};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::hash::KeyHasher;
 use crate::options::{Durability, Eviction, INLINE_CULL_ENTRIES, Options, QUICK_CULL_ENTRIES};
+use crate::sys::mount;
 use crate::sys::storage::HeldDirectory;
 
 /// An open directory, shared by all threads of the process.
@@ -178,7 +179,7 @@ impl Engine {
     }
 
     /// Whether this process is an observer.
-    fn is_read_only(&self) -> bool {
+    pub(crate) fn is_read_only(&self) -> bool {
         matches!(self.mode, Mode::ReadOnly(_))
     }
 
@@ -205,7 +206,12 @@ impl Engine {
 
     #[cold]
     fn lost_index(&self) -> Result<()> {
-        self.index.check_mapped().map_err(|e| Error::io("use", &self.dir.join("index"), e))
+        let path = self.dir.join("index");
+        self.index.check_mapped().map_err(|e| {
+            // A store needed a block that the disk does not have.
+            let kind = if mount::is_full(&self.dir) { ErrorKind::NoSpace } else { ErrorKind::Io };
+            Error::new(kind, "use").with_path(&path).with_source(e)
+        })
     }
 
     /// See [`Claims::claim`]. The claims of an observer are not visible to other processes.

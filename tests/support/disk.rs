@@ -43,12 +43,6 @@ impl Disk {
     pub(crate) fn path(&self) -> &Path {
         &self.at
     }
-
-    /// Shuts the file system down without writing its log: from now on it refuses everything.
-    pub(crate) fn shut_down(&self) -> Result<(), &'static str> {
-        run("xfs_io", &["-x", "-c", "shutdown", self.at.to_str().unwrap()])
-            .map_err(|_| "needs xfs_io (xfsprogs)")
-    }
 }
 
 impl Drop for Disk {

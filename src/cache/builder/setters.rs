@@ -269,8 +269,10 @@ impl Builder {
     /// when mapped memory cannot be read or written: another program truncated the file, the disk
     /// cannot read it, or its file system was shut down. Without this option the signal ends the
     /// process. With it, the part of the file that faulted reads as damaged, so its entries are
-    /// misses; a call that writes there is an error; and if it was the index, the calls of that
-    /// moment are the error `Io`, and the next ones open the directory again.
+    /// misses; a call that writes there is an error; and if it was the index, the writes of that
+    /// moment are the error `Io` or `NoSpace`, and the next call opens the directory again. On file
+    /// systems that copy on write (Btrfs, bcachefs, ZFS) this is always done, because a full disk
+    /// is SIGBUS there.
     ///
     /// A handler for SIGBUS is installed in the process, once, and never removed. It calls the
     /// handler that was there before for all other faults; a handler that the program installs
