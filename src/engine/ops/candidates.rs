@@ -2,6 +2,7 @@
 
 use crate::engine::index::SegmentInfo;
 use crate::engine::ops::compaction::{COPY_SHARE, Evacuate};
+use crate::sys::planted;
 
 /// Without need for space, a segment is compacted if at most 1 in this many of its bytes is live.
 const IDLE_SHARE: u64 = 2;
@@ -45,7 +46,8 @@ pub(crate) fn choose(sealed: &[Candidate], blobs: u64, budget: u64) -> Option<(u
     if emptiest.live <= most_copied {
         return Some((emptiest.id, Evacuate::Copy));
     }
-    sealed.first().map(|oldest| (oldest.id, Evacuate::Evict))
+    let oldest = if planted!("oldest") { sealed.last() } else { sealed.first() };
+    oldest.map(|oldest| (oldest.id, Evacuate::Evict))
 }
 
 fn live_bytes(sealed: &[Candidate]) -> u64 {

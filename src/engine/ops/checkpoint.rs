@@ -31,8 +31,8 @@ use crate::engine::shared::checkpoint_files::{CheckpointFiles, NAMES};
 use crate::engine::shared::snapshot_file::{self, SnapshotWriter};
 use crate::engine::{Engine, Mode};
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::step;
 use crate::sys::storage::{File, HUGE_PIECES};
+use crate::sys::{planted, step};
 
 /// A checkpoint is due after this many bytes were appended to the log since the last one, and
 const LEAST_LOG: u64 = 16 << 20;
@@ -203,7 +203,7 @@ impl Engine {
         heartbeat();
         // Emptied segments need no sync: no word names them, and their records are older than the
         // snapshot.
-        self.log.sync_each(false, heartbeat)
+        if planted!("sync of segments") { Ok(()) } else { self.log.sync_each(false, heartbeat) }
     }
 
     fn snapshot_header(&self, start: &SnapshotStart) -> Header {

@@ -6,7 +6,7 @@ use crate::engine::index::ClearLock;
 use crate::engine::log::append::RecordReservation;
 use crate::entry::Codec;
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::step;
+use crate::sys::{planted, step};
 
 /// The record of a `clear`.
 pub(crate) const CLEAR: Draft =
@@ -73,7 +73,9 @@ impl Engine {
         };
         let stamp =
             Stamp { sequence: self.index.next_sequence(), generation: next, expires_at: None };
-        self.stamp(&reservation, &prepared, stamp)?;
+        if !planted!("record of a clear") {
+            self.stamp(&reservation, &prepared, stamp)?;
+        }
         step!("clear::stamped");
         // Synced before it takes effect, because a clear cannot be undone.
         self.sync_if_asked(reservation, |segment, offset| segment.void(offset))?;

@@ -24,8 +24,8 @@ use crate::engine::log::append::RecordReservation;
 use crate::engine::ops::lookup::{Current, Lookup};
 use crate::entry::{Change, Codec, Condition, Decided, Expiry, Outcome};
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::step;
 use crate::sys::wait::Backoff;
+use crate::sys::{planted, step};
 
 /// What a commit changed.
 #[derive(Debug, Clone, Copy)]
@@ -141,7 +141,11 @@ impl Engine {
                 blob = Some(self.store_blob(value, key)?);
                 continue;
             }
-            if is_put && !self.is_counted(&seen) && self.index.count() >= self.max_entries() {
+            if is_put
+                && !self.is_counted(&seen)
+                && self.index.count() >= self.max_entries()
+                && !planted!("max_entries")
+            {
                 self.make_room()?;
             }
             let request = CommitRequest { key, hash, condition, change, blob: blob.as_ref() };
@@ -246,9 +250,10 @@ impl Engine {
         expires_at: Expiry,
     ) -> Result<Result<Outcome, Retry>> {
         let &Confirmed { ref seen, live, generation } = confirmed;
-        let counted = seen.current.is_some_and(|c| c.generation == generation);
+        let counted = seen.current.is_some_and(|c| c.generation == generation) || planted!("count");
         if !counted {
-            match self.index.count_up(generation, self.max_entries()) {
+            let most = if planted!("max_entries") { u64::MAX } else { self.max_entries() };
+            match self.index.count_up(generation, most) {
                 CountUp::Counted => {}
                 CountUp::OtherGeneration => return Ok(Err(Retry::Changed)),
                 CountUp::Full => return Ok(Err(Retry::Full)),
@@ -260,7 +265,11 @@ impl Engine {
         };
         step!("commit::counted");
         // Under the lock, so that sequences have the order of publication (invariant I14).
-        let sequence = self.index.next_sequence();
+        let sequence = if planted!("sequence") {
+            self.index.last_sequence()
+        } else {
+            self.index.next_sequence()
+        };
         let stamp = Stamp { sequence, generation, expires_at };
         let uncount = |_: &Error| {
             if !counted {
@@ -310,7 +319,9 @@ impl Engine {
     ) -> Result<Result<Outcome, Retry>> {
         let sequence = self.index.next_sequence();
         let stamp = Stamp { sequence, generation: current.generation, expires_at: None };
-        self.stamp(&reservation, &prepared, stamp)?;
+        if !planted!("tombstone") {
+            self.stamp(&reservation, &prepared, stamp)?;
+        }
         step!("commit::stamped");
         locked.clear(current.slot);
         step!("commit::published");
@@ -421,6 +432,7 @@ impl Engine {
         live: Option<Current>,
         has_lost: impl FnOnce() -> bool,
     ) -> Decision {
+        let condition = if planted!("condition") { Condition::Always } else { condition };
         let current = live.map(|c| c.sequence);
         // A removal without a condition, or by token, removes an evicted entry too.
         let may_bury =

@@ -7,6 +7,7 @@ use crate::engine::log::segment::Segment;
 use crate::engine::ops::lookup::Current;
 use crate::entry::Outcome;
 use crate::error::Result;
+use crate::sys::planted;
 
 impl Engine {
     /// Syncs the segment of a stamped record, if each write must be durable.
@@ -20,7 +21,7 @@ impl Engine {
         reservation: RecordReservation,
         take_back: impl FnOnce(&Segment, u32),
     ) -> Result<()> {
-        if !self.syncs_each_write() {
+        if !self.syncs_each_write() || planted!("sync of a write") {
             return Ok(());
         }
         let (segment, offset) = (reservation.segment.clone(), reservation.offset);

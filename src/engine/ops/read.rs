@@ -21,7 +21,7 @@ use crate::engine::ops::lookup::RETRIES;
 use crate::engine::ops::value_source::{Hit, ValueSource, is_whole, stored, visit_hit};
 use crate::entry::{Change, Condition, Decoded, Expiry, Item, SharedValue, Stored};
 use crate::error::{Error, Result};
-use crate::sys::step;
+use crate::sys::{planted, step};
 
 /// The result of the probe of one word.
 enum Judgement<R> {
@@ -203,7 +203,8 @@ impl Engine {
     }
 
     fn has_ended(&self, generation: u32, expires_at: Expiry) -> bool {
-        generation < self.index.generation() || self.has_passed(expires_at)
+        (generation < self.index.generation() && !planted!("generation"))
+            || (self.has_passed(expires_at) && !planted!("expiry"))
     }
 
     // Keeps invariant I1: key, header and value are checked.
@@ -241,7 +242,7 @@ impl Engine {
             return Probe::Unreadable;
         };
         let Some(record) = segment.record(word.offset()) else { return Probe::Unreadable };
-        if record.key != key {
+        if record.key != key && !planted!("key") {
             return Probe::Other;
         }
         segment.will_need(word.offset(), record.len as usize);
