@@ -1,12 +1,11 @@
 //! The options that a store is opened with, and the one place that checks them.
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Result;
 use crate::limits::{Limits, MAX_BYTES_LIMIT, check_max_bytes, check_max_entries, invalid, within};
-use crate::time::{Clock, SystemClock};
+use crate::time::{StoreClock, SystemClock};
 
 /// When a write is on the disk and thus survives a power cut.
 ///
@@ -89,7 +88,7 @@ pub(crate) struct Options {
     /// When a write is on the disk.
     pub(crate) durability: Durability,
     /// The clock that decides expiry.
-    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) clock: StoreClock,
     /// Whether the limits that the directory was last opened with replace those here.
     pub(crate) keep_limits: bool,
     /// Whether every change is refused and no directory is made.
@@ -120,7 +119,7 @@ impl Default for Options {
             max_bytes: 1 << 30,
             hot_bytes: 64 << 20,
             durability: Durability::default(),
-            clock: Arc::new(SystemClock),
+            clock: StoreClock::new(SystemClock),
             keep_limits: false,
             read_only: false,
             allow_network: false,

@@ -152,6 +152,8 @@ impl FileBackend {
     // Keeps invariant I6.
     #[cold]
     fn attach_again(&self) -> Result<Held> {
+        // The attachment needs the time, and takes locks.
+        self.options.clock.read();
         // With the limits that the directory has now; they may have been configured.
         let options = Options { keep_limits: true, salvage: false, ..self.options.clone() };
         // First, because the process that rebuilds the index may need the space that the old

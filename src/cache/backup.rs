@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 
 use super::context::about;
 use super::{Builder, Cache};
@@ -11,16 +10,6 @@ use crate::backend::{Backend, Change, Condition, Item};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{MAX_BYTES_LEAST, MAX_BYTES_LIMIT, MAX_ENTRIES_LIMIT};
 use crate::options::Durability;
-use crate::time::{Clock, Timestamp};
-
-/// The clock of another cache.
-struct SameClock(Arc<dyn Clock>);
-
-impl Clock for SameClock {
-    fn now(&self) -> Timestamp {
-        self.0.now()
-    }
-}
 
 /// What an entry may take in the new directory beyond its bytes in a store of another kind.
 const MORE_PER_ENTRY: u64 = 256;
@@ -102,7 +91,7 @@ impl Cache {
             .cull_frequency(limits.cull_frequency)
             .durability(Durability::Buffered)
             .hot_bytes(0)
-            .clock(SameClock(self.shared.clock.clone()))
+            .same_clock(&self.shared.clock)
             .open()?;
         let copied = copy_all(from, &*copy.shared.backend)?;
         if copy.total_stats()?.evicted > 0 {

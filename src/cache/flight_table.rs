@@ -285,13 +285,15 @@ impl Future for Waiter {
         if self.flight.epoch.is_over() {
             return Poll::Ready(None);
         }
+        // A clone runs code of the executor, so it is made without the mutex.
+        let waker = context.waker().clone();
         let mut wakers = self.flight.wakers();
         // Read under the mutex of the wakers. The leader takes that mutex after it sets the result,
         // so either this sees the result or the leader sees this waker.
         match self.flight.result.get() {
             Some(value) => Poll::Ready(value.clone()),
             None => {
-                let before = wakers.insert(self.id, context.waker().clone());
+                let before = wakers.insert(self.id, waker);
                 drop(wakers);
                 drop(before);
                 Poll::Pending

@@ -33,7 +33,7 @@ use std::time::Duration;
 use crate::backend::{Backend, CheckReport, Limits, NewLimits, ProcessStats, Stats};
 use crate::error::Result;
 use crate::key::KeyRule;
-use crate::time::{Clock, Timestamp};
+use crate::time::{StoreClock, Timestamp};
 use crate::timeout::Timeout;
 
 #[cfg(feature = "async")]
@@ -83,7 +83,7 @@ pub struct Cache {
 /// The state that all clones and views of a cache share.
 struct Shared {
     backend: Box<dyn Backend>,
-    clock: Arc<dyn Clock>,
+    clock: StoreClock,
     opened: Timestamp,
     default_timeout: Timeout,
     keys: KeyRule,

@@ -289,7 +289,7 @@ impl Call<'_> {
             Ok(value) => {
                 let Item { expires_at, soft, token, .. } = item;
                 let early = lifespans.of(&value).early;
-                let (clock, random) = (&*shared.clock, &shared.jitter);
+                let (clock, random) = (&shared.clock, &shared.jitter);
                 if expiry_policy::is_refresh_due(expires_at, soft, early, clock, random) {
                     CachedValue::Due(DueValue { value, token, expires_at })
                 } else {

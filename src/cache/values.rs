@@ -187,7 +187,7 @@ impl Cache {
         super::expiry_policy::expiry(
             timeout.into(),
             self.shared.default_timeout,
-            &*self.shared.clock,
+            &self.shared.clock,
         )
     }
 }

@@ -174,8 +174,14 @@ impl Engine {
         self.index.max_entries()
     }
 
+    /// Whether an expiry is over. Not under a lock, because the clock may be the program's.
     fn has_passed(&self, expires_at: Expiry) -> bool {
         expires_at.is_some_and(|end| end <= self.options.clock.now())
+    }
+
+    /// The same, where a lock may be held.
+    fn had_passed(&self, expires_at: Expiry) -> bool {
+        expires_at.is_some_and(|end| end <= self.options.clock.last_read())
     }
 
     /// Whether this process is an observer.

@@ -35,6 +35,7 @@ mod many;
 mod negative_entries;
 mod options;
 mod read_only;
+mod reentrancy;
 mod shared;
 mod single_flight;
 mod soft_expiry;

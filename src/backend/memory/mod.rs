@@ -20,7 +20,7 @@ use crate::entry::Decided;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::OwnLimits;
 use crate::options::{self, INLINE_CULL_ENTRIES, Options, QUICK_CULL_ENTRIES};
-use crate::time::{Clock, Timestamp};
+use crate::time::{StoreClock, Timestamp};
 use table::{Content, Garbage, Node, Table, entry_bytes, passed};
 
 /// So many expired entries each insert reaps at most, also if no call reads them.
@@ -32,7 +32,7 @@ const ENTRIES_PER_HOLD: usize = 256;
 pub(crate) struct MemoryBackend {
     limits: OwnLimits,
     hot_bytes: u64,
-    clock: Arc<dyn Clock>,
+    clock: StoreClock,
     state: Mutex<State>,
 }
 

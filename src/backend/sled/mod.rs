@@ -49,8 +49,9 @@ impl SledBackend {
     }
 
     /// Calls `work` with the store, which is opened first if it was closed. `work` must not run
-    /// code of callers.
+    /// code of callers: it works with the time that is read here.
     fn with<T>(&self, work: impl FnOnce(&Store) -> Result<T>) -> Result<T> {
+        self.options.clock.read();
         loop {
             if let Some(store) = &*self.store.read().unwrap_or_else(PoisonError::into_inner) {
                 return work(store);

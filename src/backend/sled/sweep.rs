@@ -139,7 +139,7 @@ impl Store {
 
     /// Removes up to `most` entries that have expired, and returns how many.
     fn reap(&self, most: usize) -> Result<u64> {
-        let now = self.options.clock.now();
+        let now = self.options.clock.last_read();
         let mut accounting = self.accounting();
         let next = || accounting.table.take_expired(now);
         let expired: Vec<Chosen> = std::iter::from_fn(next).take(most).collect();
@@ -232,7 +232,7 @@ impl Store {
     /// Verifies all records. Exact if no call writes meanwhile.
     pub(super) fn check(&self) -> Result<CheckReport> {
         let mut report = CheckReport::default();
-        let (generation, now) = (self.accounting().generation, self.options.clock.now());
+        let (generation, now) = (self.accounting().generation, self.options.clock.last_read());
         for item in self.directory.entries.iter() {
             let (key, bytes) = match item {
                 Ok(item) => item,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Builder;
 use crate::options::{Durability, Eviction};
-use crate::time::Clock;
+use crate::time::{Clock, StoreClock};
 use crate::timeout::Timeout;
 
 impl Builder {
@@ -341,7 +341,13 @@ impl Builder {
     /// # Ok::<(), keepwarm::Error>(())
     /// ```
     pub fn clock(mut self, clock: impl Clock) -> Self {
-        self.options.clock = Arc::new(clock);
+        self.options.clock = StoreClock::new(clock);
+        self
+    }
+
+    /// The clock of another cache.
+    pub(crate) fn same_clock(mut self, clock: &StoreClock) -> Self {
+        self.options.clock = clock.clone();
         self
     }
 

@@ -260,7 +260,7 @@ impl Attached {
             stats,
             number,
             index.owner().bits(),
-            options.clock.now(),
+            options.clock.last_read(),
             !is_shared,
         )?;
         let mode = Mode::ReadWrite(Box::new(Mutex::new(checkpoints)));

@@ -78,7 +78,7 @@ pub(crate) fn observe(
     log.restore(segments, &[]);
     log.adapt_access();
     let blobs = Blobs::open(storage, &directory.blobs(), &space)?;
-    let stats_file = StatsFile::look(storage, directory.file("stats"), options.clock.now())?;
+    let stats_file = StatsFile::look(storage, directory.file("stats"), options.clock.last_read())?;
     Directory::release(&locks).map_err(at_locks)?;
     let hints = Hints::none().map_err(|e| Error::io("open", &directory.path, e))?;
     let mode = Mode::ReadOnly(ReadOnlyAttachment::new(watch));

@@ -160,7 +160,7 @@ pub(crate) fn recover(
         segments: segments.iter().map(|s| (s.id, s)).collect(),
         base: header,
         replay_from: HashMap::new(),
-        now: inputs.options.clock.now(),
+        now: inputs.options.clock.last_read(),
         clock,
         words: 0,
         to_remove: Vec::new(),

@@ -124,6 +124,7 @@ impl<'a> Rounds<'a> {
                 drop(self.leadership);
                 return self.engine.holders.release_unusable();
             }
+            self.engine.options.clock.read();
             self.is_quiet = self.engine.is_quiet() && (self.is_quiet || !self.has_more);
             self.sync_left_by_dead();
             self.sync_if_due();
@@ -266,6 +267,7 @@ impl Engine {
         if self.is_read_only() {
             return Ok(());
         }
+        self.options.clock.read();
         let _chores = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
         self.reap_all();
         self.keep_entries()?;

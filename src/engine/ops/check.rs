@@ -17,6 +17,7 @@ type Met = HashMap<Box<[u8]>, (Slot, Word)>;
 impl Engine {
     /// Reads everything. Entries that are moved or removed meanwhile are not reported.
     pub(crate) fn check(&self) -> CheckReport {
+        self.options.clock.read();
         let _quiet = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
         let mut report = self.read_everything();
         if report.is_sound() && self.is_miscounted(&report) {
@@ -97,7 +98,7 @@ impl Engine {
             return;
         }
         report.entries += 1;
-        report.expired += u64::from(self.has_passed(record.expires_at));
+        report.expired += u64::from(self.had_passed(record.expires_at));
         let key = String::from_utf8_lossy(record.key);
         match self.is_sound(&record) {
             Ok(true) => {}

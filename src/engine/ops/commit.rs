@@ -125,6 +125,7 @@ impl Engine {
         }
         let mut crowd = Backoff::default();
         loop {
+            self.options.clock.read();
             let seen = self.look(hash, key)?;
             let live = self.live(&seen, self.index.generation());
             let decision = self.decide(condition, change, live, || self.index.may_bring_back(hash));
@@ -437,7 +438,7 @@ impl Engine {
         // A removal without a condition, or by token, removes an evicted entry too.
         let may_bury =
             live.is_none() && matches!(condition, Condition::Always | Condition::Token(_));
-        match change.decide(condition, current, |expires_at| self.has_passed(expires_at)) {
+        match change.decide(condition, current, |expires_at| self.had_passed(expires_at)) {
             Decided::Put { expires_at } => Decision::Put { expires_at },
             Decided::Remove => Decision::Remove,
             Decided::Return(outcome) => {

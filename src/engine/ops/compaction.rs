@@ -98,7 +98,7 @@ impl Engine {
     /// The entries whose records are in `segment`. Expired and outdated entries are removed on the
     /// way.
     fn live_in<'a>(&'a self, segment: &'a Segment) -> impl Iterator<Item = Live<'a>> {
-        let (now, mut left) = (self.options.clock.now(), Left::default());
+        let (now, mut left) = (self.options.clock.last_read(), Left::default());
         values(segment).filter_map(move |(offset, record)| {
             let hash = self.hasher.hash(record.key);
             let word = Word::new(hash, segment.id, offset);
@@ -206,7 +206,7 @@ impl Engine {
                 continue;
             }
             let current = record.generation == self.index.generation();
-            let counts = current && !self.has_passed(record.expires_at);
+            let counts = current && !self.had_passed(record.expires_at);
             self.index.count_evicted(u64::from(counts));
             let gone = self.evict_word(hash, word);
             if counts && !matches!(gone, Ok(true)) {

@@ -23,6 +23,7 @@ impl Engine {
     /// cannot be written or synced: the limits that are in force have not changed then, but the
     /// next process that opens the directory while it is not open may find the new ones.
     pub(crate) fn configure(&self, new: &NewLimits) -> Result<Limits> {
+        self.options.clock.read();
         // One process at a time. The role also excludes the other writers of `state`.
         let role = self.space_role()?;
         let asked = new.over(self.index.asked_limits());

@@ -105,7 +105,7 @@ impl Engine {
     /// were counted as entries. Entries in a chain whose lock is held for long stay; a later pass
     /// removes them.
     pub(crate) fn reap_all(&self) -> u64 {
-        let (now, generation) = (self.options.clock.now(), self.index.generation());
+        let (now, generation) = (self.options.clock.last_read(), self.index.generation());
         let (mut reaped, mut next, mut left) = (0, u64::MAX, Left::default());
         // A commit sets its hint first and notes its expiry then. So this pass sees the hint, or
         // the note asks for a later pass.
@@ -147,7 +147,7 @@ impl Engine {
 
     /// Whether an entry may have expired that is not reaped yet.
     pub(crate) fn has_expired_entries(&self) -> bool {
-        self.options.clock.now().as_millis() >= self.index.next_expiry()
+        self.options.clock.last_read().as_millis() >= self.index.next_expiry()
     }
 
     /// Evicts `count` entries that the policy selects. Returns how many it evicted.
@@ -242,7 +242,7 @@ impl Engine {
 
     /// Removes the expired entries in `buckets`. Returns how many.
     fn reap_expired_in(&self, buckets: Range<u32>) -> u64 {
-        let (now, mut left) = (self.options.clock.now(), Left::default());
+        let (now, mut left) = (self.options.clock.last_read(), Left::default());
         let entries = self.index.entries(buckets);
         let expired = entries.filter(|(slot, _)| self.hints.get(*slot).may_have_expired(now));
         expired.map(|(slot, word)| u64::from(self.reap(slot, word, now, &mut left))).sum()

@@ -96,18 +96,19 @@ impl Engine {
         Ok(true)
     }
 
-    /// Evicts the coldest entry of a full chain, and returns its slot.
+    /// Evicts the coldest entry of a full chain, one that has expired first, and returns its slot.
     pub(crate) fn slot_of_coldest(&self, locked: &Locked<'_>) -> Slot {
-        let now = self.index.recency();
-        let mut coldest: Option<(u32, Slot, Word)> = None;
+        let (tick, now) = (self.index.recency(), self.options.clock.last_read());
+        let mut coldest: Option<((bool, u32), Slot, Word)> = None;
         locked.slots(|slot, word| {
-            let age = self.hints.get(slot).age(now);
-            if coldest.is_none_or(|(oldest, ..)| age > oldest) {
-                coldest = Some((age, slot, word));
+            let hint = self.hints.get(slot);
+            let rank = (hint.may_have_expired(now), hint.age(tick));
+            if coldest.is_none_or(|(before, ..)| rank > before) {
+                coldest = Some((rank, slot, word));
             }
         });
         // A full chain has entries.
-        let (_, slot, word) = coldest.unwrap_or((0, Slot::from_number(1), Word::EMPTY));
+        let (_, slot, word) = coldest.unwrap_or(((false, 0), Slot::from_number(1), Word::EMPTY));
         // No file is opened under the lock.
         match header_in(&self.log.segment(word.segment()), word) {
             Some((generation, _)) => self.index.count_down(generation),

@@ -148,7 +148,7 @@ impl Engine {
     }
 
     pub(crate) fn live(&self, seen: &Lookup, generation: u32) -> Option<Current> {
-        seen.current.filter(|c| c.generation >= generation && !self.has_passed(c.expires_at))
+        seen.current.filter(|c| c.generation >= generation && !self.had_passed(c.expires_at))
     }
 
     /// Whether the key's record, expired or not, is already counted as an entry.

@@ -77,7 +77,7 @@ fn the_last_process_to_detach_ends_the_clear_of_a_dead_one() {
 #[test]
 fn entries_that_a_dead_process_should_reap_are_reaped() {
     let clock = ManualClock::new();
-    let options = Options { clock: Arc::new(clock.clone()), ..options() };
+    let options = Options { clock: StoreClock::new(clock.clone()), ..options() };
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options);
     let quiet = engine.chores.lock().unwrap();

@@ -348,7 +348,7 @@ fn a_storm_of_expiries_is_reaped_at_once_and_frees_space() {
     let many = Options {
         max_entries: 30_000,
         max_bytes: 32 << 20,
-        clock: Arc::new(clock.clone()),
+        clock: StoreClock::new(clock.clone()),
         ..options()
     };
     let engine = open(dir.path(), &many);
