@@ -16,7 +16,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::engine::format::blob_ref::{BlobRef, CHUNK, HEADER_LEN, check_of, space_for};
+use crate::engine::format::blob_ref::{
+    BlobRef, CHUNK, HASH_LEN, HEADER_LEN, MOST_HASHES, check_of, space_for,
+};
 use crate::engine::shared::accounting::Reservation;
 use crate::error::{Error, Result};
 use crate::sys::fork::OwnFile;
@@ -388,8 +390,6 @@ impl OpenBlob {
     }
 }
 
-const HASH_LEN: usize = 12;
-
 fn hash_entry(hash: u64) -> [u8; HASH_LEN] {
     let mut bytes = [0; HASH_LEN];
     bytes[..8].copy_from_slice(&hash.to_le_bytes());
@@ -404,11 +404,13 @@ pub(super) struct Contents {
     pub(super) bytes: u64,
     /// The hashes of the keys that may name it.
     pub(super) hashes: Vec<u64>,
+    /// Whether there is no room for another.
+    pub(super) is_full: bool,
 }
 
 /// Reads the contents of a file. `None` if it is not a blob, or is damaged.
 pub(super) fn contents(file: &File) -> io::Result<Option<Contents>> {
-    /// The most hashes that are read. No blob is moved to so many keys.
+    /// The most hashes that are read. Files of earlier versions may have more than `MOST_HASHES`.
     const MOST: u64 = 1 << 16;
     let len = file.len()?;
     let mut header = [0; HEADER_LEN];
@@ -428,22 +430,28 @@ pub(super) fn contents(file: &File) -> io::Result<Option<Contents>> {
         // Behind an incomplete hash, as a full disk leaves it, the later ones are not aligned.
         rest = &rest[if is_one { HASH_LEN } else { 1 }..];
     }
-    Ok(Some(Contents { bytes: space_for(reference.len), hashes }))
+    let bytes = space_for(reference.len).max(len.next_multiple_of(4096));
+    let is_full = len - start > ((MOST_HASHES - 2) * HASH_LEN) as u64;
+    Ok(Some(Contents { bytes, hashes, is_full }))
 }
 
 /// Appends a hash, durably, to the blob at `path`, which the caller holds: a key of this hash is
-/// about to name it.
-pub(super) fn add_hash(storage: &'static dyn Storage, path: &Path, hash: u64) -> Result<()> {
-    let add = || -> io::Result<()> {
+/// about to name it. `false` if there is no room for it.
+pub(super) fn add_hash(storage: &'static dyn Storage, path: &Path, hash: u64) -> Result<bool> {
+    let add = || -> io::Result<bool> {
         // Opened to append: other processes may append theirs at the same time.
         let file = storage.open_to_append(path)?;
-        // A damaged blob is not read by any process, so its owners need not be found.
-        if contents(&file)?.is_none_or(|contents| contents.hashes.contains(&hash)) {
-            return Ok(());
+        match contents(&file)? {
+            Some(contents) if contents.hashes.contains(&hash) => Ok(true),
+            Some(contents) if contents.is_full => Ok(false),
+            Some(_) => {
+                file.append(&hash_entry(hash))?;
+                step!("blob::hash_written");
+                file.sync().map(|()| true)
+            }
+            // A damaged blob is not read by any process, so its owners need not be found.
+            None => Ok(true),
         }
-        file.append(&hash_entry(hash))?;
-        step!("blob::hash_written");
-        file.sync()
     };
     add().map_err(|e| Error::io("write blob", path, e))
 }

@@ -111,7 +111,7 @@ enum Life {
 
 impl Blob {
     fn new(contents: Contents, reservation: Option<Reservation>) -> Self {
-        let Contents { bytes, hashes } = contents;
+        let Contents { bytes, hashes, .. } = contents;
         Self {
             bytes,
             reservation,
@@ -342,7 +342,7 @@ impl Blobs {
         writer.finish(hash)?;
         let mut known = self.lock();
         let (reference, file, reservation) = writer.name()?;
-        let contents = Contents { bytes: reservation.bytes(), hashes: vec![hash] };
+        let contents = Contents { bytes: reservation.bytes(), hashes: vec![hash], is_full: false };
         known.blobs.insert(reference.name, Blob::new(contents, Some(reservation)));
         drop(known);
         let pin = BlobPin { blobs: self, reference, file };
@@ -373,17 +373,19 @@ impl Blobs {
         }
     }
 
-    /// Adds the hash of a key that is about to name the blob to its file, durably.
-    pub(crate) fn add_key(&self, pin: &BlobPin<'_>, hash: u64) -> Result<()> {
+    /// Adds the hash of a key that is about to name the blob to its file, durably. `false` if the
+    /// file has no room for it: the key needs a blob of its own.
+    pub(crate) fn add_key(&self, pin: &BlobPin<'_>, hash: u64) -> Result<bool> {
         let name = pin.reference.name;
         let is_known = |blob: &Blob| blob.hashes.contains(&hash);
-        if !self.lock().blobs.get(&name).is_some_and(is_known) {
-            file::add_hash(self.storage(), &self.path(name), hash)?;
-            if let Some(blob) = self.lock().blobs.get_mut(&name) {
-                blob.hashes.push(hash);
-            }
+        if self.lock().blobs.get(&name).is_some_and(is_known) {
+            return Ok(true);
         }
-        Ok(())
+        let added = file::add_hash(self.storage(), &self.path(name), hash)?;
+        if added && let Some(blob) = self.lock().blobs.get_mut(&name) {
+            blob.hashes.push(hash);
+        }
+        Ok(added)
     }
 
     /// Opens a blob for reading, also if this process does not know it yet. `None` if it was

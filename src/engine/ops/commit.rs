@@ -104,7 +104,7 @@ impl Engine {
         self.commit_with(key, condition, change, None)
     }
 
-    /// Like `commit`; the value of a `Store` is in `blob`, if given.
+    /// Like `commit`; the value of a `Store` is in `blob`, if given, whose file has the key's hash.
     pub(crate) fn commit_with<'a>(
         &'a self,
         key: &[u8],
@@ -120,9 +120,6 @@ impl Engine {
         }
         let hash = self.hasher.hash(key);
         self.hints.prefetch(self.index.primary_of(hash));
-        if let Some(pin) = &blob {
-            self.blobs.add_key(pin, hash)?;
-        }
         let mut crowd = Backoff::default();
         loop {
             self.options.clock.read();

@@ -50,10 +50,11 @@ impl Engine {
     }
 
     /// Stores the value of `from` under `to`, with the same codec and expiry, and returns the token
-    /// of `from`. Both entries then name the same blob, if there is one.
+    /// of `from`. Both entries then name the same blob, if there is one and its file has room for
+    /// another hash.
     pub(crate) fn copy_entry(&self, from: &[u8], to: &[u8]) -> Result<Option<u64>> {
         let hash = self.hasher.hash(from);
-        let (Stored { value, codec, expires_at, soft, token }, pin) = loop {
+        let (mut stored, mut pin) = loop {
             let found = self.look_for(from, &mut |source, word| {
                 let blob = match &source {
                     ValueSource::Blob { record, .. } => record.blob(),
@@ -71,6 +72,15 @@ impl Engine {
                 break (stored, pin);
             }
         };
+        if let Some(full) = &pin
+            && !self.blobs.add_key(full, self.hasher.hash(to))?
+        {
+            let Some(whole) = self.read(from, |source| source.into_stored())? else {
+                return Ok(None);
+            };
+            (stored, pin) = (whole, None);
+        }
+        let Stored { value, codec, expires_at, soft, token } = stored;
         let change = Change::Store { value: &value, codec, expires_at, soft };
         self.commit_with(to, Condition::Always, change, pin)?;
         Ok(Some(token))
