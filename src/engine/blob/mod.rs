@@ -83,6 +83,8 @@ struct KnownBlobs {
     /// Files that have the name of a blob and are not blobs.
     foreign: HashSet<u128>,
     listing: Listing,
+    /// The bytes of the unfinished files that could not be removed: processes write them.
+    unfinished: u64,
 }
 
 struct Blob {
@@ -225,10 +227,21 @@ impl Blobs {
     }
 
     /// The same, and corrects the count of their bytes. The caller ensures that no blob is unlinked
-    /// meanwhile.
-    pub(crate) fn recount(&self, haste: Haste) -> Result<()> {
+    /// meanwhile. Returns the bytes of the files that processes are writing; `None` if the count
+    /// was not corrected, because other processes kept changing it.
+    pub(crate) fn recount(&self, haste: Haste) -> Result<Option<u64>> {
+        const ATTEMPTS: usize = 4;
+        for _ in 0..ATTEMPTS {
+            if let Some(unfinished) = self.recount_once(haste)? {
+                return Ok(Some(unfinished));
+            }
+        }
+        Ok(None)
+    }
+
+    fn recount_once(&self, haste: Haste) -> Result<Option<u64>> {
         let was = self.space.blob_bytes();
-        let Some(mut known) = self.refreshed(haste)? else { return Ok(()) };
+        let Some(mut known) = self.refreshed(haste)? else { return Ok(None) };
         for (name, blob) in known.blobs.iter_mut().filter(|(_, blob)| blob.is_claimed) {
             let looked =
                 self.storage().open_to_read(&self.path(*name)).and_then(|file| is_claimed(&file));
@@ -237,8 +250,8 @@ impl Blobs {
         }
         // A blob that no record is about to name yet counts as its writer's.
         let counted = known.blobs.values().filter(|blob| !blob.is_counted_apart());
-        self.space.set_blob_bytes(was, counted.map(|blob| blob.bytes).sum());
-        Ok(())
+        let is_counted = self.space.set_blob_bytes(was, counted.map(|blob| blob.bytes).sum());
+        Ok(is_counted.then_some(known.unfinished))
     }
 
     /// `None` if the known names may be out of date.
@@ -248,9 +261,10 @@ impl Blobs {
         let changed_at = self.held.changed_at().map_err(io_error)?;
         let begun = Instant::now();
         match known.listing.state(changed_at, haste, begun) {
-            Freshness::Current => {}
+            // The writer of an unfinished file may have died since.
+            Freshness::Current if haste != Haste::Now || known.unfinished == 0 => {}
             Freshness::Stale => return Ok(None),
-            Freshness::MustList => {
+            Freshness::Current | Freshness::MustList => {
                 self.held.check_in_place().map_err(io_error)?;
                 self.list(&mut known).inspect_err(|_| known.listing = Listing::default())?;
                 known.listing.listed(begun, Instant::now());
@@ -264,10 +278,13 @@ impl Blobs {
     fn list(&self, known: &mut KnownBlobs) -> Result<()> {
         let io_error = |e| Error::io("read directory", &self.dir, e);
         let mut there = HashSet::new();
+        known.unfinished = 0;
         for found in self.storage().names(&self.dir).map_err(io_error)? {
             match found.to_str().map_or(Named::Unknown, named) {
                 Named::Blob(name) => drop(there.insert(name)),
-                Named::Temporary => self.remove_abandoned(&self.dir.join(found)),
+                Named::Temporary => {
+                    known.unfinished += self.remove_abandoned(&self.dir.join(found))
+                }
                 Named::Unknown => {}
             }
         }
@@ -298,15 +315,19 @@ impl Blobs {
         Ok(())
     }
 
-    /// Removes a temporary file, if its writer is dead.
-    fn remove_abandoned(&self, path: &Path) {
+    /// Removes a temporary file, if its writer is dead. Returns the bytes that stay.
+    fn remove_abandoned(&self, path: &Path) -> u64 {
         let removed = open_alone(self.storage(), path).and_then(|alone| match alone {
-            Alone::Yes(_held) => self.storage().remove(path),
-            Alone::Held | Alone::Gone => Ok(()),
+            Alone::Yes(_held) => self.storage().remove(path).map(|()| false),
+            Alone::Held => Ok(true),
+            Alone::Gone => Ok(false),
         });
-        if let Err(error) = removed {
+        let stays = removed.unwrap_or_else(|error| {
             tracing::warn!(path = %path.display(), %error, "cannot remove a dead writer's file");
-        }
+            true
+        });
+        // A file that is gone by now takes nothing.
+        if stays { self.storage().stat_path(path).map_or(0, |found| found.on_disk) } else { 0 }
     }
 
     /// The names of the blobs that are known to be alive.

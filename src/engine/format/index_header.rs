@@ -39,6 +39,8 @@ pub(crate) mod at {
     pub(crate) const NEXT_OVERFLOW: usize = 40;
     /// The head of the list of free overflow buckets, plus one; the upper half counts changes.
     pub(crate) const FREE_OVERFLOW: usize = 41;
+    /// The bytes that dead processes had claimed or held, and that may still be on the disk.
+    pub(crate) const LEFT_BYTES: usize = 42;
     pub(crate) const NEXT_SEGMENT: usize = 48;
     /// Entries of generations before this one have been swept.
     pub(crate) const SWEPT: usize = 49;

@@ -34,8 +34,12 @@ impl Index {
     pub(crate) fn enter(&mut self) -> io::Result<()> {
         let number = self.process_slot.number;
         let row = self.row(number);
-        let before = row[0].fetch_and(!ATTACHED, Ordering::AcqRel);
-        let was_attached = before & ATTACHED != 0;
+        let mut before = row[0].load(Ordering::Acquire);
+        let was_attached = before & ATTACHED != 0
+            && self.move_to_left(number, || {
+                before = row[0].fetch_and(!ATTACHED, Ordering::AcqRel);
+                before & ATTACHED != 0
+            });
         let before = before as u32;
         // Only after the row was cleared. Otherwise the last process with this number would seem
         // alive if this process were stopped here.
@@ -137,15 +141,48 @@ impl Index {
             let seen = word.load(Ordering::Acquire);
             // A process that attaches takes the byte of its number before it stores this word. So
             // the word is still that of the dead process.
-            if !self.is_held(number)
-                && word
-                    .compare_exchange(seen, seen & !ATTACHED, Ordering::AcqRel, Ordering::Relaxed)
+            let leave = || {
+                word.compare_exchange(seen, seen & !ATTACHED, Ordering::AcqRel, Ordering::Relaxed)
                     .is_ok()
-            {
+            };
+            if !self.is_held(number) && self.move_to_left(number, leave) {
                 self.note_death();
             }
         }
         self.words()[at::DEATHS].swap(0, Ordering::AcqRel) != 0
+    }
+
+    /// Takes a dead process out of the table by `leave`, which says whether this call did so. What
+    /// it had claimed or held counts as left: its files are still there.
+    fn move_to_left(&self, number: u32, leave: impl FnOnce() -> bool) -> bool {
+        let (left, bytes) = (&self.words()[at::LEFT_BYTES], self.bytes_of(number));
+        // In this order: no bytes are missed while they move.
+        left.fetch_add(bytes, Ordering::AcqRel);
+        let is_out = leave();
+        if !is_out {
+            left.fetch_sub(bytes, Ordering::AcqRel);
+        }
+        is_out
+    }
+
+    /// The bytes that dead processes had claimed or held, and that may still be on the disk.
+    pub(crate) fn left_bytes(&self) -> u64 {
+        self.words()[at::LEFT_BYTES].load(Ordering::Acquire)
+    }
+
+    /// Subtracts bytes that are not on the disk any more, or count elsewhere now. The caller holds
+    /// the space role.
+    pub(crate) fn release_left(&self, bytes: u64) {
+        let word = &self.words()[at::LEFT_BYTES];
+        let _ = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| {
+            Some(left.saturating_sub(bytes))
+        });
+    }
+
+    /// The bytes that attached processes have claimed and not yet taken.
+    pub(crate) fn claimed_bytes(&self) -> u64 {
+        let claims = self.attached().map(|number| self.row(number)[3].load(Ordering::Acquire));
+        claims.fold(0, u64::saturating_add)
     }
 
     /// Acknowledges the first `seen` drops: this process has unmapped the segments that were
@@ -172,10 +209,10 @@ impl Index {
         }
     }
 
-    /// The bytes that other processes hold and have claimed.
+    /// The bytes that other processes hold and have claimed, including dead ones.
     pub(crate) fn bytes_of_others(&self) -> u64 {
         let others = self.attached().filter(|number| *number != self.process_slot.number);
-        others.map(|number| self.bytes_of(number)).fold(0, u64::saturating_add)
+        others.map(|number| self.bytes_of(number)).fold(self.left_bytes(), u64::saturating_add)
     }
 
     fn bytes_of(&self, number: u32) -> u64 {
@@ -187,17 +224,21 @@ impl Index {
     ///
     /// Claimed bytes become a segment, and a dropped segment becomes held bytes. So this reads the
     /// rows before and after it reads the segments, and counts the greater value of each row: no
-    /// bytes are missed while they move.
+    /// bytes are missed while they move. The bytes of a process that dies become left bytes, and
+    /// these become those of blobs: they are read in this order.
     pub(crate) fn used_bytes(&self) -> u64 {
         let before: Vec<_> =
             self.attached().map(|number| (number, self.bytes_of(number))).collect();
-        let mut sum = self.segment_bytes().saturating_add(self.blob_bytes());
+        let mut sum = self.left_bytes();
+        sum = sum.saturating_add(self.segment_bytes()).saturating_add(self.blob_bytes());
         let mut before = before.into_iter().peekable();
         for number in self.attached() {
-            while before.next_if(|(other, _)| *other < number).is_some() {}
+            while let Some((_, bytes)) = before.next_if(|(other, _)| *other < number) {
+                sum = sum.saturating_add(bytes);
+            }
             let was = before.next_if(|(other, _)| *other == number).map_or(0, |(_, bytes)| bytes);
             sum = sum.saturating_add(was.max(self.bytes_of(number)));
         }
-        sum
+        before.fold(sum, |sum, (_, bytes)| sum.saturating_add(bytes))
     }
 }

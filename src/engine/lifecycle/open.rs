@@ -232,6 +232,8 @@ impl Opening<'_> {
         let ids: HashSet<u32> = segments.iter().map(|segment| segment.id).collect();
         index.retain_segments(|id| ids.contains(&id));
         index.set_last_snapshot(snapshot);
+        // The blobs are counted, and unfinished files removed, before other processes attach.
+        index.release_left(u64::MAX);
         index.forget_next_expiry();
         index.note_expiry(0);
         let asked = self.options.limits();

@@ -297,7 +297,9 @@ impl Engine {
 
     /// Takes over the slots and the segments of dead processes. The caller holds the space role.
     pub(crate) fn clean_up_after_dead(&self) {
-        if self.index.reap_dead() {
+        let any_died = self.index.reap_dead();
+        let left = self.index.left_bytes();
+        if any_died {
             tracing::debug!(dir = %self.dir.display(), "took over from a dead process");
             self.index.set_wants_recount(!planted!("recount"));
             // It may have died before it noted the expiry of an entry that it wrote or saw in a
@@ -307,9 +309,16 @@ impl Engine {
             // Their records become as durable as they promised, a little later.
             self.log.note_left_by_dead();
             warn_of("sync what a dead process wrote", self.log.sync_left_by_dead());
+        }
+        if any_died || left > 0 {
             // Without a recount, a blob that a dead process had not counted yet would stay
-            // uncounted.
-            self.recount_blobs(Haste::Now);
+            // uncounted. It also removes the files that dead processes were writing.
+            if let Some(unfinished) = self.recount_after_dead() {
+                // What living processes write is part of what they have claimed. The rest is of
+                // processes whose end is not complete; the next call looks again.
+                let stays = unfinished.saturating_sub(self.index.claimed_bytes());
+                self.index.release_left(left.saturating_sub(stays));
+            }
         }
     }
 

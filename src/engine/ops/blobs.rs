@@ -71,8 +71,18 @@ impl Engine {
     /// Like `dead_blobs`, and recounts the bytes of all blobs. No other process unlinks a blob
     /// meanwhile.
     pub(crate) fn recount_blobs(&self, haste: Haste) -> Vec<u128> {
-        self.warn_of_blobs(self.blobs.recount(haste));
+        self.warn_of_blobs(self.blobs.recount(haste).map(drop));
         self.blobs.take_dead(self)
+    }
+
+    /// Recounts the bytes of all blobs after a process died, and removes its unfinished files.
+    /// Returns the bytes of those that processes are writing; `None` if that is not known.
+    pub(crate) fn recount_after_dead(&self) -> Option<u64> {
+        let recounted = self.blobs.recount(Haste::Now);
+        let unfinished = recounted.as_ref().ok().copied().flatten();
+        self.warn_of_blobs(recounted.map(drop));
+        self.blobs.take_dead(self);
+        unfinished
     }
 
     /// Unlinks those of the `dead` blobs that no process keeps and that are still dead. A whole
