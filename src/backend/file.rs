@@ -340,6 +340,11 @@ impl Backend for FileBackend {
 
     fn flush(&self) -> Result<()> {
         match self.attached().as_deref() {
+            // An observer that only serves reads: what was written before the index was lost may
+            // not be on the disk.
+            Some(Some(attached)) if attached.is_read_only() && !self.options.read_only => {
+                self.attach_to_write()?.run(|engine| engine.flush())
+            }
             Some(Some(attached)) => attached.flush(),
             // Another thread may be closing what this one wrote to.
             _ => Attached::flush_at(self.storage, &self.dir),

@@ -214,8 +214,10 @@ impl Engine {
     fn lost_index(&self) -> Result<()> {
         let path = self.dir.join("index");
         self.index.check_mapped().map_err(|e| {
-            // A store needed a block that the disk does not have.
-            let kind = if mount::is_full(&self.dir) { ErrorKind::NoSpace } else { ErrorKind::Io };
+            // A store needed a block that the disk does not have. Where blocks are copied, space
+            // may be short before the file system says that it is full.
+            let is_full = mount::is_full(&self.dir) || mount::copies_on_write(&self.dir);
+            let kind = if is_full { ErrorKind::NoSpace } else { ErrorKind::Io };
             Error::new(kind, "use").with_path(&path).with_source(e)
         })
     }
