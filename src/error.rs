@@ -53,6 +53,10 @@ pub enum ErrorKind {
     Corrupt,
     /// Part of the value that is being read is damaged. The entry is a miss for later reads.
     Damaged,
+    /// A file of the directory, or the directory itself, was removed or replaced while the cache
+    /// was in use. Entries that were stored since then may be lost. The next call opens the
+    /// directory again.
+    DirectoryChanged,
     /// An option has a value that is not allowed.
     InvalidOption,
     /// The key is too long, or the key check in use refuses it.
@@ -118,6 +122,10 @@ impl ErrorKind {
                  directory and remove it"
             }
             Self::Damaged => "part of the stored value is damaged; the entry is now a miss",
+            Self::DirectoryChanged => {
+                "a file of the directory was removed or replaced while it was in use; entries \
+                 stored since then may be lost; the next call opens the directory again"
+            }
             Self::InvalidOption => "the value of the option is not allowed",
             Self::InvalidKey => "the key is not allowed",
             Self::ValueTooLarge => "the value is too large for max_bytes",

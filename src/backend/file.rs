@@ -12,7 +12,7 @@ use super::{
     Limits, NewLimits, Outcome, ProcessStats, SharedValue, Spool, Stats, Stored, Streamed,
 };
 use crate::engine::lifecycle::directory::{check_there, may_write};
-use crate::engine::{Attached, AttachmentCell, Spooled, empty};
+use crate::engine::{Attached, AttachmentCell, Spooled};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
 use crate::sys::mount;
@@ -53,9 +53,9 @@ impl FileBackend {
         options: &Options,
     ) -> Result<Self> {
         let attached = Self::attach(storage, dir, options)?;
-        let place = Arc::new(AttachmentCell::empty());
+        let place = Arc::new(AttachmentCell::default());
         attached.note_holder(&place);
-        place.store(Some(attached));
+        place.swap(Some(attached));
         // So that a later change of the working directory does not matter.
         let dir = std::path::absolute(dir).map_err(|e| Error::io("open", dir, e))?;
         let next_try = Mutex::new(Instant::now());
@@ -152,13 +152,17 @@ impl FileBackend {
     // Keeps invariant I6.
     #[cold]
     fn attach_again(&self) -> Result<Held> {
+        // Once, so that the program learns of it.
+        if let Some(error) = self.attached.take_error() {
+            return Err(error);
+        }
         // The attachment needs the time, and takes locks.
         self.options.clock.read();
         // With the limits that the directory has now; they may have been configured.
         let options = Options { keep_limits: true, salvage: false, ..self.options.clone() };
         // First, because the process that rebuilds the index may need the space that the old
         // attachment holds.
-        empty(&self.attached, |before| before.is_ours() && !before.is_usable());
+        self.attached.empty(|before| before.is_ours() && !before.is_usable());
         let attached = match Self::attach(self.storage, &self.dir, &options) {
             // To read, no block is needed.
             Err(error) if error.kind() == ErrorKind::NoSpace => {
@@ -202,9 +206,18 @@ impl FileBackend {
         })
     }
 
+    /// The same as [`with`](Self::with) for a call that cannot return an error: one that must be
+    /// returned is left to the next call.
+    fn look<R>(&self, call: impl FnMut(&Attached) -> Result<R>) -> Result<R> {
+        match self.attached.error() {
+            Some(error) => Err(error),
+            None => self.with(call),
+        }
+    }
+
     /// What the engine shows; nothing if the directory was closed and cannot be opened again.
     fn gauge<T: Default>(&self, read: impl Fn(&Attached) -> T) -> T {
-        match self.with(|engine| Ok(read(engine))) {
+        match self.look(|engine| Ok(read(engine))) {
             Ok(value) => value,
             Err(error) => {
                 tracing::warn!(%error, "there is nothing to show");
@@ -309,7 +322,7 @@ impl Backend for FileBackend {
     }
 
     fn claim(&self, key: ClaimKey<'_>) -> Claimed {
-        match self.with(|engine| Ok(engine.claim(key))) {
+        match self.look(|engine| Ok(engine.claim(key))) {
             Ok(claimed) => claimed,
             Err(error) => {
                 tracing::debug!(%error, "no claims: the directory cannot be opened");
@@ -346,8 +359,11 @@ impl Backend for FileBackend {
                 self.attach_to_write()?.run(|engine| engine.flush())
             }
             Some(Some(attached)) => attached.flush(),
-            // Another thread may be closing what this one wrote to.
-            _ => Attached::flush_at(self.storage, &self.dir),
+            _ => match self.attached.take_error() {
+                Some(error) => Err(error),
+                // Another thread may be closing what this one wrote to.
+                None => Attached::flush_at(self.storage, &self.dir),
+            },
         }
     }
 
@@ -358,7 +374,7 @@ impl Backend for FileBackend {
     }
 
     fn limits(&self) -> Limits {
-        match self.with(|engine| Ok(engine.limits())) {
+        match self.look(|engine| Ok(engine.limits())) {
             Ok(limits) => limits,
             Err(error) => {
                 tracing::warn!(%error, "the directory cannot be asked for its limits");

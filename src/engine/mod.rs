@@ -43,7 +43,7 @@ mod shared;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use self::bell::Bell;
@@ -54,12 +54,12 @@ use self::format::sizing;
 use self::hints::Hints;
 use self::hot_tier::HotTier;
 use self::index::Index;
-pub(crate) use self::lifecycle::attach::empty;
 pub(crate) use self::lifecycle::attach::{Attached, AttachmentCell};
 pub(crate) use self::lifecycle::stream::Spooled;
 use self::log::Log;
 use self::shared::checkpoint_files::CheckpointFiles;
 pub(crate) use self::shared::claims::Claims;
+use self::shared::file_watch::{Change, FileWatch};
 use self::shared::holders::Holders;
 use self::shared::read_only::ReadOnlyAttachment;
 use self::shared::stats_file::StatsFile;
@@ -93,7 +93,10 @@ pub(crate) struct Engine {
     /// Held by the thread that holds the role *space* for this process.
     space_queue: WaitQueue<()>,
     mode: Mode,
-    /// Where the program keeps it.
+    files: Mutex<FileWatch>,
+    /// What the files were found to have become: this process must not use them any more.
+    displaced: OnceLock<Change>,
+    /// Where the program keeps this attachment.
     holders: Holders,
     /// How many bytes the log had taken when the background thread last ran.
     seen_appended: AtomicU64,
@@ -130,12 +133,13 @@ pub(crate) struct Parts {
     log: Log,
     blobs: Blobs,
     stats_file: StatsFile,
+    files: FileWatch,
     mode: Mode,
 }
 
 impl Engine {
     fn new(parts: Parts, dir: PathBuf, held: &HeldDirectory) -> Self {
-        let Parts { options, hasher, index, hints, log, blobs, stats_file, mode } = parts;
+        let Parts { options, hasher, index, hints, log, blobs, stats_file, files, mode } = parts;
         let claims = Arc::new(Claims::new(held, dir.clone(), hasher));
         Self {
             dir,
@@ -155,6 +159,8 @@ impl Engine {
             counting: Mutex::new(()),
             space_queue: WaitQueue::default(),
             mode,
+            files: Mutex::new(files),
+            displaced: OnceLock::new(),
             holders: Holders::default(),
             seen_appended: AtomicU64::new(0),
             chores: Mutex::new(()),

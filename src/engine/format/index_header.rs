@@ -17,6 +17,9 @@ pub(crate) mod at {
     pub(crate) const PRIMARIES: usize = 1;
     pub(crate) const BUCKETS: usize = 2;
     pub(crate) const SEGMENTS: usize = 3;
+    /// Whether the processes that map the file stopped using it, because a file of the directory
+    /// was removed or replaced.
+    pub(crate) const ABANDONED: usize = 4;
     /// From here on: words that every operation reads, and that change seldom.
     pub(crate) const GENERATION: usize = 8;
     pub(crate) const RECENCY: usize = 9;

@@ -12,6 +12,19 @@ const PASSING: u64 = 1 << 63;
 const NO_EXPIRY: u64 = PASSING - 1;
 
 impl Index {
+    /// Whether a process stopped using this index, and all others must: a file of the directory was
+    /// removed or replaced.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.words()[at::ABANDONED].load(Ordering::Acquire) != 0
+    }
+
+    /// Stops the use of this index by all processes: each notices within a second, and no other
+    /// process joins them. Observers notice at once.
+    pub(crate) fn abandon(&self) {
+        self.words()[at::ABANDONED].store(1, Ordering::Release);
+        self.words()[at::RETIRED].fetch_add(1, Ordering::AcqRel);
+    }
+
     /// Whether the entries must be counted again: an unreadable entry was removed, or a process
     /// died.
     pub(crate) fn wants_recount(&self) -> bool {

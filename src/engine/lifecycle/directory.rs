@@ -15,7 +15,7 @@ use crate::engine::shared::meta_file;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
 use crate::sys::fork::OwnFile;
-use crate::sys::storage::{Access, File, Storage, TEMPORARY_PREFIX};
+use crate::sys::storage::{Access, File, Storage, TEMPORARY_PREFIX, is_unusable};
 use crate::sys::{lock, mount};
 
 /// The byte of `locks` that is the attach mutex. The bytes of the processes follow.
@@ -103,49 +103,63 @@ impl Directory {
     pub(crate) fn enter(&self, access: Access) -> Result<OwnFile> {
         /// The holder may be recovering a large cache, or waiting for a slow disk.
         const PATIENCE: Duration = Duration::from_secs(60);
-        /// How often the file may be removed by another process meanwhile.
-        const ATTEMPTS: usize = 16;
         let path = self.file("locks");
         let io_error = |e| Error::io("lock", &path, e);
         let open = || match access {
             Access::ToRead => self.storage.open_to_read(&path),
             Access::ToWrite => self.storage.open_or_create(&path).map(|(file, _)| file),
         };
-        for _ in 0..ATTEMPTS {
+        let started = Instant::now();
+        while let Some(left) = PATIENCE.checked_sub(started.elapsed()) {
             let file = OwnFile::to_lock(open).map_err(io_error)?;
             let taken = match access {
-                Access::ToRead => share_mutex(&file, COURTESY, PATIENCE),
-                Access::ToWrite => take_mutex(&file, PATIENCE, || {}),
+                Access::ToRead => share_mutex(&file, COURTESY, left),
+                Access::ToWrite => take_mutex(&file, left, || {}),
             };
             if !taken.map_err(io_error)? {
                 break;
             }
-            // A failed open of another process removes the file that it made.
-            if file.is_named().map_err(io_error)? {
-                return Ok(file);
+            // The file may have been removed or replaced before it was locked, by another program or
+            // by a failed open of another process. Then other processes lock another one.
+            match self.storage.stat_path(&path) {
+                Ok(found) if found.id == file.id().map_err(io_error)? => return Ok(file),
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error(e)),
+                _ => {}
             }
         }
         let why = "another process has been opening or closing it for a minute; it may be stopped";
         Err(Error::new(ErrorKind::Busy, "open").with_path(&self.path).with_source(why))
     }
 
-    /// The lowest free number, and whether any process is attached. The attach mutex is held, so no
-    /// other process takes the number.
-    pub(crate) fn number(&self, locks: &File) -> Result<(u32, bool)> {
+    /// The lowest number whose bytes in `locks` and `index` no other process has locked, in
+    /// whatever mode: this process must be able to lock them. The attach mutex is held, so no other
+    /// process takes the number.
+    pub(crate) fn number(&self, locks: &File) -> Result<u32> {
         let io_error = |e| Error::io("lock", &self.file("locks"), e);
-        let is_any = Self::is_shared(locks).map_err(io_error)?;
+        let index = match self.storage.open_to_read(&self.file("index")) {
+            Err(e) if is_unusable(&e) => None,
+            index => Some(index.map_err(|e| Error::io("open", &self.file("index"), e))?),
+        };
+        let is_held = |number: u32| -> io::Result<bool> {
+            let byte = i64::from(number);
+            let in_index = || index.as_ref().map_or(Ok(false), |file| lock::is_held(file, byte));
+            Ok(lock::is_held(locks, byte)? || in_index()?)
+        };
         for number in 1..=MOST_PROCESSES {
-            if !lock::is_held(locks, i64::from(number)).map_err(io_error)? {
-                return Ok((number, is_any));
+            if !is_held(number).map_err(io_error)? {
+                return Ok(number);
             }
         }
-        let why = format!("{MOST_PROCESSES} processes have it open, which is the maximum");
+        let why = format!(
+            "{MOST_PROCESSES} processes have it open, which is the maximum, or another program \
+             locks its file `locks` or `index`"
+        );
         Err(Error::new(ErrorKind::Busy, "open").with_path(&self.path).with_source(why))
     }
 
     /// Whether a process other than this one is attached.
     pub(crate) fn is_shared(locks: &File) -> io::Result<bool> {
-        lock::first_held(locks, 1, i64::from(MOST_PROCESSES)).map(|held| held.is_some())
+        Ok(lock::owned(locks, 1, i64::from(MOST_PROCESSES))?.next().is_some())
     }
 
     /// Takes the attach mutex again, to detach. Calls `between` between two attempts.

@@ -5,5 +5,7 @@ pub(crate) mod directory;
 mod footprint;
 pub(crate) mod observer;
 pub(crate) mod open;
+pub(crate) mod presence;
 pub(crate) mod recovery;
+pub(crate) mod registry;
 pub(crate) mod stream;

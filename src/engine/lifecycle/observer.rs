@@ -29,9 +29,11 @@ use crate::engine::hints::Hints;
 use crate::engine::index::ProcessSlot;
 use crate::engine::lifecycle::directory::Directory;
 use crate::engine::lifecycle::open::{Observed, Opening};
+use crate::engine::lifecycle::presence;
 use crate::engine::log::Log;
 use crate::engine::ops::background::Maintenance;
 use crate::engine::shared::accounting::SpaceInUse;
+use crate::engine::shared::file_watch::FileWatch;
 use crate::engine::shared::meta_file;
 use crate::engine::shared::read_only::ReadOnlyAttachment;
 use crate::engine::shared::stats_file::StatsFile;
@@ -58,11 +60,12 @@ pub(crate) fn observe(
     let storage = directory.storage;
     let meta = directory.file("meta");
     let no_cache = || Error::new(ErrorKind::NotACache, "open").with_path(&directory.path);
-    let hasher = KeyHasher::new(&meta_file::read(storage, &meta)?.ok_or_else(no_cache)?.hash_key);
+    let meta = meta_file::read(storage, &meta)?.ok_or_else(no_cache)?;
+    let hasher = KeyHasher::new(&meta.hash_key);
     fork::watch().map_err(|e| Error::io("open", &directory.path, e))?;
-    let locks = Arc::new(directory.enter(Access::ToRead)?);
+    let (locks, is_live) = presence::enter_to_read(directory, held)?;
+    let locks = Arc::new(locks);
     let at_locks = |e| Error::io("lock", &directory.file("locks"), e);
-    let is_live = Directory::is_shared(&locks).map_err(at_locks)?;
     let process_slot = ProcessSlot::read_only(locks.clone());
     // Not shared with other engines of this process: the bytes of an observer count nowhere.
     let space = SpaceInUse::default();
@@ -81,8 +84,15 @@ pub(crate) fn observe(
     let stats_file = StatsFile::look(storage, directory.file("stats"), options.clock.last_read())?;
     Directory::release(&locks).map_err(at_locks)?;
     let hints = Hints::none().map_err(|e| Error::io("open", &directory.path, e))?;
+    let mut files = FileWatch::new(held, &directory.path, meta, false);
+    let watched = locks.id().and_then(|id| {
+        files.add(directory.file("locks"), id);
+        files.add(directory.file("index"), watch.id());
+        files.add_name(directory.segments())
+    });
+    watched.map_err(|e| Error::io("open", &directory.path, e))?;
     let mode = Mode::ReadOnly(ReadOnlyAttachment::new(watch));
-    let parts = Parts { options, hasher, index, hints, log, blobs, stats_file, mode };
+    let parts = Parts { options, hasher, index, hints, log, blobs, stats_file, files, mode };
     let engine = Arc::new(Engine::new(parts, directory.path.clone(), held));
     let maintenance = Maintenance::start(engine.clone())?;
     tracing::debug!(dir = %directory.path.display(), is_live, "attached read-only");

@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use crate::engine::blob::{BlobPin, BlobWriter, OpenBlob};
 use crate::engine::format::blob_ref::CHUNK;
 use crate::engine::format::word::Word;
-use crate::engine::lifecycle::attach::Attached;
+use crate::engine::lifecycle::attach::{Attached, AttachmentCell};
 use crate::engine::ops::value_source::ValueSource;
 use crate::entry::{Change, Codec, Condition, Expiry, Pieces, Soft, Spool, Streamed};
 use crate::error::{Error, ErrorKind, Result};
@@ -78,49 +78,58 @@ impl Attached {
 }
 
 /// A value that is being written: in memory while it is small, then in a blob. Keeps the directory
-/// attached.
+/// attached, unless its files are removed or replaced.
 pub(crate) struct Spooled {
-    attached: Arc<Attached>,
+    attached: Arc<AttachmentCell>,
     small: Vec<u8>,
     large: Option<BlobWriter>,
 }
 
 impl Spooled {
     pub(crate) fn new(attached: Arc<Attached>) -> Self {
-        Self { attached, small: Vec::new(), large: None }
+        let cell = Arc::new(AttachmentCell::default());
+        attached.note_holder(&cell);
+        cell.swap(Some(attached));
+        Self { attached: cell, small: Vec::new(), large: None }
     }
 
-    fn check_ours(&self) -> Result<()> {
-        if self.attached.is_ours() {
-            return Ok(());
+    fn attached(&self) -> Result<Arc<Attached>> {
+        let interrupted = || Error::new(ErrorKind::Interrupted, "write");
+        let Some(attached) = self.attached.load().clone() else {
+            return Err(self.attached.error().unwrap_or_else(interrupted));
+        };
+        if attached.is_ours() {
+            return Ok(attached);
         }
+        // It is the parent's: not even the last reference may be dropped here.
+        std::mem::forget(attached);
         let why = "the writer belongs to the process that this one was forked from";
-        Err(Error::new(ErrorKind::Interrupted, "write").with_source(why))
+        Err(interrupted().with_source(why))
     }
 }
 
 impl Spool for Spooled {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.check_ours()?;
+        let attached = self.attached()?;
         if self.large.is_none() {
-            if !self.attached.is_large(self.small.len() + bytes.len()) {
+            if !attached.is_large(self.small.len() + bytes.len()) {
                 self.small.extend_from_slice(bytes);
                 return Ok(());
             }
-            let mut writer = self.attached.blobs.create()?;
-            self.attached.write_blob(&mut writer, &self.small)?;
+            let mut writer = attached.blobs.create()?;
+            attached.write_blob(&mut writer, &self.small)?;
             self.small = Vec::new();
             self.large = Some(writer);
         }
         match &mut self.large {
-            Some(writer) => self.attached.write_blob(writer, bytes),
+            Some(writer) => attached.write_blob(writer, bytes),
             None => Ok(()),
         }
     }
 
     fn commit(self: Box<Self>, key: &str, expires_at: Expiry) -> Result<()> {
-        self.check_ours()?;
-        let Self { attached, small, large } = *self;
+        let attached = self.attached()?;
+        let Self { small, large, .. } = *self;
         let blob: Option<BlobPin<'_>> =
             large.map(|writer| attached.seal_blob(writer, key.as_bytes())).transpose()?;
         let change =

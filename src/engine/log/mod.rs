@@ -134,6 +134,8 @@ pub(crate) struct Log {
     appended: AtomicU64,
     /// The count of drops when this process last unmapped dropped segments.
     drops_seen: AtomicU64,
+    /// When the directory last changed, at the last two looks for removed files.
+    looked_at: Mutex<[Option<(i64, i64)>; 2]>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -167,6 +169,7 @@ impl Log {
             unmapping: Mutex::new(()),
             appended: AtomicU64::new(0),
             drops_seen: AtomicU64::new(0),
+            looked_at: Mutex::default(),
         })
     }
 

@@ -12,12 +12,13 @@ use crate::engine::shared::accounting::SpaceInUse;
 use crate::error::{Error, Result};
 use crate::sys::fork::OwnFile;
 use crate::sys::map::Map;
-use crate::sys::storage::{Access, File, SMALL_PIECES, Storage};
+use crate::sys::storage::{Access, File, FileId, SMALL_PIECES, Storage};
 use crate::sys::{random, step};
 
 pub(crate) struct Segment {
     pub(crate) id: u32,
     pub(crate) path: PathBuf,
+    pub(crate) file_id: FileId,
     salt: u64,
     pub(super) map: Map,
     /// Whether it was filled with zeros when it was created.
@@ -130,7 +131,7 @@ impl Segment {
             // The file has its blocks. If it cannot be mapped, the disk is not full, with whatever
             // error number, and the caller must not evict entries for it.
             let map = Map::new(&file, len as usize).map_err(io::Error::other)?;
-            Ok(Self { zeroed, ..Self::assemble(id, path, salt, map, file, space) })
+            Ok(Self { zeroed, ..Self::assemble(id, path, salt, map, file, space)? })
         };
         make(path.clone()).map_err(|e| {
             // A half-created file is useless, and its space is needed. If the removal fails too,
@@ -176,7 +177,7 @@ impl Segment {
             DecodedHeader::Foreign => return Ok(SegmentFile::Foreign),
         };
         let map = Map::open(&file, len as usize, access)?;
-        Ok(SegmentFile::Segment(Self::assemble(id, path.to_owned(), salt, map, file, space)))
+        Ok(SegmentFile::Segment(Self::assemble(id, path.to_owned(), salt, map, file, space)?))
     }
 
     fn assemble(
@@ -186,10 +187,11 @@ impl Segment {
         map: Map,
         file: File,
         space: &SpaceInUse,
-    ) -> Self {
-        Self {
+    ) -> io::Result<Self> {
+        Ok(Self {
             id,
             path,
+            file_id: file.id()?,
             salt,
             map,
             zeroed: false,
@@ -201,7 +203,7 @@ impl Segment {
             pins: AtomicU64::new(0),
             sync: SharedSync::default(),
             hold: MappedBytes { space: space.clone(), bytes: AtomicU64::new(0) },
-        }
+        })
     }
 
     pub(crate) fn len(&self) -> u64 {

@@ -14,6 +14,11 @@ use crate::sys::{planted, step};
 
 /// The time between two rounds if the bell is not rung.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// How often the thread looks whether files were removed or replaced: so that it notices within a
+/// second.
+const FILES_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the leader looks whether the times of the files are old.
+const TIMES_INTERVAL: Duration = Duration::from_secs(10 * 60);
 /// How often the thread unmaps segments that other processes removed, while they remove some, and
 const UNMAP_INTERVAL: Duration = Duration::from_millis(20);
 /// for how long after a removal it keeps doing so.
@@ -74,9 +79,11 @@ struct Rounds<'a> {
     /// The interval between syncs, if the durability asks for them.
     sync_interval: Option<Duration>,
     removals: Removals,
+    next_check: Instant,
     next_pass: Instant,
     next_sync: Instant,
     next_publishing: Instant,
+    next_look_at_times: Instant,
     /// Held until the process detaches: the leader does the background work for all processes.
     leadership: Option<RoleGuard<'a>>,
     /// The last round left work.
@@ -94,14 +101,16 @@ impl<'a> Rounds<'a> {
             Durability::Buffered | Durability::Sync => None,
         };
         let removals = Removals { seen: engine.index.drops(), expected_until: Instant::now() };
-        let [next_pass, next_sync, next_publishing] = [Instant::now(); 3];
+        let [next_pass, next_sync, next_publishing, next_look_at_times] = [Instant::now(); 4];
         Self {
             engine,
             sync_interval,
             removals,
+            next_check: Instant::now() + FILES_INTERVAL,
             next_pass,
             next_sync,
             next_publishing,
+            next_look_at_times,
             leadership: None,
             has_more: false,
             is_quiet: false,
@@ -113,9 +122,14 @@ impl<'a> Rounds<'a> {
     fn run(mut self) {
         self.sync_left_by_dead();
         loop {
-            let calls = self.engine.wait(self.pause(), &mut self.removals);
+            let calls = self.engine.wait(self.pause(), &mut self.removals, &mut self.next_check);
             if calls.stop {
                 return;
+            }
+            if self.engine.is_displaced() {
+                // What is left to do is to end: the handles drop the attachment.
+                (self.leadership, self.has_more) = (None, false);
+                continue;
             }
             step!("maintenance::woken");
             self.engine.index.probe();
@@ -134,6 +148,7 @@ impl<'a> Rounds<'a> {
             let needs_spare = self.lacks_spare || self.engine.log.needs_spare();
             self.lacks_spare = needs_spare && !self.engine.provide_ahead();
             self.try_to_lead();
+            self.refresh_times_if_due();
             if self.leadership.is_none() && !calls.work && !calls.sweep && !self.lacks_spare {
                 self.has_more = false;
                 continue;
@@ -183,6 +198,13 @@ impl<'a> Rounds<'a> {
         }
     }
 
+    fn refresh_times_if_due(&mut self) {
+        if self.leadership.is_some() && Instant::now() >= self.next_look_at_times {
+            self.engine.refresh_times();
+            self.next_look_at_times = Instant::now() + TIMES_INTERVAL;
+        }
+    }
+
     fn try_to_lead(&mut self) {
         if self.leadership.is_none() {
             // If the system refuses, the next round asks again.
@@ -214,9 +236,10 @@ impl<'a> Rounds<'a> {
 
 impl Engine {
     fn run_read_only(&self) {
-        while !self.bell.wait(INTERVAL).stop {
+        while !self.bell.wait(FILES_INTERVAL).stop {
             self.index.probe();
-            if self.is_outdated() || self.has_lost_index() {
+            let is_displaced = self.find_displacement().is_some();
+            if is_displaced || self.is_outdated() || self.has_lost_index() {
                 self.release_unusable();
             } else {
                 self.log.unmap_dropped();
@@ -234,13 +257,20 @@ impl Engine {
 
     /// Waits for a call, or for `pause`. Meanwhile unmaps the segments that other processes remove,
     /// because they may need the space.
-    fn wait(&self, pause: Duration, removals: &mut Removals) -> Calls {
+    fn wait(&self, pause: Duration, removals: &mut Removals, next_check: &mut Instant) -> Calls {
         let started = Instant::now();
         loop {
             let left = pause.saturating_sub(started.elapsed());
             let is_removing = removals.expected_until > Instant::now();
-            let at_most = if is_removing { UNMAP_INTERVAL } else { left };
+            let at_most = if is_removing { UNMAP_INTERVAL } else { FILES_INTERVAL };
             let calls = self.bell.wait(at_most.min(left));
+            if Instant::now() >= *next_check {
+                self.check_files();
+                *next_check = Instant::now() + FILES_INTERVAL;
+            }
+            if self.is_displaced() {
+                return calls;
+            }
             self.log.unmap_new_drops();
             let count = self.index.drops();
             if count != removals.seen {

@@ -12,6 +12,7 @@ mod configure;
 pub(crate) mod cull;
 mod durable;
 pub(crate) mod evict;
+mod files;
 pub(crate) mod lookup;
 pub(crate) mod read;
 pub(crate) mod reclaim;

@@ -22,11 +22,12 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::file_watch::{Change, change_of};
 use crate::entry::{Claim, ClaimKey, Claimed, HeldClaim};
 use crate::hash::KeyHasher;
 use crate::sys::fork::{Epoch, OwnFile};
 use crate::sys::lock;
-use crate::sys::storage::{DirectoryId, HeldDirectory, Storage};
+use crate::sys::storage::{FileId, HeldDirectory, Storage};
 
 /// A lock on one byte of the file.
 struct HeldByte {
@@ -60,7 +61,7 @@ impl Drop for HeldByte {
 pub(crate) struct Claims {
     storage: &'static dyn Storage,
     dir: PathBuf,
-    id: DirectoryId,
+    id: FileId,
     hasher: KeyHasher,
     epoch: Epoch,
     open: Mutex<Open>,
@@ -128,6 +129,15 @@ impl Claims {
         }
         held.insert(byte);
         Ok(Claimed::Mine(Claim::new(HeldByte { claims: self.clone(), byte })))
+    }
+
+    /// What became of the file of the claims, if it was removed or replaced.
+    pub(crate) fn find_change(&self) -> io::Result<Option<Change>> {
+        let id = match &self.lock().file {
+            Some(file) => file.id()?,
+            None => return Ok(None),
+        };
+        change_of(self.storage, &self.dir.join("flights"), id)
     }
 
     fn open_file(&self) -> io::Result<OwnFile> {

@@ -8,6 +8,9 @@ use crate::error::{Error, Result};
 use crate::sys::random;
 use crate::sys::storage::Storage;
 
+/// Far more bytes than any version writes.
+const MOST: u64 = 64 << 10;
+
 /// Creates the `meta` of a new directory, with a new secret.
 pub(crate) fn create(storage: &'static dyn Storage, path: &Path) -> Result<Meta> {
     let make = || {
@@ -15,16 +18,25 @@ pub(crate) fn create(storage: &'static dyn Storage, path: &Path) -> Result<Meta>
         hash_key[..8].copy_from_slice(&random::bits()?.to_le_bytes());
         hash_key[8..].copy_from_slice(&random::bits()?.to_le_bytes());
         let meta = Meta::new(hash_key);
-        storage.replace(path, &seal(&meta)?)?;
+        write(storage, path, &meta)?;
         Ok(meta)
     };
     make().map_err(|e| Error::io("create", path, e))
 }
 
+/// Writes `meta`, in place of what is there.
+pub(crate) fn write(storage: &'static dyn Storage, path: &Path, meta: &Meta) -> io::Result<()> {
+    storage.replace(path, &seal(meta)?)
+}
+
+/// Whether the file at `path` has the content of `meta`.
+pub(crate) fn is(storage: &'static dyn Storage, path: &Path, meta: &Meta) -> io::Result<bool> {
+    let bytes = storage.open_to_read(path)?.read_up_to(MOST)?;
+    Ok(bytes == seal(meta)?)
+}
+
 /// Reads `meta`; `None` if there is none.
 pub(crate) fn read(storage: &'static dyn Storage, path: &Path) -> Result<Option<Meta>> {
-    /// Far more bytes than any version writes.
-    const MOST: u64 = 64 << 10;
     match storage.open_to_read(path).and_then(|file| file.read_up_to(MOST)) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::io("read", path, e)),

@@ -9,7 +9,7 @@ use crate::engine::format::state::{FILE_LEN, SECTOR, Sector, decode, encode};
 use crate::limits::Limits;
 use crate::sys::fork::OwnFile;
 use crate::sys::step;
-use crate::sys::storage::{File, SMALL_PIECES};
+use crate::sys::storage::{File, FileId, SMALL_PIECES};
 
 pub(crate) struct StateFile {
     file: OwnFile,
@@ -53,6 +53,11 @@ impl StateFile {
             }
         }
         Ok(())
+    }
+
+    /// Which file it is.
+    pub(crate) fn id(&self) -> io::Result<FileId> {
+        self.file.id()
     }
 
     pub(crate) fn clean(&self) -> Option<&HeaderCopy> {

@@ -9,6 +9,7 @@ use crate::engine::shared::state_file::StateFile;
 use crate::entry::Streamed;
 use crate::sys::fork::OwnFile;
 use crate::sys::lock;
+use crate::sys::storage::HeldDirectory;
 
 #[test]
 fn a_failed_attach_releases_its_locks() {
@@ -166,8 +167,7 @@ fn a_new_process_with_the_number_of_a_dead_one_is_another_owner() {
     let attach = || {
         let locks = OwnFile::new(file(dir.path(), "locks"));
         let directory = Directory::at(SYSTEM, dir.path(), &options()).unwrap();
-        let (number, is_shared) = directory.number(&locks).unwrap();
-        assert!(number == 2 && is_shared);
+        assert_eq!(directory.number(&locks).unwrap(), 2);
         locks
     };
     let hash = engine.hasher.hash(b"key");
@@ -184,17 +184,30 @@ fn a_new_process_with_the_number_of_a_dead_one_is_another_owner() {
     assert!(engine.index.reap_dead());
 }
 
-/// A copy of the directory of `engine` that looks shared: the bytes of `locks` for `processes` and
-/// for the role *leader* are held.
+/// What other processes hold in a directory.
+struct Others {
+    locks: File,
+    _index: File,
+    _held: HeldDirectory,
+}
+
+/// A copy of the directory of `engine` that is shared: the bytes of `locks` and `index` for
+/// `processes` are held, that of the role *leader*, and the directory.
 fn as_shared_by(
     engine: &Engine,
     processes: std::ops::RangeInclusive<i64>,
-) -> (tempfile::TempDir, File) {
+) -> (tempfile::TempDir, Others) {
     let shared = kill(&engine.dir);
-    let locks = SYSTEM.open(&shared.path().join("locks")).unwrap();
+    let [locks, index] = ["locks", "index"].map(|name| SYSTEM.open(&shared.path().join(name)));
+    let (locks, index) = (locks.unwrap(), index.unwrap());
     let leader = i64::from(MOST_PROCESSES) + 1;
-    processes.chain([leader]).for_each(|byte| assert!(lock::try_lock(&locks, byte).unwrap()));
-    (shared, locks)
+    for byte in processes {
+        assert!(lock::try_lock(&locks, byte).unwrap() && lock::try_lock(&index, byte).unwrap());
+    }
+    assert!(lock::try_lock(&locks, leader).unwrap());
+    let held = HeldDirectory::open(SYSTEM, shared.path()).unwrap();
+    assert!(held.mark_in_use().unwrap());
+    (shared, Others { locks, _index: index, _held: held })
 }
 
 #[test]
@@ -208,15 +221,15 @@ fn an_attach_takes_the_lowest_free_number() {
         assert!(lock::try_lock(&locks, i64::from(number)).unwrap());
         locks
     };
-    assert_eq!(directory.number(&open()).unwrap(), (1, false));
+    assert_eq!(directory.number(&open()).unwrap(), 1);
     let [four, one, two] = [4, 1, 2].map(attach);
-    assert_eq!(directory.number(&open()).unwrap(), (3, true));
+    assert_eq!(directory.number(&open()).unwrap(), 3);
     let three = attach(3);
-    assert_eq!(directory.number(&open()).unwrap(), (5, true));
+    assert_eq!(directory.number(&open()).unwrap(), 5);
     drop((two, four));
-    assert_eq!(directory.number(&open()).unwrap(), (2, true));
+    assert_eq!(directory.number(&open()).unwrap(), 2);
     drop((one, three));
-    assert_eq!(directory.number(&open()).unwrap(), (1, false));
+    assert_eq!(directory.number(&open()).unwrap(), 1);
 }
 
 #[test]
@@ -226,17 +239,17 @@ fn the_maximum_of_processes_attaches_and_one_more_is_refused() {
     set(&engine, "k", b"v");
     let last = i64::from(MOST_PROCESSES);
     assert_eq!(last, 1024);
-    let (shared, locks) = as_shared_by(&engine, 1..=last - 1);
+    let (shared, others) = as_shared_by(&engine, 1..=last - 1);
     let latest = open(shared.path(), &options());
     assert_eq!((i64::from(latest.number), get(&latest, "k")), (last, Some(b"v".to_vec())));
     set(&latest, "theirs", b"v");
     drop(latest);
-    assert!(lock::try_lock(&locks, last).unwrap(), "it has detached");
+    assert!(lock::try_lock(&others.locks, last).unwrap(), "it has detached");
     let refused = Attached::open(SYSTEM, shared.path(), &options()).err().unwrap();
     assert_eq!(refused.kind(), ErrorKind::Busy);
     let why = std::error::Error::source(&refused).unwrap().to_string();
     assert!(why.contains("1024 processes"), "{why}");
-    lock::unlock(&locks, last).unwrap();
+    lock::unlock(&others.locks, last).unwrap();
     let latest = open(shared.path(), &options());
     assert_eq!(get(&latest, "theirs"), Some(b"v".to_vec()));
 }
@@ -256,7 +269,7 @@ fn a_process_that_joins_others_does_not_read_all_entries() {
     let options = Options { max_entries: 400_000, max_bytes: 128 << 20, ..options() };
     let engine = open(dir.path(), &options);
     (0..2000).for_each(|i| set(&engine, &format!("{i}"), &[7; 1000]));
-    let (shared, _locks) = as_shared_by(&engine, 1..=1);
+    let (shared, _others) = as_shared_by(&engine, 1..=1);
     let index = shared.path().canonicalize().unwrap().join("index");
     let joined = open(shared.path(), &options);
     let (whole, at_first) = (joined.index.geometry().index_bytes(), touched(&index));

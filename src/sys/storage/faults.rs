@@ -44,6 +44,8 @@ pub enum Operation {
     Remove,
     /// The free space is looked up.
     FreeSpace,
+    /// The times of a file are set.
+    Touch,
     /// A directory is opened to read its names.
     List,
     /// A name in a directory is read, or its end is found.
@@ -56,7 +58,7 @@ pub enum Operation {
 
 impl Operation {
     /// All kinds.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Open,
         Self::Create,
         Self::CreateDir,
@@ -71,6 +73,7 @@ impl Operation {
         Self::Rename,
         Self::Remove,
         Self::FreeSpace,
+        Self::Touch,
         Self::List,
         Self::ListEntry,
         Self::Map,
@@ -265,6 +268,11 @@ impl Storage for Faults {
     fn free_space(&self, file: &fs::File) -> io::Result<FreeSpace> {
         self.pass(Operation::FreeSpace)?;
         SYSTEM.free_space(file)
+    }
+
+    fn touch(&self, path: &Path) -> io::Result<()> {
+        self.pass(Operation::Touch)?;
+        SYSTEM.touch(path)
     }
 
     fn list<'a>(&'a self, path: &Path) -> io::Result<Names<'a>> {

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::{Access, How, Stat, Storage};
+use super::{Access, FileId, How, Stat, Storage};
 use crate::sys::{random, step};
 
 /// An open file. It remembers the [`Storage`] that it was opened on.
@@ -30,6 +30,10 @@ impl File {
 
     pub(super) fn stat(&self) -> io::Result<Stat> {
         self.storage.stat(&self.os)
+    }
+
+    pub(crate) fn id(&self) -> io::Result<FileId> {
+        Ok(self.stat()?.id)
     }
 
     pub(crate) fn len(&self) -> io::Result<u64> {

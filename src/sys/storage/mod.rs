@@ -61,9 +61,9 @@ pub(crate) enum How {
     Directory,
 }
 
-/// The identity of a directory: device and inode.
+/// The identity of a file or a directory: device and inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct DirectoryId {
+pub(crate) struct FileId {
     device: u64,
     inode: u64,
 }
@@ -77,7 +77,7 @@ pub(crate) struct Stat {
     pub(crate) on_disk: u64,
     /// How many names it has.
     pub(crate) links: u64,
-    pub(crate) id: DirectoryId,
+    pub(crate) id: FileId,
     /// When it last changed, in seconds and nanoseconds.
     pub(crate) changed_at: (i64, i64),
 }
@@ -143,6 +143,8 @@ pub(crate) trait Storage: fmt::Debug + Send + Sync {
     /// What is left on the file system that contains the file or directory. Not reliable: quotas
     /// are seldom in it, and other programs take and free space at any time.
     fn free_space(&self, file: &fs::File) -> io::Result<FreeSpace>;
+    /// Sets the times of last access and last change to now.
+    fn touch(&self, path: &Path) -> io::Result<()>;
     /// The names in a directory, each read when it is asked for. Reading one can fail, and the rest
     /// is unknown then. Callers use [`names`](Storage::names).
     fn list<'a>(&'a self, path: &Path) -> io::Result<Names<'a>>;

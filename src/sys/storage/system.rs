@@ -7,12 +7,14 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use memmap2::MmapOptions;
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{AT_FDCWD, FallocateFlags, fallocate};
 use nix::libc;
+use nix::sys::stat::{UtimensatFlags, utimensat};
 use nix::sys::statvfs::fstatvfs;
+use nix::sys::time::TimeSpec;
 use nix::unistd::{AccessFlags, eaccess};
 
-use super::{Access, DirectoryId, FreeSpace, How, Mapping, Names, Stat, Storage};
+use super::{Access, FileId, FreeSpace, How, Mapping, Names, Stat, Storage};
 #[cfg(feature = "failpoints")]
 use crate::sys::observe::inode;
 use crate::sys::sigbus::Contained;
@@ -156,6 +158,12 @@ impl Storage for System {
         })
     }
 
+    fn touch(&self, path: &Path) -> io::Result<()> {
+        let now = TimeSpec::UTIME_NOW;
+        utimensat(AT_FDCWD, path, &now, &now, UtimensatFlags::NoFollowSymlink)
+            .map_err(io::Error::from)
+    }
+
     fn list<'a>(&'a self, path: &Path) -> io::Result<Names<'a>> {
         Ok(Box::new(fs::read_dir(path)?.map(|entry| Ok(entry?.file_name()))))
     }
@@ -234,7 +242,7 @@ fn stat_of(found: &fs::Metadata) -> Stat {
         len: found.len(),
         on_disk: found.blocks() * 512,
         links: found.nlink(),
-        id: DirectoryId { device: found.dev(), inode: found.ino() },
+        id: FileId { device: found.dev(), inode: found.ino() },
         changed_at: (found.mtime(), found.mtime_nsec()),
     }
 }
