@@ -57,6 +57,9 @@ pub enum ErrorKind {
     /// was in use. Entries that were stored since then may be lost. The next call opens the
     /// directory again.
     DirectoryChanged,
+    /// Other users may write to the directory, or one of them owns it. They could replace its
+    /// files.
+    NotPrivate,
     /// An option has a value that is not allowed.
     InvalidOption,
     /// The key is too long, or the key check in use refuses it.
@@ -125,6 +128,11 @@ impl ErrorKind {
             Self::DirectoryChanged => {
                 "a file of the directory was removed or replaced while it was in use; entries \
                  stored since then may be lost; the next call opens the directory again"
+            }
+            Self::NotPrivate => {
+                "other users can change the files of this directory; take that right from them \
+                 (chmod go-w), run as the owner, or allow it with Builder::allow_other_users \
+                 (keepwarm --allow-other-users)"
             }
             Self::InvalidOption => "the value of the option is not allowed",
             Self::InvalidKey => "the key is not allowed",

@@ -97,6 +97,8 @@ pub(crate) struct Options {
     pub(crate) allow_network: bool,
     /// Whether SIGBUS in mapped files is contained.
     pub(crate) handle_sigbus: bool,
+    /// Whether other users may be able to change the directory.
+    pub(crate) allow_other_users: bool,
     /// Whether the index is rebuilt from the whole log, without the snapshots.
     pub(crate) salvage: bool,
 }
@@ -124,6 +126,7 @@ impl Default for Options {
             read_only: false,
             allow_network: false,
             handle_sigbus: false,
+            allow_other_users: false,
             salvage: false,
         }
     }

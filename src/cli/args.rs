@@ -119,6 +119,9 @@ pub(super) enum Command {
 pub(super) struct DirectoryArg {
     /// The cache directory
     pub(super) dir: PathBuf,
+    /// Open it although other users can write to it or own it
+    #[arg(long)]
+    pub(super) allow_other_users: bool,
 }
 
 /// Which keys a command works on.

@@ -14,7 +14,7 @@ use nix::libc;
 use crate::harness::Verdict;
 use crate::worker::{builder, say};
 
-const KEYS: u64 = 300;
+pub(crate) const KEYS: u64 = 300;
 
 /// Role: writes each key twice, deletes some, and waits to be killed.
 pub(crate) fn fill(dir: &Path) {
@@ -36,9 +36,8 @@ pub(crate) fn fill(dir: &Path) {
     }
 }
 
-/// A directory whose process was killed, and whose index was then damaged: what a recovery makes
-/// good, and a process that takes the index for one in use does not.
-fn left_by_a_kill(dir: &Path) {
+/// Fills a directory with a process that is killed then.
+pub(crate) fn filled_and_killed(dir: &Path) {
     let mut command = Command::new(std::env::current_exe().unwrap());
     let mut child = command.arg("--fill").arg(dir).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
@@ -46,6 +45,12 @@ fn left_by_a_kill(dir: &Path) {
     child.kill().unwrap();
     child.wait().unwrap();
     assert_eq!(line.trim_end(), "filled");
+}
+
+/// A directory whose process was killed, and whose index was then damaged: what a recovery makes
+/// good, and a process that takes the index for one in use does not.
+fn left_by_a_kill(dir: &Path) {
+    filled_and_killed(dir);
     // As a power cut leaves it: the buckets are empty, header and attach table are as they were.
     use std::os::unix::fs::FileExt;
     let index = File::options().write(true).open(dir.join("index")).unwrap();
@@ -65,7 +70,7 @@ fn lock(file: &File, kind: libc::c_int, start: i64, len: i64) {
     fcntl(file.as_fd(), FcntlArg::F_OFD_SETLK(&range)).unwrap();
 }
 
-fn assert_right(dir: &Path) {
+pub(crate) fn assert_right(dir: &Path) {
     let cache = builder(dir).open().unwrap();
     for key in 0..KEYS {
         let expected = (key % 3 != 0).then_some(1);

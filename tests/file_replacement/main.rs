@@ -5,12 +5,15 @@
 //! once. The two must report a typed error soon and go on; no process may read an older value, a
 //! value that was never written, or, without an error before, miss an entry. A checker that is run
 //! with the detection turned off must find a fault.
+//!
+//! Shows invariants I40 and I41.
 #![cfg(test)]
 
 #[path = "../support/harness.rs"]
 mod harness;
 
 mod foreign_locks;
+mod lost_files;
 mod opening;
 mod patterns;
 mod worker;
@@ -33,6 +36,10 @@ fn main() -> ExitCode {
                 ("the_checker_finds_that_nothing_is_noticed", patterns::unnoticed),
                 #[cfg(feature = "failpoints")]
                 ("the_checker_finds_the_losses_of_a_careless_join", patterns::careless),
+                ("lost_and_damaged_files_need_no_manual_work", lost_files::need_no_work),
+                ("a_directory_without_its_identity_starts_cold", lost_files::identity),
+                ("a_foreign_directory_with_a_file_meta_is_left_alone", lost_files::foreign),
+                ("the_times_of_files_in_use_are_refreshed", lost_files::times),
                 ("a_foreign_shared_lock_is_no_process", foreign_locks::shared),
                 ("a_foreign_exclusive_lock_is_no_process", foreign_locks::exclusive),
                 ("a_foreign_lock_on_the_directory_is_waited_for", foreign_locks::on_the_directory),

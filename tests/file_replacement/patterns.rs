@@ -124,8 +124,7 @@ fn with_meta() -> impl Iterator<Item = &'static str> {
 }
 
 pub(crate) fn removed() -> Verdict {
-    let names = FILES.iter().copied();
-    all(names.map(|name| of_file("removed", name, |path, _| fs::remove_file(path).unwrap())))
+    all(with_meta().map(|name| of_file("removed", name, |path, _| fs::remove_file(path).unwrap())))
 }
 
 pub(crate) fn replaced() -> Verdict {

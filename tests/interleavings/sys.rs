@@ -127,7 +127,7 @@ pub(crate) mod lock {
         Ok(())
     }
 
-    pub(crate) fn is_held(file: &File, byte: i64) -> io::Result<bool> {
+    pub(crate) fn is_owned(file: &File, byte: i64) -> io::Result<bool> {
         Ok(file.0.is_held_by_another(byte))
     }
 }

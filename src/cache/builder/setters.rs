@@ -292,6 +292,26 @@ impl Builder {
         self
     }
 
+    /// Whether to allow a directory that other users can change, which is otherwise the error
+    /// `NotPrivate`: its mode, or that of a file in it, lets the group or all users write, or
+    /// another user owns it. Such a user can replace the files, and with them every value that this
+    /// process reads. A process of root would also create files there that the owner cannot open.
+    /// Allow it only if those users are trusted with that. Default: no.
+    ///
+    /// A directory that keepwarm creates has mode 0700. Directories above it are not checked.
+    ///
+    /// ```
+    /// # use keepwarm::Cache;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let dir = dir.path();
+    /// let cache = Cache::builder(dir).allow_other_users(true).open()?;
+    /// # Ok::<(), keepwarm::Error>(())
+    /// ```
+    pub fn allow_other_users(mut self, allow: bool) -> Self {
+        self.options.allow_other_users = allow;
+        self
+    }
+
     /// The maximum size of the hot tier, in bytes of memory: recently used values in front of the
     /// disk, as bytes, and as values that [`get_shared`](crate::Cache::get_shared) decoded. For a
     /// cache in memory it holds decoded values only. From 0 (no hot tier) to 128 TiB. Default: 64

@@ -16,20 +16,11 @@
 
 use std::io;
 
+use super::Index;
 use super::process_slot::{ATTACHED, INCARNATION, Owner};
-use super::{Index, header_of};
 use crate::engine::format::index_header::{ATTACH_AT, ATTACH_ROW_WORDS, MOST_PROCESSES, at};
 use crate::sys::atomic::{AtomicU64, Ordering};
-use crate::sys::storage::File;
 use crate::sys::{lock, random};
-
-/// The first word of the row of process `number` in the index in `file`; 0 if it ends before.
-fn row_in(file: &File, number: u32) -> io::Result<u64> {
-    let at = ATTACH_AT + (number.clamp(1, MOST_PROCESSES) - 1) as usize * ATTACH_ROW_WORDS;
-    let mut word = [0; 8];
-    file.read_at(&mut word, at as u64 * 8)?;
-    Ok(u64::from_le_bytes(word))
-}
 
 impl Index {
     fn row(&self, number: u32) -> &[AtomicU64] {
@@ -130,31 +121,9 @@ impl Index {
         self.own_row().is_none_or(|row| row[0].load(Ordering::Acquire) == self.own_word())
     }
 
-    fn own_word(&self) -> u64 {
+    /// The first word of the row of this process.
+    pub(crate) fn own_word(&self) -> u64 {
         u64::from(self.owner().incarnation()) | ATTACHED
-    }
-
-    /// Whether `file` is the one that is mapped: it has the row of this process.
-    pub(crate) fn is_in(&self, file: &File) -> io::Result<bool> {
-        Ok(row_in(file, self.process_slot.number)? == self.own_word())
-    }
-
-    /// Whether one of the processes with these `numbers`, which hold their bytes of `locks`, uses
-    /// the index in `file`: it holds the same byte there, and its row says that it is attached.
-    pub(crate) fn is_used_by(
-        file: &File,
-        numbers: impl IntoIterator<Item = i64>,
-    ) -> io::Result<bool> {
-        if header_of(file)?[at::ABANDONED] != 0 {
-            return Ok(false);
-        }
-        for number in numbers {
-            let Ok(row) = u32::try_from(number) else { continue };
-            if lock::is_owned(file, number)? && row_in(file, row)? & ATTACHED != 0 {
-                return Ok(true);
-            }
-        }
-        Ok(false)
     }
 
     /// The numbers of all processes in the table.

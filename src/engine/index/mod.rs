@@ -39,7 +39,7 @@ pub(crate) use self::count::{ClearLock, CountUp};
 pub(crate) use self::lock::{Busy, Locked};
 pub(crate) use self::locked_chain::Vacancy;
 pub(crate) use self::pack::Packed;
-pub(crate) use self::process_slot::{Owner, ProcessSlot};
+pub(crate) use self::process_slot::{ATTACHED, Owner, ProcessSlot};
 pub(crate) use self::roles::{Role, RoleGuard, Waited, busy};
 pub(crate) use self::segments::{HIGHEST_SEGMENT, SegmentInfo, SegmentState};
 pub(crate) use self::slot::{Found, Probe, Slot};

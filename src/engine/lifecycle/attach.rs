@@ -25,7 +25,6 @@ use crate::engine::shared::accounting::SpaceInUse;
 use crate::engine::shared::checkpoint_files::CheckpointFiles;
 use crate::engine::shared::file_watch::{Change, FileWatch};
 use crate::engine::shared::holders::Holder;
-use crate::engine::shared::meta_file;
 use crate::engine::shared::state_file::StateFile;
 use crate::engine::shared::stats_file::StatsFile;
 use crate::engine::{Engine, Mode, Parts};
@@ -151,7 +150,7 @@ impl Attached {
     fn attach(directory: &Directory, held: HeldDirectory, options: &Options) -> Result<Self> {
         let storage = directory.storage;
         // First: a directory of an unknown format must not be changed.
-        meta_file::read(storage, &directory.file("meta"))?;
+        directory.identify()?;
         fork::watch().map_err(|e| Error::io("open", &directory.path, e))?;
         let locks_path = directory.file("locks");
         let at_locks = |e| Error::io("lock", &locks_path, e);
@@ -183,7 +182,7 @@ impl Attached {
     ) -> Result<Self> {
         let storage = directory.storage;
         let at_locks = |e| Error::io("lock", &directory.file("locks"), e);
-        let meta = directory.meta()?;
+        let meta = directory.meta(is_shared, options.salvage)?;
         let number = directory.number(locks)?;
         let process_slot = ProcessSlot::new(locks.clone(), number);
         let state_path = directory.file("state");

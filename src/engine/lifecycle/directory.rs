@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 
 use crate::engine::format::index_header::MOST_PROCESSES;
 use crate::engine::format::meta::Meta;
+use crate::engine::lifecycle::privacy::refuse_other_users;
 use crate::engine::log::segment::Segment;
-use crate::engine::shared::meta_file;
+use crate::engine::shared::meta_file::{self, Identity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
 use crate::sys::fork::OwnFile;
@@ -38,7 +39,9 @@ const CACHEDIR_TAG: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55\n\
 
 /// The names of the files and directories of a cache.
 const NAMES: &[&str] =
-    &["meta", "state", "index", "hints", "segments", "blobs", "flights", "stats"];
+    &["meta", "meta.copy", "state", "index", "hints", "segments", "blobs", "flights", "stats"];
+/// The same and `locks`, which is made first.
+const FILES: [&[&str]; 2] = [NAMES, &["locks"]];
 
 pub(crate) struct Directory {
     pub(crate) storage: &'static dyn Storage,
@@ -68,11 +71,17 @@ impl Directory {
         options: &Options,
     ) -> Result<Self> {
         refuse_network(path, options)?;
+        refuse_other_users(storage, path, FILES, options, Access::ToWrite)?;
         let is_new = !storage.exists(path).map_err(|e| Error::io("open", path, e))?;
         let directory = Self { storage, path: find_or_make(storage, path)?, is_new };
-        if !storage.exists(&directory.file("meta")).map_err(|e| Error::io("open", path, e))? {
-            // The files of an interrupted creation are allowed.
-            refuse_foreign(storage, path, NAMES)?;
+        let is_there = |name: &str| {
+            storage.exists(&directory.file(name)).map_err(|e| Error::io("open", path, e))
+        };
+        if !is_there("meta")? && !is_there(meta_file::COPY)? {
+            // The files of an interrupted creation are allowed, and those of a directory that has
+            // lost both.
+            let names = [NAMES, &["snapshot.a", "snapshot.b", "meta.damaged"]].concat();
+            refuse_foreign(storage, path, &names)?;
         }
         Ok(directory)
     }
@@ -84,6 +93,7 @@ impl Directory {
         options: &Options,
     ) -> Result<Self> {
         refuse_network(path, options)?;
+        refuse_other_users(storage, path, FILES, options, Access::ToRead)?;
         let path = storage.canonical(path).map_err(|e| Error::io("open", path, e))?;
         Ok(Self { storage, path, is_new: false })
     }
@@ -119,8 +129,8 @@ impl Directory {
             if !taken.map_err(io_error)? {
                 break;
             }
-            // The file may have been removed or replaced before it was locked, by another program or
-            // by a failed open of another process. Then other processes lock another one.
+            // The file may have been removed or replaced before it was locked, by another program
+            // or by a failed open of another process. Then other processes lock another one.
             match self.storage.stat_path(&path) {
                 Ok(found) if found.id == file.id().map_err(io_error)? => return Ok(file),
                 Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error(e)),
@@ -184,15 +194,50 @@ impl Directory {
         lock::unlock(locks, ATTACHING)
     }
 
-    /// Reads `meta`; creates it and the subdirectories in a new directory. The attach mutex is
-    /// held.
-    pub(crate) fn meta(&self) -> Result<Meta> {
+    /// Reads `meta` or its copy. Changes nothing.
+    ///
+    /// # Errors
+    /// If both are damaged and the directory is not certainly one that keepwarm made; or if one is
+    /// of another format or cannot be read.
+    pub(crate) fn identify(&self) -> Result<Identity> {
+        let identity = meta_file::identify(self.storage, &self.path)?;
+        if identity == Identity::Damaged && !self.has_tag() {
+            let path = self.file("meta");
+            return Err(Error::new(ErrorKind::Corrupt, "open").with_path(&path));
+        }
+        Ok(identity)
+    }
+
+    fn has_tag(&self) -> bool {
+        let tag = self.storage.open_to_read(&self.file("CACHEDIR.TAG"));
+        let text = tag.and_then(|file| file.read_up_to(CACHEDIR_TAG.len() as u64 + 1));
+        // Without the tag the directory is left alone.
+        text.is_ok_and(|text| text == CACHEDIR_TAG)
+    }
+
+    /// Reads `meta`; creates it and the subdirectories in a new directory. Restores it from its
+    /// copy if it is lost or damaged. The attach mutex is held. `is_shared`: other processes are
+    /// attached. `salvage`: keep what can be read without it.
+    pub(crate) fn meta(&self, is_shared: bool, salvage: bool) -> Result<Meta> {
         self.remove_temporaries()?;
         let path = self.file("meta");
-        let found = meta_file::read(self.storage, &path)?;
-        if found.is_none() && self.segment_files()?.next().is_some() {
-            let why = "it is missing, and without it the segments cannot be read";
-            return Err(Error::new(ErrorKind::Corrupt, "open").with_path(&path).with_source(why));
+        let dir = self.path.display();
+        let identity = self.identify()?;
+        if matches!(identity, Identity::Copied(_) | Identity::Damaged) {
+            meta_file::set_aside(self.storage, &self.path)?;
+        }
+        if let Identity::Copied(_) = &identity {
+            tracing::warn!(%dir, "`meta` was lost or damaged; it is restored from its copy");
+        }
+        let is_known = matches!(identity, Identity::Known(_));
+        let found = identity.meta();
+        if found.is_none() && is_shared {
+            let why = "it is missing, and other processes use the directory; they write it again \
+                       within a second";
+            return Err(Error::new(ErrorKind::Busy, "open").with_path(&path).with_source(why));
+        }
+        if found.is_none() && !salvage {
+            self.discard_unreadable()?;
         }
         let mut made_any = false;
         for dir in [self.segments(), self.blobs()] {
@@ -203,6 +248,11 @@ impl Directory {
             self.storage.check_writable(dir).map_err(|e| Error::io("write to", dir, e))?;
         }
         if let Some(meta) = found {
+            if !is_known {
+                let written = meta_file::write(self.storage, &path, &meta);
+                written.map_err(|e| Error::io("create", &path, e))?;
+            }
+            self.copy_meta(&meta);
             if made_any {
                 self.storage
                     .sync_dir(&self.path)
@@ -212,7 +262,48 @@ impl Directory {
         }
         self.sync_own_name()?;
         tag(self.storage, &self.path)?;
-        meta_file::create(self.storage, &path)
+        let meta = meta_file::create(self.storage, &path)?;
+        self.copy_meta(&meta);
+        Ok(meta)
+    }
+
+    /// Ensures that the copy of `meta` is there.
+    fn copy_meta(&self, meta: &Meta) {
+        let path = self.file(meta_file::COPY);
+        if matches!(meta_file::is(self.storage, &path, meta), Ok(true)) {
+            return;
+        }
+        if let Err(error) = meta_file::write(self.storage, &path, meta) {
+            // Nothing depends on it as long as `meta` is there; the next open tries again.
+            tracing::warn!(path = %path.display(), %error, "cannot write the copy of `meta`");
+        }
+    }
+
+    /// Removes what cannot be read without the `meta` that is lost with its copy: the cache starts
+    /// cold. Removes only files that keepwarm makes.
+    fn discard_unreadable(&self) -> Result<()> {
+        let mut paths: Vec<PathBuf> = self.segment_files()?.map(|(_, path)| path).collect();
+        if paths.is_empty() {
+            return Ok(());
+        }
+        let dir = self.path.display();
+        tracing::error!(
+            %dir,
+            segments = paths.len(),
+            "`meta` and its copy are lost; without them the entries cannot be found, and the cache \
+             starts cold"
+        );
+        let derived = ["state", "index", "hints", "snapshot.a", "snapshot.b"];
+        paths.extend(derived.map(|name| self.file(name)));
+        for path in paths {
+            match self.storage.remove(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io("remove", &path, e));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Syncs the parent. Otherwise a power cut could remove the directory with everything that was
@@ -257,6 +348,7 @@ impl Directory {
 pub(crate) fn check_there(storage: &'static dyn Storage, dir: &Path) -> Result<()> {
     match storage.stat_path(&dir.join("meta")) {
         Ok(_) => Ok(()),
+        Err(_) if storage.stat_path(&dir.join(meta_file::COPY)).is_ok() => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::NotADirectory => Err(not_a_directory(dir)),
         Err(e) => Err(Error::io("open", dir, e)),
     }

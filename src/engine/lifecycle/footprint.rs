@@ -46,6 +46,8 @@ impl Footprint {
             self.remove_new(directory, name, |path| directory.storage.remove_dir(path));
         }
         self.restore_file(directory, "CACHEDIR.TAG");
+        // In this order: without `meta` the copy would take its place.
+        self.restore_file(directory, "meta.copy");
         self.restore_file(directory, "meta");
     }
 

@@ -6,6 +6,7 @@ mod footprint;
 pub(crate) mod observer;
 pub(crate) mod open;
 pub(crate) mod presence;
+mod privacy;
 pub(crate) mod recovery;
 pub(crate) mod registry;
 pub(crate) mod stream;

@@ -34,7 +34,6 @@ use crate::engine::log::Log;
 use crate::engine::ops::background::Maintenance;
 use crate::engine::shared::accounting::SpaceInUse;
 use crate::engine::shared::file_watch::FileWatch;
-use crate::engine::shared::meta_file;
 use crate::engine::shared::read_only::ReadOnlyAttachment;
 use crate::engine::shared::stats_file::StatsFile;
 use crate::engine::{Engine, Mode, Parts};
@@ -58,9 +57,8 @@ pub(crate) fn observe(
     options: &Options,
 ) -> Result<Observation> {
     let storage = directory.storage;
-    let meta = directory.file("meta");
     let no_cache = || Error::new(ErrorKind::NotACache, "open").with_path(&directory.path);
-    let meta = meta_file::read(storage, &meta)?.ok_or_else(no_cache)?;
+    let meta = directory.identify()?.meta().ok_or_else(no_cache)?;
     let hasher = KeyHasher::new(&meta.hash_key);
     fork::watch().map_err(|e| Error::io("open", &directory.path, e))?;
     let (locks, is_live) = presence::enter_to_read(directory, held)?;

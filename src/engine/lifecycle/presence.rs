@@ -26,8 +26,8 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::engine::format::index_header::MOST_PROCESSES;
-use crate::engine::index::Index;
+use crate::engine::format::index_header::{ATTACH_AT, ATTACH_ROW_WORDS, MOST_PROCESSES, at};
+use crate::engine::index::{ATTACHED, Index};
 use crate::engine::lifecycle::directory::Directory;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::fork::OwnFile;
@@ -141,12 +141,39 @@ fn look(
     }
     let path = directory.file("index");
     let can_join = match directory.storage.open_to_read(&path) {
-        Ok(index) => Index::is_used_by(&index, numbers),
+        Ok(index) => is_used_by(&index, numbers),
         Err(e) if is_unusable(&e) => Ok(false),
         Err(e) => Err(e),
     };
     let can_join = can_join.map_err(|e| Error::io("open", &path, e))?;
     Ok(if can_join { Occupancy::Shared } else { Occupancy::Other(OTHER_INDEX) })
+}
+
+/// Whether one of the processes with these `numbers`, which hold their bytes of `locks`, uses the
+/// index in `file`: it holds the same byte there, and its row says that it is attached.
+fn is_used_by(file: &File, numbers: impl IntoIterator<Item = i64>) -> io::Result<bool> {
+    if word_in(file, at::ABANDONED)? != 0 {
+        return Ok(false);
+    }
+    for number in numbers {
+        let Ok(row) = u32::try_from(number) else { continue };
+        if lock::is_owned(file, number)? && row_in(file, row)? & ATTACHED != 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The first word of the row of process `number` in the index in `file`.
+fn row_in(file: &File, number: u32) -> io::Result<u64> {
+    word_in(file, ATTACH_AT + (number.max(1) - 1) as usize * ATTACH_ROW_WORDS)
+}
+
+/// A word of the index in `file`; 0 if the file ends before.
+fn word_in(file: &File, at: usize) -> io::Result<u64> {
+    let mut word = [0; 8];
+    file.read_at(&mut word, at as u64 * 8)?;
+    Ok(u64::from_le_bytes(word))
 }
 
 /// Locks the byte of this process in the file of the index that it has mapped.
@@ -157,7 +184,9 @@ pub(crate) fn hold_index(directory: &Directory, index: &Index, number: u32) -> R
     let path = directory.file("index");
     let hold = || -> io::Result<Option<OwnFile>> {
         let file = OwnFile::to_lock(|| directory.storage.open(&path))?;
-        let held = index.is_in(&file)? && lock::try_lock(&file, i64::from(number))?;
+        // It is the file that is mapped if it has the row of this process.
+        let is_mapped = row_in(&file, number)? == index.own_word();
+        let held = is_mapped && lock::try_lock(&file, i64::from(number))?;
         Ok(held.then_some(file))
     };
     hold().map_err(|e| Error::io("open", &path, e))?.ok_or_else(|| {

@@ -5,12 +5,17 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use nix::libc;
-use nix::unistd::AccessFlags;
+use nix::unistd::{AccessFlags, geteuid};
 
 use super::file::File;
 use super::{FileId, FreeSpace, How, Storage};
 use crate::sys::fork::OwnFile;
 use crate::sys::{lock, planted};
+
+/// The user that owns the files which this process creates.
+pub(crate) fn own_user() -> u32 {
+    geteuid().as_raw()
+}
 
 impl dyn Storage {
     /// All names in a directory. If one cannot be read, this fails: a part of them would pass for

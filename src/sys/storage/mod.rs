@@ -33,7 +33,7 @@ use nix::unistd::AccessFlags;
 
 use super::sigbus::Contained;
 
-pub(crate) use self::directory::HeldDirectory;
+pub(crate) use self::directory::{HeldDirectory, own_user};
 pub(crate) use self::file::{
     File, HUGE_PIECES, SMALL_PIECES, TEMPORARY_PREFIX, is_full, is_unusable,
 };
@@ -78,6 +78,10 @@ pub(crate) struct Stat {
     /// How many names it has.
     pub(crate) links: u64,
     pub(crate) id: FileId,
+    /// The permission bits.
+    pub(crate) mode: u32,
+    /// The user that owns it.
+    pub(crate) owner: u32,
     /// When it last changed, in seconds and nanoseconds.
     pub(crate) changed_at: (i64, i64),
 }

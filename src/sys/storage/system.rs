@@ -1,9 +1,9 @@
 //! [`Storage`] as the operating system has it. Each operation that changes a file, or that a test
 //! must see refused, passes a fail point.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use memmap2::MmapOptions;
@@ -19,6 +19,11 @@ use super::{Access, FileId, FreeSpace, How, Mapping, Names, Stat, Storage};
 use crate::sys::observe::inode;
 use crate::sys::sigbus::Contained;
 use crate::sys::{fault, planted, tell};
+
+/// The mode of a directory that this process makes: for its owner alone.
+const OWN_DIRECTORY: u32 = 0o700;
+/// The same of a file.
+const OWN_FILE: u32 = 0o600;
 
 /// The file system of the machine.
 #[derive(Debug)]
@@ -50,7 +55,7 @@ impl Storage for System {
 
     fn create_dir(&self, path: &Path) -> io::Result<bool> {
         fault!("sys::create_dir");
-        match DirBuilder::new().mode(0o700).create(path) {
+        match DirBuilder::new().mode(OWN_DIRECTORY).create(path) {
             Err(e)
                 if e.kind() == io::ErrorKind::AlreadyExists
                     && fs::symlink_metadata(path)?.is_dir() =>
@@ -59,6 +64,11 @@ impl Storage for System {
             }
             made => {
                 made?;
+                let mode = fs::symlink_metadata(path)?.permissions().mode();
+                if mode & OWN_DIRECTORY != OWN_DIRECTORY {
+                    // The umask took rights of the owner.
+                    fs::set_permissions(path, Permissions::from_mode(OWN_DIRECTORY))?;
+                }
                 tell!(DirectoryCreated(path));
                 Ok(true)
             }
@@ -215,11 +225,17 @@ fn open_plain(path: &Path, options: &OpenOptions) -> io::Result<fs::File> {
     fault!("sys::open");
     let file = options.open(path)?;
     let found = file.metadata()?;
-    if !found.is_file() || found.nlink() != 1 {
-        let why = "not a plain file with a single name";
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
-    }
-    Ok(file)
+    let why = if !found.is_file() {
+        "not a plain file"
+    } else if found.nlink() > 1 {
+        "it has other names (hard links), as a copy made with `cp -al` gives it: what is written \
+         here would change that copy; remove the copy, and copy without links"
+    } else if found.nlink() == 0 {
+        "it was removed while it was being opened"
+    } else {
+        return Ok(file);
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidInput, why))
 }
 
 /// For its owner alone. It must not exist.
@@ -229,9 +245,13 @@ fn create(path: &Path) -> io::Result<fs::File> {
         .read(true)
         .write(true)
         .create_new(true)
-        .mode(0o600)
+        .mode(OWN_FILE)
         .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
         .open(path)?;
+    if file.metadata()?.permissions().mode() & OWN_FILE != OWN_FILE {
+        // The umask took rights of the owner, without which it cannot be opened again.
+        file.set_permissions(Permissions::from_mode(OWN_FILE))?;
+    }
     tell!(Created(path));
     Ok(file)
 }
@@ -243,6 +263,8 @@ fn stat_of(found: &fs::Metadata) -> Stat {
         on_disk: found.blocks() * 512,
         links: found.nlink(),
         id: FileId { device: found.dev(), inode: found.ino() },
+        mode: found.mode() & 0o7777,
+        owner: found.uid(),
         changed_at: (found.mtime(), found.mtime_nsec()),
     }
 }
