@@ -168,7 +168,8 @@ impl Opening<'_> {
         let needed = sizing::index_bytes(layout.geometry);
         let lacks_bytes = needed > taken && needed - taken + sizing::LEAST_BUDGET > free.bytes;
         let is_new = taken == 0 && segments.is_empty();
-        if !lacks_bytes && !(is_new && free.files < LEAST_FILES) {
+        let lacks_files = is_new && free.files < LEAST_FILES;
+        if !(lacks_bytes || lacks_files) {
             return Ok(layout);
         }
         let found = directory.storage.open_to_read(&directory.file("index"));
