@@ -204,6 +204,23 @@ fn fail_each_call(faults: &Faults, point: &str, errno: i32, durability: Durabili
 }
 
 #[test]
+fn two_processes_make_a_directory_at_the_same_time() {
+    let _faults = Faults::begin();
+    let parent = tempfile::tempdir().unwrap();
+    let (dir, other) = (parent.path().join("cache"), parent.path().join("other"));
+    let clock = ManualClock::new();
+    let made = builder(&other, Durability::Buffered, &clock).open().unwrap();
+    made.set("a", &1, Timeout::Never).unwrap();
+    drop(made);
+    // The other process does all of its work after this one found no `meta`.
+    let to = dir.clone();
+    fail::cfg_callback("attach::unnamed", move || copy_as_killed(&other, &to)).unwrap();
+    let cache = builder(&dir, Durability::Buffered, &clock).open().unwrap();
+    assert!(dir.join("snapshot.a").exists(), "a name that a new directory has not");
+    assert_eq!(cache.get("a").unwrap(), Some(1));
+}
+
+#[test]
 fn a_call_that_cannot_get_a_segment_changes_nothing() {
     let faults = Faults::begin();
     for (point, errno) in [

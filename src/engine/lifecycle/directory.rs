@@ -17,7 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
 use crate::sys::fork::OwnFile;
 use crate::sys::storage::{Access, File, Storage, TEMPORARY_PREFIX, is_unusable};
-use crate::sys::{lock, mount};
+use crate::sys::{lock, mount, step};
 
 /// The byte of `locks` that is the attach mutex. The bytes of the processes follow.
 const ATTACHING: i64 = 0;
@@ -461,9 +461,15 @@ pub(crate) fn refuse_foreign(
     path: &Path,
     names: &[&str],
 ) -> Result<()> {
-    for name in storage.names(path).map_err(|e| Error::io("open", path, e))? {
+    let io_error = |e| Error::io("open", path, e);
+    step!("attach::unnamed");
+    for name in storage.names(path).map_err(io_error)? {
         let mut known = ["CACHEDIR.TAG", "locks", "lost+found"].iter().chain(names);
         if !known.any(|k| name == *k) && !is_temporary(&name) {
+            // Another process made the directory since the caller found no `meta`, its first file.
+            if names.contains(&"meta") && storage.exists(&path.join("meta")).map_err(io_error)? {
+                return Ok(());
+            }
             let why = format!("it contains {}", name.display());
             return Err(Error::new(ErrorKind::NotACache, "open").with_path(path).with_source(why));
         }
