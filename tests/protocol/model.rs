@@ -157,8 +157,8 @@ pub(crate) enum Step {
     ReadRecord,
     // clear
     LockClear,
-    StoreCount,
     StoreGeneration,
+    StoreCount,
     // evict
     Empty,
     // compact
@@ -289,10 +289,10 @@ impl Protocol {
             (OpKind::Get, _) => vec![LoadWord, ReadRecord],
             (OpKind::Evict, _) => vec![Find, Lock, Empty, CountDown],
             (OpKind::Clear, Without::ClearStampedFirst) => {
-                vec![Reserve, LockClear, TakeSequence, StoreCount, StoreGeneration, Stamp, Sync]
+                vec![Reserve, LockClear, TakeSequence, StoreGeneration, StoreCount, Stamp, Sync]
             }
             (OpKind::Clear, _) => {
-                vec![Reserve, LockClear, TakeSequence, Stamp, Sync, StoreCount, StoreGeneration]
+                vec![Reserve, LockClear, TakeSequence, Stamp, Sync, StoreGeneration, StoreCount]
             }
             (_, Without::SequenceUnderLock) => {
                 let mut steps = vec![Find, Reserve, TakeSequence, Lock, ReadGeneration, Decide];
@@ -385,7 +385,7 @@ impl Protocol {
     }
 
     /// The state after the death of a thread's process: its locks are taken over, and its clear is
-    /// finished.
+    /// void unless it took effect.
     fn die(&self, last: &State, number: u8) -> Option<State> {
         let thread = &last.threads[number as usize];
         if !self.deaths || thread.steps.is_empty() || last.threads.iter().any(|t| t.dead) {
@@ -400,16 +400,12 @@ impl Protocol {
         state.records.iter_mut().filter(|r| r.by.0 == number).for_each(|r| r.in_flight = false);
         if state.clear_lock == Some(number) {
             state.clear_lock = None;
-            let stamped =
-                thread.record.map(|record| &last.records[record as usize]).filter(|r| r.stamped);
-            if let Some(generation) =
-                stamped.map(|r| r.generation).filter(|g| *g > state.generation)
-            {
-                state.generation = generation;
-                if state.count.0 < generation {
-                    state.count = (generation, 0);
-                }
+            // A clear that took effect is complete. The record of another one is made void.
+            let record = thread.record.map(|record| &mut state.records[record as usize]);
+            if let Some(record) = record.filter(|_| thread.generation > last.generation) {
+                (record.stamped, record.synced) = (false, false);
             }
+            state.count_from_zero(last.generation);
         }
         state.threads[number as usize].dead = true;
         Some(state)
@@ -417,6 +413,13 @@ impl Protocol {
 }
 
 impl State {
+    /// Counts the entries of this generation from now on, if those of an older one are counted.
+    pub(crate) fn count_from_zero(&mut self, generation: u8) {
+        if self.count.0 < generation {
+            self.count = (generation, 0);
+        }
+    }
+
     /// Whether a recovery may bring back a key that a look did not find.
     pub(crate) fn may_bring_back(&self, key: usize) -> bool {
         self.lost[key] || self.locks[key].is_some()

@@ -77,6 +77,7 @@ impl Protocol {
             Step::CountUp => {
                 let before = thread.word.filter(|word| state.records[usize::from(*word)].stamped);
                 let before = before.map(|word| state.records[usize::from(word)].generation);
+                state.count_from_zero(thread.generation);
                 // An entry of the current generation is already counted. A record of an older
                 // generation is dead as soon as it is published.
                 if before != Some(thread.generation) && state.count.0 == thread.generation {
@@ -131,9 +132,9 @@ impl Protocol {
                 thread.generation = state.generation + 1;
                 thread.answer = Some(Answer::Done);
             }
-            Step::StoreCount => state.count = (thread.generation, 0),
-            Step::StoreGeneration => {
-                state.generation = thread.generation;
+            Step::StoreGeneration => state.generation = thread.generation,
+            Step::StoreCount => {
+                state.count_from_zero(thread.generation);
                 state.clear_lock = None;
             }
             _ => return None,

@@ -46,8 +46,19 @@ impl Geometry {
         let plausible = header[at::MAGIC] == MAGIC
             && geometry.primaries > 0
             && geometry.buckets > geometry.primaries
-            && geometry.segments.is_power_of_two();
+            && geometry.segments.is_power_of_two()
+            && header[at::GEOMETRY_CHECK] == geometry.check();
         plausible.then_some(geometry)
+    }
+
+    /// What the header has beside the three numbers: the length of the file does not tell whether
+    /// the number of primaries is right, and processes that disagree about it do not see each
+    /// other's entries.
+    pub(crate) fn check(&self) -> u64 {
+        let mixed = |sum: u64, number: u32| {
+            (sum ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+        };
+        [self.primaries, self.buckets, self.segments].into_iter().fold(MAGIC, mixed)
     }
 
     /// The same for a closed index, in which no `clear` can be running.

@@ -20,6 +20,8 @@ pub(crate) mod at {
     /// Whether the processes that map the file stopped using it, because a file of the directory
     /// was removed or replaced.
     pub(crate) const ABANDONED: usize = 4;
+    /// A check of the three numbers above.
+    pub(crate) const GEOMETRY_CHECK: usize = 5;
     /// From here on: words that every operation reads, and that change seldom.
     pub(crate) const GENERATION: usize = 8;
     pub(crate) const RECENCY: usize = 9;
@@ -38,6 +40,8 @@ pub(crate) mod at {
     /// How many entries were evicted; in the line of the count, which changes with it.
     pub(crate) const EVICTED: usize = 25;
     pub(crate) const CLEAR_LOCK: usize = 32;
+    /// Where the record of the last clear is, stored before it is stamped.
+    pub(crate) const CLEAR_RECORD: usize = 33;
     /// The first overflow bucket that was never used.
     pub(crate) const NEXT_OVERFLOW: usize = 40;
     /// The head of the list of free overflow buckets, plus one; the upper half counts changes.

@@ -102,6 +102,7 @@ impl Index {
             (at::PRIMARIES, u64::from(geometry.primaries)),
             (at::BUCKETS, u64::from(geometry.buckets)),
             (at::SEGMENTS, u64::from(geometry.segments)),
+            (at::GEOMETRY_CHECK, geometry.check()),
             (at::SEQUENCE, 1),
             (at::NEXT_OVERFLOW, u64::from(geometry.primaries)),
             (at::NEXT_SEGMENT, 1),
