@@ -50,6 +50,11 @@ fn index_open() {
 }
 
 #[test]
+fn live_index() {
+    replay("live_index", keepwarm::fuzzing::live_index);
+}
+
+#[test]
 fn snapshot_open() {
     replay("snapshot_open", keepwarm::fuzzing::snapshot_open);
 }

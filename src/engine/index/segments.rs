@@ -301,8 +301,9 @@ impl Index {
         for segment in self.segments().filter(|segment| segment.state == SegmentState::Dropped) {
             let Some(line) = self.line_of(segment.id) else { continue };
             let mut drop = line[4].load(Ordering::Acquire);
-            if drop == UNCOUNTED {
-                // The process that dropped it died before it counted the drop.
+            if drop > self.drops() {
+                // The process that dropped it died before it counted the drop (`UNCOUNTED`); or the
+                // count is damaged, and no process would ever acknowledge so many.
                 drop = self.words()[at::DROPS].fetch_add(1, Ordering::AcqRel) + 1;
                 line[4].store(drop, Ordering::Release);
             }

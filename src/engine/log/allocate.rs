@@ -199,6 +199,8 @@ impl Log {
         // The bytes that were evicted for a full disk: at most somewhat more than the new segment
         // needs. If that is not enough, others fill the disk faster than evictions free it.
         let mut evicted = 0;
+        // How often a full table is met: its rows are freed when all processes have unmapped them.
+        let mut rows = self.index.geometry().segments;
         let mut reservation = Some(reservation);
         loop {
             let (is_claimed, len) = (reservation.is_some(), lengths.len);
@@ -213,7 +215,8 @@ impl Log {
                 }
                 // The table is full of small segments: many processes write, or max_bytes was
                 // smaller.
-                if evict()? > 0 {
+                if rows > 0 && evict()? > 0 {
+                    rows -= 1;
                     continue;
                 }
                 return Err(no_space());

@@ -303,7 +303,12 @@ impl Engine {
         self.keep_entries()?;
         self.dead_blobs(Haste::Now);
         let quiet = self.is_quiet();
-        while self.keep_space(quiet)? {}
+        // Each round empties a segment.
+        for _ in 0..2 * self.index.geometry().segments {
+            if !self.keep_space(quiet)? {
+                break;
+            }
+        }
         self.remove_emptied()
     }
 

@@ -8,7 +8,8 @@ use crate::engine::counters::Counter;
 use crate::engine::format::blob_ref::CHUNK;
 use crate::engine::format::sizing;
 use crate::engine::format::word::Word;
-use crate::engine::index::Probe;
+use crate::engine::index::{Probe, busy};
+use crate::engine::ops::lookup::RETRIES;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sys::planted;
 use crate::sys::storage::is_full;
@@ -145,7 +146,7 @@ impl Naming for Engine {
         if planted!("names of a blob") {
             return Ok(None);
         }
-        loop {
+        for _ in 0..RETRIES {
             // Without the index it is not known what names a blob.
             self.check_index()?;
             let mut refused = None;
@@ -176,5 +177,6 @@ impl Naming for Engine {
                 return Ok(None);
             }
         }
+        Err(busy("look up what names a blob"))
     }
 }

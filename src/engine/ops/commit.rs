@@ -27,6 +27,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::sys::wait::Backoff;
 use crate::sys::{planted, step};
 
+/// How often a commit starts over, each time because another caller made progress.
+const MOST_ATTEMPTS: usize = 1 << 16;
+
 /// What a commit changed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AppliedChange {
@@ -121,7 +124,7 @@ impl Engine {
         let hash = self.hasher.hash(key);
         self.hints.prefetch(self.index.primary_of(hash));
         let mut crowd = Backoff::default();
-        loop {
+        for _ in 0..MOST_ATTEMPTS {
             self.options.clock.read();
             let seen = self.look(hash, key)?;
             let live = self.live(&seen, self.index.generation());
@@ -162,6 +165,7 @@ impl Engine {
                 Err(Retry::Unswept) => drop(self.reap_all()),
             }
         }
+        Err(busy("change an entry"))
     }
 
     /// One attempt: reserve and prepare without the lock; then lock, decide again and publish.

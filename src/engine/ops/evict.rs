@@ -10,7 +10,7 @@ use crate::engine::Engine;
 use crate::engine::counters::Counter;
 use crate::engine::format::word::Word;
 use crate::engine::index::{Busy, Locked, Role, Slot};
-use crate::engine::ops::lookup::header_in;
+use crate::engine::ops::lookup::{RETRIES, header_in};
 use crate::sys::planted;
 use crate::time::Timestamp;
 
@@ -55,7 +55,8 @@ impl Engine {
     /// # Errors
     /// `Busy` if the lock of its chain is held for long.
     pub(crate) fn evict_word(&self, hash: u64, word: Word) -> Result<bool, Busy> {
-        while let Some(slot) = self.index.slot_of(hash, word) {
+        for _ in 0..RETRIES {
+            let Some(slot) = self.index.slot_of(hash, word) else { break };
             if self.remove(slot, word, true)? {
                 return Ok(true);
             }

@@ -33,6 +33,9 @@ use crate::sys::wait::Backoff;
 
 /// So many segments of dead owners are left for processes that attach later.
 const ORPHANS: usize = 8;
+/// How many rounds one call does at most, each of which empties a segment or evicts a blob, or
+/// waits. No directory has so many.
+const MOST_ROUNDS: usize = 1 << 22;
 /// How long bytes that other processes hold are waited for.
 const OTHERS_RELEASE: Duration = Duration::from_secs(5);
 /// A chain is locked for microseconds. An error that says otherwise is retried for this long.
@@ -139,7 +142,7 @@ impl Engine {
         let (acquired, wait) = (Instant::now(), Backoff::default());
         let mut search =
             Search { role, bytes, started, acquired, last_held: acquired, stuck: 0, wait };
-        loop {
+        for _ in 0..MOST_ROUNDS {
             if let Some(reservation) = self.claim_room(bytes)? {
                 return Ok(reservation);
             }
@@ -150,6 +153,7 @@ impl Engine {
             }
             search.wait.pause();
         }
+        Err(busy("reserve").with_path(&self.dir))
     }
 
     /// One round: empties something if too little will be freed, then removes what is emptied.
@@ -390,7 +394,7 @@ impl Engine {
         if self.is_room_for(wanted) {
             return Ok(());
         }
-        loop {
+        for _ in 0..MOST_ROUNDS {
             let Some(role) = self.try_space_role()? else { return Ok(()) };
             let comes_back = self.emptied_bytes() + self.dropped_bytes();
             let is_enough = self.log.bytes() + batch <= self.most_bytes() + comes_back;
@@ -403,6 +407,7 @@ impl Engine {
                 Ok(false) | Err(_) => return Ok(()),
             }
         }
+        Ok(())
     }
 
     /// Compacts a segment with few live bytes, if much is dead. Says whether it did.
