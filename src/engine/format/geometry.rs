@@ -5,6 +5,10 @@ use super::index_header::{HeaderCopy, LINE, MAGIC, SEGMENTS_AT, at};
 /// The average number of entries of a primary bucket when the index is full.
 const ENTRIES_PER_BUCKET: u64 = 4;
 
+/// The most rows of a new segment table. A process maps each segment, and Linux allows 65,530 maps
+/// unless `vm.max_map_count` says otherwise: half of them are left to the program.
+pub(crate) const MOST_SEGMENTS: u32 = 1 << 15;
+
 /// The size of an index; fixed when its file is created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Geometry {
@@ -26,7 +30,7 @@ impl Geometry {
         let primaries = max_entries.div_ceil(ENTRIES_PER_BUCKET).clamp(4, u64::from(u32::MAX / 2));
         let exact = crate::options::INLINE_CULL_ENTRIES / ENTRIES_PER_BUCKET;
         let buckets = primaries + primaries / 4 + primaries.min(exact) * 3 / 4 + 8;
-        let segments = (max_segments * 2 + 32).next_power_of_two();
+        let segments = (max_segments * 2 + 32).next_power_of_two().min(u64::from(MOST_SEGMENTS));
         Self { primaries: primaries as u32, buckets: buckets as u32, segments: segments as u32 }
     }
 

@@ -118,6 +118,8 @@ impl Segment {
         space: &SpaceInUse,
     ) -> Result<Self> {
         let path = dir.join(Self::file_name(id));
+        // Where the address space is used up, each call would create and remove the file.
+        drop(Map::anonymous(len as usize).map_err(|e| Error::io("map segment", &path, e))?);
         let file = storage.create(&path).map_err(|e| Error::io("create segment", &path, e))?;
         let make = |path: PathBuf| -> io::Result<Self> {
             if zeroed {
