@@ -26,6 +26,8 @@ use serde::de::DeserializeOwned;
 
 use super::call::Call;
 use super::expiry_policy;
+#[cfg(feature = "async")]
+use super::flight_table::Polled;
 use super::flight_table::{Caller, Flights, Joined, Leader, Waiter};
 use super::io::Io;
 use crate::backend::{Change, ClaimKey, Claimed, Codec, Condition, Expiry, Item, Outcome, Soft};
@@ -85,6 +87,14 @@ pub(super) struct ClaimWait {
     leader: Leader,
     schedule: PollSchedule,
     pub(super) pause: Duration,
+}
+
+#[cfg(feature = "async")]
+impl ClaimWait {
+    /// What notes the polls of the leader, which is a future.
+    pub(super) fn polled(&self) -> Polled {
+        self.leader.polled()
+    }
 }
 
 /// How long a process waits for a computation of another process.
@@ -227,7 +237,7 @@ impl Call<'_> {
         &self,
         io: Io<'_>,
         lifespans: &Lifespans<T>,
-        mut leader: Leader,
+        leader: Leader,
         mut found: CachedValue<T>,
         mut schedule: PollSchedule,
     ) -> Result<NextStep<T>> {
@@ -238,7 +248,7 @@ impl Call<'_> {
                 if claim.is_seen() {
                     found = self.look_up_again(io, lifespans, found).await?;
                 }
-                leader.claim = claim;
+                leader.keep(claim);
             }
             taken => {
                 if let CachedValue::Due(due) = found {
