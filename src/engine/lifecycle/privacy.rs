@@ -20,6 +20,10 @@ pub(crate) fn refuse_other_users(
     if options.allow_other_users {
         return Ok(());
     }
+    // What is not a directory is refused as such.
+    if !storage.stat_path(path).is_ok_and(|found| found.is_dir) {
+        return Ok(());
+    }
     let own_user = own_user();
     let files = names.into_iter().flatten().map(|name| path.join(name));
     for path in std::iter::once(path.to_owned()).chain(files) {
