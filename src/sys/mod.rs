@@ -24,6 +24,8 @@ pub(crate) mod mount;
 #[cfg(all(feature = "failpoints", target_os = "linux"))]
 pub mod observe;
 #[cfg(target_os = "linux")]
+pub(crate) mod place;
+#[cfg(target_os = "linux")]
 pub(crate) mod random;
 #[cfg(target_os = "linux")]
 mod sigbus;

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 /// A step that decides what a power cut leaves. Files are identified by their inode numbers.
@@ -40,6 +41,19 @@ static OBSERVER: RwLock<Option<Arc<Observer>>> = RwLock::new(None);
 /// it.
 pub fn observe(observer: Option<Arc<Observer>>) {
     *OBSERVER.write().unwrap_or_else(PoisonError::into_inner) = observer;
+}
+
+static BOOT: AtomicU64 = AtomicU64::new(0);
+
+/// Says in which boot of the machine each directory is opened from now on, and that no directory is
+/// a copy; 0 stands for what the machine says. An open in another boot than the one before comes
+/// after a power cut, unless the directory was closed.
+pub fn set_boot(number: u64) {
+    BOOT.store(number, Ordering::SeqCst);
+}
+
+pub(crate) fn boot() -> Option<u64> {
+    Some(BOOT.load(Ordering::SeqCst)).filter(|number| *number != 0)
 }
 
 pub(crate) fn tell(step: Step<'_>) {

@@ -22,6 +22,11 @@ pub(crate) mod at {
     pub(crate) const ABANDONED: usize = 4;
     /// A check of the three numbers above.
     pub(crate) const GEOMETRY_CHECK: usize = 5;
+    /// The page cache in which the index is, since it was complete; 0 before. See
+    /// [`place`](crate::sys::place).
+    pub(crate) const PAGE_CACHE: usize = 6;
+    /// The number of the last snapshot that counted before anything was removed.
+    pub(crate) const COUNTED: usize = 7;
     /// From here on: words that every operation reads, and that change seldom.
     pub(crate) const GENERATION: usize = 8;
     pub(crate) const RECENCY: usize = 9;

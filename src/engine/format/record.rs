@@ -5,7 +5,8 @@
 //!  4  header check u32 CRC-32 of key and header, seeded with salt and offset; its store commits
 //!  8  sequence u64
 //! 16  expires at u48   milliseconds since 1970, all ones: never
-//! 22  flags u16        which optional fields the body begins with
+//! 22  flags u16        which optional fields the body begins with; the highest bit: what precedes
+//!                      the record in its segment was on the disk when the record was begun
 //! 24  generation u32   of `clear`
 //! 28  body check u32   CRC-32 of the body
 //! 32  key length u24 | kind u4 | codec u4
@@ -40,6 +41,9 @@ pub(crate) const FLAG_STALE_AT: u16 = 1;
 pub(crate) const FLAG_TAGS: u16 = 2;
 /// Next in the body: how long it took to compute the value, u32 milliseconds.
 pub(crate) const FLAG_TOOK: u16 = 4;
+/// Everything before the record in its segment was synced when the record was begun. So a record
+/// before it that is not sound is damaged: no power cut has torn it.
+pub(crate) const FLAG_AFTER_SYNC: u16 = 1 << 15;
 
 /// What a record does to its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -232,6 +236,8 @@ pub(crate) struct Record<'a> {
     pub(crate) kind: Kind,
     pub(crate) codec: Codec,
     pub(crate) flags: u16,
+    /// See [`FLAG_AFTER_SYNC`].
+    pub(crate) is_after_sync: bool,
     /// The length of the whole record.
     pub(crate) len: u32,
     pub(crate) sequence: u64,
@@ -294,7 +300,8 @@ impl<'a> Record<'a> {
         Some(Self {
             kind: Kind::from_bits((shape >> 24 & 0xf) as u8)?,
             codec: codec_from_bits((shape >> 28 & 0xf) as u8)?,
-            flags: (times >> 48) as u16,
+            flags: (times >> 48) as u16 & !FLAG_AFTER_SYNC,
+            is_after_sync: times >> 63 != 0,
             len,
             sequence,
             generation: checks as u32,

@@ -90,6 +90,18 @@ impl Index {
         self.words()[at::SNAPSHOT].store(number, Ordering::Release);
     }
 
+    /// Notes that snapshot `number` counts. Comes before anything is removed that an older one
+    /// needs.
+    pub(crate) fn set_counted(&self, number: u64) {
+        self.words()[at::COUNTED].store(number, Ordering::Release);
+    }
+
+    /// Notes that the index is complete, and in which page cache it is: see
+    /// [`Evidence`](crate::engine::lifecycle::evidence).
+    pub(crate) fn set_page_cache(&self, id: u64) {
+        self.words()[at::PAGE_CACHE].store(id, Ordering::Release);
+    }
+
     /// The bytes that the log has taken since the last checkpoint began.
     pub(crate) fn logged_since_checkpoint(&self) -> u64 {
         self.logged().wrapping_sub(self.words()[at::CHECKPOINTED].load(Ordering::Acquire))

@@ -187,10 +187,12 @@ impl Attached {
         let process_slot = ProcessSlot::new(locks.clone(), number);
         let state_path = directory.file("state");
         let at_state = |e| Error::io("open", &state_path, e);
-        let state = storage
+        let mut state = storage
             .open_or_create(&state_path)
             .and_then(|(f, _)| StateFile::open(f))
             .map_err(at_state)?;
+        let place = held.place();
+        state.set_directory(place.inode).map_err(at_state)?;
         let hasher = KeyHasher::new(&meta.hash_key);
         let options = options.for_limits(state.limits());
         let space = ENGINES.get().space(held.id());
@@ -255,6 +257,8 @@ impl Attached {
         if let Some(recovered) = recovered {
             engine.dead_blobs(Haste::Later);
             engine.settle(recovered)?;
+            // From here on the index tells a recovery what was stored.
+            engine.index.set_page_cache(place.page_cache.unwrap_or(0));
         }
         engine.publish_stats();
         let maintenance = Some(Maintenance::start(engine.clone())?);

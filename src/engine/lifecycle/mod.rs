@@ -1,7 +1,10 @@
 //! The life of a directory: opening, recovery, attaching, observing, detaching.
 
 pub(crate) mod attach;
+pub(crate) mod base;
+pub(crate) mod closed;
 pub(crate) mod directory;
+pub(crate) mod evidence;
 mod footprint;
 pub(crate) mod observer;
 pub(crate) mod open;

@@ -82,6 +82,7 @@ mod removal;
 pub(crate) mod scan;
 pub(crate) mod segment;
 pub(crate) mod segment_map;
+pub(crate) mod survey;
 mod sync;
 
 use std::io;

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::engine::format::record::{self, Draft, Prepared, Record, RecordPlace, Stamp};
@@ -31,6 +31,9 @@ pub(crate) struct Segment {
     writes: AtomicU64,
     /// The value of `writes` before the last sync that succeeded.
     synced: AtomicU64,
+    /// The offset of the last record that was begun when everything before it was synced; 0 if
+    /// there is none.
+    after_sync: AtomicU32,
     failed: AtomicBool,
     /// Whether its map is expected to be read at random.
     pub(super) is_random: AtomicBool,
@@ -200,6 +203,7 @@ impl Segment {
             file: Mutex::new(Some(Arc::new(OwnFile::new(file)))),
             writes: AtomicU64::new(0),
             synced: AtomicU64::new(0),
+            after_sync: AtomicU32::new(0),
             failed: AtomicBool::new(false),
             is_random: AtomicBool::new(false),
             pins: AtomicU64::new(0),
@@ -289,14 +293,8 @@ impl Segment {
     /// never stamped is skipped as a whole if its length leads to the end, to zeros or to another
     /// record. Behind damage each aligned offset is tried.
     pub(super) fn after_unsound(&self, at: u32) -> u32 {
-        let unstamped =
-            self.map.word32(at as usize + 4).is_some_and(|w| w.load(Ordering::Relaxed) == 0);
-        if let Some(len) = record::stored_len(&self.map, at).filter(|_| unstamped) {
-            let next = at + len;
-            let at_end = next as usize + record::HEADER_LEN > self.map.len();
-            if at_end || self.is_zero(next) || record::stored_len(&self.map, next).is_some() {
-                return next;
-            }
+        if let Some(next) = self.behind_unstamped(at) {
+            return next;
         }
         let mut next = at + ALIGN as u32;
         while (next as usize) < self.map.len() && u64::from(next) < MAX_OFFSET && self.is_zero(next)
@@ -304,6 +302,21 @@ impl Segment {
             next += ALIGN as u32;
         }
         next
+    }
+
+    /// The end of the record that was reserved at `at` and never stamped, if there is one.
+    pub(super) fn behind_unstamped(&self, at: u32) -> Option<u32> {
+        let check = self.map.word32(at as usize + 4)?.load(Ordering::Relaxed);
+        let next = at + record::stored_len(&self.map, at).filter(|_| check == 0)?;
+        let at_end = next as usize + record::HEADER_LEN > self.map.len();
+        let leads_on =
+            at_end || self.is_zero(next) || record::stored_len(&self.map, next).is_some();
+        leads_on.then_some(next)
+    }
+
+    /// Whether nothing was begun at `at`, where a record would begin.
+    pub(crate) fn is_unused_from(&self, at: u32) -> bool {
+        at as usize / 8 >= self.map.words().len() || self.is_zero(at)
     }
 
     /// The length that is stored at `offset`, if a record of that length fits.
@@ -317,7 +330,7 @@ impl Segment {
         last.map_or(0, |word| (word as u32 + 1) * 8)
     }
 
-    fn is_zero(&self, at: u32) -> bool {
+    pub(super) fn is_zero(&self, at: u32) -> bool {
         self.map.words().get(at as usize / 8).is_some_and(|w| w.load(Ordering::Relaxed) == 0)
     }
 
@@ -326,7 +339,11 @@ impl Segment {
         if let Some(word) = self.map.word32(offset as usize) {
             word.store(len, Ordering::Relaxed);
         }
-        self.writes.fetch_add(1, Ordering::AcqRel);
+        let before = self.writes.fetch_add(1, Ordering::AcqRel);
+        // As in `is_synced`, at the moment of the reservation.
+        if before as u32 == 0 && before == self.synced.load(Ordering::Acquire) {
+            self.after_sync.store(offset, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn finish(&self) {
@@ -342,10 +359,13 @@ impl Segment {
         &self,
         offset: u32,
         len: u32,
-        draft: Draft,
+        mut draft: Draft,
         key: &[u8],
         body: [&[u8]; 2],
     ) -> Prepared {
+        if self.after_sync.load(Ordering::Relaxed) == offset {
+            draft.flags |= record::FLAG_AFTER_SYNC;
+        }
         let at = offset as usize + record::HEADER_LEN;
         let body_at = at + key.len();
         let filled = self.map.fill(at, key)

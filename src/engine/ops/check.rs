@@ -19,6 +19,10 @@ impl Engine {
     pub(crate) fn check(&self) -> CheckReport {
         self.options.clock.read();
         let _quiet = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.index.wants_recount() && !self.is_read_only() {
+            // An entry that could not be read was removed, or a process died.
+            self.count_again();
+        }
         let mut report = self.read_everything();
         if report.is_sound() && self.is_miscounted(&report) {
             // A write may have been under way: it is counted a moment before its entry is

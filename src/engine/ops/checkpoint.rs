@@ -132,6 +132,7 @@ impl Engine {
         state.set_snapshot(next, self.index.asked_limits()).map_err(|e| self.state_error(e))?;
         self.index.heartbeat(Role::Space);
         step!("checkpoint::counted");
+        self.index.set_counted(next);
         self.index.set_checkpointed(logged);
         (checkpoints.seen, checkpoints.last) = (next, Instant::now());
         self.release_blobs(&dead);

@@ -17,6 +17,7 @@ use crate::time::{Clock, ManualClock, StoreClock, Timestamp};
 
 mod attach;
 mod clearing;
+mod damage;
 #[path = "../../../tests/support/dir.rs"]
 mod dir;
 mod held;

@@ -10,6 +10,7 @@ use nix::unistd::{AccessFlags, geteuid};
 use super::file::File;
 use super::{FileId, FreeSpace, How, Storage};
 use crate::sys::fork::OwnFile;
+use crate::sys::place::Place;
 use crate::sys::{lock, planted};
 
 /// The user that owns the files which this process creates.
@@ -98,6 +99,11 @@ impl HeldDirectory {
 
     pub(crate) fn id(&self) -> FileId {
         self.id
+    }
+
+    /// Where the directory is.
+    pub(crate) fn place(&self) -> Place {
+        Place::of(self.file.os(), self.id.inode)
     }
 
     /// What the directory was opened on.

@@ -36,6 +36,10 @@ impl File {
         Ok(self.stat()?.id)
     }
 
+    pub(crate) fn inode(&self) -> io::Result<u64> {
+        Ok(self.stat()?.id.inode)
+    }
+
     pub(crate) fn len(&self) -> io::Result<u64> {
         Ok(self.stat()?.len)
     }
