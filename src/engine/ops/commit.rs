@@ -130,6 +130,9 @@ impl Engine {
             let live = self.live(&seen, self.index.generation());
             let decision = self.decide(condition, change, live, || self.index.may_bring_back(hash));
             if let Decision::Return(outcome) = decision {
+                if self.wipes_damage(hash)? {
+                    continue;
+                }
                 return self.report(outcome, live);
             }
             let is_put = matches!(decision, Decision::Put { .. });

@@ -67,29 +67,24 @@ impl Engine {
     ) -> Result<Lookup> {
         for _ in 0..RETRIES {
             let seen = self.look_through(hash, key, &mut hold)?;
-            if (seen.found.entry.is_some() || seen.found.unreadable.is_none())
-                && !self.index.is_damaged(hash, &seen.found)
-            {
-                return Ok(seen);
-            }
-            if !self.must_look_again(hash, &seen.found)? {
+            let is_moved = |(slot, word): (Slot, Word)| self.index.word(slot) != word;
+            if seen.found.entry.is_some() || !seen.found.unreadable.is_some_and(is_moved) {
                 return Ok(seen);
             }
         }
         Err(busy("look up an entry"))
     }
 
-    /// Whether the entry may be elsewhere now, or another one than the look found.
-    #[cold]
-    fn must_look_again(&self, hash: u64, found: &Found) -> Result<bool> {
-        if self.index.is_damaged(hash, found) && !self.is_read_only() {
-            // A damaged word may hide the key, or name an older record of it. Taking the lock wipes
-            // such words.
-            self.note_wiped(self.index.lock(hash)?.wiped());
-            return Ok(true);
+    /// Wipes the words of the key's chain that do not match their check, and says whether there
+    /// were any: one may hide the key, or name an older record of it. A look does not check that,
+    /// because the lock does, but a call that returns without the lock must.
+    pub(crate) fn wipes_damage(&self, hash: u64) -> Result<bool> {
+        let found = self.index.find(hash, |_| Probe::Other);
+        if !self.index.is_damaged(hash, &found) {
+            return Ok(false);
         }
-        // Its record was moved after its word was loaded, and the segment removed.
-        Ok(found.unreadable.is_some_and(|(slot, word)| self.index.word(slot) != word))
+        self.note_wiped(self.index.lock(hash)?.wiped());
+        Ok(true)
     }
 
     /// Like `look`, under the lock of the chain, where no file may be opened. `None` if a segment
