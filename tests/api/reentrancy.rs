@@ -51,7 +51,7 @@ impl Inside {
             cache.incr("count", 1).ok();
             cache.touch(&key, Timeout::Never).unwrap();
             cache.delete(&format!("new {}", n / 2)).unwrap();
-            if n % 16 == 0 {
+            if n.is_multiple_of(16) {
                 cache.set_bytes(&format!("large {n}"), &[7; 50_000], Timeout::Never).unwrap();
                 cache.keys().for_each(|key| drop(key.unwrap()));
             }
