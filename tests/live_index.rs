@@ -22,7 +22,8 @@ fn each_operation_ends_after_a_flipped_bit_in_the_live_header() {
     let (tell, told) = channel();
     let flips = std::thread::spawn(move || {
         keepwarm::fuzzing::flip_live_header(|word, bit| {
-            let wanted = all || IN_LOOPS.contains(&word) || (word * 64 + bit as usize) % 11 == 0;
+            let wanted =
+                all || IN_LOOPS.contains(&word) || (word * 64 + bit as usize).is_multiple_of(11);
             if wanted {
                 tell.send((word, bit)).unwrap();
             }
