@@ -213,8 +213,10 @@ impl Engine {
     }
 
     fn has_ended(&self, generation: u32, expires_at: Expiry) -> bool {
-        (generation < self.index.generation() && !planted!("generation"))
-            || (self.has_passed(expires_at) && !planted!("expiry"))
+        if generation < self.index.generation() {
+            return !planted!("generation");
+        }
+        self.has_passed(expires_at) && !planted!("expiry")
     }
 
     // Keeps invariant I1: key, header and value are checked.

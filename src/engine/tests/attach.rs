@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::engine::format::geometry::Geometry;
-use crate::engine::format::index_header::{HEADER_WORDS, MAGIC, MOST_PROCESSES, at};
+use crate::engine::format::index_header::{HEADER_WORDS, MOST_PROCESSES, at};
 use crate::engine::index::ProcessSlot;
 use crate::engine::lifecycle::directory::Directory;
 use crate::engine::shared::state_file::StateFile;
@@ -41,12 +41,15 @@ fn a_forged_sparse_index_takes_no_space() {
     set(&engine, "k", b"v");
     drop(engine);
     let geometry = Geometry::for_entries(1_000_000, 64);
-    let mut header = [0; HEADER_WORDS];
-    header[at::MAGIC] = MAGIC;
+    let index = file(dir.path(), "index");
+    let mut bytes = vec![0; HEADER_WORDS * 8];
+    index.read_exact_at(&mut bytes, 0).unwrap();
+    let word = |word: &[u8]| u64::from_le_bytes(word.try_into().unwrap());
+    let mut header: [u64; HEADER_WORDS] =
+        std::array::from_fn(|at| word(&bytes[8 * at..8 * at + 8]));
     header[at::PRIMARIES] = geometry.primaries.into();
     header[at::BUCKETS] = geometry.buckets.into();
     header[at::SEGMENTS] = geometry.segments.into();
-    let index = file(dir.path(), "index");
     index.set_len(0).unwrap();
     index.set_len(geometry.index_bytes()).unwrap();
     let bytes: Vec<u8> = header.iter().flat_map(|word| word.to_le_bytes()).collect();
