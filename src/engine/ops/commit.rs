@@ -430,6 +430,7 @@ impl Engine {
 
     /// `has_lost`: whether the key's chain evicted an entry that a recovery could restore. Called
     /// after the look, and only if it matters.
+    #[inline(always)]
     fn decide(
         &self,
         condition: Condition,

@@ -46,6 +46,7 @@ impl Engine {
     ///
     /// # Errors
     /// If the environment refuses to open a segment that may hold it.
+    #[inline(always)]
     pub(crate) fn look(&self, hash: u64, key: &[u8]) -> Result<Lookup> {
         let seen = self.look_settled(hash, key, |id| self.log.fetch(id))?;
         match seen.found.unreadable {
@@ -58,7 +59,7 @@ impl Engine {
     }
 
     /// Looks until nothing that the result depends on changed meanwhile.
-    #[inline]
+    #[inline(always)]
     fn look_settled(
         &self,
         hash: u64,
