@@ -388,11 +388,13 @@ fn read_only() -> Verdict {
 /// A child: `dir` is a file system of 2 MiB.
 fn on_a_small_disk(dir: &Path) {
     let (cache_dir, ballast) = (dir.join("cache"), dir.join("ballast"));
-    // The first segment of a cache with a limit far above the disk's size does not fit.
+    // The limit is far above the disk's size: what fits is stored, and what does not is refused.
     let large = Cache::builder(&cache_dir).max_bytes(1 << 30).max_entries(1000).open().unwrap();
-    let error = large.set("a", &1, Timeout::Never).unwrap_err();
+    large.set("a", &1, Timeout::Never).unwrap();
+    let error = large.set_bytes("b", &[1; 4 << 20], Timeout::Never).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
-    assert!(large.is_empty() && large.get::<u8>("a").unwrap().is_none());
+    assert_eq!((large.get("a").unwrap(), large.get_bytes("b").unwrap()), (Some(1), None));
+    assert!(large.delete("a").unwrap());
     drop(large);
     let small = || Cache::builder(&cache_dir).max_bytes(1 << 20).max_entries(1000).open();
     let cache = small().unwrap();
