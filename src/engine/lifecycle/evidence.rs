@@ -40,13 +40,28 @@ pub(crate) struct Witness {
     sequence: u64,
     /// The number of the last snapshot that counted.
     counted: u64,
+    /// Whether the directory is a copy, so that its files may be of different moments.
+    is_copy: bool,
     /// The segment table, if the index is complete.
     segments: Option<HashMap<u32, SegmentInfo>>,
 }
 
 impl Witness {
-    fn new(header: &HeaderCopy, segments: Option<HashMap<u32, SegmentInfo>>) -> Self {
-        Self { sequence: header[at::SEQUENCE], counted: header[at::COUNTED], segments }
+    /// Whether the log or its snapshot has sequences that this index has not given out.
+    fn is_older(&self, base: &Header, starts: &HashMap<u32, u32>, segments: &[Segment]) -> bool {
+        let from = |id: u32| starts.get(&id).copied().unwrap_or(0);
+        let replayed = segments.iter().filter(|s| from(s.id) != snapshot::SEALED);
+        let mut surveys = replayed.map(|s| s.survey(from(s.id), 0));
+        base.sequence > self.sequence || surveys.any(|s| s.last_sequence >= self.sequence)
+    }
+
+    fn new(
+        header: &HeaderCopy,
+        state: &StateFile,
+        segments: Option<HashMap<u32, SegmentInfo>>,
+    ) -> Self {
+        let (sequence, counted) = (header[at::SEQUENCE], header[at::COUNTED]);
+        Self { sequence, counted, is_copy: state.is_moved(), segments }
     }
 }
 
@@ -71,7 +86,7 @@ impl Evidence {
     /// `index`: the index file as the last life left it, if it is one.
     pub(crate) fn gather(index: Option<&Index>, state: &StateFile, place: Place) -> Self {
         if let Some(closed) = state.clean() {
-            return Self::Stored(Witness::new(closed, None));
+            return Self::Stored(Witness::new(closed, state, None));
         }
         let header = index.map(|index| (index, index.header_copy()));
         let complete = header.filter(|(_, header)| header[at::PAGE_CACHE] != 0);
@@ -79,7 +94,7 @@ impl Evidence {
         match complete {
             Some((index, header)) if is_same(&header) || state.is_moved() => {
                 let segments = index.segments().map(|segment| (segment.id, segment)).collect();
-                Self::Stored(Witness::new(&header, Some(segments)))
+                Self::Stored(Witness::new(&header, state, Some(segments)))
             }
             // Without a complete index (a recovery was killed) a copy is not told from a power cut.
             _ => Self::PowerCut,
@@ -94,6 +109,13 @@ impl Evidence {
         starts: &HashMap<u32, u32>,
         segments: &[Segment],
     ) -> Judgement {
+        if let Self::Stored(witness) = self
+            && !witness.is_copy
+            && witness.is_older(base, starts, segments)
+        {
+            // The index alone was replaced by an older one, which says nothing about the log.
+            return Self::PowerCut.judge(base, starts, segments);
+        }
         let mut judgement = Judgement::default();
         let files: HashMap<u32, &Segment> = segments.iter().map(|s| (s.id, s)).collect();
         judgement.missing = match self {
