@@ -48,14 +48,24 @@ impl Engine {
     /// If the environment refuses to open a segment that may hold it.
     #[inline(always)]
     pub(crate) fn look(&self, hash: u64, key: &[u8]) -> Result<Lookup> {
-        let seen = self.look_settled(hash, key, |id| self.log.fetch(id))?;
-        match seen.found.unreadable {
-            // The next look maps the segment again.
-            Some((_, word)) if self.log.has_faulted(word.segment()) => {
-                self.look_settled(hash, key, |id| self.log.fetch(id))
-            }
-            _ => Ok(seen),
+        let seen = self.look_settled(hash, key, |id| self.log.fetch(id));
+        // Not unwrapped: what was seen is large, and would be copied.
+        match &seen {
+            Ok(Lookup { found, .. }) if self.has_met_fault(found) => self.look_again(hash, key),
+            _ => seen,
         }
+    }
+
+    fn has_met_fault(&self, found: &Found) -> bool {
+        found.unreadable.is_some_and(|(_, word)| self.log.has_faulted(word.segment()))
+    }
+
+    /// Looks again after a fault. This maps the segment again. A copy of the look of its own, so
+    /// that the usual one stays inline.
+    #[cold]
+    #[inline(never)]
+    fn look_again(&self, hash: u64, key: &[u8]) -> Result<Lookup> {
+        self.look_settled(hash, key, |id| self.log.fetch(id))
     }
 
     /// Looks until nothing that the result depends on changed meanwhile.
