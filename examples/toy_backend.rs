@@ -67,13 +67,7 @@ impl State {
         (!has_passed(stored.expires_at, now)).then_some(stored)
     }
 
-    /// Removes what has expired, or the oldest entry if nothing has.
-    fn evict(&mut self, now: Timestamp) {
-        let before = self.entries.len();
-        self.entries.retain(|_, entry| !has_passed(entry.stored.expires_at, now));
-        if self.entries.len() < before {
-            return;
-        }
+    fn evict_oldest(&mut self) {
         let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.number);
         if let Some(key) = oldest.map(|(key, _)| key.clone()) {
             self.entries.remove(&key);
@@ -84,8 +78,7 @@ impl State {
 impl Backend for Toy {
     fn get(&self, key: &str) -> Result<Option<Stored>> {
         // The value is shared, not copied: `Stored` holds its bytes by a count of references.
-        let now = self.clock.now();
-        Ok(self.state()?.live(key, now).cloned())
+        Ok(self.state()?.live(key, self.clock.now()).cloned())
     }
 
     fn commit(&self, key: &str, condition: Condition, change: Change<'_>) -> Result<Outcome> {
@@ -94,10 +87,9 @@ impl Backend for Toy {
         {
             return Err(Error::new(ErrorKind::ValueTooLarge, "store").with_key(key));
         }
-        // The clock is the program's and may call the cache, so it is read without the lock.
-        let now = self.clock.now();
         // One lock around the check of the condition and the change makes them one step.
         let mut state = self.state()?;
+        let now = self.clock.now();
         let before = state.live(key, now).cloned();
         let current = before.as_ref().map(|stored| stored.token);
         let token = match change.decide(condition, current, |end| has_passed(end, now)) {
@@ -123,7 +115,7 @@ impl Backend for Toy {
                 let number = state.entries.get(key).map_or(token, |entry| entry.number);
                 state.entries.insert(key.to_owned(), Entry { stored, number });
                 if state.entries.len() as u64 > state.max_entries {
-                    state.evict(now);
+                    state.evict_oldest();
                 }
                 Some(token)
             }
@@ -142,8 +134,7 @@ impl Backend for Toy {
     }
 
     fn scan(&self, cursor: u64, visit: &mut dyn FnMut(&str, Item<'_>)) -> Result<Option<u64>> {
-        let now = self.clock.now();
-        let state = self.state()?;
+        let (state, now) = (self.state()?, self.clock.now());
         let mut batch: Vec<(u64, String, Stored)> = state
             .entries
             .iter()
@@ -160,9 +151,8 @@ impl Backend for Toy {
 
     // Also optional: these two tell `AsyncCache` that no call takes long.
     fn weight(&self, key: &str) -> usize {
-        let now = self.clock.now();
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.live(key, now).map_or(0, |stored| stored.value.len())
+        state.live(key, self.clock.now()).map_or(0, |stored| stored.value.len())
     }
 
     fn commits_take_long(&self) -> bool {
@@ -178,11 +168,10 @@ impl Backend for Toy {
 
     fn configure(&self, new: &NewLimits) -> Result<Limits> {
         let max_entries = new.over(self.limits()).max_entries;
-        let now = self.clock.now();
         let mut state = self.state()?;
         state.max_entries = max_entries;
         while state.entries.len() as u64 > max_entries {
-            state.evict(now);
+            state.evict_oldest();
         }
         drop(state);
         Ok(self.limits())

@@ -12,8 +12,8 @@ type Cause = Box<dyn std::error::Error + Send + Sync + 'static>;
 ///
 /// An error names the operation and the key or path it was working on. A program branches on
 /// [`kind`](Error::kind); the `Display` text is for people and may change. A call that returned an
-/// error changed nothing, and never will, unless its documentation says otherwise or the kind is
-/// `LockLost` or `UnknownOutcome`. The size of a pointer.
+/// error changed nothing, unless its documentation says otherwise or the kind is `LockLost` or
+/// `UnknownOutcome`. The size of a pointer.
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -53,22 +53,15 @@ pub enum ErrorKind {
     Corrupt,
     /// Part of the value that is being read is damaged. The entry is a miss for later reads.
     Damaged,
-    /// A file of the directory, or the directory itself, was removed or replaced while the cache
-    /// was in use. Entries that were stored since then may be lost. The next call opens the
-    /// directory again.
-    DirectoryChanged,
-    /// Other users may write to the directory, or one of them owns it. They could replace its
-    /// files.
-    NotPrivate,
     /// An option has a value that is not allowed.
     InvalidOption,
     /// The key is too long, or the key check in use refuses it.
     InvalidKey,
     /// The value does not fit within `max_bytes`.
     ValueTooLarge,
-    /// The value cannot be encoded as MessagePack, or is nested more than 128 levels deep.
+    /// The value cannot be encoded as MessagePack.
     Encode,
-    /// The stored value is not of the requested type, or is nested too deep to be read.
+    /// The stored value is not of the requested type.
     Decode,
     /// The operation needs an entry, and there is none.
     NotFound,
@@ -93,13 +86,9 @@ pub enum ErrorKind {
     /// The server of a remote backend cannot be reached. The request was not sent, so nothing
     /// changed.
     Unreachable,
-    /// The change may have taken effect, may still take effect, or may never. Read the entry to
-    /// find out.
-    ///
-    /// With [`Durability::Sync`](crate::Durability::Sync), the disk refused to sync a change that
-    /// was made already; the source says why. The change is taken back if possible, but part of it
-    /// may be on the disk and come back after a power cut. Or a remote backend sent a change and
-    /// got no answer: the connection broke, or the call timed out.
+    /// A remote backend sent a change and got no answer: the connection broke, or the call timed
+    /// out. The change may have taken effect, may still take effect, or may never. Read the entry
+    /// to find out.
     UnknownOutcome,
     /// The backend does not support this operation.
     Unsupported,
@@ -125,15 +114,6 @@ impl ErrorKind {
                  directory and remove it"
             }
             Self::Damaged => "part of the stored value is damaged; the entry is now a miss",
-            Self::DirectoryChanged => {
-                "a file of the directory was removed or replaced while it was in use; entries \
-                 stored since then may be lost; the next call opens the directory again"
-            }
-            Self::NotPrivate => {
-                "other users can change the files of this directory; take that right from them \
-                 (chmod go-w), run as the owner, or allow it with Builder::allow_other_users \
-                 (keepwarm --allow-other-users)"
-            }
             Self::InvalidOption => "the value of the option is not allowed",
             Self::InvalidKey => "the key is not allowed",
             Self::ValueTooLarge => "the value is too large for max_bytes",
@@ -153,7 +133,8 @@ impl ErrorKind {
             Self::Interrupted => "the operation was interrupted",
             Self::Unreachable => "the server cannot be reached; nothing was changed",
             Self::UnknownOutcome => {
-                "the change may or may not take effect; read the entry to find out"
+                "the server did not answer; the change may or may not take effect; read the entry \
+                 to find out"
             }
             Self::Unsupported => "the backend does not support this operation",
         }
@@ -181,11 +162,6 @@ impl Error {
             _ => ErrorKind::Io,
         };
         Self::new(kind, operation).with_path(path).with_source(source)
-    }
-
-    /// The error of a change that was made already, and could not be synced because of this error.
-    pub(crate) fn of_unsynced_change(self, path: &Path) -> Self {
-        Self::new(ErrorKind::UnknownOutcome, "sync").with_path(path).with_source(self)
     }
 
     /// This error, with `key` as its subject.

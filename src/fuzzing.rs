@@ -4,8 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -188,127 +186,6 @@ pub fn snapshot_open(bytes: &[u8]) {
         }
         _ => {}
     });
-}
-
-/// A directory that is open while its index is damaged.
-struct LiveIndex {
-    dir: TempDir,
-    cache: Cache,
-    index: fs::File,
-    turn: u64,
-}
-
-impl LiveIndex {
-    fn open() -> Self {
-        let dir = scratch();
-        let meta = engine::format::meta::with_secret([7; 16]).unwrap_or_default();
-        fs::write(dir.path().join("meta"), meta).unwrap_or_else(|e| panic!("{e}"));
-        let cache = open(dir.path()).unwrap_or_else(|e| panic!("{e}"));
-        let index = fs::File::options().read(true).write(true).open(dir.path().join("index"));
-        let index = index.unwrap_or_else(|e| panic!("{e}"));
-        let mut live = Self { dir, cache, index, turn: 0 };
-        live.work();
-        live
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        let read = (&self.index)
-            .seek(SeekFrom::Start(0))
-            .and_then(|_| (&self.index).read_to_end(&mut bytes));
-        read.map_or_else(|e| panic!("{e}"), |_| bytes)
-    }
-
-    /// Stores the words in which `changed` differs from `bytes` into the file, which is mapped.
-    fn store(&self, bytes: &[u8], changed: &[u8]) {
-        for (at, (was, now)) in bytes.chunks(8).zip(changed.chunks(8)).enumerate() {
-            if was != now {
-                self.index.write_all_at(now, at as u64 * 8).unwrap_or_else(|e| panic!("{e}"));
-            }
-        }
-    }
-
-    /// Calls each operation once. An error is as good as a result: that it ends is what counts.
-    fn work(&mut self) {
-        let cache = &self.cache;
-        self.turn += 1;
-        for n in 0..12 {
-            let key = format!("key {}", (self.turn * 5 + n) % 45);
-            let value = format!("{key} {}", self.turn);
-            drop(cache.set_bytes(&key, value.as_bytes(), Timeout::Never));
-            for key in 0..45 {
-                let key = format!("key {key}");
-                if let Ok(Some(read)) = cache.get_bytes(&key) {
-                    assert!(read.starts_with(key.as_bytes()), "{key:?} holds {read:?}");
-                }
-            }
-            match n {
-                0 => drop(cache.delete(&key)),
-                1 => drop(cache.touch(&key, Timeout::Never)),
-                2 => drop(cache.incr_or_init("count", 1, 0, Timeout::Never)),
-                3 => drop(cache.add(&key, &n, Timeout::Never)),
-                4 => drop(cache.set_bytes("large", &[7; 90_000], Timeout::Never)),
-                5 => drop(cache.stats()),
-                6 => assert!(cache.keys().take(1000).count() < 1000),
-                7 if self.turn.is_multiple_of(4) => drop(cache.clear()),
-                8 => drop(cache.maintain()),
-                9 => drop(cache.check()),
-                _ => {}
-            }
-        }
-    }
-
-    /// Closes the directory, opens it again and works with it.
-    fn end(self) {
-        let Self { dir, cache, index, turn } = self;
-        drop(cache);
-        if let Ok(cache) = open(dir.path()) {
-            let mut again = LiveIndex { dir, cache, index, turn };
-            again.work();
-        }
-    }
-}
-
-/// Damages the index of an open directory, by up to 16 changes of 11 bytes each, and calls each
-/// operation after each of them. A change whose first byte has the bit 128 recomputes the checks of
-/// the buckets.
-///
-/// # Panics
-/// If a value is read that was not stored under its key.
-pub fn live_index(bytes: &[u8]) {
-    let mut live = LiveIndex::open();
-    for change in bytes.chunks_exact(11).take(16) {
-        let before = live.bytes();
-        let mut changed = before.clone();
-        engine::fuzz::change_index(&mut changed, change, change[0] & 128 != 0);
-        live.store(&before, &changed);
-        live.work();
-    }
-    live.end();
-}
-
-/// Flips one bit of the header of the index of an open directory after the other, calls each
-/// operation, and flips it back. `tell` learns which one is next; it returns whether to flip it.
-///
-/// # Panics
-/// As [`live_index`].
-pub fn flip_live_header(mut tell: impl FnMut(usize, u32) -> bool) {
-    for word in 0..engine::format::index_header::HEADER_WORDS {
-        let mut live = LiveIndex::open();
-        for bit in 0..64 {
-            if !tell(word, bit) {
-                continue;
-            }
-            for _ in 0..2 {
-                let before = live.bytes();
-                let mut changed = before.clone();
-                changed[word * 8 + bit as usize / 8] ^= 1 << (bit % 8);
-                live.store(&before, &changed);
-                live.work();
-            }
-        }
-        live.end();
-    }
 }
 
 /// Asserts that every value that can be read was stored under its key.

@@ -1,24 +1,18 @@
 //! The options that a store is opened with, and the one place that checks them.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::Result;
 use crate::limits::{Limits, MAX_BYTES_LIMIT, check_max_bytes, check_max_entries, invalid, within};
-use crate::time::{StoreClock, SystemClock};
+use crate::time::{Clock, SystemClock};
 
 /// When a write is on the disk and thus survives a power cut.
 ///
 /// With any of these, an acknowledged write survives the death of the process, `kill -9` included.
 /// After a power cut no value is torn, and no value comes back that is older than one which had
 /// reached the disk. A cache in memory ignores it.
-///
-/// What a process wrote and had not synced when it died, the next process to open the directory
-/// syncs at once, and processes that have it open sync it about two seconds later. If no process
-/// does, the kernel writes it back: on Linux after 30 seconds, and up to 5 more
-/// (`vm.dirty_expire_centisecs`, `vm.dirty_writeback_centisecs`). Dropping the last handle of a
-/// process syncs; a handle in a `static` is not dropped, and `process::exit` drops nothing: call
-/// [`Cache::close`](crate::Cache::close) or [`Cache::flush`](crate::Cache::flush) before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Durability {
@@ -28,13 +22,6 @@ pub enum Durability {
     Interval(Duration),
     /// A call that writes returns only when its write is on the disk. Each call costs a sync of the
     /// disk, which threads that wait at the same time share.
-    ///
-    /// A call that could have written and reports what it found instead, such as an `add` of a key
-    /// that is there, or a `delete` or `touch` of one that is not, returns only when that is on the
-    /// disk. This does not cover what a call reads: the value of a `get`, the `NotFound` of `incr`
-    /// and `incr_version`; nor an entry that was evicted, which may come back. If the disk refuses
-    /// to sync a change, the error is
-    /// [`ErrorKind::UnknownOutcome`](crate::ErrorKind::UnknownOutcome).
     Sync,
 }
 
@@ -88,17 +75,13 @@ pub(crate) struct Options {
     /// When a write is on the disk.
     pub(crate) durability: Durability,
     /// The clock that decides expiry.
-    pub(crate) clock: StoreClock,
+    pub(crate) clock: Arc<dyn Clock>,
     /// Whether the limits that the directory was last opened with replace those here.
     pub(crate) keep_limits: bool,
     /// Whether every change is refused and no directory is made.
     pub(crate) read_only: bool,
     /// Whether the directory may be on a network file system.
     pub(crate) allow_network: bool,
-    /// Whether SIGBUS in mapped files is contained.
-    pub(crate) handle_sigbus: bool,
-    /// Whether other users may be able to change the directory.
-    pub(crate) allow_other_users: bool,
     /// Whether the index is rebuilt from the whole log, without the snapshots.
     pub(crate) salvage: bool,
 }
@@ -121,12 +104,10 @@ impl Default for Options {
             max_bytes: 1 << 30,
             hot_bytes: 64 << 20,
             durability: Durability::default(),
-            clock: StoreClock::new(SystemClock),
+            clock: Arc::new(SystemClock),
             keep_limits: false,
             read_only: false,
             allow_network: false,
-            handle_sigbus: false,
-            allow_other_users: false,
             salvage: false,
         }
     }

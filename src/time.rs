@@ -1,9 +1,5 @@
 //! Points in time, and the clock that gives them.
 
-use std::any::TypeId;
-use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A point in time: milliseconds since the Unix epoch, at most [`Timestamp::MAX`].
@@ -59,66 +55,7 @@ impl From<Timestamp> for SystemTime {
 /// else depends on it.
 pub trait Clock: Send + Sync + 'static {
     /// The current time. Called a few times for each operation at most, so it should be cheap.
-    ///
-    /// No lock of the cache is held meanwhile, so it may use a cache, also this one, as long as
-    /// that ends: the call that it makes asks for the time again. Where a lock is held, the time is
-    /// the one that was read last, at the latest when the call began.
     fn now(&self) -> Timestamp;
-}
-
-/// The clock of a store. Under a lock no code of the program may run, and a clock may be one: there
-/// the time is the one that was read last. The system's clock is read everywhere.
-#[derive(Clone)]
-pub(crate) struct StoreClock(Arc<Inner>);
-
-struct Inner {
-    clock: Box<dyn Clock>,
-    is_system: bool,
-    /// In milliseconds. Not kept of the system's clock.
-    last_read: AtomicU64,
-}
-
-impl StoreClock {
-    pub(crate) fn new<C: Clock>(clock: C) -> Self {
-        let is_system = TypeId::of::<C>() == TypeId::of::<SystemClock>();
-        let last_read = AtomicU64::new(clock.now().as_millis());
-        Self(Arc::new(Inner { clock: Box::new(clock), is_system, last_read }))
-    }
-
-    /// The time, where no lock is held.
-    #[inline]
-    pub(crate) fn now(&self) -> Timestamp {
-        if self.0.is_system { SystemClock.now() } else { self.read_own() }
-    }
-
-    fn read_own(&self) -> Timestamp {
-        let now = self.0.clock.now();
-        self.0.last_read.store(now.as_millis(), Ordering::Relaxed);
-        now
-    }
-
-    /// Reads the clock for what follows under locks.
-    #[inline]
-    pub(crate) fn read(&self) {
-        if !self.0.is_system {
-            self.read_own();
-        }
-    }
-
-    /// The time, where a lock may be held.
-    #[inline]
-    pub(crate) fn last_read(&self) -> Timestamp {
-        match self.0.is_system {
-            true => SystemClock.now(),
-            false => Timestamp::from_millis(self.0.last_read.load(Ordering::Relaxed)),
-        }
-    }
-}
-
-impl fmt::Debug for StoreClock {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StoreClock").field("is_system", &self.0.is_system).finish_non_exhaustive()
-    }
 }
 
 /// The system's wall clock, the default. A reading takes about 25 ns.

@@ -33,7 +33,6 @@ fn main() -> ExitCode {
     harness::main(&[
         ("a_dropped_writer_leaves_nothing_on_disk", dropped),
         ("touch_and_incr_version_keep_the_same_file", not_copied),
-        ("moves_to_many_versions_are_bounded_and_counted", moved_often),
         ("a_damaged_chunk_is_an_error_then_a_miss", damaged_chunk),
         ("a_damaged_or_replaced_file_is_a_miss", damaged_file),
         ("a_missing_file_never_shows_an_older_value", missing),
@@ -138,43 +137,6 @@ fn not_copied() -> Verdict {
     assert!(moved.delete("a").unwrap());
     moved.maintain().unwrap();
     assert!(blobs(home.path()).is_empty());
-    Ok(())
-}
-
-/// A file takes no more bytes on disk than are counted for it, however often its value was moved.
-fn moved_often() -> Verdict {
-    const MOVES: i64 = 200;
-    let home = tempfile::tempdir().unwrap();
-    let cache = open(home.path());
-    // Full blocks but for a few bytes.
-    let value = vec![7; 75 * 4096 - 1000];
-    cache.set_bytes("a", &value, Timeout::Default).unwrap();
-    let most = only_blob(home.path()).metadata().unwrap().len() + 1000;
-    let mut files = std::collections::BTreeSet::new();
-    for version in 1..=MOVES {
-        let view = cache.with_version(version);
-        assert_eq!(view.incr_version("a", 1).unwrap(), version + 1);
-        // Back and forth adds nothing.
-        let there = cache.with_version(version + 1);
-        assert_eq!(there.decr_version("a", 1).unwrap(), version);
-        assert_eq!(view.incr_version("a", 1).unwrap(), version + 1);
-        for file in blobs(home.path()) {
-            let bytes = file.metadata().unwrap().len();
-            assert!(bytes <= most, "{bytes} bytes after {version} moves; at first {most}");
-            files.insert(file);
-        }
-        if version % 50 == 0 {
-            cache.maintain().unwrap();
-            let file = only_blob(home.path());
-            assert!(file.metadata().unwrap().blocks() * 512 <= cache.stats().bytes);
-        }
-    }
-    assert_eq!(files.len(), 4, "a value is copied once in 63 moves");
-    let last = cache.with_version(MOVES + 1);
-    assert!(last.get_bytes("a").unwrap().unwrap() == value);
-    let (_copy, again) = killed(home.path());
-    assert!(again.with_version(MOVES + 1).get_bytes("a").unwrap().unwrap() == value);
-    assert_sound(&again);
     Ok(())
 }
 

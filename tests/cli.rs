@@ -5,9 +5,6 @@
 // are test code too.
 #![cfg(test)]
 
-#[path = "support/dir.rs"]
-mod dir;
-
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -288,58 +285,6 @@ fn check_reports_problems_and_exits_with_1() {
     assert_eq!(code, 1);
     assert_ne!(serde_json::from_str::<Value>(&out).unwrap()["problems"], json!([]));
     assert_eq!(run("get", dir.path(), &["a"]).0, 1, "a damaged entry is a miss");
-}
-
-#[test]
-fn a_backup_of_a_directory_in_use_or_left_by_a_kill_is_restored() {
-    let parent = tempfile::tempdir().unwrap();
-    let at = |name: &str| parent.path().join(name);
-    let cache = Cache::open(at("cache")).unwrap();
-    cache.set("a", &1, Timeout::Never).unwrap();
-    cache.with_prefix("p").with_version(3).set("b", "text", Duration::from_secs(900)).unwrap();
-    cache.set("deleted", &1, Timeout::Never).unwrap();
-    cache.flush().unwrap();
-    cache.delete("deleted").unwrap();
-    std::fs::create_dir(at("killed")).unwrap();
-    dir::copy_as_killed(&at("cache"), &at("killed"));
-    for from in ["cache", "killed"] {
-        let [copy, restored] = ["copy", "restored"].map(|name| at(&format!("{name} of {from}")));
-        let paths = |to: &Path| [to.to_str().unwrap().to_owned()];
-        let copied = stdout("backup", &at(from), &paths(&copy).each_ref().map(String::as_str));
-        assert_eq!(copied, "entries  2\n");
-        let back = stdout("restore", &copy, &paths(&restored).each_ref().map(String::as_str));
-        assert_eq!(back, "entries  2\n");
-        assert!(stdout("check", &restored, &[]).ends_with("\nsound\n"));
-        let found = Cache::open(&restored).unwrap();
-        assert_eq!((found.len(), found.get("a").unwrap()), (2, Some(1)));
-        let b = found.with_prefix("p").with_version(3);
-        assert_eq!(b.get::<String>("b").unwrap().as_deref(), Some("text"));
-        assert!(b.ttl("b").unwrap().unwrap().remaining().unwrap() <= Duration::from_secs(900));
-        let (code, out, err) = run("restore", &copy, &[restored.to_str().unwrap()]);
-        assert_eq!((code, out.as_str()), (2, ""));
-        assert!(err.contains("not empty"), "{err}");
-    }
-    assert_eq!(cache.get("a").unwrap(), Some(1));
-    assert_eq!(run("backup", &at("missing"), &[at("x").to_str().unwrap()]).0, 2);
-}
-
-#[test]
-fn a_backup_of_a_large_value_takes_little_memory() {
-    let parent = tempfile::tempdir().unwrap();
-    let at = |name: &str| parent.path().join(name);
-    let large: Vec<u8> = (0..96u32 << 18).flat_map(|n| n.to_le_bytes()).collect();
-    let cache = Cache::open(at("cache")).unwrap();
-    cache.set_bytes("large", &large, Timeout::Never).unwrap();
-    drop(cache);
-    // The limit counts what a program allocates, with its stacks, but no mapped file.
-    let limited = "ulimit -d 49152 && exec \"$0\" \"$@\"";
-    let copied = Command::new("sh")
-        .args(["-c", limited, env!("CARGO_BIN_EXE_keepwarm"), "backup"])
-        .args([at("cache"), at("copy")])
-        .output()
-        .unwrap();
-    assert_eq!(decoded(&copied), (0, "entries  1\n".to_owned(), String::new()));
-    assert!(Cache::open(at("copy")).unwrap().get_bytes("large").unwrap().unwrap() == large);
 }
 
 #[test]

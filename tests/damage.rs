@@ -1,6 +1,7 @@
 //! Damaged files: whatever happens to a file of a closed or killed cache, `open` returns a typed
 //! error or a cache in which each entry is unchanged or missing. Never a wrong value, a panic or a
-//! hang; and never an older value.
+//! hang; and never an older value, unless the damage destroyed the newer record in the log of a
+//! killed cache.
 //!
 //! `KEEPWARM_DAMAGE=all` flips every bit of every byte; the default is a selection.
 //!
@@ -117,11 +118,14 @@ impl Original {
         }
     }
 
-    /// Whether a read of `key` may return `found`.
-    fn allows(&self, key: &str, found: Option<&[u8]>) -> bool {
+    /// Whether a read of `key` may return `found`. `log_damaged` is whether the damage was to the
+    /// log.
+    fn allows(&self, key: &str, found: Option<&[u8]>, log_damaged: bool) -> bool {
         let Some(versions) = self.keys.get(key) else { return found.is_none() };
         let is = |version: &Option<String>| version.as_deref().map(str::as_bytes) == found;
-        found.is_none() || versions.last().is_some_and(is)
+        found.is_none()
+            || versions.last().is_some_and(is)
+            || self.killed && log_damaged && versions.iter().any(is)
     }
 }
 
@@ -200,6 +204,11 @@ impl Damage {
         }
     }
 
+    /// Whether the damage is to the log, so that it may have destroyed the newer of two records.
+    fn is_of_log(&self) -> bool {
+        self.name().starts_with("segments")
+    }
+
     /// Whether a link leads out of the directory, where the cache must change nothing.
     fn leads_out(&self) -> bool {
         matches!(self, Self::Link { .. } | Self::SecondName { .. } | Self::LinkedDirectory { .. })
@@ -240,7 +249,7 @@ fn try_damage(original: &Original, damage: &Damage, rng: &mut Rng, tally: &Tally
     };
     let judge = |key: &str, found: Option<&[u8]>| {
         assert!(
-            original.allows(key, found),
+            original.allows(key, found, damage.is_of_log()),
             "{damage:?}: {key:?} is {:?}",
             found.map(String::from_utf8_lossy)
         );

@@ -6,8 +6,6 @@
 mod dir;
 #[path = "support/model.rs"]
 mod model;
-#[path = "support/nested.rs"]
-mod nested;
 #[path = "support/operations.rs"]
 mod operations;
 #[path = "support/rng.rs"]
@@ -50,18 +48,8 @@ fn index_open() {
 }
 
 #[test]
-fn live_index() {
-    replay("live_index", keepwarm::fuzzing::live_index);
-}
-
-#[test]
 fn snapshot_open() {
     replay("snapshot_open", keepwarm::fuzzing::snapshot_open);
-}
-
-#[test]
-fn msgpack_decode() {
-    replay("msgpack_decode", nested::msgpack_decode);
 }
 
 #[test]

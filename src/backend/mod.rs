@@ -130,7 +130,7 @@
 //! | kind | of | what holds afterwards |
 //! |---|---|---|
 //! | `Unreachable` | any method | the server did not get the request: nothing changed |
-//! | `UnknownOutcome` | `commit`, `copy`, `clear`, `configure`, a spool's `commit` | the request was sent and no answer came, or the change was made and could not be synced: it has taken effect, or will, or will not |
+//! | `UnknownOutcome` | `commit`, `copy`, `clear`, `configure`, a spool's `commit` | the request was sent and no answer came: the change has taken effect, or will, or will not |
 //! | `LockLost` | the same | as `UnknownOutcome` |
 //! | `ValueTooLarge`, `NoSpace`, `InvalidKey` | `commit`, `copy`, spools | nothing changed |
 //! | `Busy` | any method | nothing changed; a later try may succeed |
@@ -153,7 +153,6 @@
 #[cfg(feature = "async")]
 mod async_backend;
 mod dummy;
-mod expiries;
 #[cfg(target_os = "linux")]
 mod file;
 mod memory;

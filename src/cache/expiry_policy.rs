@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use crate::backend::{Expiry, Soft};
-use crate::time::{StoreClock, Timestamp};
+use crate::time::{Clock, Timestamp};
 use crate::timeout::{Lifespan, Timeout};
 
 /// The meaning of [`Timeout::Default`] unless the [`Builder`](super::Builder) sets another one.
@@ -24,7 +24,7 @@ pub(super) fn resolve(timeout: Timeout, default: Timeout) -> Timeout {
 }
 
 /// When an entry that is stored now will expire.
-pub(super) fn expiry(timeout: Timeout, default: Timeout, clock: &StoreClock) -> Expiry {
+pub(super) fn expiry(timeout: Timeout, default: Timeout, clock: &dyn Clock) -> Expiry {
     expires_at(resolve(timeout, default), || clock.now())
 }
 
@@ -65,7 +65,7 @@ pub(super) fn is_refresh_due(
     expires_at: Expiry,
     soft: Soft,
     early: Option<f64>,
-    clock: &StoreClock,
+    clock: &dyn Clock,
     random: &Jitter,
 ) -> bool {
     let ahead = match (early, soft.took) {
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn timeouts_become_points_in_time() {
-        let clock = StoreClock::new(ManualClock::new());
+        let clock = ManualClock::new();
         let now = clock.now();
         let second = Timeout::After(Duration::from_secs(1));
         assert_eq!(expiry(second, Timeout::Never, &clock), now.checked_add(Duration::from_secs(1)));

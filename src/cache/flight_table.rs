@@ -19,12 +19,6 @@
 //! allowed: a thread of an async runtime must not block on a flight that a future leads, because
 //! that future may need the thread to make progress. Such a caller computes the value itself.
 //!
-//! A future computes only while it is polled, and one that leads a flight may be polled no more: it
-//! waits in a `buffered` stream, say, whose consumer asks for its key. So a thread looks after the
-//! flights that futures lead and that have waiters. A leader that was woken and then not polled for
-//! five seconds loses its flight: the waiters look the key up again, and one of them computes. The
-//! old leader goes on when it is polled again.
-//!
 //! One mutex guards the table and the graph, for all caches of the process. Only a miss takes it: a
 //! few times, for a few map operations each.
 //!
@@ -36,8 +30,6 @@
 //! and one of those threads may have held the mutex. So the child starts with an empty table and a
 //! new mutex. A leader or a waiter that its one thread inherited is dropped without a lock.
 
-mod polls;
-
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::mem;
@@ -46,15 +38,11 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
 
 use bytes::Bytes;
 
 use crate::backend::Claim;
 use crate::sys::fork::{EachEpoch, Epoch};
-#[cfg(feature = "async")]
-pub(super) use polls::Polled;
-use polls::Polls;
 
 static TABLE: EachEpoch<Mutex<FlightTable>> = EachEpoch::new();
 
@@ -63,8 +51,6 @@ struct FlightTable {
     flights: HashMap<FlightKey, Arc<Flight>>,
     /// The edges of the wait-for graph, reversed: a flight's id, and the flights that wait for it.
     waiting: HashMap<u64, Vec<Arc<Flight>>>,
-    /// Whether a thread looks after the flights that futures lead.
-    is_watched: bool,
 }
 
 /// How many flights have completed. Written under the mutex, also read without it, so that a hit
@@ -92,10 +78,6 @@ struct Flight {
     completed: Condvar,
     /// The wakers of the waiting futures, by the ids of their [`Waiter`]s.
     wakers: Mutex<HashMap<u64, Waker>>,
-    /// Keeps other processes from computing the key.
-    claim: Mutex<Claim>,
-    /// Of a leader that is a future.
-    polls: Arc<Polls>,
 }
 
 /// How a caller waits and computes.
@@ -123,18 +105,6 @@ impl Caller {
 fn table() -> MutexGuard<'static, FlightTable> {
     // No foreign code runs under the mutex, so a panic cannot have left the table half changed.
     TABLE.get().lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Ends the flights whose leaders are not polled. `false` if there is nothing to look after.
-fn end_unpolled() -> bool {
-    let Some(left) = table().take_unpolled(Instant::now()) else { return false };
-    for flight in left {
-        tracing::debug!("the future that computes a value is not polled; a waiter computes");
-        // Or the next leader would wait for it.
-        drop(flight.replace_claim(Claim::default()));
-        flight.wake_futures();
-    }
-    true
 }
 
 /// The computation that this thread runs, if any. `None` while the thread is being torn down.
@@ -237,13 +207,6 @@ impl Flights {
             let leader = Leader::new(key, parent, caller);
             return Joined::Lead(StartedFlight::new(leader, before_lookup));
         }
-        if flight.led_by == Caller::Future && !table.is_watched {
-            if !polls::watch(end_unpolled) {
-                let leader = Leader::new(key, parent, caller);
-                return Joined::Lead(StartedFlight::new(leader, before_lookup));
-            }
-            table.is_watched = true;
-        }
         if let Some(me) = &parent {
             table.waiting.entry(flight.id).or_default().push(me.clone());
         }
@@ -322,15 +285,13 @@ impl Future for Waiter {
         if self.flight.epoch.is_over() {
             return Poll::Ready(None);
         }
-        // A clone runs code of the executor, so it is made without the mutex.
-        let waker = context.waker().clone();
         let mut wakers = self.flight.wakers();
         // Read under the mutex of the wakers. The leader takes that mutex after it sets the result,
         // so either this sees the result or the leader sees this waker.
         match self.flight.result.get() {
             Some(value) => Poll::Ready(value.clone()),
             None => {
-                let before = wakers.insert(self.id, waker);
+                let before = wakers.insert(self.id, context.waker().clone());
                 drop(wakers);
                 drop(before);
                 Poll::Pending
@@ -365,49 +326,14 @@ impl Drop for Waiter {
 pub(super) struct Leader {
     key: FlightKey,
     flight: Arc<Flight>,
+    /// Keeps other processes from computing the key.
+    pub(super) claim: Claim,
 }
 
 impl Flight {
     fn wakers(&self) -> MutexGuard<'_, HashMap<u64, Waker>> {
         // Wakers are foreign code: they are called and dropped without the mutex.
         self.wakers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn replace_claim(&self, claim: Claim) -> Claim {
-        mem::replace(&mut *self.claim.lock().unwrap_or_else(PoisonError::into_inner), claim)
-    }
-
-    /// Ends the flight for its waiters, which look the key up again unless it has a value. The
-    /// caller holds the table, and wakes the futures when it has released it.
-    fn end(&self) {
-        self.result.get_or_init(|| None);
-        // A wake-up is a system call even without waiters. Waiters are counted under the mutex.
-        if self.waiters.load(Relaxed) > 0 {
-            self.completed.notify_all();
-        }
-    }
-
-    fn wake_futures(&self) {
-        let wakers = mem::take(&mut *self.wakers());
-        wakers.into_values().for_each(Waker::wake);
-    }
-}
-
-impl FlightTable {
-    /// Takes the flights whose leaders were not polled in time, and ends them. `None` if no future
-    /// leads a flight that has waiters, so that there is nothing to look after.
-    fn take_unpolled(&mut self, now: Instant) -> Option<Vec<Arc<Flight>>> {
-        let awaited =
-            |flight: &Flight| flight.led_by == Caller::Future && flight.waiters.load(Relaxed) > 0;
-        if !self.flights.values().any(|flight| awaited(flight)) {
-            self.is_watched = false;
-            return None;
-        }
-        let is_left = |flight: &Flight| awaited(flight) && flight.polls.is_left(now);
-        let taken = self.flights.extract_if(|_, flight| is_left(flight)).map(|(_, flight)| flight);
-        let taken: Vec<_> = taken.collect();
-        taken.iter().for_each(|flight| flight.end());
-        Some(taken)
     }
 }
 
@@ -422,21 +348,8 @@ impl Leader {
             result: OnceLock::new(),
             completed: Condvar::new(),
             wakers: Mutex::default(),
-            claim: Mutex::default(),
-            polls: Arc::new(Polls::new(Instant::now())),
         };
-        Self { key, flight: Arc::new(flight) }
-    }
-
-    /// Keeps the claim to compute until the flight completes.
-    pub(super) fn keep(&self, claim: Claim) {
-        drop(self.flight.replace_claim(claim));
-    }
-
-    /// What notes the polls of this leader, which is a future.
-    #[cfg(feature = "async")]
-    pub(super) fn polled(&self) -> Polled {
-        Polled::new(self.flight.polls.clone())
+        Self { key, flight: Arc::new(flight), claim: Claim::default() }
     }
 
     /// Marks this thread as running the computation, until the guard is dropped.
@@ -475,7 +388,7 @@ impl Drop for Entered {
 impl Drop for Leader {
     fn drop(&mut self) {
         // First, or the leader of the next flight would find the claim taken.
-        drop(self.flight.replace_claim(Claim::default()));
+        drop(mem::take(&mut self.claim));
         if self.flight.epoch.is_over() {
             return;
         }
@@ -485,9 +398,14 @@ impl Drop for Leader {
             table.flights.remove(&self.key);
         }
         COMPLETIONS.fetch_add(1, Release);
-        self.flight.end();
+        self.flight.result.get_or_init(|| None);
+        // A wake-up is a system call even without waiters. Waiters are counted under the mutex.
+        if self.flight.waiters.load(Relaxed) > 0 {
+            self.flight.completed.notify_all();
+        }
         drop(table);
-        self.flight.wake_futures();
+        let wakers = mem::take(&mut *self.flight.wakers());
+        wakers.into_values().for_each(Waker::wake);
     }
 }
 
@@ -607,25 +525,6 @@ mod tests {
             ));
             drop((entered, a));
         });
-    }
-
-    #[test]
-    fn a_leader_that_is_not_polled_loses_its_flight() {
-        let flights = Flights::new();
-        let join = |key| flights.join(key, &Flights::completions(), Caller::Future);
-        let Joined::Lead(StartedFlight { leader, .. }) = join("a") else { panic!("it leads") };
-        let Joined::Wait(waiter) = join("a") else { panic!("it waits") };
-        // In a table of its own, apart from the flights of other tests.
-        let mut table = FlightTable { is_watched: true, ..FlightTable::default() };
-        table.flights.insert(leader.key.clone(), leader.flight.clone());
-        assert!(table.take_unpolled(Instant::now()).is_some_and(|left| left.is_empty()));
-        assert_eq!(table.flights.len(), 1);
-        let later = Instant::now() + std::time::Duration::from_secs(60);
-        assert!(table.take_unpolled(later).is_some_and(|left| left.len() == 1));
-        assert_eq!(waiter.wait(), None, "it looks the key up again");
-        assert!(table.take_unpolled(later).is_none() && !table.is_watched);
-        // Its value comes too late for those.
-        leader.complete(b"x");
     }
 
     #[test]

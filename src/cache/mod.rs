@@ -3,7 +3,6 @@
 
 #[cfg(feature = "async")]
 mod async_cache;
-mod backup;
 mod builder;
 mod call;
 mod compute;
@@ -33,7 +32,7 @@ use std::time::Duration;
 use crate::backend::{Backend, CheckReport, Limits, NewLimits, ProcessStats, Stats};
 use crate::error::Result;
 use crate::key::KeyRule;
-use crate::time::{StoreClock, Timestamp};
+use crate::time::{Clock, Timestamp};
 use crate::timeout::Timeout;
 
 #[cfg(feature = "async")]
@@ -83,7 +82,7 @@ pub struct Cache {
 /// The state that all clones and views of a cache share.
 struct Shared {
     backend: Box<dyn Backend>,
-    clock: StoreClock,
+    clock: Arc<dyn Clock>,
     opened: Timestamp,
     default_timeout: Timeout,
     keys: KeyRule,

@@ -26,8 +26,6 @@ use serde::de::DeserializeOwned;
 
 use super::call::Call;
 use super::expiry_policy;
-#[cfg(feature = "async")]
-use super::flight_table::Polled;
 use super::flight_table::{Caller, Flights, Joined, Leader, Waiter};
 use super::io::Io;
 use crate::backend::{Change, ClaimKey, Claimed, Codec, Condition, Expiry, Item, Outcome, Soft};
@@ -87,14 +85,6 @@ pub(super) struct ClaimWait {
     leader: Leader,
     schedule: PollSchedule,
     pub(super) pause: Duration,
-}
-
-#[cfg(feature = "async")]
-impl ClaimWait {
-    /// What notes the polls of the leader, which is a future.
-    pub(super) fn polled(&self) -> Polled {
-        self.leader.polled()
-    }
 }
 
 /// How long a process waits for a computation of another process.
@@ -237,7 +227,7 @@ impl Call<'_> {
         &self,
         io: Io<'_>,
         lifespans: &Lifespans<T>,
-        leader: Leader,
+        mut leader: Leader,
         mut found: CachedValue<T>,
         mut schedule: PollSchedule,
     ) -> Result<NextStep<T>> {
@@ -248,7 +238,7 @@ impl Call<'_> {
                 if claim.is_seen() {
                     found = self.look_up_again(io, lifespans, found).await?;
                 }
-                leader.keep(claim);
+                leader.claim = claim;
             }
             taken => {
                 if let CachedValue::Due(due) = found {
@@ -299,7 +289,7 @@ impl Call<'_> {
             Ok(value) => {
                 let Item { expires_at, soft, token, .. } = item;
                 let early = lifespans.of(&value).early;
-                let (clock, random) = (&shared.clock, &shared.jitter);
+                let (clock, random) = (&*shared.clock, &shared.jitter);
                 if expiry_policy::is_refresh_due(expires_at, soft, early, clock, random) {
                     CachedValue::Due(DueValue { value, token, expires_at })
                 } else {

@@ -21,7 +21,7 @@ use crate::error::Result;
 use crate::hash::KeyHasher;
 use crate::options::Options;
 use crate::sys::storage::{HeldDirectory, SYSTEM};
-use crate::time::{ManualClock, StoreClock};
+use crate::time::ManualClock;
 use crate::timeout::{Lifespan, Timeout};
 
 /// What the processes share.
@@ -34,7 +34,7 @@ struct SharedStore {
 impl SharedStore {
     fn new() -> Self {
         let clock = ManualClock::new();
-        let options = Options { clock: StoreClock::new(clock.clone()), ..Options::default() };
+        let options = Options { clock: Arc::new(clock.clone()), ..Options::default() };
         Self {
             dir: tempfile::tempdir().unwrap(),
             store: Arc::new(MemoryBackend::new(&options)),

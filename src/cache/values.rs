@@ -63,11 +63,6 @@ impl Cache {
     /// Stores `value` under `key` until `timeout` has passed, and replaces the entry that is there.
     /// A timeout of zero removes the entry.
     ///
-    /// Sequences, tuples, maps, structs and variants with content may be nested 128 levels deep (a
-    /// variant with several fields counts twice), with at most 512 options and newtypes on the way
-    /// to any part. A value that is accepted can be read: neither direction needs more than about
-    /// 100 KiB of stack for a typical type.
-    ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
     /// # use std::time::Duration;
@@ -78,8 +73,7 @@ impl Cache {
     /// ```
     ///
     /// # Errors
-    /// `Encode` if the value cannot be written as MessagePack, or is nested more than 128 levels
-    /// deep. `ValueTooLarge`. `InvalidKey`.
+    /// `Encode` if the value cannot be written as MessagePack. `ValueTooLarge`. `InvalidKey`.
     /// `NoSpace` or `Io` if the disk is full or fails. Then the old entry stays.
     ///
     /// # Panics
@@ -187,7 +181,7 @@ impl Cache {
         super::expiry_policy::expiry(
             timeout.into(),
             self.shared.default_timeout,
-            &self.shared.clock,
+            &*self.shared.clock,
         )
     }
 }

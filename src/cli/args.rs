@@ -86,25 +86,6 @@ pub(super) enum Command {
         #[command(flatten)]
         directory: DirectoryArg,
     },
-    /// Copies all entries to a new directory, which is a cache directory like any other
-    ///
-    /// Programs may use the directory meanwhile. Each entry is copied as it is at one moment during
-    /// the copy, with its expiry. The copy is complete, or there is none.
-    Backup {
-        #[command(flatten)]
-        directory: DirectoryArg,
-        /// The new directory, absent or empty
-        to: PathBuf,
-    },
-    /// Copies all entries of a backup to a new directory
-    ///
-    /// To replace a cache, end the programs that use it and move its directory away first.
-    Restore {
-        /// The directory that `backup` made
-        from: PathBuf,
-        /// The cache directory, absent or empty
-        dir: PathBuf,
-    },
     /// Reads and verifies everything in the directory, and prints the problems
     Check {
         #[command(flatten)]
@@ -119,9 +100,6 @@ pub(super) enum Command {
 pub(super) struct DirectoryArg {
     /// The cache directory
     pub(super) dir: PathBuf,
-    /// Open it although other users can write to it or own it
-    #[arg(long)]
-    pub(super) allow_other_users: bool,
 }
 
 /// Which keys a command works on.

@@ -65,10 +65,6 @@ fn run(command: Command, out: &mut impl Write) -> Result<bool, Failure> {
             cache.close()?;
             Ok(true)
         }
-        Command::Backup { directory, to } => backup(&directory, &to, out),
-        Command::Restore { from, dir } => {
-            backup(&DirectoryArg { dir: from, allow_other_users: false }, &dir, out)
-        }
         Command::Check { directory, json } => check(&existing(&directory, None)?, json, out),
     }
 }
@@ -164,12 +160,6 @@ fn list(
     Ok(true)
 }
 
-fn backup(from: &DirectoryArg, to: &Path, out: &mut impl Write) -> Result<bool, Failure> {
-    let copied = existing(from, None)?.backup(to)?;
-    writeln!(out, "entries  {copied}")?;
-    Ok(true)
-}
-
 fn check(cache: &Cache, json: bool, out: &mut impl Write) -> Result<bool, Failure> {
     let report = cache.check()?;
     if json {
@@ -204,8 +194,8 @@ fn check_exists(directory: &DirectoryArg) -> Result<(), Failure> {
     if !dir.exists() {
         return Err(Failure::told(dir, "there is no such directory; only `set` creates one"));
     }
-    // `meta` is the first file that is made, then its copy: without them there is no cache.
-    if dir.is_dir() && !["meta", "meta.copy"].iter().any(|name| dir.join(name).exists()) {
+    // `meta` is the first file that is made, and is never removed: without it there is no cache.
+    if dir.is_dir() && !dir.join("meta").exists() {
         return Err(Failure::told(dir, "this is not a keepwarm directory"));
     }
     Ok(())
@@ -213,11 +203,7 @@ fn check_exists(directory: &DirectoryArg) -> Result<(), Failure> {
 
 /// The options with which every command opens the directory: it keeps its limits.
 fn builder(directory: &DirectoryArg, keys: Option<KeyArgs>) -> Builder {
-    let builder = Cache::builder(&directory.dir)
-        .keep_limits(true)
-        .hot_bytes(0)
-        .handle_sigbus(true)
-        .allow_other_users(directory.allow_other_users);
+    let builder = Cache::builder(&directory.dir).keep_limits(true).hot_bytes(0);
     match keys {
         None => builder,
         Some(keys) if keys.stored => builder.key_function(|_, _, key| key.to_owned()),

@@ -2,13 +2,7 @@
 //!
 //! A typed value is stored as one MessagePack value, with no bytes after it. Structs are maps with
 //! the names of the fields, so that fields may be reordered and added. Byte arrays are bin.
-//!
-//! A value has at most 128 levels ([`levels`]). What is deeper is refused in both directions,
-//! before the recursion that would need the stack for it.
 
-mod bounded_de;
-mod bounded_ser;
-mod levels;
 mod raw;
 mod widen;
 
@@ -74,8 +68,7 @@ fn write<T: Serialize + ?Sized>(
     value: &T,
     bytes: BytesMode,
 ) -> Result<(), rmp_serde::encode::Error> {
-    let mut serializer = rmp_serde::Serializer::new(buffer).with_struct_map().with_bytes(bytes);
-    levels::of_value(levels::MOST_LEVELS, || value.serialize(bounded_ser::Bounded(&mut serializer)))
+    value.serialize(&mut rmp_serde::Serializer::new(buffer).with_struct_map().with_bytes(bytes))
 }
 
 /// Decodes the value of `item` as a `T`.
@@ -96,9 +89,7 @@ pub(crate) fn decode<T: DeserializeOwned>(item: Item<'_>) -> Result<T> {
 
 fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     let mut deserializer = rmp_serde::Deserializer::from_read_ref(&bytes);
-    let value = levels::of_value(levels::MOST_LEVELS_READ, || {
-        T::deserialize(bounded_de::Bounded(&mut deserializer)).map_err(not_a)
-    })?;
+    let value = T::deserialize(&mut deserializer).map_err(not_a)?;
     // The deserializer does not say how many bytes it used. Reading one more scalar value fails at
     // its marker only if no byte is left.
     match bool::deserialize(&mut deserializer) {

@@ -81,25 +81,21 @@ impl Hint {
         if age > LATER { 0 } else { age }
     }
 
-    /// The earliest time at which the entry expires, according to the hint: milliseconds since
-    /// 1970, at most a second too early; the maximum for never.
-    pub(crate) fn earliest_expiry(self) -> u64 {
-        match (self.0 >> 32) as u32 {
-            NEVER => u64::MAX,
-            0 => 0,
-            seconds => u64::from(seconds) * 1000 - 999,
-        }
+    /// The low bits of the recency clock when the entry was used.
+    pub(crate) fn tick(self) -> u32 {
+        self.0 as u32 & TICK_MASK
     }
 
-    /// Whether the entry may have expired, according to the hint. Its record tells.
-    pub(crate) fn may_have_expired(self, now: Timestamp) -> bool {
-        self.earliest_expiry() <= now.as_millis()
+    /// When the entry expires, according to the hint: milliseconds since 1970, at most a second too
+    /// late; the maximum for never.
+    pub(crate) fn expiry_millis(self) -> u64 {
+        let seconds = (self.0 >> 32) as u32;
+        if seconds == NEVER { u64::MAX } else { u64::from(seconds) * 1000 }
     }
 
-    /// The same with expiry and generation as the record has them.
-    pub(crate) fn corrected(self, expires_at: Expiry, generation: u32) -> Self {
-        let rest = USES | MAIN | u64::from(TICK_MASK);
-        Self(Self::new(expires_at, generation, 0).0 | self.0 & rest)
+    /// Whether the entry has expired, according to the hint.
+    pub(crate) fn is_expired(self, now: Timestamp) -> bool {
+        self.expiry_millis() <= now.as_millis()
     }
 
     /// Whether the entry is of another generation, according to the hint.
@@ -121,7 +117,8 @@ impl Hints {
         if file.len()? != geometry.hint_bytes() {
             return Ok(None);
         }
-        file.fill_holes(geometry.hint_bytes())?;
+        // The file may be a copy with holes. A store into a hole fails if the disk is full.
+        file.allocate(geometry.hint_bytes())?;
         Map::new(file, geometry.hint_bytes() as usize).map(|map| Some(Self(map)))
     }
 
@@ -160,10 +157,6 @@ impl Hints {
     /// Notes that the entry in `slot` was used at `tick`, and counts the use if `counted`. Stores
     /// nothing if the hint does not change.
     pub(crate) fn touch(&self, slot: Slot, tick: u32, counted: bool) {
-        if self.0.has_faulted() {
-            // A store may wait for a block that the disk does not have.
-            return;
-        }
         let seen = self.get(slot);
         let mut used = seen.stamped(tick);
         if counted {
@@ -186,13 +179,10 @@ mod tests {
         assert_eq!(hint.age(0x12_3458), 2);
         assert!(!hint.is_of_other(0xff) && hint.is_of_other(0));
         assert!(
-            !hint.may_have_expired(Timestamp::from_millis(5000))
-                && hint.may_have_expired(Timestamp::from_millis(5001))
+            !hint.is_expired(Timestamp::from_millis(5999))
+                && hint.is_expired(Timestamp::from_millis(6000))
         );
-        assert_eq!(hint.corrected(Some(Timestamp::from_millis(5999)), 0x1ff), hint);
-        assert!(hint.corrected(None, 0).is_of_other(0xff));
-        assert!(!Hint::new(None, 0, 0).may_have_expired(Timestamp::MAX));
-        assert!(Hint::new(Some(Timestamp::default()), 0, 0).may_have_expired(Timestamp::default()));
+        assert!(!Hint::new(None, 0, 0).is_expired(Timestamp::MAX));
     }
 
     #[test]
@@ -203,7 +193,7 @@ mod tests {
         assert_eq!((used.uses(), used.is_main(), used.age(9)), (MOST_USES, false, 2));
         let main = used.in_main(1).stamped(8);
         assert_eq!((main.uses(), main.is_main(), main.age(9)), (1, true, 1));
-        assert!(!main.is_of_other(0xff) && main.earliest_expiry() == 5001);
+        assert!(!main.is_of_other(0xff) && main.expiry_millis() == 6000);
         let again = Hint::new(None, 3, 12).again(main);
         assert_eq!((again.uses(), again.is_main(), again.age(12)), (2, true, 0));
         assert!(!again.is_of_other(3));

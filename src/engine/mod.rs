@@ -43,8 +43,7 @@ mod shared;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Instant;
+use std::sync::{Arc, Mutex};
 
 use self::bell::Bell;
 use self::blob::Blobs;
@@ -54,21 +53,19 @@ use self::format::sizing;
 use self::hints::Hints;
 use self::hot_tier::HotTier;
 use self::index::Index;
+pub(crate) use self::lifecycle::attach::empty;
 pub(crate) use self::lifecycle::attach::{Attached, AttachmentCell};
 pub(crate) use self::lifecycle::stream::Spooled;
 use self::log::Log;
 use self::shared::checkpoint_files::CheckpointFiles;
 pub(crate) use self::shared::claims::Claims;
-use self::shared::file_watch::{Change, FileWatch};
-use self::shared::holders::Holders;
 use self::shared::read_only::ReadOnlyAttachment;
 use self::shared::stats_file::StatsFile;
 use self::shared::wait_queue::WaitQueue;
 use crate::entry::{Claim, ClaimKey, Claimed, Expiry, Stats};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::hash::KeyHasher;
 use crate::options::{Durability, Eviction, INLINE_CULL_ENTRIES, Options, QUICK_CULL_ENTRIES};
-use crate::sys::mount;
 use crate::sys::storage::HeldDirectory;
 
 /// An open directory, shared by all threads of the process.
@@ -93,11 +90,6 @@ pub(crate) struct Engine {
     /// Held by the thread that holds the role *space* for this process.
     space_queue: WaitQueue<()>,
     mode: Mode,
-    files: Mutex<FileWatch>,
-    /// What the files were found to have become: this process must not use them any more.
-    displaced: OnceLock<Change>,
-    /// Where the program keeps this attachment.
-    holders: Holders,
     /// How many bytes the log had taken when the background thread last ran.
     seen_appended: AtomicU64,
     /// Held by the background thread while it works, so that a check does not see half of a change.
@@ -105,8 +97,6 @@ pub(crate) struct Engine {
     bell: Bell,
     /// The bucket at which the next insert that must evict starts to search for cold entries.
     next_few: AtomicU32,
-    /// When the next pass over the hints ahead of an eviction for space is due.
-    next_pass_for_space: Mutex<Instant>,
     /// The last generation before which this process has swept everything, except for chains that
     /// were locked.
     passed_over: AtomicU32,
@@ -133,13 +123,12 @@ pub(crate) struct Parts {
     log: Log,
     blobs: Blobs,
     stats_file: StatsFile,
-    files: FileWatch,
     mode: Mode,
 }
 
 impl Engine {
     fn new(parts: Parts, dir: PathBuf, held: &HeldDirectory) -> Self {
-        let Parts { options, hasher, index, hints, log, blobs, stats_file, files, mode } = parts;
+        let Parts { options, hasher, index, hints, log, blobs, stats_file, mode } = parts;
         let claims = Arc::new(Claims::new(held, dir.clone(), hasher));
         Self {
             dir,
@@ -159,14 +148,10 @@ impl Engine {
             counting: Mutex::new(()),
             space_queue: WaitQueue::default(),
             mode,
-            files: Mutex::new(files),
-            displaced: OnceLock::new(),
-            holders: Holders::default(),
             seen_appended: AtomicU64::new(0),
             chores: Mutex::new(()),
             bell: Bell::default(),
             next_few: AtomicU32::new(0),
-            next_pass_for_space: Mutex::new(Instant::now()),
             passed_over: AtomicU32::new(0),
             has_logged_entries: AtomicBool::new(false),
             has_logged_bytes: AtomicBool::new(false),
@@ -180,18 +165,12 @@ impl Engine {
         self.index.max_entries()
     }
 
-    /// Whether an expiry is over. Not under a lock, because the clock may be the program's.
     fn has_passed(&self, expires_at: Expiry) -> bool {
         expires_at.is_some_and(|end| end <= self.options.clock.now())
     }
 
-    /// The same, where a lock may be held.
-    fn had_passed(&self, expires_at: Expiry) -> bool {
-        expires_at.is_some_and(|end| end <= self.options.clock.last_read())
-    }
-
     /// Whether this process is an observer.
-    pub(crate) fn is_read_only(&self) -> bool {
+    fn is_read_only(&self) -> bool {
         matches!(self.mode, Mode::ReadOnly(_))
     }
 
@@ -199,33 +178,6 @@ impl Engine {
     #[inline]
     fn is_outdated(&self) -> bool {
         matches!(&self.mode, Mode::ReadOnly(attachment) if attachment.is_outdated())
-    }
-
-    /// Whether a page of the mapped index faulted, so that the directory must be opened again.
-    #[inline]
-    pub(crate) fn has_lost_index(&self) -> bool {
-        self.index.has_faulted()
-    }
-
-    /// The error of a call during which, or before which, a page of the mapped index faulted.
-    ///
-    /// # Errors
-    /// If one did.
-    #[inline]
-    pub(crate) fn check_index(&self) -> Result<()> {
-        if self.has_lost_index() { self.lost_index() } else { Ok(()) }
-    }
-
-    #[cold]
-    fn lost_index(&self) -> Result<()> {
-        let path = self.dir.join("index");
-        self.index.check_mapped().map_err(|e| {
-            // A store needed a block that the disk does not have. Where blocks are copied, space
-            // may be short before the file system says that it is full.
-            let is_full = mount::is_full(&self.dir) || mount::copies_on_write(&self.dir);
-            let kind = if is_full { ErrorKind::NoSpace } else { ErrorKind::Io };
-            Error::new(kind, "use").with_path(&path).with_source(e)
-        })
     }
 
     /// See [`Claims::claim`]. The claims of an observer are not visible to other processes.

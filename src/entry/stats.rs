@@ -53,9 +53,7 @@ pub struct Stats {
     pub hot_bytes: u64,
     /// Changes that took effect.
     pub commits: u64,
-    /// Entries removed to keep within `max_entries` or `max_bytes`. In
-    /// [`total_stats`](crate::Cache::total_stats) of a directory also those that killed processes
-    /// removed, since the directory was last closed.
+    /// Entries removed to keep within `max_entries` or `max_bytes`.
     pub evicted: u64,
     /// Expired entries removed without being asked for.
     pub expired: u64,

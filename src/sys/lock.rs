@@ -66,43 +66,6 @@ pub(crate) fn is_held(file: &File, byte: i64) -> io::Result<bool> {
     first_held(file, byte, 1).map(|held| held.is_some())
 }
 
-/// Whether another open file holds byte `byte` exclusively. A shared lock does not count: any
-/// process that may read the file can take one.
-pub(crate) fn is_owned(file: &File, byte: i64) -> io::Result<bool> {
-    Ok(owned(file, byte, 1)?.next().is_some())
-}
-
-/// The bytes, of the `len` bytes from `first`, that other open files hold exclusively.
-pub(crate) fn owned(
-    file: &File,
-    first: i64,
-    len: i64,
-) -> io::Result<impl Iterator<Item = i64> + use<>> {
-    let mut found = Vec::new();
-    // The kernel returns any one of the locks in a range, so the rest of the range is asked for
-    // again. Each answer takes at least a byte out of what is left.
-    let mut left = vec![(first, first.saturating_add(len))];
-    while let Some((from, to)) = left.pop() {
-        if from >= to {
-            continue;
-        }
-        // An exclusive lock, and no other, conflicts with a shared one.
-        let mut query = range(libc::F_RDLCK, from, to - from);
-        fcntl(file.os(), FcntlArg::F_OFD_GETLK(&mut query))?;
-        if query.l_type == libc::F_UNLCK as libc::c_short {
-            continue;
-        }
-        let start = query.l_start.clamp(from, to - 1);
-        let end = match query.l_len {
-            0 => to,
-            len => query.l_start.saturating_add(len).clamp(start + 1, to),
-        };
-        found.push(start..end);
-        left.extend([(from, start), (end, to)]);
-    }
-    Ok(found.into_iter().flatten())
-}
-
 /// One byte of the `len` bytes from `first` that another open file holds. Not always the lowest:
 /// the kernel returns any conflicting lock.
 pub(crate) fn first_held(file: &File, first: i64, len: i64) -> io::Result<Option<i64>> {
@@ -134,30 +97,6 @@ mod tests {
         assert!(!try_lock(&theirs, 1).unwrap());
         drop(mine);
         assert!(try_lock(&theirs, 1).unwrap());
-    }
-
-    #[test]
-    fn only_exclusive_locks_of_others_own_a_byte() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("locks");
-        let open = || SYSTEM.open_or_create(&path).unwrap().0;
-        let (mine, [a, b, c], reader) = (open(), [open(), open(), open()], open());
-        for (file, byte) in [(&a, 1), (&a, 2), (&b, 3), (&c, 7), (&mine, 5)] {
-            assert!(try_lock(file, byte).unwrap());
-        }
-        assert!(try_share(&reader, 4).unwrap() && is_held(&mine, 4).unwrap());
-        let owned = |file, first, len| {
-            let mut bytes: Vec<i64> = owned(file, first, len).unwrap().collect();
-            bytes.sort_unstable();
-            bytes
-        };
-        assert_eq!(owned(&mine, 0, 1000), [1, 2, 3, 7]);
-        assert_eq!(owned(&mine, 2, 5), [2, 3]);
-        assert_eq!(owned(&a, 0, 8), [3, 5, 7]);
-        assert!(is_owned(&mine, 3).unwrap() && !is_owned(&mine, 4).unwrap());
-        // All bytes to the end, in one lock.
-        fcntl(c.os(), FcntlArg::F_OFD_SETLK(&range(libc::F_WRLCK, 6, 0))).unwrap();
-        assert_eq!(owned(&mine, 5, 4), [6, 7, 8]);
     }
 
     /// And a map of a file keeps its locks, as a descriptor does.

@@ -4,10 +4,9 @@
 use std::io;
 use std::sync::atomic::AtomicU32;
 
-use memmap2::{Advice, MmapOptions};
+use memmap2::MmapOptions;
 
 use super::atomic::AtomicU64;
-use super::sigbus::Contained;
 use super::storage::{Access, File, Mapping, SYSTEM, Storage};
 
 #[cfg(target_endian = "big")]
@@ -49,7 +48,6 @@ impl Map {
     /// Maps `len` bytes of zeros that belong to no file.
     pub(crate) fn anonymous(len: usize) -> io::Result<Self> {
         let mapping = Mapping {
-            contained: None,
             raw: MmapOptions::new().len(len).map_anon()?.into(),
             #[cfg(feature = "failpoints")]
             inode: 0,
@@ -94,9 +92,8 @@ impl Map {
             return None;
         }
         // SAFETY: in bounds as just checked, and mapped for as long as `self` lives. Records are
-        // written once, before they are published. If another program truncates the file, an access
-        // is a fault: it ends the process, or it is contained and the page becomes zeros, which is
-        // as if another process wrote there. Values are given to the program only as copies then.
+        // written once, before they are published, and files are never truncated while they are
+        // mapped.
         Some(unsafe { std::slice::from_raw_parts(self.mapping.raw.as_ptr().add(offset), len) })
     }
 
@@ -120,19 +117,6 @@ impl Map {
         fits
     }
 
-    /// Whether a page could not be read or written, and zeros are in its place since: in this map,
-    /// not in the file. What this thread read and stored before is sound if this is still `false`.
-    /// Always `false` if faults are not contained; they end the process.
-    #[inline]
-    pub(crate) fn has_faulted(&self) -> bool {
-        self.mapping.contained.as_ref().is_some_and(Contained::has_faulted)
-    }
-
-    /// Whether its faults are contained.
-    pub(crate) fn contains_faults(&self) -> bool {
-        self.mapping.contained.is_some()
-    }
-
     /// The address of the mapping, for [`prefetch`].
     pub(crate) fn address(&self) -> usize {
         self.mapping.raw.as_ptr().addr()
@@ -143,17 +127,6 @@ impl Map {
         if offset < self.len() {
             prefetch(self.address() + offset, 1);
         }
-    }
-
-    /// Says how the map will be read: at random, so that a fault reads one page, or in any way, so
-    /// that the system reads ahead.
-    pub(crate) fn expect_random(&self, is_random: bool) -> io::Result<()> {
-        self.mapping.raw.advise(if is_random { Advice::Random } else { Advice::Normal })
-    }
-
-    /// Says that the bytes will be read soon: the system reads them at once, and not page by page.
-    pub(crate) fn will_need(&self, offset: usize, len: usize) -> io::Result<()> {
-        self.mapping.raw.advise_range(Advice::WillNeed, offset, len)
     }
 
     /// Writes all changed pages to the disk, and returns when they are there.

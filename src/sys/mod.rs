@@ -3,8 +3,8 @@
 //!
 //! Every operation that can fail, or that makes something durable, passes a named fail point
 //! (feature `failpoints`). A test can make it return an error number, or kill the process there.
-//! With the same feature a test can plant faults, and observe what is synced, created and removed,
-//! to simulate power cuts.
+//! With the same feature a test can observe what is synced, created and removed, to
+//! simulate power cuts.
 
 #[cfg(target_os = "linux")]
 pub(crate) mod atomic;
@@ -18,17 +18,11 @@ pub(crate) mod lock;
 #[cfg(target_os = "linux")]
 pub(crate) mod map;
 #[cfg(target_os = "linux")]
-pub(crate) mod memory;
-#[cfg(target_os = "linux")]
 pub(crate) mod mount;
 #[cfg(all(feature = "failpoints", target_os = "linux"))]
 pub mod observe;
 #[cfg(target_os = "linux")]
-pub(crate) mod place;
-#[cfg(target_os = "linux")]
 pub(crate) mod random;
-#[cfg(target_os = "linux")]
-mod sigbus;
 #[cfg(target_os = "linux")]
 pub(crate) mod storage;
 #[cfg(target_os = "linux")]
@@ -58,21 +52,6 @@ macro_rules! step {
 }
 #[cfg(target_os = "linux")]
 pub(crate) use step;
-
-/// Whether the test that runs has planted the fault of this name: `tests/planted` shows that its
-/// suites would catch it. Always `false` without the feature.
-#[cfg(target_os = "linux")]
-macro_rules! planted {
-    ($name:literal) => {{
-        #[cfg(feature = "failpoints")]
-        let is_planted = $crate::sys::observe::is_planted($name);
-        #[cfg(not(feature = "failpoints"))]
-        let is_planted = false;
-        is_planted
-    }};
-}
-#[cfg(target_os = "linux")]
-pub(crate) use planted;
 
 /// Reports a step that decides what a power cut leaves to the observer of a test.
 #[cfg(target_os = "linux")]

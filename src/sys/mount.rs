@@ -1,5 +1,3 @@
-//! The kind of a file system, and whether it is full.
-//!
 //! Detects network file systems. Mapped files and locks that processes share do not work there: one
 //! machine does not see the stores of another into a mapping, and the locks of a dead process are
 //! released late or never.
@@ -53,31 +51,6 @@ pub(crate) fn network_file_system(path: &Path) -> io::Result<Option<&'static str
     Ok(if number == FUSE { network_fuse(path)? } else { known })
 }
 
-/// File systems that write each changed block to a new place, by the same number.
-const COPY_ON_WRITE: &[u32] = &[
-    0x9123_683e, // Btrfs
-    0xca45_1a4e, // bcachefs
-    0x2fc1_2fc1, // ZFS
-];
-
-/// Whether a store into a mapped file may need a block of the file system that contains `path`, or
-/// would contain it. A file system that cannot be asked is taken for another one.
-pub(crate) fn copies_on_write(path: &Path) -> bool {
-    let here = Path::new(".");
-    let there = path.ancestors().map(|path| if path == Path::new("") { here } else { path });
-    let number = there.filter_map(|path| statfs(path).ok()).next();
-    number.is_some_and(|found| COPY_ON_WRITE.contains(&(found.filesystem_type().0 as u32)))
-}
-
-/// Whether the file system that contains `path` has hardly a block left.
-pub(crate) fn is_full(path: &Path) -> bool {
-    /// What a file system may keep for itself although it is full.
-    const HARDLY: u64 = 1 << 20;
-    statfs(path).is_ok_and(|found| {
-        found.blocks_available().saturating_mul(found.block_size() as u64) < HARDLY
-    })
-}
-
 fn number_of(path: &Path) -> io::Result<u32> {
     #[cfg(feature = "failpoints")]
     ::fail::fail_point!("sys::file_system", |number: Option<String>| {
@@ -111,15 +84,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(network_file_system(dir.path()).unwrap(), None);
         assert!(network_file_system(&dir.path().join("missing")).is_err());
-    }
-
-    #[test]
-    fn a_directory_that_is_not_there_is_on_the_file_system_above() {
-        let dir = tempfile::tempdir().unwrap();
-        let here = copies_on_write(dir.path());
-        assert_eq!(copies_on_write(&dir.path().join("not/there")), here);
-        assert_eq!(copies_on_write(Path::new("not there")), copies_on_write(Path::new(".")));
-        assert!(!is_full(Path::new("/proc/missing")));
     }
 
     #[test]

@@ -5,8 +5,7 @@
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// A step that decides what a power cut leaves. Files are identified by their inode numbers.
 #[derive(Debug, Clone, Copy)]
@@ -43,31 +42,11 @@ pub fn observe(observer: Option<Arc<Observer>>) {
     *OBSERVER.write().unwrap_or_else(PoisonError::into_inner) = observer;
 }
 
-static BOOT: AtomicU64 = AtomicU64::new(0);
-
-/// Says in which boot of the machine each directory is opened from now on, and that no directory is
-/// a copy; 0 stands for what the machine says. An open in another boot than the one before comes
-/// after a power cut, unless the directory was closed.
-pub fn set_boot(number: u64) {
-    BOOT.store(number, Ordering::SeqCst);
-}
-
-pub(crate) fn boot() -> Option<u64> {
-    Some(BOOT.load(Ordering::SeqCst)).filter(|number| *number != 0)
-}
-
 pub(crate) fn tell(step: Step<'_>) {
     let observer = OBSERVER.read().unwrap_or_else(PoisonError::into_inner).clone();
     if let Some(observer) = observer {
         observer(step);
     }
-}
-
-/// Whether the environment of this process plants the fault `name`.
-pub(crate) fn is_planted(name: &str) -> bool {
-    static PLANTED: OnceLock<Option<String>> = OnceLock::new();
-    let planted = PLANTED.get_or_init(|| std::env::var("KEEPWARM_PLANTED").ok());
-    planted.as_ref().is_some_and(|planted| planted == name)
 }
 
 pub(crate) fn inode(file: &File) -> u64 {

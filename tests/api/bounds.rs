@@ -1,9 +1,8 @@
 //! Bounds: no limit is ever exceeded, and the least recently used entries are evicted first.
 
 use std::thread;
-use std::time::Duration;
 
-use keepwarm::{ManualClock, NewLimits, Timeout};
+use keepwarm::Timeout;
 
 use crate::for_each_backend;
 
@@ -70,84 +69,5 @@ fn concurrent_writers_do_not_exceed_the_bounds() {
             }
         });
         assert!(cache.stats().evicted > 0);
-    });
-}
-
-/// Wherever the one expired entry is, and although it expired in the second of the eviction.
-#[test]
-fn an_expired_entry_is_removed_before_a_live_one() {
-    const ENTRIES: u64 = 64;
-    let brief = Duration::from_millis(10);
-    for_each_backend(|make| {
-        let clock = ManualClock::new();
-        let builder = make.builder().max_entries(ENTRIES).cull_frequency(1000);
-        let cache = builder.clock(clock.clone()).open().unwrap();
-        for n in 0..ENTRIES {
-            cache.set(&n.to_string(), &n, Timeout::Never).unwrap();
-        }
-        for n in 0..ENTRIES {
-            cache.set(&n.to_string(), &n, brief).unwrap();
-            clock.advance(brief);
-            cache.set(&format!("in place of {n}"), &n, Timeout::Never).unwrap();
-            assert_eq!((cache.len(), cache.stats().evicted), (ENTRIES, 0), "{n}");
-        }
-    });
-}
-
-#[test]
-fn a_cull_frequency_of_zero_spares_live_entries_while_others_have_expired() {
-    let brief = Duration::from_millis(10);
-    for_each_backend(|make| {
-        let clock = ManualClock::new();
-        let builder = make.builder().max_entries(4).cull_frequency(0);
-        let cache = builder.clock(clock.clone()).open().unwrap();
-        for key in ["a", "b", "c", "d"] {
-            let timeout = if key == "c" { Timeout::After(brief) } else { Timeout::Never };
-            cache.set(key, key, timeout).unwrap();
-        }
-        clock.advance(brief);
-        cache.set("e", "e", Timeout::Never).unwrap();
-        assert_eq!((cache.len(), cache.stats().evicted), (4, 0));
-    });
-}
-
-#[test]
-fn lower_limits_remove_expired_entries_first() {
-    let brief = Duration::from_millis(10);
-    for_each_backend(|make| {
-        let clock = ManualClock::new();
-        let cache = make.builder().max_entries(100).clock(clock.clone()).open().unwrap();
-        for n in 0..40 {
-            cache.set(&n.to_string(), &n, Timeout::Never).unwrap();
-        }
-        for n in 40..100 {
-            cache.set(&n.to_string(), &n, brief).unwrap();
-        }
-        clock.advance(brief);
-        cache.configure(&NewLimits::new().max_entries(40)).unwrap();
-        assert_eq!((cache.len(), cache.stats().evicted), (40, 0));
-        assert!((0..40).all(|n| cache.contains_key(&n.to_string()).unwrap()));
-    });
-}
-
-#[test]
-fn expired_bytes_are_freed_before_live_ones() {
-    const MAX_BYTES: u64 = 8 << 20;
-    let brief = Duration::from_millis(10);
-    for_each_backend(|make| {
-        let clock = ManualClock::new();
-        let builder = make.builder().max_entries(1000).max_bytes(MAX_BYTES);
-        let cache = builder.clock(clock.clone()).open().unwrap();
-        let value = vec![7u8; 500_000];
-        cache.set_bytes("stays", &value, Timeout::Never).unwrap();
-        for n in 0..40 {
-            // So that there is something that has expired whenever there is no room.
-            cache.set_bytes(&n.to_string(), &value, brief).unwrap();
-            if n % 4 == 3 {
-                clock.advance(brief);
-            }
-        }
-        assert!(cache.contains_key("stays").unwrap());
-        assert_eq!(cache.stats().evicted, 0);
     });
 }

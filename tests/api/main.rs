@@ -10,19 +10,14 @@
 
 #[path = "../common/mod.rs"]
 mod common;
-#[path = "../support/nested.rs"]
-#[expect(dead_code, reason = "the fuzz target is not run here")]
-mod nested;
 
 mod add;
-mod backup;
 mod bounds;
 mod bytes;
 mod clear;
 mod compare_and_swap;
 mod configure;
 mod counters;
-mod depth;
 mod dummy;
 mod errors;
 mod expiry;
@@ -35,7 +30,6 @@ mod many;
 mod negative_entries;
 mod options;
 mod read_only;
-mod reentrancy;
 mod shared;
 mod single_flight;
 mod soft_expiry;

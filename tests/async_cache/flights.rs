@@ -317,27 +317,3 @@ fn other_callers_get_the_stale_value_at_once() {
         assert_eq!(ask(3).await.unwrap(), 3);
     });
 }
-
-/// A `buffered` stream whose consumer asks for the key that one of its futures computes comes to
-/// this: the future was woken, and is not polled until another call of the same task returns.
-#[test]
-fn a_computation_that_is_not_polled_does_not_block_others() {
-    let dir = tempfile::tempdir().unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let cache = AsyncCache::open(dir.path()).await.unwrap();
-        let slow = async || {
-            tokio::task::yield_now().await;
-            "first"
-        };
-        let mut leader =
-            Box::pin(cache.get_or_set("a", Timeout::Default, async || slow().await.to_owned()));
-        assert!(poll(leader.as_mut()).is_none());
-        let second = cache.get_or_set("a", Timeout::Default, async || "second".to_owned());
-        let second =
-            tokio::time::timeout(secs(60), second).await.expect("it does not wait for ever");
-        assert_eq!(second.unwrap(), "second");
-        // The value that is there stays.
-        assert_eq!(leader.await.unwrap(), "second");
-    });
-}

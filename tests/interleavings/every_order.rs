@@ -7,7 +7,7 @@ use std::time::Instant;
 use loom::sync::atomic::{AtomicBool, fence};
 use loom::thread;
 
-use crate::engine::index::{Found, Index, SegmentState};
+use crate::engine::index::SegmentState;
 use crate::expected::{fails, quieten};
 use crate::member::{Member, SEGMENT, TINY, members};
 use crate::sys::machine::{Fault, Machine, Memory};
@@ -315,29 +315,6 @@ fn a_lock_taken_over_from_a_dead_process_loses_nothing() {
             );
         }
     }
-}
-
-/// Process 2 evicts key 1, which logs nothing, while process 1 deletes it. However it ends, the log
-/// has a tombstone: without one, a recovery would bring the value back.
-fn evict_against_delete(may_return: fn(&Index, u64, &Found) -> bool) {
-    let world = world(Fault::None, 2);
-    assert!(world[0].set(1, 1));
-    let evictor = spawn(&world[1], |member| member.evict(1));
-    let logged = world[0].delete_logged(1, may_return);
-    evictor.join().unwrap();
-    assert!(logged, "no tombstone, and a recovery brings the record back");
-    world[0].check_at_rest();
-}
-
-// Shows invariant I15.
-#[test]
-fn a_delete_beside_an_eviction_logs_a_tombstone() {
-    explore("eviction against delete", PREEMPTIONS, || {
-        evict_against_delete(|index, key, _| index.may_bring_back(key));
-    });
-    detects("the control word from before the walk", PREEMPTIONS, || {
-        evict_against_delete(|_, _, found| found.control.has_lost() || found.control.is_locked());
-    });
 }
 
 /// The kernel reports every process as dead, so each takes the other's lock.

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::engine::format::geometry::Geometry;
 use crate::engine::format::word::Word;
-use crate::engine::index::{CountUp, Found, Index, Probe, ProcessSlot, Role, SegmentState};
+use crate::engine::index::{CountUp, Index, Probe, ProcessSlot, Role, SegmentState};
 use crate::sys::fork::OwnFile;
 use crate::sys::machine::{Died, Machine, Process};
 use crate::sys::storage::File;
@@ -88,34 +88,6 @@ impl Member {
             _ => {}
         }
         locked.unlock().is_ok()
-    }
-
-    /// Deletes a key as a commit does: looks without the lock first, and returns if there is
-    /// nothing to do. `may_return`, from the result of the look: whether a recovery may bring the
-    /// key back although the look did not find it. Returns whether a tombstone was logged.
-    pub(crate) fn delete_logged(
-        &self,
-        key: u64,
-        may_return: fn(&Index, u64, &Found) -> bool,
-    ) -> bool {
-        let found = self.index.find(key, |_| Probe::Match);
-        if found.entry.is_none() && !may_return(&self.index, key, &found) {
-            return false;
-        }
-        assert!(self.delete(key));
-        true
-    }
-
-    /// Evicts a key if it is present. Nothing is logged.
-    pub(crate) fn evict(&self, key: u64) {
-        let Some((slot, word)) = self.index.find(key, |_| Probe::Match).entry else { return };
-        let locked = self.index.lock(key).expect("no process is stopped");
-        if locked.word(slot) == word {
-            locked.clear(slot);
-            locked.note_lost();
-            self.index.count_down(self.generation_of(word));
-        }
-        assert!(locked.unlock().is_ok());
     }
 
     /// The record of a key and its stamp.

@@ -115,11 +115,11 @@ fn scenario(fault: Fault) {
     survivor.check_at_rest();
 }
 
-/// Ends a clear that a dead process began and that did not take effect, as the next process does.
+/// Finishes a clear that a dead process began, as the next process does.
 fn finish_clear(member: &Member) {
     let lock = member.index.lock_clear().expect("a holder of the lock is dead");
-    if lock.is_unfinished() {
-        lock.note_voided();
+    if lock.unfinished {
+        member.index.begin_generation(member.index.generation() + 1);
     }
     drop(lock);
     assert!(!member.index.is_clearing());

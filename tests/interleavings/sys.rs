@@ -48,10 +48,6 @@ pub(crate) mod map {
         pub(crate) fn sync(&self) -> io::Result<()> {
             Ok(())
         }
-
-        pub(crate) fn has_faulted(&self) -> bool {
-            false
-        }
     }
 }
 
@@ -77,12 +73,8 @@ pub(crate) mod storage {
             Ok(())
         }
 
-        pub(crate) fn fill_holes(&self, _: u64) -> io::Result<()> {
+        pub(crate) fn allocate(&self, _: u64) -> io::Result<()> {
             Ok(())
-        }
-
-        pub(crate) fn seems_whole(&self, _: u64) -> io::Result<bool> {
-            Ok(true)
         }
 
         pub(crate) fn len(&self) -> io::Result<u64> {
@@ -127,7 +119,7 @@ pub(crate) mod lock {
         Ok(())
     }
 
-    pub(crate) fn is_owned(file: &File, byte: i64) -> io::Result<bool> {
+    pub(crate) fn is_held(file: &File, byte: i64) -> io::Result<bool> {
         Ok(file.0.is_held_by_another(byte))
     }
 }

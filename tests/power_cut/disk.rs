@@ -182,19 +182,12 @@ impl Disk {
     /// Installs this disk as the observer of the library, in place of an earlier one. Each sync
     /// yields the processor `yields` times, so that other threads work while it runs.
     pub(crate) fn watch(self: &Arc<Self>, yields: u32) {
-        self.watch_and(move |step| {
+        let disk = self.clone();
+        observe::observe(Some(Arc::new(move |step| {
+            disk.record(step);
             if matches!(step, Step::Syncing(_) | Step::SyncingNames(_)) {
                 (0..yields).for_each(|_| std::thread::yield_now());
             }
-        });
-    }
-
-    /// The same; `then` is called after each step was recorded.
-    pub(crate) fn watch_and(self: &Arc<Self>, then: impl Fn(&Step<'_>) + Send + Sync + 'static) {
-        let disk = self.clone();
-        observe::observe(Some(Arc::new(move |step: Step<'_>| {
-            disk.record(&step);
-            then(&step);
         })));
     }
 
@@ -204,7 +197,7 @@ impl Disk {
         Some((below.parent()?.to_owned(), below.file_name()?.to_owned()))
     }
 
-    fn record(&self, step: &Step<'_>) {
+    fn record(&self, step: Step<'_>) {
         let thread = std::thread::current().id();
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let state = &mut *state;
@@ -215,7 +208,7 @@ impl Disk {
                 let change = change(name, names);
                 names.since.push(change);
             };
-        match *step {
+        match step {
             Step::Created(path) => {
                 if self.name_below_root(path).is_none() {
                     return;

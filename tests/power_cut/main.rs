@@ -6,7 +6,7 @@
 //!
 //! `KEEPWARM_CUT_SECONDS` sets the total time (default 12), `KEEPWARM_SEED` the first seed.
 //!
-//! Shows invariants I7, I18, I20, I21, I36 and I37.
+//! Shows invariants I7, I18, I20 and I21.
 #![cfg(test)]
 
 mod disk;
@@ -15,12 +15,11 @@ mod history;
 mod home;
 #[path = "../support/points.rs"]
 mod points;
-mod promises;
 #[path = "../support/rng.rs"]
 mod rng;
 mod work;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use keepwarm::Durability;
@@ -28,19 +27,15 @@ use keepwarm::Durability;
 use rng::Rng;
 use work::{CrashRuns, Plan, Totals};
 
-/// Fail points and the observer are global in a process, so the tests run one at a time.
-fn alone() -> MutexGuard<'static, ()> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Runs directories according to `plan`, until this test's share of the time, in percent, is over.
 fn cut_power_repeatedly(share: u32, plan: impl Fn(&mut Rng) -> Plan) {
     const SECONDS: u64 = 12;
     const RUNS: usize = 8;
     /// The minimum, also on a slow machine.
     const LEAST_CUTS: u64 = 50;
-    let _alone = alone();
+    // Fail points and the observer are global in a process, so the tests run one at a time.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let seconds = std::env::var("KEEPWARM_CUT_SECONDS").map_or(SECONDS, |n| n.parse().unwrap());
     let end = Instant::now() + Duration::from_secs(seconds) * share / 100;
     let mut totals = Totals::default();

@@ -72,12 +72,6 @@ impl Capture {
     }
 }
 
-/// The machine boots again: the next open comes after a power cut.
-fn next_boot() {
-    static BOOTS: AtomicU64 = AtomicU64::new(0);
-    keepwarm::observe::set_boot(BOOTS.fetch_add(1, Ordering::Relaxed) + 1);
-}
-
 /// The totals of a test.
 #[derive(Debug, Default)]
 pub(crate) struct Totals {
@@ -212,10 +206,6 @@ impl CrashRuns {
         end: End,
         totals: &mut Totals,
     ) -> (Cache, BTreeMap<String, Held>) {
-        if end == End::PowerCut || self.plan.threads > 1 {
-            // With several threads, not even the image of a kill is of one moment.
-            next_boot();
-        }
         let cache =
             self.plan.open(root, &self.clock).unwrap_or_else(|e| self.fail(root, &e.to_string()));
         let found = contents(&cache, &histories.keys()).unwrap_or_else(|e| self.fail(root, &e));

@@ -139,8 +139,6 @@ fn scenarios() -> Vec<(Without, Protocol)> {
     let other = |what| Call(what, 1);
     let scenario = |without, tasks: &[&[Task]]| Protocol { without, ..protocol(tasks) };
     let all = [
-        scenario(LostAfterWord, &[&[key(Evict)], &[key(Delete)]]),
-        scenario(WritersRetry, &[&[key(Delete)], &[Compact, Checkpoint]]),
         scenario(SecondLook, &[&[key(Incr)], &[key(Incr)]]),
         scenario(SequenceUnderLock, &[&[key(Set(9))], &[key(Set(8)), key(Get)]]),
         scenario(StampBeforeWord, &[&[key(Set(9))], &[key(Get)]]),

@@ -12,10 +12,6 @@ use crate::history::{Answer, Finally, INITIAL, OpKind, Operation, is_explained};
 pub(crate) enum Without {
     /// All steps are there, in the right order.
     Nothing,
-    /// commit: whether the chain lost an entry is read before the word of the key.
-    LostAfterWord,
-    /// commit: an unreadable record counts as absent, even if the word has changed.
-    WritersRetry,
     /// commit: the key is not looked up again under the lock.
     SecondLook,
     /// commit: the sequence is taken before the lock.
@@ -137,9 +133,7 @@ pub(crate) struct Snapshot {
 /// The next step of a thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Step {
-    // commit; the look has two steps: the second one reads what the word names, and whether the
-    // chain lost an entry. Only if there is something to do it reserves space.
-    LoadLost,
+    // commit
     Find,
     Reserve,
     Lock,
@@ -157,8 +151,8 @@ pub(crate) enum Step {
     ReadRecord,
     // clear
     LockClear,
-    StoreGeneration,
     StoreCount,
+    StoreGeneration,
     // evict
     Empty,
     // compact
@@ -190,8 +184,6 @@ pub(crate) struct Thread {
     pub(crate) record: Option<u8>,
     /// The word that it saw.
     pub(crate) word: Option<u8>,
-    /// Whether the chain lost an entry, if that was read too early.
-    pub(crate) lost: bool,
     pub(crate) generation: u8,
     pub(crate) puts: Option<u8>,
     pub(crate) removes: bool,
@@ -275,9 +267,6 @@ impl Protocol {
             Without::SyncOfWords => Some(Step::SyncWords),
             _ => None,
         };
-        if self.lacks(Without::LostAfterWord) && steps.first() == Some(&Step::Find) {
-            steps.insert(0, Step::LoadLost);
-        }
         steps.retain(|step| Some(*step) != left_out && (self.sync || *step != Step::Sync));
         steps.reverse();
         steps
@@ -289,10 +278,10 @@ impl Protocol {
             (OpKind::Get, _) => vec![LoadWord, ReadRecord],
             (OpKind::Evict, _) => vec![Find, Lock, Empty, CountDown],
             (OpKind::Clear, Without::ClearStampedFirst) => {
-                vec![Reserve, LockClear, TakeSequence, StoreGeneration, StoreCount, Stamp, Sync]
+                vec![Reserve, LockClear, TakeSequence, StoreCount, StoreGeneration, Stamp, Sync]
             }
             (OpKind::Clear, _) => {
-                vec![Reserve, LockClear, TakeSequence, Stamp, Sync, StoreGeneration, StoreCount]
+                vec![Reserve, LockClear, TakeSequence, Stamp, Sync, StoreCount, StoreGeneration]
             }
             (_, Without::SequenceUnderLock) => {
                 let mut steps = vec![Find, Reserve, TakeSequence, Lock, ReadGeneration, Decide];
@@ -385,27 +374,27 @@ impl Protocol {
     }
 
     /// The state after the death of a thread's process: its locks are taken over, and its clear is
-    /// void unless it took effect.
+    /// finished.
     fn die(&self, last: &State, number: u8) -> Option<State> {
         let thread = &last.threads[number as usize];
         if !self.deaths || thread.steps.is_empty() || last.threads.iter().any(|t| t.dead) {
             return None;
         }
         let mut state = last.clone();
-        for (lock, lost) in state.locks.iter_mut().zip(&mut state.lost) {
-            if lock.take_if(|owner| *owner == number).is_some() {
-                *lost = true;
-            }
-        }
+        state.locks.iter_mut().filter(|lock| **lock == Some(number)).for_each(|lock| *lock = None);
         state.records.iter_mut().filter(|r| r.by.0 == number).for_each(|r| r.in_flight = false);
         if state.clear_lock == Some(number) {
             state.clear_lock = None;
-            // A clear that took effect is complete. The record of another one is made void.
-            let record = thread.record.map(|record| &mut state.records[record as usize]);
-            if let Some(record) = record.filter(|_| thread.generation > last.generation) {
-                (record.stamped, record.synced) = (false, false);
+            let stamped =
+                thread.record.map(|record| &last.records[record as usize]).filter(|r| r.stamped);
+            if let Some(generation) =
+                stamped.map(|r| r.generation).filter(|g| *g > state.generation)
+            {
+                state.generation = generation;
+                if state.count.0 < generation {
+                    state.count = (generation, 0);
+                }
             }
-            state.count_from_zero(last.generation);
         }
         state.threads[number as usize].dead = true;
         Some(state)
@@ -413,18 +402,6 @@ impl Protocol {
 }
 
 impl State {
-    /// Counts the entries of this generation from now on, if those of an older one are counted.
-    pub(crate) fn count_from_zero(&mut self, generation: u8) {
-        if self.count.0 < generation {
-            self.count = (generation, 0);
-        }
-    }
-
-    /// Whether a recovery may bring back a key that a look did not find.
-    pub(crate) fn may_bring_back(&self, key: usize) -> bool {
-        self.lost[key] || self.locks[key].is_some()
-    }
-
     /// Whether a reader can read this record.
     pub(crate) fn is_readable(&self, record: u8) -> bool {
         let record = &self.records[record as usize];

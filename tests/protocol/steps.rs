@@ -30,20 +30,15 @@ impl Protocol {
                     thread.answer = Some(Answer::Value(state.value(thread.word, state.generation)));
                 }
             }
-            Step::LoadLost => thread.lost = state.may_bring_back(at),
             Step::Find => {
                 thread.word = state.words[at];
-                if what == OpKind::Evict {
-                    decide(thread, what, None, false);
-                    if !thread.has_work(what) {
-                        thread.steps.clear();
-                    }
+                let value = state.value(thread.word, state.generation);
+                decide(thread, what, value, state.lost[at]);
+                if !thread.has_work(what) {
+                    thread.steps.clear();
                 }
             }
             Step::Reserve => {
-                if what != OpKind::Clear && !self.judge(state, thread, what, key) {
-                    return Some(());
-                }
                 thread.record = Some(state.records.len() as u8);
                 let kind = match (what, thread.puts) {
                     (OpKind::Clear, _) => Kind::Clear,
@@ -77,7 +72,6 @@ impl Protocol {
             Step::CountUp => {
                 let before = thread.word.filter(|word| state.records[usize::from(*word)].stamped);
                 let before = before.map(|word| state.records[usize::from(word)].generation);
-                state.count_from_zero(thread.generation);
                 // An entry of the current generation is already counted. A record of an older
                 // generation is dead as soon as it is published.
                 if before != Some(thread.generation) && state.count.0 == thread.generation {
@@ -132,9 +126,9 @@ impl Protocol {
                 thread.generation = state.generation + 1;
                 thread.answer = Some(Answer::Done);
             }
-            Step::StoreGeneration => state.generation = thread.generation,
-            Step::StoreCount => {
-                state.count_from_zero(thread.generation);
+            Step::StoreCount => state.count = (thread.generation, 0),
+            Step::StoreGeneration => {
+                state.generation = thread.generation;
                 state.clear_lock = None;
             }
             _ => return None,
@@ -144,25 +138,6 @@ impl Protocol {
             state.unlock(thread, at);
         }
         Some(())
-    }
-
-    /// The second step of a look without the lock. Returns whether there is something to do.
-    fn judge(&self, state: &State, thread: &mut Thread, what: OpKind, key: u8) -> bool {
-        let at = usize::from(key);
-        let is_unreadable = thread.word.is_some_and(|word| !state.is_readable(word));
-        if is_unreadable && state.words[at] != thread.word && !self.lacks(Without::WritersRetry) {
-            thread.steps = self.steps(Task::Call(what, key));
-            return false;
-        }
-        let lost = match self.lacks(Without::LostAfterWord) {
-            true => std::mem::take(&mut thread.lost),
-            false => state.may_bring_back(at),
-        };
-        decide(thread, what, state.value(thread.word, state.generation), lost);
-        if !thread.has_work(what) {
-            thread.steps.clear();
-        }
-        thread.has_work(what)
     }
 
     fn decide_under_lock(&self, state: &mut State, thread: &mut Thread, what: OpKind, key: u8) {

@@ -274,8 +274,10 @@ impl History {
         let mut keys: BTreeMap<u32, Vec<Event>> = BTreeMap::new();
         for (name, op) in self.ops() {
             let died = self.died.get(&(name.thread() as u32)).copied().unwrap_or(u64::MAX);
-            // A clear whose process died has taken effect by then, or never does.
-            let Some(event) = op.event(name, died) else { continue };
+            // An interrupted clear is completed by the process that takes over its lock, at the
+            // latest by the next clear.
+            let until = if op.kind == Kind::Clear { self.next_clear(died) } else { died };
+            let Some(event) = op.event(name, until) else { continue };
             let events = keys.entry(op.key).or_default();
             events.push(event);
             if !event.acknowledged {
@@ -290,5 +292,12 @@ impl History {
         let clears = keys.remove(&ALL).unwrap_or_default();
         keys.values_mut().for_each(|events| events.extend(&clears));
         keys
+    }
+
+    /// The end of the first clear that began after `time`.
+    fn next_clear(&self, time: u64) -> u64 {
+        let clears =
+            self.ops().filter(|(_, op)| op.kind == Kind::Clear && op.begin > time && op.end > 0);
+        clears.map(|(_, op)| op.end).min().unwrap_or(u64::MAX)
     }
 }

@@ -7,7 +7,7 @@
 //! processes attach and detach as often but none is killed. [`delays`](crate::delays) defines what
 //! counts as a delay.
 //!
-//! Shows invariants I16, I23 and I24.
+//! Shows invariants I23 and I24.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;

@@ -200,14 +200,14 @@ pub(crate) fn blocks_only_its_own_bucket() -> Verdict {
         assert_busy(name, || cache.clear());
     };
     with_stopped_process("clear::stamped", "clear", Some(1), clears_are_busy, None);
-    // A clear that has taken effect is completed by the next process that inserts.
+    // A clear that has already reset the counters is completed by the next process that inserts.
     let all_are_counted = |cache: &Cache, name: &str| {
         assert_reads(cache, name, None);
         (0..OTHERS).for_each(|n| cache.set(&format!("counted {n}"), &n, Timeout::Never).unwrap());
         assert_eq!(cache.stats().entries, OTHERS, "{name}");
         assert_busy(name, || cache.clear());
     };
-    with_stopped_process("clear::begun", "clear", Some(1), all_are_counted, None);
+    with_stopped_process("clear::counted", "clear", Some(1), all_are_counted, None);
     // A stopped leader blocks the work of leaders, and no calls.
     let calls_continue = |cache: &Cache, name: &str| {
         assert_reads(cache, name, Some(1));

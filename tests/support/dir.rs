@@ -7,14 +7,13 @@ use std::path::{Path, PathBuf};
 /// is closed, and all stores into a mapping are in the file. No thread may write meanwhile; the
 /// background may work.
 pub(crate) fn copy_as_killed(from: &Path, to: &Path) {
-    // A checkpoint first writes its state and then removes segments, and compaction moves records.
-    // A copy that has the one without the other is inconsistent, so the copy is repeated if state,
-    // segments or their table changed meanwhile.
+    // A checkpoint first writes its state and then removes segments. A copy that has the one
+    // without the other is inconsistent, so the copy is repeated if either changed meanwhile.
     let moment = || {
         let segments = std::fs::read_dir(from.join("segments")).into_iter().flatten();
         let mut names: Vec<_> = segments.map(|entry| entry.unwrap().file_name()).collect();
         names.sort_unstable();
-        (std::fs::read(from.join("state")).ok(), names, table(&from.join("index")))
+        (std::fs::read(from.join("state")).ok(), names)
     };
     loop {
         let before = moment();
@@ -25,20 +24,6 @@ pub(crate) fn copy_as_killed(from: &Path, to: &Path) {
         std::fs::remove_dir_all(to).unwrap();
         std::fs::create_dir(to).unwrap();
     }
-}
-
-/// The next sequence, and the state and the tail of each segment, in an index file.
-fn table(index: &Path) -> Vec<u64> {
-    /// The words before the segment table, and those of a row.
-    const TABLE: usize = 512 + 4 * 1024;
-    const ROW: usize = 8;
-    let bytes = std::fs::read(index).unwrap_or_default();
-    let words: Vec<u64> =
-        bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())).collect();
-    let rows = words.get(3).map_or(0, |rows| *rows as usize);
-    let table = words.get(TABLE..TABLE + rows * ROW).unwrap_or_default();
-    let of_row = |row: &[u64]| [row[0], row[2]];
-    words.get(16).copied().into_iter().chain(table.chunks(ROW).flat_map(of_row)).collect()
 }
 
 fn copy(from: &Path, to: &Path) {

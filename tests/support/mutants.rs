@@ -40,7 +40,6 @@ pub(crate) enum Mutant {
     ScanGivesExpired,
     LocksDuringVisits,
     IgnoresItsLimits,
-    EvictsLiveEntriesFirst,
     CutsLargeValues,
     TakesWhatIsTooLarge,
     RefusesAsIo,
@@ -88,7 +87,6 @@ pub(crate) const MUTANTS: &[(Mutant, Promise)] = &[
     (M::ScanGivesExpired, P::ExpiredIsAbsent),
     (M::LocksDuringVisits, P::VisitsHoldNoLock),
     (M::IgnoresItsLimits, P::LimitsHold),
-    (M::EvictsLiveEntriesFirst, P::ExpiredGoFirst),
     (M::CutsLargeValues, P::LargeValues),
     (M::TakesWhatIsTooLarge, P::RefusalsChangeNothing),
     (M::RefusesAsIo, P::RefusalsChangeNothing),
@@ -282,16 +280,6 @@ impl Backend for Wrong {
                 Some(_) => inner(condition, Change::store(b"", Codec::Raw, expires_at)),
                 None => inner(condition, change),
             },
-            (Mutant::EvictsLiveEntriesFirst, _, Change::Store { .. })
-                if self.with(Toy::len)? >= self.limits().max_entries =>
-            {
-                let mut keys = Vec::new();
-                self.scan(0, &mut |key, _| keys.push(key.to_owned()))?;
-                if let Some(oldest) = keys.first() {
-                    self.with(|toy| toy.commit(oldest, Condition::Always, Change::Delete))?;
-                }
-                inner(condition, change)
-            }
             (Mutant::OutageIsNoError, ..) => {
                 inner(condition, change).or(Ok(Outcome::Done { token: None, existed: false }))
             }

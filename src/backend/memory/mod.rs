@@ -20,24 +20,26 @@ use crate::entry::Decided;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::OwnLimits;
 use crate::options::{self, INLINE_CULL_ENTRIES, Options, QUICK_CULL_ENTRIES};
-use crate::time::{StoreClock, Timestamp};
+use crate::time::{Clock, Timestamp};
 use table::{Content, Garbage, Node, Table, entry_bytes, passed};
 
-/// So many expired entries each insert reaps at most, also if no call reads them.
-const REAPED_PER_INSERT: usize = 4;
+/// Slots that each insert examines, so that expired entries are reaped even if no call reads them.
+const SWEPT_PER_INSERT: usize = 4;
 
-/// Entries that one hold of the mutex looks at in a scan, or reaps.
-const ENTRIES_PER_HOLD: usize = 256;
+/// Slots that one hold of the mutex looks at in a scan or a sweep.
+const SLOTS_PER_HOLD: usize = 256;
 
 pub(crate) struct MemoryBackend {
     limits: OwnLimits,
     hot_bytes: u64,
-    clock: StoreClock,
+    clock: Arc<dyn Clock>,
     state: Mutex<State>,
 }
 
 struct State {
     table: Table,
+    /// Where the sweep for expired entries continues.
+    swept: usize,
     last_token: u64,
     evicted_before: bool,
     stats: Stats,
@@ -47,6 +49,7 @@ impl MemoryBackend {
     pub(crate) fn new(options: &Options) -> Self {
         let state = State {
             table: Table::default(),
+            swept: 0,
             last_token: 0,
             evicted_before: false,
             stats: Stats::default(),
@@ -103,25 +106,24 @@ impl MemoryBackend {
         garbage: &mut Garbage,
     ) -> Option<u64> {
         if !state.table.contains(key) {
-            // If that makes room, no live entry is evicted.
-            state.reap_some(REAPED_PER_INSERT, now, garbage);
-            self.make_room_for_one(state, now, garbage);
+            state.sweep(SWEPT_PER_INSERT, now, garbage);
+            self.make_room_for_one(state, garbage);
         }
         state.last_token += 1;
         let token = state.last_token;
         garbage.extend(state.table.put(key, new, token));
         // The entry just stored is the most recently used one, and fits by itself, so it stays.
-        self.keep_bytes(state, now, garbage);
+        self.keep_bytes(state, garbage);
         Some(token)
     }
 
-    fn keep_bytes(&self, state: &mut State, now: Timestamp, garbage: &mut Garbage) {
+    fn keep_bytes(&self, state: &mut State, garbage: &mut Garbage) {
         let max_bytes = self.limits.get().max_bytes;
-        let evicted = state.evict_while(|table| table.bytes() > max_bytes, now, garbage);
+        let evicted = state.evict_while(|table| table.bytes() > max_bytes, garbage);
         self.count_evicted(state, evicted, "max_bytes");
     }
 
-    fn make_room_for_one(&self, state: &mut State, now: Timestamp, garbage: &mut Garbage) {
+    fn make_room_for_one(&self, state: &mut State, garbage: &mut Garbage) {
         let entries = state.table.len();
         let Limits { max_entries, cull_frequency, .. } = self.limits.get();
         if entries < max_entries {
@@ -133,7 +135,7 @@ impl MemoryBackend {
                 entries
             }
             Some(due) => {
-                state.evict_while(|table| table.len() > entries.saturating_sub(due), now, garbage)
+                state.evict_while(|table| table.len() > entries.saturating_sub(due), garbage)
             }
         };
         self.count_evicted(state, evicted, "max_entries");
@@ -150,32 +152,27 @@ impl MemoryBackend {
 }
 
 impl State {
-    /// Removes entries while the table is too `full`: those that have expired, then the least
-    /// recently used ones. Returns how many live entries it removed.
-    fn evict_while(
-        &mut self,
-        full: impl Fn(&Table) -> bool,
-        now: Timestamp,
-        garbage: &mut Garbage,
-    ) -> u64 {
+    /// Removes the least recently used entries while the table is too `full`, and says how many.
+    fn evict_while(&mut self, full: impl Fn(&Table) -> bool, garbage: &mut Garbage) -> u64 {
         let mut evicted = 0;
-        while full(&self.table) {
-            if self.reap_some(1, now, garbage) > 0 {
-                continue;
-            }
-            let Some(node) = self.table.pop_lru() else { break };
+        while full(&self.table)
+            && let Some(node) = self.table.pop_lru()
+        {
             garbage.push(node);
             evicted += 1;
         }
         evicted
     }
 
-    /// Removes up to `most` entries that have expired. Returns how many.
-    fn reap_some(&mut self, most: usize, now: Timestamp, garbage: &mut Garbage) -> usize {
-        let expired = std::iter::from_fn(|| self.table.take_any_expired(now));
-        let reaped = expired.take(most).map(|node| garbage.push(node)).count();
-        self.stats.expired += reaped as u64;
-        reaped
+    /// Looks at the next `slots` slots and removes what has expired.
+    fn sweep(&mut self, slots: usize, now: Timestamp, garbage: &mut Garbage) {
+        for _ in 0..slots.min(self.table.slots()) {
+            self.swept = (self.swept + 1) % self.table.slots();
+            if let Some(node) = self.table.take_expired_at(self.swept, now) {
+                garbage.push(node);
+                self.stats.expired += 1;
+            }
+        }
     }
 
     /// Removes the entry of `key` if it has expired, so that what remains can be used without
@@ -282,7 +279,7 @@ impl Backend for MemoryBackend {
         let now = self.clock.now();
         let state = self.lock();
         let first = usize::try_from(cursor).unwrap_or(usize::MAX).min(state.table.slots());
-        let end = first.saturating_add(ENTRIES_PER_HOLD).min(state.table.slots());
+        let end = first.saturating_add(SLOTS_PER_HOLD).min(state.table.slots());
         let batch: Vec<(Arc<str>, Stored)> = (first..end)
             .filter_map(|slot| state.table.at(slot))
             .filter(|(_, item)| !passed(item.expires_at, now))
@@ -297,13 +294,14 @@ impl Backend for MemoryBackend {
 
     fn maintain(&self) -> Result<()> {
         let now = self.clock.now();
-        loop {
+        let mut left = self.lock().table.slots();
+        while left > 0 {
             let mut garbage = Garbage::default();
-            let reaped = self.lock().reap_some(ENTRIES_PER_HOLD, now, &mut garbage);
-            if reaped < ENTRIES_PER_HOLD {
-                return Ok(());
-            }
+            let slots = left.min(SLOTS_PER_HOLD);
+            self.lock().sweep(slots, now, &mut garbage);
+            left -= slots;
         }
+        Ok(())
     }
 
     fn limits(&self) -> Limits {
@@ -311,14 +309,12 @@ impl Backend for MemoryBackend {
     }
 
     fn configure(&self, new: &NewLimits) -> Result<Limits> {
-        let now = self.clock.now();
         let mut garbage = Garbage::default();
         let mut state = self.lock();
         let counts = self.limits.change(new);
-        let evicted =
-            state.evict_while(|table| table.len() > counts.max_entries, now, &mut garbage);
+        let evicted = state.evict_while(|table| table.len() > counts.max_entries, &mut garbage);
         self.count_evicted(&mut state, evicted, "max_entries");
-        self.keep_bytes(&mut state, now, &mut garbage);
+        self.keep_bytes(&mut state, &mut garbage);
         drop(state);
         Ok(counts)
     }

@@ -9,7 +9,6 @@ use bytes::Bytes;
 use hashlink::LinkedHashMap;
 
 use super::decoded::DecodedValues;
-use crate::backend::expiries::Expiries;
 use crate::backend::{Codec, Decoded, Expiry, SharedValue, Soft, Stored};
 use crate::time::Timestamp;
 
@@ -44,17 +43,14 @@ impl Node {
     }
 }
 
-type Entries = LinkedHashMap<Arc<str>, Node, RandomState>;
-
 /// All entries, least recently used first. An entry has a slot from its insertion to its removal,
 /// and no other has it meanwhile.
 #[derive(Default)]
 pub(super) struct Table {
-    entries: Entries,
+    entries: LinkedHashMap<Arc<str>, Node, RandomState>,
     slots: Vec<Option<Arc<str>>>,
     free: Vec<usize>,
     bytes: u64,
-    expiries: Expiries,
     /// Values that were decoded from entries, by their slots.
     decoded: DecodedValues,
 }
@@ -128,10 +124,8 @@ impl Table {
         if let Some(node) = self.entries.to_back(key) {
             self.bytes -= entry_bytes(key, node.content.value.len());
             node.token = token;
-            let (slot, expires_at) = (node.slot, content.expires_at);
             let old = mem::replace(&mut node.content, content);
-            let decoded = self.decoded.remove(slot);
-            self.note_expiry(slot, expires_at);
+            let decoded = self.decoded.remove(node.slot);
             return Some(Removed { _value: old.value, _key: None, _decoded: decoded });
         }
         let key: Arc<str> = key.into();
@@ -140,15 +134,8 @@ impl Table {
             Some(free) => *free = Some(key.clone()),
             None => self.slots.push(Some(key.clone())),
         }
-        let expires_at = content.expires_at;
         self.entries.insert(key, Node { content, token, slot });
-        self.note_expiry(slot, expires_at);
         None
-    }
-
-    fn note_expiry(&mut self, slot: usize, expires_at: Expiry) {
-        let Self { entries, slots, expiries, .. } = self;
-        expiries.note(slot, expires_at, entries.len(), |slot| expiry_in(slots, entries, slot));
     }
 
     /// Gives the entry of `key`, if there is one, another expiry and token.
@@ -157,8 +144,6 @@ impl Table {
             node.token = token;
             node.content.expires_at = expires_at;
             node.content.soft = node.content.soft.touched();
-            let slot = node.slot;
-            self.note_expiry(slot, expires_at);
         }
     }
 
@@ -178,12 +163,10 @@ impl Table {
         passed(self.entries.get(key)?.content.expires_at, now).then(|| self.remove(key))?
     }
 
-    /// Removes an entry that has expired, if there is one.
-    pub(super) fn take_any_expired(&mut self, now: Timestamp) -> Option<Removed> {
-        let Self { entries, slots, expiries, .. } = self;
-        let slot = expiries.take_expired(now, |slot| expiry_in(slots, entries, slot))?;
+    /// Removes the entry in `slot` if it has expired.
+    pub(super) fn take_expired_at(&mut self, slot: usize, now: Timestamp) -> Option<Removed> {
         let key = self.slots.get(slot)?.as_ref()?.clone();
-        self.remove(&key)
+        self.take_expired(&key, now)
     }
 
     fn removed(&mut self, key: Arc<str>, node: Node) -> Removed {
@@ -198,11 +181,6 @@ impl Table {
             _decoded: self.decoded.remove(node.slot),
         }
     }
-}
-
-/// When the entry in `slot` expires, if there is one that does.
-fn expiry_in(slots: &[Option<Arc<str>>], entries: &Entries, slot: usize) -> Expiry {
-    entries.get(slots.get(slot)?.as_ref()?)?.content.expires_at
 }
 
 /// What was an entry, or a part of one, still to be freed.

@@ -5,11 +5,11 @@ use super::*;
 use crate::backend::{Codec, Soft};
 use crate::entry::Expiry;
 use crate::options::INLINE_CULL_ENTRIES;
-use crate::time::{Clock, ManualClock};
+use crate::time::ManualClock;
 
 fn backend(change: impl FnOnce(&mut Options)) -> (MemoryBackend, ManualClock) {
     let clock = ManualClock::new();
-    let mut options = Options { clock: StoreClock::new(clock.clone()), ..Options::default() };
+    let mut options = Options { clock: Arc::new(clock.clone()), ..Options::default() };
     change(&mut options);
     (MemoryBackend::new(&options), clock)
 }

@@ -8,6 +8,8 @@ use super::table::{Entry, Table};
 pub(super) struct Accounting {
     pub(super) table: Table,
     pub(super) generation: u32,
+    /// The slot at which the sweep for expired entries continues.
+    pub(super) swept: usize,
 }
 
 /// Why an attempt to store an entry must be repeated.
@@ -23,7 +25,7 @@ pub(super) enum Retry {
 
 impl Accounting {
     pub(super) fn new(generation: u32) -> Self {
-        Self { table: Table::default(), generation }
+        Self { table: Table::default(), generation, swept: 0 }
     }
 
     /// Counts the entry before it is stored, so that the bounds hold at any time. Returns the

@@ -154,7 +154,7 @@ impl SledDirectory {
         let next = Facts { generation, ..facts.clone() };
         self.write(&next)?;
         if sync {
-            self.flush().map_err(|error| error.of_unsynced_change(&self.path))?;
+            self.flush()?;
         }
         *facts = next;
         effect(generation);

@@ -49,9 +49,8 @@ impl SledBackend {
     }
 
     /// Calls `work` with the store, which is opened first if it was closed. `work` must not run
-    /// code of callers: it works with the time that is read here.
+    /// code of callers.
     fn with<T>(&self, work: impl FnOnce(&Store) -> Result<T>) -> Result<T> {
-        self.options.clock.read();
         loop {
             if let Some(store) = &*self.store.read().unwrap_or_else(PoisonError::into_inner) {
                 return work(store);

@@ -101,7 +101,7 @@ impl Store {
 
     /// Whether the record is an entry now. `generation` must have been read after the record.
     fn is_live(&self, record: &Record<'_>, generation: u32) -> bool {
-        record.generation >= generation && !record.is_expired(self.options.clock.last_read())
+        record.generation >= generation && !record.is_expired(self.options.clock.now())
     }
 
     pub(super) fn get(&self, key: &str) -> Result<Option<Stored>> {
@@ -183,16 +183,9 @@ impl Store {
                 old.as_ref().and_then(|bytes| self.directory.record(key.as_bytes(), bytes));
             let live = record.filter(|record| self.is_live(record, generation));
             let current = live.map(|record| record.sequence);
-            let has_passed =
-                |end: Expiry| end.is_some_and(|end| end <= self.options.clock.last_read());
+            let has_passed = |end: Expiry| end.is_some_and(|end| end <= self.options.clock.now());
             let attempt = match change.decide(condition, current, has_passed) {
-                Decided::Return(outcome) => {
-                    // Another thread may have made what this one found, and not synced it yet.
-                    if self.options.durability == Durability::Sync {
-                        self.directory.flush()?;
-                    }
-                    return Ok(outcome);
-                }
+                Decided::Return(outcome) => return Ok(outcome),
                 Decided::Remove => self.remove(key, old)?.then_some(None).ok_or(Retry::Changed),
                 Decided::Put { expires_at } => {
                     let mut fields = Fields::default();
@@ -238,8 +231,7 @@ impl Store {
         };
         self.counters.one(Counter::Commits);
         if self.options.durability == Durability::Sync {
-            let flushed = self.directory.flush();
-            flushed.map_err(|error| error.of_unsynced_change(&self.directory.path))?;
+            self.directory.flush()?;
         }
         Ok(outcome)
     }

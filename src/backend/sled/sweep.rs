@@ -13,8 +13,8 @@ use crate::error::Result;
 use crate::limits::Limits;
 use crate::options::{Durability, INLINE_CULL_ENTRIES, due_inline};
 
-/// So many expired entries each store reaps at most, also if no call reads them.
-const REAPED_PER_STORE: usize = 4;
+/// Entries that each store examines, so that expired entries are reaped even if no call reads them.
+const SWEPT_PER_STORE: usize = 4;
 /// Records that each store examines after a clear, until all cleared ones are removed.
 const LEFT_OVER_PER_STORE: usize = 8;
 
@@ -62,7 +62,6 @@ impl Store {
 
     /// Evicts entries until the limits hold.
     pub(super) fn keep_limits(&self) -> Result<()> {
-        self.reap_all()?;
         let Limits { max_entries, max_bytes, .. } = self.limits.get();
         let accounting = self.accounting();
         let (entries, bytes) = (accounting.table.len(), accounting.table.bytes());
@@ -85,7 +84,7 @@ impl Store {
 
     /// The removals that each store does.
     pub(super) fn sweep_some(&self) -> Result<()> {
-        self.reap(REAPED_PER_STORE)?;
+        self.reap(SWEPT_PER_STORE)?;
         if let Ok(mut left_over) = self.left_over.try_lock()
             && left_over.is_some()
         {
@@ -96,7 +95,12 @@ impl Store {
 
     /// Reaps all expired entries and removes all cleared records.
     pub(super) fn maintain(&self) -> Result<()> {
-        self.reap_all()?;
+        let mut left = self.accounting().table.slots();
+        while left > 0 {
+            let slots = left.min(ENTRIES_PER_HOLD);
+            self.reap(slots)?;
+            left -= slots;
+        }
         let mut left_over = locked(&self.left_over);
         while left_over.is_some() {
             self.sweep_left_over(&mut left_over, ENTRIES_PER_HOLD)?;
@@ -126,39 +130,32 @@ impl Store {
         Ok(())
     }
 
-    /// Removes all expired entries, and returns how many.
-    fn reap_all(&self) -> Result<u64> {
-        let mut reaped = 0;
-        loop {
-            match self.reap(ENTRIES_PER_HOLD)? {
-                0 => return Ok(reaped),
-                some => reaped += some,
+    /// Removes the expired entries in the next `slots` slots, and returns how many.
+    fn reap(&self, slots: usize) -> Result<u64> {
+        let now = self.options.clock.now();
+        let mut accounting = self.accounting();
+        let mut expired: Vec<Chosen> = Vec::new();
+        for _ in 0..slots.min(accounting.table.slots()) {
+            accounting.swept = (accounting.swept + 1) % accounting.table.slots();
+            if let Some((key, entry)) =
+                accounting.table.at(accounting.swept).filter(|(_, e)| e.has_expired(now))
+            {
+                expired.push((key.clone(), entry.token));
             }
         }
-    }
-
-    /// Removes up to `most` entries that have expired, and returns how many.
-    fn reap(&self, most: usize) -> Result<u64> {
-        let now = self.options.clock.last_read();
-        let mut accounting = self.accounting();
-        let next = || accounting.table.take_expired(now);
-        let expired: Vec<Chosen> = std::iter::from_fn(next).take(most).collect();
         drop(accounting);
-        self.remove_all(&expired, Counter::Expired).inspect_err(|_| {
-            let mut accounting = self.accounting();
-            expired.iter().for_each(|(key, _)| accounting.table.put_back(key));
-        })
+        self.remove_all(expired, Counter::Expired)
     }
 
-    fn remove_all(&self, chosen: &[Chosen], counter: Counter) -> Result<u64> {
+    fn remove_all(&self, chosen: Vec<Chosen>, counter: Counter) -> Result<u64> {
         let mut removed = 0;
         for (key, token) in chosen {
-            let _stripe = self.stripe(key);
-            if self.accounting().table.get(key).is_none_or(|entry| entry.token != *token) {
+            let _stripe = self.stripe(&key);
+            if self.accounting().table.get(&key).is_none_or(|entry| entry.token != token) {
                 continue;
             }
-            self.directory.entries.remove(&**key).map_err(|e| self.directory.error("evict", e))?;
-            self.accounting().table.remove(key);
+            self.directory.entries.remove(&*key).map_err(|e| self.directory.error("evict", e))?;
+            self.accounting().table.remove(&key);
             removed += 1;
         }
         self.counters.add(counter, removed);
@@ -170,9 +167,9 @@ impl Store {
     fn evict_coldest(&self, count: u64) -> Result<u64> {
         let accounting = self.accounting();
         let coldest = accounting.table.coldest().take(count as usize);
-        let chosen: Vec<_> = coldest.map(|(key, entry)| (key.clone(), entry.token)).collect();
+        let chosen = coldest.map(|(key, entry)| (key.clone(), entry.token)).collect();
         drop(accounting);
-        self.remove_all(&chosen, Counter::Evicted)
+        self.remove_all(chosen, Counter::Evicted)
     }
 
     /// Culls as the other backends do: up to 10,000 entries, one in `cull_frequency`, expired ones
@@ -186,28 +183,23 @@ impl Store {
             return Ok(());
         }
         self.tell_once("max_entries");
-        let most = if entries <= INLINE_CULL_ENTRIES { entries as usize } else { REAPED_PER_STORE };
-        let mut gone = self.reap(most)?;
         let Some(due) = due_inline(entries, cull_frequency) else {
-            if gone > 0 {
-                return Ok(());
-            }
             self.counters.add(Counter::Evicted, entries);
             return self.clear();
         };
+        let slots = self.accounting().table.slots();
+        let mut gone = if entries <= INLINE_CULL_ENTRIES { self.reap(slots)? } else { 0 };
         while gone < due && self.len() > 0 {
             gone += self.evict_coldest(due - gone)?;
         }
         Ok(())
     }
 
-    /// Removes expired entries, then the least recently used ones, until there is room for `bytes`
-    /// more.
+    /// Evicts the least recently used entries until there is room for `bytes` more.
     pub(super) fn make_room_for_bytes(&self, bytes: u64) -> Result<()> {
         let _culling = locked(&self.culling);
         self.tell_once("max_bytes");
         let goal = self.limits.get().max_bytes.saturating_sub(bytes);
-        while self.accounting().table.bytes() > goal && self.reap(ENTRIES_PER_HOLD)? > 0 {}
         let accounting = self.accounting();
         let mut over = accounting.table.bytes().saturating_sub(goal);
         let coldest = accounting.table.coldest().take_while(|(_, entry)| {
@@ -215,9 +207,9 @@ impl Store {
             over = over.saturating_sub(entry.bytes);
             goes
         });
-        let chosen: Vec<_> = coldest.map(|(key, entry)| (key.clone(), entry.token)).collect();
+        let chosen = coldest.map(|(key, entry)| (key.clone(), entry.token)).collect();
         drop(accounting);
-        self.remove_all(&chosen, Counter::Evicted).map(drop)
+        self.remove_all(chosen, Counter::Evicted).map(drop)
     }
 
     fn tell_once(&self, bound: &'static str) {
@@ -232,7 +224,7 @@ impl Store {
     /// Verifies all records. Exact if no call writes meanwhile.
     pub(super) fn check(&self) -> Result<CheckReport> {
         let mut report = CheckReport::default();
-        let (generation, now) = (self.accounting().generation, self.options.clock.last_read());
+        let (generation, now) = (self.accounting().generation, self.options.clock.now());
         for item in self.directory.entries.iter() {
             let (key, bytes) = match item {
                 Ok(item) => item,

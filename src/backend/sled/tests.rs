@@ -8,7 +8,7 @@ use super::*;
 use crate::backend::{Codec, Expiry};
 use crate::error::ErrorKind;
 use crate::options::Durability;
-use crate::time::{Clock, ManualClock, StoreClock};
+use crate::time::{Clock, ManualClock};
 
 struct Place {
     dir: TempDir,
@@ -19,7 +19,7 @@ struct Place {
 impl Place {
     fn new(change: impl FnOnce(&mut Options)) -> Self {
         let clock = ManualClock::new();
-        let mut options = Options { clock: StoreClock::new(clock.clone()), ..Options::default() };
+        let mut options = Options { clock: Arc::new(clock.clone()), ..Options::default() };
         change(&mut options);
         Self { dir: tempfile::tempdir().unwrap(), clock, options }
     }

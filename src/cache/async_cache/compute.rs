@@ -10,9 +10,9 @@ use super::{AsyncCache, LARGE_VALUE, pause};
 use crate::cache::ComputeError;
 use crate::cache::call::Call;
 use crate::cache::compute::cannot_fail;
-use crate::cache::flight_table::{Caller, Leader, Polled};
+use crate::cache::flight_table::{Caller, Leader};
 use crate::cache::io::Io;
-use crate::cache::single_flight::{ComputePermit, Lifespans, NextStep};
+use crate::cache::single_flight::{Lifespans, NextStep};
 use crate::error::Result;
 use crate::timeout::Lifespan;
 
@@ -22,8 +22,7 @@ impl AsyncCache {
     /// time, one of them computes.
     ///
     /// The computing future may be dropped, for example by a timeout. Then one of the waiters runs
-    /// its own computation. If there is no waiter, the computation stops. The same happens if the
-    /// computing future could go on and is not polled for about five seconds.
+    /// its own computation. If there is no waiter, the computation stops.
     ///
     /// ```
     /// # use keepwarm::{Cache, Timeout};
@@ -195,59 +194,37 @@ impl AsyncCache {
                     self.run(&call, self.reads_inline(&call), first_step).await?
                 }
                 NextStep::Pause(wait) => {
-                    let polled = wait.polled();
-                    let retried = async {
-                        pause(wait.pause).await.map_err(|error| call.about(error))?;
-                        let retry = async move |call: &Call<'_>, io: Io<'_>| {
-                            call.retry_claim(io, &lifespans, wait).await
-                        };
-                        self.run(&call, self.reads_inline(&call), retry).await
+                    pause(wait.pause).await.map_err(|error| call.about(error))?;
+                    let retry = async move |call: &Call<'_>, io: Io<'_>| {
+                        call.retry_claim(io, &lifespans, wait).await
                     };
-                    noted(&polled, retried).await?
+                    self.run(&call, self.reads_inline(&call), retry).await?
                 }
                 NextStep::Compute(permit) => {
-                    let polled = permit.leader.polled();
-                    return noted(&polled, self.compute_and_store(&call, permit, lifespans, f))
-                        .await;
+                    let value = match run_inside(&permit.leader, f).await {
+                        Ok(value) => value,
+                        Err(error) => {
+                            return call.stale_value(permit).ok_or(ComputeError::Compute(error));
+                        }
+                    };
+                    let Some(computed) = call.prepare(&value, &permit, &lifespans) else {
+                        return Ok(value);
+                    };
+                    let len = computed.len();
+                    let store = async move |call: &Call<'_>, io: Io<'_>| {
+                        Ok(call.store_computed(io, &computed, permit.leader, &lifespans).await)
+                    };
+                    return Ok(match self.write(&call, len, store).await {
+                        Ok(theirs) => theirs.unwrap_or(value),
+                        Err(error) => {
+                            call.store_failed(&error);
+                            value
+                        }
+                    });
                 }
             }
         }
     }
-
-    async fn compute_and_store<T, E, F>(
-        &self,
-        call: &Call<'_>,
-        permit: ComputePermit<T>,
-        lifespans: Lifespans<T>,
-        f: impl FnOnce() -> F,
-    ) -> Result<T, ComputeError<E>>
-    where
-        T: Serialize + DeserializeOwned + Send + 'static,
-        F: Future<Output = Result<T, E>>,
-    {
-        let value = match run_inside(&permit.leader, f).await {
-            Ok(value) => value,
-            Err(error) => return call.stale_value(permit).ok_or(ComputeError::Compute(error)),
-        };
-        let Some(computed) = call.prepare(&value, &permit, &lifespans) else { return Ok(value) };
-        let len = computed.len();
-        let store = async move |call: &Call<'_>, io: Io<'_>| {
-            Ok(call.store_computed(io, &computed, permit.leader, &lifespans).await)
-        };
-        Ok(match self.write(call, len, store).await {
-            Ok(theirs) => theirs.unwrap_or(value),
-            Err(error) => {
-                call.store_failed(&error);
-                value
-            }
-        })
-    }
-}
-
-/// Awaits a part of what a leader does, and notes its polls.
-async fn noted<F: Future>(polled: &Polled, part: F) -> F::Output {
-    let mut part = pin!(part);
-    poll_fn(|context| polled.poll(context, |context| part.as_mut().poll(context))).await
 }
 
 /// Runs the computation. Each poll is inside it, on whatever thread polls.

@@ -68,11 +68,8 @@ const LARGE_VALUE: usize = 64 << 10;
 /// surroundings. It shares its single flights with the blocking calls of the same cache.
 ///
 /// Any future may be dropped at any time. If the future that computes a value is dropped, one of
-/// its waiters computes instead. The same holds if that future was woken and is not polled for five
-/// seconds (it waits in a `buffered` stream, say, whose consumer asks for the same key): a waiter
-/// computes, and the future goes on when it is polled again. If the future of a write is dropped
-/// before it completes, the write may or may not take effect. If it was already on a blocking
-/// thread, it may take effect later.
+/// its waiters computes instead. If the future of a write is dropped before it completes, the write
+/// may or may not take effect. If it was already on a blocking thread, it may take effect later.
 ///
 /// A tokio runtime does not survive a `fork`, so an `AsyncCache` does not either. The child must
 /// create its own runtime, and an `AsyncCache` from the inherited [`Cache`].

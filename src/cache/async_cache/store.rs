@@ -1,12 +1,10 @@
 //! Calls on the whole store.
 
-use std::path::Path;
-
 use super::{AsyncCache, run_blocking};
 use crate::backend::{CheckReport, Limits, NewLimits, ProcessStats, Stats};
 use crate::cache::Cache;
 use crate::cache::context::about;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 
 impl AsyncCache {
     /// As [`Cache::clear`]. Runs on a blocking thread, unless the backend is
@@ -201,18 +199,6 @@ impl AsyncCache {
             Some(backend) => backend.check().await.map_err(|error| about(error, "check", None)),
             None => self.call_blocking("check", Cache::check).await,
         }
-    }
-
-    /// As [`Cache::backup`]. Runs on a blocking thread.
-    ///
-    /// # Errors
-    /// As [`Cache::backup`]. `Unsupported` if the backend is asynchronous itself.
-    pub async fn backup(&self, to: impl AsRef<Path>) -> Result<u64> {
-        if self.awaited().is_some() {
-            return Err(Error::new(ErrorKind::Unsupported, "backup"));
-        }
-        let (cache, to) = (self.cache.clone(), to.as_ref().to_owned());
-        run_blocking("backup", move || cache.backup(to)).await
     }
 
     /// Calls `f` on a blocking thread.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Builder;
 use crate::options::{Durability, Eviction};
-use crate::time::{Clock, StoreClock};
+use crate::time::Clock;
 use crate::timeout::Timeout;
 
 impl Builder {
@@ -85,10 +85,8 @@ impl Builder {
     }
 
     /// The maximum number of entries at any time, a hard bound. An insert of a new key at the bound
-    /// first removes expired entries, and if there are none evicts some of the least recently used;
-    /// see [`cull_frequency`](Builder::cull_frequency). In a directory with room for more than
-    /// about 250,000 entries, it may evict others before all expired ones are found. From 1 to
-    /// 4,294,967,294. Default: 1,000,000.
+    /// first evicts some of the least recently used entries; see
+    /// [`cull_frequency`](Builder::cull_frequency). From 1 to 4,294,967,294. Default: 1,000,000.
     ///
     /// ```
     /// # use keepwarm::{Builder, Timeout};
@@ -105,10 +103,10 @@ impl Builder {
         self
     }
 
-    /// How many entries an insert at the bound removes: one in `frequency`, at least one, expired
-    /// ones first; 0 removes the expired ones, or all if there are none. With a bound of more than
-    /// 10,000 entries, the cache evicts a few at a time instead, so that no call pays for many
-    /// evictions (0 still removes all). Any number. Default: 64; the default of Django is 3.
+    /// How many entries an insert at the bound evicts: one in `frequency`, at least one; 0 evicts
+    /// all of them. With a bound of more than 10,000 entries, the cache evicts a few at a time
+    /// instead, so that no call pays for many evictions (0 still evicts all). Any number. Default:
+    /// 64; the default of Django is 3.
     ///
     /// ```
     /// # use keepwarm::{Builder, Timeout};
@@ -265,53 +263,6 @@ impl Builder {
         self
     }
 
-    /// Whether to contain SIGBUS in the mapped files of the directory. The system sends this signal
-    /// when mapped memory cannot be read or written: another program truncated the file, the disk
-    /// cannot read it, or its file system was shut down. Without this option the signal ends the
-    /// process. With it, the part of the file that faulted reads as damaged, so its entries are
-    /// misses; a call that writes there is an error; and if it was the index, the writes of that
-    /// moment are the error `Io` or `NoSpace`, and the next call opens the directory again. On file
-    /// systems that copy on write (Btrfs, bcachefs, ZFS) this is always done, because a full disk
-    /// is SIGBUS there.
-    ///
-    /// A handler for SIGBUS is installed in the process, once, and never removed. It calls the
-    /// handler that was there before for all other faults; a handler that the program installs
-    /// later must do the same for this one. The option also makes
-    /// [`get_bytes`](crate::Cache::get_bytes) copy large values, because bytes that share memory
-    /// with a file would turn into zeros. Default: no.
-    ///
-    /// ```
-    /// # use keepwarm::Cache;
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let dir = dir.path();
-    /// let cache = Cache::builder(dir).handle_sigbus(true).open()?;
-    /// # Ok::<(), keepwarm::Error>(())
-    /// ```
-    pub fn handle_sigbus(mut self, handle: bool) -> Self {
-        self.options.handle_sigbus = handle;
-        self
-    }
-
-    /// Whether to allow a directory that other users can change, which is otherwise the error
-    /// `NotPrivate`: its mode, or that of a file in it, lets the group or all users write, or
-    /// another user owns it. Such a user can replace the files, and with them every value that this
-    /// process reads. A process of root would also create files there that the owner cannot open.
-    /// Allow it only if those users are trusted with that. Default: no.
-    ///
-    /// A directory that keepwarm creates has mode 0700. Directories above it are not checked.
-    ///
-    /// ```
-    /// # use keepwarm::Cache;
-    /// # let dir = tempfile::tempdir().unwrap();
-    /// # let dir = dir.path();
-    /// let cache = Cache::builder(dir).allow_other_users(true).open()?;
-    /// # Ok::<(), keepwarm::Error>(())
-    /// ```
-    pub fn allow_other_users(mut self, allow: bool) -> Self {
-        self.options.allow_other_users = allow;
-        self
-    }
-
     /// The maximum size of the hot tier, in bytes of memory: recently used values in front of the
     /// disk, as bytes, and as values that [`get_shared`](crate::Cache::get_shared) decoded. For a
     /// cache in memory it holds decoded values only. From 0 (no hot tier) to 128 TiB. Default: 64
@@ -361,13 +312,7 @@ impl Builder {
     /// # Ok::<(), keepwarm::Error>(())
     /// ```
     pub fn clock(mut self, clock: impl Clock) -> Self {
-        self.options.clock = StoreClock::new(clock);
-        self
-    }
-
-    /// The clock of another cache.
-    pub(crate) fn same_clock(mut self, clock: &StoreClock) -> Self {
-        self.options.clock = clock.clone();
+        self.options.clock = Arc::new(clock);
         self
     }
 

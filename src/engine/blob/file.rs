@@ -16,14 +16,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::engine::format::blob_ref::{
-    BlobRef, CHUNK, HASH_LEN, HEADER_LEN, MOST_HASHES, check_of, space_for,
-};
+use crate::engine::format::blob_ref::{BlobRef, CHUNK, HEADER_LEN, check_of, space_for};
 use crate::engine::shared::accounting::Reservation;
 use crate::error::{Error, Result};
 use crate::sys::fork::OwnFile;
 use crate::sys::map::Map;
-use crate::sys::planted;
 use crate::sys::storage::{File, Storage};
 use crate::sys::wait::Backoff;
 use crate::sys::{lock, random, step};
@@ -352,29 +349,13 @@ impl OpenBlob {
         Ok(true)
     }
 
-    /// The whole value, read and verified. If the file is truncated later, it stays as it is.
-    fn read_whole(&self, len: usize) -> io::Result<Option<Bytes>> {
-        let (mut value, mut chunk) = (Vec::with_capacity(len), Vec::new());
-        for number in 0..self.len().div_ceil(CHUNK as u64) {
-            if !self.read_chunk(number, &mut chunk)? {
-                return Ok(None);
-            }
-            value.extend_from_slice(&chunk);
-        }
-        Ok(Some(value.into()))
-    }
-
-    /// The whole value, mapped and verified; `None` if it is damaged. It is read instead where a
-    /// fault in the map would put zeros into what the program holds.
+    /// The whole value, mapped and verified; `None` if it is damaged.
     pub(crate) fn load(self) -> io::Result<Option<Bytes>> {
         let (Ok(len), Some(Ok(file_len))) =
             (usize::try_from(self.len()), self.reference.file_len().map(usize::try_from))
         else {
             return Ok(None);
         };
-        if self.file.storage().contains_faults() {
-            return self.read_whole(len);
-        }
         let map = Map::to_read(&self.file, file_len)?;
         let value = map.bytes(HEADER_LEN, len).unwrap_or_default();
         let checks = map.bytes(HEADER_LEN + len, file_len - HEADER_LEN - len).unwrap_or_default();
@@ -383,12 +364,14 @@ impl OpenBlob {
                 check == check_of(self.reference.salt, number, chunk).to_le_bytes()
             },
         );
-        Ok((is_sound || planted!("check of a blob")).then(|| {
+        Ok(is_sound.then(|| {
             self.file.leave_to_map();
             Bytes::from_owner(Mapped { map, len })
         }))
     }
 }
+
+const HASH_LEN: usize = 12;
 
 fn hash_entry(hash: u64) -> [u8; HASH_LEN] {
     let mut bytes = [0; HASH_LEN];
@@ -404,13 +387,11 @@ pub(super) struct Contents {
     pub(super) bytes: u64,
     /// The hashes of the keys that may name it.
     pub(super) hashes: Vec<u64>,
-    /// Whether there is no room for another.
-    pub(super) is_full: bool,
 }
 
 /// Reads the contents of a file. `None` if it is not a blob, or is damaged.
 pub(super) fn contents(file: &File) -> io::Result<Option<Contents>> {
-    /// The most hashes that are read. Files of earlier versions may have more than `MOST_HASHES`.
+    /// The most hashes that are read. No blob is moved to so many keys.
     const MOST: u64 = 1 << 16;
     let len = file.len()?;
     let mut header = [0; HEADER_LEN];
@@ -430,28 +411,22 @@ pub(super) fn contents(file: &File) -> io::Result<Option<Contents>> {
         // Behind an incomplete hash, as a full disk leaves it, the later ones are not aligned.
         rest = &rest[if is_one { HASH_LEN } else { 1 }..];
     }
-    let bytes = space_for(reference.len).max(len.next_multiple_of(4096));
-    let is_full = len - start > ((MOST_HASHES - 2) * HASH_LEN) as u64;
-    Ok(Some(Contents { bytes, hashes, is_full }))
+    Ok(Some(Contents { bytes: space_for(reference.len), hashes }))
 }
 
 /// Appends a hash, durably, to the blob at `path`, which the caller holds: a key of this hash is
-/// about to name it. `false` if there is no room for it.
-pub(super) fn add_hash(storage: &'static dyn Storage, path: &Path, hash: u64) -> Result<bool> {
-    let add = || -> io::Result<bool> {
+/// about to name it.
+pub(super) fn add_hash(storage: &'static dyn Storage, path: &Path, hash: u64) -> Result<()> {
+    let add = || -> io::Result<()> {
         // Opened to append: other processes may append theirs at the same time.
         let file = storage.open_to_append(path)?;
-        match contents(&file)? {
-            Some(contents) if contents.hashes.contains(&hash) => Ok(true),
-            Some(contents) if contents.is_full => Ok(false),
-            Some(_) => {
-                file.append(&hash_entry(hash))?;
-                step!("blob::hash_written");
-                file.sync().map(|()| true)
-            }
-            // A damaged blob is not read by any process, so its owners need not be found.
-            None => Ok(true),
+        // A damaged blob is not read by any process, so its owners need not be found.
+        if contents(&file)?.is_none_or(|contents| contents.hashes.contains(&hash)) {
+            return Ok(());
         }
+        file.append(&hash_entry(hash))?;
+        step!("blob::hash_written");
+        file.sync()
     };
     add().map_err(|e| Error::io("write blob", path, e))
 }

@@ -83,8 +83,6 @@ struct KnownBlobs {
     /// Files that have the name of a blob and are not blobs.
     foreign: HashSet<u128>,
     listing: Listing,
-    /// The bytes of the unfinished files that could not be removed: processes write them.
-    unfinished: u64,
 }
 
 struct Blob {
@@ -113,7 +111,7 @@ enum Life {
 
 impl Blob {
     fn new(contents: Contents, reservation: Option<Reservation>) -> Self {
-        let Contents { bytes, hashes, .. } = contents;
+        let Contents { bytes, hashes } = contents;
         Self {
             bytes,
             reservation,
@@ -227,21 +225,10 @@ impl Blobs {
     }
 
     /// The same, and corrects the count of their bytes. The caller ensures that no blob is unlinked
-    /// meanwhile. Returns the bytes of the files that processes are writing; `None` if the count
-    /// was not corrected, because other processes kept changing it.
-    pub(crate) fn recount(&self, haste: Haste) -> Result<Option<u64>> {
-        const ATTEMPTS: usize = 4;
-        for _ in 0..ATTEMPTS {
-            if let Some(unfinished) = self.recount_once(haste)? {
-                return Ok(Some(unfinished));
-            }
-        }
-        Ok(None)
-    }
-
-    fn recount_once(&self, haste: Haste) -> Result<Option<u64>> {
+    /// meanwhile.
+    pub(crate) fn recount(&self, haste: Haste) -> Result<()> {
         let was = self.space.blob_bytes();
-        let Some(mut known) = self.refreshed(haste)? else { return Ok(None) };
+        let Some(mut known) = self.refreshed(haste)? else { return Ok(()) };
         for (name, blob) in known.blobs.iter_mut().filter(|(_, blob)| blob.is_claimed) {
             let looked =
                 self.storage().open_to_read(&self.path(*name)).and_then(|file| is_claimed(&file));
@@ -250,8 +237,8 @@ impl Blobs {
         }
         // A blob that no record is about to name yet counts as its writer's.
         let counted = known.blobs.values().filter(|blob| !blob.is_counted_apart());
-        let is_counted = self.space.set_blob_bytes(was, counted.map(|blob| blob.bytes).sum());
-        Ok(is_counted.then_some(known.unfinished))
+        self.space.set_blob_bytes(was, counted.map(|blob| blob.bytes).sum());
+        Ok(())
     }
 
     /// `None` if the known names may be out of date.
@@ -261,10 +248,9 @@ impl Blobs {
         let changed_at = self.held.changed_at().map_err(io_error)?;
         let begun = Instant::now();
         match known.listing.state(changed_at, haste, begun) {
-            // The writer of an unfinished file may have died since.
-            Freshness::Current if haste != Haste::Now || known.unfinished == 0 => {}
+            Freshness::Current => {}
             Freshness::Stale => return Ok(None),
-            Freshness::Current | Freshness::MustList => {
+            Freshness::MustList => {
                 self.held.check_in_place().map_err(io_error)?;
                 self.list(&mut known).inspect_err(|_| known.listing = Listing::default())?;
                 known.listing.listed(begun, Instant::now());
@@ -278,13 +264,10 @@ impl Blobs {
     fn list(&self, known: &mut KnownBlobs) -> Result<()> {
         let io_error = |e| Error::io("read directory", &self.dir, e);
         let mut there = HashSet::new();
-        known.unfinished = 0;
-        for found in self.storage().names(&self.dir).map_err(io_error)? {
+        for found in self.storage().list(&self.dir).map_err(io_error)? {
             match found.to_str().map_or(Named::Unknown, named) {
                 Named::Blob(name) => drop(there.insert(name)),
-                Named::Temporary => {
-                    known.unfinished += self.remove_abandoned(&self.dir.join(found))
-                }
+                Named::Temporary => self.remove_abandoned(&self.dir.join(found)),
                 Named::Unknown => {}
             }
         }
@@ -315,19 +298,15 @@ impl Blobs {
         Ok(())
     }
 
-    /// Removes a temporary file, if its writer is dead. Returns the bytes that stay.
-    fn remove_abandoned(&self, path: &Path) -> u64 {
+    /// Removes a temporary file, if its writer is dead.
+    fn remove_abandoned(&self, path: &Path) {
         let removed = open_alone(self.storage(), path).and_then(|alone| match alone {
-            Alone::Yes(_held) => self.storage().remove(path).map(|()| false),
-            Alone::Held => Ok(true),
-            Alone::Gone => Ok(false),
+            Alone::Yes(_held) => self.storage().remove(path),
+            Alone::Held | Alone::Gone => Ok(()),
         });
-        let stays = removed.unwrap_or_else(|error| {
+        if let Err(error) = removed {
             tracing::warn!(path = %path.display(), %error, "cannot remove a dead writer's file");
-            true
-        });
-        // A file that is gone by now takes nothing.
-        if stays { self.storage().stat_path(path).map_or(0, |found| found.on_disk) } else { 0 }
+        }
     }
 
     /// The names of the blobs that are known to be alive.
@@ -363,7 +342,7 @@ impl Blobs {
         writer.finish(hash)?;
         let mut known = self.lock();
         let (reference, file, reservation) = writer.name()?;
-        let contents = Contents { bytes: reservation.bytes(), hashes: vec![hash], is_full: false };
+        let contents = Contents { bytes: reservation.bytes(), hashes: vec![hash] };
         known.blobs.insert(reference.name, Blob::new(contents, Some(reservation)));
         drop(known);
         let pin = BlobPin { blobs: self, reference, file };
@@ -394,19 +373,17 @@ impl Blobs {
         }
     }
 
-    /// Adds the hash of a key that is about to name the blob to its file, durably. `false` if the
-    /// file has no room for it: the key needs a blob of its own.
-    pub(crate) fn add_key(&self, pin: &BlobPin<'_>, hash: u64) -> Result<bool> {
+    /// Adds the hash of a key that is about to name the blob to its file, durably.
+    pub(crate) fn add_key(&self, pin: &BlobPin<'_>, hash: u64) -> Result<()> {
         let name = pin.reference.name;
         let is_known = |blob: &Blob| blob.hashes.contains(&hash);
-        if self.lock().blobs.get(&name).is_some_and(is_known) {
-            return Ok(true);
+        if !self.lock().blobs.get(&name).is_some_and(is_known) {
+            file::add_hash(self.storage(), &self.path(name), hash)?;
+            if let Some(blob) = self.lock().blobs.get_mut(&name) {
+                blob.hashes.push(hash);
+            }
         }
-        let added = file::add_hash(self.storage(), &self.path(name), hash)?;
-        if added && let Some(blob) = self.lock().blobs.get_mut(&name) {
-            blob.hashes.push(hash);
-        }
-        Ok(added)
+        Ok(())
     }
 
     /// Opens a blob for reading, also if this process does not know it yet. `None` if it was

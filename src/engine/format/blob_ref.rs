@@ -6,20 +6,13 @@
 //! 48      CRC-32 of these u32   52  zeros
 //! 64      the value, in chunks of 64 KiB, the last one shorter
 //! 64 + L  a CRC-32 for each chunk u32, seeded with the salt and the number of the chunk
-//!   ..    for each other key that ever named it: its hash u64, CRC-32 of that u32; at most 63
+//!   ..    for each other key that ever named it: its hash u64, CRC-32 of that u32
 //! ```
 
 pub(crate) const HEADER_LEN: usize = 64;
 const MAGIC: u64 = u64::from_le_bytes(*b"KWblob_1");
 /// The bytes that are written and checked as one piece.
 pub(crate) const CHUNK: usize = 64 << 10;
-
-/// The bytes of the hash of another key.
-pub(crate) const HASH_LEN: usize = 12;
-/// The most hashes of keys in a file, with the one in the header. For a key beyond that the value
-/// is copied to a file of its own. Without a bound, each move to another version would make the
-/// file longer, and the next move slower.
-pub(crate) const MOST_HASHES: usize = 64;
 
 /// The reference to a blob in a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +83,5 @@ pub(crate) fn check_of(salt: u64, number: u64, chunk: &[u8]) -> u32 {
 /// The bytes that a blob of `len` bytes takes on disk, in blocks of the file system.
 pub(crate) fn space_for(len: u64) -> u64 {
     let checks = len.div_ceil(CHUNK as u64) * 4;
-    let hashes = ((MOST_HASHES - 1) * HASH_LEN) as u64;
-    (len + checks + HEADER_LEN as u64 + hashes).next_multiple_of(4096)
+    (len + checks + HEADER_LEN as u64).next_multiple_of(4096)
 }

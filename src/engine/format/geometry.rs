@@ -5,10 +5,6 @@ use super::index_header::{HeaderCopy, LINE, MAGIC, SEGMENTS_AT, at};
 /// The average number of entries of a primary bucket when the index is full.
 const ENTRIES_PER_BUCKET: u64 = 4;
 
-/// The most rows of a new segment table. A process maps each segment, and Linux allows 65,530 maps
-/// unless `vm.max_map_count` says otherwise: half of them are left to the program.
-pub(crate) const MOST_SEGMENTS: u32 = 1 << 15;
-
 /// The size of an index; fixed when its file is created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Geometry {
@@ -30,7 +26,7 @@ impl Geometry {
         let primaries = max_entries.div_ceil(ENTRIES_PER_BUCKET).clamp(4, u64::from(u32::MAX / 2));
         let exact = crate::options::INLINE_CULL_ENTRIES / ENTRIES_PER_BUCKET;
         let buckets = primaries + primaries / 4 + primaries.min(exact) * 3 / 4 + 8;
-        let segments = (max_segments * 2 + 32).next_power_of_two().min(u64::from(MOST_SEGMENTS));
+        let segments = (max_segments * 2 + 32).next_power_of_two();
         Self { primaries: primaries as u32, buckets: buckets as u32, segments: segments as u32 }
     }
 
@@ -50,19 +46,8 @@ impl Geometry {
         let plausible = header[at::MAGIC] == MAGIC
             && geometry.primaries > 0
             && geometry.buckets > geometry.primaries
-            && geometry.segments.is_power_of_two()
-            && header[at::GEOMETRY_CHECK] == geometry.check();
+            && geometry.segments.is_power_of_two();
         plausible.then_some(geometry)
-    }
-
-    /// What the header has beside the three numbers: the length of the file does not tell whether
-    /// the number of primaries is right, and processes that disagree about it do not see each
-    /// other's entries.
-    pub(crate) fn check(&self) -> u64 {
-        let mixed = |sum: u64, number: u32| {
-            (sum ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
-        };
-        [self.primaries, self.buckets, self.segments].into_iter().fold(MAGIC, mixed)
     }
 
     /// The same for a closed index, in which no `clear` can be running.

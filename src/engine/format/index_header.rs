@@ -17,16 +17,6 @@ pub(crate) mod at {
     pub(crate) const PRIMARIES: usize = 1;
     pub(crate) const BUCKETS: usize = 2;
     pub(crate) const SEGMENTS: usize = 3;
-    /// Whether the processes that map the file stopped using it, because a file of the directory
-    /// was removed or replaced.
-    pub(crate) const ABANDONED: usize = 4;
-    /// A check of the three numbers above.
-    pub(crate) const GEOMETRY_CHECK: usize = 5;
-    /// The page cache in which the index is, since it was complete; 0 before. See
-    /// [`place`](crate::sys::place).
-    pub(crate) const PAGE_CACHE: usize = 6;
-    /// The number of the last snapshot that counted before anything was removed.
-    pub(crate) const COUNTED: usize = 7;
     /// From here on: words that every operation reads, and that change seldom.
     pub(crate) const GENERATION: usize = 8;
     pub(crate) const RECENCY: usize = 9;
@@ -37,22 +27,15 @@ pub(crate) mod at {
     pub(crate) const DROPS: usize = 13;
     /// Whether a recount is wanted.
     pub(crate) const RECOUNT: usize = 14;
-    /// No entry expires before this time, in milliseconds since 1970; the highest bit: a pass over
-    /// the expiries is under way.
+    /// No entry expires before this time, in milliseconds since 1970.
     pub(crate) const NEXT_EXPIRY: usize = 15;
     pub(crate) const SEQUENCE: usize = 16;
     pub(crate) const COUNT: usize = 24;
-    /// How many entries were evicted; in the line of the count, which changes with it.
-    pub(crate) const EVICTED: usize = 25;
     pub(crate) const CLEAR_LOCK: usize = 32;
-    /// Where the record of the last clear is, stored before it is stamped.
-    pub(crate) const CLEAR_RECORD: usize = 33;
     /// The first overflow bucket that was never used.
     pub(crate) const NEXT_OVERFLOW: usize = 40;
     /// The head of the list of free overflow buckets, plus one; the upper half counts changes.
     pub(crate) const FREE_OVERFLOW: usize = 41;
-    /// The bytes that dead processes had claimed or held, and that may still be on the disk.
-    pub(crate) const LEFT_BYTES: usize = 42;
     pub(crate) const NEXT_SEGMENT: usize = 48;
     /// Entries of generations before this one have been swept.
     pub(crate) const SWEPT: usize = 49;

@@ -5,8 +5,7 @@
 //!  4  header check u32 CRC-32 of key and header, seeded with salt and offset; its store commits
 //!  8  sequence u64
 //! 16  expires at u48   milliseconds since 1970, all ones: never
-//! 22  flags u16        which optional fields the body begins with; the highest bit: what precedes
-//!                      the record in its segment was on the disk when the record was begun
+//! 22  flags u16        which optional fields the body begins with
 //! 24  generation u32   of `clear`
 //! 28  body check u32   CRC-32 of the body
 //! 32  key length u24 | kind u4 | codec u4
@@ -24,7 +23,6 @@ use crate::engine::format::blob_ref::BlobRef;
 use crate::engine::format::word::ALIGN;
 use crate::entry::{Codec, Expiry, Soft};
 use crate::sys::map::Map;
-use crate::sys::planted;
 use crate::time::Timestamp;
 
 pub(crate) const HEADER_LEN: usize = 40;
@@ -41,9 +39,6 @@ pub(crate) const FLAG_STALE_AT: u16 = 1;
 pub(crate) const FLAG_TAGS: u16 = 2;
 /// Next in the body: how long it took to compute the value, u32 milliseconds.
 pub(crate) const FLAG_TOOK: u16 = 4;
-/// Everything before the record in its segment was synced when the record was begun. So a record
-/// before it that is not sound is damaged: no power cut has torn it.
-pub(crate) const FLAG_AFTER_SYNC: u16 = 1 << 15;
 
 /// What a record does to its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -236,8 +231,6 @@ pub(crate) struct Record<'a> {
     pub(crate) kind: Kind,
     pub(crate) codec: Codec,
     pub(crate) flags: u16,
-    /// See [`FLAG_AFTER_SYNC`].
-    pub(crate) is_after_sync: bool,
     /// The length of the whole record.
     pub(crate) len: u32,
     pub(crate) sequence: u64,
@@ -256,16 +249,6 @@ pub(crate) fn stored_len(map: &Map, offset: u32) -> Option<u32> {
         && (len as usize).is_multiple_of(ALIGN)
         && (offset as usize).checked_add(len as usize)? <= map.len();
     fits.then_some(len)
-}
-
-/// The length of the key of what is stored at `offset`, if its lengths could be those of a record.
-pub(crate) fn stored_key_len(map: &Map, offset: u32) -> Option<usize> {
-    let len = stored_len(map, offset)? as usize;
-    let shape = map.bytes(offset as usize + 32, 8)?;
-    let shape = u64::from_le_bytes(shape.try_into().ok()?);
-    let (key_len, body_len) = ((shape & 0xff_ffff) as usize, shape >> 32);
-    let fits = key_len <= MAX_KEY_LEN && (HEADER_LEN + key_len) as u64 + body_len <= len as u64;
-    fits.then_some(key_len)
 }
 
 impl<'a> Record<'a> {
@@ -300,8 +283,7 @@ impl<'a> Record<'a> {
         Some(Self {
             kind: Kind::from_bits((shape >> 24 & 0xf) as u8)?,
             codec: codec_from_bits((shape >> 28 & 0xf) as u8)?,
-            flags: (times >> 48) as u16 & !FLAG_AFTER_SYNC,
-            is_after_sync: times >> 63 != 0,
+            flags: (times >> 48) as u16,
             len,
             sequence,
             generation: checks as u32,
@@ -315,8 +297,8 @@ impl<'a> Record<'a> {
 
     /// The optional fields and the value, if the body check is right. Reads the whole value.
     pub(crate) fn verified_body(&self) -> Option<&'a [u8]> {
-        let check = check_over(self.place.body_seed(), [self.body]).finalize();
-        (check == self.body_check || planted!("body check")).then_some(self.body)
+        (check_over(self.place.body_seed(), [self.body]).finalize() == self.body_check)
+            .then_some(self.body)
     }
 
     /// Whether the body fails its check because part of it never reached the disk, as a power cut

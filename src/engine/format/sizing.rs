@@ -1,7 +1,7 @@
 //! Sizing: computes the sizes of all files, and the limits in effect, from `max_entries` and
 //! `max_bytes`. Pure arithmetic.
 
-use crate::engine::format::geometry::{Geometry, MOST_SEGMENTS};
+use crate::engine::format::geometry::Geometry;
 use crate::engine::format::word::MAX_OFFSET;
 use crate::engine::format::{record, segment_header, snapshot};
 use crate::limits::Limits;
@@ -18,11 +18,9 @@ const FIXED_BYTES: u64 = 64 << 10;
 const SEGMENT_SHARE: u64 = 32;
 pub(crate) const MIN_SEGMENT: u64 = 16 << 10;
 const MAX_SEGMENT: u64 = 16 << 20;
-/// From this much space on, segments are as long as a word can address.
-const LARGE_BUDGET: u64 = 1 << 38;
 /// The least space for segments: with less, no new segment could be created before an old one is
 /// removed.
-pub(crate) const LEAST_BUDGET: u64 = 16 * MIN_SEGMENT;
+const LEAST_BUDGET: u64 = 16 * MIN_SEGMENT;
 
 /// The sizes that one set of options asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,12 +45,6 @@ impl Layout {
         }
     }
 
-    /// The same for an index of another geometry; `None` if that leaves too little for segments.
-    pub(crate) fn with(self, geometry: Geometry) -> Option<Self> {
-        let other = Self { geometry, ..self };
-        other.is_served_by(geometry).then_some(other)
-    }
-
     /// Whether an index of this geometry can be used.
     pub(crate) fn is_served_by(&self, geometry: Geometry) -> bool {
         geometry.serves(&self.geometry) && self.max_bytes >= fixed_bytes(geometry) + LEAST_BUDGET
@@ -63,12 +55,7 @@ impl Layout {
 /// than the index is made for, not more bytes than its segment table has rows for, and not so few
 /// bytes that hardly any are left beside the index.
 pub(crate) fn possible(asked: Limits, geometry: Geometry) -> Limits {
-    // The largest table has as many rows as there are. Where it is full, segments are evicted, and
-    // blobs may take the rest of the space.
-    let most = match geometry.segments {
-        MOST_SEGMENTS.. => u64::MAX,
-        rows => u64::from(rows) / 2 * MAX_SEGMENT,
-    };
+    let most = u64::from(geometry.segments) / 2 * MAX_SEGMENT;
     let max_bytes = asked.max_bytes.min(most).max(fixed_bytes(geometry) + LEAST_BUDGET);
     let entries = asked.max_entries.min(max_bytes / BYTES_PER_ENTRY);
     Limits { max_entries: entries.min(geometry.most_entries()), max_bytes, ..asked }
@@ -92,8 +79,7 @@ pub(crate) fn fixed_bytes(geometry: Geometry) -> u64 {
 /// The length of a segment file, if `budget` bytes are available for segments.
 pub(crate) fn segment_len(budget: u64) -> u64 {
     let share = (budget / SEGMENT_SHARE).max(1);
-    let most = if budget < LARGE_BUDGET { MAX_SEGMENT } else { MAX_OFFSET };
-    (1 << share.ilog2()).clamp(MIN_SEGMENT, most)
+    (1 << share.ilog2()).clamp(MIN_SEGMENT, MAX_SEGMENT)
 }
 
 /// The longest record: four of them fit into the budget at once.
@@ -159,18 +145,6 @@ mod tests {
                     "{least:?} for {counts:?}"
                 );
             }
-        }
-    }
-
-    #[test]
-    fn a_larger_max_bytes_takes_no_more_maps_and_little_more_disk() {
-        let of = |max_bytes| Layout::new(&Options { max_bytes, ..Options::default() }).geometry;
-        let smallest = fixed_bytes(of(1 << 30));
-        for shift in 30..=47 {
-            let geometry = of(1 << shift);
-            assert!(geometry.segments <= MOST_SEGMENTS, "2^{shift} bytes");
-            let fixed = fixed_bytes(geometry);
-            assert!(fixed < smallest + (4 << 20), "2^{shift} bytes: {fixed}, not {smallest}");
         }
     }
 

@@ -1,5 +1,5 @@
 //! The file `state`: whether the directory was closed, the header of the index at that time, the
-//! limits of the last open, the number of the current snapshot, and where the directory is.
+//! limits of the last open, and the number of the current snapshot.
 //!
 //! It has two sectors, which are written alternately. The valid one with the higher version counts,
 //! so a torn write leaves the other one. The file is preallocated, so a write does not fail on a
@@ -8,7 +8,7 @@
 //! ```text
 //!   0  magic u64       8  version u64          16  clean u64       24  the header's 64 words
 //! 536  max_entries   544  cull_frequency u64  552  max_bytes u64
-//! 560  snapshot u64  568  home u64               576  CRC-32 u32
+//! 560  snapshot u64  568  CRC-32 u32
 //! ```
 
 use crate::engine::format::index_header::{HEADER_WORDS, HeaderCopy};
@@ -17,11 +17,11 @@ use crate::limits::Limits;
 /// The bytes of a sector.
 pub(crate) const SECTOR: usize = 1024;
 pub(crate) const FILE_LEN: u64 = 2 * SECTOR as u64;
-const MAGIC: u64 = u64::from_le_bytes(*b"KWstate3");
+const MAGIC: u64 = u64::from_le_bytes(*b"KWstate2");
 /// The word at which the limits begin.
 const LIMITS_AT: usize = 3 + HEADER_WORDS;
 /// How many bytes the check of a sector covers. It follows them.
-pub(crate) const CHECKED: usize = (LIMITS_AT + 5) * 8;
+pub(crate) const CHECKED: usize = (LIMITS_AT + 4) * 8;
 const _: () = assert!(CHECKED + 4 <= SECTOR);
 
 /// A decoded sector.
@@ -30,29 +30,25 @@ pub(crate) struct Sector {
     pub(crate) clean: Option<HeaderCopy>,
     pub(crate) limits: Limits,
     pub(crate) snapshot: u64,
-    /// Identifies this directory and this file; 0 if unknown.
-    pub(crate) home: u64,
 }
 
 /// A `state` of a directory that was not closed and may have any snapshot.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn not_closed(limits: Limits) -> Vec<u8> {
-    let sector = Sector { version: 1, clean: None, limits, snapshot: 0, home: 0 };
-    [[0; SECTOR], encode(&sector)].concat()
+    [[0; SECTOR], encode(&Sector { version: 1, clean: None, limits, snapshot: 0 })].concat()
 }
 
 /// A `state` of a directory that was closed with an index whose header is `header`.
 #[cfg(feature = "fuzzing")]
 pub(crate) fn closed_with(header: HeaderCopy, limits: Limits) -> Vec<u8> {
-    let sector = Sector { version: 1, clean: Some(header), limits, snapshot: 0, home: 0 };
-    [[0; SECTOR], encode(&sector)].concat()
+    [[0; SECTOR], encode(&Sector { version: 1, clean: Some(header), limits, snapshot: 0 })].concat()
 }
 
 /// The bytes of a sector.
-pub(crate) fn encode(Sector { version, clean, limits, snapshot, home }: &Sector) -> [u8; SECTOR] {
+pub(crate) fn encode(Sector { version, clean, limits, snapshot }: &Sector) -> [u8; SECTOR] {
     let mut words = vec![MAGIC, *version, u64::from(clean.is_some())];
     words.extend(clean.unwrap_or([0; HEADER_WORDS]));
-    words.extend([limits.max_entries, limits.cull_frequency, limits.max_bytes, *snapshot, *home]);
+    words.extend([limits.max_entries, limits.cull_frequency, limits.max_bytes, *snapshot]);
     let mut sector = [0; SECTOR];
     for (chunk, word) in sector.chunks_exact_mut(8).zip(words) {
         chunk.copy_from_slice(&word.to_le_bytes());
@@ -75,6 +71,5 @@ pub(crate) fn decode(sector: &[u8; SECTOR]) -> Option<Sector> {
         cull_frequency: word(LIMITS_AT + 1),
         max_bytes: word(LIMITS_AT + 2),
     };
-    let (snapshot, home) = (word(LIMITS_AT + 3), word(LIMITS_AT + 4));
-    Some(Sector { version: word(1), clean, limits, snapshot, home })
+    Some(Sector { version: word(1), clean, limits, snapshot: word(LIMITS_AT + 3) })
 }

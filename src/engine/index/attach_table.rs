@@ -34,12 +34,8 @@ impl Index {
     pub(crate) fn enter(&mut self) -> io::Result<()> {
         let number = self.process_slot.number;
         let row = self.row(number);
-        let mut before = row[0].load(Ordering::Acquire);
-        let was_attached = before & ATTACHED != 0
-            && self.move_to_left(number, || {
-                before = row[0].fetch_and(!ATTACHED, Ordering::AcqRel);
-                before & ATTACHED != 0
-            });
+        let before = row[0].fetch_and(!ATTACHED, Ordering::AcqRel);
+        let was_attached = before & ATTACHED != 0;
         let before = before as u32;
         // Only after the row was cleared. Otherwise the last process with this number would seem
         // alive if this process were stopped here.
@@ -103,27 +99,15 @@ impl Index {
             && self.is_held(number)
     }
 
-    /// Whether another process holds the byte of `number` exclusively. A shared lock is none of
-    /// ours: any process that may read the file can take one. If the kernel does not answer, yes:
-    /// the locks of a living process must not be taken over.
+    /// Whether another process holds the byte of `number`. If the kernel does not answer, yes: the
+    /// locks of a living process must not be taken over.
     fn is_held(&self, number: u32) -> bool {
         let Some(locks) =
             self.process_slot.locks.as_ref().filter(|_| number != self.process_slot.number)
         else {
             return false;
         };
-        lock::is_owned(locks, i64::from(number)).unwrap_or(true)
-    }
-
-    /// Whether the table still names this process as it was entered. It does not if another content
-    /// was written over the file, or another process took this one for dead.
-    pub(crate) fn is_entered(&self) -> bool {
-        self.own_row().is_none_or(|row| row[0].load(Ordering::Acquire) == self.own_word())
-    }
-
-    /// The first word of the row of this process.
-    pub(crate) fn own_word(&self) -> u64 {
-        u64::from(self.owner().incarnation()) | ATTACHED
+        lock::is_held(locks, i64::from(number)).unwrap_or(true)
     }
 
     /// The numbers of all processes in the table.
@@ -153,48 +137,15 @@ impl Index {
             let seen = word.load(Ordering::Acquire);
             // A process that attaches takes the byte of its number before it stores this word. So
             // the word is still that of the dead process.
-            let leave = || {
-                word.compare_exchange(seen, seen & !ATTACHED, Ordering::AcqRel, Ordering::Relaxed)
+            if !self.is_held(number)
+                && word
+                    .compare_exchange(seen, seen & !ATTACHED, Ordering::AcqRel, Ordering::Relaxed)
                     .is_ok()
-            };
-            if !self.is_held(number) && self.move_to_left(number, leave) {
+            {
                 self.note_death();
             }
         }
         self.words()[at::DEATHS].swap(0, Ordering::AcqRel) != 0
-    }
-
-    /// Takes a dead process out of the table by `leave`, which says whether this call did so. What
-    /// it had claimed or held counts as left: its files are still there.
-    fn move_to_left(&self, number: u32, leave: impl FnOnce() -> bool) -> bool {
-        let (left, bytes) = (&self.words()[at::LEFT_BYTES], self.bytes_of(number));
-        // In this order: no bytes are missed while they move.
-        left.fetch_add(bytes, Ordering::AcqRel);
-        let is_out = leave();
-        if !is_out {
-            left.fetch_sub(bytes, Ordering::AcqRel);
-        }
-        is_out
-    }
-
-    /// The bytes that dead processes had claimed or held, and that may still be on the disk.
-    pub(crate) fn left_bytes(&self) -> u64 {
-        self.words()[at::LEFT_BYTES].load(Ordering::Acquire)
-    }
-
-    /// Subtracts bytes that are not on the disk any more, or count elsewhere now. The caller holds
-    /// the space role.
-    pub(crate) fn release_left(&self, bytes: u64) {
-        let word = &self.words()[at::LEFT_BYTES];
-        let _ = word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| {
-            Some(left.saturating_sub(bytes))
-        });
-    }
-
-    /// The bytes that attached processes have claimed and not yet taken.
-    pub(crate) fn claimed_bytes(&self) -> u64 {
-        let claims = self.attached().map(|number| self.row(number)[3].load(Ordering::Acquire));
-        claims.fold(0, u64::saturating_add)
     }
 
     /// Acknowledges the first `seen` drops: this process has unmapped the segments that were
@@ -221,10 +172,10 @@ impl Index {
         }
     }
 
-    /// The bytes that other processes hold and have claimed, including dead ones.
+    /// The bytes that other processes hold and have claimed.
     pub(crate) fn bytes_of_others(&self) -> u64 {
         let others = self.attached().filter(|number| *number != self.process_slot.number);
-        others.map(|number| self.bytes_of(number)).fold(self.left_bytes(), u64::saturating_add)
+        others.map(|number| self.bytes_of(number)).fold(0, u64::saturating_add)
     }
 
     fn bytes_of(&self, number: u32) -> u64 {
@@ -236,21 +187,17 @@ impl Index {
     ///
     /// Claimed bytes become a segment, and a dropped segment becomes held bytes. So this reads the
     /// rows before and after it reads the segments, and counts the greater value of each row: no
-    /// bytes are missed while they move. The bytes of a process that dies become left bytes, and
-    /// these become those of blobs: they are read in this order.
+    /// bytes are missed while they move.
     pub(crate) fn used_bytes(&self) -> u64 {
         let before: Vec<_> =
             self.attached().map(|number| (number, self.bytes_of(number))).collect();
-        let mut sum = self.left_bytes();
-        sum = sum.saturating_add(self.segment_bytes()).saturating_add(self.blob_bytes());
+        let mut sum = self.segment_bytes().saturating_add(self.blob_bytes());
         let mut before = before.into_iter().peekable();
         for number in self.attached() {
-            while let Some((_, bytes)) = before.next_if(|(other, _)| *other < number) {
-                sum = sum.saturating_add(bytes);
-            }
+            while before.next_if(|(other, _)| *other < number).is_some() {}
             let was = before.next_if(|(other, _)| *other == number).map_or(0, |(_, bytes)| bytes);
             sum = sum.saturating_add(was.max(self.bytes_of(number)));
         }
-        before.fold(sum, |sum, (_, bytes)| sum.saturating_add(bytes))
+        sum
     }
 }

@@ -60,18 +60,6 @@ impl Index {
         found.damaged && !found.control.is_locked() && self.control(hash) == found.control
     }
 
-    /// Whether a recovery may bring back an entry of the chain of `hash` that a walk, now over,
-    /// did not find: the chain lost one, or its owner may have stamped one and may die before it
-    /// publishes it.
-    ///
-    /// The control word is loaded here and not taken from the walk: an eviction may have run
-    /// between its load and the loads of the words.
-    /// Keeps invariant I15.
-    pub(crate) fn may_bring_back(&self, hash: u64) -> bool {
-        let control = self.control(hash);
-        control.has_lost() || control.is_locked()
-    }
-
     /// Whether a bucket has a wrong check, or belongs to another chain. A locked primary has no
     /// check; its owner checked it when it locked.
     pub(super) fn is_damaged_bucket(

@@ -4,10 +4,8 @@
 //! miss each other. A writer counts up before it publishes and counts down after it removes. If it
 //! is killed in between, the count is too high, and never too low: the cache never overfills.
 //!
-//! A `clear` begins a generation in two stores: the generation that all processes work with, which
-//! is the moment at which the clear takes effect, then the count. A process that finds the first
-//! store without the second does the second itself. So the counted generation is never later than
-//! the generation; where damage makes it so, the next count repairs it.
+//! A `clear` begins a generation in two stores: the count, then the generation that all processes
+//! work with. A process that finds the first store without the second does the second itself.
 
 use std::cell::Cell;
 
@@ -15,7 +13,6 @@ use super::Index;
 use super::lock::{Busy, Stolen};
 use super::process_slot::Owner;
 use crate::engine::format::index_header::at;
-use crate::engine::format::word::Word;
 use crate::sys::atomic::Ordering;
 use crate::sys::step;
 use crate::sys::wait::Backoff;
@@ -43,39 +40,16 @@ pub(crate) enum CountUp {
 impl Index {
     /// Entries of the current generation.
     pub(crate) fn count(&self) -> u64 {
-        let (counted, count) = self.generation_and_count();
-        if counted < self.generation() { 0 } else { u64::from(count) }
+        u64::from(self.words()[at::COUNT].load(Ordering::Acquire) as u32)
     }
 
-    /// The same; first ensures that the generation that all processes work with is the counted one.
+    /// The same; first ensures that all processes work with the generation that is counted.
     pub(crate) fn settled_count(&self) -> u64 {
-        let (counted, generation) = (self.generation_and_count().0, self.generation());
-        if counted < generation {
-            self.count_from_zero(generation);
-        } else if counted > generation {
-            self.reach_generation(counted);
+        let (generation, count) = self.generation_and_count();
+        if self.generation() < generation {
+            self.reach_generation(generation);
         }
-        self.count()
-    }
-
-    /// How many entries all processes evicted, including those that were killed since.
-    pub(crate) fn evicted(&self) -> u64 {
-        self.words()[at::EVICTED].load(Ordering::Relaxed)
-    }
-
-    /// Counts evictions before they happen: a process that dies in between counts too many, never
-    /// too few.
-    pub(crate) fn count_evicted(&self, entries: u64) {
-        self.words()[at::EVICTED].fetch_add(entries, Ordering::Relaxed);
-    }
-
-    /// Takes the count of one eviction back that did not happen.
-    pub(crate) fn uncount_evicted(&self) {
-        self.words()[at::EVICTED].fetch_sub(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn set_evicted(&self, entries: u64) {
-        self.words()[at::EVICTED].store(entries, Ordering::Relaxed);
+        u64::from(count)
     }
 
     // Keeps invariant I13.
@@ -83,16 +57,9 @@ impl Index {
         let word = &self.words()[at::COUNT];
         let mut seen = word.load(Ordering::Acquire);
         loop {
-            let counted = (seen >> 32) as u32;
-            if counted < generation {
+            if (seen >> 32) as u32 != generation {
                 // The process that began it may be stopped or dead before its second store.
-                self.count_from_zero(generation);
-                seen = word.load(Ordering::Acquire);
-                continue;
-            }
-            if counted > generation {
-                // The caller's is outdated, or the word is damaged: then this corrects it.
-                self.reach_generation(counted);
+                self.reach_generation((seen >> 32) as u32);
                 return CountUp::OtherGeneration;
             }
             if u64::from(seen as u32) >= max {
@@ -153,34 +120,20 @@ impl Index {
     /// Begins generation `next`: all entries are gone at once. Does nothing if it or a later one
     /// has begun. The caller holds the clear lock.
     pub(crate) fn begin_generation(&self, next: u32) {
-        self.reach_generation(next);
-        step!("clear::begun");
         self.count_from_zero(next);
+        step!("clear::counted");
+        self.reach_generation(next);
     }
 
-    /// The first store: all processes work with `generation`, or a later one. A word with more than
-    /// 32 bits is damaged; what they are is ignored, as in [`generation`](Index::generation).
-    pub(crate) fn reach_generation(&self, generation: u32) {
-        let raise = |word: u64| ((word as u32) < generation).then_some(u64::from(generation));
-        let _ =
-            self.words()[at::GENERATION].fetch_update(Ordering::AcqRel, Ordering::Acquire, raise);
-    }
-
-    /// The second store: from here on, entries of `next` are counted. Every process that counts
-    /// does this if it finds an older generation counted.
-    fn count_from_zero(&self, next: u32) {
+    /// The first store: from here on, only entries of `next` are counted.
+    pub(crate) fn count_from_zero(&self, next: u32) {
         self.words()[at::COUNT].fetch_max(u64::from(next) << 32, Ordering::AcqRel);
     }
 
-    /// Where the record of the last clear is.
-    pub(crate) fn clear_record(&self) -> Word {
-        Word(self.words()[at::CLEAR_RECORD].load(Ordering::Acquire))
-    }
-
-    /// Notes where the record of a clear will be, before it is stamped: a process that takes the
-    /// lock over makes it void. The caller holds the clear lock.
-    pub(crate) fn set_clear_record(&self, word: Word) {
-        self.words()[at::CLEAR_RECORD].store(word.0, Ordering::Release);
+    /// The second store: all processes work with `generation`, or a later one. Every process that
+    /// finds `generation` counted does this, because entries of the one before are not counted.
+    fn reach_generation(&self, generation: u32) {
+        self.words()[at::GENERATION].fetch_max(u64::from(generation), Ordering::AcqRel);
     }
 
     /// Takes the lock that one `clear` at a time holds.
@@ -203,13 +156,13 @@ impl Index {
                 // Another clear may have finished since `next` was computed.
                 let now = (mine & OWNER) | next();
                 let _ = word.compare_exchange(mine, now, Ordering::AcqRel, Ordering::Relaxed);
-                // The dead owner may have stamped the record of its clear. The caller makes it
-                // void; otherwise a recovery would apply it, to what was written since.
+                // The dead owner may have stamped the record of its clear. This clear must finish
+                // it; otherwise a recovery would be the first to apply it.
                 let unfinished =
                     before != 0 && before >> GENERATION_SHIFT == next() >> GENERATION_SHIFT;
                 return Ok(ClearLock {
                     index: self,
-                    unfinished: Cell::new(unfinished),
+                    unfinished,
                     mine: now,
                     before,
                     unlocked: Cell::new(false),
@@ -226,9 +179,9 @@ impl Index {
 /// The clear lock. This process holds it until it is dropped.
 pub(crate) struct ClearLock<'a> {
     index: &'a Index,
-    /// Whether the last owner died before its clear took effect. Then the caller must make its
-    /// record void, and note it.
-    unfinished: Cell<bool>,
+    /// Whether the last owner died before it finished its clear. Then the caller must do that clear
+    /// completely.
+    pub(crate) unfinished: bool,
     mine: u64,
     /// The word of the last owner.
     before: u64,
@@ -236,17 +189,6 @@ pub(crate) struct ClearLock<'a> {
 }
 
 impl ClearLock<'_> {
-    /// Whether the last owner died before its clear took effect, and its record may still be in the
-    /// log.
-    pub(crate) fn is_unfinished(&self) -> bool {
-        self.unfinished.get()
-    }
-
-    /// Notes that no recovery can apply the clear of the last owner.
-    pub(crate) fn note_voided(&self) {
-        self.unfinished.set(false);
-    }
-
     /// # Errors
     /// If another process took the lock over meanwhile because it considered this one dead.
     pub(crate) fn check(&self) -> Result<(), Stolen> {
@@ -269,8 +211,8 @@ impl ClearLock<'_> {
         let word = &self.index.words()[at::CLEAR_LOCK];
         let is_next = u64::from(self.index.generation().wrapping_add(1)) << GENERATION_SHIFT
             == self.mine & !OWNER;
-        // If the record of the dead owner is not void, the next process must still see it.
-        let left = if self.unfinished.get() && is_next { self.before } else { 0 };
+        // If the clear of the dead owner was not finished, the next process must still see it.
+        let left = if self.unfinished && is_next { self.before } else { 0 };
         match word.compare_exchange(self.mine, left, Ordering::AcqRel, Ordering::Relaxed) {
             Ok(_) => Ok(()),
             Err(_) => Err(self.stolen()),

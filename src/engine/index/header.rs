@@ -5,26 +5,7 @@ use super::Index;
 use crate::engine::format::index_header::at;
 use crate::sys::atomic::Ordering;
 
-/// The bit of `NEXT_EXPIRY` that says that a pass is under way. The rest is then what was noted
-/// since it began. A pass of a process that died leaves the bit to the next pass.
-const PASSING: u64 = 1 << 63;
-/// No entry expires.
-const NO_EXPIRY: u64 = PASSING - 1;
-
 impl Index {
-    /// Whether a process stopped using this index, and all others must: a file of the directory was
-    /// removed or replaced.
-    pub(crate) fn is_abandoned(&self) -> bool {
-        self.words()[at::ABANDONED].load(Ordering::Acquire) != 0
-    }
-
-    /// Stops the use of this index by all processes: each notices within a second, and no other
-    /// process joins them. Observers notice at once.
-    pub(crate) fn abandon(&self) {
-        self.words()[at::ABANDONED].store(1, Ordering::Release);
-        self.words()[at::RETIRED].fetch_add(1, Ordering::AcqRel);
-    }
-
     /// Whether the entries must be counted again: an unreadable entry was removed, or a process
     /// died.
     pub(crate) fn wants_recount(&self) -> bool {
@@ -44,40 +25,19 @@ impl Index {
         self.words()[at::SWEPT].fetch_max(u64::from(generation), Ordering::AcqRel);
     }
 
-    /// No entry expires before this time, in milliseconds since 1970. 0 while a pass is under way,
-    /// because what it has not reached yet may have expired long ago.
+    /// No entry expires before this time, in milliseconds since 1970.
     pub(crate) fn next_expiry(&self) -> u64 {
-        let next = self.words()[at::NEXT_EXPIRY].load(Ordering::SeqCst);
-        if next & PASSING == 0 { next } else { 0 }
+        self.words()[at::NEXT_EXPIRY].load(Ordering::SeqCst)
     }
 
-    /// No entry expires, as far as is known.
     pub(crate) fn forget_next_expiry(&self) {
-        self.words()[at::NEXT_EXPIRY].store(NO_EXPIRY, Ordering::SeqCst);
+        self.words()[at::NEXT_EXPIRY].store(u64::MAX, Ordering::SeqCst);
     }
 
-    /// Forgets the next expiry until a pass that begins now has found it.
-    pub(crate) fn begin_expiry_pass(&self) {
-        self.words()[at::NEXT_EXPIRY].store(PASSING | NO_EXPIRY, Ordering::SeqCst);
-    }
-
-    /// A pass is over: no entry that it saw expires before `next`.
-    pub(crate) fn end_expiry_pass(&self, next: u64) {
-        let _ = self.words()[at::NEXT_EXPIRY].fetch_update(
-            Ordering::SeqCst,
-            Ordering::SeqCst,
-            |noted| Some((noted & !PASSING).min(next).min(NO_EXPIRY)),
-        );
-    }
-
-    /// Notes that an entry expires at this time, in milliseconds since 1970.
     pub(crate) fn note_expiry(&self, millis: u64) {
-        let word = &self.words()[at::NEXT_EXPIRY];
-        let is_sooner = |noted: u64| millis < noted & !PASSING;
-        if is_sooner(word.load(Ordering::SeqCst)) {
-            let _ = word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |noted| {
-                is_sooner(noted).then_some(noted & PASSING | millis)
-            });
+        let next = &self.words()[at::NEXT_EXPIRY];
+        if millis < next.load(Ordering::SeqCst) {
+            next.fetch_min(millis, Ordering::SeqCst);
         }
     }
 
@@ -88,18 +48,6 @@ impl Index {
 
     pub(crate) fn set_last_snapshot(&self, number: u64) {
         self.words()[at::SNAPSHOT].store(number, Ordering::Release);
-    }
-
-    /// Notes that snapshot `number` counts. Comes before anything is removed that an older one
-    /// needs.
-    pub(crate) fn set_counted(&self, number: u64) {
-        self.words()[at::COUNTED].store(number, Ordering::Release);
-    }
-
-    /// Notes that the index is complete, and in which page cache it is: see
-    /// [`Evidence`](crate::engine::lifecycle::evidence).
-    pub(crate) fn set_page_cache(&self, id: u64) {
-        self.words()[at::PAGE_CACHE].store(id, Ordering::Release);
     }
 
     /// The bytes that the log has taken since the last checkpoint began.

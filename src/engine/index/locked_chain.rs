@@ -57,11 +57,7 @@ impl Locked<'_> {
     /// Empties `slot`, and frees the empty overflow buckets at the end of the chain.
     pub(crate) fn clear(&self, slot: Slot) {
         self.set(slot, Word::EMPTY);
-        for _ in 0..MAX_CHAIN {
-            if self.bucket.link().is_none() || !self.unlink_empty_end() {
-                break;
-            }
-        }
+        while self.bucket.link().is_some() && self.unlink_empty_end() {}
     }
 
     /// Unlinks the last bucket of the chain if it is empty. Returns whether it did.

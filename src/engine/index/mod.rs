@@ -39,7 +39,7 @@ pub(crate) use self::count::{ClearLock, CountUp};
 pub(crate) use self::lock::{Busy, Locked};
 pub(crate) use self::locked_chain::Vacancy;
 pub(crate) use self::pack::Packed;
-pub(crate) use self::process_slot::{ATTACHED, Owner, ProcessSlot};
+pub(crate) use self::process_slot::{Owner, ProcessSlot};
 pub(crate) use self::roles::{Role, RoleGuard, Waited, busy};
 pub(crate) use self::segments::{HIGHEST_SEGMENT, SegmentInfo, SegmentState};
 pub(crate) use self::slot::{Found, Probe, Slot};
@@ -97,16 +97,15 @@ impl Index {
     fn initialize(mut index: Self) -> io::Result<Self> {
         let geometry = index.geometry;
         index.enter()?;
-        index.forget_next_expiry();
         for (word, value) in [
             (at::PRIMARIES, u64::from(geometry.primaries)),
             (at::BUCKETS, u64::from(geometry.buckets)),
             (at::SEGMENTS, u64::from(geometry.segments)),
-            (at::GEOMETRY_CHECK, geometry.check()),
             (at::SEQUENCE, 1),
             (at::NEXT_OVERFLOW, u64::from(geometry.primaries)),
             (at::NEXT_SEGMENT, 1),
             (at::RECENCY, 1),
+            (at::NEXT_EXPIRY, u64::MAX),
             (at::MAGIC, MAGIC),
         ] {
             index.words()[word].store(value, Ordering::Release);
@@ -114,38 +113,24 @@ impl Index {
         Ok(index)
     }
 
-    /// Maps the closed index in `file`, if its header is exactly `expected`. Blocks are allocated
-    /// only for a geometry that `is_wanted`: the file says how long it is, and may be forged.
+    /// Maps the closed index in `file`, if its header is exactly `expected`.
     pub(crate) fn open(
         file: &File,
         expected: &HeaderCopy,
         process_slot: ProcessSlot,
-        is_wanted: impl FnOnce(Geometry) -> bool,
     ) -> io::Result<Option<Self>> {
         let Some(geometry) = Geometry::of_closed(expected) else { return Ok(None) };
         if !has_length_of(geometry, file)? {
             return Ok(None);
         }
-        if is_wanted(geometry) {
-            file.fill_holes(geometry.index_bytes())?;
-        } else if !file.seems_whole(geometry.index_bytes())? {
-            return Ok(None);
-        }
+        // The file may be a copy with holes. A store into a hole fails if the disk is full.
+        file.allocate(geometry.index_bytes())?;
         let mut index = Self::map(file, geometry, process_slot)?;
         if index.header_copy() != *expected {
             return Ok(None);
         }
         index.enter()?;
         Ok(Some(index))
-    }
-
-    /// The geometry of the index in `file`, if its length fits and it has all its blocks. Its words
-    /// are not checked.
-    pub(crate) fn geometry_in(file: &File) -> io::Result<Option<Geometry>> {
-        let Some(geometry) = Geometry::of(&header_of(file)?) else { return Ok(None) };
-        let is_whole =
-            has_length_of(geometry, file)? && file.seems_whole(geometry.index_bytes())?;
-        Ok(is_whole.then_some(geometry))
     }
 
     /// Maps the index in `file` that other processes are using, if there is one.
@@ -207,29 +192,6 @@ impl Index {
         self.map.sync()
     }
 
-    /// Whether a page of the map faulted. Then this process does not share the index any more: it
-    /// must neither believe it nor acknowledge what it stored there.
-    #[inline]
-    pub(crate) fn has_faulted(&self) -> bool {
-        self.map.has_faulted()
-    }
-
-    /// Fails if a page of the map faulted.
-    pub(crate) fn check_mapped(&self) -> io::Result<()> {
-        if !self.has_faulted() {
-            return Ok(());
-        }
-        let why = "a page of the mapped index faulted (SIGBUS): the file was truncated, or its \
-                   disk or file system failed; the next call opens the directory again";
-        Err(io::Error::other(why))
-    }
-
-    /// Reads the end of the map: a fault if the file was truncated.
-    pub(crate) fn probe(&self) {
-        let last = self.words().last();
-        std::hint::black_box(last.map(|word| word.load(Ordering::Relaxed)));
-    }
-
     fn words(&self) -> &[AtomicU64] {
         self.map.words()
     }
@@ -276,12 +238,10 @@ impl Index {
         self.words()[at::SEQUENCE].load(Ordering::Acquire).saturating_sub(1)
     }
 
-    /// The recency clock and the count of evictions in the header of the index in `file`, if `file`
-    /// is an index and can be read.
-    pub(crate) fn recency_and_evicted_in(file: &File) -> Option<(u32, u64)> {
+    /// The recency clock in the header of the index in `file`, if `file` is an index.
+    pub(crate) fn recency_in(file: &File) -> Option<u32> {
         let header = header_of(file).ok()?;
-        let found = (header[at::RECENCY] as u32, header[at::EVICTED]);
-        (header[at::MAGIC] == MAGIC).then_some(found)
+        (header[at::MAGIC] == MAGIC).then_some(header[at::RECENCY] as u32)
     }
 
     pub(crate) fn set_next_sequence(&self, sequence: u64) {
@@ -339,16 +299,6 @@ pub(crate) fn fit_checks(words: &mut [u64]) {
         if !Bucket::new(&atomic).control().is_locked() {
             line[0] =
                 line[0] & 0xffff_ffff | u64::from(Bucket::new(&atomic).computed_check()) << 32;
-        }
-    }
-}
-
-#[cfg(test)]
-impl Index {
-    /// Stores a word as something outside the engine would: the check of its bucket stays.
-    pub(crate) fn damage_word(&self, slot: Slot, word: Word) {
-        if let Some(bucket) = self.bucket(slot.bucket()) {
-            bucket.set_word(slot.within(), word);
         }
     }
 }

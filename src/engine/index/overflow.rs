@@ -28,47 +28,26 @@ impl Index {
         // The upper half of the head counts changes, against ABA: a bucket that was taken and freed
         // again in between.
         while let Some(number) = (head as u32).checked_sub(1) {
-            // No check covers the list. It names what was never freed, or a bucket names itself:
-            // damage. Then the list ends here, and a recount finds what was on it.
-            let bucket = self.bucket(number).filter(|bucket| {
-                number >= self.geometry.primaries
-                    && bucket.is_empty()
-                    && bucket.control().primary() != number + 1
-            });
-            let next = bucket.map_or(0, |bucket| u64::from(bucket.control().primary()));
+            let Some(bucket) = self.bucket(number).filter(|_| number >= self.geometry.primaries)
+            else {
+                break;
+            };
+            let next = u64::from(bucket.control().primary());
             let changed = (head >> 32).wrapping_add(1) << 32 | next;
             match free.compare_exchange_weak(head, changed, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) if bucket.is_some() => return Some(number),
-                Ok(_) => {
-                    self.set_wants_recount(true);
-                    break;
-                }
+                // No check covers the list. A bucket that is not empty was never freed: damage.
+                Ok(_) if bucket.is_empty() => return Some(number),
+                Ok(_) => head = changed,
                 Err(now) => head = now,
             }
         }
-        self.unused_overflow()
-    }
-
-    /// An overflow bucket that was never used.
-    fn unused_overflow(&self) -> Option<u32> {
-        /// How many used buckets are passed over, if damage makes the next unused one one of them.
-        const TRIES: usize = 8;
         let bump = &self.words()[at::NEXT_OVERFLOW];
         let overflow = u64::from(self.geometry.primaries)..u64::from(self.geometry.buckets);
-        for _ in 0..TRIES {
-            if !overflow.contains(&bump.load(Ordering::Relaxed)) {
-                return None;
-            }
-            let number = bump.fetch_add(1, Ordering::AcqRel);
-            if !overflow.contains(&number) {
-                return None;
-            }
-            let number = number as u32;
-            if self.bucket(number)?.is_empty() {
-                return Some(number);
-            }
+        if !overflow.contains(&bump.load(Ordering::Relaxed)) {
+            return None;
         }
-        None
+        let number = bump.fetch_add(1, Ordering::AcqRel);
+        overflow.contains(&number).then_some(number as u32)
     }
 
     /// Puts an empty, unlinked overflow bucket on the free list. Its control word holds the number

@@ -14,7 +14,7 @@ const NUMBER: u32 = (1 << NUMBER_BITS) - 1;
 /// The bits of an incarnation.
 pub(super) const INCARNATION: u32 = u32::MAX >> NUMBER_BITS;
 /// The bit of a row's first word that says that the process is attached.
-pub(crate) const ATTACHED: u64 = 1 << 32;
+pub(super) const ATTACHED: u64 = 1 << 32;
 const _: () = assert!(MOST_PROCESSES < NUMBER);
 
 /// What names a process in locks and segments: `incarnation (21 bits) | number (11)`.

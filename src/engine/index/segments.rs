@@ -6,7 +6,6 @@
 //! 0  id (32) | state (8) | synced | failed        1  owner (32) | length in units of 4 KiB (32)
 //! 2  all is finished before this offset (32) | tail (32)        3  live bytes
 //! 4  the recency clock when it was sealed; after its drop, the count of drops at that time
-//! 5  the next sequence when it was emptied
 //! ```
 //!
 //! The states and their transitions are drawn in [`log`](crate::engine::log). Each transition is a
@@ -89,8 +88,6 @@ pub(crate) struct SegmentInfo {
     pub(crate) live: u64,
     /// The recency clock when it was sealed.
     pub(crate) sealed_at: u32,
-    /// The next sequence when it was emptied: its records have lower ones.
-    pub(crate) emptied_at: u64,
 }
 
 /// No segment has a higher id. A file with a higher one was planted: it is skipped, because its id
@@ -120,7 +117,6 @@ fn info(line: &Line) -> Option<SegmentInfo> {
         tail: (places >> 32) as u32,
         live: (line[3].load(Ordering::Relaxed) as i64).max(0) as u64,
         sealed_at: line[4].load(Ordering::Relaxed) as u32,
-        emptied_at: line[5].load(Ordering::Relaxed),
     })
 }
 
@@ -272,9 +268,6 @@ impl Index {
 
     /// sealed -> emptied: no entry names segment `id` any more.
     pub(crate) fn empty_segment(&self, id: u32) -> bool {
-        if let Some(line) = self.line_of(id) {
-            line[5].store(self.words()[at::SEQUENCE].load(Ordering::Acquire), Ordering::Relaxed);
-        }
         self.take_edge(id, Transition::Empty)
     }
 
@@ -308,9 +301,8 @@ impl Index {
         for segment in self.segments().filter(|segment| segment.state == SegmentState::Dropped) {
             let Some(line) = self.line_of(segment.id) else { continue };
             let mut drop = line[4].load(Ordering::Acquire);
-            if drop > self.drops() {
-                // The process that dropped it died before it counted the drop (`UNCOUNTED`); or the
-                // count is damaged, and no process would ever acknowledge so many.
+            if drop == UNCOUNTED {
+                // The process that dropped it died before it counted the drop.
                 drop = self.words()[at::DROPS].fetch_add(1, Ordering::AcqRel) + 1;
                 line[4].store(drop, Ordering::Release);
             }

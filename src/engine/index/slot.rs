@@ -56,3 +56,11 @@ pub(crate) struct Found {
     /// Whether the walk saw a wrong check.
     pub(super) damaged: bool,
 }
+
+impl Found {
+    /// Whether a recovery may bring back an entry that the chain does not have: the chain lost one,
+    /// or its owner may have stamped one and may die before it publishes it.
+    pub(crate) fn has_lost(&self) -> bool {
+        self.control.has_lost() || self.control.is_locked()
+    }
+}

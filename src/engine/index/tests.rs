@@ -110,9 +110,9 @@ fn an_index_opens_only_with_the_header_of_its_close() {
     let index = Index::create(&file, Geometry::for_entries(100, 16), ProcessSlot::alone()).unwrap();
     index.next_sequence();
     let copy = index.header_copy();
-    assert!(Index::open(&file, &copy, ProcessSlot::alone(), |_| true).unwrap().is_some());
+    assert!(Index::open(&file, &copy, ProcessSlot::alone()).unwrap().is_some());
     index.next_sequence();
-    assert!(Index::open(&file, &copy, ProcessSlot::alone(), |_| true).unwrap().is_none());
+    assert!(Index::open(&file, &copy, ProcessSlot::alone()).unwrap().is_none());
 }
 
 #[test]
@@ -176,10 +176,7 @@ fn a_lookup_under_a_lock_is_repeated_after_a_takeover() {
     let bucket = index.bucket(5).unwrap();
     bucket.set_control(bucket.control().locked_by(Owner::from_bits(8)));
     let found = index.find(hash, is(Word::EMPTY));
-    assert!(
-        index.may_bring_back(hash),
-        "a recovery may bring back a record that the owner has stamped"
-    );
+    assert!(found.has_lost(), "a recovery may bring back a record that the owner has stamped");
     // The owner publishes, and dies.
     bucket.set_word(1, Word::new(hash, 1, 64));
     let locked = index.lock(hash).unwrap();
@@ -191,7 +188,7 @@ fn a_takeover_of_the_clear_lock_tells_if_the_clear_was_done() {
     let index = index(100);
     for begun in [false, true] {
         let lock = index.lock_clear().unwrap();
-        assert!(!lock.is_unfinished());
+        assert!(!lock.unfinished);
         if begun {
             index.begin_generation(index.generation() + 1);
         }
@@ -199,12 +196,12 @@ fn a_takeover_of_the_clear_lock_tells_if_the_clear_was_done() {
         let word = &index.words()[at::CLEAR_LOCK];
         word.store(word.load(Ordering::Relaxed) ^ 2 << 20, Ordering::Relaxed);
         drop(lock);
-        assert_eq!(index.lock_clear().unwrap().is_unfinished(), !begun);
+        assert_eq!(index.lock_clear().unwrap().unfinished, !begun);
         if !begun {
-            // Its record is still not void.
+            // The clear is still not done.
             let lock = index.lock_clear().unwrap();
-            assert!(lock.is_unfinished());
-            lock.note_voided();
+            assert!(lock.unfinished);
+            index.begin_generation(index.generation() + 1);
         }
     }
 }
@@ -214,65 +211,19 @@ fn a_half_begun_generation_is_begun_by_the_next_writer() {
     let index = index(100);
     assert_eq!(index.count_up(0, 2), CountUp::Counted);
     // A clear is stopped between its two stores.
-    index.reach_generation(1);
-    assert_eq!((index.count(), index.generation_and_count()), (0, (0, 1)));
-    assert_eq!(index.count_up(1, 2), CountUp::Counted);
-    assert_eq!(index.generation_and_count(), (1, 1));
+    index.count_from_zero(1);
+    assert_eq!((index.generation(), index.count()), (0, 0));
     assert_eq!(index.count_up(0, 2), CountUp::OtherGeneration);
+    assert_eq!(index.generation(), 1);
+    assert_eq!(index.count_up(1, 2), CountUp::Counted);
     // It continues, the second time after a later clear.
     index.begin_generation(1);
     assert_eq!((index.generation(), index.count()), (1, 1));
     index.begin_generation(2);
     index.begin_generation(1);
     assert_eq!((index.generation(), index.count()), (2, 0));
-    index.reach_generation(3);
-    assert_eq!((index.settled_count(), index.generation_and_count()), (0, (3, 0)));
-}
-
-#[test]
-fn generation_and_count_that_do_not_agree_are_corrected() {
-    for (word, bit) in
-        [at::GENERATION, at::COUNT].into_iter().flat_map(|w| (0..64).map(move |b| (w, b)))
-    {
-        let index = index(100);
-        index.begin_generation(5);
-        assert_eq!(index.count_up(5, 9), CountUp::Counted);
-        let word = &index.words()[word];
-        word.store(word.load(Ordering::Relaxed) ^ 1 << bit, Ordering::Relaxed);
-        let counts = || index.count_up(index.generation(), 9) != CountUp::OtherGeneration;
-        assert!(counts() || counts(), "bit {bit}: a writer would start over for ever");
-        let next = index.generation() + 1;
-        index.begin_generation(next);
-        assert_eq!((index.generation(), index.settled_count()), (next, 0), "bit {bit}");
-        assert!(counts());
-    }
-}
-
-#[test]
-fn a_free_list_that_names_itself_gives_each_bucket_once() {
-    for (filled, names) in [(false, 0), (true, 0), (false, 1), (true, 1)] {
-        let index = index(100);
-        let first = index.geometry().primaries;
-        let free = |number: u32, next: u32| {
-            let bucket = index.bucket(number).unwrap();
-            bucket.set_control(bucket::Control::of_overflow(0, next + 1));
-            bucket.set_word(1, if filled { Word::new(1, 1, 64) } else { Word::EMPTY });
-        };
-        free(first, first + names);
-        free(first + names, first);
-        index.words()[at::FREE_OVERFLOW].store(u64::from(first) + 1, Ordering::Relaxed);
-        let mut given = Vec::new();
-        for _ in 0..4 {
-            let Some(number) = index.allocate_overflow() else { break };
-            index.bucket(number).unwrap().set_word(1, Word::new(2, 1, 64));
-            given.push(number);
-        }
-        let all = given.len();
-        given.sort_unstable();
-        given.dedup();
-        assert_eq!(given.len(), all, "{filled} {names}");
-        assert!(all >= 2 && index.wants_recount());
-    }
+    index.count_from_zero(3);
+    assert_eq!((index.settled_count(), index.generation()), (0, 3));
 }
 
 #[test]

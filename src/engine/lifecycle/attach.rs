@@ -5,26 +5,24 @@
 //! of the engine detaches. The last process to detach makes everything durable and marks the
 //! directory as clean.
 
+use std::collections::HashMap;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 
-use arc_swap::{ArcSwapOption, Guard};
+use arc_swap::ArcSwapOption;
 
 use crate::engine::blob::{Blobs, Haste};
 use crate::engine::index::ProcessSlot;
 use crate::engine::lifecycle::directory::Directory;
-use crate::engine::lifecycle::footprint::Footprint;
 use crate::engine::lifecycle::observer::{self, Observation};
 use crate::engine::lifecycle::open::{self, Opened, Opening};
-use crate::engine::lifecycle::presence;
-use crate::engine::lifecycle::registry::{Entered, Registry, Tenant};
 use crate::engine::log::Log;
 use crate::engine::ops::background::Maintenance;
-use crate::engine::shared::accounting::SpaceInUse;
+use crate::engine::shared::accounting::{SpaceInUse, Usage};
 use crate::engine::shared::checkpoint_files::CheckpointFiles;
-use crate::engine::shared::file_watch::{Change, FileWatch};
-use crate::engine::shared::holders::Holder;
+use crate::engine::shared::meta_file;
+use crate::engine::shared::read_only::Holder;
 use crate::engine::shared::state_file::StateFile;
 use crate::engine::shared::stats_file::StatsFile;
 use crate::engine::{Engine, Mode, Parts};
@@ -32,16 +30,67 @@ use crate::error::{Error, Result};
 use crate::hash::KeyHasher;
 use crate::options::Options;
 use crate::sys::fork::{self, EachEpoch, Epoch, OwnFile};
-use crate::sys::storage::Access;
-use crate::sys::storage::{HeldDirectory, Storage};
+use crate::sys::storage::{Access, DirectoryId, HeldDirectory, Storage};
 use crate::sys::{lock, step};
 
 /// The engines of this process.
-static ENGINES: EachEpoch<Registry<Attached>> = EachEpoch::new();
+static ENGINES: EachEpoch<Registry> = EachEpoch::new();
 
-/// The names that are watched beside those whose files the attach has open. `meta` is watched for
-/// its content.
-const WATCHED: [&str; 6] = ["hints", "snapshot.a", "snapshot.b", "stats", "segments", "blobs"];
+#[derive(Default)]
+struct Registry {
+    engines: Mutex<Engines>,
+    /// The read-only attachments. Each has a mutex that is locked during its attach, which may take
+    /// long.
+    observers: Mutex<HashMap<DirectoryId, Arc<Mutex<Weak<Attached>>>>>,
+    /// Notified when an engine has detached.
+    gone: Condvar,
+    /// The byte counts of each directory. They exist while the program holds any value of the
+    /// directory, even if it is closed. A segment that a value holds since an earlier attach, and
+    /// that is in use again, counts twice.
+    spaces: Mutex<Vec<(DirectoryId, Weak<Usage>)>>,
+}
+
+type Engines = HashMap<DirectoryId, Weak<Attached>>;
+
+impl Registry {
+    /// The engine of a directory, if there is one. Waits while an engine is detaching.
+    fn find(&self, id: DirectoryId) -> (MutexGuard<'_, Engines>, Option<Arc<Attached>>) {
+        let mut engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match engines.get(&id).map(Weak::upgrade) {
+                Some(None) => {
+                    engines = self.gone.wait(engines).unwrap_or_else(PoisonError::into_inner)
+                }
+                found => return (engines, found.flatten()),
+            }
+        }
+    }
+
+    /// The cell of the read-only attachment to a directory.
+    fn observer(&self, id: DirectoryId) -> Arc<Mutex<Weak<Attached>>> {
+        let mut observers = self.observers.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_in_use = |cell: &Arc<Mutex<Weak<Attached>>>| {
+            // Never waits: a thread that has locked the cell also holds a reference to it.
+            Arc::strong_count(cell) > 1
+                || cell.lock().unwrap_or_else(PoisonError::into_inner).strong_count() > 0
+        };
+        observers.retain(|_, cell| is_in_use(cell));
+        observers.entry(id).or_default().clone()
+    }
+
+    fn space(&self, id: DirectoryId) -> SpaceInUse {
+        let mut spaces = self.spaces.lock().unwrap_or_else(PoisonError::into_inner);
+        spaces.retain(|(_, count)| count.strong_count() > 0);
+        if let Some(space) =
+            spaces.iter().find(|(i, _)| *i == id).and_then(|(_, c)| SpaceInUse::upgrade(c))
+        {
+            return space;
+        }
+        let space = SpaceInUse::default();
+        spaces.push((id, space.downgrade()));
+        space
+    }
+}
 
 /// A directory that this process is attached to. Dropping the last reference detaches: everything
 /// is made durable and the directory is marked as clean.
@@ -56,50 +105,13 @@ pub(crate) struct Attached {
     /// The byte of `locks` that stands for this process; 0 for an
     /// [observer](crate::engine::lifecycle::observer).
     pub(crate) number: u32,
-    /// The file of the index, with the byte of this process locked; none in an observer.
-    pub(crate) index_lock: Option<OwnFile>,
-    /// Marked as in use. Kept open, so that a new directory cannot get the inode of this one after
-    /// it was removed.
+    /// Kept open, so that a new directory cannot get the inode of this one after it was removed.
     pub(crate) held: HeldDirectory,
     pub(crate) epoch: Epoch,
 }
 
 /// The attachment of a cache in the program. Empty between a `close` and the next call.
-#[derive(Default)]
-pub(crate) struct AttachmentCell {
-    current: ArcSwapOption<Attached>,
-    /// Why the last attachment was taken out, until a call has returned the error.
-    change: ArcSwapOption<Change>,
-}
-
-impl AttachmentCell {
-    #[inline]
-    pub(crate) fn load(&self) -> Guard<Option<Arc<Attached>>> {
-        self.current.load()
-    }
-
-    pub(crate) fn swap(&self, attached: Option<Arc<Attached>>) -> Option<Arc<Attached>> {
-        self.current.swap(attached)
-    }
-
-    /// Takes the attachment out, if `condition` holds for it.
-    pub(crate) fn empty(&self, condition: impl FnOnce(&Attached) -> bool) {
-        let found = self.current.load();
-        if found.as_deref().is_some_and(condition) {
-            drop(self.current.compare_and_swap(&*found, None));
-        }
-    }
-
-    /// The error of a directory whose files were removed or replaced, if no call has returned it.
-    pub(crate) fn error(&self) -> Option<Error> {
-        self.change.load().as_deref().map(Change::error)
-    }
-
-    /// The same; afterwards a call has returned it.
-    pub(crate) fn take_error(&self) -> Option<Error> {
-        self.change.swap(None).as_deref().map(Change::error)
-    }
-}
+pub(crate) type AttachmentCell = ArcSwapOption<Attached>;
 
 impl std::ops::Deref for Attached {
     type Target = Engine;
@@ -120,19 +132,18 @@ impl Attached {
     ) -> Result<Arc<Self>> {
         options.validate()?;
         let directory = Directory::at(storage, path, options)?;
-        Self::open_at(&directory, path, options).inspect_err(|_| directory.remove_if_new())
-    }
-
-    fn open_at(directory: &Directory, path: &Path, options: &Options) -> Result<Arc<Self>> {
-        let held =
-            HeldDirectory::open(directory.storage, path).map_err(|e| Error::io("open", path, e))?;
-        let attaching = match ENGINES.get().enter(held.id(), path)? {
-            Entered::Found(_) if options.salvage => return Err(open::salvaged_in_use(path)),
-            Entered::Found(attached) => return Ok(attached),
-            Entered::Attaching(attaching) => attaching,
-        };
-        let attached = Arc::new(Self::attach(directory, held, options)?);
-        attaching.finish(&attached);
+        let held = HeldDirectory::open(storage, path).map_err(|e| Error::io("open", path, e))?;
+        let id = held.id();
+        let (mut engines, found) = ENGINES.get().find(id);
+        if let Some(attached) = found {
+            // Before `attached` is dropped: a drop may detach, which takes this lock.
+            drop(engines);
+            return if options.salvage { Err(open::salvaged_in_use(path)) } else { Ok(attached) };
+        }
+        // Held during the attach: another thread that opens the directory waits, then shares the
+        // engine.
+        let attached = Arc::new(Self::attach(&directory, held, options)?);
+        engines.insert(id, Arc::downgrade(&attached));
         Ok(attached)
     }
 
@@ -144,71 +155,36 @@ impl Attached {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(e) => return Err(Error::io("sync", path, e)),
         };
-        ENGINES.get().find(id, path)?.map_or(Ok(()), |attached| attached.flush())
+        let (engines, found) = ENGINES.get().find(id);
+        // Before `found` is dropped: a drop may detach, which takes this lock.
+        drop(engines);
+        found.map_or(Ok(()), |attached| attached.flush())
     }
 
     fn attach(directory: &Directory, held: HeldDirectory, options: &Options) -> Result<Self> {
         let storage = directory.storage;
         // First: a directory of an unknown format must not be changed.
-        directory.identify()?;
+        meta_file::read(storage, &directory.file("meta"))?;
         fork::watch().map_err(|e| Error::io("open", &directory.path, e))?;
-        let locks_path = directory.file("locks");
-        let at_locks = |e| Error::io("lock", &locks_path, e);
-        let had_locks = storage.exists(&locks_path).map_err(at_locks)?;
-        let (locks, is_shared) = presence::enter(directory, &held)?;
-        let locks = Arc::new(locks);
-        let found = Footprint::of(directory)?;
-        Self::attach_alone(directory, held, options, &locks, is_shared).inspect_err(|_| {
-            // What other processes use is theirs.
-            if !is_shared {
-                found.restore(directory);
-                if !had_locks && let Err(error) = storage.remove(&locks_path) {
-                    tracing::warn!(%error, "a failed open leaves a file behind");
-                }
-            }
-            if let Err(error) = Directory::release(&locks) {
-                tracing::warn!(%error, "cannot unlock the directory before its file is closed");
-            }
-        })
-    }
-
-    /// Attaches with the attach mutex held. If that fails, it is still held.
-    fn attach_alone(
-        directory: &Directory,
-        held: HeldDirectory,
-        options: &Options,
-        locks: &Arc<OwnFile>,
-        is_shared: bool,
-    ) -> Result<Self> {
-        let storage = directory.storage;
+        let locks = Arc::new(directory.enter(Access::ToWrite)?);
         let at_locks = |e| Error::io("lock", &directory.file("locks"), e);
-        let meta = directory.meta(is_shared, options.salvage)?;
-        let number = directory.number(locks)?;
+        let meta = directory.meta()?;
+        let (number, is_shared) = directory.number(&locks)?;
         let process_slot = ProcessSlot::new(locks.clone(), number);
         let state_path = directory.file("state");
         let at_state = |e| Error::io("open", &state_path, e);
-        let mut state = storage
+        let state = storage
             .open_or_create(&state_path)
             .and_then(|(f, _)| StateFile::open(f))
             .map_err(at_state)?;
-        let place = held.place();
-        state.set_directory(place.inode).map_err(at_state)?;
         let hasher = KeyHasher::new(&meta.hash_key);
         let options = options.for_limits(state.limits());
         let space = ENGINES.get().space(held.id());
-        let entering = Entering { locks, number, space: &space };
-        let opening = Opening {
-            directory,
-            held: &held,
-            process_slot,
-            hasher: &hasher,
-            space: &space,
-            options,
-        };
-        let Opened { index, hints, segments, ends, recovered } =
+        let entering = Entering { locks: &locks, number, space: &space };
+        let opening = Opening { directory, process_slot, hasher: &hasher, space: &space, options };
+        let Opened { index, hints, segments, end, recovered } =
             if is_shared { opening.join()? } else { opening.begin(state)? };
         let options = opening.options;
-        let index_lock = presence::hold_index(directory, &index, number)?;
         let index = Arc::new(index);
         space.attach(index.clone());
         let blobs = Blobs::open(storage, &directory.blobs(), &space)?;
@@ -224,11 +200,7 @@ impl Attached {
             index.clone(),
             space.clone(),
         )?;
-        log.restore(segments, &ends);
-        log.adapt_access();
-        if recovered.is_some_and(|recovered| recovered.is_recovered) {
-            log.note_left_by_dead();
-        }
+        log.restore(segments, end);
         let state = storage.open(&state_path).and_then(StateFile::open).map_err(at_state)?;
         let checkpoints = CheckpointFiles::open(storage, &directory.path, state, index.geometry())?;
         let stats = directory.file("stats");
@@ -237,38 +209,22 @@ impl Attached {
             stats,
             number,
             index.owner().bits(),
-            options.clock.last_read(),
+            options.clock.now(),
             !is_shared,
         )?;
-        let watch = || -> io::Result<FileWatch> {
-            let mut files = FileWatch::new(&held, &directory.path, meta, true);
-            files.add(directory.file("locks"), locks.id()?);
-            files.add(directory.file("index"), index_lock.id()?);
-            files.add(state_path.clone(), checkpoints.state.id()?);
-            for name in WATCHED {
-                files.add_name(directory.file(name))?;
-            }
-            Ok(files)
-        };
-        let files = watch().map_err(|e| Error::io("open", &directory.path, e))?;
         let mode = Mode::ReadWrite(Box::new(Mutex::new(checkpoints)));
-        let parts = Parts { options, hasher, index, hints, log, blobs, stats_file, files, mode };
+        let parts = Parts { options, hasher, index, hints, log, blobs, stats_file, mode };
         let engine = Arc::new(Engine::new(parts, directory.path.clone(), &held));
         if let Some(recovered) = recovered {
             engine.dead_blobs(Haste::Later);
             engine.settle(recovered)?;
-            // From here on the index tells a recovery what was stored.
-            engine.index.set_page_cache(place.page_cache.unwrap_or(0));
         }
         engine.publish_stats();
         let maintenance = Some(Maintenance::start(engine.clone())?);
         step!("attach::ready");
-        engine.check_index()?;
-        Directory::release(locks).map_err(at_locks)?;
+        Directory::release(&locks).map_err(at_locks)?;
         std::mem::forget(entering);
-        let locks = locks.clone();
-        let index_lock = Some(index_lock);
-        Ok(Self { engine, maintenance, locks, number, index_lock, held, epoch: Epoch::now() })
+        Ok(Self { engine, maintenance, locks, number, held, epoch: Epoch::now() })
     }
 
     /// The engine of the directory at `path`, to read only. If this process has it open to write,
@@ -283,14 +239,15 @@ impl Attached {
         let held = HeldDirectory::open(storage, path).map_err(|e| Error::io("open", path, e))?;
         let id = held.id();
         let registry = ENGINES.get();
-        if let Some(attached) = registry.find(id, path)? {
+        let (engines, open) = registry.find(id);
+        drop(engines);
+        if let Some(attached) = open {
             return Ok(attached);
         }
         let observer = registry.observer(id);
         let mut observer = observer.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(attached) = observer.upgrade()
             && attached.is_usable()
-            && !attached.is_displaced()
         {
             return Ok(attached);
         }
@@ -303,15 +260,14 @@ impl Attached {
     fn from_observation(observation: Observation, held: HeldDirectory) -> Self {
         let Observation { engine, maintenance, locks } = observation;
         let maintenance = Some(maintenance);
-        let index_lock = None;
-        Self { engine, maintenance, locks, number: 0, index_lock, held, epoch: Epoch::now() }
+        Self { engine, maintenance, locks, number: 0, held, epoch: Epoch::now() }
     }
 
-    /// Whether this can be used. The directory must be opened again when its index was retired, for
-    /// an observer, or when a page of the mapped index faulted.
+    /// Whether this can be used. An observer must open the directory again when its index was
+    /// retired.
     #[inline]
     pub(crate) fn is_usable(&self) -> bool {
-        self.is_ours() && !self.engine.has_lost_index() && !self.engine.is_outdated()
+        self.is_ours() && !self.engine.is_outdated()
     }
 
     /// Whether this process attached, and not its parent before a fork.
@@ -334,14 +290,8 @@ impl Attached {
     fn detach(&self) -> Result<()> {
         let io_error = |e| Error::io("close", &self.engine.dir, e);
         let engine = &*self.engine;
-        // For other processes this one dies here.
-        engine.check_index()?;
         // Other processes may wait until this one unmaps the segments that they dropped.
         Directory::reenter(&self.locks, || engine.log.unmap_new_drops())?;
-        // Files that are not those of the directory any more must not be marked as closed.
-        if engine.find_displacement().is_some() {
-            return Ok(());
-        }
         if Directory::is_shared(&self.locks).map_err(io_error)? {
             let synced = engine.log.sync_own();
             engine.log.orphan_all();
@@ -370,7 +320,6 @@ impl Attached {
         engine.index.leave();
         engine.index.sync().map_err(io_error)?;
         step!("detach::synced");
-        engine.check_index()?;
         let mut checkpoints = engine.checkpoints()?;
         checkpoints
             .mark_clean(engine.index.header_copy(), engine.index.asked_limits())
@@ -379,36 +328,31 @@ impl Attached {
 }
 
 impl Attached {
-    /// Notes that `cell` is about to hold this. When it cannot be used any more, it is taken out of
-    /// its cells: the index of an observer was retired, a page of the index faulted, or files were
-    /// removed or replaced.
+    /// Notes that `cell` is about to hold this. When the index of an observer is retired, the
+    /// observer is taken out of its cells.
     pub(crate) fn note_holder(&self, cell: &Arc<AttachmentCell>) {
-        let holder: Arc<dyn Holder> = cell.clone();
-        self.engine.holders.add(Arc::downgrade(&holder));
-    }
-}
-
-impl Tenant for Attached {
-    fn is_displaced(&self) -> bool {
-        self.engine.is_displaced() || self.engine.has_lost_index()
+        if let Mode::ReadOnly(attachment) = &self.engine.mode {
+            let holder: Arc<dyn Holder> = cell.clone();
+            attachment.add_holder(Arc::downgrade(&holder));
+        }
     }
 }
 
 impl Holder for AttachmentCell {
-    fn release_unusable(&self) {
-        self.empty(|attached| {
-            let change = attached.engine.displacement();
-            // First: the call that finds the cell empty returns the error. An observer has stored
-            // nothing that could be lost.
-            if let Some(change) = change.filter(|_| !attached.engine.is_read_only()) {
-                self.change.store(Some(Arc::new(change.clone())));
-            }
-            change.is_some() || (attached.is_ours() && !attached.is_usable())
-        });
+    fn release_outdated(&self) {
+        empty(self, |attached| attached.is_outdated());
     }
 }
 
-/// An attach in progress. If it fails, dropping this releases its number. That is necessary if a
+/// Empties `cell`, if `condition` holds for its attachment.
+pub(crate) fn empty(cell: &AttachmentCell, condition: impl FnOnce(&Attached) -> bool) {
+    let found = cell.load();
+    if found.as_deref().is_some_and(condition) {
+        drop(cell.compare_and_swap(&*found, None));
+    }
+}
+
+/// An attach in progress. If it fails, dropping this releases its locks. That is necessary if a
 /// value of the program keeps the byte counts, and with them the lock file, open.
 struct Entering<'a> {
     locks: &'a OwnFile,
@@ -419,7 +363,8 @@ struct Entering<'a> {
 impl Drop for Entering<'_> {
     fn drop(&mut self) {
         self.space.detach();
-        if let Err(error) = lock::unlock(self.locks, i64::from(self.number)) {
+        let unlocked = lock::unlock(self.locks, i64::from(self.number));
+        if let Err(error) = unlocked.and_then(|()| Directory::release(self.locks)) {
             tracing::warn!(%error, "cannot unlock the directory before its file is closed");
         }
     }
@@ -444,26 +389,19 @@ impl Drop for Attached {
             self.engine.log.space().detach();
             return;
         }
-        // If it was displaced, it leaves as if it had died: what it has open may not be what others
-        // find in the directory.
-        if !self.engine.is_displaced()
-            && let Err(error) = self.detach()
-        {
+        if let Err(error) = self.detach() {
             // Nothing is lost: the next open replays the log.
             tracing::warn!(%error, "the cache was not closed cleanly");
         }
         self.engine.log.unmap_all();
         self.engine.log.space().detach();
-        drop(self.index_lock.take());
         // In this order: the directory is unlocked before another thread of this process opens it.
-        if let Err(error) = self
-            .held
-            .unmark()
-            .and_then(|()| lock::unlock(&self.locks, i64::from(self.number)))
+        if let Err(error) = lock::unlock(&self.locks, i64::from(self.number))
             .and_then(|()| Directory::release(&self.locks))
         {
             tracing::warn!(%error, "cannot unlock the directory before its file is closed");
         }
-        registry.leave(self.held.id(), self);
+        registry.engines.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.held.id());
+        registry.gone.notify_all();
     }
 }

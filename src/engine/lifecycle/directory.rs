@@ -10,14 +10,13 @@ use std::time::{Duration, Instant};
 
 use crate::engine::format::index_header::MOST_PROCESSES;
 use crate::engine::format::meta::Meta;
-use crate::engine::lifecycle::privacy::refuse_other_users;
 use crate::engine::log::segment::Segment;
-use crate::engine::shared::meta_file::{self, Identity};
+use crate::engine::shared::meta_file;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::Options;
 use crate::sys::fork::OwnFile;
-use crate::sys::storage::{Access, File, Storage, TEMPORARY_PREFIX, is_unusable};
-use crate::sys::{lock, mount, step};
+use crate::sys::storage::{Access, File, Storage, TEMPORARY_PREFIX};
+use crate::sys::{lock, mount};
 
 /// The byte of `locks` that is the attach mutex. The bytes of the processes follow.
 const ATTACHING: i64 = 0;
@@ -39,15 +38,11 @@ const CACHEDIR_TAG: &[u8] = b"Signature: 8a477f597d28d172789f06886806bc55\n\
 
 /// The names of the files and directories of a cache.
 const NAMES: &[&str] =
-    &["meta", "meta.copy", "state", "index", "hints", "segments", "blobs", "flights", "stats"];
-/// The same and `locks`, which is made first.
-const FILES: [&[&str]; 2] = [NAMES, &["locks"]];
+    &["meta", "state", "index", "hints", "segments", "blobs", "flights", "stats"];
 
 pub(crate) struct Directory {
     pub(crate) storage: &'static dyn Storage,
     pub(crate) path: PathBuf,
-    /// Whether this open made it.
-    is_new: bool,
 }
 
 impl Directory {
@@ -71,17 +66,10 @@ impl Directory {
         options: &Options,
     ) -> Result<Self> {
         refuse_network(path, options)?;
-        refuse_other_users(storage, path, FILES, options, Access::ToWrite)?;
-        let is_new = !storage.exists(path).map_err(|e| Error::io("open", path, e))?;
-        let directory = Self { storage, path: find_or_make(storage, path)?, is_new };
-        let is_there = |name: &str| {
-            storage.exists(&directory.file(name)).map_err(|e| Error::io("open", path, e))
-        };
-        if !is_there("meta")? && !is_there(meta_file::COPY)? {
-            // The files of an interrupted creation are allowed, and those of a directory that has
-            // lost both.
-            let names = [NAMES, &["snapshot.a", "snapshot.b", "meta.damaged"]].concat();
-            refuse_foreign(storage, path, &names)?;
+        let directory = Self { storage, path: find_or_make(storage, path)? };
+        if !storage.exists(&directory.file("meta")).map_err(|e| Error::io("open", path, e))? {
+            // The files of an interrupted creation are allowed.
+            refuse_foreign(storage, path, NAMES)?;
         }
         Ok(directory)
     }
@@ -93,19 +81,8 @@ impl Directory {
         options: &Options,
     ) -> Result<Self> {
         refuse_network(path, options)?;
-        refuse_other_users(storage, path, FILES, options, Access::ToRead)?;
         let path = storage.canonical(path).map_err(|e| Error::io("open", path, e))?;
-        Ok(Self { storage, path, is_new: false })
-    }
-
-    /// Removes the directory after a failed open, if that made it and it is empty.
-    pub(crate) fn remove_if_new(&self) {
-        if self.is_new
-            && let Err(error) = self.storage.remove_dir(&self.path)
-        {
-            // Another process may have begun to use it.
-            tracing::debug!(dir = %self.path.display(), %error, "a failed open leaves it behind");
-        }
+        Ok(Self { storage, path })
     }
 
     /// The lock file, with the attach mutex held: no other process attaches or detaches until
@@ -119,57 +96,35 @@ impl Directory {
             Access::ToRead => self.storage.open_to_read(&path),
             Access::ToWrite => self.storage.open_or_create(&path).map(|(file, _)| file),
         };
-        let started = Instant::now();
-        while let Some(left) = PATIENCE.checked_sub(started.elapsed()) {
-            let file = OwnFile::to_lock(open).map_err(io_error)?;
-            let taken = match access {
-                Access::ToRead => share_mutex(&file, COURTESY, left),
-                Access::ToWrite => take_mutex(&file, left, || {}),
-            };
-            if !taken.map_err(io_error)? {
-                break;
-            }
-            // The file may have been removed or replaced before it was locked, by another program
-            // or by a failed open of another process. Then other processes lock another one.
-            match self.storage.stat_path(&path) {
-                Ok(found) if found.id == file.id().map_err(io_error)? => return Ok(file),
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(io_error(e)),
-                _ => {}
-            }
+        let file = OwnFile::to_lock(open).map_err(io_error)?;
+        let taken = match access {
+            Access::ToRead => share_mutex(&file, COURTESY, PATIENCE),
+            Access::ToWrite => take_mutex(&file, PATIENCE, || {}),
+        };
+        if taken.map_err(io_error)? {
+            return Ok(file);
         }
         let why = "another process has been opening or closing it for a minute; it may be stopped";
         Err(Error::new(ErrorKind::Busy, "open").with_path(&self.path).with_source(why))
     }
 
-    /// The lowest number whose bytes in `locks` and `index` no other process has locked, in
-    /// whatever mode: this process must be able to lock them. The attach mutex is held, so no other
-    /// process takes the number.
-    pub(crate) fn number(&self, locks: &File) -> Result<u32> {
+    /// The lowest free number, and whether any process is attached. The attach mutex is held, so no
+    /// other process takes the number.
+    pub(crate) fn number(&self, locks: &File) -> Result<(u32, bool)> {
         let io_error = |e| Error::io("lock", &self.file("locks"), e);
-        let index = match self.storage.open_to_read(&self.file("index")) {
-            Err(e) if is_unusable(&e) => None,
-            index => Some(index.map_err(|e| Error::io("open", &self.file("index"), e))?),
-        };
-        let is_held = |number: u32| -> io::Result<bool> {
-            let byte = i64::from(number);
-            let in_index = || index.as_ref().map_or(Ok(false), |file| lock::is_held(file, byte));
-            Ok(lock::is_held(locks, byte)? || in_index()?)
-        };
+        let is_any = Self::is_shared(locks).map_err(io_error)?;
         for number in 1..=MOST_PROCESSES {
-            if !is_held(number).map_err(io_error)? {
-                return Ok(number);
+            if !lock::is_held(locks, i64::from(number)).map_err(io_error)? {
+                return Ok((number, is_any));
             }
         }
-        let why = format!(
-            "{MOST_PROCESSES} processes have it open, which is the maximum, or another program \
-             locks its file `locks` or `index`"
-        );
+        let why = format!("{MOST_PROCESSES} processes have it open, which is the maximum");
         Err(Error::new(ErrorKind::Busy, "open").with_path(&self.path).with_source(why))
     }
 
     /// Whether a process other than this one is attached.
     pub(crate) fn is_shared(locks: &File) -> io::Result<bool> {
-        Ok(lock::owned(locks, 1, i64::from(MOST_PROCESSES))?.next().is_some())
+        lock::first_held(locks, 1, i64::from(MOST_PROCESSES)).map(|held| held.is_some())
     }
 
     /// Takes the attach mutex again, to detach. Calls `between` between two attempts.
@@ -194,50 +149,15 @@ impl Directory {
         lock::unlock(locks, ATTACHING)
     }
 
-    /// Reads `meta` or its copy. Changes nothing.
-    ///
-    /// # Errors
-    /// If both are damaged and the directory is not certainly one that keepwarm made; or if one is
-    /// of another format or cannot be read.
-    pub(crate) fn identify(&self) -> Result<Identity> {
-        let identity = meta_file::identify(self.storage, &self.path)?;
-        if identity == Identity::Damaged && !self.has_tag() {
-            let path = self.file("meta");
-            return Err(Error::new(ErrorKind::Corrupt, "open").with_path(&path));
-        }
-        Ok(identity)
-    }
-
-    fn has_tag(&self) -> bool {
-        let tag = self.storage.open_to_read(&self.file("CACHEDIR.TAG"));
-        let text = tag.and_then(|file| file.read_up_to(CACHEDIR_TAG.len() as u64 + 1));
-        // Without the tag the directory is left alone.
-        text.is_ok_and(|text| text == CACHEDIR_TAG)
-    }
-
-    /// Reads `meta`; creates it and the subdirectories in a new directory. Restores it from its
-    /// copy if it is lost or damaged. The attach mutex is held. `is_shared`: other processes are
-    /// attached. `salvage`: keep what can be read without it.
-    pub(crate) fn meta(&self, is_shared: bool, salvage: bool) -> Result<Meta> {
-        self.remove_temporaries()?;
+    /// Reads `meta`; creates it and the subdirectories in a new directory. The attach mutex is
+    /// held.
+    pub(crate) fn meta(&self) -> Result<Meta> {
+        self.remove_temporaries();
         let path = self.file("meta");
-        let dir = self.path.display();
-        let identity = self.identify()?;
-        if matches!(identity, Identity::Copied(_) | Identity::Damaged) {
-            meta_file::set_aside(self.storage, &self.path)?;
-        }
-        if let Identity::Copied(_) = &identity {
-            tracing::warn!(%dir, "`meta` was lost or damaged; it is restored from its copy");
-        }
-        let is_known = matches!(identity, Identity::Known(_));
-        let found = identity.meta();
-        if found.is_none() && is_shared {
-            let why = "it is missing, and other processes use the directory; they write it again \
-                       within a second";
-            return Err(Error::new(ErrorKind::Busy, "open").with_path(&path).with_source(why));
-        }
-        if found.is_none() && !salvage {
-            self.discard_unreadable()?;
+        let found = meta_file::read(self.storage, &path)?;
+        if found.is_none() && self.segment_files()?.next().is_some() {
+            let why = "it is missing, and without it the segments cannot be read";
+            return Err(Error::new(ErrorKind::Corrupt, "open").with_path(&path).with_source(why));
         }
         let mut made_any = false;
         for dir in [self.segments(), self.blobs()] {
@@ -248,11 +168,6 @@ impl Directory {
             self.storage.check_writable(dir).map_err(|e| Error::io("write to", dir, e))?;
         }
         if let Some(meta) = found {
-            if !is_known {
-                let written = meta_file::write(self.storage, &path, &meta);
-                written.map_err(|e| Error::io("create", &path, e))?;
-            }
-            self.copy_meta(&meta);
             if made_any {
                 self.storage
                     .sync_dir(&self.path)
@@ -262,48 +177,7 @@ impl Directory {
         }
         self.sync_own_name()?;
         tag(self.storage, &self.path)?;
-        let meta = meta_file::create(self.storage, &path)?;
-        self.copy_meta(&meta);
-        Ok(meta)
-    }
-
-    /// Ensures that the copy of `meta` is there.
-    fn copy_meta(&self, meta: &Meta) {
-        let path = self.file(meta_file::COPY);
-        if matches!(meta_file::is(self.storage, &path, meta), Ok(true)) {
-            return;
-        }
-        if let Err(error) = meta_file::write(self.storage, &path, meta) {
-            // Nothing depends on it as long as `meta` is there; the next open tries again.
-            tracing::warn!(path = %path.display(), %error, "cannot write the copy of `meta`");
-        }
-    }
-
-    /// Removes what cannot be read without the `meta` that is lost with its copy: the cache starts
-    /// cold. Removes only files that keepwarm makes.
-    fn discard_unreadable(&self) -> Result<()> {
-        let mut paths: Vec<PathBuf> = self.segment_files()?.map(|(_, path)| path).collect();
-        if paths.is_empty() {
-            return Ok(());
-        }
-        let dir = self.path.display();
-        tracing::error!(
-            %dir,
-            segments = paths.len(),
-            "`meta` and its copy are lost; without them the entries cannot be found, and the cache \
-             starts cold"
-        );
-        let derived = ["state", "index", "hints", "snapshot.a", "snapshot.b"];
-        paths.extend(derived.map(|name| self.file(name)));
-        for path in paths {
-            match self.storage.remove(&path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    return Err(Error::io("remove", &path, e));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        meta_file::create(self.storage, &path)
     }
 
     /// Syncs the parent. Otherwise a power cut could remove the directory with everything that was
@@ -320,7 +194,7 @@ impl Directory {
     /// Ids and paths of the files in `segments` that have the name of a segment.
     pub(crate) fn segment_files(&self) -> Result<impl Iterator<Item = (u32, PathBuf)>> {
         let dir = self.segments();
-        let names = match self.storage.names(&dir) {
+        let names = match self.storage.list(&dir) {
             Ok(names) => names,
             Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(Error::io("read directory", &dir, e)),
@@ -330,17 +204,11 @@ impl Directory {
     }
 
     /// Removes temporary files: a crash left them while a file was being replaced.
-    fn remove_temporaries(&self) -> Result<()> {
-        let at_dir = |e| Error::io("read directory", &self.path, e);
-        for name in self.storage.names(&self.path).map_err(at_dir)? {
-            if is_temporary(&name)
-                && let Err(error) = self.storage.remove(&self.path.join(&name))
-            {
-                // It is small and does no harm. The next open tries again.
-                tracing::warn!(path = %self.path.join(name).display(), %error, "cannot remove");
-            }
+    fn remove_temporaries(&self) {
+        let Ok(names) = self.storage.list(&self.path) else { return };
+        for name in names.into_iter().filter(|name| is_temporary(name)) {
+            let _ = self.storage.remove(&self.path.join(name));
         }
-        Ok(())
     }
 }
 
@@ -348,7 +216,6 @@ impl Directory {
 pub(crate) fn check_there(storage: &'static dyn Storage, dir: &Path) -> Result<()> {
     match storage.stat_path(&dir.join("meta")) {
         Ok(_) => Ok(()),
-        Err(_) if storage.stat_path(&dir.join(meta_file::COPY)).is_ok() => Ok(()),
         Err(e) if e.kind() == io::ErrorKind::NotADirectory => Err(not_a_directory(dir)),
         Err(e) => Err(Error::io("open", dir, e)),
     }
@@ -461,15 +328,9 @@ pub(crate) fn refuse_foreign(
     path: &Path,
     names: &[&str],
 ) -> Result<()> {
-    let io_error = |e| Error::io("open", path, e);
-    step!("attach::unnamed");
-    for name in storage.names(path).map_err(io_error)? {
+    for name in storage.list(path).map_err(|e| Error::io("open", path, e))? {
         let mut known = ["CACHEDIR.TAG", "locks", "lost+found"].iter().chain(names);
         if !known.any(|k| name == *k) && !is_temporary(&name) {
-            // Another process made the directory since the caller found no `meta`, its first file.
-            if names.contains(&"meta") && storage.exists(&path.join("meta")).map_err(io_error)? {
-                return Ok(());
-            }
             let why = format!("it contains {}", name.display());
             return Err(Error::new(ErrorKind::NotACache, "open").with_path(path).with_source(why));
         }

@@ -29,11 +29,10 @@ use crate::engine::hints::Hints;
 use crate::engine::index::ProcessSlot;
 use crate::engine::lifecycle::directory::Directory;
 use crate::engine::lifecycle::open::{Observed, Opening};
-use crate::engine::lifecycle::presence;
 use crate::engine::log::Log;
 use crate::engine::ops::background::Maintenance;
 use crate::engine::shared::accounting::SpaceInUse;
-use crate::engine::shared::file_watch::FileWatch;
+use crate::engine::shared::meta_file;
 use crate::engine::shared::read_only::ReadOnlyAttachment;
 use crate::engine::shared::stats_file::StatsFile;
 use crate::engine::{Engine, Mode, Parts};
@@ -57,40 +56,31 @@ pub(crate) fn observe(
     options: &Options,
 ) -> Result<Observation> {
     let storage = directory.storage;
+    let meta = directory.file("meta");
     let no_cache = || Error::new(ErrorKind::NotACache, "open").with_path(&directory.path);
-    let meta = directory.identify()?.meta().ok_or_else(no_cache)?;
-    let hasher = KeyHasher::new(&meta.hash_key);
+    let hasher = KeyHasher::new(&meta_file::read(storage, &meta)?.ok_or_else(no_cache)?.hash_key);
     fork::watch().map_err(|e| Error::io("open", &directory.path, e))?;
-    let (locks, is_live) = presence::enter_to_read(directory, held)?;
-    let locks = Arc::new(locks);
+    let locks = Arc::new(directory.enter(Access::ToRead)?);
     let at_locks = |e| Error::io("lock", &directory.file("locks"), e);
+    let is_live = Directory::is_shared(&locks).map_err(at_locks)?;
     let process_slot = ProcessSlot::read_only(locks.clone());
     // Not shared with other engines of this process: the bytes of an observer count nowhere.
     let space = SpaceInUse::default();
     let options = Options { eviction: Eviction::Lru, ..options.clone() };
-    let opening =
-        Opening { directory, held, process_slot, hasher: &hasher, space: &space, options };
+    let opening = Opening { directory, process_slot, hasher: &hasher, space: &space, options };
     let Observed { index, segments, watch } = opening.observe(is_live)?;
     let options = opening.options;
     let index = Arc::new(index);
     space.attach(index.clone());
     let log =
         Log::new(storage, &directory.segments(), Access::ToRead, index.clone(), space.clone())?;
-    log.restore(segments, &[]);
-    log.adapt_access();
+    log.restore(segments, None);
     let blobs = Blobs::open(storage, &directory.blobs(), &space)?;
-    let stats_file = StatsFile::look(storage, directory.file("stats"), options.clock.last_read())?;
+    let stats_file = StatsFile::look(storage, directory.file("stats"), options.clock.now())?;
     Directory::release(&locks).map_err(at_locks)?;
     let hints = Hints::none().map_err(|e| Error::io("open", &directory.path, e))?;
-    let mut files = FileWatch::new(held, &directory.path, meta, false);
-    let watched = locks.id().and_then(|id| {
-        files.add(directory.file("locks"), id);
-        files.add(directory.file("index"), watch.id());
-        files.add_name(directory.segments())
-    });
-    watched.map_err(|e| Error::io("open", &directory.path, e))?;
     let mode = Mode::ReadOnly(ReadOnlyAttachment::new(watch));
-    let parts = Parts { options, hasher, index, hints, log, blobs, stats_file, files, mode };
+    let parts = Parts { options, hasher, index, hints, log, blobs, stats_file, mode };
     let engine = Arc::new(Engine::new(parts, directory.path.clone(), held));
     let maintenance = Maintenance::start(engine.clone())?;
     tracing::debug!(dir = %directory.path.display(), is_live, "attached read-only");

@@ -9,19 +9,16 @@
 //! The attach mutex is held all the time. `begin` marks the directory as open, durably, before it
 //! changes anything. So if it is killed, the next open recovers.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::Path;
 
-use crate::engine::format::geometry::Geometry;
 use crate::engine::format::sizing::{self, Layout};
-use crate::engine::format::snapshot;
+use crate::engine::format::snapshot::Header;
+use crate::engine::format::word::Word;
 use crate::engine::hints::Hints;
 use crate::engine::index::{HIGHEST_SEGMENT, Index, ProcessSlot};
-use crate::engine::lifecycle::base::Base;
-use crate::engine::lifecycle::closed::{ClosedIndex, open_closed, open_hints};
 use crate::engine::lifecycle::directory::Directory;
-use crate::engine::lifecycle::evidence::{Evidence, Judgement};
-use crate::engine::lifecycle::recovery::{self, Recovered};
+use crate::engine::lifecycle::recovery::{self, Base, Recovered};
 use crate::engine::log::segment::{Segment, SegmentFile};
 use crate::engine::ops::background::PostRecovery;
 use crate::engine::shared::accounting::SpaceInUse;
@@ -32,13 +29,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::hash::KeyHasher;
 use crate::options::Options;
 use crate::sys::step;
-use crate::sys::storage::{Access, HeldDirectory, is_unusable};
+use crate::sys::storage::{Access, is_unusable};
 
 /// The parameters of an open. The attach mutex is held.
 pub(crate) struct Opening<'a> {
     pub(crate) directory: &'a Directory,
-    /// The same, held open.
-    pub(crate) held: &'a HeldDirectory,
     pub(crate) process_slot: ProcessSlot,
     pub(crate) hasher: &'a KeyHasher,
     pub(crate) space: &'a SpaceInUse,
@@ -51,9 +46,8 @@ pub(crate) struct Opened {
     pub(crate) hints: Hints,
     /// All segments, oldest first, if this is the only process.
     pub(crate) segments: Vec<Segment>,
-    /// Where the log can be continued: segments, oldest first, and offsets in them. This process
-    /// continues it at the last one.
-    pub(crate) ends: Vec<(u32, u32)>,
+    /// Where this process continues the log: segment and offset.
+    pub(crate) end: Option<(u32, u32)>,
     /// What the first process must do before others attach; `None` if others are attached.
     pub(crate) recovered: Option<PostRecovery>,
 }
@@ -114,7 +108,7 @@ impl Opening<'_> {
                 "other processes have the directory open; their limits apply"
             );
         }
-        Ok(Opened { index, hints, segments: Vec::new(), ends: Vec::new(), recovered: None })
+        Ok(Opened { index, hints, segments: Vec::new(), end: None, recovered: None })
     }
 
     /// Opens a directory that no process has open.
@@ -122,82 +116,37 @@ impl Opening<'_> {
         let Self { directory, process_slot, options, .. } = self;
         let at_state = |e| Error::io("open", &directory.file("state"), e);
         let (mut segments, layout) = self.open_segments(options, Access::ToWrite)?;
-        let layout = self.fit_to_disk(layout, &segments)?;
         let closed = if options.salvage {
             ClosedIndex::No
         } else {
-            open_closed(directory, &state, &layout, process_slot, &segments)?
+            open_closed(directory, &state, &layout, process_slot)?
         };
-        let evidence = self.evidence(&state)?;
         let known = FoundFiles::read(directory, &state)?;
-        let newest = known.snapshot_number();
+        let snapshot = known.snapshot_number();
         // Durably, before anything is changed.
         state.mark_open(options.limits()).map_err(at_state)?;
         step!("attach::marked");
         let (recovered, is_closed) = match closed {
             ClosedIndex::Fits(recovered) => (recovered, true),
-            closed => {
-                let found = (closed, known, evidence);
-                (self.recover(&mut state, found, &layout, &segments)?, false)
-            }
+            closed => (self.recover(&mut state, closed, known, &layout, &segments)?, false),
         };
-        let Recovered { index, hints, mut wants_checkpoint, replay_from } = recovered;
-        // What a recovery could not read is not known to be damaged.
-        segments.iter().try_for_each(Segment::check_mapped)?;
+        let Recovered { index, hints, wants_checkpoint, sealed } = recovered;
         for segment in beyond_table(&mut segments, index.geometry().segments) {
             directory
                 .storage
                 .remove(&segment.path)
                 .map_err(|e| Error::io("remove", &segment.path, e))?;
-            wants_checkpoint = true;
         }
-        self.prepare(&index, &segments, newest, state.snapshot().unwrap_or(0));
-        if is_closed {
-            index.set_evicted(0);
-        }
-        let ends =
-            if is_closed { vec![index.end_of_log()] } else { ends_in(&segments, &replay_from) };
+        self.prepare(&index, &segments, snapshot);
+        let end = if is_closed {
+            Some(index.end_of_log())
+        } else {
+            // Only in a segment that the next recovery replays.
+            let newest = segments.last().filter(|newest| !sealed.contains(&newest.id));
+            newest.map(|newest| (newest.id, newest.end(0)))
+        };
         let recovered = Some(PostRecovery { is_recovered: !is_closed, wants_checkpoint });
-        Ok(Opened { index, hints, segments, ends, recovered })
-    }
-
-    /// Refuses a new index for which the disk has no room. If the index that is there would grow,
-    /// and there is no room for that, it keeps its size.
-    fn fit_to_disk(&self, layout: Layout, segments: &[Segment]) -> Result<Layout> {
-        /// The files of a directory and of a log that has one segment to write to, one for copies
-        /// and one that is created, with some to spare.
-        const LEAST_FILES: u64 = 10;
-        let Self { directory, held, .. } = self;
-        // Where the file system does not say what is free, it refuses to create the files.
-        let Ok(free) = held.free_space() else { return Ok(layout) };
-        let size_of = |name: &&str| directory.storage.stat_path(&directory.file(name)).ok();
-        let names = ["index", "hints"].iter().chain(&checkpoint_files::NAMES);
-        let taken: u64 = names.filter_map(size_of).map(|found| found.on_disk).sum();
-        let needed = sizing::index_bytes(layout.geometry);
-        let lacks_bytes = needed > taken && needed - taken + sizing::LEAST_BUDGET > free.bytes;
-        let is_new = taken == 0 && segments.is_empty();
-        let lacks_files = is_new && free.files < LEAST_FILES;
-        if !(lacks_bytes || lacks_files) {
-            return Ok(layout);
-        }
-        let found = directory.storage.open_to_read(&directory.file("index"));
-        let there = found.and_then(|file| Index::geometry_in(&file)).ok().flatten();
-        let is_enough = |there: &Geometry| rows_for(segments, there.segments) == there.segments;
-        if let Some(smaller) = there.filter(is_enough).and_then(|there| layout.with(there)) {
-            let dir = directory.path.display();
-            tracing::warn!(%dir, needed, free.bytes, "no room for a larger index");
-            return Ok(smaller);
-        }
-        if !is_new {
-            // What is not needed any more may be removed first.
-            return Ok(layout);
-        }
-        let why = format!(
-            "the index for {} entries takes {needed} bytes, and the disk has {} bytes and {} files \
-             free; lower max_entries or max_bytes, or free space",
-            layout.max_entries, free.bytes, free.files
-        );
-        Err(Error::new(ErrorKind::NoSpace, "open").with_path(&directory.path).with_source(why))
+        Ok(Opened { index, hints, segments, end, recovered })
     }
 
     /// Recovers the index of a directory that was not closed, or whose index has another size than
@@ -205,7 +154,8 @@ impl Opening<'_> {
     fn recover(
         &self,
         state: &mut StateFile,
-        (closed, known, evidence): (ClosedIndex, FoundFiles, Evidence),
+        closed: ClosedIndex,
+        known: FoundFiles,
         layout: &Layout,
         segments: &[Segment],
     ) -> Result<Recovered> {
@@ -222,16 +172,10 @@ impl Opening<'_> {
             }
             _ => self.base(known, segments.is_empty()),
         };
-        let (base, judgement) = self.judge(base, &evidence, segments)?;
-        if judgement.missing.is_some() {
-            // Durably, before the index is overwritten: no snapshot counts any more.
-            let stored = state.set_snapshot(number.max(least) + 1, options.limits());
-            stored.map_err(|e| Error::io("open", &directory.file("state"), e))?;
-        }
         let is_newer = matches!(base, Base::Snapshot(..)) && number > least;
         let access = Access::ToWrite;
         let inputs = recovery::Inputs { directory, layout, process_slot, hasher, options, access };
-        let recovered = recovery::recover(inputs, segments, sequence, base, judgement)?;
+        let recovered = recovery::recover(inputs, segments, sequence, base)?;
         if is_newer {
             // The process that wrote the snapshot died before `state` said so. It is durable now,
             // and the next checkpoint must not overwrite it.
@@ -241,45 +185,11 @@ impl Opening<'_> {
         Ok(recovered)
     }
 
-    /// What the files of the last life say about what happened since.
-    fn evidence(&self, state: &StateFile) -> Result<Evidence> {
-        let path = self.directory.file("index");
-        let at_index = |e| Error::io("open", &path, e);
-        let index = match self.directory.storage.open_to_read(&path) {
-            Ok(file) => Index::open_read_only(&file, None, self.process_slot.clone()),
-            Err(e) if is_unusable(&e) => Ok(None),
-            Err(e) => Err(e),
-        };
-        Ok(Evidence::gather(index.map_err(at_index)?.as_ref(), state, self.held.place()))
-    }
-
-    /// Judges whether the log has everything that a replay on top of `base` needs. If not, the
-    /// cache starts cold.
-    fn judge(
-        &self,
-        base: Base,
-        evidence: &Evidence,
-        segments: &[Segment],
-    ) -> Result<(Base, Judgement)> {
-        if !base.needs_whole_log() {
-            return Ok((base, Judgement::default()));
-        }
-        let dir = &self.directory.path;
-        let starts = base.starts().map_err(|e| Error::io("read the snapshot in", dir, e))?;
-        let judgement = evidence.judge(&base.header(), &starts, segments);
-        let Some(missing) = &judgement.missing else { return Ok((base, judgement)) };
-        tracing::error!(dir = %dir.display(), missing, "the log is damaged; the cache starts cold");
-        Ok((Base::Lost, judgement))
-    }
-
     /// Sets the shared words of the index as they must be when the first process begins.
-    fn prepare(&self, index: &Index, segments: &[Segment], snapshot: u64, counted: u64) {
+    fn prepare(&self, index: &Index, segments: &[Segment], snapshot: u64) {
         let ids: HashSet<u32> = segments.iter().map(|segment| segment.id).collect();
         index.retain_segments(|id| ids.contains(&id));
-        index.set_last_snapshot(snapshot.max(counted));
-        index.set_counted(counted);
-        // The blobs are counted, and unfinished files removed, before other processes attach.
-        index.release_left(u64::MAX);
+        index.set_last_snapshot(snapshot);
         index.forget_next_expiry();
         index.note_expiry(0);
         let asked = self.options.limits();
@@ -305,10 +215,7 @@ impl Opening<'_> {
         }
         let state_path = directory.file("state");
         let state = directory.storage.open_to_read(&state_path).and_then(StateFile::read);
-        let mut state = state.map_err(|e| Error::io("open", &state_path, e))?;
-        state
-            .set_directory(self.held.place().inode)
-            .map_err(|e| Error::io("open", &state_path, e))?;
+        let state = state.map_err(|e| Error::io("open", &state_path, e))?;
         let options = options.for_limits(state.limits());
         // Even with `salvage`: the next process that attaches continues with this index, and does
         // not retire it.
@@ -323,12 +230,9 @@ impl Opening<'_> {
         let known = FoundFiles::read(directory, &state)?;
         let sequence = known.sequence;
         let base = self.base(known, segments.is_empty());
-        let (base, judgement) = self.judge(base, &self.evidence(&state)?, &segments)?;
         let (layout, options) = (&layout, &options);
         let inputs = recovery::Inputs { directory, layout, process_slot, hasher, options, access };
-        let Recovered { index, .. } =
-            recovery::recover(inputs, &segments, sequence, base, judgement)?;
-        segments.iter().try_for_each(Segment::check_mapped)?;
+        let Recovered { index, .. } = recovery::recover(inputs, &segments, sequence, base)?;
         index.set_limits(options.limits(), sizing::possible(options.limits(), index.geometry()));
         Ok(Observed { index, segments, watch })
     }
@@ -414,23 +318,6 @@ fn open_segments(
     Ok(segments)
 }
 
-/// Where the log can be continued after a recovery: the ends of the newest segments, oldest first,
-/// as far as the next recovery replays them (`replay_from` says from where) and they have room.
-fn ends_in(segments: &[Segment], replay_from: &HashMap<u32, u32>) -> Vec<(u32, u32)> {
-    /// The most segments that are searched for their ends, which takes a pass over each.
-    const MOST: usize = 16;
-    let start = |id: u32| replay_from.get(&id).copied().unwrap_or(0);
-    let newest = segments.iter().rev().filter(|segment| start(segment.id) != snapshot::SEALED);
-    // Not before the start, even if what was there is gone: a word may still name it.
-    let end = |segment: &Segment| segment.end(0).max(start(segment.id));
-    let mut ends: Vec<_> = newest.take(MOST).map(|s| (s.id, end(s), s.len())).collect();
-    ends.reverse();
-    let newest = ends.last().map(|(id, ..)| *id);
-    // A fuller one would be sealed soon. The newest is continued at any place.
-    ends.retain(|(id, end, len)| u64::from(*end) <= len - len / 8 || Some(*id) == newest);
-    ends.into_iter().map(|(id, end, _)| (id, end)).collect()
-}
-
 /// How many rows the segment table needs, at least `wanted`, so that each segment has its own. More
 /// than wanted are needed only if `max_bytes` was larger once, or a foreign file was put there.
 fn rows_for(segments: &[Segment], wanted: u32) -> u32 {
@@ -452,4 +339,66 @@ fn beyond_table(segments: &mut Vec<Segment>, rows: u32) -> std::vec::Drain<'_, S
     let mut taken = HashSet::new();
     let staying = segments.iter().rev().take_while(|s| taken.insert(s.id & (rows - 1))).count();
     segments.drain(..segments.len() - staying)
+}
+
+/// The index of a directory, if it was closed.
+enum ClosedIndex {
+    /// Index and hints can be used.
+    Fits(Recovered),
+    /// The index is too small or too large now: its words and its header.
+    OtherSize(Vec<Word>, Header),
+    /// The directory was not closed, or the index has changed since.
+    No,
+}
+
+/// Opens the index and the hints of a closed directory.
+fn open_closed(
+    directory: &Directory,
+    state: &StateFile,
+    layout: &Layout,
+    process_slot: &ProcessSlot,
+) -> Result<ClosedIndex> {
+    let Some(header) = state.clean() else { return Ok(ClosedIndex::No) };
+    let index_path = directory.file("index");
+    let index = match directory.storage.open(&index_path) {
+        Ok(file) => Index::open(&file, header, process_slot.clone()),
+        Err(e) if is_unusable(&e) => return Ok(ClosedIndex::No),
+        Err(e) => Err(e),
+    };
+    let Some(index) = index.map_err(|e| Error::io("open", &index_path, e))? else {
+        return Ok(ClosedIndex::No);
+    };
+    if !layout.is_served_by(index.geometry()) {
+        let mut words = Vec::new();
+        for chain in 0..index.geometry().primaries {
+            words.extend(index.chain_words(chain));
+        }
+        let header = Header {
+            sequence: Index::sequence_in(header),
+            generation: index.generation(),
+            recency: index.recency(),
+            next_segment: index.unused_segment_id(),
+            ..Header::default()
+        };
+        return Ok(ClosedIndex::OtherSize(words, header));
+    }
+    let hints = open_hints(directory, &index)?;
+    Ok(ClosedIndex::Fits(Recovered {
+        index,
+        hints,
+        wants_checkpoint: false,
+        sealed: HashSet::new(),
+    }))
+}
+
+/// Opens the hints of an index; creates them if their size does not fit.
+fn open_hints(directory: &Directory, index: &Index) -> Result<Hints> {
+    let path = directory.file("hints");
+    let hints = directory.storage.open_or_create(&path).and_then(|(file, _)| {
+        match Hints::open(&file, index.geometry())? {
+            Some(hints) => Ok(hints),
+            None => Hints::create(&file, index.geometry()),
+        }
+    });
+    hints.map_err(|e| Error::io("open", &path, e))
 }

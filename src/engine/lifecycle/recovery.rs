@@ -15,33 +15,70 @@
 //!
 //! A recovery writes only the index and the hints, so it can be killed anywhere and repeated.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::Path;
 
 use crate::engine::format::geometry::Geometry;
 use crate::engine::format::record::{Kind, Record};
 use crate::engine::format::sizing::Layout;
-use crate::engine::format::snapshot::{Header, SnapshotPart};
+use crate::engine::format::snapshot::{self, Header, SnapshotPart};
 use crate::engine::format::word::Word;
 use crate::engine::hints::{Hint, Hints};
 use crate::engine::index::{Index, Locked, Probe, ProcessSlot, Slot, Vacancy};
-use crate::engine::lifecycle::base::Base;
 use crate::engine::lifecycle::directory::Directory;
-use crate::engine::lifecycle::evidence::Judgement;
 use crate::engine::log::segment::Segment;
 use crate::engine::shared::index_watch;
 use crate::engine::shared::snapshot_file;
 use crate::error::{Error, Result};
 use crate::hash::KeyHasher;
 use crate::options::Options;
+use crate::sys::step;
 use crate::sys::storage::{Access, File};
-use crate::sys::{planted, step};
 use crate::time::Timestamp;
 
 /// How far the next sequence is above every sequence that was found. So a sequence that was given
 /// out before the crash and lost is not given out again.
 const SEQUENCE_GAP: u64 = 1 << 32;
+
+/// What a recovery starts from.
+pub(crate) enum Base {
+    /// Nothing: no checkpoint ever removed a part of the log, so all of it is replayed.
+    Empty,
+    /// A snapshot.
+    Snapshot(File, Header),
+    /// The words of a closed index whose size does not fit any more. Nothing is replayed.
+    Closed(Vec<Word>, Header),
+    /// Nothing, because the snapshots are damaged. It is unknown which records of the log are still
+    /// valid, so the cache starts cold. `salvage` can read them.
+    Lost,
+    /// As `Empty`, on request, although old values may come back.
+    Salvage,
+}
+
+impl Base {
+    fn header(&self) -> Header {
+        match self {
+            Self::Snapshot(_, header) | Self::Closed(_, header) => *header,
+            Self::Empty | Self::Salvage => Header { sequence: 0, ..Header::default() },
+            Self::Lost => Header { sequence: u64::MAX, ..Header::default() },
+        }
+    }
+
+    /// Whether words stay in the slots that they had when the snapshot was taken.
+    fn keeps_slots(&self, geometry: Geometry) -> bool {
+        matches!(self, Self::Snapshot(_, header) if header.primaries == geometry.primaries)
+    }
+
+    fn is_replayed(&self) -> bool {
+        !matches!(self, Self::Closed(..))
+    }
+
+    /// Whether the next recovery could not start from the same base: a checkpoint must follow.
+    fn wants_checkpoint(&self) -> bool {
+        matches!(self, Self::Lost | Self::Closed(..) | Self::Salvage)
+    }
+}
 
 /// The parameters of a recovery.
 pub(crate) struct Inputs<'a> {
@@ -60,8 +97,8 @@ pub(crate) struct Recovered {
     pub(crate) hints: Hints,
     /// Whether a checkpoint must follow, so that the next recovery can start from this index.
     pub(crate) wants_checkpoint: bool,
-    /// The offset from which on the next recovery replays each segment, at least.
-    pub(crate) replay_from: HashMap<u32, u32>,
+    /// The segments that the snapshot contains completely. The next recovery does not replay them.
+    pub(crate) sealed: HashSet<u32>,
 }
 
 /// The state of a recovery after the index was created.
@@ -71,10 +108,6 @@ struct Replay<'a> {
     hasher: &'a KeyHasher,
     segments: HashMap<u32, &'a Segment>,
     base: Header,
-    /// Before which offset of each segment no record is torn.
-    untorn: HashMap<u32, u32>,
-    /// How many records have a value that fails its check.
-    damaged: u64,
     /// For each segment, the offset from which on it may have records that are not in the base. A
     /// segment that is not here is replayed from its start.
     replay_from: HashMap<u32, u32>,
@@ -87,8 +120,6 @@ struct Replay<'a> {
     to_remove: Vec<(u64, Word)>,
     /// The highest sequence that was evicted from each chain that was ever full, by its primary.
     floors: HashMap<u32, u64>,
-    /// The sequences of the words in those chains.
-    sequences: HashMap<Word, u64>,
     /// The lowest generation of the entries in the index.
     least_generation: u32,
     generation: u32,
@@ -103,24 +134,12 @@ pub(crate) fn recover(
     segments: &[Segment],
     known_sequence: u64,
     base: Base,
-    judgement: Judgement,
 ) -> Result<Recovered> {
     let index_path = inputs.directory.file("index");
-    // Errors do not matter: the old index is not trusted, and only how long ago the entries were
-    // used is lost. What goes on with the file is a matter of the new index.
     let old = inputs.directory.storage.open_to_read(&index_path).ok();
-    let old = old.and_then(|file| Index::recency_and_evicted_in(&file));
-    let (last_recency, evicted) = old.unwrap_or_default();
+    let last_recency = old.and_then(|file| Index::recency_in(&file)).unwrap_or(0);
     let index = create_index(&inputs, &index_path)?;
-    // What killed processes evicted stays counted.
-    index.set_evicted(evicted);
-    for segment in segments {
-        index.restore_segment(segment.id, segment.len());
-        // The next recovery can tell whether the segment is as long as it was.
-        if let Some(end) = judgement.ends.get(&segment.id) {
-            index.set_segment_tail(segment.id, *end, *end);
-        }
-    }
+    segments.iter().for_each(|segment| index.restore_segment(segment.id, segment.len()));
     let header = base.header();
     let keeps_slots = base.keeps_slots(inputs.layout.geometry);
     let hints = open_hints(&inputs, keeps_slots)?;
@@ -133,36 +152,26 @@ pub(crate) fn recover(
         hasher: inputs.hasher,
         segments: segments.iter().map(|s| (s.id, s)).collect(),
         base: header,
-        untorn: judgement.untorn,
-        damaged: 0,
         replay_from: HashMap::new(),
-        now: inputs.options.clock.last_read(),
+        now: inputs.options.clock.now(),
         clock,
         words: 0,
         to_remove: Vec::new(),
         floors: HashMap::new(),
-        sequences: HashMap::new(),
         least_generation: u32::MAX,
         generation: header.generation,
-        last_sequence: last_sequence_of(&header).max(known_sequence).max(judgement.last_sequence),
+        last_sequence: last_sequence_of(&header).max(known_sequence),
     };
-    let (is_replayed, mut wants_checkpoint) = (base.is_replayed(), base.wants_checkpoint());
+    let (is_replayed, wants_checkpoint) = (base.is_replayed(), base.wants_checkpoint());
     replay.load_base(base, &inputs, keeps_slots)?;
     if is_replayed {
-        let is_listed = |segment: &&Segment| !judgement.unlisted.contains(&segment.id);
-        replay.replay_log(segments.iter().filter(is_listed));
+        replay.replay_log(segments);
     }
-    // What is missing or damaged must not be in the log that a later recovery judges.
-    wants_checkpoint |= judgement.has_gaps || replay.damaged > 0;
-    if replay.damaged > 0 {
-        let records = replay.damaged;
-        tracing::warn!(path = %index_path.display(), records, "values are damaged, or torn");
-    }
-    let replay_from = std::mem::take(&mut replay.replay_from);
+    let sealed = replay.sealed_in_base();
     replay.remove_dead();
     let entries = replay.publish();
     tracing::info!(path = %index_path.display(), entries, "rebuilt the index");
-    Ok(Recovered { index, hints, wants_checkpoint, replay_from })
+    Ok(Recovered { index, hints, wants_checkpoint, sealed })
 }
 
 /// The last sequence of a base, whose header says `u64::MAX` if it is lost.
@@ -295,15 +304,15 @@ impl Replay<'_> {
     fn enter_word(&mut self, word: Word) {
         let Some(segment) = self.segments.get(&word.segment()).copied() else { return };
         if let Some(record) = segment.record(word.offset()) {
-            self.enter(segment, word.offset(), &record, record.is_entry());
+            self.enter(segment, word.offset(), &record);
         }
     }
 
     /// Phase 2: replays what the base does not contain. Newest segment first: if the index has too
     /// few slots, the newest entries stay.
-    fn replay_log<'s>(&mut self, segments: impl DoubleEndedIterator<Item = &'s Segment>) {
+    fn replay_log(&mut self, segments: &[Segment]) {
         let mut backlog = 0;
-        for segment in segments.rev() {
+        for segment in segments.iter().rev() {
             let from = self.replay_from.get(&segment.id).copied().unwrap_or(0);
             if from < segment.len() as u32 {
                 step!("recovery::segment");
@@ -322,30 +331,30 @@ impl Replay<'_> {
                 self.generation = self.generation.max(record.generation);
             }
             self.last_sequence = self.last_sequence.max(record.sequence);
-            if record.sequence < self.base.sequence {
-                continue;
-            }
-            let is_whole = record.verified_body().is_some();
-            self.damaged += u64::from(!is_whole);
             // A write torn by a power cut was never acknowledged as synced. The record before it
-            // may have been, so that one wins. Any other damage makes the key a miss.
-            let may_be_torn = self.untorn.get(&segment.id).is_none_or(|end| offset >= *end);
-            if is_whole || !may_be_torn || !record.is_torn() {
-                self.enter(segment, offset, &record, record.is_entry() && is_whole);
+            // may have been, so that one wins.
+            if record.sequence >= self.base.sequence && !record.is_torn() {
+                self.enter(segment, offset, &record);
             }
         }
     }
 
+    /// The segments that the base contains completely.
+    fn sealed_in_base(&self) -> HashSet<u32> {
+        let sealed = self.replay_from.iter().filter(|(_, from)| **from == snapshot::SEALED);
+        sealed.map(|(id, _)| *id).collect()
+    }
+
     /// Enters a record, unless the index has a newer one of its key or the chain has evicted a
-    /// newer one. A record that `has_value` not is removed in the end.
+    /// newer one.
     /// Keeps invariant I21.
-    fn enter(&mut self, segment: &Segment, offset: u32, record: &Record<'_>, has_value: bool) {
+    fn enter(&mut self, segment: &Segment, offset: u32, record: &Record<'_>) {
         if record.kind == Kind::Clear {
             return;
         }
         let hash = self.hasher.hash(record.key);
         let mut there = None;
-        let found = self.index.find(hash, |word| match self.record_of(word, record.key) {
+        let found = self.index.find(hash, |word| match self.record(word) {
             Some(other) if other.key == record.key => {
                 there = Some((other.sequence, other.len));
                 Probe::Match
@@ -358,11 +367,7 @@ impl Replay<'_> {
             return;
         }
         let slot = match (found.entry, there) {
-            (Some(_), Some((sequence, _)))
-                if sequence >= record.sequence && !planted!("highest sequence") =>
-            {
-                return;
-            }
+            (Some(_), Some((sequence, _))) if sequence >= record.sequence => return,
             (Some((slot, word)), Some((_, len))) => {
                 self.index.add_live_bytes(word.segment(), -i64::from(len));
                 slot
@@ -386,7 +391,7 @@ impl Replay<'_> {
         self.hints.set(slot, Hint::new(record.expires_at, record.generation, self.clock));
         self.index.add_live_bytes(segment.id, i64::from(record.len));
         self.least_generation = self.least_generation.min(record.generation);
-        if !has_value || record.is_expired(self.now) {
+        if record.kind == Kind::Tombstone || record.is_expired(self.now) {
             self.to_remove.push((hash, word));
         }
     }
@@ -395,30 +400,18 @@ impl Replay<'_> {
     /// the record itself has the lowest one. Notes that the chain evicted the lower of the two.
     fn evict_lowest(&mut self, locked: &Locked<'_>, sequence: u64) -> Option<Slot> {
         let mut lowest: Option<(u64, Slot)> = None;
-        // Each word is read once, however often its chain is full.
-        let mut known = std::mem::take(&mut self.sequences);
         locked.slots(|slot, word| {
-            let read = || self.record(word).map_or(0, |record| record.sequence);
-            let sequence = *known.entry(word).or_insert_with(read);
+            let sequence = self.record(word).map_or(0, |record| record.sequence);
             if lowest.is_none_or(|(least, _)| sequence < least) {
                 lowest = Some((sequence, slot));
             }
         });
-        self.sequences = known;
         let (least, slot) = lowest?;
-        self.index.count_evicted(1);
         // The evicted record stays in the log, and the next replay may bring it back.
         locked.note_lost();
         let floor = self.floors.entry(locked.primary()).or_default();
         *floor = (*floor).max(least.min(sequence));
         (sequence >= least).then_some(slot)
-    }
-
-    /// The record that `word` names, if it is of this key. Others of the chain are told apart by
-    /// their bytes: to check each of them at each record would make a recovery quadratic.
-    fn record_of(&self, word: Word, key: &[u8]) -> Option<Record<'_>> {
-        let segment = self.segments.get(&word.segment())?;
-        segment.may_have_key(word.offset(), key).then(|| segment.record(word.offset()))?
     }
 
     fn record(&self, word: Word) -> Option<Record<'_>> {

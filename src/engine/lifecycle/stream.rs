@@ -6,8 +6,8 @@ use std::sync::{Arc, Weak};
 use crate::engine::blob::{BlobPin, BlobWriter, OpenBlob};
 use crate::engine::format::blob_ref::CHUNK;
 use crate::engine::format::word::Word;
-use crate::engine::lifecycle::attach::{Attached, AttachmentCell};
-use crate::engine::ops::value_source::ValueSource;
+use crate::engine::lifecycle::attach::Attached;
+use crate::engine::ops::read::ValueSource;
 use crate::entry::{Change, Codec, Condition, Expiry, Pieces, Soft, Spool, Streamed};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -78,63 +78,54 @@ impl Attached {
 }
 
 /// A value that is being written: in memory while it is small, then in a blob. Keeps the directory
-/// attached, unless its files are removed or replaced.
+/// attached.
 pub(crate) struct Spooled {
-    attached: Arc<AttachmentCell>,
+    attached: Arc<Attached>,
     small: Vec<u8>,
     large: Option<BlobWriter>,
 }
 
 impl Spooled {
     pub(crate) fn new(attached: Arc<Attached>) -> Self {
-        let cell = Arc::new(AttachmentCell::default());
-        attached.note_holder(&cell);
-        cell.swap(Some(attached));
-        Self { attached: cell, small: Vec::new(), large: None }
+        Self { attached, small: Vec::new(), large: None }
     }
 
-    fn attached(&self) -> Result<Arc<Attached>> {
-        let interrupted = || Error::new(ErrorKind::Interrupted, "write");
-        let Some(attached) = self.attached.load().clone() else {
-            return Err(self.attached.error().unwrap_or_else(interrupted));
-        };
-        if attached.is_ours() {
-            return Ok(attached);
+    fn check_ours(&self) -> Result<()> {
+        if self.attached.is_ours() {
+            return Ok(());
         }
-        // It is the parent's: not even the last reference may be dropped here.
-        std::mem::forget(attached);
         let why = "the writer belongs to the process that this one was forked from";
-        Err(interrupted().with_source(why))
+        Err(Error::new(ErrorKind::Interrupted, "write").with_source(why))
     }
 }
 
 impl Spool for Spooled {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let attached = self.attached()?;
+        self.check_ours()?;
         if self.large.is_none() {
-            if !attached.is_large(self.small.len() + bytes.len()) {
+            if !self.attached.is_large(self.small.len() + bytes.len()) {
                 self.small.extend_from_slice(bytes);
                 return Ok(());
             }
-            let mut writer = attached.blobs.create()?;
-            attached.write_blob(&mut writer, &self.small)?;
+            let mut writer = self.attached.blobs.create()?;
+            self.attached.write_blob(&mut writer, &self.small)?;
             self.small = Vec::new();
             self.large = Some(writer);
         }
         match &mut self.large {
-            Some(writer) => attached.write_blob(writer, bytes),
+            Some(writer) => self.attached.write_blob(writer, bytes),
             None => Ok(()),
         }
     }
 
     fn commit(self: Box<Self>, key: &str, expires_at: Expiry) -> Result<()> {
-        let attached = self.attached()?;
-        let Self { small, large, .. } = *self;
+        self.check_ours()?;
+        let Self { attached, small, large } = *self;
         let blob: Option<BlobPin<'_>> =
             large.map(|writer| attached.seal_blob(writer, key.as_bytes())).transpose()?;
         let change =
             Change::Store { value: &small, codec: Codec::Raw, expires_at, soft: Soft::default() };
         attached.commit_with(key.as_bytes(), Condition::Always, change, blob)?;
-        attached.check_index()
+        Ok(())
     }
 }

@@ -18,15 +18,14 @@ use crate::sys::step;
 impl Log {
     /// Ensures that there is a spare with room for a record of `len`. `make_room` reserves the
     /// given number of bytes within `max_bytes`, and returns `None` if there is no room now.
-    /// `evict` frees space where the disk or the table is full, and returns the bytes that came
-    /// back. With `ahead`, no writer waits for the segment, so this waits for no other thread.
-    /// Returns whether there is a spare.
+    /// `evict` frees space where the disk or the table is full. With `ahead`, no writer waits for
+    /// the segment, so this waits for no other thread. Returns whether there is a spare.
     pub(crate) fn provide(
         &self,
         len: u32,
         ahead: bool,
         make_room: &dyn Fn(u64) -> Result<Option<Reservation>>,
-        evict: &dyn Fn() -> Result<u64>,
+        evict: &dyn Fn() -> Result<bool>,
     ) -> Result<bool> {
         // A rotation that needs the spare waits for it, so segments are used in the order of their
         // ids.
@@ -57,8 +56,7 @@ impl Log {
                 let Some(reservation) = self.spare.share_timeout(reserved)? else {
                     return Ok(false);
                 };
-                let segment =
-                    self.spare.share_timeout(self.create(reservation, len, ahead, evict))?;
+                let segment = self.spare.share_timeout(self.create(reservation, ahead, evict))?;
                 Some(Tail::new(segment, segment_header::LEN as u32))
             }
         };
@@ -120,20 +118,6 @@ impl Log {
         Ok(None)
     }
 
-    /// Continues a segment of a dead process as the segment for copies, if there is one with room
-    /// and the copies have none.
-    pub(crate) fn adopt_for_copies(&self) -> Result<()> {
-        let least = sizing::largest_in_log(self.segment_len()).min(self.segment_len() / 4) as u32;
-        let mut copies = lock(&self.copies);
-        if !copies.as_ref().is_some_and(|tail| tail.has_room(least, &self.index))
-            && let Some(orphan) = self.adopt(least)?
-            && let Some(full) = copies.replace(orphan)
-        {
-            self.seal(full);
-        }
-        Ok(())
-    }
-
     /// Seals all orphans except the `kept` oldest.
     pub(crate) fn seal_orphans(&self, kept: usize) {
         for SegmentInfo { id, owner, .. } in self.index.orphans().into_iter().skip(kept) {
@@ -156,16 +140,13 @@ impl Log {
     }
 
     /// The length of a new segment for a record of `len`: the usual length, or a part of it where
-    /// many processes write or the disk has little space, or as long as the record needs.
+    /// many processes write, or as long as the record needs.
     fn len_for(&self, len: u32) -> u64 {
         let writers = self.index.attached_processes().max(1);
-        // Each has up to three: the active one, the spare, and the one for copies.
-        let fair = (self.budget() / (8 * writers)).max(1);
-        // Where the file system does not say, it refuses if need be, and less is tried then.
-        let free = self.held.free_space().map_or(u64::MAX, |free| free.bytes);
-        let on_disk = sizing::segment_len(self.budget().min(self.bytes().saturating_add(free)));
-        let usual = self.segment_len().min(1 << fair.ilog2()).min(on_disk);
-        usual.max(least_for(len))
+        let fair = (self.budget() / (4 * writers)).max(1);
+        let usual = self.segment_len().min(1 << fair.ilog2()).max(sizing::MIN_SEGMENT);
+        let needed = u64::from(len) + segment_header::LEN as u64;
+        if needed > usual { needed.next_multiple_of(4096) } else { usual }
     }
 
     /// Adds to an error for lack of space that too many processes write, if active segments take
@@ -180,30 +161,25 @@ impl Log {
         error.with_source("too many processes write to so small a directory; raise max_bytes")
     }
 
-    /// Creates and activates a segment of the bytes in `reservation`, for a record of `len`. Where
-    /// the disk refuses, shorter ones are tried. Where even the shortest is refused, or the table
-    /// is full, `evict` frees some space; it returns 0 if there is nothing to evict.
+    /// Creates and activates a segment of the bytes in `reservation`. Where the disk or the table
+    /// is full, `evict` frees some space; it returns `false` if there is nothing to evict.
     fn create(
         &self,
         reservation: Reservation,
-        len: u32,
         zeroed: bool,
-        evict: &dyn Fn() -> Result<u64>,
+        evict: &dyn Fn() -> Result<bool>,
     ) -> Result<Arc<Segment>> {
-        let most = reservation.bytes();
-        let mut lengths = Lengths::new(most, least_for(len));
+        let len = reservation.bytes();
         let no_space = || {
             self.explain_no_space(Error::new(ErrorKind::NoSpace, "reserve").with_path(&self.dir))
         };
         self.held.check_in_place().map_err(|e| Error::io("create segment", &self.dir, e))?;
-        // The bytes that were evicted for a full disk: at most somewhat more than the new segment
-        // needs. If that is not enough, others fill the disk faster than evictions free it.
-        let mut evicted = 0;
-        // How often a full table is met: its rows are freed when all processes have unmapped them.
-        let mut rows = self.index.geometry().segments;
+        // The most evictions for a full disk: somewhat more than the new segment needs. If that is
+        // not enough, others fill the disk faster than evictions free it.
+        let mut evictions = 2 * len.div_ceil(self.segment_len());
         let mut reservation = Some(reservation);
         loop {
-            let (is_claimed, len) = (reservation.is_some(), lengths.len);
+            let is_claimed = reservation.is_some();
             // From here on the table counts the bytes.
             let Some(id) = self.space.transfer(&mut reservation, || self.index.create_segment(len))
             else {
@@ -215,8 +191,7 @@ impl Log {
                 }
                 // The table is full of small segments: many processes write, or max_bytes was
                 // smaller.
-                if rows > 0 && evict()? > 0 {
-                    rows -= 1;
+                if evict()? {
                     continue;
                 }
                 return Err(no_space());
@@ -230,27 +205,14 @@ impl Log {
                 Ok(segment) => return Ok(segment),
                 Err(e) => {
                     self.index.free_segment(id);
-                    // A foreign file has that name: it stays, and the next id is tried.
-                    if is(&e, io::ErrorKind::AlreadyExists) {
-                        continue;
-                    }
-                    if e.kind() != ErrorKind::NoSpace {
-                        return Err(e);
-                    }
-                    // The disk is full before max_bytes is reached: evict here too. But not for
-                    // the shortest segments, unless nothing can be evicted: each eviction costs a
-                    // checkpoint.
-                    let is_short = lengths.is_second && len <= (most / 4).max(lengths.least);
-                    if is_short && evicted < 2 * len {
-                        let freed = evict()?;
-                        evicted += freed;
-                        if freed > 0 {
-                            lengths = Lengths::new(most.min(1 << freed.ilog2()), lengths.least);
-                            continue;
+                    match e {
+                        // The disk is full before max_bytes is reached: evict here too.
+                        e if e.kind() == ErrorKind::NoSpace && evictions > 0 && evict()? => {
+                            evictions -= 1
                         }
-                    }
-                    if !lengths.shorten() {
-                        return Err(e);
+                        // A foreign file has that name: it stays, and the next id is tried.
+                        e if is(&e, io::ErrorKind::AlreadyExists) => {}
+                        e => return Err(e),
                     }
                 }
             }
@@ -263,7 +225,6 @@ impl Log {
         let segment = Segment::create(storage, &self.dir, id, len, zeroed, &self.space)?;
         // Otherwise a power cut could lose the file, with all that was synced into it.
         if let Err(e) = storage.sync_dir(&self.dir) {
-            // If this fails too, the next recovery finds a segment without records.
             let _ = storage.remove(&segment.path);
             return Err(Error::io("sync directory", &self.dir, e));
         }
@@ -275,22 +236,10 @@ impl Log {
         if !self.index.activate_segment(id) {
             // Another process took this one for dead, and aborted the segment.
             self.map.remove(id);
-            // If this fails, the next recovery finds a segment without records.
             let _ = storage.remove(&segment.path);
             return Err(Error::new(ErrorKind::LockLost, "create segment").with_path(&segment.path));
         }
         Ok(segment)
-    }
-
-    /// Reserves bytes for a segment for copies: of the usual length, or what is left.
-    fn reserve_for_copies(&self, len: u32) -> Result<Option<Reservation>> {
-        let (usual, budget) = (self.len_for(len), self.budget());
-        if let Some(reservation) = self.space.reserve_within(usual, budget)? {
-            return Ok(Some(reservation));
-        }
-        let left = budget.saturating_sub(self.bytes()) & !4095;
-        let needed = u64::from(len) + segment_header::LEN as u64;
-        if left < needed { Ok(None) } else { self.space.reserve_within(left.min(usual), budget) }
     }
 
     /// Reserves space for a copy of a record, in the segment for copies, which is created if there
@@ -301,11 +250,11 @@ impl Log {
         len: u32,
     ) -> Result<RecordReservation> {
         if !copies.0.as_ref().is_some_and(|tail| tail.has_room(len, &self.index)) {
-            let reservation = self.reserve_for_copies(len)?;
+            let reservation = self.space.reserve_within(self.len_for(len), self.budget())?;
             let reservation = reservation.ok_or_else(|| {
                 Error::new(ErrorKind::NoSpace, "copy records in").with_path(&self.dir)
             })?;
-            let next = self.create(reservation, len, false, &|| Ok(0))?;
+            let next = self.create(reservation, false, &|| Ok(false))?;
             if let Some(full) = copies.0.replace(Tail::new(next, segment_header::LEN as u32)) {
                 self.seal(full);
             }
@@ -314,33 +263,5 @@ impl Log {
             Some(tail) if tail.has_room(len, &self.index) => tail.reserve(len, &self.index),
             _ => Err(Error::new(ErrorKind::ValueTooLarge, "copy")),
         }
-    }
-}
-
-/// The length of the shortest segment for a record of `len`.
-fn least_for(len: u32) -> u64 {
-    let needed = u64::from(len) + segment_header::LEN as u64;
-    needed.next_multiple_of(4096).max(sizing::MIN_SEGMENT)
-}
-
-/// The lengths of a segment that are tried one after the other on a disk that refuses: the first
-/// one twice, because the reason may be gone, then a quarter each time.
-struct Lengths {
-    len: u64,
-    least: u64,
-    is_second: bool,
-}
-
-impl Lengths {
-    fn new(len: u64, least: u64) -> Self {
-        Self { len: len.max(least), least, is_second: false }
-    }
-
-    /// Takes the next length. `false` if there is none.
-    fn shorten(&mut self) -> bool {
-        let shorter = if self.is_second { (self.len / 4).max(self.least) } else { self.len };
-        let is_other = !self.is_second || shorter < self.len;
-        (self.len, self.is_second) = (shorter, true);
-        is_other
     }
 }

@@ -73,16 +73,12 @@
 //! | dropped, not counted | `free_dropped` counts the drop | the same |
 //! | dropped | freed, once all others have unmapped it | the same |
 
-mod access;
 mod allocate;
 pub(crate) mod append;
 mod detach;
-mod fault;
 mod removal;
-pub(crate) mod scan;
 pub(crate) mod segment;
 pub(crate) mod segment_map;
-pub(crate) mod survey;
 mod sync;
 
 use std::io;
@@ -125,8 +121,6 @@ pub(crate) struct Log {
     copies: Mutex<Option<Tail>>,
     /// The segments that this process sealed and has not synced since.
     unsynced: Mutex<Vec<Arc<Segment>>>,
-    /// Whether dead processes may have left records that are not synced.
-    left_by_dead: AtomicBool,
     /// Held while a segment is entered into the map.
     opening: Mutex<()>,
     /// Held while dropped segments are unmapped, until the bytes of those that stay mapped count.
@@ -135,8 +129,6 @@ pub(crate) struct Log {
     appended: AtomicU64,
     /// The count of drops when this process last unmapped dropped segments.
     drops_seen: AtomicU64,
-    /// When the directory last changed, at the last two looks for removed files.
-    looked_at: Mutex<[Option<(i64, i64)>; 2]>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -165,35 +157,23 @@ impl Log {
             spare: WaitQueue::default(),
             copies: Mutex::new(None),
             unsynced: Mutex::new(Vec::new()),
-            left_by_dead: AtomicBool::new(false),
             opening: Mutex::new(()),
             unmapping: Mutex::new(()),
             appended: AtomicU64::new(0),
             drops_seen: AtomicU64::new(0),
-            looked_at: Mutex::default(),
         })
     }
 
     /// Restores the segments that were found when the directory was opened by its first process.
-    /// The log continues at the last of `ends` (segments and offsets in them), if there is room:
-    /// otherwise each opening would consume a segment. The other ends become orphans, because each
-    /// of several processes that died may have left a segment that is nearly empty.
-    pub(crate) fn restore(&self, segments: Vec<Segment>, ends: &[(u32, u32)]) {
+    /// The log continues at `end` (a segment and an offset in it), if there is room: otherwise each
+    /// opening would consume a segment.
+    pub(crate) fn restore(&self, segments: Vec<Segment>, end: Option<(u32, u32)>) {
         for segment in segments {
             self.index.restore_segment(segment.id, segment.len());
             let segment = Arc::new(segment);
             self.map.insert(&segment);
-            let end =
-                ends.iter().find(|(id, end)| *id == segment.id && self.can_resume(&segment, *end));
-            match end {
-                Some(end) if ends.last() == Some(end) => {
-                    *lock(&self.active) = Some(self.resume(segment, end.1));
-                }
-                Some((_, end)) => {
-                    segment.close_file();
-                    let tail = self.resume(segment, *end);
-                    self.orphan(&tail);
-                }
+            match end.filter(|(id, end)| *id == segment.id && self.can_resume(&segment, *end)) {
+                Some((_, end)) => *lock(&self.active) = Some(self.resume(segment, end)),
                 None => segment.close_file(),
             }
         }
@@ -205,7 +185,6 @@ impl Log {
         room.contains(&u64::from(end))
             && (end as usize).is_multiple_of(ALIGN)
             && segment.len() <= self.segment_len()
-            // If this fails, the log continues in a new segment, which has blocks or is refused.
             && segment.fill_holes().is_ok()
     }
 
@@ -226,23 +205,14 @@ impl Log {
     }
 
     /// Holds segment `id`, and maps it first if needed. The guard is empty if there is no such
-    /// segment. Maps it again if a page of it faulted.
+    /// segment.
     ///
     /// # Errors
     /// If the system cannot open or map its file.
     #[inline]
     pub(crate) fn fetch(&self, id: u32) -> Result<SegmentGuard> {
         let here = self.map.hold(id);
-        if here.get().is_some_and(|segment| !segment.has_faulted()) {
-            Ok(here)
-        } else {
-            self.open(id)
-        }
-    }
-
-    /// Whether a page of segment `id` faulted since it was mapped.
-    pub(crate) fn has_faulted(&self, id: u32) -> bool {
-        self.segment(id).get().is_some_and(|segment| segment.has_faulted())
+        if here.get().is_some() { Ok(here) } else { self.open(id) }
     }
 
     /// Whether segment `id` has a file that may hold records.
@@ -258,10 +228,8 @@ impl Log {
         }
         let _opening = lock(&self.opening);
         let here = self.map.hold(id);
-        match here.get() {
-            Some(segment) if segment.has_faulted() => self.retire_faulted(segment),
-            Some(_) => return Ok(here),
-            None => {}
+        if here.get().is_some() {
+            return Ok(here);
         }
         drop(here);
         let path = self.dir.join(Segment::file_name(id));

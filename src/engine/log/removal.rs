@@ -7,13 +7,7 @@ use std::sync::{Arc, MutexGuard};
 use super::{Log, lock};
 use crate::engine::index::SegmentState;
 use crate::engine::log::segment::Segment;
-use crate::engine::shared::file_watch::{Change, change_of};
 use crate::sys::step;
-
-/// Whether the file of a segment in this state must be there.
-fn is_kept(state: Option<SegmentState>) -> bool {
-    matches!(state, Some(SegmentState::Active | SegmentState::Sealed))
-}
 
 impl Log {
     /// Marks segment `id` as emptied: no entry names it any more. The next checkpoint that begins
@@ -111,35 +105,10 @@ impl Log {
         tracing::warn!(%dir, segment = id, %error, "cannot remove the file of a segment");
     }
 
-    /// A segment that this process has mapped and whose file was removed or replaced, by another
-    /// program than keepwarm, which empties a segment first. Costs one question to the system while
-    /// the directory does not change, and one for each segment otherwise.
-    pub(crate) fn find_change(&self) -> io::Result<Option<Change>> {
-        // Two changes within a tick of the clock look like one, so a change is looked at twice.
-        let changed_at = Some(self.held.changed_at()?);
-        let mut looked_at = lock(&self.looked_at);
-        if *looked_at == [changed_at; 2] {
-            return Ok(None);
-        }
-        for id in self.map.ids() {
-            let (guard, state) = (self.segment(id), self.index.segment_state(id));
-            let Some(segment) = guard.get().filter(|_| is_kept(state)) else { continue };
-            let found = change_of(self.held.storage(), &segment.path, segment.file_id)?;
-            // Another process may have emptied and removed it meanwhile.
-            if found.is_some() && is_kept(self.index.segment_state(id)) {
-                return Ok(found);
-            }
-        }
-        *looked_at = [looked_at[1], changed_at];
-        Ok(None)
-    }
-
     /// Removes a file by its name, after a check that the directory was not replaced by another
     /// one.
     fn remove_file(&self, id: u32) -> io::Result<()> {
         self.held.check_in_place()?;
-        // Without the index it is not known what the file holds.
-        self.index.check_mapped()?;
         match self.held.storage().remove(&self.dir.join(Segment::file_name(id))) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed,

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::engine::format::record::{self, Draft, Prepared, Record, RecordPlace, Stamp};
@@ -12,15 +12,14 @@ use crate::engine::shared::accounting::SpaceInUse;
 use crate::error::{Error, Result};
 use crate::sys::fork::OwnFile;
 use crate::sys::map::Map;
-use crate::sys::storage::{Access, File, FileId, SMALL_PIECES, Storage};
+use crate::sys::storage::{Access, File, SMALL_PIECES, Storage};
 use crate::sys::{random, step};
 
 pub(crate) struct Segment {
     pub(crate) id: u32,
     pub(crate) path: PathBuf,
-    pub(crate) file_id: FileId,
     salt: u64,
-    pub(super) map: Map,
+    map: Map,
     /// Whether it was filled with zeros when it was created.
     zeroed: bool,
     /// The file, while the segment is appended to. It is closed when the segment is sealed, because
@@ -31,12 +30,7 @@ pub(crate) struct Segment {
     writes: AtomicU64,
     /// The value of `writes` before the last sync that succeeded.
     synced: AtomicU64,
-    /// The offset of the last record that was begun when everything before it was synced; 0 if
-    /// there is none.
-    after_sync: AtomicU32,
     failed: AtomicBool,
-    /// Whether its map is expected to be read at random.
-    pub(super) is_random: AtomicBool,
     /// The values in it that the program holds. Changed only with [`SpaceInUse::pinned`] locked.
     pins: AtomicU64,
     sync: SharedSync,
@@ -121,8 +115,6 @@ impl Segment {
         space: &SpaceInUse,
     ) -> Result<Self> {
         let path = dir.join(Self::file_name(id));
-        // Where the address space is used up, each call would create and remove the file.
-        drop(Map::anonymous(len as usize).map_err(|e| Error::io("map segment", &path, e))?);
         let file = storage.create(&path).map_err(|e| Error::io("create segment", &path, e))?;
         let make = |path: PathBuf| -> io::Result<Self> {
             if zeroed {
@@ -136,7 +128,7 @@ impl Segment {
             // The file has its blocks. If it cannot be mapped, the disk is not full, with whatever
             // error number, and the caller must not evict entries for it.
             let map = Map::new(&file, len as usize).map_err(io::Error::other)?;
-            Ok(Self { zeroed, ..Self::assemble(id, path, salt, map, file, space)? })
+            Ok(Self { zeroed, ..Self::assemble(id, path, salt, map, file, space) })
         };
         make(path.clone()).map_err(|e| {
             // A half-created file is useless, and its space is needed. If the removal fails too,
@@ -182,7 +174,7 @@ impl Segment {
             DecodedHeader::Foreign => return Ok(SegmentFile::Foreign),
         };
         let map = Map::open(&file, len as usize, access)?;
-        Ok(SegmentFile::Segment(Self::assemble(id, path.to_owned(), salt, map, file, space)?))
+        Ok(SegmentFile::Segment(Self::assemble(id, path.to_owned(), salt, map, file, space)))
     }
 
     fn assemble(
@@ -192,36 +184,29 @@ impl Segment {
         map: Map,
         file: File,
         space: &SpaceInUse,
-    ) -> io::Result<Self> {
-        Ok(Self {
+    ) -> Self {
+        Self {
             id,
             path,
-            file_id: file.id()?,
             salt,
             map,
             zeroed: false,
             file: Mutex::new(Some(Arc::new(OwnFile::new(file)))),
             writes: AtomicU64::new(0),
             synced: AtomicU64::new(0),
-            after_sync: AtomicU32::new(0),
             failed: AtomicBool::new(false),
-            is_random: AtomicBool::new(false),
             pins: AtomicU64::new(0),
             sync: SharedSync::default(),
             hold: MappedBytes { space: space.clone(), bytes: AtomicU64::new(0) },
-        })
+        }
     }
 
     pub(crate) fn len(&self) -> u64 {
         self.map.len() as u64
     }
 
-    /// Keeps the segment mapped. `None` if pinned segments would exceed `most` bytes in total, or
-    /// if a fault would put zeros into what the program holds.
+    /// Keeps the segment mapped. `None` if pinned segments would exceed `most` bytes in total.
     pub(crate) fn pin(self: &Arc<Self>, most: u64) -> Option<SegmentPin> {
-        if self.contains_faults() {
-            return None;
-        }
         let mut pinned = self.hold.space.pinned();
         if self.pins.load(Ordering::Relaxed) == 0 {
             *pinned = Some(*pinned + self.len()).filter(|bytes| *bytes <= most)?;
@@ -245,13 +230,14 @@ impl Segment {
     }
 
     /// The file, if it is still open.
-    pub(super) fn file(&self) -> Option<Arc<OwnFile>> {
+    fn file(&self) -> Option<Arc<OwnFile>> {
         self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
-    /// See [`File::fill_holes`].
+    /// Allocates all blocks of the file: a copy of the directory may have holes, and a store into a
+    /// hole can fail.
     pub(crate) fn fill_holes(&self) -> io::Result<()> {
-        self.file().map_or(Ok(()), |file| file.fill_holes(self.len()))
+        self.file().map_or(Ok(()), |file| file.allocate(self.len()))
     }
 
     /// Whether all its pages were brought into memory when it was created.
@@ -278,23 +264,43 @@ impl Segment {
         Record::read(&self.map, self.place(offset))
     }
 
-    /// The length of the key of what may be a record at `offset`; nothing is checked but lengths.
-    pub(super) fn key_len(&self, offset: u32) -> Option<usize> {
-        record::stored_key_len(&self.map, offset)
+    /// All sound records with their offsets, from the first. Skips records that were reserved and
+    /// never stamped, and damage. Reads headers and keys only.
+    pub(crate) fn records(&self) -> impl Iterator<Item = (u32, Record<'_>)> {
+        self.records_from(0)
     }
 
-    /// Whether what may be a record at `offset` has this key. The record is not checked.
-    pub(crate) fn may_have_key(&self, offset: u32, key: &[u8]) -> bool {
-        self.key_len(offset) == Some(key.len())
-            && self.map.bytes(offset as usize + record::HEADER_LEN, key.len()) == Some(key)
+    /// The same from `offset` on, which is where a record begins or the end of what was begun.
+    pub(crate) fn records_from(&self, offset: u32) -> impl Iterator<Item = (u32, Record<'_>)> {
+        let mut offset = offset.max(segment_header::LEN as u32);
+        std::iter::from_fn(move || {
+            // Nothing is written where an entry word cannot reach.
+            while u64::from(offset) < MAX_OFFSET
+                && (offset as usize) + record::HEADER_LEN <= self.map.len()
+            {
+                let at = offset;
+                if let Some(record) = self.record(at) {
+                    offset += record.len;
+                    return Some((at, record));
+                }
+                offset = self.after_unsound(at);
+            }
+            None
+        })
     }
 
     /// The offset at which a scan continues if there is no sound record at `at`. A record that was
     /// never stamped is skipped as a whole if its length leads to the end, to zeros or to another
     /// record. Behind damage each aligned offset is tried.
-    pub(super) fn after_unsound(&self, at: u32) -> u32 {
-        if let Some(next) = self.behind_unstamped(at) {
-            return next;
+    fn after_unsound(&self, at: u32) -> u32 {
+        let unstamped =
+            self.map.word32(at as usize + 4).is_some_and(|w| w.load(Ordering::Relaxed) == 0);
+        if let Some(len) = record::stored_len(&self.map, at).filter(|_| unstamped) {
+            let next = at + len;
+            let at_end = next as usize + record::HEADER_LEN > self.map.len();
+            if at_end || self.is_zero(next) || record::stored_len(&self.map, next).is_some() {
+                return next;
+            }
         }
         let mut next = at + ALIGN as u32;
         while (next as usize) < self.map.len() && u64::from(next) < MAX_OFFSET && self.is_zero(next)
@@ -304,33 +310,21 @@ impl Segment {
         next
     }
 
-    /// The end of the record that was reserved at `at` and never stamped, if there is one.
-    pub(super) fn behind_unstamped(&self, at: u32) -> Option<u32> {
-        let check = self.map.word32(at as usize + 4)?.load(Ordering::Relaxed);
-        let next = at + record::stored_len(&self.map, at).filter(|_| check == 0)?;
-        let at_end = next as usize + record::HEADER_LEN > self.map.len();
-        let leads_on =
-            at_end || self.is_zero(next) || record::stored_len(&self.map, next).is_some();
-        leads_on.then_some(next)
-    }
-
-    /// Whether nothing was begun at `at`, where a record would begin.
-    pub(crate) fn is_unused_from(&self, at: u32) -> bool {
-        at as usize / 8 >= self.map.words().len() || self.is_zero(at)
-    }
-
-    /// The length that is stored at `offset`, if a record of that length fits.
-    pub(super) fn stored_len(&self, offset: u32) -> Option<u32> {
-        record::stored_len(&self.map, offset)
-    }
-
-    /// The end of the last word that is not zero.
-    pub(super) fn end_of_bytes(&self) -> u32 {
+    /// The end of what was begun, even in a damaged segment: everything from there on is zero.
+    /// `from` is where a record begins, or behind all records.
+    pub(crate) fn end(&self, from: u32) -> u32 {
+        let from = from.clamp(segment_header::LEN as u32, self.map.len() as u32);
+        let (mut at, mut end) = (from, from);
+        while u64::from(at) < MAX_OFFSET && (at as usize) + record::HEADER_LEN <= self.map.len() {
+            // A reservation ends where its length says, even if nothing else was written to it.
+            end = end.max(at + record::stored_len(&self.map, at).unwrap_or(0));
+            at = self.record(at).map_or_else(|| self.after_unsound(at), |record| at + record.len);
+        }
         let last = self.map.words().iter().rposition(|w| w.load(Ordering::Relaxed) != 0);
-        last.map_or(0, |word| (word as u32 + 1) * 8)
+        end.max(last.map_or(0, |word| (word as u32 + 1) * 8))
     }
 
-    pub(super) fn is_zero(&self, at: u32) -> bool {
+    fn is_zero(&self, at: u32) -> bool {
         self.map.words().get(at as usize / 8).is_some_and(|w| w.load(Ordering::Relaxed) == 0)
     }
 
@@ -339,11 +333,7 @@ impl Segment {
         if let Some(word) = self.map.word32(offset as usize) {
             word.store(len, Ordering::Relaxed);
         }
-        let before = self.writes.fetch_add(1, Ordering::AcqRel);
-        // As in `is_synced`, at the moment of the reservation.
-        if before as u32 == 0 && before == self.synced.load(Ordering::Acquire) {
-            self.after_sync.store(offset, Ordering::Relaxed);
-        }
+        self.writes.fetch_add(1, Ordering::AcqRel);
     }
 
     pub(crate) fn finish(&self) {
@@ -359,13 +349,10 @@ impl Segment {
         &self,
         offset: u32,
         len: u32,
-        mut draft: Draft,
+        draft: Draft,
         key: &[u8],
         body: [&[u8]; 2],
     ) -> Prepared {
-        if self.after_sync.load(Ordering::Relaxed) == offset {
-            draft.flags |= record::FLAG_AFTER_SYNC;
-        }
         let at = offset as usize + record::HEADER_LEN;
         let body_at = at + key.len();
         let filled = self.map.fill(at, key)
@@ -394,17 +381,6 @@ impl Segment {
         if let Some(word) = self.map.word32(offset as usize + 4) {
             word.store(0, Ordering::Release);
         }
-    }
-
-    /// Whether a page of its map faulted; see [`Map::has_faulted`].
-    #[inline]
-    pub(crate) fn has_faulted(&self) -> bool {
-        self.map.has_faulted()
-    }
-
-    /// Whether faults in its map are contained.
-    pub(crate) fn contains_faults(&self) -> bool {
-        self.map.contains_faults()
     }
 
     /// Marks the segment as not synced.

@@ -2,7 +2,7 @@
 //! segment writes to no shared memory.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::{ArcSwapOption, Guard};
 
@@ -29,8 +29,6 @@ pub(crate) struct SegmentMap {
     segments: Box<[ArcSwapOption<Segment>]>,
     /// The address at which each of them begins, or began.
     addresses: Box<[AtomicUsize]>,
-    /// Whether they are expected to be read at random: see [`access`](super::access).
-    is_random: AtomicBool,
 }
 
 impl SegmentMap {
@@ -39,7 +37,6 @@ impl SegmentMap {
         Self {
             segments: (0..len).map(|_| ArcSwapOption::empty()).collect(),
             addresses: (0..len).map(|_| AtomicUsize::new(0)).collect(),
-            is_random: AtomicBool::new(false),
         }
     }
 
@@ -48,23 +45,9 @@ impl SegmentMap {
     }
 
     pub(crate) fn insert(&self, segment: &Arc<Segment>) {
-        segment.expect_random(self.is_random());
         let at = self.position(segment.id);
         self.addresses[at].store(segment.address(), Ordering::Relaxed);
         self.segments[at].store(Some(segment.clone()));
-    }
-
-    pub(super) fn is_random(&self) -> bool {
-        self.is_random.load(Ordering::Relaxed)
-    }
-
-    /// Changes how all segments are expected to be read. One that is inserted meanwhile may keep
-    /// the other way.
-    pub(super) fn expect_random(&self, is_random: bool) {
-        self.is_random.store(is_random, Ordering::Relaxed);
-        for slot in &self.segments {
-            slot.load().as_ref().inspect(|segment| segment.expect_random(is_random));
-        }
     }
 
     pub(crate) fn hold(&self, id: u32) -> SegmentGuard {

@@ -1,6 +1,5 @@
 //! Syncs: which segments must be synced, and through which object.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use super::{Log, lock};
@@ -8,7 +7,6 @@ use crate::engine::index::{SegmentInfo, SegmentState};
 use crate::engine::log::append::Tail;
 use crate::engine::log::segment::Segment;
 use crate::error::Result;
-use crate::sys::step;
 
 impl Log {
     /// Waits until everything that any process stamped is on the disk; with `all`, also in emptied
@@ -30,34 +28,6 @@ impl Log {
             }
         }
         flushed
-    }
-
-    /// Waits until everything that any process stamped in segment `id` is on the disk. A segment
-    /// that is gone was copied from before, and the copies were synced.
-    pub(crate) fn sync_segment(&self, id: u32) -> Result<()> {
-        let Some(info) = self.index.segment(id).filter(|info| !info.synced) else { return Ok(()) };
-        match self.fetch(id)?.get() {
-            Some(segment) => self.sync_one(segment, &info),
-            None => Ok(()),
-        }
-    }
-
-    /// Notes that a dead process may have left records that are not synced.
-    pub(crate) fn note_left_by_dead(&self) {
-        self.left_by_dead.store(true, Ordering::Release);
-    }
-
-    /// Waits until everything that dead processes stamped is on the disk, if any was noted since
-    /// the last call that succeeded.
-    /// Keeps invariant I37.
-    pub(crate) fn sync_left_by_dead(&self) -> Result<()> {
-        if !self.left_by_dead.swap(false, Ordering::AcqRel) {
-            return Ok(());
-        }
-        // Emptied segments too: a recovery needs their tombstones until the next checkpoint.
-        self.sync(true).inspect_err(|_| self.note_left_by_dead())?;
-        step!("log::left_synced");
-        Ok(())
     }
 
     /// Waits until everything that this process stamped is on the disk.

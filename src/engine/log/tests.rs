@@ -18,7 +18,7 @@ fn log_with_a_record(dir: &Path) -> (Arc<Index>, Log) {
     let space = SpaceInUse::default();
     let segment = Segment::create(SYSTEM, dir, 1, 16 << 10, false, &space).unwrap();
     let log = Log::new(SYSTEM, dir, Access::ToWrite, index.clone(), space).unwrap();
-    log.restore(vec![segment], &[(1, BEGIN)]);
+    log.restore(vec![segment], Some((1, BEGIN)));
     drop(log.reserve(64).unwrap().unwrap());
     (index, log)
 }
@@ -74,7 +74,8 @@ fn a_segment_opened_during_its_adoption_is_mapped_once() {
         // A reader is about to insert the mapping that it opened.
         let opening = lock(&log.opening);
         let taking = scope.spawn(|| {
-            log.provide(0, true, &|_| panic!("there is an orphan to adopt"), &|| Ok(0)).unwrap();
+            log.provide(0, true, &|_| panic!("there is an orphan to adopt"), &|| Ok(false))
+                .unwrap();
         });
         while !index.is_own(index.segment(1).unwrap().owner) {
             std::thread::yield_now();
@@ -95,7 +96,8 @@ fn an_unused_oversized_segment_is_sealed_not_removed() {
     let dir = tempfile::tempdir().unwrap();
     let (index, log) = log_with_a_record(dir.path());
     log.space.attach(index.clone());
-    log.provide(1 << 10, false, &|bytes| Ok(Some(log.space.reserve(bytes))), &|| Ok(0)).unwrap();
+    log.provide(1 << 10, false, &|bytes| Ok(Some(log.space.reserve(bytes))), &|| Ok(false))
+        .unwrap();
     let unused = segment_of(&log.spare.wait()).id;
     let asked = Options { max_bytes: 0, ..Options::default() }.limits();
     index.set_limits(asked, asked);
@@ -160,7 +162,7 @@ fn an_adopted_spare_with_records_is_not_removed() {
     let space = SpaceInUse::default();
     space.attach(index.clone());
     let log = Log::new(SYSTEM, dir.path(), Access::ToWrite, index.clone(), space).unwrap();
-    log.provide(0, true, &|_| panic!("there is an orphan to adopt"), &|| Ok(0)).unwrap();
+    log.provide(0, true, &|_| panic!("there is an orphan to adopt"), &|| Ok(false)).unwrap();
     log.seal_all();
     assert_eq!(index.segment_state(1), Some(SegmentState::Sealed));
     assert!(dir.path().join(Segment::file_name(1)).exists());
@@ -176,7 +178,7 @@ fn a_full_table_or_used_up_ids_are_reported() {
     let unused = index.unused_segment_id();
     let refused = || {
         let make_room = |bytes| Ok(Some(log.space.reserve(bytes)));
-        let refused = log.provide(16 << 10, false, &make_room, &|| Ok(0)).unwrap_err();
+        let refused = log.provide(16 << 10, false, &make_room, &|| Ok(false)).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::NoSpace);
         refused.to_string()
     };

@@ -4,21 +4,16 @@ use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::engine::Engine;
 use crate::engine::bell::Calls;
 use crate::engine::blob::Haste;
 use crate::engine::index::{Role, RoleGuard};
+use crate::engine::{Engine, Mode};
 use crate::error::{Error, Result};
 use crate::options::Durability;
-use crate::sys::{planted, step};
+use crate::sys::step;
 
 /// The time between two rounds if the bell is not rung.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How often the thread looks whether files were removed or replaced: so that it notices within a
-/// second.
-const FILES_INTERVAL: Duration = Duration::from_millis(500);
-/// How often the leader looks whether the times of the files are old.
-const TIMES_INTERVAL: Duration = Duration::from_secs(10 * 60);
 /// How often the thread unmaps segments that other processes removed, while they remove some, and
 const UNMAP_INTERVAL: Duration = Duration::from_millis(20);
 /// for how long after a removal it keeps doing so.
@@ -79,11 +74,9 @@ struct Rounds<'a> {
     /// The interval between syncs, if the durability asks for them.
     sync_interval: Option<Duration>,
     removals: Removals,
-    next_check: Instant,
     next_pass: Instant,
     next_sync: Instant,
     next_publishing: Instant,
-    next_look_at_times: Instant,
     /// Held until the process detaches: the leader does the background work for all processes.
     leadership: Option<RoleGuard<'a>>,
     /// The last round left work.
@@ -101,16 +94,14 @@ impl<'a> Rounds<'a> {
             Durability::Buffered | Durability::Sync => None,
         };
         let removals = Removals { seen: engine.index.drops(), expected_until: Instant::now() };
-        let [next_pass, next_sync, next_publishing, next_look_at_times] = [Instant::now(); 4];
+        let [next_pass, next_sync, next_publishing] = [Instant::now(); 3];
         Self {
             engine,
             sync_interval,
             removals,
-            next_check: Instant::now() + FILES_INTERVAL,
             next_pass,
             next_sync,
             next_publishing,
-            next_look_at_times,
             leadership: None,
             has_more: false,
             is_quiet: false,
@@ -120,35 +111,20 @@ impl<'a> Rounds<'a> {
 
     /// Does rounds until the thread is told to stop.
     fn run(mut self) {
-        self.sync_left_by_dead();
         loop {
-            let calls = self.engine.wait(self.pause(), &mut self.removals, &mut self.next_check);
+            let calls = self.engine.wait(self.pause(), &mut self.removals);
             if calls.stop {
                 return;
             }
-            if self.engine.is_displaced() {
-                // What is left to do is to end: the handles drop the attachment.
-                (self.leadership, self.has_more) = (None, false);
-                continue;
-            }
             step!("maintenance::woken");
-            self.engine.index.probe();
-            if self.engine.has_lost_index() {
-                // Without its index it does nothing. For others it is dead when no call uses it.
-                drop(self.leadership);
-                return self.engine.holders.release_unusable();
-            }
-            self.engine.options.clock.read();
             self.is_quiet = self.engine.is_quiet() && (self.is_quiet || !self.has_more);
-            self.sync_left_by_dead();
             self.sync_if_due();
             self.engine.log.unmap_dropped();
             self.engine.log.seal_oversized();
-            self.do_if_due();
+            self.publish_stats_if_due();
             let needs_spare = self.lacks_spare || self.engine.log.needs_spare();
             self.lacks_spare = needs_spare && !self.engine.provide_ahead();
             self.try_to_lead();
-            self.refresh_times_if_due();
             if self.leadership.is_none() && !calls.work && !calls.sweep && !self.lacks_spare {
                 self.has_more = false;
                 continue;
@@ -171,43 +147,24 @@ impl<'a> Rounds<'a> {
         until_pass.filter(|left| !left.is_zero()).unwrap_or(INTERVAL).min(until_sync).min(INTERVAL)
     }
 
-    /// At once after a recovery; again after each round in which it failed.
-    fn sync_left_by_dead(&self) {
-        warn_of("sync what a dead process wrote", self.engine.log.sync_left_by_dead());
-    }
-
     fn sync_if_due(&mut self) {
         if let Some(interval) = self.sync_interval
             && Instant::now() >= self.next_sync
         {
-            let synced = self.engine.log.sync_own();
-            if synced.is_ok() {
-                step!("maintenance::synced");
-            }
-            warn_of("sync", synced);
+            warn_of("sync", self.engine.log.sync_own());
             self.next_sync = Instant::now() + interval;
         }
     }
 
-    /// What is done once a second for this process.
-    fn do_if_due(&mut self) {
+    fn publish_stats_if_due(&mut self) {
         if Instant::now() >= self.next_publishing {
             self.engine.publish_stats();
-            self.engine.log.adapt_access();
             self.next_publishing = Instant::now() + INTERVAL;
-        }
-    }
-
-    fn refresh_times_if_due(&mut self) {
-        if self.leadership.is_some() && Instant::now() >= self.next_look_at_times {
-            self.engine.refresh_times();
-            self.next_look_at_times = Instant::now() + TIMES_INTERVAL;
         }
     }
 
     fn try_to_lead(&mut self) {
         if self.leadership.is_none() {
-            // If the system refuses, the next round asks again.
             self.leadership = self.engine.index.try_acquire(Role::Leader).unwrap_or_default();
         }
     }
@@ -236,41 +193,28 @@ impl<'a> Rounds<'a> {
 
 impl Engine {
     fn run_read_only(&self) {
-        while !self.bell.wait(FILES_INTERVAL).stop {
-            self.index.probe();
-            let is_displaced = self.find_displacement().is_some();
-            if is_displaced || self.is_outdated() || self.has_lost_index() {
-                self.release_unusable();
-            } else {
-                self.log.unmap_dropped();
-                self.log.adapt_access();
-            }
+        while !self.bell.wait(INTERVAL).stop {
+            if self.is_outdated() { self.release_outdated() } else { self.log.unmap_dropped() }
         }
     }
 
-    /// Releases what a read-only attachment has mapped that cannot be used: now, or when the calls
-    /// that use it are over.
-    fn release_unusable(&self) {
-        self.holders.release_unusable();
+    /// Releases what an outdated read-only attachment has mapped: now, or when the calls that use
+    /// it are over.
+    fn release_outdated(&self) {
+        let Mode::ReadOnly(read_only) = &self.mode else { return };
+        read_only.release_outdated();
         self.log.unmap_all();
     }
 
     /// Waits for a call, or for `pause`. Meanwhile unmaps the segments that other processes remove,
     /// because they may need the space.
-    fn wait(&self, pause: Duration, removals: &mut Removals, next_check: &mut Instant) -> Calls {
+    fn wait(&self, pause: Duration, removals: &mut Removals) -> Calls {
         let started = Instant::now();
         loop {
             let left = pause.saturating_sub(started.elapsed());
             let is_removing = removals.expected_until > Instant::now();
-            let at_most = if is_removing { UNMAP_INTERVAL } else { FILES_INTERVAL };
+            let at_most = if is_removing { UNMAP_INTERVAL } else { left };
             let calls = self.bell.wait(at_most.min(left));
-            if Instant::now() >= *next_check {
-                self.check_files();
-                *next_check = Instant::now() + FILES_INTERVAL;
-            }
-            if self.is_displaced() {
-                return calls;
-            }
             self.log.unmap_new_drops();
             let count = self.index.drops();
             if count != removals.seen {
@@ -297,18 +241,12 @@ impl Engine {
         if self.is_read_only() {
             return Ok(());
         }
-        self.options.clock.read();
         let _chores = self.chores.lock().unwrap_or_else(PoisonError::into_inner);
         self.reap_all();
         self.keep_entries()?;
         self.dead_blobs(Haste::Now);
         let quiet = self.is_quiet();
-        // Each round empties a segment.
-        for _ in 0..2 * self.index.geometry().segments {
-            if !self.keep_space(quiet)? {
-                break;
-            }
-        }
+        while self.keep_space(quiet)? {}
         self.remove_emptied()
     }
 
@@ -332,28 +270,18 @@ impl Engine {
 
     /// Takes over the slots and the segments of dead processes. The caller holds the space role.
     pub(crate) fn clean_up_after_dead(&self) {
-        let any_died = self.index.reap_dead();
-        let left = self.index.left_bytes();
-        if any_died {
+        if self.index.reap_dead() {
             tracing::debug!(dir = %self.dir.display(), "took over from a dead process");
-            self.index.set_wants_recount(!planted!("recount"));
+            self.index.set_wants_recount(true);
             // It may have died before it noted the expiry of an entry that it wrote or saw in a
             // pass.
             self.index.note_expiry(0);
             self.log.abort_segments_of_dead();
             // Their records become as durable as they promised, a little later.
-            self.log.note_left_by_dead();
-            warn_of("sync what a dead process wrote", self.log.sync_left_by_dead());
-        }
-        if any_died || left > 0 {
+            warn_of("sync what a dead process wrote", self.log.sync(false));
             // Without a recount, a blob that a dead process had not counted yet would stay
-            // uncounted. It also removes the files that dead processes were writing.
-            if let Some(unfinished) = self.recount_after_dead() {
-                // What living processes write is part of what they have claimed. The rest is of
-                // processes whose end is not complete; the next call looks again.
-                let stays = unfinished.saturating_sub(self.index.claimed_bytes());
-                self.index.release_left(left.saturating_sub(stays));
-            }
+            // uncounted.
+            self.recount_blobs(Haste::Now);
         }
     }
 

@@ -1,18 +1,19 @@
 //! Blobs within the bounds: reserves the space of a blob, and evicts blobs if there is no room.
 
 use std::cmp::Reverse;
+use std::io;
 
 use crate::engine::Engine;
 use crate::engine::blob::{BlobOwner, BlobPin, BlobWriter, Haste, Naming};
 use crate::engine::counters::Counter;
-use crate::engine::format::blob_ref::CHUNK;
 use crate::engine::format::sizing;
 use crate::engine::format::word::Word;
-use crate::engine::index::{Probe, busy};
-use crate::engine::ops::lookup::RETRIES;
+use crate::engine::index::Probe;
 use crate::error::{Error, ErrorKind, Result};
-use crate::sys::planted;
-use crate::sys::storage::is_full;
+
+/// On a full disk, a write of a piece of a blob evicts the oldest segment or blob and retries,
+/// fewer than this many times.
+const ATTEMPTS_FOR_A_PIECE: u32 = 16;
 
 impl Engine {
     /// Whether a value of this length gets a file of its own.
@@ -40,21 +41,14 @@ impl Engine {
             let step = sizing::blob_step(self.log.budget());
             writer.add_space(self.make_space(lacks.next_multiple_of(step))?);
         }
-        // On a full disk, the write is tried once more, because the reason may be gone, and then
-        // after each eviction. If it needs far more than its length, others fill the disk faster
-        // than evictions free it.
-        let (mut written, mut evicted, mut is_second) = (0, 0, false);
-        let enough = 2 * (bytes.len() + CHUNK) as u64;
+        let (mut written, mut left) = (0, ATTEMPTS_FOR_A_PIECE);
         while let Err(e) = writer.write(&bytes[written..], &mut written) {
-            let is_full = is_full(&e);
-            if is_full && !std::mem::replace(&mut is_second, true) {
-                continue;
-            }
-            let freed = if is_full && evicted < enough { self.evict_oldest()? } else { 0 };
-            if freed == 0 {
+            let is_full =
+                matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+            left = left.saturating_sub(1);
+            if !is_full || left == 0 || !self.evict_oldest()? {
                 return Err(Error::io("write blob", writer.path(), e));
             }
-            evicted += freed.max(sizing::MIN_SEGMENT);
         }
         Ok(())
     }
@@ -72,18 +66,8 @@ impl Engine {
     /// Like `dead_blobs`, and recounts the bytes of all blobs. No other process unlinks a blob
     /// meanwhile.
     pub(crate) fn recount_blobs(&self, haste: Haste) -> Vec<u128> {
-        self.warn_of_blobs(self.blobs.recount(haste).map(drop));
+        self.warn_of_blobs(self.blobs.recount(haste));
         self.blobs.take_dead(self)
-    }
-
-    /// Recounts the bytes of all blobs after a process died, and removes its unfinished files.
-    /// Returns the bytes of those that processes are writing; `None` if that is not known.
-    pub(crate) fn recount_after_dead(&self) -> Option<u64> {
-        let recounted = self.blobs.recount(Haste::Now);
-        let unfinished = recounted.as_ref().ok().copied().flatten();
-        self.warn_of_blobs(recounted.map(drop));
-        self.blobs.take_dead(self);
-        unfinished
     }
 
     /// Unlinks those of the `dead` blobs that no process keeps and that are still dead. A whole
@@ -123,12 +107,7 @@ impl Engine {
         let Some((coldest, ..)) = coldest else { return Ok(false) };
         let mut evicted = 0;
         for (hash, word) in self.blobs.owners_of(coldest, self) {
-            self.index.count_evicted(1);
-            let gone = self.evict_word(hash, word);
-            if !matches!(gone, Ok(true)) {
-                self.index.uncount_evicted();
-            }
-            evicted += u64::from(gone?);
+            evicted += u64::from(self.evict_word(hash, word)?);
         }
         self.counters.add(Counter::Evicted, evicted);
         self.tell_once(&self.has_logged_bytes, "max_bytes");
@@ -139,16 +118,11 @@ impl Engine {
 
 impl Naming for Engine {
     fn holds(&self, (hash, word): BlobOwner) -> bool {
-        self.index.slot_of(hash, word).is_some() && !planted!("names of a blob")
+        self.index.slot_of(hash, word).is_some()
     }
 
     fn find(&self, hash: u64, name: u128) -> Result<Option<Word>> {
-        if planted!("names of a blob") {
-            return Ok(None);
-        }
-        for _ in 0..RETRIES {
-            // Without the index it is not known what names a blob.
-            self.check_index()?;
+        loop {
             let mut refused = None;
             let found = self.index.find(hash, |word| {
                 let guard = match self.log.fetch(word.segment()) {
@@ -177,6 +151,5 @@ impl Naming for Engine {
                 return Ok(None);
             }
         }
-        Err(busy("look up what names a blob"))
     }
 }

@@ -21,14 +21,12 @@ use crate::engine::format::word::Word;
 use crate::engine::hints::Hint;
 use crate::engine::index::{CountUp, Locked, Slot, Vacancy, busy};
 use crate::engine::log::append::RecordReservation;
-use crate::engine::ops::lookup::{Current, Lookup};
+use crate::engine::log::segment::Segment;
+use crate::engine::ops::lookup::{Current, Lookup, header_in};
 use crate::entry::{Change, Codec, Condition, Decided, Expiry, Outcome};
 use crate::error::{Error, ErrorKind, Result};
+use crate::sys::step;
 use crate::sys::wait::Backoff;
-use crate::sys::{planted, step};
-
-/// How often a commit starts over, each time because another caller made progress.
-const MOST_ATTEMPTS: usize = 1 << 16;
 
 /// What a commit changed.
 #[derive(Debug, Clone, Copy)]
@@ -107,7 +105,7 @@ impl Engine {
         self.commit_with(key, condition, change, None)
     }
 
-    /// Like `commit`; the value of a `Store` is in `blob`, if given, whose file has the key's hash.
+    /// Like `commit`; the value of a `Store` is in `blob`, if given.
     pub(crate) fn commit_with<'a>(
         &'a self,
         key: &[u8],
@@ -116,24 +114,24 @@ impl Engine {
         mut blob: Option<BlobPin<'a>>,
     ) -> Result<Outcome> {
         if key.len() > MAX_KEY_LEN {
-            let len = key.len();
-            let why =
-                format!("{len} bytes with prefix and version; at most {MAX_KEY_LEN} are possible");
+            let why = format!(
+                "{} bytes with prefix and version; at most {MAX_KEY_LEN} are possible",
+                key.len()
+            );
             return Err(Error::new(ErrorKind::InvalidKey, "set").with_source(why));
         }
         let hash = self.hasher.hash(key);
         self.hints.prefetch(self.index.primary_of(hash));
+        if let Some(pin) = &blob {
+            self.blobs.add_key(pin, hash)?;
+        }
         let mut crowd = Backoff::default();
-        for _ in 0..MOST_ATTEMPTS {
-            self.options.clock.read();
+        loop {
             let seen = self.look(hash, key)?;
             let live = self.live(&seen, self.index.generation());
-            let decision = self.decide(condition, change, live, || self.index.may_bring_back(hash));
+            let decision = self.decide(condition, change, live, seen.found.has_lost());
             if let Decision::Return(outcome) = decision {
-                if self.wipes_damage(hash)? {
-                    continue;
-                }
-                return self.report(outcome, live);
+                return Ok(outcome);
             }
             let is_put = matches!(decision, Decision::Put { .. });
             if let Change::Store { value, .. } = change
@@ -145,11 +143,7 @@ impl Engine {
                 blob = Some(self.store_blob(value, key)?);
                 continue;
             }
-            if is_put
-                && !self.is_counted(&seen)
-                && self.index.count() >= self.max_entries()
-                && !planted!("max_entries")
-            {
+            if is_put && !self.is_counted(&seen) && self.index.count() >= self.max_entries() {
                 self.make_room()?;
             }
             let request = CommitRequest { key, hash, condition, change, blob: blob.as_ref() };
@@ -168,7 +162,6 @@ impl Engine {
                 Err(Retry::Unswept) => drop(self.reap_all()),
             }
         }
-        Err(busy("change an entry"))
     }
 
     /// One attempt: reserve and prepare without the lock; then lock, decide again and publish.
@@ -194,10 +187,7 @@ impl Engine {
         let mut confirmed = Confirmed { seen, live: None, generation: 0 };
         match self.confirm(&locked, request, &mut confirmed, decision, moved) {
             None => {}
-            Some(Unconfirmed::Return(outcome)) => {
-                drop(locked);
-                return self.report(outcome, confirmed.live).map(Ok);
-            }
+            Some(Unconfirmed::Return(outcome)) => return Ok(Ok(outcome)),
             Some(Unconfirmed::Changed) => return Ok(Err(Retry::Changed)),
         }
         match decision {
@@ -216,7 +206,8 @@ impl Engine {
         }
     }
 
-    /// Whether `decision`, made without the lock, holds under it. Updates what was seen without it.
+    /// Whether `decision`, made without the lock, still holds under it.
+    /// Updates `confirmed`, which has what was seen without the lock.
     #[inline]
     fn confirm(
         &self,
@@ -235,7 +226,7 @@ impl Engine {
         confirmed.generation = self.index.generation();
         let live = self.live(&confirmed.seen, confirmed.generation);
         confirmed.live = live;
-        match self.decide(request.condition, request.change, live, || locked.has_lost()) {
+        match self.decide(request.condition, request.change, live, locked.has_lost()) {
             Decision::Return(outcome) => return Some(Unconfirmed::Return(outcome)),
             again if again != decision => return Some(Unconfirmed::Changed),
             _ => {}
@@ -255,10 +246,9 @@ impl Engine {
         expires_at: Expiry,
     ) -> Result<Result<Outcome, Retry>> {
         let &Confirmed { ref seen, live, generation } = confirmed;
-        let counted = seen.current.is_some_and(|c| c.generation == generation) || planted!("count");
+        let counted = seen.current.is_some_and(|c| c.generation == generation);
         if !counted {
-            let most = if planted!("max_entries") { u64::MAX } else { self.max_entries() };
-            match self.index.count_up(generation, most) {
+            match self.index.count_up(generation, self.max_entries()) {
                 CountUp::Counted => {}
                 CountUp::OtherGeneration => return Ok(Err(Retry::Changed)),
                 CountUp::Full => return Ok(Err(Retry::Full)),
@@ -270,18 +260,9 @@ impl Engine {
         };
         step!("commit::counted");
         // Under the lock, so that sequences have the order of publication (invariant I14).
-        let sequence = if planted!("sequence") {
-            self.index.last_sequence()
-        } else {
-            self.index.next_sequence()
-        };
+        let sequence = self.index.next_sequence();
         let stamp = Stamp { sequence, generation, expires_at };
-        let uncount = |_: &Error| {
-            if !counted {
-                self.index.count_down(generation)
-            }
-        };
-        self.stamp(&reservation, &prepared, stamp).inspect_err(uncount)?;
+        reservation.segment.stamp(reservation.offset, &prepared, stamp);
         step!("commit::stamped");
         let word = Word::new(hash, reservation.segment.id, reservation.offset);
         locked.set(slot, word);
@@ -324,9 +305,7 @@ impl Engine {
     ) -> Result<Result<Outcome, Retry>> {
         let sequence = self.index.next_sequence();
         let stamp = Stamp { sequence, generation: current.generation, expires_at: None };
-        if !planted!("tombstone") {
-            self.stamp(&reservation, &prepared, stamp)?;
-        }
+        reservation.segment.stamp(reservation.offset, &prepared, stamp);
         step!("commit::stamped");
         locked.clear(current.slot);
         step!("commit::published");
@@ -343,7 +322,8 @@ impl Engine {
         Ok(Ok(Outcome::Done { token: None, existed: true }))
     }
 
-    /// Stamps a tombstone for a key without an entry: a recovery must restore no evicted one.
+    /// Stamps a tombstone for a key that has no entry, so that a recovery does not bring an evicted
+    /// one back.
     fn stamp_tombstone(
         &self,
         Written { reservation, prepared }: Written,
@@ -351,7 +331,7 @@ impl Engine {
         generation: u32,
     ) -> Result<()> {
         let stamp = Stamp { sequence: self.index.next_sequence(), generation, expires_at: None };
-        self.stamp(&reservation, &prepared, stamp)?;
+        reservation.segment.stamp(reservation.offset, &prepared, stamp);
         step!("commit::buried");
         locked.unlock()?;
         self.sync_if_asked(reservation, |segment, offset| segment.void(offset))
@@ -365,6 +345,25 @@ impl Engine {
         }
         self.counters.one(Counter::Commits);
         self.sync_if_asked(reservation, |segment, _| self.take_back(segment, change))
+    }
+
+    /// Syncs the segment of a stamped record, if each write must be durable. If the sync fails,
+    /// `take_back` must undo the change.
+    #[inline]
+    pub(crate) fn sync_if_asked(
+        &self,
+        reservation: RecordReservation,
+        take_back: impl FnOnce(&Segment, u32),
+    ) -> Result<()> {
+        if !self.syncs_each_write() {
+            return Ok(());
+        }
+        let (segment, offset) = (reservation.segment.clone(), reservation.offset);
+        drop(reservation);
+        segment.sync().inspect_err(|_| {
+            self.index.set_segment_failed(segment.id);
+            take_back(&segment, offset);
+        })
     }
 
     /// Reserves space and writes key and body there. `None` if the entry whose body it must copy is
@@ -424,36 +423,31 @@ impl Engine {
         if self.log.needs_spare() {
             self.bell.ring();
         }
-        let prepared = self.prepare(&reservation, draft, key, [fields.bytes(), body])?;
+        let (segment, body) = (&reservation.segment, [fields.bytes(), body]);
+        let prepared = segment.prepare(reservation.offset, reservation.len, draft, key, body);
         Ok(Some(Written { reservation, prepared }))
     }
 
-    /// `has_lost`: whether the key's chain evicted an entry that a recovery could restore. Called
-    /// after the look, and only if it matters.
-    #[inline(always)]
+    /// `has_lost`: whether the key's chain evicted an entry that a recovery could restore.
     fn decide(
         &self,
         condition: Condition,
         change: Change<'_>,
         live: Option<Current>,
-        has_lost: impl FnOnce() -> bool,
+        has_lost: bool,
     ) -> Decision {
-        let condition = if planted!("condition") { Condition::Always } else { condition };
         let current = live.map(|c| c.sequence);
         // A removal without a condition, or by token, removes an evicted entry too.
-        let may_bury =
-            live.is_none() && matches!(condition, Condition::Always | Condition::Token(_));
-        match change.decide(condition, current, |expires_at| self.had_passed(expires_at)) {
+        let buries = live.is_none()
+            && has_lost
+            && matches!(condition, Condition::Always | Condition::Token(_));
+        match change.decide(condition, current, |expires_at| self.has_passed(expires_at)) {
             Decided::Put { expires_at } => Decision::Put { expires_at },
             Decided::Remove => Decision::Remove,
             Decided::Return(outcome) => {
                 let removes =
                     matches!(change, Change::Delete) || matches!(outcome, Outcome::Done { .. });
-                if may_bury && removes && has_lost() {
-                    Decision::Bury(outcome)
-                } else {
-                    Decision::Return(outcome)
-                }
+                if buries && removes { Decision::Bury(outcome) } else { Decision::Return(outcome) }
             }
         }
     }
@@ -477,6 +471,28 @@ impl Engine {
         }
         let sweep_first = self.culls_inline() && !self.has_swept();
         (!sweep_first).then(|| self.slot_of_coldest(locked))
+    }
+
+    /// Evicts the coldest entry of a full chain, and returns its slot.
+    fn slot_of_coldest(&self, locked: &Locked<'_>) -> Slot {
+        let now = self.index.recency();
+        let mut coldest: Option<(u32, Slot, Word)> = None;
+        locked.slots(|slot, word| {
+            let age = self.hints.get(slot).age(now);
+            if coldest.is_none_or(|(oldest, ..)| age > oldest) {
+                coldest = Some((age, slot, word));
+            }
+        });
+        // A full chain has entries.
+        let (_, slot, word) = coldest.unwrap_or((0, Slot::from_number(1), Word::EMPTY));
+        // No file is opened under the lock.
+        match header_in(&self.log.segment(word.segment()), word) {
+            Some((generation, _)) => self.index.count_down(generation),
+            None => self.index.set_wants_recount(true),
+        }
+        locked.note_lost();
+        self.counters.one(Counter::Evicted);
+        slot
     }
 }
 

@@ -98,13 +98,13 @@ impl Engine {
     /// The entries whose records are in `segment`. Expired and outdated entries are removed on the
     /// way.
     fn live_in<'a>(&'a self, segment: &'a Segment) -> impl Iterator<Item = Live<'a>> {
-        let (now, mut left) = (self.options.clock.last_read(), Left::default());
+        let mut left = Left::default();
         values(segment).filter_map(move |(offset, record)| {
             let hash = self.hasher.hash(record.key);
             let word = Word::new(hash, segment.id, offset);
             let slot = self.index.slot_of(hash, word)?;
-            if record.generation < self.index.generation() || record.is_expired(now) {
-                self.reap(slot, word, now, &mut left);
+            if record.generation < self.index.generation() || self.has_passed(record.expires_at) {
+                self.reap(slot, word, &mut left);
                 return None;
             }
             Some(Live { hash, word, record, slot })
@@ -174,7 +174,7 @@ impl Engine {
             generation: record.generation,
             expires_at: record.expires_at,
         };
-        self.stamp(&reservation, &prepared, stamp)?;
+        target.stamp(offset, &prepared, stamp);
         let to = Word::new(entry.hash, target.id, offset);
         let (hash, from, len) = (entry.hash, entry.word, record.len);
         Ok(Some(Copied { hash, from, to, len, _reservation: reservation }))
@@ -202,18 +202,11 @@ impl Engine {
         for (offset, record) in values(segment) {
             let hash = self.hasher.hash(record.key);
             let word = Word::new(hash, segment.id, offset);
-            if self.index.slot_of(hash, word).is_none() {
-                continue;
-            }
             let current = record.generation == self.index.generation();
-            let counts = current && !self.had_passed(record.expires_at);
-            self.index.count_evicted(u64::from(counts));
-            let gone = self.evict_word(hash, word);
-            if counts && !matches!(gone, Ok(true)) {
-                self.index.uncount_evicted();
-            }
-            match gone {
-                Ok(gone) => evicted += u64::from(gone && counts),
+            match self.evict_word(hash, word) {
+                Ok(gone) => {
+                    evicted += u64::from(gone && current && !self.has_passed(record.expires_at));
+                }
                 Err(busy) => {
                     held = Err(busy.into());
                     break;

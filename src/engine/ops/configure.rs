@@ -19,20 +19,16 @@ impl Engine {
     /// Changes the limits for all processes. Returns the limits that are in force now.
     ///
     /// # Errors
-    /// If a process that holds the space role is stopped; nothing has changed then. If `state`
-    /// cannot be written or synced: the limits that are in force have not changed then, but the
-    /// next process that opens the directory while it is not open may find the new ones.
+    /// If `state` cannot be written, or a process that holds the space role is stopped. Nothing has
+    /// changed then.
     pub(crate) fn configure(&self, new: &NewLimits) -> Result<Limits> {
-        self.options.clock.read();
         // One process at a time. The role also excludes the other writers of `state`.
         let role = self.space_role()?;
         let asked = new.over(self.index.asked_limits());
         let counts = sizing::possible(asked, self.index.geometry());
         // Evicted before the limits are in force, so that no insert has to do it.
         self.evict_beyond(counts.max_entries);
-        self.checkpoints()?
-            .set_limits(asked)
-            .map_err(|e| self.state_error(e).of_unsynced_change(&self.dir))?;
+        self.checkpoints()?.set_limits(asked).map_err(|e| self.state_error(e))?;
         step!("configure::written");
         self.index.set_limits(asked, counts);
         drop(role);

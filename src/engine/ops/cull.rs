@@ -25,14 +25,10 @@ use crate::sys::step;
 /// wait for the same stopped lock holders again.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(10);
 
-/// Enough buckets that their coldest entries are nearly as cold as the coldest of all.
-const FEW_BUCKETS: u32 = 256;
-
 impl Engine {
     /// The number of entries from which the background culls.
     fn crowded_at(&self) -> u64 {
-        // The limit reads as 0 if the mapped index faulted.
-        self.max_entries().saturating_sub((self.max_entries() / 256).max(1))
+        self.max_entries() - (self.max_entries() / 256).max(1)
     }
 
     /// Wakes the background if the cache is nearly full and the background culls it.
@@ -81,22 +77,17 @@ impl Engine {
         if self.index.count() >= self.crowded_at() { self.cull() } else { Ok(()) }
     }
 
-    /// Removes one in `cull_frequency` entries. Expired entries are removed first and count towards
-    /// that. If it is 0, removes the expired entries, or all entries if none has expired.
+    /// Removes one in `cull_frequency` entries, or all of them if it is 0. Expired entries are
+    /// removed first and count towards that.
     fn cull(&self) -> Result<()> {
-        let count = self.index.count();
+        let Some(wanted) = options::due(self.index.count(), self.index.limits().cull_frequency)
+        else {
+            return self.clear();
+        };
         let must_reap = self.has_expired_entries() || !self.has_swept();
         let reaped = if must_reap { self.reap_all() } else { 0 };
-        // Another process or thread may have removed entries meanwhile: expired ones in a pass.
-        let gone = count.saturating_sub(self.index.count()).max(reaped);
-        match options::due(count, self.index.limits().cull_frequency) {
-            None if gone == 0 => return self.clear(),
-            Some(wanted) if gone < wanted => {
-                if self.evict_coldest(wanted - gone) + gone == 0 {
-                    self.count_again();
-                }
-            }
-            None | Some(_) => {}
+        if reaped < wanted && self.evict_coldest(wanted - reaped) + reaped == 0 {
+            self.count_again();
         }
         Ok(())
     }
@@ -105,22 +96,21 @@ impl Engine {
     /// were counted as entries. Entries in a chain whose lock is held for long stay; a later pass
     /// removes them.
     pub(crate) fn reap_all(&self) -> u64 {
-        let (now, generation) = (self.options.clock.last_read(), self.index.generation());
+        let (now, generation) = (self.options.clock.now(), self.index.generation());
         let (mut reaped, mut next, mut left) = (0, u64::MAX, Left::default());
         // A commit sets its hint first and notes its expiry then. So this pass sees the hint, or
         // the note asks for a later pass.
-        self.index.begin_expiry_pass();
+        self.index.forget_next_expiry();
         step!("reap::begun");
         for (slot, word) in self.index.entries(0..self.index.geometry().buckets) {
             let hint = self.hints.get(slot);
-            if hint.may_have_expired(now) || hint.is_of_other(generation) {
-                // Notes when the entry expires if it has not yet.
-                reaped += u64::from(self.reap(slot, word, now, &mut left));
+            if hint.is_expired(now) || hint.is_of_other(generation) {
+                reaped += u64::from(self.reap(slot, word, &mut left));
             } else {
-                next = next.min(hint.earliest_expiry());
+                next = next.min(hint.expiry_millis());
             }
         }
-        self.index.end_expiry_pass(next);
+        self.index.note_expiry(next);
         if left.is_any {
             self.note_expiry(now.checked_add(RETRY_AFTER));
         } else {
@@ -147,7 +137,7 @@ impl Engine {
 
     /// Whether an entry may have expired that is not reaped yet.
     pub(crate) fn has_expired_entries(&self) -> bool {
-        self.options.clock.last_read().as_millis() >= self.index.next_expiry()
+        self.options.clock.now().as_millis() >= self.index.next_expiry()
     }
 
     /// Evicts `count` entries that the policy selects. Returns how many it evicted.
@@ -196,55 +186,28 @@ impl Engine {
             ghosts
                 .remember(self.index.identity_of_slot(slot, word), self.hints.get(slot).is_main());
         }
-        self.index.count_evicted(1);
-        let gone = self.remove_in_pass(slot, word, true, left);
-        if !gone {
-            self.index.uncount_evicted();
-        }
-        gone
+        self.remove_in_pass(slot, word, true, left)
     }
 
-    /// Evicts the coldest entries of a few buckets, of the next few at each call, unless buckets
-    /// behind them have expired entries. If no bucket has an entry, the count is wrong and is
-    /// corrected.
+    /// Evicts the coldest entries of a few buckets, of the next few at each call. If no bucket has
+    /// an entry, the count is wrong and is corrected.
     fn evict_few(&self) {
+        /// Enough buckets that their coldest entries are nearly as cold as the coldest of all.
+        const BUCKETS: u32 = 256;
         /// One in this many of their entries is evicted: few, so that the cache is soon full again;
         /// enough that this seldom runs.
         const PART: u64 = 64;
-        /// Expired entries are searched for in so many times as many buckets.
-        const SEARCHED: u32 = 256;
-        let rounds = self.index.buckets_in_use() / FEW_BUCKETS;
-        if self.has_expired_entries() {
-            for _ in 0..=rounds.min(SEARCHED) {
-                let reaped = self.reap_expired_in(self.next_few());
-                if reaped > 0 || self.index.count() < self.max_entries() {
-                    return;
-                }
-            }
-        }
-        for _ in 0..=rounds {
+        let buckets = self.index.buckets_in_use();
+        for _ in 0..=buckets / BUCKETS {
+            let start = self.next_few.fetch_add(BUCKETS, Ordering::Relaxed) % buckets;
+            let few = start..start.saturating_add(BUCKETS).min(buckets);
             // There is also room if another thread or process evicted entries meanwhile.
-            if self.evict_coldest_of(self.next_few(), |seen| (seen / PART).max(1)) > 0
+            if self.evict_coldest_of(few, |seen| (seen / PART).max(1)) > 0
                 || self.index.count() < self.max_entries()
             {
                 return;
             }
         }
         self.count_again();
-    }
-
-    /// The next few buckets in use.
-    fn next_few(&self) -> Range<u32> {
-        let buckets = self.index.buckets_in_use();
-        let start = self.next_few.fetch_add(FEW_BUCKETS, Ordering::Relaxed) % buckets;
-        start..start.saturating_add(FEW_BUCKETS).min(buckets)
-    }
-
-    /// Removes the expired entries in `buckets`. Returns how many.
-    fn reap_expired_in(&self, buckets: Range<u32>) -> u64 {
-        let (now, mut left) = (self.options.clock.last_read(), Left::default());
-        let entries = self.index.entries(buckets);
-        let expired = entries.filter(|(slot, _)| self.hints.get(*slot).may_have_expired(now));
-        expired.map(|(slot, word)| u64::from(self.reap(slot, word, now, &mut left))).sum()
     }
 }

@@ -9,10 +9,8 @@ use std::sync::PoisonError;
 use crate::engine::Engine;
 use crate::engine::counters::Counter;
 use crate::engine::format::word::Word;
-use crate::engine::index::{Busy, Locked, Role, Slot};
-use crate::engine::ops::lookup::{RETRIES, header_in};
-use crate::sys::planted;
-use crate::time::Timestamp;
+use crate::engine::hints::Hint;
+use crate::engine::index::{Busy, Role, Slot};
 
 /// The entries that a pass could not remove.
 #[derive(Debug, Default)]
@@ -55,8 +53,7 @@ impl Engine {
     /// # Errors
     /// `Busy` if the lock of its chain is held for long.
     pub(crate) fn evict_word(&self, hash: u64, word: Word) -> Result<bool, Busy> {
-        for _ in 0..RETRIES {
-            let Some(slot) = self.index.slot_of(hash, word) else { break };
+        while let Some(slot) = self.index.slot_of(hash, word) {
             if self.remove(slot, word, true)? {
                 return Ok(true);
             }
@@ -81,7 +78,7 @@ impl Engine {
             return Ok(false);
         }
         locked.clear(slot);
-        if is_restorable && !planted!("lost") {
+        if is_restorable {
             locked.note_lost();
         }
         match header {
@@ -97,34 +94,10 @@ impl Engine {
         Ok(true)
     }
 
-    /// Evicts the coldest entry of a full chain, one that has expired first, and returns its slot.
-    pub(crate) fn slot_of_coldest(&self, locked: &Locked<'_>) -> Slot {
-        let (tick, now) = (self.index.recency(), self.options.clock.last_read());
-        let mut coldest: Option<((bool, u32), Slot, Word)> = None;
-        locked.slots(|slot, word| {
-            let hint = self.hints.get(slot);
-            let rank = (hint.may_have_expired(now), hint.age(tick));
-            if coldest.is_none_or(|(before, ..)| rank > before) {
-                coldest = Some((rank, slot, word));
-            }
-        });
-        // A full chain has entries.
-        let (_, slot, word) = coldest.unwrap_or(((false, 0), Slot::from_number(1), Word::EMPTY));
-        // No file is opened under the lock.
-        match header_in(&self.log.segment(word.segment()), word) {
-            Some((generation, _)) => self.index.count_down(generation),
-            None => self.index.set_wants_recount(true),
-        }
-        locked.note_lost();
-        self.index.count_evicted(1);
-        self.counters.one(Counter::Evicted);
-        slot
-    }
-
     /// Removes the entry if its record is expired or of an older generation. Returns whether a
     /// counted entry was removed. In a pass, like [`remove_in_pass`](Engine::remove_in_pass).
     /// Keeps invariant I32: the record decides, not the hint.
-    pub(crate) fn reap(&self, slot: Slot, word: Word, now: Timestamp, left: &mut Left) -> bool {
+    pub(crate) fn reap(&self, slot: Slot, word: Word, left: &mut Left) -> bool {
         let Ok(guard) = self.log.fetch(word.segment()) else {
             left.is_any = true;
             return false;
@@ -132,15 +105,12 @@ impl Engine {
         let record = guard.get().and_then(|s| s.record(word.offset()));
         let Some(record) = record else { return false };
         let outdated = record.generation < self.index.generation();
-        if !outdated && !record.is_expired(now) {
+        if !outdated && !record.is_expired(self.options.clock.now()) {
+            // The hint is wrong, perhaps from before a power cut. It is corrected, so that no later
+            // pass reads the record for it.
             if self.index.word(slot) == word {
-                // A hint from before a power cut may be wrong. It is corrected, so that no later
-                // pass reads the record for it.
-                let seen = self.hints.get(slot);
-                let right = seen.corrected(record.expires_at, record.generation);
-                if right != seen {
-                    self.hints.replace(slot, seen, right);
-                }
+                let tick = self.hints.get(slot).tick();
+                self.hints.set(slot, Hint::new(record.expires_at, record.generation, tick));
                 self.note_expiry(record.expires_at);
             }
             return false;
@@ -162,7 +132,6 @@ impl Engine {
     pub(crate) fn count_again(&self) {
         const ATTEMPTS: usize = 4;
         let _counting = self.counting.lock().unwrap_or_else(PoisonError::into_inner);
-        // If another process counts, or the system refuses, the recount stays asked for.
         let Ok(Some(_role)) = self.index.try_acquire(Role::Count) else { return };
         // Reset before counting: a request for a recount from here on may be about a change that
         // the pass below does not see.

@@ -7,21 +7,147 @@
 //! its segment was removed: the read starts over.
 
 use std::any::TypeId;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::engine::Engine;
+use crate::engine::blob::OpenBlob;
 use crate::engine::counters::Counter;
-use crate::engine::format::record::Kind;
+use crate::engine::format::record::{Kind, Record};
 use crate::engine::format::word::Word;
 use crate::engine::hot_tier::{Form, HotContent, HotEntry, Sighting};
 use crate::engine::index::{Probe, Slot};
+use crate::engine::log::segment::{Segment, SegmentPin};
 use crate::engine::log::segment_map::SegmentGuard;
-use crate::engine::ops::lookup::RETRIES;
-use crate::engine::ops::value_source::{Hit, ValueSource, is_whole, stored, visit_hit};
-use crate::entry::{Change, Condition, Decoded, Expiry, Item, SharedValue, Stored};
-use crate::error::{Error, Result};
-use crate::sys::{planted, step};
+use crate::entry::{Change, Condition, Decoded, Expiry, Item, SharedValue, Soft, Stored};
+use crate::error::{Error, ErrorKind, Result};
+use crate::sys::step;
+
+/// Values up to this many bytes are copied. Larger values are returned in place: each keeps its
+/// segment mapped until the caller drops it.
+const COPY_LIMIT: usize = 4 << 10;
+
+/// How often a read starts over because the segment that its word names is gone. Each time, another
+/// thread or process made progress.
+const RETRIES: usize = 64;
+
+/// A live, verified entry in the log.
+pub(crate) struct Hit<'a> {
+    segment: &'a Arc<Segment>,
+    record: &'a Record<'a>,
+    value: &'a [u8],
+    soft: Soft,
+    /// At most this many bytes of segments may stay mapped for values that the program holds.
+    most_pinned: u64,
+}
+
+/// The source of a hit.
+pub(crate) enum ValueSource<'a> {
+    HotTier {
+        stored: Stored,
+        generation: u32,
+    },
+    Log(Hit<'a>),
+    /// Opened, not verified yet.
+    Blob {
+        blob: OpenBlob,
+        record: &'a Record<'a>,
+        soft: Soft,
+    },
+}
+
+impl<'a> ValueSource<'a> {
+    fn expires_at(&self) -> Expiry {
+        match self {
+            Self::HotTier { stored, .. } => stored.expires_at,
+            Self::Log(Hit { record, .. }) | Self::Blob { record, .. } => record.expires_at,
+        }
+    }
+
+    /// Loads and verifies the value of a blob; other sources are returned as they are. `None` if
+    /// the value is damaged.
+    fn whole(self) -> Result<Option<Self>> {
+        let Self::Blob { blob, record, soft } = self else { return Ok(Some(self)) };
+        let value = blob.load().map_err(|e| Error::new(ErrorKind::Io, "read").with_source(e))?;
+        Ok(value.map(|value| Self::HotTier {
+            stored: stored(record, soft, value),
+            generation: record.generation,
+        }))
+    }
+
+    /// The entry. A blob's value must be loaded ([`whole`](Self::whole)); otherwise it is empty.
+    pub(crate) fn item(&self) -> Item<'_> {
+        match self {
+            Self::HotTier { stored, .. } => stored.item(),
+            Self::Log(hit) => Item {
+                value: hit.value,
+                codec: hit.record.codec,
+                expires_at: hit.record.expires_at,
+                soft: hit.soft,
+                token: hit.record.sequence,
+            },
+            Self::Blob { record, soft, .. } => Item {
+                value: &[],
+                codec: record.codec,
+                expires_at: record.expires_at,
+                soft: *soft,
+                token: record.sequence,
+            },
+        }
+    }
+
+    fn generation(&self) -> u32 {
+        match self {
+            Self::HotTier { generation, .. } => *generation,
+            Self::Log(Hit { record, .. }) | Self::Blob { record, .. } => record.generation,
+        }
+    }
+
+    /// The entry to keep. A blob's value must be loaded ([`whole`](Self::whole)); otherwise it is
+    /// empty.
+    pub(crate) fn into_stored(self) -> Stored {
+        match self {
+            Self::HotTier { stored, .. } => stored,
+            Self::Log(hit) => stored(hit.record, hit.soft, hit.share()),
+            Self::Blob { record, soft, .. } => stored(record, soft, Bytes::new()),
+        }
+    }
+}
+
+/// Bytes of a segment. The segment stays mapped until they are dropped.
+struct Pinned {
+    segment: SegmentPin,
+    offset: usize,
+    len: usize,
+}
+
+impl AsRef<[u8]> for Pinned {
+    fn as_ref(&self) -> &[u8] {
+        self.segment.bytes_at(self.offset, self.len)
+    }
+}
+
+fn stored(record: &Record<'_>, soft: Soft, value: Bytes) -> Stored {
+    Stored {
+        value,
+        codec: record.codec,
+        expires_at: record.expires_at,
+        soft,
+        token: record.sequence,
+    }
+}
+
+impl Hit<'_> {
+    /// The value to keep: in place, unless that pins too much of the log; else a copy.
+    fn share(&self) -> Bytes {
+        let pin =
+            (self.value.len() > COPY_LIMIT).then(|| self.segment.pin(self.most_pinned)).flatten();
+        let Some(segment) = pin else { return Bytes::copy_from_slice(self.value) };
+        let (offset, len) = (self.segment.offset_of(self.value), self.value.len());
+        Bytes::from_owner(Pinned { segment, offset, len })
+    }
+}
 
 /// The result of the probe of one word.
 enum Judgement<R> {
@@ -50,11 +176,10 @@ impl Engine {
     }
 
     /// Stores the value of `from` under `to`, with the same codec and expiry, and returns the token
-    /// of `from`. Both entries then name the same blob, if there is one and its file has room for
-    /// another hash.
+    /// of `from`. Both entries then name the same blob, if there is one.
     pub(crate) fn copy_entry(&self, from: &[u8], to: &[u8]) -> Result<Option<u64>> {
         let hash = self.hasher.hash(from);
-        let (mut stored, mut pin) = loop {
+        let (Stored { value, codec, expires_at, soft, token }, pin) = loop {
             let found = self.look_for(from, &mut |source, word| {
                 let blob = match &source {
                     ValueSource::Blob { record, .. } => record.blob(),
@@ -72,15 +197,6 @@ impl Engine {
                 break (stored, pin);
             }
         };
-        if let Some(full) = &pin
-            && !self.blobs.add_key(full, self.hasher.hash(to))?
-        {
-            let Some(whole) = self.read(from, |source| source.into_stored())? else {
-                return Ok(None);
-            };
-            (stored, pin) = (whole, None);
-        }
-        let Stored { value, codec, expires_at, soft, token } = stored;
         let change = Change::Store { value: &value, codec, expires_at, soft };
         self.commit_with(to, Condition::Always, change, pin)?;
         Ok(Some(token))
@@ -122,10 +238,7 @@ impl Engine {
                 let Some(source) = source.whole()? else { return Ok(None) };
                 let Some(decoded) = decode(source.item()) else { return Ok(Some(None)) };
                 let value = decoded.value.clone();
-                if sighting != Sighting::Unknown
-                    && self.hot.admits(decoded.weight)
-                    && !source.has_faulted()
-                {
+                if sighting != Sighting::Unknown && self.hot.admits(decoded.weight) {
                     let expires_at = source.expires_at();
                     let content = HotContent::Decoded { value: decoded, expires_at };
                     self.hot.insert(
@@ -150,7 +263,6 @@ impl Engine {
         let hash = self.hasher.hash(key);
         self.hints.prefetch(self.index.primary_of(hash));
         self.log.unmap_new_drops();
-        let mut has_faulted = false;
         for _ in 0..RETRIES {
             let mut verdict = None;
             let found = self.index.find(hash, |word| judge(word, &mut verdict));
@@ -164,17 +276,11 @@ impl Engine {
                     return Ok(Some(result));
                 }
                 (Some(Judgement::Failed(error)), _) => return Err(error),
-                (Some(Judgement::Damaged), Some((_, word)))
-                    if self.is_first_fault(word, &mut has_faulted) =>
-                {
-                    continue;
-                }
                 (Some(Judgement::Damaged), Some((slot, word))) => self.drop_damaged(slot, word),
                 _ => {}
             }
             match found.unreadable {
                 Some((slot, word)) if self.index.word(slot) != word => continue,
-                Some((_, word)) if self.is_first_fault(word, &mut has_faulted) => continue,
                 Some((slot, word)) => self.drop_damaged(slot, word),
                 None => {}
             }
@@ -189,13 +295,6 @@ impl Engine {
         }
         self.counters.one(Counter::Misses);
         Ok(None)
-    }
-
-    /// Whether what `word` names could not be read because of a fault, for the first time: the
-    /// next look maps the segment again.
-    #[cold]
-    fn is_first_fault(&self, word: Word, has_faulted: &mut bool) -> bool {
-        !std::mem::replace(has_faulted, true) && self.log.has_faulted(word.segment())
     }
 
     /// A hit from the hot tier, unless the entry has expired or was cleared meanwhile.
@@ -213,10 +312,7 @@ impl Engine {
     }
 
     fn has_ended(&self, generation: u32, expires_at: Expiry) -> bool {
-        if generation < self.index.generation() {
-            return !planted!("generation");
-        }
-        self.has_passed(expires_at) && !planted!("expiry")
+        generation < self.index.generation() || self.has_passed(expires_at)
     }
 
     // Keeps invariant I1: key, header and value are checked.
@@ -254,10 +350,9 @@ impl Engine {
             return Probe::Unreadable;
         };
         let Some(record) = segment.record(word.offset()) else { return Probe::Unreadable };
-        if record.key != key && !planted!("key") {
+        if record.key != key {
             return Probe::Other;
         }
-        segment.will_need(word.offset(), record.len as usize);
         if self.has_ended(record.generation, record.expires_at) {
             *verdict = Some(Judgement::Dead);
         } else if let Some(reference) = record.blob() {
@@ -275,11 +370,7 @@ impl Engine {
             if sighting == Sighting::Seen && self.hot.admits(value.len()) {
                 self.keep_hot(word, &hit);
             }
-            let taken = take(ValueSource::Log(hit), word);
-            if segment.has_faulted() && !is_whole(segment, word) {
-                return Probe::Unreadable;
-            }
-            return conclude(taken, verdict);
+            return conclude(take(ValueSource::Log(hit), word), verdict);
         } else {
             *verdict = Some(Judgement::Damaged);
         }
@@ -290,10 +381,10 @@ impl Engine {
         // A copy, even of a large value: the hot tier must not keep segments mapped.
         let content =
             HotContent::Bytes(stored(hit.record, hit.soft, Bytes::copy_from_slice(hit.value)));
-        let key = hit.record.key.into();
-        if !hit.segment.has_faulted() {
-            self.hot.insert(word, HotEntry { key, generation: hit.record.generation, content });
-        }
+        self.hot.insert(
+            word,
+            HotEntry { key: hit.record.key.into(), generation: hit.record.generation, content },
+        );
     }
 
     /// Removes an entry that turned out to be damaged while its blob was streamed.
@@ -376,7 +467,7 @@ impl Engine {
                 {
                     let most_pinned = self.most_pinned();
                     let hit = Hit { segment, record: &record, value, soft, most_pinned };
-                    visit_hit(hit, word, visit);
+                    visit(record.key, ValueSource::Log(hit).item());
                 }
             }
         }

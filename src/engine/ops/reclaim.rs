@@ -1,12 +1,11 @@
 //! Reclaiming space: which segments and blobs are emptied so that their bytes are freed, and how a
 //! caller waits for them.
 //!
-//! A segment with few live bytes is compacted: its live records are copied. While less than half of
-//! the space is alive, nothing is evicted. After that, if every segment is full of live records,
-//! the oldest is evicted, and only records that were used since it was written are copied out of
-//! it, up to the same small share: for each byte that callers write, at most a quarter is copied.
-//! Copies are on the disk before the index names them; the emptied segment stays until a checkpoint
-//! that began later is complete.
+//! A segment with few live bytes is compacted: its live records are copied. If every segment is
+//! full of live records, the oldest is evicted, and only records that were used since it was
+//! written are copied out of it, up to the same small share. So for each byte that callers write,
+//! at most a quarter is copied. Copies are on the disk before the index names them; the emptied
+//! segment stays until a checkpoint that began later is complete.
 //!
 //! ```text
 //! make_space(bytes), with the space role, until the bytes are claimed:
@@ -16,7 +15,6 @@
 //!   else                               wait for processes that still map dropped segments, or fail
 //! ```
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -33,15 +31,10 @@ use crate::sys::wait::Backoff;
 
 /// So many segments of dead owners are left for processes that attach later.
 const ORPHANS: usize = 8;
-/// How many rounds one call does at most, each of which empties a segment or evicts a blob, or
-/// waits. No directory has so many.
-const MOST_ROUNDS: usize = 1 << 22;
 /// How long bytes that other processes hold are waited for.
 const OTHERS_RELEASE: Duration = Duration::from_secs(5);
 /// A chain is locked for microseconds. An error that says otherwise is retried for this long.
 const LOCKS_ARE_FREE: Duration = Duration::from_secs(2);
-/// Passes over the hints ahead of evictions take at most about one part in this many of the time.
-const PASS_SHARE: u32 = 10;
 /// Bytes that another process released can be evicted this much later.
 const SETTLED: Duration = Duration::from_millis(250);
 
@@ -142,7 +135,7 @@ impl Engine {
         let (acquired, wait) = (Instant::now(), Backoff::default());
         let mut search =
             Search { role, bytes, started, acquired, last_held: acquired, stuck: 0, wait };
-        for _ in 0..MOST_ROUNDS {
+        loop {
             if let Some(reservation) = self.claim_room(bytes)? {
                 return Ok(reservation);
             }
@@ -153,7 +146,6 @@ impl Engine {
             }
             search.wait.pause();
         }
-        Err(busy("reserve").with_path(&self.dir))
     }
 
     /// One round: empties something if too little will be freed, then removes what is emptied.
@@ -169,7 +161,6 @@ impl Engine {
             match self.empty_or_evict(&search.role) {
                 Ok(true) => return Ok(Round::Progress),
                 Ok(false) => {}
-                Err(e) if self.waits_for_unmapping(&e) => return Ok(Round::Exhausted),
                 Err(e) => return search.blocked(e),
             }
         }
@@ -218,76 +209,28 @@ impl Engine {
         Err(self.log.explain_no_space(error))
     }
 
-    /// Reaps what has expired; if there is nothing, evicts a blob beyond the blobs' share of the
-    /// space, else empties a segment, else evicts any blob. `false` if there is none of these.
+    /// Evicts a blob beyond the blobs' share of the space, else empties a segment, else evicts any
+    /// blob. `false` if there is none of these.
     fn empty_or_evict(&self, role: &SpaceRole<'_>) -> Result<bool> {
-        if self.reap_for_space() {
-            return Ok(true);
-        }
         let share = sizing::blob_share(self.log.budget());
-        self.seal_orphans();
+        self.log.seal_orphans(0);
         Ok(self.evict_a_blob(share)? || self.empty_one(role)? || self.evict_a_blob(0)?)
     }
 
-    /// Reaps, so that expired entries are removed before live ones are evicted, if any may have
-    /// expired and such passes do not take much of the time already. Returns whether it removed
-    /// any.
-    fn reap_for_space(&self) -> bool {
-        let started = Instant::now();
-        let mut next = self.next_pass_for_space.lock().unwrap_or_else(PoisonError::into_inner);
-        // Where a call culls, it may also make a pass.
-        if !self.has_expired_entries() || (started < *next && !self.culls_inline()) {
-            return false;
-        }
-        let reaped = self.reap_all();
-        *next = Instant::now() + started.elapsed() * PASS_SHARE;
-        reaped > 0
-    }
-
-    /// Seals what dead processes left, so that it can be emptied. One segment of it takes the
-    /// copies of this process, which then need no new segment.
-    fn seal_orphans(&self) {
-        if let Err(error) = self.log.adopt_for_copies() {
-            tracing::debug!(%error, "cannot continue a segment of a dead process");
-        }
-        self.log.seal_orphans(0);
-    }
-
-    /// Frees space because the disk is full: removes what no entry names any more, or else the
-    /// oldest segment at once, or else the coldest blob. Returns the bytes that came back; 0 if
-    /// there is none of these.
-    pub(crate) fn evict_oldest(&self) -> Result<u64> {
+    /// Drops the oldest segment at once, or the coldest blob, because the disk is full. `false` if
+    /// there is neither.
+    pub(crate) fn evict_oldest(&self) -> Result<bool> {
         let role = self.space_role()?;
-        self.clean_up_after_dead();
-        let freed = self.remove_now(&role)?;
-        if freed > 0 {
-            return Ok(freed);
-        }
-        self.seal_orphans();
+        self.log.seal_orphans(0);
         match self.index.segments_in(SegmentState::Sealed).first() {
             Some(oldest) => {
                 self.empty(oldest.id, Evacuate::Drop)?;
             }
-            None if !self.evict_a_blob(0)? => return Ok(0),
+            None if !self.evict_a_blob(0)? => return Ok(false),
             None => {}
         }
-        self.remove_now(&role)
-    }
-
-    /// Removes what no entry names, and waits until other processes have unmapped it, because the
-    /// disk has its blocks only then. Returns the bytes that were removed.
-    fn remove_now(&self, role: &SpaceRole<'_>) -> Result<u64> {
-        let left = || self.emptied_bytes() + self.dropped_bytes();
-        let before = left();
-        if self.emptied_bytes() > 0 {
-            self.secure(role)?;
-        }
-        let (mut wait, drops) = (Backoff::default(), self.index.drops());
-        while self.index.drops_seen_by_all() < drops && !wait.is_long() {
-            wait.pause();
-        }
-        self.log.free_dropped();
-        Ok(before.saturating_sub(left()))
+        self.secure(&role)?;
+        Ok(true)
     }
 
     /// A checkpoint. Records in segments that the disk refused to sync are copied into others
@@ -317,43 +260,21 @@ impl Engine {
 
     /// Empties the segment that costs least. `false` if there is none.
     fn empty_one(&self, role: &SpaceRole<'_>) -> Result<bool> {
-        /// An entry may move along its chain, or be written, while its record is copied.
-        const ATTEMPTS: usize = 3;
-        let (blobs, _) = self.blobs.bytes();
-        let chosen = choose(&self.candidates(), blobs, self.log.budget());
-        let Some((id, evacuate)) = chosen else { return Ok(false) };
+        let Some((id, evacuate)) = choose(&self.candidates()) else { return Ok(false) };
         let mut emptied = self.empty(id, evacuate);
-        for _ in 1..ATTEMPTS {
-            match &emptied {
-                Err(e) if e.kind() == ErrorKind::NoSpace && self.log.emptied_bytes() > 0 => {
-                    self.secure(role)?
-                }
-                Ok(false) => {}
-                Ok(true) | Err(_) => break,
-            }
+        if emptied.as_ref().is_err_and(|e| e.kind() == ErrorKind::NoSpace)
+            && self.log.emptied_bytes() > 0
+        {
+            self.secure(role)?;
             emptied = self.empty(id, evacuate);
         }
         match emptied {
             Ok(true) => Ok(true),
             // Its entries cannot be removed now; those of another segment could not either.
             Err(e) if e.kind() == ErrorKind::Busy => Err(e),
-            // There is room for copies as soon as all processes have unmapped what was removed.
-            // Until then an eviction would free nothing, because its segment must be unmapped too.
-            Err(e) if e.kind() == ErrorKind::NoSpace && self.dropped_bytes() > 0 => {
-                Err(busy("make room").with_path(&self.dir))
-            }
             // Records that cannot be copied are dropped: this always makes progress.
-            Ok(false) | Err(_) => {
-                let error = emptied.err();
-                tracing::warn!(segment = id, ?error, "entries cannot be moved, and are evicted");
-                self.empty(id, Evacuate::Drop)
-            }
+            Ok(false) | Err(_) => self.empty(id, Evacuate::Drop),
         }
-    }
-
-    /// Whether the search for space must wait until other processes unmap removed segments.
-    fn waits_for_unmapping(&self, error: &Error) -> bool {
-        error.kind() == ErrorKind::Busy && self.dropped_bytes() > 0
     }
 
     /// Brings the log within its budget ahead of the writers, compacts, and takes a checkpoint if
@@ -394,20 +315,14 @@ impl Engine {
         if self.is_room_for(wanted) {
             return Ok(());
         }
-        for _ in 0..MOST_ROUNDS {
+        loop {
             let Some(role) = self.try_space_role()? else { return Ok(()) };
             let comes_back = self.emptied_bytes() + self.dropped_bytes();
             let is_enough = self.log.bytes() + batch <= self.most_bytes() + comes_back;
-            if is_enough {
+            if is_enough || !self.empty_or_evict(&role)? {
                 return Ok(());
             }
-            match self.empty_or_evict(&role) {
-                Ok(true) => {}
-                Err(e) if !self.waits_for_unmapping(&e) => return Err(e),
-                Ok(false) | Err(_) => return Ok(()),
-            }
         }
-        Ok(())
     }
 
     /// Compacts a segment with few live bytes, if much is dead. Says whether it did.

@@ -2,31 +2,26 @@
 
 use crate::engine::Engine;
 use crate::engine::format::record::Draft;
-use crate::engine::index::busy;
 use crate::engine::log::append::RecordReservation;
 use crate::error::Result;
-
-/// How many segments a call provides that other threads fill before it gets space in one.
-const MOST_SEGMENTS: usize = 1000;
 
 impl Engine {
     /// Space in the log for a record of this shape.
     pub(crate) fn reserve(&self, draft: &Draft) -> Result<RecordReservation> {
         let len = self.log.len_of(draft)?;
-        for _ in 0..MOST_SEGMENTS {
+        loop {
             if let Some(reservation) = self.log.reserve(len)? {
                 return Ok(reservation);
             }
             self.provide(len, false)?;
         }
-        Err(busy("reserve").with_path(&self.dir))
     }
 
     /// Ensures that the next segment exists, and says whether it does. `ahead`: no writer waits for
     /// it; then this does not wait either.
     pub(crate) fn provide(&self, len: u32, ahead: bool) -> Result<bool> {
         if ahead {
-            self.log.provide(len, true, &|bytes| self.claim_room(bytes), &|| Ok(0))
+            self.log.provide(len, true, &|bytes| self.claim_room(bytes), &|| Ok(false))
         } else {
             self.log.provide(len, false, &|bytes| self.make_space(bytes).map(Some), &|| {
                 self.evict_oldest()

@@ -31,8 +31,7 @@ impl Engine {
     }
 
     /// The counters of all processes, since a process opened the directory while no other had it
-    /// open. The count of evictions is in the index, because a killed process has not published its
-    /// last ones.
+    /// open.
     pub(crate) fn total_stats(&self) -> Result<Stats> {
         let mut all = self.stats();
         for line in self.lines_of_others()? {
@@ -42,7 +41,6 @@ impl Engine {
                 all.pinned_bytes = all.pinned_bytes.saturating_add(line[4]);
             }
         }
-        all.evicted = self.index.evicted();
         Ok(all)
     }
 

@@ -22,12 +22,11 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::file_watch::{Change, change_of};
 use crate::entry::{Claim, ClaimKey, Claimed, HeldClaim};
 use crate::hash::KeyHasher;
 use crate::sys::fork::{Epoch, OwnFile};
 use crate::sys::lock;
-use crate::sys::storage::{FileId, HeldDirectory, Storage};
+use crate::sys::storage::{DirectoryId, HeldDirectory, Storage};
 
 /// A lock on one byte of the file.
 struct HeldByte {
@@ -61,7 +60,7 @@ impl Drop for HeldByte {
 pub(crate) struct Claims {
     storage: &'static dyn Storage,
     dir: PathBuf,
-    id: FileId,
+    id: DirectoryId,
     hasher: KeyHasher,
     epoch: Epoch,
     open: Mutex<Open>,
@@ -129,15 +128,6 @@ impl Claims {
         }
         held.insert(byte);
         Ok(Claimed::Mine(Claim::new(HeldByte { claims: self.clone(), byte })))
-    }
-
-    /// What became of the file of the claims, if it was removed or replaced.
-    pub(crate) fn find_change(&self) -> io::Result<Option<Change>> {
-        let id = match &self.lock().file {
-            Some(file) => file.id()?,
-            None => return Ok(None),
-        };
-        change_of(self.storage, &self.dir.join("flights"), id)
     }
 
     fn open_file(&self) -> io::Result<OwnFile> {

@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 
 use crate::engine::format::index_header::{HEADER_WORDS, RETIRED};
 use crate::sys::map::Map;
-use crate::sys::storage::{File, FileId, Storage};
+use crate::sys::storage::{File, Storage};
 use crate::sys::{lock, step};
 
 /// The byte of the index file that observers lock, shared.
@@ -23,7 +23,6 @@ const WATCHED: i64 = 0;
 pub(crate) struct Watch {
     header: Map,
     seen: u64,
-    id: FileId,
 }
 
 impl Watch {
@@ -35,12 +34,7 @@ impl Watch {
         }
         let header = Map::to_read(file, HEADER_WORDS * 8)?;
         let seen = header.words()[RETIRED].load(Ordering::Acquire);
-        Ok(Self { header, seen, id: file.id()? })
-    }
-
-    /// Which file it watches.
-    pub(crate) fn id(&self) -> FileId {
-        self.id
+        Ok(Self { header, seen })
     }
 
     /// Whether the file was retired since.

@@ -1,99 +1,30 @@
 //! The file `meta`: written once, when a directory is new, and read by every process that opens it.
-//! Without it nothing else can be read, so there is a second one, [`COPY`].
 
 use std::io;
 use std::path::Path;
 
 use crate::engine::format::meta::{Meta, seal};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::sys::random;
 use crate::sys::storage::Storage;
 
-/// The name of the second file with the content of `meta`.
-pub(crate) const COPY: &str = "meta.copy";
-/// The name that a damaged `meta` gets.
-const DAMAGED: &str = "meta.damaged";
-
-/// Far more bytes than any version writes.
-const MOST: u64 = 64 << 10;
-
 /// Creates the `meta` of a new directory, with a new secret.
 pub(crate) fn create(storage: &'static dyn Storage, path: &Path) -> Result<Meta> {
-    let make = || -> io::Result<Meta> {
+    let make = || {
         let mut hash_key = [0; 16];
         hash_key[..8].copy_from_slice(&random::bits()?.to_le_bytes());
         hash_key[8..].copy_from_slice(&random::bits()?.to_le_bytes());
         let meta = Meta::new(hash_key);
-        write(storage, path, &meta)?;
+        storage.replace(path, &seal(&meta)?)?;
         Ok(meta)
     };
     make().map_err(|e| Error::io("create", path, e))
 }
 
-/// What is known of the identity of a directory.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Identity {
-    /// From `meta`.
-    Known(Meta),
-    /// From the copy: `meta` is lost or damaged.
-    Copied(Meta),
-    /// Both are damaged, or one is and the other is lost.
-    Damaged,
-    /// There is neither.
-    Missing,
-}
-
-impl Identity {
-    pub(crate) fn meta(self) -> Option<Meta> {
-        match self {
-            Self::Known(meta) | Self::Copied(meta) => Some(meta),
-            Self::Damaged | Self::Missing => None,
-        }
-    }
-}
-
-/// Reads `meta` in the directory `dir`; if it is lost or damaged, its copy.
-///
-/// # Errors
-/// If one of them is of another format, or cannot be read.
-pub(crate) fn identify(storage: &'static dyn Storage, dir: &Path) -> Result<Identity> {
-    let read = |name| match read(storage, &dir.join(name)) {
-        Err(e) if e.kind() == ErrorKind::Corrupt => Ok(None),
-        read => read.map(Some),
-    };
-    let found = read("meta")?;
-    if let Some(Some(meta)) = found {
-        return Ok(Identity::Known(meta));
-    }
-    Ok(match (found, read(COPY)?) {
-        (_, Some(Some(copy))) => Identity::Copied(copy),
-        (Some(_), Some(None)) => Identity::Missing,
-        _ => Identity::Damaged,
-    })
-}
-
-/// Keeps a damaged `meta` aside, in place of an earlier one.
-pub(crate) fn set_aside(storage: &'static dyn Storage, dir: &Path) -> Result<()> {
-    let path = dir.join("meta");
-    match storage.rename(&path, &dir.join(DAMAGED)) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::io("rename", &path, e)),
-        _ => Ok(()),
-    }
-}
-
-/// Writes `meta`, in place of what is there.
-pub(crate) fn write(storage: &'static dyn Storage, path: &Path, meta: &Meta) -> io::Result<()> {
-    storage.replace(path, &seal(meta)?)
-}
-
-/// Whether the file at `path` has the content of `meta`.
-pub(crate) fn is(storage: &'static dyn Storage, path: &Path, meta: &Meta) -> io::Result<bool> {
-    let bytes = storage.open_to_read(path)?.read_up_to(MOST)?;
-    Ok(bytes == seal(meta)?)
-}
-
 /// Reads `meta`; `None` if there is none.
 pub(crate) fn read(storage: &'static dyn Storage, path: &Path) -> Result<Option<Meta>> {
+    /// Far more bytes than any version writes.
+    const MOST: u64 = 64 << 10;
     match storage.open_to_read(path).and_then(|file| file.read_up_to(MOST)) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::io("read", path, e)),
@@ -105,6 +36,7 @@ pub(crate) fn read(storage: &'static dyn Storage, path: &Path) -> Result<Option<
 mod tests {
     use super::*;
     use crate::engine::format::meta::FORMAT;
+    use crate::error::ErrorKind;
     use crate::sys::storage::{SYSTEM, TEMPORARY_PREFIX};
 
     #[test]

@@ -4,8 +4,6 @@
 pub(crate) mod accounting;
 pub(crate) mod checkpoint_files;
 pub(crate) mod claims;
-pub(crate) mod file_watch;
-pub(crate) mod holders;
 pub(crate) mod index_watch;
 pub(crate) mod meta_file;
 pub(crate) mod read_only;

@@ -9,7 +9,7 @@ use crate::engine::format::state::{FILE_LEN, SECTOR, Sector, decode, encode};
 use crate::limits::Limits;
 use crate::sys::fork::OwnFile;
 use crate::sys::step;
-use crate::sys::storage::{File, FileId, SMALL_PIECES};
+use crate::sys::storage::{File, SMALL_PIECES};
 
 pub(crate) struct StateFile {
     file: OwnFile,
@@ -18,10 +18,6 @@ pub(crate) struct StateFile {
     clean: Option<HeaderCopy>,
     limits: Option<Limits>,
     snapshot: u64,
-    /// Where the directory was when it was opened last; 0 if unknown.
-    home: u64,
-    /// Where it is now; 0 if unknown.
-    here: u64,
 }
 
 impl StateFile {
@@ -35,9 +31,8 @@ impl StateFile {
 
     /// The same for a file that may only be read. A file that is too short has no valid sector.
     pub(crate) fn read(file: File) -> io::Result<Self> {
-        let file = OwnFile::new(file);
-        let (clean, limits) = (None, None);
-        let mut state = Self { file, version: 0, clean, limits, snapshot: 0, home: 0, here: 0 };
+        let mut state =
+            Self { file: OwnFile::new(file), version: 0, clean: None, limits: None, snapshot: 0 };
         match state.refresh() {
             Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => Err(e),
             _ => Ok(state),
@@ -50,36 +45,18 @@ impl StateFile {
         for number in 0..2 {
             let mut sector = [0; SECTOR];
             state.file.read_exact_at(&mut sector, number * SECTOR as u64)?;
-            if let Some(Sector { version, clean, limits, snapshot, home }) = decode(&sector)
+            if let Some(Sector { version, clean, limits, snapshot }) = decode(&sector)
                 && version >= state.version
             {
                 (state.version, state.clean, state.limits) = (version, clean, Some(limits));
-                (state.snapshot, state.home) = (snapshot, home);
+                state.snapshot = snapshot;
             }
         }
         Ok(())
     }
 
-    /// Which file it is.
-    pub(crate) fn id(&self) -> io::Result<FileId> {
-        self.file.id()
-    }
-
     pub(crate) fn clean(&self) -> Option<&HeaderCopy> {
         self.clean.as_ref()
-    }
-
-    /// Says in which directory the file is now, by its inode. A later write notes it.
-    pub(crate) fn set_directory(&mut self, inode: Option<u64>) -> io::Result<()> {
-        let own = self.file.inode()?;
-        self.here = inode.map_or(0, |inode| inode.rotate_left(32) ^ own);
-        Ok(())
-    }
-
-    /// Whether this is a copy: the directory, or this file in it, was another one when it was
-    /// opened last.
-    pub(crate) fn is_moved(&self) -> bool {
-        self.home != 0 && self.here != 0 && self.home != self.here
     }
 
     /// The limits that the directory was last opened with.
@@ -116,9 +93,7 @@ impl StateFile {
         limits: Limits,
         snapshot: u64,
     ) -> io::Result<()> {
-        let home = if self.here == 0 { self.home } else { self.here };
-        let version = self.version.wrapping_add(1);
-        let sector = Sector { version, clean, limits, snapshot, home };
+        let sector = Sector { version: self.version.wrapping_add(1), clean, limits, snapshot };
         step!("state::writing");
         self.file.write_at(&encode(&sector), sector.version % 2 * SECTOR as u64)?;
         step!("state::written");

@@ -100,7 +100,6 @@ impl StatsFile {
 
     /// Adds the line of this number to line 0, and clears it.
     fn add_to_departed(&self) {
-        // Without the lines, only these counters are lost.
         let (Some(number), Ok(lines)) = (self.number, self.lines()) else { return };
         let Some(line) = lines.get(number as usize).filter(|line| line[0] != 0) else { return };
         let mut left = lines[0];

@@ -1,15 +1,12 @@
 //! Attaching: what a failed attach, or a process that died, leaves to other processes.
 
 use super::*;
-use crate::engine::format::geometry::Geometry;
-use crate::engine::format::index_header::{HEADER_WORDS, MOST_PROCESSES, at};
+use crate::engine::format::index_header::MOST_PROCESSES;
 use crate::engine::index::ProcessSlot;
 use crate::engine::lifecycle::directory::Directory;
-use crate::engine::shared::state_file::StateFile;
 use crate::entry::Streamed;
 use crate::sys::fork::OwnFile;
 use crate::sys::lock;
-use crate::sys::storage::HeldDirectory;
 
 #[test]
 fn a_failed_attach_releases_its_locks() {
@@ -29,37 +26,6 @@ fn a_failed_attach_releases_its_locks() {
     std::fs::remove_dir(&stats).unwrap();
     let engine = open(dir.path(), &options());
     assert_eq!((get(&engine, "k").unwrap(), &held[..]), (vec![7; 8000], &[7; 8000][..]));
-}
-
-/// The clean mark names an index that is sparse and much longer than `max_bytes`.
-#[test]
-fn a_forged_sparse_index_takes_no_space() {
-    use std::os::unix::fs::MetadataExt;
-    let dir = tempfile::tempdir().unwrap();
-    let options = Options { max_bytes: 1 << 20, ..options() };
-    let engine = open(dir.path(), &options);
-    set(&engine, "k", b"v");
-    drop(engine);
-    let geometry = Geometry::for_entries(1_000_000, 64);
-    let index = file(dir.path(), "index");
-    let mut bytes = vec![0; HEADER_WORDS * 8];
-    index.read_exact_at(&mut bytes, 0).unwrap();
-    let word = |word: &[u8]| u64::from_le_bytes(word.try_into().unwrap());
-    let mut header: [u64; HEADER_WORDS] =
-        std::array::from_fn(|at| word(&bytes[8 * at..8 * at + 8]));
-    header[at::PRIMARIES] = geometry.primaries.into();
-    header[at::BUCKETS] = geometry.buckets.into();
-    header[at::SEGMENTS] = geometry.segments.into();
-    index.set_len(0).unwrap();
-    index.set_len(geometry.index_bytes()).unwrap();
-    let bytes: Vec<u8> = header.iter().flat_map(|word| word.to_le_bytes()).collect();
-    index.write_at(&bytes, 0).unwrap();
-    let mut state = StateFile::open(file(dir.path(), "state")).unwrap();
-    state.mark_clean(header, options.limits()).unwrap();
-    let engine = open(dir.path(), &options);
-    let taken = std::fs::metadata(dir.path().join("index")).unwrap().blocks() * 512;
-    assert!(taken < options.max_bytes, "{taken} bytes");
-    assert_eq!(get(&engine, "k").unwrap(), b"v");
 }
 
 #[test]
@@ -170,7 +136,8 @@ fn a_new_process_with_the_number_of_a_dead_one_is_another_owner() {
     let attach = || {
         let locks = OwnFile::new(file(dir.path(), "locks"));
         let directory = Directory::at(SYSTEM, dir.path(), &options()).unwrap();
-        assert_eq!(directory.number(&locks).unwrap(), 2);
+        let (number, is_shared) = directory.number(&locks).unwrap();
+        assert!(number == 2 && is_shared);
         locks
     };
     let hash = engine.hasher.hash(b"key");
@@ -187,30 +154,17 @@ fn a_new_process_with_the_number_of_a_dead_one_is_another_owner() {
     assert!(engine.index.reap_dead());
 }
 
-/// What other processes hold in a directory.
-struct Others {
-    locks: File,
-    _index: File,
-    _held: HeldDirectory,
-}
-
-/// A copy of the directory of `engine` that is shared: the bytes of `locks` and `index` for
-/// `processes` are held, that of the role *leader*, and the directory.
+/// A copy of the directory of `engine` that looks shared: the bytes of `locks` for `processes` and
+/// for the role *leader* are held.
 fn as_shared_by(
     engine: &Engine,
     processes: std::ops::RangeInclusive<i64>,
-) -> (tempfile::TempDir, Others) {
+) -> (tempfile::TempDir, File) {
     let shared = kill(&engine.dir);
-    let [locks, index] = ["locks", "index"].map(|name| SYSTEM.open(&shared.path().join(name)));
-    let (locks, index) = (locks.unwrap(), index.unwrap());
+    let locks = SYSTEM.open(&shared.path().join("locks")).unwrap();
     let leader = i64::from(MOST_PROCESSES) + 1;
-    for byte in processes {
-        assert!(lock::try_lock(&locks, byte).unwrap() && lock::try_lock(&index, byte).unwrap());
-    }
-    assert!(lock::try_lock(&locks, leader).unwrap());
-    let held = HeldDirectory::open(SYSTEM, shared.path()).unwrap();
-    assert!(held.mark_in_use().unwrap());
-    (shared, Others { locks, _index: index, _held: held })
+    processes.chain([leader]).for_each(|byte| assert!(lock::try_lock(&locks, byte).unwrap()));
+    (shared, locks)
 }
 
 #[test]
@@ -224,15 +178,15 @@ fn an_attach_takes_the_lowest_free_number() {
         assert!(lock::try_lock(&locks, i64::from(number)).unwrap());
         locks
     };
-    assert_eq!(directory.number(&open()).unwrap(), 1);
+    assert_eq!(directory.number(&open()).unwrap(), (1, false));
     let [four, one, two] = [4, 1, 2].map(attach);
-    assert_eq!(directory.number(&open()).unwrap(), 3);
+    assert_eq!(directory.number(&open()).unwrap(), (3, true));
     let three = attach(3);
-    assert_eq!(directory.number(&open()).unwrap(), 5);
+    assert_eq!(directory.number(&open()).unwrap(), (5, true));
     drop((two, four));
-    assert_eq!(directory.number(&open()).unwrap(), 2);
+    assert_eq!(directory.number(&open()).unwrap(), (2, true));
     drop((one, three));
-    assert_eq!(directory.number(&open()).unwrap(), 1);
+    assert_eq!(directory.number(&open()).unwrap(), (1, false));
 }
 
 #[test]
@@ -242,17 +196,17 @@ fn the_maximum_of_processes_attaches_and_one_more_is_refused() {
     set(&engine, "k", b"v");
     let last = i64::from(MOST_PROCESSES);
     assert_eq!(last, 1024);
-    let (shared, others) = as_shared_by(&engine, 1..=last - 1);
+    let (shared, locks) = as_shared_by(&engine, 1..=last - 1);
     let latest = open(shared.path(), &options());
     assert_eq!((i64::from(latest.number), get(&latest, "k")), (last, Some(b"v".to_vec())));
     set(&latest, "theirs", b"v");
     drop(latest);
-    assert!(lock::try_lock(&others.locks, last).unwrap(), "it has detached");
+    assert!(lock::try_lock(&locks, last).unwrap(), "it has detached");
     let refused = Attached::open(SYSTEM, shared.path(), &options()).err().unwrap();
     assert_eq!(refused.kind(), ErrorKind::Busy);
     let why = std::error::Error::source(&refused).unwrap().to_string();
     assert!(why.contains("1024 processes"), "{why}");
-    lock::unlock(&others.locks, last).unwrap();
+    lock::unlock(&locks, last).unwrap();
     let latest = open(shared.path(), &options());
     assert_eq!(get(&latest, "theirs"), Some(b"v".to_vec()));
 }
@@ -272,7 +226,7 @@ fn a_process_that_joins_others_does_not_read_all_entries() {
     let options = Options { max_entries: 400_000, max_bytes: 128 << 20, ..options() };
     let engine = open(dir.path(), &options);
     (0..2000).for_each(|i| set(&engine, &format!("{i}"), &[7; 1000]));
-    let (shared, _others) = as_shared_by(&engine, 1..=1);
+    let (shared, _locks) = as_shared_by(&engine, 1..=1);
     let index = shared.path().canonicalize().unwrap().join("index");
     let joined = open(shared.path(), &options);
     let (whole, at_first) = (joined.index.geometry().index_bytes(), touched(&index));

@@ -13,11 +13,10 @@ use crate::error::ErrorKind;
 use crate::options::Eviction;
 use crate::sys::fork::OwnFile;
 use crate::sys::storage::{File, SYSTEM};
-use crate::time::{Clock, ManualClock, StoreClock, Timestamp};
+use crate::time::{Clock, ManualClock, Timestamp};
 
 mod attach;
 mod clearing;
-mod damage;
 #[path = "../../../tests/support/dir.rs"]
 mod dir;
 mod held;
@@ -145,7 +144,7 @@ fn a_commit_obeys_its_condition() {
 #[test]
 fn entries_expire_and_are_reaped_unread() {
     let clock = ManualClock::new();
-    let options = Options { clock: StoreClock::new(clock.clone()), ..options() };
+    let options = Options { clock: Arc::new(clock.clone()), ..options() };
     let dir = tempfile::tempdir().unwrap();
     let engine = open(dir.path(), &options);
     let soon = clock.now().checked_add(Duration::from_secs(5));

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::engine::AttachmentCell;
+use crate::engine::{AttachmentCell, empty};
 use crate::entry::Item;
 use crate::sys::lock;
 
@@ -54,11 +54,11 @@ fn an_index_without_observers_is_rewritten_in_its_file() {
 fn an_idle_observer_unmaps_a_retired_index() {
     const PATIENCE: Duration = Duration::from_secs(60);
     let dir = closed(10, &options());
-    let cells = [Arc::<AttachmentCell>::default(), Arc::default()];
+    let cells = [Arc::new(AttachmentCell::empty()), Arc::new(AttachmentCell::empty())];
     for cell in &cells {
         let observer = observe(dir.path(), &options());
         observer.note_holder(cell);
-        cell.swap(Some(observer));
+        cell.store(Some(observer));
     }
     assert_eq!(get(cells[1].load().as_ref().unwrap(), "7").unwrap(), b"v");
     let index = index_of(dir.path());
@@ -97,22 +97,21 @@ fn an_observer_without_an_index_is_told_how_to_rebuild_it() {
         drop(open(dir.path(), &options()));
         assert_eq!(observe(dir.path(), &options()).len(), 10);
     }
-    // A lock of another program in `locks` does not mean that a process has the directory open.
+    // While another process has the directory open, a missing index is damage.
     let locks = SYSTEM.open(&dir.path().join("locks")).unwrap();
     assert!(lock::try_lock(&locks, 5).unwrap());
     never_filled();
     let seen = Attached::open_read_only(SYSTEM, dir.path(), &options());
-    assert_eq!(seen.err().map(|e| e.kind()), Some(ErrorKind::Io));
+    assert_eq!(seen.err().map(|e| e.kind()), Some(ErrorKind::Corrupt));
 }
 
 #[test]
 fn a_cell_is_emptied_only_if_the_condition_holds() {
     let dir = closed(1, &options());
-    let cell = AttachmentCell::default();
-    cell.swap(Some(observe(dir.path(), &options())));
-    cell.empty(|observer| !observer.is_usable());
+    let cell = AttachmentCell::from(Some(observe(dir.path(), &options())));
+    empty(&cell, |observer| !observer.is_usable());
     assert!(cell.load().is_some());
-    cell.empty(Attached::is_ours);
+    empty(&cell, Attached::is_ours);
     assert!(cell.load().is_none());
 }
 

@@ -111,46 +111,6 @@ fn bytes_stay_within_max_bytes_and_the_newest_entries_stay() {
 }
 
 #[test]
-fn evictions_stay_counted_when_their_process_is_killed() {
-    let options = Options { max_entries: 100_000, max_bytes: 1 << 20, ..options() };
-    let dir = tempfile::tempdir().unwrap();
-    let evicted = |engine: &Engine| engine.total_stats().unwrap().evicted;
-    let engine = open(dir.path(), &options);
-    (0..3000).for_each(|i| set(&engine, &format!("{i}"), &[7; 1000]));
-    // The background may evict meanwhile.
-    let _quiet = engine.chores.lock().unwrap();
-    assert!(evicted(&engine) > 0 && evicted(&engine) == engine.stats().evicted);
-    let killed = open(kill(dir.path()).path(), &options);
-    assert!(evicted(&killed) >= evicted(&engine) && killed.stats().evicted < evicted(&engine));
-    drop(_quiet);
-    drop(engine);
-    assert!(evicted(&open(dir.path(), &options)) < 100, "a close begins a new count");
-}
-
-#[test]
-fn copies_continue_a_segment_of_a_dead_process() {
-    let dir = tempfile::tempdir().unwrap();
-    let engine = open(dir.path(), &options());
-    let quiet = engine.chores.lock().unwrap();
-    set(&engine, "of the dead", b"v");
-    let id = ids(&engine)[0];
-    engine.log.seal_all();
-    set(&engine, "k", b"v");
-    engine.log.seal_all();
-    let (segment, count) = (engine.index.segment(id).unwrap(), ids(&engine).len());
-    engine.index.resume_segment(id, segment.tail);
-    engine.index.orphan_segment(id);
-    engine.log.adopt_for_copies().unwrap();
-    assert_eq!(engine.index.segment(id).unwrap().owner, engine.index.owner());
-    let other = ids(&engine).into_iter().find(|other| *other != id).unwrap();
-    assert!(engine.empty(other, Evacuate::Copy).unwrap());
-    assert_eq!(ids(&engine).len(), count, "no segment was created for the copies");
-    drop(quiet);
-    assert!(get(&engine, "k").is_some() && get(&engine, "of the dead").is_some());
-    assert_sound(&engine);
-}
-
-#[test]
 fn a_cache_of_many_segments_takes_few_open_files() {
     /// Three directories, locks, state, statistics, two snapshots, and the segments that are
     /// appended to: the active one, the spare, and the one for copies.
@@ -348,7 +308,7 @@ fn a_storm_of_expiries_is_reaped_at_once_and_frees_space() {
     let many = Options {
         max_entries: 30_000,
         max_bytes: 32 << 20,
-        clock: StoreClock::new(clock.clone()),
+        clock: Arc::new(clock.clone()),
         ..options()
     };
     let engine = open(dir.path(), &many);

@@ -1,6 +1,7 @@
 //! `Storage` with injected failures: wraps the operating system and fails the operations that a
 //! test chooses. Compiled in under the feature `failpoints` only, and not part of the API.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use nix::libc;
 use nix::unistd::AccessFlags;
 
 use super::system::SYSTEM;
-use super::{Access, FreeSpace, How, Mapping, Names, Stat, Storage};
+use super::{Access, How, Mapping, Stat, Storage};
 
 /// The kinds of operations. Each is counted by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,16 +41,10 @@ pub enum Operation {
     SyncDir,
     /// A file gets another name.
     Rename,
-    /// A file or a directory is removed.
+    /// A file is removed.
     Remove,
-    /// The free space is looked up.
-    FreeSpace,
-    /// The times of a file are set.
-    Touch,
-    /// A directory is opened to read its names.
+    /// A directory is read.
     List,
-    /// A name in a directory is read, or its end is found.
-    ListEntry,
     /// A file is mapped.
     Map,
     /// A map is synced.
@@ -58,7 +53,7 @@ pub enum Operation {
 
 impl Operation {
     /// All kinds.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 16] = [
         Self::Open,
         Self::Create,
         Self::CreateDir,
@@ -72,10 +67,7 @@ impl Operation {
         Self::SyncDir,
         Self::Rename,
         Self::Remove,
-        Self::FreeSpace,
-        Self::Touch,
         Self::List,
-        Self::ListEntry,
         Self::Map,
         Self::SyncMap,
     ];
@@ -260,37 +252,9 @@ impl Storage for Faults {
         SYSTEM.remove(path)
     }
 
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        self.pass(Operation::Remove)?;
-        SYSTEM.remove_dir(path)
-    }
-
-    fn free_space(&self, file: &fs::File) -> io::Result<FreeSpace> {
-        self.pass(Operation::FreeSpace)?;
-        SYSTEM.free_space(file)
-    }
-
-    fn touch(&self, path: &Path) -> io::Result<()> {
-        self.pass(Operation::Touch)?;
-        SYSTEM.touch(path)
-    }
-
-    fn list<'a>(&'a self, path: &Path) -> io::Result<Names<'a>> {
+    fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
         self.pass(Operation::List)?;
-        let mut names = SYSTEM.list(path)?;
-        // As in the operating system, a directory is at its end after an error.
-        let mut is_over = false;
-        Ok(Box::new(std::iter::from_fn(move || {
-            if is_over {
-                return None;
-            }
-            let name = match self.pass(Operation::ListEntry) {
-                Ok(()) => names.next(),
-                Err(error) => Some(Err(error)),
-            };
-            is_over = !matches!(name, Some(Ok(_)));
-            name
-        })))
+        SYSTEM.list(path)
     }
 
     fn map(&self, file: &fs::File, len: usize, access: Access) -> io::Result<Mapping> {
@@ -301,10 +265,6 @@ impl Storage for Faults {
     fn sync_map(&self, map: &Mapping) -> io::Result<()> {
         self.pass(Operation::SyncMap)?;
         SYSTEM.sync_map(map)
-    }
-
-    fn contains_faults(&self) -> bool {
-        SYSTEM.contains_faults()
     }
 }
 
@@ -328,24 +288,6 @@ mod tests {
         faults.clear();
         assert!(storage.open(&path).is_ok());
         assert_eq!((faults.count(Operation::Open), faults.injected()), (5, 4));
-    }
-
-    #[test]
-    fn a_listing_that_fails_in_the_middle_gives_no_names() {
-        let dir = tempfile::tempdir().unwrap();
-        let faults = Faults::new();
-        let storage: &'static dyn Storage = faults;
-        for name in ["a", "b", "c"] {
-            storage.create(&dir.path().join(name)).unwrap();
-        }
-        // Three names and the end.
-        for nth in 1..=4 {
-            faults.fail(Operation::ListEntry, nth, Fault::Errno(libc::EIO));
-            let error = storage.names(dir.path()).unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(libc::EIO), "entry {nth}");
-            faults.clear();
-        }
-        assert_eq!(storage.names(dir.path()).unwrap().len(), 3);
     }
 
     #[test]

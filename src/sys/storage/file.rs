@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::{Access, FileId, How, Stat, Storage};
+use super::{Access, How, Stat, Storage};
 use crate::sys::{random, step};
 
 /// An open file. It remembers the [`Storage`] that it was opened on.
@@ -30,14 +30,6 @@ impl File {
 
     pub(super) fn stat(&self) -> io::Result<Stat> {
         self.storage.stat(&self.os)
-    }
-
-    pub(crate) fn id(&self) -> io::Result<FileId> {
-        Ok(self.stat()?.id)
-    }
-
-    pub(crate) fn inode(&self) -> io::Result<u64> {
-        Ok(self.stat()?.id.inode)
     }
 
     pub(crate) fn len(&self) -> io::Result<u64> {
@@ -104,21 +96,6 @@ impl File {
     /// See [`Storage::allocate`].
     pub(crate) fn allocate(&self, len: u64) -> io::Result<()> {
         self.storage.allocate(&self.os, len)
-    }
-
-    /// Whether the first `len` bytes seem to have blocks on the disk: as many as that need.
-    pub(crate) fn seems_whole(&self, len: u64) -> io::Result<bool> {
-        Ok(self.stat()?.on_disk >= len)
-    }
-
-    /// Makes sure that the first `len` bytes of a file that was found have blocks: a copy of a
-    /// directory may have holes, and a store into a hole fails if the disk is full.
-    pub(crate) fn fill_holes(&self, len: u64) -> io::Result<()> {
-        match self.allocate(len) {
-            // XFS needs free blocks to find out that it needs none.
-            Err(e) if is_full(&e) && self.seems_whole(len)? => Ok(()),
-            filled => filled,
-        }
     }
 
     /// Gives the file `len` bytes of zeros that have blocks on the disk. They are written, in
@@ -226,11 +203,6 @@ impl dyn Storage {
         })?;
         self.sync_dir(dir)
     }
-}
-
-/// Whether an error says that the disk or the quota is full.
-pub(crate) fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Whether a file that can be rebuilt is missing, or is not what it should be.

@@ -1,9 +1,9 @@
 //! The file seam: the only way in which the engine reaches the file system.
 //!
 //! [`Storage`] is a small trait object: one method for each operation that can fail. [`System`] is
-//! the operating system, with faults in mapped files contained or not. [`faults::Faults`] is the
-//! same with injected failures, for tests. A directory is opened on one of them; a [`File`]
-//! remembers which, and so does whatever is mapped of it.
+//! the operating system. [`faults::Faults`] is the same with injected failures, for tests. A
+//! directory is opened on one of them; a [`File`] remembers which, and so does whatever is mapped
+//! of it.
 //!
 //! ```text
 //! engine -> File, dyn Storage (open, reset, replace, ...) -> trait Storage -> System
@@ -31,13 +31,9 @@ use std::path::{Path, PathBuf};
 use memmap2::MmapRaw;
 use nix::unistd::AccessFlags;
 
-use super::sigbus::Contained;
-
-pub(crate) use self::directory::{HeldDirectory, own_user};
-pub(crate) use self::file::{
-    File, HUGE_PIECES, SMALL_PIECES, TEMPORARY_PREFIX, is_full, is_unusable,
-};
-pub(crate) use self::system::{CONTAINED, SYSTEM};
+pub(crate) use self::directory::HeldDirectory;
+pub(crate) use self::file::{File, HUGE_PIECES, SMALL_PIECES, TEMPORARY_PREFIX, is_unusable};
+pub(crate) use self::system::SYSTEM;
 
 /// What a process may do with the files of a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,9 +57,9 @@ pub(crate) enum How {
     Directory,
 }
 
-/// The identity of a file or a directory: device and inode.
+/// The identity of a directory: device and inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct FileId {
+pub(crate) struct DirectoryId {
     device: u64,
     inode: u64,
 }
@@ -73,42 +69,21 @@ pub(crate) struct FileId {
 pub(crate) struct Stat {
     pub(crate) is_dir: bool,
     pub(crate) len: u64,
-    /// The bytes of its blocks on the disk, including what the file system needs to find them.
-    pub(crate) on_disk: u64,
     /// How many names it has.
     pub(crate) links: u64,
-    pub(crate) id: FileId,
-    /// The permission bits.
-    pub(crate) mode: u32,
-    /// The user that owns it.
-    pub(crate) owner: u32,
+    pub(crate) id: DirectoryId,
     /// When it last changed, in seconds and nanoseconds.
     pub(crate) changed_at: (i64, i64),
-}
-
-/// What a file system has left.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct FreeSpace {
-    /// The bytes that this user may still take.
-    pub(crate) bytes: u64,
-    /// The files that can still be created; `u64::MAX` if the file system does not say.
-    pub(crate) files: u64,
 }
 
 /// A file that is mapped into memory.
 #[derive(Debug)]
 pub(crate) struct Mapping {
-    /// Set if its faults are contained. The first field: it is dropped before the bytes are
-    /// unmapped.
-    pub(crate) contained: Option<Contained>,
     pub(crate) raw: MmapRaw,
     /// The inode of the file; 0 if there is none.
     #[cfg(feature = "failpoints")]
     pub(crate) inode: u64,
 }
-
-/// The names in a directory, or why one could not be read.
-pub(crate) type Names<'a> = Box<dyn Iterator<Item = io::Result<OsString>> + 'a>;
 
 /// The operations on files that can fail. Each is one request to the operating system, or behaves
 /// like one.
@@ -142,21 +117,10 @@ pub(crate) trait Storage: fmt::Debug + Send + Sync {
     /// Gives a file another name in its directory. A file that has the name already is replaced.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     fn remove(&self, path: &Path) -> io::Result<()>;
-    /// Removes an empty directory.
-    fn remove_dir(&self, path: &Path) -> io::Result<()>;
-    /// What is left on the file system that contains the file or directory. Not reliable: quotas
-    /// are seldom in it, and other programs take and free space at any time.
-    fn free_space(&self, file: &fs::File) -> io::Result<FreeSpace>;
-    /// Sets the times of last access and last change to now.
-    fn touch(&self, path: &Path) -> io::Result<()>;
-    /// The names in a directory, each read when it is asked for. Reading one can fail, and the rest
-    /// is unknown then. Callers use [`names`](Storage::names).
-    fn list<'a>(&'a self, path: &Path) -> io::Result<Names<'a>>;
+    /// The names in a directory.
+    fn list(&self, path: &Path) -> io::Result<Vec<OsString>>;
     /// Maps the first `len` bytes of the file, which must have them.
     fn map(&self, file: &fs::File, len: usize, access: Access) -> io::Result<Mapping>;
     /// Waits until every changed page of the map is on the disk.
     fn sync_map(&self, map: &Mapping) -> io::Result<()>;
-    /// Whether it contains the faults of what it maps: a page that cannot be read or written
-    /// becomes zeros.
-    fn contains_faults(&self) -> bool;
 }

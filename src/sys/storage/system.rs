@@ -1,41 +1,28 @@
 //! [`Storage`] as the operating system has it. Each operation that changes a file, or that a test
 //! must see refused, passes a fail point.
 
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use memmap2::MmapOptions;
-use nix::fcntl::{AT_FDCWD, FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::libc;
-use nix::sys::stat::{UtimensatFlags, utimensat};
-use nix::sys::statvfs::fstatvfs;
-use nix::sys::time::TimeSpec;
 use nix::unistd::{AccessFlags, eaccess};
 
-use super::{Access, FileId, FreeSpace, How, Mapping, Names, Stat, Storage};
+use super::{Access, DirectoryId, How, Mapping, Stat, Storage};
 #[cfg(feature = "failpoints")]
 use crate::sys::observe::inode;
-use crate::sys::sigbus::Contained;
-use crate::sys::{fault, planted, tell};
-
-/// The mode of a directory that this process makes: for its owner alone.
-const OWN_DIRECTORY: u32 = 0o700;
-/// The same of a file.
-const OWN_FILE: u32 = 0o600;
+use crate::sys::{fault, tell};
 
 /// The file system of the machine.
 #[derive(Debug)]
-pub(crate) struct System {
-    contains_faults: bool,
-}
+pub(crate) struct System;
 
-/// Where a directory is opened on unless the program or a test says otherwise.
-pub(crate) const SYSTEM: &dyn Storage = &System { contains_faults: false };
-
-/// The same, with SIGBUS in mapped files contained ([`crate::sys::sigbus`]).
-pub(crate) const CONTAINED: &dyn Storage = &System { contains_faults: true };
+/// Where a directory is opened on unless a test says otherwise.
+pub(crate) const SYSTEM: &dyn Storage = &System;
 
 impl Storage for System {
     fn open_file(&self, path: &Path, how: How) -> io::Result<fs::File> {
@@ -55,7 +42,7 @@ impl Storage for System {
 
     fn create_dir(&self, path: &Path) -> io::Result<bool> {
         fault!("sys::create_dir");
-        match DirBuilder::new().mode(OWN_DIRECTORY).create(path) {
+        match DirBuilder::new().mode(0o700).create(path) {
             Err(e)
                 if e.kind() == io::ErrorKind::AlreadyExists
                     && fs::symlink_metadata(path)?.is_dir() =>
@@ -64,11 +51,6 @@ impl Storage for System {
             }
             made => {
                 made?;
-                let mode = fs::symlink_metadata(path)?.permissions().mode();
-                if mode & OWN_DIRECTORY != OWN_DIRECTORY {
-                    // The umask took rights of the owner.
-                    fs::set_permissions(path, Permissions::from_mode(OWN_DIRECTORY))?;
-                }
                 tell!(DirectoryCreated(path));
                 Ok(true)
             }
@@ -106,20 +88,14 @@ impl Storage for System {
     }
 
     fn allocate(&self, file: &fs::File, len: u64) -> io::Result<()> {
-        let allocate = || -> io::Result<()> {
-            fault!("sys::allocate");
-            let len = libc::off_t::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
-            loop {
-                match fallocate(file, FallocateFlags::empty(), 0, len) {
-                    Err(nix::Error::EINTR) => {}
-                    done => return done.map_err(io::Error::from),
-                }
+        fault!("sys::allocate");
+        let len = libc::off_t::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        loop {
+            match fallocate(file, FallocateFlags::empty(), 0, len) {
+                Err(nix::Error::EINTR) => {}
+                done => return done.map_err(io::Error::from),
             }
-        };
-        allocate().map_err(|e| match e.raw_os_error() {
-            Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EPERM | libc::EACCES) => no_fallocate(e),
-            _ => e,
-        })
+        }
     }
 
     fn sync(&self, file: &fs::File) -> io::Result<()> {
@@ -132,9 +108,6 @@ impl Storage for System {
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         fault!("sys::sync_dir");
-        if planted!("sync of names") {
-            return Ok(());
-        }
         tell!(SyncingNames(path));
         fs::File::open(path)?.sync_all()?;
         tell!(SyncedNames(path));
@@ -153,29 +126,8 @@ impl Storage for System {
         fs::remove_file(path)
     }
 
-    fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        fs::remove_dir(path)
-    }
-
-    fn free_space(&self, file: &fs::File) -> io::Result<FreeSpace> {
-        fault!("sys::free_space");
-        let found = fstatvfs(file)?;
-        // Btrfs creates inodes as they are needed, and reports 0 of them.
-        let files = if found.files() == 0 { u64::MAX } else { found.files_available() };
-        Ok(FreeSpace {
-            bytes: found.blocks_available().saturating_mul(found.fragment_size()),
-            files,
-        })
-    }
-
-    fn touch(&self, path: &Path) -> io::Result<()> {
-        let now = TimeSpec::UTIME_NOW;
-        utimensat(AT_FDCWD, path, &now, &now, UtimensatFlags::NoFollowSymlink)
-            .map_err(io::Error::from)
-    }
-
-    fn list<'a>(&'a self, path: &Path) -> io::Result<Names<'a>> {
-        Ok(Box::new(fs::read_dir(path)?.map(|entry| Ok(entry?.file_name()))))
+    fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
+        fs::read_dir(path)?.map(|entry| Ok(entry?.file_name())).collect()
     }
 
     fn map(&self, file: &fs::File, len: usize, access: Access) -> io::Result<Mapping> {
@@ -191,9 +143,7 @@ impl Storage for System {
             Access::ToRead => options.len(len).map_raw_read_only(file),
             Access::ToWrite => options.len(len).map_raw(file),
         }?;
-        let contained = self.contains_faults.then(|| Contained::new(raw.as_ptr().addr(), len));
         Ok(Mapping {
-            contained: contained.transpose()?,
             raw,
             #[cfg(feature = "failpoints")]
             inode: inode(file),
@@ -207,17 +157,6 @@ impl Storage for System {
         tell!(Synced(map.inode));
         Ok(())
     }
-
-    fn contains_faults(&self) -> bool {
-        self.contains_faults
-    }
-}
-
-/// Says that it was fallocate(2) that was refused: by ext2 or ext3, or by a filter of system calls.
-fn no_fallocate(error: io::Error) -> io::Error {
-    let why = "the file system, or a seccomp filter, refuses fallocate(2), which reserves disk \
-               space; use ext4, XFS, Btrfs or tmpfs";
-    io::Error::new(error.kind(), format!("{why}: {error}"))
 }
 
 /// A plain file with one name only: a second one may be of another program.
@@ -225,17 +164,11 @@ fn open_plain(path: &Path, options: &OpenOptions) -> io::Result<fs::File> {
     fault!("sys::open");
     let file = options.open(path)?;
     let found = file.metadata()?;
-    let why = if !found.is_file() {
-        "not a plain file"
-    } else if found.nlink() > 1 {
-        "it has other names (hard links), as a copy made with `cp -al` gives it: what is written \
-         here would change that copy; remove the copy, and copy without links"
-    } else if found.nlink() == 0 {
-        "it was removed while it was being opened"
-    } else {
-        return Ok(file);
-    };
-    Err(io::Error::new(io::ErrorKind::InvalidInput, why))
+    if !found.is_file() || found.nlink() != 1 {
+        let why = "not a plain file with a single name";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+    }
+    Ok(file)
 }
 
 /// For its owner alone. It must not exist.
@@ -245,13 +178,9 @@ fn create(path: &Path) -> io::Result<fs::File> {
         .read(true)
         .write(true)
         .create_new(true)
-        .mode(OWN_FILE)
+        .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
         .open(path)?;
-    if file.metadata()?.permissions().mode() & OWN_FILE != OWN_FILE {
-        // The umask took rights of the owner, without which it cannot be opened again.
-        file.set_permissions(Permissions::from_mode(OWN_FILE))?;
-    }
     tell!(Created(path));
     Ok(file)
 }
@@ -260,11 +189,8 @@ fn stat_of(found: &fs::Metadata) -> Stat {
     Stat {
         is_dir: found.is_dir(),
         len: found.len(),
-        on_disk: found.blocks() * 512,
         links: found.nlink(),
-        id: FileId { device: found.dev(), inode: found.ino() },
-        mode: found.mode() & 0o7777,
-        owner: found.uid(),
+        id: DirectoryId { device: found.dev(), inode: found.ino() },
         changed_at: (found.mtime(), found.mtime_nsec()),
     }
 }

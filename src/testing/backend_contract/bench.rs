@@ -9,9 +9,6 @@ use crate::cache::{Builder, Cache};
 use crate::error::{ErrorKind, Result};
 use crate::time::{Clock, ManualClock, SystemClock, Timestamp};
 
-/// The life of the entries that end within the second in which they were stored.
-const BRIEF: Duration = Duration::from_millis(10);
-
 /// Makes a fresh backend.
 type Make = Arc<dyn Fn(ManualClock) -> Result<Box<dyn Backend>> + Send + Sync>;
 
@@ -93,23 +90,6 @@ impl UnderTest {
             }
             None => self.clock.advance(self.life()),
         }
-    }
-
-    /// An expiry much less than a second away, where the clock is ours.
-    pub(super) fn brief(&self) -> Expiry {
-        if self.real_time.is_some() { self.soon() } else { self.now().checked_add(BRIEF) }
-    }
-
-    /// Lets the time pass until what was to end `brief`ly has ended.
-    pub(super) fn pass_brief(&self) {
-        if self.real_time.is_some() { self.pass() } else { self.clock.advance(BRIEF) }
-    }
-
-    /// The rounds in which brief entries are stored, and in each the part of the bound: many where
-    /// the clock is ours.
-    pub(super) fn brief_rounds(&self) -> impl Iterator<Item = (u64, u64)> {
-        let few = self.real_time.is_some();
-        (0..if few { 2 } else { 150 }).map(move |round| (round, if few { 2 } else { 10 }))
     }
 
     /// Lets the time pass until a millisecond before what is to end `soon`, if the clock is ours.

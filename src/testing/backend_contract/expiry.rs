@@ -2,8 +2,7 @@
 
 use super::bench::Bench;
 use super::verdict::{Verdict, ensure};
-use crate::backend::{Change, Codec, Condition, NewLimits, Outcome};
-use crate::error::ErrorKind;
+use crate::backend::{Change, Codec, Condition, Outcome};
 use crate::time::Timestamp;
 
 pub(super) fn expired_is_absent(bench: &Bench) -> Result<Verdict, String> {
@@ -72,38 +71,6 @@ pub(super) fn lives_until_its_expiry(bench: &Bench) -> Result<Verdict, String> {
     subject.backend.maintain().map_err(|e| format!("maintain failed: {e}"))?;
     for key in ["late", "touched", "replaced"] {
         ensure!(subject.get(key)?.is_some(), "the entry {key:?} is gone before its expiry");
-    }
-    Ok(Verdict::Kept)
-}
-
-pub(super) fn expired_go_first(bench: &Bench) -> Result<Verdict, String> {
-    let subject = bench.fresh()?;
-    let limits = match subject.backend.configure(&NewLimits::new().max_entries(100)) {
-        Ok(limits) => limits,
-        Err(error) if error.kind() == ErrorKind::Unsupported => {
-            return Ok(Verdict::Unchecked("the limits cannot be changed"));
-        }
-        Err(error) => return Err(format!("configure failed: {error}")),
-    };
-    if limits.max_entries > 5000 {
-        return Ok(Verdict::Unchecked("max_entries cannot be as low as 5,000"));
-    }
-    // Those that stay are the coldest, so each eviction that is not needed takes one of them.
-    let stay: Vec<String> = (0..limits.max_entries / 5).map(|n| format!("stays {n}")).collect();
-    for key in &stay {
-        subject.put(key, b"value", None)?;
-    }
-    for (round, share) in subject.brief_rounds() {
-        for n in 0..limits.max_entries / share {
-            subject.put(&format!("{round} {n}"), b"value", subject.brief())?;
-        }
-        subject.pass_brief();
-    }
-    for key in &stay {
-        ensure!(
-            subject.get(key)?.is_some(),
-            "the entry {key:?} was evicted, and others had expired"
-        );
     }
     Ok(Verdict::Kept)
 }

@@ -108,9 +108,6 @@ promises! {
     /// An entry is there until its expiry.
     LivesUntilItsExpiry: expiry::lives_until_its_expiry, true,
         "an entry is there until its expiry";
-    /// Where the store evicts, entries that have expired go before all others, to the millisecond.
-    ExpiredGoFirst: expiry::expired_go_first, true,
-        "no entry is evicted while others have expired";
     /// A commit with an expiry that has passed leaves the key without an entry.
     PastExpiryStoresNothing: expiry::past_expiry_stores_nothing, false,
         "a commit with an expiry that has passed leaves no entry";

@@ -348,10 +348,6 @@ impl AtomicU64 {
         )
     }
 
-    pub(crate) fn fetch_sub(&self, less: u64, order: Ordering) -> u64 {
-        self.fetch_add(less.wrapping_neg(), order)
-    }
-
     pub(crate) fn fetch_and(&self, value: u64, order: Ordering) -> u64 {
         self.to_change().map_or(
             0,
@@ -363,6 +359,13 @@ impl AtomicU64 {
         self.to_change().map_or(
             0,
             |(word, number, _)| on!(word, number, change, a => a.fetch_max(value, order)),
+        )
+    }
+
+    pub(crate) fn fetch_min(&self, value: u64, order: Ordering) -> u64 {
+        self.to_change().map_or(
+            0,
+            |(word, number, _)| on!(word, number, change, a => a.fetch_min(value, order)),
         )
     }
 }

@@ -1,6 +1,5 @@
 use super::*;
 use crate::engine::format::record::Kind;
-use crate::engine::log::scan;
 use crate::entry::Codec;
 use crate::sys::storage::SYSTEM;
 
@@ -184,44 +183,4 @@ fn a_forked_process_drops_inherited_values_without_a_lock() {
         tell.send(()).unwrap();
     });
     told.recv_timeout(std::time::Duration::from_secs(60)).expect("the drop waits for a lock");
-}
-
-#[test]
-fn a_scan_checks_a_bounded_number_of_bytes_whatever_they_are() {
-    const LEN: u64 = 1 << 18;
-    let dir = tempfile::tempdir().unwrap();
-    let space = SpaceInUse::default();
-    let segment = Segment::create(SYSTEM, dir.path(), 1, LEN, false, &space).unwrap();
-    let most = scan::MOST_PER_BYTE * LEN;
-    // Each word is length, check and shape of a record with a key of this length, at each offset.
-    for key_len in [0u64, 100, 256, 257, 4096, 1 << 16] {
-        let len = 1 << 17;
-        let word = |i: u64| match i / 4 % 2 {
-            0 => len | 7 << 32,
-            _ => key_len | 1 << 24 | 1 << 28 | (i % 8) << 32,
-        };
-        for i in segment_header::LEN as u64 / 8..LEN / 8 {
-            assert!(segment.map.fill(i as usize * 8, &word(i).to_le_bytes()));
-        }
-        let mut scan = segment.records();
-        assert_eq!(scan.by_ref().count(), 0);
-        println!("keys of {key_len}: {} bytes checked for each", scan.checked() / LEN);
-        assert!(scan.checked() <= most, "{} of {most} with keys of {key_len}", scan.checked());
-        assert!(segment.end(0) <= LEN as u32);
-    }
-}
-
-#[test]
-fn a_scan_finds_a_record_with_a_usual_key_behind_any_bytes() {
-    let mut log = log();
-    let at = log.append(&[b'k'; 200], b"value", true);
-    let len = record::stored_len(&log.segment.map, at).unwrap();
-    assert_eq!((at, log.keys().len()), (segment_header::LEN as u32, 1));
-    log.append(b"damaged", &[1; 8000], false);
-    log.append(b"behind", b"value", true);
-    for i in u64::from(at + len) / 8..u64::from(at + len) / 8 + 1000 {
-        let word: u64 = 0x0101_0000 | 7 << 32;
-        assert!(log.segment.map.fill(i as usize * 8, &word.to_le_bytes()));
-    }
-    assert_eq!(log.keys().last().unwrap(), "behind");
 }
