@@ -144,7 +144,7 @@ impl<'a> Rounds<'a> {
         let until_sync = self.sync_interval.unwrap_or(INTERVAL);
         // A pass that is due just after a regular round must not wait for the round after that.
         let until_pass = self.next_pass.checked_duration_since(Instant::now());
-        until_pass.filter(|left| !left.is_zero()).unwrap_or(INTERVAL).min(until_sync).min(INTERVAL)
+        until_pass.unwrap_or(INTERVAL).min(until_sync).min(INTERVAL)
     }
 
     fn sync_if_due(&mut self) {
@@ -186,7 +186,9 @@ impl<'a> Rounds<'a> {
         let started = Instant::now();
         if sweep || (started >= self.next_pass && self.engine.has_expired_entries()) {
             self.engine.reap_all();
-            self.next_pass = Instant::now() + INTERVAL.max(started.elapsed() * PASS_SHARE);
+            // Hints round an expiry up to a second: what this pass left may be due before long.
+            let until_expiry = INTERVAL.min(self.engine.until_next_expiry());
+            self.next_pass = Instant::now() + until_expiry.max(started.elapsed() * PASS_SHARE);
         }
     }
 }

@@ -140,6 +140,12 @@ impl Engine {
         self.options.clock.now().as_millis() >= self.index.next_expiry()
     }
 
+    /// The time until an entry may expire that is not reaped yet.
+    pub(crate) fn until_next_expiry(&self) -> Duration {
+        let now = self.options.clock.now().as_millis();
+        Duration::from_millis(self.index.next_expiry().saturating_sub(now))
+    }
+
     /// Evicts `count` entries that the policy selects. Returns how many it evicted.
     pub(crate) fn evict_coldest(&self, count: u64) -> u64 {
         self.evict_coldest_of(0..self.index.buckets_in_use(), |_| count)
